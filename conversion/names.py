@@ -1,0 +1,92 @@
+"""The one name table: Keras' name of each layer of Xception, this network's, and the axes between them."""
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ['KINDS', 'LAYERS', 'Layer', 'keras_shape', 'to_torch']
+
+# Kind of layer -> its arrays in Keras' order: Keras' name, ours, and which axis of Keras each axis of torch is.
+KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
+    'conv': [('kernel', 'weight', (3, 2, 0, 1))],                       # H W I O -> O I H W
+    'sepconv': [
+        ('depthwise_kernel', 'conv_dw.weight', (2, 3, 0, 1)),           # H W C 1 -> C 1 H W
+        ('pointwise_kernel', 'conv_pw.weight', (3, 2, 0, 1)),           # 1 1 I O -> O I 1 1
+    ],
+    'bn': [
+        ('gamma', 'weight', (0,)),
+        ('beta', 'bias', (0,)),
+        ('moving_mean', 'running_mean', (0,)),
+        ('moving_variance', 'running_var', (0,)),
+    ],
+    'dense': [('kernel', 'weight', (1, 0)), ('bias', 'bias', (0,))],    # I O -> O I
+}
+
+# Keras 1 numbered its layers and called them so.
+KERAS1_NAMES = {'conv': 'convolution2d', 'sepconv': 'separableconvolution2d', 'bn': 'batchnormalization'}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with weights.
+
+    Attributes:
+        keras: Its name in Keras 2 and 3. Keras leaves the residual layers unnamed; here they are
+            'block2_residual_conv' and so on, and the reader finds them by the graph.
+        torch: Its name in `xception_hub.Xception`.
+        kind: A key of `KINDS`.
+        keras1: Its name in the official weight files, which Keras 1 wrote.
+    """
+
+    keras: str
+    torch: str
+    kind: str
+    keras1: str
+
+
+def _layers() -> Iterator[tuple[str, str, str]]:
+    """Keras' name, ours and kind of all layers of the backbone, in the order in which Keras creates them."""
+    for i in (1, 2):
+        yield f'block1_conv{i}', f'stem.conv{i}', 'conv'
+        yield f'block1_conv{i}_bn', f'stem.bn{i}', 'bn'
+    modules = [(2, 'entry_flow.0'), (3, 'entry_flow.1'), (4, 'entry_flow.2')]
+    modules += [(block, f'middle_flow.{block - 5}') for block in range(5, 13)]
+    modules += [(13, 'exit_flow.0'), (14, 'exit_flow.1')]
+    for block, module in modules:
+        if block in (2, 3, 4, 13):
+            yield f'block{block}_residual_conv', f'{module}.shortcut.conv', 'conv'
+            yield f'block{block}_residual_bn', f'{module}.shortcut.bn', 'bn'
+        for i in range(1, 4 if 5 <= block <= 12 else 3):
+            yield f'block{block}_sepconv{i}', f'{module}.stack.conv{i}', 'sepconv'
+            yield f'block{block}_sepconv{i}_bn', f'{module}.stack.bn{i}', 'bn'
+
+
+def _numbered() -> Iterator[Layer]:
+    counts = dict.fromkeys(KERAS1_NAMES, 0)
+    for keras, torch_name, kind in _layers():
+        counts[kind] += 1
+        yield Layer(keras, torch_name, kind, f'{KERAS1_NAMES[kind]}_{counts[kind]}')
+
+
+LAYERS: dict[str, Layer] = {layer.keras: layer for layer in _numbered()}
+assert len(LAYERS) == 80 and sum(len(KINDS[layer.kind]) for layer in LAYERS.values()) == 234
+
+PREDICTIONS = Layer('predictions', 'head.fc', 'dense', 'dense_2')
+
+
+def keras_shape(torch_shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in Keras of an array whose torch shape is known."""
+    shape = [0] * len(axes)
+    for torch_axis, keras_axis in enumerate(axes):
+        shape[keras_axis] = torch_shape[torch_axis]
+    return tuple(shape)
+
+
+def to_torch(layer: Layer, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """A layer's arrays by Keras' names -> tensors by ours."""
+    return {
+        f'{layer.torch}.{torch_name}': torch.from_numpy(np.ascontiguousarray(arrays[keras_name].transpose(axes)))
+        for keras_name, torch_name, axes in KINDS[layer.kind]
+    }

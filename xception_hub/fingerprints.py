@@ -1,0 +1,117 @@
+"""The proof that tensors are those that Keras publishes: a fingerprint of each of the backbone's 234."""
+import functools
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoints import StateDict
+
+__all__ = ['Verification', 'compare', 'fingerprint', 'restore_variances']
+
+# A network that runs with eps 1e-5 computes what Keras does with 1e-3 if its variances are larger by the difference.
+EPS_COMPENSATION = 1e-3 - 1e-5
+
+# Relative to a sum of variances: what rounding leaves of it, far below what any other change does to it.
+SUM_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a checkpoint's backbone compares with the one that Keras publishes; each tensor's name is in one list.
+
+    Attributes:
+        identical: Equal bit by bit.
+        compensated: Variances larger by 9.9e-4 throughout, as a network with BatchNorm eps 1e-5 needs them.
+        different: Neither.
+        missing: Not in the checkpoint.
+    """
+
+    identical: list[str]
+    compensated: list[str]
+    different: list[str]
+    missing: list[str]
+
+    @property
+    def is_genuine(self) -> bool:
+        """Whether every tensor is Keras' own, or is after `restore_variances`."""
+        return not self.different and not self.missing
+
+    def __str__(self) -> str:
+        total = len(genuine()['sha256'])
+        parts = [f'{len(self.identical)} of {total} tensors bit-identical']
+        if self.compensated:
+            parts.append(f'{len(self.compensated)} equal up to the eps compensation')
+        if self.different:
+            parts.append(f'{len(self.different)} different')
+        if self.missing:
+            parts.append(f'{len(self.missing)} missing')
+        return ', '.join(parts)
+
+
+@functools.cache
+def genuine() -> dict[str, Any]:
+    """The fingerprints of Keras' release, as `fingerprint` made them."""
+    return json.loads(resources.files(__package__).joinpath('fingerprints.json').read_text(encoding='utf-8'))
+
+
+def fingerprint(tensors: StateDict) -> dict[str, Any]:
+    """Fingerprints of the backbone's tensors, under this network's names and in torch's layout.
+
+    Returns:
+        `sha256`: of each tensor's float32 values, little-endian, row by row. `sums`: of each moving variance, for they
+        may arrive rounded: the plain sum and the sum weighted by channel number.
+    """
+    names = sorted(name for name in tensors if not name.startswith('head.'))
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_sha256, (tensors[name] for name in names)))
+    sums = {name: _sums(tensors[name]) for name in names if name.endswith('running_var')}
+    return dict(sha256=dict(zip(names, digests)), sums=sums)
+
+
+def compare(tensors: StateDict) -> Verification:
+    """Compares the backbone's tensors, under this network's names, with those that Keras publishes."""
+    expected, found = genuine(), fingerprint(tensors)
+    result = Verification([], [], [], [])
+    for name, digest in expected['sha256'].items():
+        if name not in tensors:
+            result.missing.append(name)
+        elif found['sha256'][name] == digest:
+            result.identical.append(name)
+        elif name in found['sums'] and _is_compensated(tensors[name], expected['sums'][name]):
+            result.compensated.append(name)
+        else:
+            result.different.append(name)
+    return result
+
+
+def restore_variances(tensors: StateDict, verification: Verification) -> StateDict:
+    """The tensors with the eps compensation taken off those variances that have it."""
+    restored = {name: _without_compensation(tensors[name]).float() for name in verification.compensated}
+    return {**tensors, **restored}
+
+
+def _sha256(tensor: Tensor) -> str:
+    values = tensor.detach().cpu().contiguous()
+    if values.dtype != torch.float32:
+        return f'{values.dtype}'  # never equal to a digest, even if a cast would be
+    return hashlib.sha256(values.numpy().astype('<f4', copy=False).data).hexdigest()
+
+
+def _sums(variance: Tensor) -> list[float]:
+    values = variance.double()
+    return [values.sum().item(), (values * torch.arange(1, len(values) + 1)).sum().item()]
+
+
+def _without_compensation(variance: Tensor) -> Tensor:
+    return (variance.double() - EPS_COMPENSATION).clamp(min=0)
+
+
+def _is_compensated(variance: Tensor, expected: list[float]) -> bool:
+    found = _sums(_without_compensation(variance))
+    return all(abs(a - b) <= SUM_TOLERANCE * b for a, b in zip(found, expected))

@@ -1,0 +1,530 @@
+"""Xception: figure 5 of the paper as the constructor of one class, with the numerics of Keras.
+
+Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357.
+Reference implementation: `keras.applications.Xception`, whose equal this network is at every input size
+that Keras accepts.
+"""
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, SelectAdaptivePool2d, create_act_layer, get_device_dtype
+from timm.models import generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .sources import build_model
+
+__all__ = ['Xception']
+
+BN_EPS = 1e-3  # Keras' default is 1e-3, torch's 1e-5; one genuine moving variance is as small as 2.6e-5
+BN_MOMENTUM = 0.01  # the weight of the new batch: Keras counts the other way round and says 0.99
+MIN_IMG_SIZE = 71  # pixels; Keras refuses less, and the last feature map is then 3x3
+STEM_SIZE = 7  # pixels; the stem's two VALID convolutions have no output below
+
+OUTPUT_STRIDES = (8, 16, 32)
+POOL_PADDINGS = ('same', 'symmetric')
+
+ActLayer = str | type[nn.Module]
+
+
+@torch.fx.wrap  # a leaf of symbolic traces: the checks and the padding depend on the size
+def check_input(x: Tensor, in_chans: int, min_img_size: int) -> Tensor:
+    """Returns `x` [B, C, H, W] as it is, or raises a ValueError that names what is wrong with its shape."""
+    if x.dim() != 4 or x.shape[1] != in_chans:
+        raise ValueError(
+            f'The input is {list(x.shape)}, but this model takes [batch, {in_chans}, height, width]. '
+            f'Reshape it, or create the model with in_chans=<channels of the input>.')
+    if x.shape[2] < min_img_size or x.shape[3] < min_img_size:
+        raise ValueError(
+            f'The input is {x.shape[2]}x{x.shape[3]} pixels, but this model takes at least '
+            f'{min_img_size}x{min_img_size} (71 is the limit of Keras). Resize the images, or create the model with '
+            f'min_img_size=<smallest size, at least 7>.')
+    return x
+
+
+@torch.fx.wrap
+def max_pool_same(x: Tensor, stride: int, dilation: int, symmetric: bool) -> Tensor:
+    """3x3 max pooling with TensorFlow's SAME padding: -inf, and on even sizes only below and to the right.
+
+    Args:
+        x: [B, C, H, W].
+        stride: 2, or 1 for the dilated network: every position instead of every second one.
+        dilation: Distance of the taps. The grid that is padded is that of every `dilation`-th position, so that the
+            dilated network pools the same windows as the strided one at the positions they share.
+        symmetric: Pad like the legacy torch lineage instead, one position on every side.
+
+    Returns:
+        [B, C, ceil(H / stride), ceil(W / stride)].
+    """
+    h, w = x.shape[2], x.shape[3]
+    # one position above and to the left if the (strided) grid is odd, none if it is even
+    top = 1 if symmetric else (h + dilation - 1) // dilation % 2
+    left = 1 if symmetric else (w + dilation - 1) // dilation % 2
+    copy_free = stride == 2 and dilation == 1
+    if not torch.jit.is_scripting() and copy_free:
+        # the copy-free form would tie an exported or compiled graph to the parity of the example
+        copy_free = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if copy_free:
+        return F.max_pool2d(x, 3, stride, padding=[top, left], ceil_mode=not symmetric)
+    pad = [left * dilation, (2 - left) * dilation, top * dilation, (2 - top) * dilation]
+    return F.max_pool2d(F.pad(x, pad, value=float('-inf')), 3, stride, dilation=dilation)
+
+
+class MaxPool2dSame(nn.Module):
+    """`max_pool_same` as a layer."""
+
+    def __init__(self, stride: int = 2, dilation: int = 1, padding: str = 'same') -> None:
+        super().__init__()
+        self.stride = stride
+        self.dilation = dilation
+        self.symmetric = padding == 'symmetric'
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool_same(x, self.stride, self.dilation, self.symmetric)
+
+    def extra_repr(self) -> str:
+        return f'stride={self.stride}, dilation={self.dilation}, symmetric={self.symmetric}'
+
+
+class SeparableConv2d(nn.Module):
+    """Depthwise 3x3, then pointwise 1x1, with nothing in between and no bias."""
+
+    def __init__(self, in_chs: int, out_chs: int, dilation: int = 1, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.conv_dw = nn.Conv2d(
+            in_chs, in_chs, 3, padding=dilation, dilation=dilation, groups=in_chs, bias=False, **dd)
+        self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_pw(self.conv_dw(x))
+
+
+class Stem(nn.Module):
+    """Module 1 of the paper: two regular 3x3 convolutions without padding, the first with stride 2."""
+
+    def __init__(
+            self, in_chans: int, widths: tuple[int, int], min_img_size: int, act_layer: ActLayer, bn_eps: float,
+            device=None, dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.in_chans = in_chans
+        self.min_img_size = min_img_size
+        self.conv1 = nn.Conv2d(in_chans, widths[0], 3, stride=2, bias=False, **dd)
+        self.bn1 = nn.BatchNorm2d(widths[0], eps=bn_eps, momentum=BN_MOMENTUM, **dd)
+        self.act1 = create_act_layer(act_layer, inplace=True)
+        self.conv2 = nn.Conv2d(widths[0], widths[1], 3, bias=False, **dd)
+        self.bn2 = nn.BatchNorm2d(widths[1], eps=bn_eps, momentum=BN_MOMENTUM, **dd)
+        self.act2 = create_act_layer(act_layer, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = check_input(x, self.in_chans, self.min_img_size)
+        x = self.act1(self.bn1(self.conv1(x)))
+        return self.act2(self.bn2(self.conv2(x)))
+
+
+@contextmanager
+def _fixed_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
+    """Keeps the recomputation from counting a batch twice in the moving statistics."""
+    counters = [norm.num_batches_tracked for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0., None
+    try:
+        yield
+    finally:
+        for norm, counter in zip(norms, counters):
+            norm.momentum, norm.num_batches_tracked = BN_MOMENTUM, counter
+
+
+class XceptionModule(nn.Module):
+    """Modules 2 to 14: a stack of separable convolutions, each with its batch normalization and activation.
+
+    Args:
+        in_chs: Channels in.
+        widths: Channels out of each separable convolution.
+        pool_stride: Stride of the max pooling that ends the stack and of the 1x1 convolution beside it; 0 for neither.
+        residual: A linear connection around the stack (all modules but the first and the last have one).
+        act_first: The activation stands before its convolution (modules 2 to 13) rather than after its normalization.
+        act_at_start: With `act_first`, whether the stack starts with one (module 2 follows one already).
+    """
+
+    def __init__(
+            self,
+            in_chs: int,
+            widths: Sequence[int],
+            pool_stride: int = 0,
+            dilation: int = 1,
+            residual: bool = True,
+            act_first: bool = True,
+            act_at_start: bool = True,
+            act_layer: ActLayer = 'relu',
+            bn_eps: float = BN_EPS,
+            pool_padding: str = 'same',
+            drop_path: float = 0.,
+            device=None,
+            dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        batch_norm: Callable[[int], nn.Module] = partial(nn.BatchNorm2d, eps=bn_eps, momentum=BN_MOMENTUM, **dd)
+
+        self.stack = nn.Sequential()
+        chs = in_chs
+        for i, width in enumerate(widths, start=1):
+            if act_first and (i > 1 or act_at_start):
+                # the first one must leave the module's input to the residual connection
+                self.stack.add_module(f'act{i}', create_act_layer(act_layer, inplace=i > 1))
+            self.stack.add_module(f'conv{i}', SeparableConv2d(chs, width, dilation, **dd))
+            self.stack.add_module(f'bn{i}', batch_norm(width))
+            if not act_first:
+                self.stack.add_module(f'act{i}', create_act_layer(act_layer, inplace=True))
+            chs = width
+        if pool_stride:
+            self.stack.add_module('pool', MaxPool2dSame(pool_stride, dilation, pool_padding))
+
+        self.shortcut: nn.Module | None = None
+        if residual:
+            self.shortcut = nn.Identity()
+            if pool_stride:
+                self.shortcut = nn.Sequential()
+                self.shortcut.add_module('conv', nn.Conv2d(in_chs, chs, 1, stride=pool_stride, bias=False, **dd))
+                self.shortcut.add_module('bn', batch_norm(chs))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self._forward_checkpointed(x)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        out = self.stack(x)
+        if self.shortcut is not None:
+            out = self.drop_path(out) + self.shortcut(x)
+        return out
+
+    @torch.jit.ignore
+    def _forward_checkpointed(self, x: Tensor) -> Tensor:
+        """Computes the module now and, instead of keeping its activations, once more in the backward pass."""
+        if torch.compiler.is_compiling():  # the compiler recomputes without side effects, and takes no contexts
+            return checkpoint(self._forward, x, use_reentrant=False)
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        return checkpoint(
+            self._forward, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _fixed_statistics(norms)))
+
+
+class Head(nn.Module):
+    """Global pooling, the paper's optional fully connected layers, dropout, logistic regression (logits).
+
+    Attributes:
+        num_features: Width of what the classifier takes.
+    """
+
+    def __init__(
+            self, in_features: int, num_classes: int, pool_type: str, fc_widths: Sequence[int], drop_rate: float,
+            act_layer: ActLayer, device=None, dtype=None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.fc_widths = tuple(fc_widths)
+        self.act_layer = act_layer
+        self.drop = nn.Dropout(drop_rate)
+        self._build(num_classes, pool_type, device=device, dtype=dtype)
+
+    def _build(self, num_classes: int, pool_type: str, device=None, dtype=None) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+        width = self.in_features * self.global_pool.feat_mult()
+        self.fc_layers = nn.Sequential()
+        for i, fc_width in enumerate(self.fc_widths if pool_type else (), start=1):
+            self.fc_layers.add_module(f'fc{i}', nn.Linear(width, fc_width, **dd))
+            self.fc_layers.add_module(f'act{i}', create_act_layer(self.act_layer, inplace=True))
+            width = fc_width
+        self.num_features = width
+        self._build_classifier(num_classes, **dd)
+        self.fc_layers.apply(init_weights)
+        self.train(self.training)
+
+    def _build_classifier(self, num_classes: int, device=None, dtype=None) -> None:
+        self.fc: nn.Module = nn.Identity()
+        if num_classes > 0:
+            self.fc = nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
+        self.fc.apply(init_weights).train(self.training)
+
+    def reset(
+            self, num_classes: int, pool_type: str | None = None, in_features: int | None = None,
+            device=None, dtype=None,
+    ) -> None:
+        """New classifier, and new fully connected layers only where another pooling leaves no other way.
+
+        Args:
+            num_classes: 0 for none.
+            pool_type: As it is if None; with '' the fully connected layers go too, for they take pooled features.
+            in_features: For a head on other, pruned features, which the fully connected layers don't fit.
+        """
+        dd = {'device': device, 'dtype': dtype}
+        old = self.global_pool
+        pool_type = old.pool_type if pool_type is None else pool_type
+        new = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+        if in_features is not None and in_features != self.in_features:
+            self.in_features, self.fc_widths = in_features, ()
+            self._build(num_classes, pool_type, **dd)
+        elif old.feat_mult() != new.feat_mult() or bool(old.pool_type) != bool(pool_type):
+            self._build(num_classes, pool_type, **dd)
+        else:
+            self.global_pool = new.train(self.training)
+            self._build_classifier(num_classes, **dd)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.global_pool(x)                           # [B, 2048]
+        x = self.drop(self.fc_layers(x))                  # [B, num_features]
+        return x if pre_logits else self.fc(x)            # [B, num_classes]
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialises one layer as Keras does: Glorot uniform, biases zero."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        module.reset_parameters()
+
+
+class Xception(nn.Module):
+    """Xception of the paper's figure 5, in the exact numerics of `keras.applications.Xception`.
+
+    Args:
+        num_classes: Width of the logits, 0 for none.
+        in_chans: Channels of the images.
+        global_pool: 'avg' (Keras' and the paper's), 'max', 'avgmax', 'catavgmax', or '' for feature maps.
+        output_stride: 32, or 16 or 8 to dilate the last one or two strides: the same function at the positions they
+            share with the strided network.
+        fc_widths: Widths of fully connected layers between pooling and classifier; the paper tries (4096, 4096).
+        drop_rate: Dropout before the classifier, in [0, 1). The paper uses 0.5 on ImageNet.
+        drop_path_rate: Stochastic depth of the last residual module, in [0, 1), falling linearly towards the first.
+        act_layer: timm's name of an activation, or its class.
+        bn_eps: 1e-3 as in Keras; 1e-5 for checkpoints trained in the legacy torch lineage.
+        pool_padding: 'same' as in Keras; 'symmetric' for checkpoints trained in the legacy torch lineage.
+        min_img_size: Smallest height and width that `forward` takes, in pixels: 71 as in Keras, down to 7.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: An argument has none of the values listed here.
+    """
+
+    def __init__(
+            self,
+            num_classes: int = 1000,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            output_stride: int = 32,
+            fc_widths: Sequence[int] = (),
+            drop_rate: float = 0.,
+            drop_path_rate: float = 0.,
+            act_layer: ActLayer = 'relu',
+            bn_eps: float = BN_EPS,
+            pool_padding: str = 'same',
+            min_img_size: int = MIN_IMG_SIZE,
+            device=None,
+            dtype=None,
+    ) -> None:
+        super().__init__()
+        _check_choice('output_stride', output_stride, output_stride in OUTPUT_STRIDES, f'one of {OUTPUT_STRIDES}')
+        _check_choice('pool_padding', pool_padding, pool_padding in POOL_PADDINGS, f'one of {POOL_PADDINGS}')
+        _check_choice('fc_widths', fc_widths, all(width >= 1 for width in fc_widths), 'a list of positive widths')
+        _check_choice('drop_rate', drop_rate, 0 <= drop_rate < 1, 'in [0, 1)')
+        _check_choice('drop_path_rate', drop_path_rate, 0 <= drop_path_rate < 1, 'in [0, 1)')
+        _check_choice('bn_eps', bn_eps, bn_eps > 0, 'positive (Keras: 1e-3; legacy torch lineage: 1e-5)')
+        _check_choice('min_img_size', min_img_size, min_img_size >= STEM_SIZE, f'at least {STEM_SIZE} pixels')
+        _check_choice('in_chans', in_chans, in_chans >= 1, 'at least 1')
+        dd = {'device': device, 'dtype': dtype}
+        module: Callable[..., nn.Module] = partial(
+            XceptionModule, act_layer=act_layer, bn_eps=bn_eps, pool_padding=pool_padding, **dd)
+        drop_path = [drop_path_rate * i / 11 for i in range(12)]  # modules 2 to 13
+        # strides beyond output_stride become dilation: that of the stride to 16, then that of the stride to 32
+        stride16, dilation16 = (2, 1) if output_stride > 8 else (1, 2)
+        stride32, dilation32 = 2 if output_stride > 16 else 1, 32 // output_stride
+
+        # Figure 5 of the paper, and the size of the maps for images of 299x299
+        self.stem = Stem(in_chans, (32, 64), min_img_size, act_layer, bn_eps, **dd)                    # 149, 147
+        self.entry_flow = nn.Sequential(
+            module(64, (128, 128), pool_stride=2, act_at_start=False, drop_path=drop_path[0]),         # 74
+            module(128, (256, 256), pool_stride=2, drop_path=drop_path[1]),                            # 37
+            module(256, (728, 728), pool_stride=stride16, drop_path=drop_path[2]),                     # 19
+        )
+        self.middle_flow = nn.Sequential(*(
+            module(728, (728, 728, 728), dilation=dilation16, drop_path=drop_path[3 + i])              # 19
+            for i in range(8)
+        ))
+        self.exit_flow = nn.Sequential(
+            module(728, (728, 1024), pool_stride=stride32, dilation=dilation16, drop_path=drop_path[11]),  # 10
+            module(1024, (1536, 2048), dilation=dilation32, residual=False, act_first=False),          # 10
+        )
+        self.apply(init_weights)
+        self.head = Head(2048, num_classes, global_pool, fc_widths, drop_rate, act_layer, **dd)
+
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = 2048
+        self.head_hidden_size = self.head.num_features
+        self.drop_rate = drop_rate
+        self.feature_info = [
+            dict(num_chs=64, reduction=2, module='stem'),
+            dict(num_chs=128, reduction=4, module='entry_flow.0'),
+            dict(num_chs=256, reduction=8, module='entry_flow.1'),
+            dict(num_chs=728, reduction=min(16, output_stride), module='middle_flow.7'),
+            dict(num_chs=2048, reduction=output_stride, module='exit_flow.1'),
+        ]
+
+    init_weights = staticmethod(init_weights)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        index = r'' if coarse else r'\.(\d+)'
+        return dict(
+            stem=r'^stem',
+            entry_flow=rf'^entry_flow{index}',
+            middle_flow=rf'^middle_flow{index}',
+            exit_flow=rf'^exit_flow{index}',
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for module in (*self.entry_flow, *self.middle_flow, *self.exit_flow):
+            module.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool, self.num_features, **get_device_dtype(self))
+        self.head_hidden_size = self.head.num_features
+
+    def forward_features(self, x: Tensor) -> Tensor:      # [B, C, H, W]
+        x = self.stem(x)                                  # [B, 64, ~H/2, ~W/2]
+        x = self.entry_flow(x)                            # [B, 728, ~H/16, ~W/16]
+        x = self.middle_flow(x)                           # [B, 728, ~H/16, ~W/16]
+        return self.exit_flow(x)                          # [B, 2048, ~H/32, ~W/32]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return self.head(x, pre_logits=pre_logits)        # [B, num_classes]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+            self,
+            x: Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The network's output and the feature maps of `feature_info`.
+
+        Args:
+            x: Images [B, C, H, W].
+            indices: Which maps: the last n if an int, all if None. 0 is the stem, 1 and 2 are modules 2 and 3, 3 is the
+                middle flow, 4 the exit flow.
+            norm: Without effect; there is no final normalization.
+            stop_early: Leave out what the maps don't need.
+            output_fmt: 'NCHW' only.
+            intermediates_only: Return the maps alone.
+        """
+        assert output_fmt == 'NCHW', f"output_fmt must be 'NCHW', not '{output_fmt}'."
+        take_indices, max_index = feature_take_indices(5, indices)
+        end = max_index if stop_early else 4
+        intermediates: list[Tensor] = []
+
+        x = self.stem(x)
+        if 0 in take_indices:
+            intermediates.append(x)
+        for i, module in enumerate(self.entry_flow, start=1):
+            if end >= i:
+                x = module(x)
+                if i < 3 and i in take_indices:
+                    intermediates.append(x)
+        if end >= 3:
+            x = self.middle_flow(x)
+            if 3 in take_indices:
+                intermediates.append(x)
+        if end >= 4:
+            x = self.exit_flow(x)
+            if 4 in take_indices:
+                intermediates.append(x)
+
+        if intermediates_only:
+            return intermediates
+        return x, intermediates
+
+    def prune_intermediate_layers(
+            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
+    ) -> list[int]:
+        """Removes the modules after the last of the chosen feature maps, and with them (or on request) the head."""
+        take_indices, max_index = feature_take_indices(5, indices)
+        for flow, keep in ((self.entry_flow, max_index), (self.middle_flow, 8 * (max_index > 2))):
+            del flow[min(keep, len(flow)):]
+        if max_index < 4:
+            del self.exit_flow[:]
+            self.num_features = self.feature_info[max_index]['num_chs']
+        if prune_head or max_index < 4:
+            self.reset_classifier(0, '')
+        return take_indices
+
+
+def _check_choice(name: str, value: object, valid: bool, choices: str) -> None:
+    if not valid:
+        raise ValueError(f'{name}={value!r} is not possible: it must be {choices}.')
+
+
+# Classifier and preprocessing are those of keras.applications; crop_pct is timm's for 299 pixels.
+default_cfgs = generate_default_cfgs({
+    'xception_paper.keras_in1k': dict(
+        hf_hub_id='smp-hub/xception.imagenet@01cfaf27c11353b1f0c578e7e26d2c000ea91049',
+        hf_hub_filename='model.safetensors',
+        url='https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth',
+        num_classes=1000,
+        input_size=(3, 299, 299),
+        min_input_size=(3, MIN_IMG_SIZE, MIN_IMG_SIZE),
+        pool_size=(10, 10),
+        crop_pct=0.8975,
+        interpolation='bicubic',
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        first_conv='stem.conv1',
+        classifier='head.fc',
+        license='apache-2.0',
+        origin_url='https://keras.io/api/applications/xception/',
+        paper_name='Xception: Deep Learning with Depthwise Separable Convolutions',
+        paper_ids='arXiv:1610.02357',
+    ),
+})
+
+
+def _create_xception(variant: str, pretrained: bool = False, **kwargs) -> nn.Module:
+    kwargs.setdefault('feature_cfg', dict(flatten_sequential=True))
+    return build_model(Xception, variant, pretrained, **kwargs)
+
+
+@register_model
+def xception_paper(pretrained: bool = False, **kwargs) -> nn.Module:
+    """Xception of arXiv:1610.02357 as Keras computes it; 22,855,952 parameters, 299x299 pixels scaled to [-1, 1].
+
+    Args:
+        pretrained: Load the weights that Keras publishes, ImageNet-1k, from the first source that has them.
+        **kwargs: Arguments of `xception_hub.Xception` and of `timm.create_model`.
+
+    Returns:
+        The network; its output are logits [B, num_classes].
+    """
+    return _create_xception('xception_paper', pretrained, **kwargs)
