@@ -115,13 +115,20 @@ def compare_with_keras(
 ) -> Proof:
     """Runs both networks on the same images and compares them tap by tap."""
     # in float32 on both sides, also where the network computes in float64: that is what images come in
-    images = (_photos(photos, size) if photos else _noise(size, model.in_chans)).astype(np.float32)
-    expected = reference(images)
-    found = torch_taps(model, images, reference.dtype)
+    images = (photo_batch(photos, size) if photos else _noise(size, model.in_chans)).astype(np.float32)
+    return compare_taps(
+        reference(images), torch_taps(model, images, reference.dtype), reference.dtype, size,
+        'photos' if photos else 'noise')
+
+
+def compare_taps(
+        expected: dict[str, np.ndarray], found: dict[str, np.ndarray], dtype: str, size: tuple[int, int], images: str,
+) -> Proof:
+    """Compares what both networks computed from the same images."""
     differences = {
         tap: float(np.linalg.norm(found[tap] - expected[tap]) / np.linalg.norm(expected[tap]))
-        for tap in COMPARED[reference.dtype] if tap in expected}
-    return Proof(reference.dtype, size, 'photos' if photos else 'noise', differences, TOLERANCES[reference.dtype])
+        for tap in COMPARED[dtype] if tap in expected}
+    return Proof(dtype, size, images, differences, TOLERANCES[dtype])
 
 
 @torch.no_grad()
@@ -153,7 +160,7 @@ def _noise(size: tuple[int, int], channels: int) -> np.ndarray:
     return np.random.default_rng(SEED).uniform(-1, 1, (IMAGE_COUNT, *size, channels))
 
 
-def _photos(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
+def photo_batch(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
     """[B, H, W, 3] in [-1, 1]."""
     height, width = size
     images = [Image.open(path).convert('RGB').resize((width, height), Image.Resampling.NEAREST) for path in paths]
