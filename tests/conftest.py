@@ -1,5 +1,7 @@
-"""The genuine weights, made available in the ways in which users meet them."""
+"""The genuine weights, made available in the ways in which users meet them, and a hub on this machine."""
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 
 from hub_server import HubServer  # noqa: E402
+
+# huggingface_hub reads these when it is imported; no test leaves this machine or meets the user's caches
+TEMPORARY = tempfile.TemporaryDirectory()
+HUB = HubServer(Path(TEMPORARY.name) / 'hub')
+os.environ.update(
+    HF_ENDPOINT=HUB.url, HF_HOME=f'{TEMPORARY.name}/hf', TORCH_HOME=f'{TEMPORARY.name}/torch',
+    HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_TELEMETRY='1', KERAS_BACKEND='torch')
+os.environ.pop('XCEPTION_HUB_REPO', None)
+
 from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint, download  # noqa: E402
 
 from conversion.convert import convert  # noqa: E402
@@ -59,22 +70,23 @@ def imagenet_state_dict(genuine_state_dict: dict[str, Tensor]) -> dict[str, Tens
     generator = torch.Generator().manual_seed(0)
     classifier = {
         'head.fc.weight': torch.randn(1000, 2048, generator=generator) / 45,
-        'head.fc.bias': torch.zeros(1000)}
+        'head.fc.bias': torch.zeros(1000),
+    }
     return {**genuine_state_dict, **classifier}
 
 
 @pytest.fixture(scope='session')
-def hub_root(imagenet_state_dict: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Repositories for a hub server: the first source of the pretrained weights, in the layout it is known to have."""
-    root = tmp_path_factory.mktemp('hub')
-    repository = root / 'smp-hub' / 'xception.imagenet'
-    repository.mkdir(parents=True)
-    safetensors.torch.save_file(legacy_layout(imagenet_state_dict), repository / 'model.safetensors')
-    return root
+def hub(imagenet_state_dict: dict[str, Tensor]) -> Iterator[HubServer]:
+    """A hub that has the first source of the pretrained weights, in the layout it is known to have."""
+    save_repository(HUB.root / 'smp-hub' / 'xception.imagenet', legacy_layout(imagenet_state_dict))
+    with HUB:
+        yield HUB
 
 
-@pytest.fixture(scope='session')
-def hub(hub_root: Path) -> Iterator[HubServer]:
-    """A hub that has the first source of the pretrained weights."""
-    with HubServer(hub_root) as server:
-        yield server
+def save_repository(folder: Path, tensors: dict[str, Tensor], **files: str) -> None:
+    """Writes a repository's model.safetensors, and other files by name without suffix .json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()},
+                                folder / 'model.safetensors')
+    for name, text in files.items():
+        (folder / f'{name}.json').write_text(text)

@@ -17,8 +17,8 @@ __all__ = ['Verification', 'compare', 'fingerprint', 'restore_variances']
 # A network that runs with eps 1e-5 computes what Keras does with 1e-3 if its variances are larger by the difference.
 EPS_COMPENSATION = 1e-3 - 1e-5
 
-# Relative to a sum of variances: what rounding leaves of it, far below what any other change does to it.
-SUM_TOLERANCE = 1e-6
+# Of the relative error that rounding to float32 leaves, which is at most 2**-24 for each rounding.
+ROUNDINGS = 2
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ def fingerprint(tensors: StateDict) -> dict[str, Any]:
     """Fingerprints of the backbone's tensors, under this network's names and in torch's layout.
 
     Returns:
-        `sha256`: of each tensor's float32 values, little-endian, row by row. `sums`: of each moving variance, for they
-        may arrive rounded: the plain sum and the sum weighted by channel number.
+        `sha256`: of each tensor's float32 values, little-endian, row by row. `log_sums`: of each moving variance, for
+        they may arrive rounded: the sum of their logarithms, plain and weighted by channel number.
     """
     names = sorted(name for name in tensors if not name.startswith('head.'))
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(_sha256, (tensors[name] for name in names)))
-    sums = {name: _sums(tensors[name]) for name in names if name.endswith('running_var')}
-    return dict(sha256=dict(zip(names, digests)), sums=sums)
+    log_sums = {name: _log_sums(tensors[name]) for name in names if name.endswith('running_var')}
+    return dict(sha256=dict(zip(names, digests)), log_sums=log_sums)
 
 
 def compare(tensors: StateDict) -> Verification:
@@ -83,7 +83,7 @@ def compare(tensors: StateDict) -> Verification:
             result.missing.append(name)
         elif found['sha256'][name] == digest:
             result.identical.append(name)
-        elif name in found['sums'] and _is_compensated(tensors[name], expected['sums'][name]):
+        elif name in expected['log_sums'] and _is_compensated(tensors[name], expected['log_sums'][name]):
             result.compensated.append(name)
         else:
             result.different.append(name)
@@ -103,9 +103,13 @@ def _sha256(tensor: Tensor) -> str:
     return hashlib.sha256(values.numpy().astype('<f4', copy=False).data).hexdigest()
 
 
-def _sums(variance: Tensor) -> list[float]:
-    values = variance.double()
-    return [values.sum().item(), (values * torch.arange(1, len(values) + 1)).sum().item()]
+def _log_sums(variance: Tensor) -> list[float]:
+    logs = variance.double().log()
+    return [logs.sum().item(), (logs * _channel_numbers(logs)).sum().item()]
+
+
+def _channel_numbers(values: Tensor) -> Tensor:
+    return torch.arange(1, len(values) + 1, dtype=values.dtype)
 
 
 def _without_compensation(variance: Tensor) -> Tensor:
@@ -113,5 +117,9 @@ def _without_compensation(variance: Tensor) -> Tensor:
 
 
 def _is_compensated(variance: Tensor, expected: list[float]) -> bool:
-    found = _sums(_without_compensation(variance))
-    return all(abs(a - b) <= SUM_TOLERANCE * b for a, b in zip(found, expected))
+    restored = _without_compensation(variance)
+    if not (restored > 0).all():
+        return False
+    errors = ROUNDINGS * 2**-24 * variance.double() / restored
+    tolerances = errors.sum().item(), (errors * _channel_numbers(errors)).sum().item()
+    return all(abs(a - b) <= most for a, b, most in zip(_log_sums(restored), expected, tolerances))

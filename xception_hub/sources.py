@@ -237,11 +237,9 @@ class _Wanted:
     cache_dir: PathLike | None
 
     @property
-    def head(self) -> tuple[str, ...]:
-        """Beginnings of the names that start afresh: timm drops the classifier if the number of classes differs."""
-        if self.features_only:
-            return ('head.',)
-        return ('head.fc.',) if self.model.num_classes != self.cfg.num_classes else ()
+    def classifier(self) -> bool:
+        """Whether the weights have to bring it; as in timm, one of another width starts afresh."""
+        return not self.features_only and self.model.num_classes == self.cfg.num_classes
 
 
 def _without_tensors(overlay: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -267,16 +265,23 @@ def _first_that_fits(sources: list[Source], wanted: _Wanted) -> StateDict:
         try:
             return _tensors_that_fit(source, wanted)
         except Exception as e:  # networks fail in ways that have no class in common; each is reported
-            causes.append(' '.join(f'{source}: {type(e).__name__}: {e}'.split()))
+            causes.append(f'{source}: {_described(e)}')
             if following:
                 warnings.warn(f'No weights from {causes[-1]} Next: {following}.', stacklevel=2)
     tried = ''.join(f'  {i}. {cause}\n' for i, cause in enumerate(causes, start=1)) or '  none: the cfg names none\n'
     raise WeightsError(f'No source has pretrained weights for this model. Tried, in order:\n{tried}{OFFLINE_REMEDY}')
 
 
+def _described(error: BaseException) -> str:
+    """An error in a line, with the one that caused it: the hub's client says what it could not do, not why."""
+    text = ' '.join(f'{type(error).__name__}: {error}'.split())
+    return f'{text} (because of {_described(error.__cause__)})' if error.__cause__ else text
+
+
 def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     """The source's tensors, after all checks: numerics, genuineness, names, shapes, values."""
-    _check_config(source.read_config(wanted.cache_dir), source, wanted)
+    if not source.genuine:
+        _check_config(source.read_config(wanted.cache_dir), wanted)
     found = recognise(source.read(wanted.cache_dir), str(source))
     tensors = found.tensors
     if source.genuine or found.layout == 'legacy':
@@ -291,18 +296,19 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
                 'It was trained in the legacy torch lineage, and in the numerics of Keras it would compute something '
                 f'else. Load it with xception_hub.from_checkpoint, or pass {arguments}.')
 
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(wanted.head or ('\0',))}
+    if not wanted.classifier:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('head.fc.')}
     weight = tensors['stem.conv1.weight']
     if weight.shape[1] == wanted.cfg.input_size[0]:
         tensors['stem.conv1.weight'] = adapt_input_conv(wanted.model.in_chans, weight, wanted.cfg.input_size[0])
-    check_against(tensors, wanted.model.state_dict(), str(source), optional=wanted.head)
+    check_against(tensors, wanted.model.state_dict(), str(source), optional=() if wanted.classifier else ('head.',))
     return tensors
 
 
-def _check_config(config: dict[str, Any], source: Source, wanted: _Wanted) -> None:
+def _check_config(config: dict[str, Any], wanted: _Wanted) -> None:
     """Refuses a repository whose config.json says that its weights belong to something else."""
     architecture = config.get('architecture', wanted.cfg.architecture)
-    if architecture != wanted.cfg.architecture and not source.genuine:
+    if architecture != wanted.cfg.architecture:
         raise CheckpointError(
             f"{CONFIG_FILE} says architecture {architecture!r}, not {wanted.cfg.architecture!r}. "
             f'Create the model that it names, or point to another repository.')
