@@ -85,7 +85,7 @@ class KerasReference:
         """Runs the model on images [B, H, W, C].
 
         Returns:
-            Tap -> [B, h, w, c], from 'head.global_pool' on [B, c]; the last are the logits.
+            Tap -> [B, h, w, c], from 'head.global_pool' on [B, c]. The last are the logits, if the model has a head.
         """
         to_numpy = self.keras.ops.convert_to_numpy
         with torch.no_grad():
@@ -96,7 +96,10 @@ class KerasReference:
                 x = layer(x, training=False)
                 if type(layer).__name__.startswith('Global'):
                     taps['head.global_pool'] = to_numpy(x)
-            taps['head'] = to_numpy(x)
+            if self._head:
+                taps['head'] = to_numpy(x)
+            else:
+                taps['head.global_pool'] = to_numpy(x).mean(axis=(1, 2))
         return taps
 
 
