@@ -13,7 +13,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 
-from hub_server import HubServer  # noqa: E402
+from hub_server import HubServer
 
 # huggingface_hub reads these when it is imported; no test leaves this machine or meets the user's caches
 TEMPORARY = tempfile.TemporaryDirectory()
@@ -23,11 +23,11 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_TELEMETRY='1', KERAS_BACKEND='torch')
 os.environ.pop('XCEPTION_HUB_REPO', None)
 
-from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint, download  # noqa: E402
+from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint, download
 
-from conversion.convert import convert  # noqa: E402
-from conversion.port import Port, port  # noqa: E402
-from xception_hub.checkpoints import LEGACY_NAMES  # noqa: E402
+from conversion.convert import convert
+from conversion.port import Port, port
+from xception_hub.checkpoints import LEGACY_NAMES
 
 
 @pytest.fixture(scope='session')

@@ -1,4 +1,4 @@
-"""Checkpoints of the legacy torch lineage: recognised in every layout, and exactly the function they were trained as."""
+"""Checkpoints of the legacy torch lineage: recognised in every layout, and the function they were trained as."""
 import pickle
 from pathlib import Path
 from typing import Any

