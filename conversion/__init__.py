@@ -1,13 +1,15 @@
 """Keras weights in, verified safetensors out. Run from a clone: `python -m conversion.convert SOURCE -o DIR`.
 
-    names.py      the one name table: Keras' layers, ours, and the axes between them
-    hdf5.py       arrays from an HDF5 file, without following it anywhere else
-    keras_file.py what a file holds: the archive's config, or the official release's layers
-    structure.py  the network and its head in a Keras config
-    port.py       a file becomes an Xception
-    reference.py  Keras itself, as the oracle
-    verify.py     both networks side by side, flow by flow
-    convert.py    the command
+    names.py         the one name table: Keras' layers, this network's, and the axes between them
+    hdf5.py          arrays out of an HDF5 file, which leads nowhere else
+    archive.py       a .keras archive as data
+    structure.py     the network and its head in a Keras config
+    port.py          a file becomes an Xception, with every array accounted for
+    reference.py     Keras itself, as the oracle
+    verify.py        both networks on the same images, compared after every module
+    output.py        the directory that timm loads
+    convert.py       the command
+    fingerprints.py  the command that made xception_hub/fingerprints.json
 
 Each imports only those above it. Nothing here is imported by `xception_hub`.
 """

@@ -1,0 +1,32 @@
+"""python -m conversion.fingerprints model.keras > xception_hub/fingerprints.json
+
+Prints the fingerprints of a file's backbone, which has to be the one that Keras publishes: frozen, never trained on.
+"""
+import json
+import sys
+from pathlib import Path
+
+from cyclopts import App
+
+from xception_hub.fingerprints import fingerprint
+
+from .port import KerasFileError, port
+
+app = App(name='python -m conversion.fingerprints', help=__doc__, version_flags=[])
+
+
+@app.default
+def main(source: Path, /) -> None:
+    """Prints JSON.
+
+    Args:
+        source: What `python -m conversion.convert` takes.
+    """
+    try:
+        print(json.dumps(fingerprint(port(source).tensors), indent=0))
+    except KerasFileError as e:
+        sys.exit(f'error: {e}')
+
+
+if __name__ == '__main__':
+    app()
