@@ -85,7 +85,7 @@ def main(
         interpolation: How images were resized in training; load_img's default is nearest, that of
             image_dataset_from_directory bilinear.
         size: Height and width of the images in pixels, if the file doesn't say them.
-        class_names: In order: a list, or a file with one a line.
+        class_names: In order: separated by spaces or commas, or a file with one a line.
         images: A folder of photos to compare the networks on, instead of noise.
     """
     try:
@@ -121,8 +121,11 @@ def _preprocessing(
 
 
 def _names(class_names: list[str] | None) -> list[str] | None:
-    if class_names and len(class_names) == 1 and Path(class_names[0]).is_file():
-        return Path(class_names[0]).read_text(encoding='utf-8').splitlines()
+    """The names themselves, separated by spaces or commas, or from a file."""
+    if class_names and len(class_names) == 1:
+        if Path(class_names[0]).is_file():
+            return Path(class_names[0]).read_text(encoding='utf-8').splitlines()
+        return [name.strip() for name in class_names[0].split(',')]
     return class_names
 
 

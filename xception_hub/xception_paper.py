@@ -25,6 +25,7 @@ BN_MOMENTUM = 0.01  # the weight of the new batch: Keras counts the other way ro
 MIN_IMG_SIZE = 71  # pixels; Keras refuses less, and the last feature map is then 3x3
 STEM_SIZE = 7  # pixels; the stem's two VALID convolutions have no output below
 
+GLOBAL_POOLS = ('', 'avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastavg', 'fastmax', 'fastavgmax', 'fastcatavgmax')
 OUTPUT_STRIDES = (8, 16, 32)
 POOL_PADDINGS = ('same', 'symmetric')
 
@@ -131,14 +132,14 @@ class Stem(nn.Module):
 @contextmanager
 def _fixed_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
     """Keeps the recomputation from counting a batch twice in the moving statistics."""
-    counters = [norm.num_batches_tracked for norm in norms]
+    states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0., None
     try:
         yield
     finally:
-        for norm, counter in zip(norms, counters):
-            norm.momentum, norm.num_batches_tracked = BN_MOMENTUM, counter
+        for norm, state in zip(norms, states):
+            norm.momentum, norm.num_batches_tracked = state
 
 
 class XceptionModule(nn.Module):
@@ -308,7 +309,7 @@ class Xception(nn.Module):
         fc_widths: Widths of fully connected layers between pooling and classifier; the paper tries (4096, 4096).
         drop_rate: Dropout before the classifier, in [0, 1). The paper uses 0.5 on ImageNet.
         drop_path_rate: Stochastic depth of the last residual module, in [0, 1), falling linearly towards the first.
-        act_layer: timm's name of an activation, or its class.
+        act_layer: timm's name of an activation, or its class; a KeyError if timm has none of the name.
         bn_eps: 1e-3 as in Keras; 1e-5 for checkpoints trained in the legacy torch lineage.
         pool_padding: 'same' as in Keras; 'symmetric' for checkpoints trained in the legacy torch lineage.
         min_img_size: Smallest height and width that `forward` takes, in pixels: 71 as in Keras, down to 7.
@@ -336,6 +337,9 @@ class Xception(nn.Module):
             dtype=None,
     ) -> None:
         super().__init__()
+        _check_choice('num_classes', num_classes, num_classes >= 0, 'at least 0')
+        _check_choice('in_chans', in_chans, in_chans >= 1, 'at least 1')
+        _check_choice('global_pool', global_pool, global_pool in GLOBAL_POOLS, f'one of {GLOBAL_POOLS}')
         _check_choice('output_stride', output_stride, output_stride in OUTPUT_STRIDES, f'one of {OUTPUT_STRIDES}')
         _check_choice('pool_padding', pool_padding, pool_padding in POOL_PADDINGS, f'one of {POOL_PADDINGS}')
         _check_choice('fc_widths', fc_widths, all(width >= 1 for width in fc_widths), 'a list of positive widths')
@@ -343,7 +347,6 @@ class Xception(nn.Module):
         _check_choice('drop_path_rate', drop_path_rate, 0 <= drop_path_rate < 1, 'in [0, 1)')
         _check_choice('bn_eps', bn_eps, bn_eps > 0, 'positive (Keras: 1e-3; legacy torch lineage: 1e-5)')
         _check_choice('min_img_size', min_img_size, min_img_size >= STEM_SIZE, f'at least {STEM_SIZE} pixels')
-        _check_choice('in_chans', in_chans, in_chans >= 1, 'at least 1')
         dd = {'device': device, 'dtype': dtype}
         module: Callable[..., nn.Module] = partial(
             XceptionModule, act_layer=act_layer, bn_eps=bn_eps, pool_padding=pool_padding, **dd)

@@ -1,0 +1,92 @@
+"""A pytest plugin that points timm's own tests/test_models.py, unmodified, at the models of this package.
+
+    python -m pytest -p timm_plugin test_models.py
+
+Tests that timm runs on all models run on ours alone; `HARD_CODED` lists tests that timm runs on chosen models and that
+run on ours instead. Everything else is deselected.
+"""
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+
+import xception_hub  # noqa: F401  registers the models
+
+MODULE = 'xception_paper'
+MODEL = 'xception_paper'
+OUR_MODELS = timm.list_models(module=MODULE)
+
+# Test -> the values of its parameters, which replace those in timm's file.
+HARD_CODED: dict[str, dict[str, list[Any]]] = {
+    'test_reset_classifier_keeps_pool': {'model_name': [MODEL]},
+    'test_features_only_grad_checkpointing_backward': {'model_name': [MODEL]},
+    'test_feature_hook_net_grad_checkpointing_order': {},  # names 'xception41' in its body
+    'test_model_features_output_stride': {'model_name': [MODEL], 'output_stride': [8, 16]},
+    'test_feature_getter_stage_ends_torchscript': {'model_name': [MODEL]},
+    'test_prune_intermediate_layers_params_used': {'model_name': [MODEL]},
+    'test_head_hidden_size': {'model_name,model_kwargs': [(MODEL, {}), (MODEL, {'fc_widths': (32, 16)})]},
+    'test_forward_after_prune_intermediate_layers': {'model_name': [MODEL]},
+    'test_prune_intermediate_layers_last_feature': {'model_name,stop_early_final': [(MODEL, True)]},
+    'test_prune_to_stem_feature': {'model_name': [MODEL]},
+}
+
+# Arguments that these tests' models need on top.
+#   min_img_size: they run on 64x64 pixels, but the limit of Keras, which is our default, is 71.
+#   out_indices: the test asks for maps of exactly input / reduction. The stem's two convolutions have no padding, as in
+#       Keras, so that the first two maps are smaller (29 instead of 32 for 64 pixels); the others are as demanded.
+SMALL = dict(min_img_size=64)
+MODEL_ARGS: dict[str, dict[str, Any]] = {
+    'test_reset_classifier_keeps_pool': SMALL,
+    'test_features_only_grad_checkpointing_backward': SMALL,
+    'test_feature_hook_net_grad_checkpointing_order': SMALL,
+    'test_model_features_output_stride': dict(SMALL, out_indices=(2, 3, 4)),
+    'test_head_hidden_size': SMALL,
+    'test_prune_to_stem_feature': SMALL,
+}
+
+
+def only_ours(list_models: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """Wraps timm's listing: only our models, which are also in any list of modules."""
+    @functools.wraps(list_models)
+    def listing(*args: Any, **kwargs: Any) -> list[str]:
+        if kwargs.get('module'):
+            kwargs['module'] = [*kwargs['module'], MODULE]
+        return [name for name in list_models(*args, **kwargs) if name.split('.')[0] in OUR_MODELS]
+    return listing
+
+
+def pytest_configure() -> None:
+    """Before timm's file is imported, which lists models while it is."""
+    timm.list_models, timm.list_pretrained = only_ours(timm.list_models), only_ours(timm.list_pretrained)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Replaces the `parametrize` marks of the tests in `HARD_CODED`."""
+    test = metafunc.definition
+    if test.name in HARD_CODED:
+        test.own_markers = [mark for mark in test.own_markers if mark.name != 'parametrize']
+        for names, values in HARD_CODED[test.name].items():
+            metafunc.parametrize(names, values)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects what isn't about our models, such as timm's parametrised tests whose lists are now empty."""
+    def is_ours(item: Any) -> bool:
+        params = item.callspec.params if hasattr(item, 'callspec') else {}
+        return item.originalname in HARD_CODED or str(params.get('model_name')).split('.')[0] in OUR_MODELS
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_ours(item)])
+    items[:] = [item for item in items if is_ours(item)]
+
+
+@pytest.fixture(autouse=True)
+def model_args(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the tests of `HARD_CODED`, `create_model` creates our model, with `MODEL_ARGS`."""
+    test = request.function.__name__
+    if test in HARD_CODED:
+        def create_model(_: str, **kwargs: Any) -> Any:
+            return timm.create_model(MODEL, **MODEL_ARGS.get(test, {}), **kwargs)
+        monkeypatch.setattr(request.module, 'create_model', create_model)
