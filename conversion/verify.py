@@ -1,5 +1,6 @@
 """Both networks on the same images, compared after every module, in the precision in which nothing can hide."""
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,20 @@ def compare_with_keras(
     """Runs both networks on the same images and compares them tap by tap."""
     # in float32 on both sides, also where the network computes in float64: that is what images come in
     images = (photo_batch(photos, size) if photos else _noise(size, model.in_chans)).astype(np.float32)
-    return compare_taps(
-        reference(images), torch_taps(model, images, reference.dtype), reference.dtype, size,
-        'photos' if photos else 'noise')
+    with _one_thread() if reference.dtype == 'float64' else nullcontext():
+        expected, found = reference(images), torch_taps(model, images, reference.dtype)
+    return compare_taps(expected, found, reference.dtype, size, 'photos' if photos else 'noise')
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Depthwise convolutions in float64 run channel by channel, and threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def compare_taps(
@@ -160,8 +172,9 @@ def _noise(size: tuple[int, int], channels: int) -> np.ndarray:
     return np.random.default_rng(SEED).uniform(-1, 1, (IMAGE_COUNT, *size, channels))
 
 
-def photo_batch(paths: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
-    """[B, H, W, 3] in [-1, 1]."""
+def photo_batch(paths: Sequence[Path], size: tuple[int, int], most: int = IMAGE_COUNT) -> np.ndarray:
+    """The first photos as images [B, H, W, 3] in [-1, 1]."""
     height, width = size
-    images = [Image.open(path).convert('RGB').resize((width, height), Image.Resampling.NEAREST) for path in paths]
-    return np.stack([np.asarray(image) / 127.5 - 1 for image in images[:IMAGE_COUNT]])
+    nearest = Image.Resampling.NEAREST
+    images = [Image.open(path).convert('RGB').resize((width, height), nearest) for path in paths[:most]]
+    return np.stack([np.asarray(image) / 127.5 - 1 for image in images])
