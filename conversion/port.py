@@ -18,7 +18,7 @@ from .structure import Dense, parse
 
 __all__ = ['KerasFileError', 'Port', 'port']
 
-# Arrays that are not the network's, by the beginning of their path.
+# Arrays that are not the network's, by a part of their path.
 LEFT_OUT = {'optimizer/': "the optimizer's state", 'seed_generator': 'the state of a random generator'}
 
 
@@ -157,7 +157,7 @@ class _Reader:
     def left_out(self) -> dict[str, str]:
         """Array -> why it isn't used; raises if there is no reason."""
         unused = [path for path in self.file.arrays() if path not in self.used]
-        reasons = {path: next((r for start, r in LEFT_OUT.items() if start in path), '') for path in unused}
+        reasons = {path: next((why for part, why in LEFT_OUT.items() if part in path), '') for path in unused}
         unknown = [path for path, reason in reasons.items() if not reason]
         if unknown:
             raise KerasFileError(

@@ -12,6 +12,8 @@ __all__ = ['Dense', 'Structure', 'parse']
 CONTAINERS = ('Functional', 'Model', 'Sequential')
 POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
 FINAL_ACTIVATIONS = ('linear', 'softmax', 'sigmoid')
+MAX_UNITS = 1_000_000  # the paper's largest head has 17,000
+MAX_CHANNELS = 1024
 LAST_ACTIVATION = 'block14_sepconv2_act'
 BACKBONE_CLASSES = (
     'InputLayer', 'Conv2D', 'SeparableConv2D', 'BatchNormalization', 'Activation', 'MaxPooling2D', 'Add')
@@ -137,9 +139,10 @@ def _input_of(containers: list[list[Placed]], source: str) -> tuple[tuple[int, i
     for layers in containers:
         for layer in layers:
             shape = layer.config.get('batch_shape') or layer.config.get('batch_input_shape')
-            if shape and shape[3] is not None:
+            if isinstance(shape, list) and len(shape) == 4 and shape[3] in range(1, MAX_CHANNELS + 1):
                 _, height, width, channels = shape
-                return (None if height is None or width is None else (height, width)), channels
+                known = all(isinstance(side, int) and side > 0 for side in (height, width))
+                return ((height, width) if known else None), channels
     raise KerasFileError(f'{source}: its config has no input layer with [batch, height, width, channels].')
 
 
@@ -159,10 +162,12 @@ def _add_head(structure: Structure, containers: list[list[Placed]], backbone: li
             structure.global_pool = POOLS[layer.class_name]
         elif layer.class_name == 'Dense' and structure.global_pool and layer.config.get('use_bias', True):
             _check_hidden(structure.dense, source)
-            structure.dense.append(Dense(layer, layer.config['units'], layer.config['activation']))
+            structure.dense.append(Dense(layer, _units(layer, source), layer.config['activation']))
             structure.drop_rate, rate = rate, 0.  # of several dropouts the one before the classifier
         elif layer.class_name == 'Dropout' and structure.global_pool:
             rate = float(layer.config['rate'])
+            if not 0 <= rate < 1:
+                raise KerasFileError(f'{source}: the Dropout layer {layer.name!r} has rate {rate}.')
         elif layer.class_name == 'Activation' and structure.dense:
             structure.final_activation = layer.config['activation']
         else:
@@ -175,6 +180,13 @@ def _add_head(structure: Structure, containers: list[list[Placed]], backbone: li
     if structure.final_activation not in FINAL_ACTIVATIONS:
         raise KerasFileError(
             f'{source}: its classifier ends in {structure.final_activation!r}, not in one of {FINAL_ACTIVATIONS}.')
+
+
+def _units(layer: Placed, source: str) -> int:
+    units = layer.config['units']
+    if not isinstance(units, int) or not 0 < units <= MAX_UNITS:
+        raise KerasFileError(f'{source}: the Dense layer {layer.name!r} has {units!r} units.')
+    return units
 
 
 def _check_hidden(hidden: list[Dense], source: str) -> None:

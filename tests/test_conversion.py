@@ -259,6 +259,9 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     'another network': (with_config(lambda c: outer(c).pop(1)), "no layer is called 'block1_conv1'"),
     'unknown head': (with_config(lambda c: outer(c)[4].update(class_name='Conv1D')), "Conv1D layer 'dropout'"),
     'hidden tanh': (with_config(lambda c: outer(c)[3]['config'].update(activation='tanh')), "activation 'tanh'"),
+    'units': (with_config(lambda c: outer(c)[3]['config'].update(units=10**12)), "layer 'dense' has 1000000000000"),
+    'rate': (with_config(lambda c: outer(c)[4]['config'].update(rate=1.5)), "layer 'dropout' has rate 1.5"),
+    'no input': (with_config(lambda c: [backbone(c).pop(0), outer(c).pop(0)]), 'has no input layer'),
     'a block is missing': (with_config(lambda c: backbone(c).pop(20)), 'lacks block3_sepconv'),
     'rescaling inside': (
         with_config(lambda c: backbone(c)[3].update(class_name='Rescaling')), "Rescaling layer 'block1_conv1_act'"),
