@@ -9,6 +9,7 @@
     verify.py        both networks on the same images, compared after every module
     output.py        the directory that timm loads
     convert.py       the command
+    to_keras.py      the command that goes the other way
     fingerprints.py  the command that made xception_hub/fingerprints.json
 
 Each imports only those above it. Nothing here is imported by `xception_hub`.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['KINDS', 'LAYERS', 'Layer', 'keras_shape', 'to_torch']
+__all__ = ['KINDS', 'LAYERS', 'Layer', 'keras_shape', 'to_keras', 'to_torch']
 
 # Kind of layer -> its arrays in Keras' order: Keras' name, ours, and which axis of Keras each axis of torch is.
 KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
@@ -90,3 +90,11 @@ def to_torch(layer: Layer, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor
         f'{layer.torch}.{torch_name}': torch.from_numpy(np.ascontiguousarray(arrays[keras_name].transpose(axes)))
         for keras_name, torch_name, axes in KINDS[layer.kind]
     }
+
+
+def to_keras(layer: Layer, tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
+    """The same table read backwards: tensors by this network's names -> a layer's arrays in Keras' order."""
+    return [
+        np.ascontiguousarray(tensors[f'{layer.torch}.{torch_name}'].detach().cpu().numpy().transpose(np.argsort(axes)))
+        for _, torch_name, axes in KINDS[layer.kind]
+    ]

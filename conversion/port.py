@@ -14,9 +14,9 @@ from xception_hub.checkpoints import check_against
 from .archive import open_archive
 from .hdf5 import KerasFileError, WeightFile
 from .names import KINDS, LAYERS, PREDICTIONS, Layer, keras_shape, to_torch
-from .structure import Dense, parse
+from .structure import Dense, Structure, parse
 
-__all__ = ['KerasFileError', 'Port', 'port']
+__all__ = ['KerasFileError', 'Port', 'head_layers', 'port', 'read_layers']
 
 # Arrays that are not the network's, by a part of their path.
 LEFT_OUT = {'optimizer/': "the optimizer's state", 'seed_generator': 'the state of a random generator'}
@@ -74,24 +74,35 @@ def port(source: Path) -> Port:
 def _port_archive(source: Path) -> Port:
     with open_archive(source) as (metadata, config, weights):
         structure = parse(config, str(source))
-        head = _head_layers(structure.dense)
-        widths = [dense.units for dense in structure.dense]
-        model_args: dict[str, Any] = dict(
-            num_classes=widths[-1] if widths else 0, in_chans=structure.channels,
-            global_pool=structure.global_pool or 'avg', fc_widths=widths[:-1], drop_rate=structure.drop_rate)
-        expected = Xception(**model_args, device='meta').state_dict()
-        reader = _Reader(weights, expected)
-        tensors: dict[str, Tensor] = {}
-        placed = [(LAYERS[name], layer) for name, layer in structure.layers.items()]
-        for layer, place in placed + [(layer, dense.layer) for layer, dense in zip(head, structure.dense)]:
-            saved_name = weights.attribute(f'{place.path}/vars', 'name')
-            if saved_name not in (None, place.name):
-                raise KerasFileError(f'{source}: {place.path!r} is called {saved_name!r}, not {place.name!r}.')
-            paths = {keras: f'{place.path}/vars/{i}' for i, (keras, _, _) in enumerate(KINDS[layer.kind])}
-            tensors.update(reader.read(layer, paths))
+        tensors, model_args, left_out = read_layers(structure, weights)
         return Port(
             source, _sha256(source), tensors, model_args, structure.image_size, structure.final_activation,
-            reader.left_out(), str(metadata.get('keras_version', 'unknown')))
+            left_out, str(metadata.get('keras_version', 'unknown')))
+
+
+def read_layers(
+        structure: Structure, weights: WeightFile,
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
+    """Reads the arrays of a model whose config is known, in the layout that Keras 3 saves.
+
+    Returns:
+        Tensors under this network's names, the network's arguments, and array -> why it isn't used.
+    """
+    widths = [dense.units for dense in structure.dense]
+    model_args: dict[str, Any] = dict(
+        num_classes=widths[-1] if widths else 0, in_chans=structure.channels,
+        global_pool=structure.global_pool or 'avg', fc_widths=widths[:-1], drop_rate=structure.drop_rate)
+    reader = _Reader(weights, Xception(**model_args, device='meta').state_dict())
+    tensors: dict[str, Tensor] = {}
+    placed = [(LAYERS[name], layer) for name, layer in structure.layers.items()]
+    placed += [(layer, dense.layer) for layer, dense in zip(head_layers(structure.dense), structure.dense)]
+    for layer, place in placed:
+        saved_name = weights.attribute(f'{place.path}/vars', 'name')
+        if saved_name not in (None, place.name):
+            raise KerasFileError(f'{weights.source}: {place.path!r} is called {saved_name!r}, not {place.name!r}.')
+        paths = {keras: f'{place.path}/vars/{i}' for i, (keras, _, _) in enumerate(KINDS[layer.kind])}
+        tensors.update(reader.read(layer, paths))
+    return tensors, model_args, reader.left_out()
 
 
 def _port_release(source: Path) -> Port:
@@ -128,7 +139,7 @@ def _keras1_paths(layer: Layer) -> dict[str, str]:
         for keras, _, _ in KINDS[layer.kind]}
 
 
-def _head_layers(dense: list[Dense]) -> list[Layer]:
+def head_layers(dense: list[Dense]) -> list[Layer]:
     """Fully connected layers of this network for the Dense layers of a file, the last of which is the classifier."""
     names = [f'head.fc_layers.fc{i}' for i in range(1, len(dense))] + ['head.fc'][:len(dense)]
     return [Layer(d.layer.name, name, 'dense', d.layer.name) for name, d in zip(names, dense)]
