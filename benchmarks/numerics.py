@@ -14,8 +14,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 
 from port_a_keras_model import download
 
+from conversion.parity import photo_batch
 from conversion.port import port
-from conversion.verify import photo_batch
 from xception_hub import Xception
 from xception_hub.checkpoints import LEGACY_NUMERICS
 

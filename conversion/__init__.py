@@ -6,9 +6,11 @@
     structure.py     the network and its head in a Keras config
     port.py          a file becomes an Xception, with every array accounted for
     reference.py     Keras itself, as the oracle
-    verify.py        both networks on the same images, compared after every module
+    parity.py        both networks on the same images, compared after every module
+    consistency.py   a proof that needs no Keras
     output.py        the directory that timm loads
     convert.py       the command
+    verify.py        the command that verifies once more, at other sizes and on photos
     to_keras.py      the command that goes the other way
     fingerprints.py  the command that made xception_hub/fingerprints.json
 

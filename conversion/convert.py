@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from .output import OutputError, Preprocessing, write
+from .parity import Parity, find_photos, prove_parity
 from .port import KerasFileError, Port, port
-from .verify import Parity, verify
 
 __all__ = ['convert']
 
@@ -21,8 +21,6 @@ SECOND_SIZE = (107, 150)
 
 # Those of keras.applications; timm's crop for 299 pixels.
 RELEASE_PREPROCESSING = Preprocessing('tf', (299, 299), 'bicubic', crop_pct=0.8975, crop_mode='center')
-
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
 app = App(name='python -m conversion.convert', help=__doc__, version_flags=[])
 
@@ -57,7 +55,7 @@ def convert(
     if class_names is not None and len(class_names) != classes:
         raise KerasFileError(f'{ported.source} has {classes} outputs, but {len(class_names)} class names were given.')
     model = ported.model()
-    parity = verify(ported, model, list(dict.fromkeys([preprocessing.image_size, SECOND_SIZE])), photos)
+    parity = prove_parity(ported, model, list(dict.fromkeys([preprocessing.image_size, SECOND_SIZE])), photos)
     if not parity.passed:
         raise ParityError(f'{ported.source}: the networks differ; nothing was written.\n{parity.table()}')
     write(output, ported, model, parity, preprocessing, class_names)
@@ -91,7 +89,7 @@ def main(
     try:
         ported = port(source)
         preprocessing = _preprocessing(ported, input_range, interpolation, size)
-        photos = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if images else []
+        photos = find_photos(images) if images else []
         parity = convert(ported, output, preprocessing, _names(class_names), photos)
     except (KerasFileError, OutputError, ParityError, OSError, ImportError) as e:
         hint = " Install the conversion extra: pip install -e '.[conversion]'." if isinstance(e, ImportError) else ''

@@ -13,8 +13,8 @@ from timm.models import save_for_hf
 
 from xception_hub import Xception
 
+from .parity import Parity
 from .port import Port
-from .verify import Parity
 
 __all__ = ['OutputError', 'Preprocessing', 'write']
 

@@ -1,180 +1,132 @@
-"""Both networks on the same images, compared after every module, in the precision in which nothing can hide."""
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+"""python -m conversion.verify model.keras DIR --sizes 71 150 224 299 331
+
+Compares the network of a directory with the Keras model that it came from, after every module, at several sizes.
+Without Keras it makes the two proofs that need none, on photos, and says so.
+"""
+import importlib.util
+import json
+import os
+import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import nn
+import timm
+from cyclopts import App, Parameter
 
-from xception_hub import Xception
+import xception_hub  # noqa: F401  registers the model
+from xception_hub import WeightsError, Xception
 from xception_hub.fingerprints import compare
 
-from .port import Port
-from .reference import TAPS, KerasReference
+from .consistency import MOST, check_consistency
+from .output import PARITY_FILE
+from .parity import Parity, find_photos, photo_batch, prove_parity
+from .port import KerasFileError, Port, port
 
-__all__ = ['Parity', 'Proof', 'compare_with_keras', 'verify']
+SIZES = (71, 150, 224, 299, 331)  # pixels: Keras' smallest, its users' and the paper's usual
+PHOTOS = 16  # for the proofs without Keras: means need more than two
 
-# Relative L2 difference that float arithmetic in another order leaves; a wrong eps, padding or tensor is 1e-2 and more.
-TOLERANCES = {'float64': 1e-12, 'float32': 5e-6}
-# In float32 the modules' roundings add up on the way and average out in the pooling, so that is where to look.
-COMPARED = {'float64': TAPS, 'float32': ['head.global_pool']}
-
-IMAGE_COUNT = 2
-SEED = 20161007  # of the images, if there are no photos: the day of the paper's first version
+app = App(name='python -m conversion.verify', help=__doc__, version_flags=[])
 
 
-@dataclass(frozen=True)
-class Proof:
-    """One comparison of the two networks.
-
-    Attributes:
-        dtype: 'float64' or 'float32', on both sides.
-        size: Height and width of the images in pixels.
-        images: 'photos' or 'noise'.
-        differences: Tap -> L2 norm of the difference, relative to that of Keras' output.
-        tolerance: That each difference has to meet.
-    """
-
-    dtype: str
-    size: tuple[int, int]
-    images: str
-    differences: dict[str, float]
-    tolerance: float
-
-    @property
-    def worst(self) -> float:
-        return max(self.differences.values())
-
-    @property
-    def first_wrong(self) -> str | None:
-        """The first tap, in the order of computation, that is out of tolerance."""
-        return next((tap for tap, value in self.differences.items() if not value <= self.tolerance), None)
-
-
-@dataclass
-class Parity:
-    """All that was proven about a conversion.
-
-    Attributes:
-        reference: Version and backend of Keras.
-        proofs: One for each precision and size.
-        fingerprints: How the backbone compares with Keras' own, which a fine-tuned one need not equal.
-    """
-
-    reference: str
-    proofs: list[Proof]
-    fingerprints: dict[str, int]
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.proofs) and all(proof.first_wrong is None for proof in self.proofs)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For parity.json."""
-        proofs = [{**asdict(p), 'worst': p.worst, 'passed': p.first_wrong is None} for p in self.proofs]
-        return dict(passed=self.passed, reference=self.reference, proofs=proofs, fingerprints=self.fingerprints)
-
-    def table(self) -> str:
-        """For the screen."""
-        lines = [f'{"precision":10}{"size":>10}  {"worst difference":18}{"tolerance":>10}  result']
-        for p in self.proofs:
-            result = 'equal' if p.first_wrong is None else f'DIFFERENT from {p.first_wrong} on'
-            size = f'{p.size[0]}x{p.size[1]}'
-            lines.append(f'{p.dtype:10}{size:>10}  {p.worst:<18.1e}{p.tolerance:>10.0e}  {result}')
-        return '\n'.join(lines)
-
-
-def verify(
-        ported: Port, model: Xception, sizes: Sequence[tuple[int, int]], photos: Sequence[Path] = (),
-) -> Parity:
-    """Compares a model with the Keras file that it came from.
+@app.default
+def main(
+        source: Path,
+        directory: Path,
+        /,
+        *,
+        images: Path | None = None,
+        sizes: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative='')] = SIZES,
+        plot: Path | None = None,
+) -> None:
+    """Verifies DIRECTORY against SOURCE; ends with status 0 only if every proof that was made passed.
 
     Args:
-        ported: The file.
-        model: That is to be the same; it is left in float32.
-        sizes: Heights and widths to compare at, in pixels.
-        photos: To compare on; uniform noise without any.
-
-    Raises:
-        ImportError: Keras is not installed.
+        source: The Keras file: what `python -m conversion.convert` takes.
+        directory: What it wrote.
+        images: A folder of photos to compare on, instead of noise. Without Keras it is needed.
+        sizes: Heights and widths of square images in pixels; the model's own comes first.
+        plot: A PNG to draw of the difference by depth.
     """
-    proofs: list[Proof] = []
-    for dtype in TOLERANCES:
-        reference = KerasReference(ported, dtype)
-        proofs += [compare_with_keras(reference, model, size, photos) for size in sizes]
-    found = compare(ported.tensors)
-    counts = {kind: len(getattr(found, kind)) for kind in ('identical', 'compensated', 'different', 'missing')}
-    return Parity(reference.version, proofs, counts)
-
-
-def compare_with_keras(
-        reference: KerasReference, model: Xception, size: tuple[int, int], photos: Sequence[Path] = (),
-) -> Proof:
-    """Runs both networks on the same images and compares them tap by tap."""
-    # in float32 on both sides, also where the network computes in float64: that is what images come in
-    images = (photo_batch(photos, size) if photos else _noise(size, model.in_chans)).astype(np.float32)
-    with _one_thread() if reference.dtype == 'float64' else nullcontext():
-        expected, found = reference(images), torch_taps(model, images, reference.dtype)
-    return compare_taps(expected, found, reference.dtype, size, 'photos' if photos else 'noise')
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Depthwise convolutions in float64 run channel by channel, and threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        ported = port(source)
+        network = timm.create_model(f'local-dir:{directory}', pretrained=True).eval()
+        photos = find_photos(images) if images else []
+        if importlib.util.find_spec('keras'):
+            passed, report = _with_keras(ported, network, sizes, photos, plot)
+        elif photos:
+            passed, report = _without_keras(ported, network, photos, network.pretrained_cfg['input_size'][1:])
+        else:
+            sys.exit('error: Keras is not installed, and the proofs without it need photos: pass --images FOLDER.')
+        _update(directory / PARITY_FILE, report)
+    except (KerasFileError, WeightsError, OSError) as e:
+        sys.exit(f'error: {e}')
+    print(f'Written: {directory / PARITY_FILE}')
+    if not passed:
+        sys.exit('The networks are NOT the same.')
 
 
-def compare_taps(
-        expected: dict[str, np.ndarray], found: dict[str, np.ndarray], dtype: str, size: tuple[int, int], images: str,
-) -> Proof:
-    """Compares what both networks computed from the same images."""
-    differences = {
-        tap: float(np.linalg.norm(found[tap] - expected[tap]) / np.linalg.norm(expected[tap]))
-        for tap in COMPARED[dtype] if tap in expected}
-    return Proof(dtype, size, images, differences, TOLERANCES[dtype])
+def _with_keras(
+        ported: Port, network: Xception, sizes: tuple[int, ...], photos: list[Path], plot: Path | None,
+) -> tuple[bool, dict[str, Any]]:
+    squares = [(size, size) for size in sizes]
+    own = [ported.image_size] if ported.image_size else []
+    parity = prove_parity(ported, network, list(dict.fromkeys(own + squares)), photos)
+    print(f'{parity.tap_table()}\n\n{parity.table()}\n\nReference: {parity.reference}, every module, at every size.')
+    if plot:
+        draw(parity, plot)
+        print(f'Drawn: {plot}')
+    return parity.passed, parity.as_dict()
 
 
-@torch.no_grad()
-def torch_taps(model: Xception, images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Runs the network on images [B, H, W, C].
-
-    Returns:
-        Tap -> [B, h, w, c], from 'head.global_pool' on [B, c].
-    """
-    taps: dict[str, np.ndarray] = {}
-
-    def keep(tap: str):
-        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            axes = (0, 2, 3, 1) if output.dim() == 4 else (0, 1)
-            taps[tap] = output.permute(axes).numpy().copy()
-        return hook
-
-    handles = [model.get_submodule(tap).register_forward_hook(keep(tap)) for tap in TAPS]
-    try:
-        model.to(getattr(torch, dtype)).eval()(torch.from_numpy(images.transpose(0, 3, 1, 2)).to(getattr(torch, dtype)))
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.float()
-    return taps
+def _without_keras(
+        ported: Port, network: Xception, photos: list[Path], size: tuple[int, int],
+) -> tuple[bool, dict[str, Any]]:
+    """Equal tensors, and normalizations that agree with photos: not a proof of the computation."""
+    state = network.state_dict()
+    unequal = [name for name, tensor in ported.tensors.items() if name not in state or not tensor.equal(state[name])]
+    found = check_consistency(network, photo_batch(photos, size, PHOTOS))
+    fingerprints = compare(ported.tensors)
+    passed = not unequal and found.first_wrong is None
+    where = f', wrong from {found.first_wrong} on' if found.first_wrong else ''
+    print(f"""Keras is not installed, so the computation was NOT compared. What was shown without it:
+  tensors: {len(ported.tensors) - len(unequal)} of {len(ported.tensors)} are the file's
+  backbone, against what Keras publishes: {fingerprints}
+  batch normalizations, on {found.images} photos: the worst of {len(found.deviations)} is off by {found.worst:.2f}
+    standard deviations (at most {MOST}){where}""")
+    proof = dict(proof='without Keras', images=found.images, deviations=found.deviations, limit=MOST,
+                 unequal_tensors=unequal, passed=passed)
+    return passed, dict(passed=passed, reference=None, proofs=[proof])
 
 
-def _noise(size: tuple[int, int], channels: int) -> np.ndarray:
-    return np.random.default_rng(SEED).uniform(-1, 1, (IMAGE_COUNT, *size, channels))
+def _update(file: Path, report: dict[str, Any]) -> None:
+    """Replaces the proofs in the directory's report, and keeps what it says of the source."""
+    old = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    with tempfile.NamedTemporaryFile('w', dir=file.parent, delete=False, encoding='utf-8') as temporary:
+        json.dump({**old, **report}, temporary, indent=2)
+    os.replace(temporary.name, file)
 
 
-def photo_batch(paths: Sequence[Path], size: tuple[int, int], most: int = IMAGE_COUNT) -> np.ndarray:
-    """The first photos as images [B, H, W, 3] in [-1, 1]."""
-    height, width = size
-    nearest = Image.Resampling.NEAREST
-    images = [Image.open(path).convert('RGB').resize((width, height), nearest) for path in paths[:most]]
-    return np.stack([np.asarray(image) / 127.5 - 1 for image in images])
+def draw(parity: Parity, path: Path) -> None:
+    """Draws the relative difference after each module, a line for each size, with the tolerance."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    proofs = [proof for proof in parity.proofs if len(proof.differences) > 1]
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout='constrained')
+    for proof in proofs:
+        values = [max(value, 1e-17) for value in proof.differences.values()]
+        axes.plot(list(proof.differences), values, marker='o', markersize=4, label=f'{proof.size[0]}x{proof.size[1]}')
+    axes.axhline(proofs[0].tolerance, color='#d6453d', linestyle='--', label='tolerance')
+    axes.set(yscale='log', ylabel='relative L2 difference', title=f'float64, against {parity.reference}')
+    axes.tick_params(axis='x', rotation=60)
+    axes.grid(axis='y', alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.legend(title='pixels', frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == '__main__':
+    app()

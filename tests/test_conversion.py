@@ -23,8 +23,8 @@ from conversion import convert as convert_module
 from conversion.convert import ParityError, convert
 from conversion.names import KINDS, LAYERS, PREDICTIONS
 from conversion.output import OutputError
+from conversion.parity import Parity
 from conversion.port import KerasFileError, Port, port
-from conversion.verify import Parity
 from xception_hub.checkpoints import StateDict
 
 MEMBERS = ('metadata.json', 'config.json', 'model.weights.h5')
@@ -340,7 +340,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the comparison, which these tests are not about."""
     counts = dict(identical=234, compensated=0, different=0, missing=0)
     proven = type('Proven', (Parity,), dict(passed=True))
-    monkeypatch.setattr(convert_module, 'verify', lambda *args: proven('', [], counts))
+    monkeypatch.setattr(convert_module, 'prove_parity', lambda *args: proven('', [], counts))
 
 
 def test_other_directories_are_left_alone(ported: Port, tmp_path: Path, quick: None) -> None:

@@ -7,9 +7,9 @@ import torch
 from port_a_keras_model import Checkpoint
 from torch import nn
 
+from conversion.parity import TOLERANCES, compare_taps, compare_with_keras, photo_batch, torch_taps
 from conversion.port import Port
 from conversion.reference import TAPS, KerasReference
-from conversion.verify import TOLERANCES, compare_taps, compare_with_keras, photo_batch, torch_taps
 from xception_hub import Xception
 
 # Keras' smallest; its users' and the paper's usual; one that meets odd and even maps in either direction.
