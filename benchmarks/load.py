@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 from port_a_keras_model import download
 
 from conversion.port import port
-from xception_hub.checkpoints import LEGACY_NAMES
+from xception_hub.checkpoints import to_legacy
 
 app = App(help=__doc__, version_flags=[])
 
@@ -68,10 +68,9 @@ def prepare(folder: Path) -> dict[str, str]:
         The environment that makes a process use them.
     """
     ported = port(download().model).tensors
-    names = {ours: legacy for legacy, ours in LEGACY_NAMES.items()}
-    tensors = {f'{names[name.rpartition(".")[0]]}.{name.rpartition(".")[2]}': tensor
-               for name, tensor in ported.items() if not name.startswith('head.')}
-    tensors.update({'fc.weight': torch.randn(1000, 2048) / 45, 'fc.bias': torch.zeros(1000)})
+    backbone = {name: tensor for name, tensor in ported.items() if not name.startswith('head.')}
+    classifier = {'head.fc.weight': torch.randn(1000, 2048) / 45, 'head.fc.bias': torch.zeros(1000)}
+    tensors = to_legacy({**backbone, **classifier})
     cfg = timm.get_pretrained_cfg('xception_paper')
     repository, revision = cfg.hf_hub_id.split('@')
     snapshot = folder / 'hf/hub' / f'models--{repository.replace("/", "--")}' / 'snapshots' / revision

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from xception_hub.xception_paper import MIN_IMG_SIZE
 
 from .output import OutputError, Preprocessing, write
 from .parity import Parity, find_photos, prove_parity
@@ -70,7 +73,7 @@ def main(
         output: Annotated[Path, Parameter(alias='-o')],
         input_range: Literal['tf', 'unit', 'raw'] | None = None,
         interpolation: Literal['nearest', 'bilinear', 'bicubic'] | None = None,
-        size: int | None = None,
+        size: Annotated[int | None, Parameter(validator=Number(gte=MIN_IMG_SIZE))] = None,
         class_names: Annotated[list[str] | None, Parameter(consume_multiple=True, negative='')] = None,
         images: Path | None = None,
 ) -> None:
@@ -92,8 +95,7 @@ def main(
         photos = find_photos(images) if images else []
         parity = convert(ported, output, preprocessing, _names(class_names), photos)
     except (KerasFileError, OutputError, ParityError, OSError, ImportError) as e:
-        hint = " Install the conversion extra: pip install -e '.[conversion]'." if isinstance(e, ImportError) else ''
-        sys.exit(f'error: {e}{hint}')
+        sys.exit(f'error: {e}')
     found = parity.fingerprints
     print(f'{parity.table()}\n\nReference: {parity.reference}. Backbone: {found["identical"]} of {sum(found.values())} '
           f'tensors are bit-identical to those that Keras publishes.\nWritten: {output}')

@@ -127,13 +127,13 @@ def compare_with_keras(
     """Runs both networks on the same images and compares them tap by tap."""
     # in float32 on both sides, also where the network computes in float64: that is what images come in
     images = (photo_batch(photos, size) if photos else _noise(size, model.in_chans)).astype(np.float32)
-    with _one_thread() if reference.dtype == 'float64' else nullcontext():
+    with one_thread() if reference.dtype == 'float64' else nullcontext():
         expected, found = reference(images), torch_taps(model, images, reference.dtype)
     return compare_taps(expected, found, reference.dtype, size, 'photos' if photos else 'noise')
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Depthwise convolutions in float64 run channel by channel, and threads would mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

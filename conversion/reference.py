@@ -12,7 +12,7 @@ import torch
 
 from .port import Port
 
-__all__ = ['TAPS', 'KerasReference']
+__all__ = ['TAPS', 'KerasReference', 'import_keras']
 
 # Where the networks are compared: after each of the 14 modules, after pooling, and at the end.
 TAPS = [
@@ -23,6 +23,20 @@ TAPS = [
 FIRST_LAYER, STEM_ACTIVATION, LAST_ACTIVATION = 'block1_conv1', 'block1_conv2_act', 'block14_sepconv2_act'
 
 
+def import_keras() -> Any:
+    """Keras, on the backend that KERAS_BACKEND names, or on torch if it names none.
+
+    Raises:
+        ImportError: Keras or the backend is not installed; the message says what to do.
+    """
+    os.environ.setdefault('KERAS_BACKEND', 'torch')
+    try:
+        import keras
+    except ImportError as e:
+        raise ImportError(f"{e}. Install the conversion extra: pip install -e '.[conversion]'.") from e
+    return keras
+
+
 class KerasReference:
     """A file's model in Keras, for images of any size.
 
@@ -31,14 +45,11 @@ class KerasReference:
         dtype: 'float32' or 'float64', of weights and computation.
 
     Raises:
-        ImportError: Keras or the backend that KERAS_BACKEND names (torch if it names none) is not installed.
+        ImportError: Keras is not installed.
     """
 
     def __init__(self, ported: Port, dtype: str = 'float64') -> None:
-        os.environ.setdefault('KERAS_BACKEND', 'torch')
-        import keras
-
-        self.keras = keras
+        self.keras = keras = import_keras()
         self.dtype = dtype
         model = self._load(ported)
         if dtype == 'float64':

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from xception_hub.xception_paper import MIN_IMG_SIZE
+
 from .hdf5 import KerasFileError
 from .names import LAYERS
 
@@ -142,6 +144,9 @@ def _input_of(containers: list[list[Placed]], source: str) -> tuple[tuple[int, i
             if isinstance(shape, list) and len(shape) == 4 and shape[3] in range(1, MAX_CHANNELS + 1):
                 _, height, width, channels = shape
                 known = all(isinstance(side, int) and side > 0 for side in (height, width))
+                if known and min(height, width) < MIN_IMG_SIZE:
+                    raise KerasFileError(
+                        f'{source}: its images are {height}x{width}, but Xception takes at least {MIN_IMG_SIZE}.')
                 return ((height, width) if known else None), channels
     raise KerasFileError(f'{source}: its config has no input layer with [batch, height, width, channels].')
 

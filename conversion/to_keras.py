@@ -21,6 +21,7 @@ from xception_hub import WeightsError, Xception
 from .hdf5 import KerasFileError, WeightFile
 from .names import LAYERS, to_keras
 from .port import head_layers, port, read_layers
+from .reference import import_keras
 from .structure import FINAL_ACTIVATIONS, Structure, parse
 
 __all__ = ['ToKerasError', 'build', 'write']
@@ -51,9 +52,7 @@ def build(directory: Path) -> tuple[Any, Xception]:
         WeightsError: The directory's weights don't fit its config.
         ImportError: Keras is not installed.
     """
-    os.environ.setdefault('KERAS_BACKEND', 'torch')
-    import keras
-
+    keras = import_keras()
     config = _read_config(directory)
     args = config.get('model_args') or {}
     for name, value in KERAS_ARGUMENTS.items():
@@ -148,8 +147,7 @@ def main(directory: Path, /, *, output: Annotated[Path, Parameter(alias='-o')]) 
         model, network = build(directory)
         count = write(model, network, output)
     except (ToKerasError, KerasFileError, WeightsError, OSError, ImportError) as e:
-        hint = " Install the conversion extra: pip install -e '.[conversion]'." if isinstance(e, ImportError) else ''
-        sys.exit(f'error: {e}{hint}')
+        sys.exit(f'error: {e}')
     print(f'Written: {output}. Read back, its {count} arrays are bit-identical to those of {directory}.')
 
 

@@ -13,10 +13,12 @@ from typing import Annotated, Any
 
 import timm
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 import xception_hub  # noqa: F401  registers the model
 from xception_hub import WeightsError, Xception
 from xception_hub.fingerprints import compare
+from xception_hub.xception_paper import MIN_IMG_SIZE
 
 from .consistency import MOST, check_consistency
 from .output import PARITY_FILE
@@ -36,7 +38,8 @@ def main(
         /,
         *,
         images: Path | None = None,
-        sizes: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative='')] = SIZES,
+        sizes: Annotated[tuple[int, ...], Parameter(
+            consume_multiple=True, negative='', validator=Number(gte=MIN_IMG_SIZE))] = SIZES,
         plot: Path | None = None,
 ) -> None:
     """Verifies DIRECTORY against SOURCE; ends with status 0 only if every proof that was made passed.
@@ -59,7 +62,7 @@ def main(
         else:
             sys.exit('error: Keras is not installed, and the proofs without it need photos: pass --images FOLDER.')
         _update(directory / PARITY_FILE, report)
-    except (KerasFileError, WeightsError, OSError) as e:
+    except (KerasFileError, WeightsError, OSError, ImportError) as e:
         sys.exit(f'error: {e}')
     print(f'Written: {directory / PARITY_FILE}')
     if not passed:

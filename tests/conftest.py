@@ -27,7 +27,7 @@ from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint, download
 
 from conversion.convert import convert
 from conversion.port import Port, port
-from xception_hub.checkpoints import LEGACY_NAMES
+from xception_hub.checkpoints import to_legacy
 
 
 @pytest.fixture(scope='session')
@@ -56,14 +56,6 @@ def converted(ported: Port, checkpoint: Checkpoint, tmp_path_factory: pytest.Tem
     return directory
 
 
-def legacy_layout(tensors: dict[str, Tensor], classifier: str = 'fc') -> dict[str, Tensor]:
-    """Tensors under the names of the legacy lineage."""
-    names = {ours: legacy for legacy, ours in LEGACY_NAMES.items()}
-    names['head.fc'] = classifier
-    split = {name: name.rpartition('.') for name in tensors}
-    return {f'{names[layer]}.{kind}': tensors[name] for name, (layer, _, kind) in split.items()}
-
-
 @pytest.fixture(scope='session')
 def imagenet_state_dict(genuine_state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The genuine backbone with a stand-in for the 1000-class classifier, which no package ships."""
@@ -78,7 +70,7 @@ def imagenet_state_dict(genuine_state_dict: dict[str, Tensor]) -> dict[str, Tens
 @pytest.fixture(scope='session')
 def hub(imagenet_state_dict: dict[str, Tensor]) -> Iterator[HubServer]:
     """A hub that has the first source of the pretrained weights, in the layout it is known to have."""
-    save_repository(HUB.root / 'smp-hub' / 'xception.imagenet', legacy_layout(imagenet_state_dict))
+    save_repository(HUB.root / 'smp-hub' / 'xception.imagenet', to_legacy(imagenet_state_dict))
     with HUB:
         yield HUB
 

@@ -7,12 +7,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import legacy_layout
 from random_model import images
 from torch import Tensor, nn
 
 import xception_hub
-from xception_hub.checkpoints import DamagedCheckpointError, recognise
+from xception_hub.checkpoints import DamagedCheckpointError, recognise, to_legacy
 
 CLASSES = 7
 SIZES = [(299, 299), (224, 224), (150, 180)]
@@ -22,7 +21,7 @@ SIZES = [(299, 299), (224, 224), (150, 180)]
 def legacy_model(genuine_state_dict: dict[str, Tensor]) -> nn.Module:
     """timm's port with the genuine backbone and seven classes."""
     model = timm.create_model('legacy_xception', num_classes=CLASSES)
-    model.load_state_dict(legacy_layout(genuine_state_dict), strict=False)
+    model.load_state_dict(to_legacy(genuine_state_dict), strict=False)
     return model.eval()
 
 
@@ -66,7 +65,7 @@ def test_every_layout_loads(layout: str, legacy_state_dict: dict[str, Tensor], t
     assert not model.training
     assert model.stem.bn1.eps == 1e-5
     assert model.entry_flow[0].stack.pool.symmetric
-    back = legacy_layout({k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')})
+    back = to_legacy({k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')})
     assert all(torch.equal(tensor, legacy_state_dict[name]) for name, tensor in back.items())
     assert len(back) == 236
 

@@ -261,6 +261,9 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     'hidden tanh': (with_config(lambda c: outer(c)[3]['config'].update(activation='tanh')), "activation 'tanh'"),
     'units': (with_config(lambda c: outer(c)[3]['config'].update(units=10**12)), "layer 'dense' has 1000000000000"),
     'rate': (with_config(lambda c: outer(c)[4]['config'].update(rate=1.5)), "layer 'dropout' has rate 1.5"),
+    'images below the limit': (
+        with_config(lambda c: [layer['config'].update(batch_shape=[None, 32, 32, 3]) for layer in outer(c)[:1]]),
+        'its images are 32x32'),
     'no input': (with_config(lambda c: [backbone(c).pop(0), outer(c).pop(0)]), 'has no input layer'),
     'a block is missing': (with_config(lambda c: backbone(c).pop(20)), 'lacks block3_sepconv'),
     'rescaling inside': (
@@ -395,6 +398,7 @@ def test_command(checkpoint: Checkpoint, converted: Path, tmp_path: Path) -> Non
     ((), 'Pass --input-range and --interpolation'),
     (('--input-range', 'tf'), 'Pass --interpolation'),
     (('--input-range', 'caffe'), 'Choose from: "tf", "unit", "raw"'),
+    (('--input-range', 'tf', '--interpolation', 'nearest', '--size', '32'), 'Must be >= 71'),
     (('--frobnicate',), 'Unknown option'),
 ])
 def test_command_asks_for_what_it_needs(args: tuple[str, ...], reason: str, checkpoint: Checkpoint, tmp_path: Path,

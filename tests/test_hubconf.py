@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, legacy_layout
+from conftest import ROOT
 from hub_server import HubServer
 from random_model import images
 from torch import Tensor
+
+from xception_hub.checkpoints import to_legacy
 
 REPOSITORY = 'owner/xception_hub:main'
 
@@ -48,7 +50,7 @@ def test_load_from_a_clone(hub: HubServer, imagenet_state_dict: dict[str, Tensor
 
 
 def test_from_checkpoint(imagenet_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
-    torch.save(legacy_layout(imagenet_state_dict), tmp_path / 'legacy.pth')
+    torch.save(to_legacy(imagenet_state_dict), tmp_path / 'legacy.pth')
     model = torch.hub.load(str(ROOT), 'from_checkpoint', tmp_path / 'legacy.pth', source='local')
     with torch.inference_mode():
         assert model(images(71, 71)).shape == (1, 1000)

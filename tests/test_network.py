@@ -2,7 +2,6 @@
 import copy
 import itertools
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from random_model import images, random_model
 from torch import Tensor, nn
 
+from conversion.parity import one_thread
 from xception_hub import Xception
 from xception_hub.xception_paper import SeparableConv2d, XceptionModule, max_pool_same
 
@@ -83,16 +83,6 @@ def test_pooling_is_tensorflows(size: tuple[int, int]) -> None:
     assert torch.equal(max_pool_same(x, 2, 1, False), tensorflow_same(x))
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """float64 depthwise convolutions gain nothing from threads, and crawl where other processes take their cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures('one_thread')
 @pytest.mark.parametrize(('size', 'pool_padding'), [*((size, 'same') for size in SIZES), (SIZES[2], 'symmetric')])
 @pytest.mark.parametrize('output_stride', [16, 8])
 def test_dilated_network_is_the_strided_one(output_stride: int, size: tuple[int, int], pool_padding: str) -> None:
@@ -100,7 +90,7 @@ def test_dilated_network_is_the_strided_one(output_stride: int, size: tuple[int,
     strided = random_model(pool_padding=pool_padding).double()
     dilated = random_model(pool_padding=pool_padding, output_stride=output_stride).double()
     dilated.load_state_dict(strided.state_dict())
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         maps = [m.forward_intermediates(images(*size).double(), intermediates_only=True) for m in (strided, dilated)]
     for info, fine_info, coarse, fine in zip(strided.feature_info, dilated.feature_info, *maps):
         k = info['reduction'] // fine_info['reduction']

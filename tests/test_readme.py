@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import ROOT, legacy_layout, save_repository
+from conftest import ROOT, save_repository
 from hub_server import HubServer
 from port_a_keras_model import Checkpoint
 from torch import Tensor
+
+from xception_hub.checkpoints import to_legacy
 
 README = (ROOT / 'README.md').read_text()
 BLOCKS = re.findall(r'^```(python|bash)\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
@@ -28,7 +30,7 @@ def folder(
     folder = tmp_path_factory.mktemp('reader')
     shutil.copy(checkpoint.photos[3], folder / 'photo.jpg')
     shutil.copy(checkpoint.model, folder / 'model.keras')
-    torch.save(legacy_layout(imagenet_state_dict), folder / 'legacy.pth')
+    torch.save(to_legacy(imagenet_state_dict), folder / 'legacy.pth')
     save_repository(folder / 'weights', imagenet_state_dict)
     for name in ('hubconf.py', 'xception_hub', 'conversion'):
         (folder / name).symlink_to(ROOT / name)

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import legacy_layout, save_repository
+from conftest import save_repository
 from hub_server import Fault, HubServer
 from random_model import images
 from timm.models import get_pretrained_cfg
@@ -19,6 +19,7 @@ from timm.models._registry import _model_pretrained_cfgs
 from torch import Tensor
 
 import xception_hub
+from xception_hub.checkpoints import to_legacy
 from xception_hub.fingerprints import EPS_COMPENSATION, compare
 from xception_hub.sources import OFFLINE_REMEDY
 
@@ -40,7 +41,7 @@ def second_source(hub: HubServer, imagenet_state_dict: dict[str, Tensor], monkey
     """timm's release file, served from this machine: a pickle whose name holds the beginning of its sha256."""
     folder = hub.root / 'files'
     folder.mkdir(exist_ok=True)
-    torch.save(legacy_layout(imagenet_state_dict, 'last_linear'), folder / 'xception.pth')
+    torch.save(to_legacy(imagenet_state_dict, 'last_linear'), folder / 'xception.pth')
     digest = hashlib.sha256((folder / 'xception.pth').read_bytes()).hexdigest()
     file = (folder / 'xception.pth').rename(folder / f'xception-{digest[:8]}.pth')
     monkeypatch.setattr(_model_pretrained_cfgs['xception_paper.keras_in1k'], 'url', f'{hub.url}/files/{file.name}')
@@ -151,7 +152,7 @@ def test_wrong_content(
         kind: str, served: Path, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
     """Leads to the next source, with the reason."""
     change, reason = WRONG_CONTENT[kind]
-    save_repository(served.parent, legacy_layout(change(imagenet_state_dict)))
+    save_repository(served.parent, to_legacy(change(imagenet_state_dict)))
     with pytest.warns(UserWarning, match=rf'No weights from {FIRST}.*{reason}.*Next: '):
         model = timm.create_model('xception_paper', pretrained=True)
     assert_holds(model, imagenet_state_dict)
@@ -170,9 +171,37 @@ def test_damaged_content(
     assert not [path for path in cache.rglob('*') if path.is_file() and path.parent.name == 'blobs']
 
 
+def flip(file: Path) -> None:
+    """Changes a byte of a tensor in the middle of a cached file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+
+
+def test_corrupt_cache_of_the_hub(
+        hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
+    """Bits that change on the disk: the next source serves, and the time after the first one does, downloaded anew."""
+    timm.create_model('xception_paper', pretrained=True)
+    blob, = Path(huggingface_hub.constants.HF_HUB_CACHE).glob('models--*/blobs/*')
+    flip(blob)
+    with pytest.warns(UserWarning, match='233 of 234 tensors bit-identical, 1 different'):
+        assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
+    assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
+
+
+def test_corrupt_cache_of_the_release_file(
+        hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
+    """Its sha256 is checked at each use, and it is downloaded anew."""
+    hub.faults['smp-hub'] = Fault.NOT_FOUND
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=f'No weights from {FIRST}'):
+            assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
+        flip(next((Path(torch.hub.get_dir()) / 'checkpoints').glob('*.pth')))
+
+
 def test_source_without_classifier_serves_those_who_need_none(
         served: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
-    save_repository(served.parent, legacy_layout(headless(imagenet_state_dict)))
+    save_repository(served.parent, to_legacy(headless(imagenet_state_dict)))
     assert_holds(timm.create_model('xception_paper', pretrained=True, num_classes=5), headless(imagenet_state_dict))
     assert timm.create_model('xception_paper', pretrained=True, features_only=True)
 
@@ -184,7 +213,7 @@ def test_eps_compensation_is_taken_off(served: Path, imagenet_state_dict: dict[s
         for name, tensor in imagenet_state_dict.items()}
     found = compare(compensated)
     assert (len(found.identical), len(found.compensated), len(found.different)) == (194, 40, 0)
-    save_repository(served.parent, legacy_layout(compensated))
+    save_repository(served.parent, to_legacy(compensated))
     restored = timm.create_model('xception_paper', pretrained=True).eval()
     expected = timm.create_model('xception_paper').eval()
     expected.load_state_dict(imagenet_state_dict)
@@ -273,7 +302,7 @@ def test_own_repository_of_something_else(
 def test_weights_trained_in_the_legacy_lineage_keep_its_numerics(
         own_weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are refused in the numerics of Keras, and taken in their own."""
-    save_repository(tmp_path / 'own', legacy_layout(own_weights))
+    save_repository(tmp_path / 'own', to_legacy(own_weights))
     monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'own'))
     with pytest.warns(UserWarning, match='from_checkpoint, or pass bn_eps=1e-05'):
         timm.create_model('xception_paper', pretrained=True)

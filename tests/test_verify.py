@@ -103,6 +103,13 @@ def test_without_keras_and_photos(checkpoint: Checkpoint, directory: Path, tmp_p
 
 
 
+def test_sizes_below_the_limit(checkpoint: Checkpoint, directory: Path) -> None:
+    result = run(checkpoint.model, directory, '--sizes', 71, 32)
+    assert result.returncode != 0
+    assert 'Must be >= 71' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
 def test_consistency_of_the_genuine_network(ported: Port, checkpoint: Checkpoint) -> None:
     found = check_consistency(ported.model(), photo_batch(checkpoint.photos, (150, 150), 18))
     assert (len(found.deviations), found.first_wrong) == (40, None)

@@ -67,6 +67,13 @@ LEGACY_NAMES = _legacy_names()
 assert len(LEGACY_NAMES) == 2 + 2 * 34 + 4 + 40
 
 
+def to_legacy(tensors: StateDict, classifier: str = 'fc') -> StateDict:
+    """The same table read backwards: this network's tensors under the names of the legacy lineage."""
+    names = {ours: legacy for legacy, ours in LEGACY_NAMES.items()} | {'head.fc': classifier}
+    split = {name: name.rpartition('.') for name in tensors}
+    return {f'{names[layer]}.{kind}': tensors[name] for name, (layer, _, kind) in split.items()}
+
+
 @dataclass
 class Recognised:
     """A checkpoint's tensors under this network's names.

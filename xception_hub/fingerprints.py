@@ -67,21 +67,19 @@ def fingerprint(tensors: StateDict) -> dict[str, Any]:
         `sha256`: of each tensor's float32 values, little-endian, row by row. `log_sums`: of each moving variance, for
         they may arrive rounded: the sum of their logarithms, plain and weighted by channel number.
     """
-    names = sorted(name for name in tensors if not name.startswith('head.'))
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_sha256, (tensors[name] for name in names)))
-    log_sums = {name: _log_sums(tensors[name]) for name in names if name.endswith('running_var')}
-    return dict(sha256=dict(zip(names, digests)), log_sums=log_sums)
+    digests = _digests(tensors)
+    log_sums = {name: _log_sums(tensors[name]) for name in digests if name.endswith('running_var')}
+    return dict(sha256=digests, log_sums=log_sums)
 
 
 def compare(tensors: StateDict) -> Verification:
     """Compares the backbone's tensors, under this network's names, with those that Keras publishes."""
-    expected, found = genuine(), fingerprint(tensors)
+    expected, found = genuine(), _digests(tensors)
     result = Verification([], [], [], [])
     for name, digest in expected['sha256'].items():
         if name not in tensors:
             result.missing.append(name)
-        elif found['sha256'][name] == digest:
+        elif found[name] == digest:
             result.identical.append(name)
         elif name in expected['log_sums'] and _is_compensated(tensors[name], expected['log_sums'][name]):
             result.compensated.append(name)
@@ -94,6 +92,12 @@ def restore_variances(tensors: StateDict, verification: Verification) -> StateDi
     """The tensors with the eps compensation taken off those variances that have it."""
     restored = {name: _without_compensation(tensors[name]).float() for name in verification.compensated}
     return {**tensors, **restored}
+
+
+def _digests(tensors: StateDict) -> dict[str, str]:
+    names = sorted(name for name in tensors if not name.startswith('head.'))
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(_sha256, (tensors[name] for name in names))))
 
 
 def _sha256(tensor: Tensor) -> str:

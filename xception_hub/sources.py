@@ -3,6 +3,7 @@
 `build_model` is timm's `build_model_with_cfg` with another way to the weights: several sources in order, each checked
 before anything is loaded, and tensors assigned instead of copied over an initialisation that nobody needs.
 """
+import hashlib
 import json
 import os
 import warnings
@@ -10,12 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import huggingface_hub
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from timm.models import PretrainedCfg, adapt_input_conv, build_model_with_cfg, resolve_pretrained_cfg
-from timm.models._hub import check_cached_file, download_cached_file, hf_split
+from timm.models._hub import check_cached_file, download_cached_file, get_cache_dir, hf_split
 from torch import nn
 
 from .checkpoints import (
@@ -90,9 +92,12 @@ class Source:
             return Path(huggingface_hub.hf_hub_download(
                 repo, filename, revision=revision, cache_dir=cache_dir, library_name='xception_hub'))
         if self.kind == 'url':
-            if huggingface_hub.constants.HF_HUB_OFFLINE and not check_cached_file(self.location, True, cache_dir):
-                raise FileNotFoundError('It is not in the cache, and HF_HUB_OFFLINE forbids the download.')
-            # the file's name holds the beginning of its sha256, which is checked
+            # the file's name holds the beginning of its sha256, which is checked now and after a download
+            if not check_cached_file(self.location, check_hash=True, cache_dir=cache_dir):
+                if huggingface_hub.constants.HF_HUB_OFFLINE:
+                    raise FileNotFoundError('It is not in the cache, and HF_HUB_OFFLINE forbids the download.')
+                folder = Path(cache_dir or get_cache_dir())
+                (folder / Path(urlsplit(self.location).path).name).unlink(missing_ok=True)
             return Path(download_cached_file(self.location, check_hash=True, cache_dir=cache_dir))
         path = Path(self.location).expanduser()
         path = path / filename if path.is_dir() else path
@@ -121,6 +126,14 @@ class Source:
         if self.kind in ('hub', 'url'):
             for name in (path.resolve(), path):  # the blob, and the name that points to it
                 name.unlink(missing_ok=True)
+
+    def forget_if_corrupt(self, cache_dir: PathLike | None = None) -> None:
+        """Removes a cached file that is not what the hub sent: the cache names large files by their sha256."""
+        if self.kind == 'hub':
+            path = self.fetch([self.filename] if self.filename else WEIGHT_FILES, cache_dir)
+            name = path.resolve().name
+            if len(name) == 64 and hashlib.sha256(path.read_bytes()).hexdigest() != name:
+                self.forget(path)
 
     def read_config(self, cache_dir: PathLike | None = None) -> dict[str, Any]:
         """The repository's or directory's config.json; {} if there is none."""
@@ -291,6 +304,7 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
         if verification.is_genuine:
             tensors = restore_variances(tensors, verification)
         elif source.genuine:
+            source.forget_if_corrupt(wanted.cache_dir)
             raise CheckpointError(f'It holds other weights than Keras publishes: {verification}.')
         elif any(wanted.model_args[name] != value for name, value in LEGACY_NUMERICS.items()):
             arguments = ', '.join(f'{name}={value!r}' for name, value in LEGACY_NUMERICS.items())
