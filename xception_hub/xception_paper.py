@@ -4,9 +4,10 @@ Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Conv
 Reference implementation: `keras.applications.Xception`, whose equal this network is at every input size
 that Keras accepts.
 """
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ STEM_SIZE = 7  # pixels; the stem's two VALID convolutions have no output below
 GLOBAL_POOLS = ('', 'avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastavg', 'fastmax', 'fastavgmax', 'fastcatavgmax')
 OUTPUT_STRIDES = (8, 16, 32)
 POOL_PADDINGS = ('same', 'symmetric')
+HEAD_LAYERS = ('fc', 'bn', 'act', 'drop')
 
 ActLayer = str | type[nn.Module]
 
@@ -219,21 +221,29 @@ class XceptionModule(nn.Module):
             self._forward, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _fixed_statistics(norms)))
 
 
+HeadLayer = Mapping[str, Any]
+
+
+def head_layer_names(layers: Sequence[HeadLayer]) -> list[str]:
+    """Names of the head's layers in the network, numbered by kind: fc1, act1, fc2, ..."""
+    kinds = [next(kind for kind in HEAD_LAYERS if kind in layer) for layer in layers]
+    return [f'{kind}{kinds[:i].count(kind) + 1}' for i, kind in enumerate(kinds)]
+
+
 class Head(nn.Module):
-    """Global pooling, the paper's optional fully connected layers, dropout, logistic regression (logits).
+    """Global pooling, optional layers on the pooled features, dropout, logistic regression (logits).
 
     Attributes:
         num_features: Width of what the classifier takes.
     """
 
     def __init__(
-            self, in_features: int, num_classes: int, pool_type: str, fc_widths: Sequence[int], drop_rate: float,
-            act_layer: ActLayer, device=None, dtype=None,
+            self, in_features: int, num_classes: int, pool_type: str, layers: Sequence[HeadLayer], drop_rate: float,
+            device=None, dtype=None,
     ) -> None:
         super().__init__()
         self.in_features = in_features
-        self.fc_widths = tuple(fc_widths)
-        self.act_layer = act_layer
+        self.layers = tuple(dict(layer) for layer in layers)
         self.drop = nn.Dropout(drop_rate)
         self._build(num_classes, pool_type, device=device, dtype=dtype)
 
@@ -242,10 +252,18 @@ class Head(nn.Module):
         self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
         width = self.in_features * self.global_pool.feat_mult()
         self.fc_layers = nn.Sequential()
-        for i, fc_width in enumerate(self.fc_widths if pool_type else (), start=1):
-            self.fc_layers.add_module(f'fc{i}', nn.Linear(width, fc_width, **dd))
-            self.fc_layers.add_module(f'act{i}', create_act_layer(self.act_layer, inplace=True))
-            width = fc_width
+        layers = self.layers if pool_type else ()
+        for name, layer in zip(head_layer_names(layers), layers):
+            if 'fc' in layer:
+                self.fc_layers.add_module(name, nn.Linear(width, layer['fc'], bias=layer.get('bias', True), **dd))
+                width = layer['fc']
+            elif 'bn' in layer:
+                momentum = 1 - layer['momentum'] if 'momentum' in layer else BN_MOMENTUM
+                self.fc_layers.add_module(name, nn.BatchNorm1d(width, eps=layer['bn'], momentum=momentum, **dd))
+            elif 'act' in layer:
+                self.fc_layers.add_module(name, create_act_layer(layer['act'], inplace=True))
+            else:
+                self.fc_layers.add_module(name, nn.Dropout(layer['drop']))
         self.num_features = width
         self._build_classifier(num_classes, **dd)
         self.fc_layers.apply(init_weights)
@@ -261,19 +279,19 @@ class Head(nn.Module):
             self, num_classes: int, pool_type: str | None = None, in_features: int | None = None,
             device=None, dtype=None,
     ) -> None:
-        """New classifier, and new fully connected layers only where another pooling leaves no other way.
+        """New classifier, and new layers before it only where another pooling leaves no other way.
 
         Args:
             num_classes: 0 for none.
-            pool_type: As it is if None; with '' the fully connected layers go too, for they take pooled features.
-            in_features: For a head on other, pruned features, which the fully connected layers don't fit.
+            pool_type: As it is if None; with '' the layers before the classifier go too, for they take pooled features.
+            in_features: For a head on other, pruned features, which the layers before the classifier don't fit.
         """
         dd = {'device': device, 'dtype': dtype}
         old = self.global_pool
         pool_type = old.pool_type if pool_type is None else pool_type
         new = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
         if in_features is not None and in_features != self.in_features:
-            self.in_features, self.fc_widths = in_features, ()
+            self.in_features, self.layers = in_features, ()
             self._build(num_classes, pool_type, **dd)
         elif old.feat_mult() != new.feat_mult() or bool(old.pool_type) != bool(pool_type):
             self._build(num_classes, pool_type, **dd)
@@ -293,7 +311,7 @@ def init_weights(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.BatchNorm2d):
+    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         module.reset_parameters()
 
 
@@ -307,6 +325,8 @@ class Xception(nn.Module):
         output_stride: 32, or 16 or 8 to dilate the last one or two strides: the same function at the positions they
             share with the strided network.
         fc_widths: Widths of fully connected layers between pooling and classifier; the paper tries (4096, 4096).
+        head_layers: For heads of more kinds than `fc_widths` gives, in order: {'fc': width}, optionally with
+            'bias': False; {'bn': eps}, optionally with Keras' 'momentum'; {'act': timm's name}; {'drop': rate}.
         drop_rate: Dropout before the classifier, in [0, 1). The paper uses 0.5 on ImageNet.
         drop_path_rate: Stochastic depth of the last residual module, in [0, 1), falling linearly towards the first.
         act_layer: timm's name of an activation, or its class; a KeyError if timm has none of the name.
@@ -327,6 +347,7 @@ class Xception(nn.Module):
             global_pool: str = 'avg',
             output_stride: int = 32,
             fc_widths: Sequence[int] = (),
+            head_layers: Sequence[HeadLayer] = (),
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
             act_layer: ActLayer = 'relu',
@@ -343,6 +364,8 @@ class Xception(nn.Module):
         _check_choice('output_stride', output_stride, output_stride in OUTPUT_STRIDES, f'one of {OUTPUT_STRIDES}')
         _check_choice('pool_padding', pool_padding, pool_padding in POOL_PADDINGS, f'one of {POOL_PADDINGS}')
         _check_choice('fc_widths', fc_widths, all(width >= 1 for width in fc_widths), 'a list of positive widths')
+        _check_choice('head_layers', head_layers, all(map(_is_head_layer, head_layers)) and not (
+            fc_widths and head_layers), f"a list of dicts, each with one of {HEAD_LAYERS}, and no fc_widths beside it")
         _check_choice('drop_rate', drop_rate, 0 <= drop_rate < 1, 'in [0, 1)')
         _check_choice('drop_path_rate', drop_path_rate, 0 <= drop_path_rate < 1, 'in [0, 1)')
         _check_choice('bn_eps', bn_eps, bn_eps > 0, 'positive (Keras: 1e-3; legacy torch lineage: 1e-5)')
@@ -371,7 +394,8 @@ class Xception(nn.Module):
             module(1024, (1536, 2048), dilation=dilation32, residual=False, act_first=False),          # 10
         )
         self.apply(init_weights)
-        self.head = Head(2048, num_classes, global_pool, fc_widths, drop_rate, act_layer, **dd)
+        layers = [layer for width in fc_widths for layer in ({'fc': width}, {'act': act_layer})] or head_layers
+        self.head = Head(2048, num_classes, global_pool, layers, drop_rate, **dd)
 
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -483,6 +507,18 @@ class Xception(nn.Module):
         if prune_head or max_index < 4:
             self.reset_classifier(0, '')
         return take_indices
+
+
+def _is_head_layer(layer: Any) -> bool:
+    """Whether it is one of the kinds that `Head` knows, with a possible value."""
+    if not isinstance(layer, Mapping):
+        return False
+    keys = sorted(layer)
+    if keys in (['fc'], ['bias', 'fc']):
+        return isinstance(layer['fc'], int) and layer['fc'] >= 1 and isinstance(layer.get('bias', True), bool)
+    if keys in (['bn'], ['bn', 'momentum']):
+        return 0 < layer['bn'] < 1 and 0 <= layer.get('momentum', 0) <= 1
+    return keys == ['act'] or (keys == ['drop'] and 0 <= layer['drop'] < 1)
 
 
 def _check_choice(name: str, value: object, valid: bool, choices: str) -> None:
