@@ -1,32 +1,24 @@
 """A `.keras` archive as data: its config and its weights, nothing extracted and nothing run."""
-import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
+from .hdf5 import KerasFileError
 
-from .hdf5 import KerasFileError, WeightFile
-
-__all__ = ['open_archive']
+__all__ = ['parse_json', 'read_archive']
 
 METADATA, CONFIG, WEIGHTS = 'metadata.json', 'config.json', 'model.weights.h5'
-MAX_BYTES = {METADATA: 2**20, CONFIG: 64 * 2**20, WEIGHTS: 2 * 2**30}  # Xception's are 63, 120 thousand, 86 million
-DAMAGES = (
-    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError)
+MAX_BYTES = {METADATA: 2**20, CONFIG: 64 * 2**20, WEIGHTS: 2**29}  # Xception's are 63, 120 thousand, 86 to 280 million
 MAX_RATIO = 100  # of a compressed member; JSON reaches 20
+DAMAGES = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError,
+    ValueError)
 
 
-@contextmanager
-def open_archive(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any], WeightFile]]:
-    """Opens an archive.
-
-    Yields:
-        What metadata.json and config.json hold, and model.weights.h5.
+def read_archive(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """What metadata.json and config.json hold, and model.weights.h5, read as a whole: that checks its checksum.
 
     Raises:
         KerasFileError: It is no such archive, is damaged, or is larger than any Xception.
@@ -34,10 +26,8 @@ def open_archive(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any], W
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive, path)
-            metadata, config = (_read_json(archive, name, path) for name in (METADATA, CONFIG))
-            # read as a whole, for that is what checks its checksum; HDF5 then finds its arrays in memory
-            with h5py.File(io.BytesIO(archive.read(WEIGHTS)), 'r') as weights:
-                yield metadata, config, WeightFile(weights, path)
+            metadata, config = (parse_json(archive.read(name), f'{path}: {name}') for name in (METADATA, CONFIG))
+            return metadata, config, archive.read(WEIGHTS)
     except KerasFileError:
         raise
     except DAMAGES as e:
@@ -59,11 +49,12 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
             raise KerasFileError(f'{path}: {name} declares {info.file_size} bytes, more than any Xception has.')
 
 
-def _read_json(archive: zipfile.ZipFile, name: str, path: Path) -> dict[str, Any]:
+def parse_json(text: str | bytes, place: str) -> dict[str, Any]:
+    """An object in JSON; a KerasFileError that names the place if it is something else."""
     try:
-        data = json.loads(archive.read(name))
+        data = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise KerasFileError(f'{path}: {name} is not JSON ({e}).') from e
+        raise KerasFileError(f'{place} is not JSON ({e}).') from e
     if not isinstance(data, dict):
-        raise KerasFileError(f'{path}: {name} holds a {type(data).__name__} instead of an object.')
+        raise KerasFileError(f'{place} holds a {type(data).__name__} instead of an object.')
     return data

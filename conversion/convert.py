@@ -4,23 +4,32 @@ Converts a Keras Xception into a directory that timm loads, after Keras and the 
 """
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from xception_hub.xception_paper import MIN_IMG_SIZE
 
-from .output import OutputError, Preprocessing, write
-from .parity import Parity, find_photos, prove_parity
+from .output import OutputError, write
+from .parity import Parity, prove_parity
+from .photos import Photo, find_photos, photo_batch, sample_photos
 from .port import KerasFileError, Port, port
+from .preprocessing import Preprocessing
+from .release import ReleaseError
 
 __all__ = ['convert']
 
 # Beside the model's own: at this size the poolings meet odd and even maps, in height and in width.
 SECOND_SIZE = (107, 150)
+
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
+MOST_SCALE_OF_BYTES = 1 / 64
+
+STATISTICS_PHOTOS = 10  # means need more than two
 
 # Those of keras.applications; timm's crop for 299 pixels.
 RELEASE_PREPROCESSING = Preprocessing('tf', (299, 299), 'bicubic', crop_pct=0.8975, crop_mode='center')
@@ -46,28 +55,38 @@ def convert(
         output: Directory for model.safetensors, config.json, README.md and parity.json.
         preprocessing: Of the images that the model was trained on.
         class_names: One for each output, in order.
-        photos: Image files to compare on; noise without any.
+        photos: Image files to compare on; without any, a photo of Matplotlib's, or noise for other than three channels.
 
     Raises:
         KerasFileError: The class names don't fit.
         OutputError: The directory can't be written.
-        ParityError: Keras computes something else than the converted network.
-        ImportError: Keras is not installed.
+        ParityError: Keras computes something else than the converted network; or it is not installed, and the proofs
+            without it failed or lack a photo.
     """
     classes = ported.model_args['num_classes']
     if class_names is not None and len(class_names) != classes:
         raise KerasFileError(f'{ported.source} has {classes} outputs, but {len(class_names)} class names were given.')
     model = ported.model()
-    parity = prove_parity(ported, model, list(dict.fromkeys([preprocessing.image_size, SECOND_SIZE])), photos)
+    pictures: Sequence[Photo] = (photos or sample_photos()) if model.in_chans == 3 else []
+    sizes = list(dict.fromkeys([preprocessing.image_size, SECOND_SIZE]))
+    parity = prove_parity(ported, model, sizes, pictures, _statistics_images(preprocessing, pictures))
     if not parity.passed:
-        raise ParityError(f'{ported.source}: the networks differ; nothing was written.\n{parity.table()}')
+        raise ParityError(f'{ported.source}: not shown to be the same; nothing was written.\n{parity.report()}')
     write(output, ported, model, parity, preprocessing, class_names)
     return parity
 
 
+def _statistics_images(preprocessing: Preprocessing, photos: Sequence[Photo]) -> np.ndarray | None:
+    """Photos as the model was trained on, [B, H, W, 3]; None without photos."""
+    if not photos:
+        return None
+    mean, std = preprocessing.mean_and_std()
+    return ((photo_batch(photos[:STATISTICS_PHOTOS], preprocessing.image_size) + 1) / 2 - mean) / std
+
+
 @app.default
 def main(
-        source: Path,
+        source: str,
         /,
         *,
         output: Annotated[Path, Parameter(alias='-o')],
@@ -75,49 +94,76 @@ def main(
         interpolation: Literal['nearest', 'bilinear', 'bicubic'] | None = None,
         size: Annotated[int | None, Parameter(validator=Number(gte=MIN_IMG_SIZE))] = None,
         class_names: Annotated[list[str] | None, Parameter(consume_multiple=True, negative='')] = None,
+        config: Path | None = None,
         images: Path | None = None,
 ) -> None:
     """Converts SOURCE into a directory that `timm.create_model('local-dir:DIR', pretrained=True)` loads.
 
     Args:
-        source: A .keras archive, or the official xception_weights_tf_dim_ordering_tf_kernels[_notop].h5.
+        source: A .keras archive; a whole model or weights of Keras 1, 2 or 3 in .h5 or .weights.h5; a sharded
+            .weights.json; the directory of a KerasHub preset; or keras-imagenet or keras-imagenet-notop, the weights
+            that Keras publishes, which are downloaded.
         output: The directory to write: model.safetensors, config.json, README.md, parity.json.
         input_range: What the model takes: tf for -1..1 (xception.preprocess_input), unit for 0..1, raw for 0..255.
         interpolation: How images were resized in training; load_img's default is nearest, that of
             image_dataset_from_directory bilinear.
         size: Height and width of the images in pixels, if the file doesn't say them.
         class_names: In order: separated by spaces or commas, or a file with one a line.
-        images: A folder of photos to compare the networks on, instead of noise.
+        config: What model.to_json() gives in Keras, for weights alone with a head of more than one Dense layer.
+        images: A folder of photos to compare the networks on, instead of one that Matplotlib brings along.
     """
     try:
-        ported = port(source)
-        preprocessing = _preprocessing(ported, input_range, interpolation, size)
+        ported = port(source, config)
+        preprocessing = choose_preprocessing(ported, input_range, interpolation, size)
         photos = find_photos(images) if images else []
         parity = convert(ported, output, preprocessing, _names(class_names), photos)
-    except (KerasFileError, OutputError, ParityError, OSError, ImportError) as e:
+    except (KerasFileError, ReleaseError, OutputError, ParityError, OSError, ImportError) as e:
         sys.exit(f'error: {e}')
-    found = parity.fingerprints
-    print(f'{parity.table()}\n\nReference: {parity.reference}. Backbone: {found["identical"]} of {sum(found.values())} '
-          f'tensors are bit-identical to those that Keras publishes.\nWritten: {output}')
+    print(f'{parity.report()}\n')
+    for reason in dict.fromkeys(ported.left_out.values()):
+        arrays = [array for array, why in ported.left_out.items() if why == reason]
+        print(f'Left out: {reason}, {len(arrays)} arrays from {arrays[0]} on')
+    print(f'Written: {output}')
 
 
-def _preprocessing(
-        ported: Port, input_range: str | None, interpolation: str | None, size: int | None,
+def choose_preprocessing(
+        ported: Port, input_range: str | None = None, interpolation: str | None = None, size: int | None = None,
 ) -> Preprocessing:
-    """What the file says, else the flags; what neither says is asked for."""
-    if ported.is_release:
-        known = RELEASE_PREPROCESSING
-        return replace(known, input_range=input_range or known.input_range,
-                       interpolation=interpolation or known.interpolation,
-                       image_size=(size, size) if size else known.image_size)
-    image_size = (size, size) if size else ported.image_size
-    flags = {'--input-range': input_range, '--interpolation': interpolation, '--size': image_size}
-    missing = [flag for flag, value in flags.items() if value is None]
-    if missing or image_size is None:
+    """What the flags say, else the file; what neither says is asked for.
+
+    Raises:
+        KerasFileError: Something is missing; the message names the flags.
+    """
+    known = _known_preprocessing(ported)
+    flags = dict(input_range=input_range, interpolation=interpolation, image_size=(size, size) if size else None)
+    known.update({name: value for name, value in flags.items() if value})
+    names = {'input_range': '--input-range', 'interpolation': '--interpolation', 'image_size': '--size'}
+    missing = [flag for name, flag in names.items() if not known.get(name)]
+    if missing:
         raise KerasFileError(
             f'{ported.source} does not say how its images were prepared, which changes what the model computes. '
             f'Pass {" and ".join(missing)}; --help explains the choices.')
-    return Preprocessing(str(input_range), image_size, str(interpolation))
+    return Preprocessing(**known)
+
+
+def _known_preprocessing(ported: Port) -> dict[str, Any]:
+    """Arguments of `Preprocessing` that the file tells."""
+    if ported.is_release:
+        return asdict(RELEASE_PREPROCESSING)
+    known: dict[str, Any] = dict(image_size=ported.image_size, rescaling=ported.structure.rescaling)
+    converter = ported.image_converter
+    if converter:
+        scale, offset = converter.get('scale'), converter.get('offset')
+        rescaling = (1. if scale is None else scale), (0. if offset is None else offset)
+        if not all(isinstance(value, (int, float)) for value in rescaling) or not rescaling[0]:
+            raise KerasFileError(f'{ported.source}: its image converter has scale {scale!r} and offset {offset!r}.')
+        known.update(input_range='raw', rescaling=rescaling)
+        known.update(crop_mode='center' if converter.get('crop_to_aspect_ratio', True) else 'squash')
+        if converter.get('interpolation') in INTERPOLATIONS:
+            known['interpolation'] = converter['interpolation']
+    elif ported.structure.rescales and abs(ported.structure.rescaling[0]) <= MOST_SCALE_OF_BYTES:
+        known['input_range'] = 'raw'  # a model that divides its images by something near 127 or 255 takes bytes
+    return known
 
 
 def _names(class_names: list[str] | None) -> list[str] | None:

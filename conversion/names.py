@@ -22,6 +22,7 @@ KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
         ('moving_variance', 'running_var', (0,)),
     ],
     'dense': [('kernel', 'weight', (1, 0)), ('bias', 'bias', (0,))],    # I O -> O I
+    'dense without bias': [('kernel', 'weight', (1, 0))],
 }
 
 # Keras 1 numbered its layers and called them so.
@@ -70,8 +71,20 @@ def _numbered() -> Iterator[Layer]:
         yield Layer(keras, torch_name, kind, f'{KERAS1_NAMES[kind]}_{counts[kind]}')
 
 
+def _place_in_list(name: str) -> tuple[int, int]:
+    block, _, rest = name.removeprefix('block').partition('_')
+    numbered = [digit for digit in rest if digit.isdigit()]
+    return int(block), int(numbered[0]) if numbered else 9
+
+
 LAYERS: dict[str, Layer] = {layer.keras: layer for layer in _numbered()}
 assert len(LAYERS) == 80 and sum(len(KINDS[layer.kind]) for layer in LAYERS.values()) == 234
+
+# The order in which Keras lists its layers, and counts the groups of those that it saves without a name: as above, but
+# residual normalizations come after those that they are computed before.
+LISTED: dict[str, list[str]] = {
+    kind: sorted((name for name, layer in LAYERS.items() if layer.kind == kind), key=_place_in_list)
+    for kind in KERAS1_NAMES}
 
 PREDICTIONS = Layer('predictions', 'head.fc', 'dense', 'dense_2')
 

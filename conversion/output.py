@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +13,16 @@ from timm.models import save_for_hf
 
 from xception_hub import Xception
 
+from .card import CONFIG_FILE, PARITY_FILE, render
 from .parity import Parity
 from .port import Port
+from .preprocessing import Preprocessing
 
-__all__ = ['OutputError', 'Preprocessing', 'write']
-
-PARITY_FILE = 'parity.json'
-
-# Keras' name of an input range -> mean and std of the images, whose values timm gives in 0..1.
-INPUT_RANGES: dict[str, tuple[float, float]] = {
-    'tf': (0.5, 0.5),           # -1..1, keras.applications.xception.preprocess_input
-    'unit': (0., 1.),           # 0..1
-    'raw': (0., 1 / 255),       # 0..255
-}
+__all__ = ['OutputError', 'write']
 
 
 class OutputError(ValueError):
     """The directory can't be written; the message says why."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images were prepared when the model was trained, which its file doesn't say.
-
-    Attributes:
-        input_range: A key of `INPUT_RANGES`.
-        image_size: Height and width in pixels.
-        interpolation: timm's name of the resampling.
-        crop_pct: Of the resized image's sides that is kept.
-        crop_mode: timm's: 'squash' resizes without regard to the aspect ratio, as Keras does; 'center' keeps it.
-    """
-
-    input_range: str
-    image_size: tuple[int, int]
-    interpolation: str
-    crop_pct: float = 1.
-    crop_mode: str = 'squash'
-
-    def pretrained_cfg(self, channels: int) -> dict[str, Any]:
-        """The fields of timm's pretrained cfg."""
-        mean, std = INPUT_RANGES[self.input_range]
-        height, width = self.image_size
-        return dict(
-            input_size=(channels, height, width), interpolation=self.interpolation, crop_pct=self.crop_pct,
-            crop_mode=self.crop_mode, mean=(mean,) * channels, std=(std,) * channels,
-            pool_size=None, test_input_size=None, license=None, origin_url=None)
 
 
 def write(
@@ -70,18 +35,34 @@ def write(
         OutputError: The directory exists and holds something other than a conversion.
     """
     source = dict(file=ported.source.name, sha256=ported.sha256, keras_version=ported.keras_version)
-    report = dict(source=source, left_out=ported.left_out, **parity.as_dict())
+    declared = dict(preprocessing=asdict(preprocessing), class_names=list(class_names) if class_names else None)
+    report = dict(source=source, left_out=ported.left_out, declared=declared, **parity.as_dict())
     model_config: dict[str, Any] = dict(
         pretrained_cfg=dict(preprocessing.pretrained_cfg(model.in_chans), tag=None),
-        keras=dict(source, final_activation=ported.final_activation))
+        keras=dict(
+            source, final_activation=ported.final_activation, input_range=preprocessing.input_range,
+            rescaling=ported.structure.rescaling))
     if class_names:
         model_config['label_names'] = list(class_names)
     with _all_or_nothing(directory) as folder:
         save_for_hf(
             model, str(folder), model_config=model_config, safe_serialization=True,
             model_args=dict(drop_rate=ported.model_args['drop_rate']) if ported.model_args.get('drop_rate') else None)
+        _let_transformers_load(folder / CONFIG_FILE)
         (folder / PARITY_FILE).write_text(json.dumps(report, indent=2), encoding='utf-8')
-        (folder / 'README.md').write_text(_card(ported, parity, preprocessing, class_names), encoding='utf-8')
+        (folder / 'README.md').write_text(render(folder), encoding='utf-8')
+
+
+def _let_transformers_load(config_file: Path) -> None:
+    """Makes config.json what the pipelines of transformers take as well; timm builds the same model from it.
+
+    transformers passes `num_classes` itself, beside `model_args`, and takes scores for exclusive unless told otherwise.
+    """
+    config = json.loads(config_file.read_text(encoding='utf-8'))
+    config['model_args'].pop('num_classes', None)
+    if config['keras']['final_activation'] == 'sigmoid':
+        config['problem_type'] = 'multi_label_classification'
+    config_file.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 
 @contextmanager
@@ -108,48 +89,3 @@ def _all_or_nothing(directory: Path) -> Iterator[Path]:
         os.replace(folder, directory)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-CARD = """\
----
-library_name: timm
-pipeline_tag: image-classification
-tags: [image-classification, timm, xception]
----
-# Xception, converted from Keras
-
-`{file}` (sha256 `{sha256}`, written by Keras {keras_version}), as the timm model `xception_paper` of
-arXiv:1610.02357.
-
-```python
-import timm, xception_hub
-model = timm.create_model('local-dir:DIRECTORY', pretrained=True).eval()  # or 'hf-hub:ORGANISATION/NAME'
-transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
-```
-
-| | |
-|---|---|
-| classes | {classes} |
-| images | {height}x{width} pixels, {interpolation} resampling, range "{input_range}" |
-| final activation in Keras | {final_activation} (the network returns logits) |
-| backbone | {backbone} |
-
-## Parity
-
-Relative L2 difference from {reference}, the largest of all modules:
-
-```
-{table}
-```
-"""
-
-
-def _card(ported: Port, parity: Parity, pre: Preprocessing, class_names: Sequence[str] | None) -> str:
-    found = parity.fingerprints
-    genuine = f'{found["identical"]} of {sum(found.values())} tensors bit-identical to the weights that Keras publishes'
-    return CARD.format(
-        file=ported.source.name, sha256=ported.sha256, keras_version=ported.keras_version,
-        classes=', '.join(class_names) if class_names else ported.model_args['num_classes'],
-        height=pre.image_size[0], width=pre.image_size[1], interpolation=pre.interpolation,
-        input_range=pre.input_range, final_activation=ported.final_activation, backbone=genuine,
-        reference=parity.reference or 'Keras: not compared, for Keras is not installed', table=parity.table())

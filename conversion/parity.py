@@ -1,22 +1,23 @@
 """Both networks on the same images, compared after every module, in the precision in which nothing can hide."""
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from xception_hub import Xception
 from xception_hub.fingerprints import compare
 
+from .consistency import MOST, check_consistency
+from .photos import Photo, photo_batch
 from .port import Port
 from .reference import TAPS, KerasReference
 
-__all__ = ['Parity', 'Proof', 'compare_with_keras', 'prove_parity']
+__all__ = ['Check', 'Parity', 'Proof', 'compare_with_keras', 'keras_is_installed', 'prove_parity']
 
 # Relative L2 difference that float arithmetic in another order leaves; a wrong eps, padding or tensor is 1e-2 and more.
 TOLERANCES = {'float64': 1e-12, 'float32': 5e-6}
@@ -24,7 +25,6 @@ TOLERANCES = {'float64': 1e-12, 'float32': 5e-6}
 COMPARED = {'float64': TAPS, 'float32': ['head.global_pool']}
 
 IMAGE_COUNT = 2
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 SEED = 20161007  # of the images, if there are no photos: the day of the paper's first version
 
 
@@ -56,28 +56,74 @@ class Proof:
         return next((tap for tap, value in self.differences.items() if not value <= self.tolerance), None)
 
 
+@dataclass(frozen=True)
+class Check:
+    """A proof of another kind than a comparison with Keras.
+
+    Attributes:
+        proof: What it is called.
+        passed: Its verdict.
+        decisive: Whether the conversion fails with it: where there is no better proof of the same.
+        summary: One line for people.
+        figures: For parity.json.
+    """
+
+    proof: str
+    passed: bool
+    decisive: bool
+    summary: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass
 class Parity:
     """All that was proven about a conversion.
 
     Attributes:
-        reference: Version and backend of Keras.
-        proofs: One for each precision and size.
+        reference: Version and backend of Keras; None if it is not installed, and nothing was compared with it.
+        reading: Who read the file for Keras.
+        proofs: One for each precision and size that was compared with Keras.
+        checks: The other proofs.
         fingerprints: How the backbone compares with Keras' own, which a fine-tuned one need not equal.
     """
 
-    reference: str
+    reference: str | None
+    reading: str | None
     proofs: list[Proof]
+    checks: list[Check]
     fingerprints: dict[str, int]
 
     @property
     def passed(self) -> bool:
-        return bool(self.proofs) and all(proof.first_wrong is None for proof in self.proofs)
+        """Whether each proof that decides says so, and there is one."""
+        verdicts = [proof.first_wrong is None for proof in self.proofs]
+        verdicts += [check.passed for check in self.checks if check.decisive]
+        return bool(verdicts) and all(verdicts)
 
     def as_dict(self) -> dict[str, Any]:
         """For parity.json."""
-        proofs = [{**asdict(p), 'worst': p.worst, 'passed': p.first_wrong is None} for p in self.proofs]
-        return dict(passed=self.passed, reference=self.reference, proofs=proofs, fingerprints=self.fingerprints)
+        proofs: list[dict[str, Any]] = [
+            {'proof': 'Keras', **asdict(p), 'worst': p.worst, 'first_wrong': p.first_wrong,
+             'passed': p.first_wrong is None} for p in self.proofs]
+        proofs += [dict(proof=c.proof, passed=c.passed, decisive=c.decisive, summary=c.summary, **c.figures)
+                   for c in self.checks]
+        return dict(passed=self.passed, reference=self.reference, reading=self.reading, proofs=proofs,
+                    fingerprints=self.fingerprints)
+
+    def report(self) -> str:
+        """All proofs, for people."""
+        lines = []
+        if self.proofs:
+            lines += [self.table(), '', f'Reference: {self.reference}, given {self.reading}.']
+        else:
+            lines += ['Keras is not installed, so the computation was NOT compared. What was shown without it:']
+        for check in self.checks:
+            verdict = 'passed' if check.passed else 'FAILED' if check.decisive else 'NOTE'
+            lines.append(f'{check.proof}: {verdict}, {check.summary}')
+        found = self.fingerprints
+        lines.append(f'fingerprints: {found["identical"]} of {sum(found.values())} tensors of the backbone are '
+                     f'bit-identical to those that Keras publishes')
+        return '\n'.join(lines)
 
     def tap_table(self) -> str:
         """A row for each tap, a column for each size, in float64; an asterisk where it is out of tolerance."""
@@ -98,37 +144,89 @@ class Parity:
         return '\n'.join(lines)
 
 
+def keras_is_installed() -> bool:
+    """Whether networks can be compared with Keras; without it there are the other proofs."""
+    return importlib.util.find_spec('keras') is not None
+
+
 def prove_parity(
-        ported: Port, model: Xception, sizes: Sequence[tuple[int, int]], photos: Sequence[Path] = (),
+        ported: Port, model: Xception, sizes: Sequence[tuple[int, int]], photos: Sequence[Photo] = (),
+        consistency_images: np.ndarray | None = None,
 ) -> Parity:
-    """Compares a model with the Keras file that it came from.
+    """Compares a model with the Keras file that it came from, if Keras is installed, and makes the other proofs.
 
     Args:
         ported: The file.
         model: That is to be the same; it is left in float32.
         sizes: Heights and widths to compare at, in pixels.
         photos: To compare on; uniform noise without any.
-
-    Raises:
-        ImportError: Keras is not installed.
+        consistency_images: [B, H, W, C], prepared as in training, for the proofs that need no Keras.
     """
     proofs: list[Proof] = []
-    for dtype in TOLERANCES:
-        reference = KerasReference(ported, dtype)
-        proofs += [compare_with_keras(reference, model, size, photos) for size in sizes]
+    version = reading = None
+    by_keras = False
+    if keras_is_installed():
+        for dtype in TOLERANCES:
+            reference = KerasReference(ported, dtype)
+            version, reading, by_keras = reference.version, reference.reading, reference.by_keras
+            proofs += [compare_with_keras(reference, model, size, photos) for size in sizes]
+            del reference
+    checks = [same_tensors(ported, model)]
+    if consistency_images is not None:
+        checks += check_statistics(model, consistency_images, not proofs, not by_keras)
     found = compare(ported.tensors)
     counts = {kind: len(getattr(found, kind)) for kind in ('identical', 'compensated', 'different', 'missing')}
-    return Parity(reference.version, proofs, counts)
+    return Parity(version, reading, proofs, checks, counts)
+
+
+def same_tensors(ported: Port, model: nn.Module) -> Check:
+    """Whether the network holds the file's arrays, bit by bit."""
+    state = model.state_dict()
+    unequal = [name for name, tensor in ported.tensors.items() if name not in state or not tensor.equal(state[name])]
+    more = [name for name in state if name not in ported.tensors and not name.endswith('num_batches_tracked')]
+    equal = len(ported.tensors) - len(unequal)
+    summary = f'{equal} of {len(ported.tensors)} tensors are bit-identical to the arrays of the file'
+    if unequal or more:
+        summary += f'; not so {", ".join((unequal + more)[:3])}'
+    return Check('tensors', not unequal and not more, True, summary, dict(unequal=unequal, more=more))
+
+
+def check_statistics(model: nn.Module, images: np.ndarray, decisive: bool, order_decisive: bool) -> list[Check]:
+    """What the moving statistics say of the images, and of the residual normalizations.
+
+    Args:
+        model: The network.
+        images: [B, H, W, C], prepared as in training.
+        decisive: There is no comparison with Keras.
+        order_decisive: Keras hasn't read the file itself, so that nothing else confirms the residual layers.
+    """
+    found = check_consistency(model, images)
+    where = f', wrong from {found.first_wrong} on: check how images are prepared' if found.first_wrong else ''
+    statistics = Check(
+        'moving statistics', found.first_wrong is None, decisive,
+        f'on {found.images} images the worst of {len(found.deviations)} normalizations is off by {found.worst:.2f} '
+        f'standard deviations, of {MOST:.0f} at most{where}',
+        dict(images=found.images, deviations=found.deviations, limit=MOST))
+    now = '; '.join(f'{name} {a:.2f} against {b:.2f}' for name, (a, b) in found.exchanged.items())
+    residuals = Check(
+        'residual normalizations', found.first_exchanged is None, decisive or order_decisive,
+        f'deviations as they are, and exchanged with the last of their module: {now}',
+        dict(exchanged=found.exchanged, first_exchanged=found.first_exchanged))
+    return [statistics, residuals]
 
 
 def compare_with_keras(
-        reference: KerasReference, model: Xception, size: tuple[int, int], photos: Sequence[Path] = (),
+        reference: KerasReference, model: Xception, size: tuple[int, int], photos: Sequence[Photo] = (),
 ) -> Proof:
     """Runs both networks on the same images and compares them tap by tap."""
+    scale, offset = reference.rescaling
+    images = photo_batch(photos[:IMAGE_COUNT], size) if photos and model.in_chans == 3 else _noise(size, model.in_chans)
     # in float32 on both sides, also where the network computes in float64: that is what images come in
-    images = (photo_batch(photos, size) if photos else _noise(size, model.in_chans)).astype(np.float32)
+    taken = ((images - offset) / scale).astype(np.float32)
     with one_thread() if reference.dtype == 'float64' else nullcontext():
-        expected, found = reference(images), torch_taps(model, images, reference.dtype)
+        expected = reference(taken)
+        found = torch_taps(model, taken if scale == 1 and not offset else taken * np.float64(scale) + offset,
+                           reference.dtype)
     return compare_taps(expected, found, reference.dtype, size, 'photos' if photos else 'noise')
 
 
@@ -180,23 +278,3 @@ def torch_taps(model: Xception, images: np.ndarray, dtype: str) -> dict[str, np.
 
 def _noise(size: tuple[int, int], channels: int) -> np.ndarray:
     return np.random.default_rng(SEED).uniform(-1, 1, (IMAGE_COUNT, *size, channels))
-
-
-def find_photos(folder: Path) -> list[Path]:
-    """The image files of a folder, by name.
-
-    Raises:
-        OSError: There is no such folder, or no image in it.
-    """
-    photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not photos:
-        raise OSError(f'{folder} holds no file that ends in one of {IMAGE_SUFFIXES}.')
-    return photos
-
-
-def photo_batch(paths: Sequence[Path], size: tuple[int, int], most: int = IMAGE_COUNT) -> np.ndarray:
-    """The first photos as images [B, H, W, 3] in [-1, 1]."""
-    height, width = size
-    nearest = Image.Resampling.NEAREST
-    images = [Image.open(path).convert('RGB').resize((width, height), nearest) for path in paths[:most]]
-    return np.stack([np.asarray(image) / 127.5 - 1 for image in images])

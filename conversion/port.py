@@ -1,25 +1,36 @@
-"""A Keras file becomes an Xception: every array it holds is used exactly once, or listed with the reason why not."""
+"""A Keras file becomes an Xception: every array it holds is used exactly once, or listed with the reason why not.
+
+    source -> formats.open_source -> config? -> structure -> layouts: path of each array -> checked, then read
+"""
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import timm
+import torch
 from torch import Tensor
 
 from xception_hub import Xception
 from xception_hub.checkpoints import check_against
 
-from .archive import open_archive
+from .formats import Opened, open_source, read_json
 from .hdf5 import KerasFileError, WeightFile
-from .names import KINDS, LAYERS, PREDICTIONS, Layer, keras_shape, to_torch
-from .structure import Dense, Structure, parse
+from .layouts import Keras1Layout, Layout, Placed, layout_of
+from .names import KINDS, LAYERS, Layer, keras_shape, to_torch
+from .release import RELEASES, fetch
+from .structure import Structure, bare, parse
 
-__all__ = ['KerasFileError', 'Port', 'head_layers', 'port', 'read_layers']
+__all__ = ['KerasFileError', 'Port', 'port', 'read_layers']
 
-# Arrays that are not the network's, by a part of their path.
-LEFT_OUT = {'optimizer/': "the optimizer's state", 'seed_generator': 'the state of a random generator'}
+# Arrays that are not the network's: how their paths begin, or a part of their path, and what they are.
+LEFT_OUT = {
+    'optimizer/': "the optimizer's state", 'optimizer_weights/': "the optimizer's state",
+    'metrics/': 'the state of a metric',
+}
+LEFT_OUT_PARTS = {
+    'seed_generator': 'the state of a random generator', 'StateVar': 'the state of a random generator'}
 
 
 @dataclass
@@ -27,160 +38,184 @@ class Port:
     """An Xception read from a Keras file.
 
     Attributes:
-        source: The file.
-        sha256: Of the file.
+        source: The file or directory.
+        kind: Of the source, as in `formats.Opened`.
+        sha256: Of its files, one after the other.
         tensors: Under this network's names.
         model_args: Arguments of `timm.create_model('xception_paper', ...)`.
+        structure: Where each layer is in the file, and what stands around Xception.
         image_size: Height and width that the file says, in pixels.
-        final_activation: What Keras applies to the logits, which is left to the user of the network.
         left_out: Array in the file -> why it isn't used.
         keras_version: That wrote the file, if it says so.
         is_release: The file is one of the two that Keras publishes, or has their layout.
+        config: Of the model, if it was given or is in the file.
+        image_converter: What a KerasHub preset says of its images.
     """
 
     source: Path
+    kind: str
     sha256: str
     tensors: dict[str, Tensor]
     model_args: dict[str, Any]
+    structure: Structure
     image_size: tuple[int, int] | None = None
-    final_activation: str = 'linear'
     left_out: dict[str, str] = field(default_factory=dict)
     keras_version: str = 'unknown'
     is_release: bool = False
+    config: dict[str, Any] | None = None
+    image_converter: dict[str, Any] | None = None
+
+    @property
+    def final_activation(self) -> str:
+        """What Keras applies to the logits, which is left to the user of the network."""
+        return self.structure.head.final_activation
 
     def model(self) -> Xception:
         """The network with its weights, in evaluation mode."""
-        model = timm.create_model('xception_paper', **self.model_args)
+        with torch.device('meta'):
+            model = timm.create_model('xception_paper', **self.model_args)
         check_against(self.tensors, model.state_dict(), str(self.source))
-        model.load_state_dict(self.tensors)
+        counters = {name: torch.zeros((), dtype=torch.long) for name in model.state_dict()
+                    if name.endswith('num_batches_tracked')}
+        own = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        model.load_state_dict({**own, **counters}, assign=True)
         return model.eval()
 
 
-def port(source: Path) -> Port:
-    """Reads a `.keras` archive or the official weights (`xception_weights_tf_dim_ordering_tf_kernels[_notop].h5`).
+def port(source: str | Path, config: Path | None = None) -> Port:
+    """Reads an Xception from any file or directory in which Keras has kept one.
+
+    Args:
+        source: What `formats.open_source` takes, or 'keras-imagenet' or 'keras-imagenet-notop', which are downloaded.
+        config: What `model.to_json()` gave, for weights alone that don't tell their head.
 
     Raises:
-        KerasFileError: The file is missing, damaged, unsafe, no Xception, or holds arrays that it has no place for.
+        KerasFileError: The source is missing, damaged, unsafe, no Xception, or holds arrays that it has no place for.
+        ReleaseError: The download failed.
     """
-    if not source.is_file():
-        raise KerasFileError(f'There is no file {source}.')
-    if source.suffix == '.keras':
-        return _port_archive(source)
-    if source.suffix == '.h5':
-        return _port_release(source)
-    raise KerasFileError(f'{source} ends in {source.suffix!r}; .keras archives and the official .h5 can be converted.')
-
-
-def _port_archive(source: Path) -> Port:
-    with open_archive(source) as (metadata, config, weights):
-        structure = parse(config, str(source))
-        tensors, model_args, left_out = read_layers(structure, weights)
+    path = fetch(str(source)) if str(source) in RELEASES and not Path(source).exists() else Path(source)
+    with open_source(path) as opened:
+        if config is not None:
+            if opened.config is not None:
+                raise KerasFileError(f'{path} holds the config of its model; leave out {config}.')
+            opened.config = read_json(config)
+        layout = layout_of(opened.weights)
+        structure = _structure(opened, layout)
+        tensors, model_args, left_out = read_layers(structure, layout)
         return Port(
-            source, _sha256(source), tensors, model_args, structure.image_size, structure.final_activation,
-            left_out, str(metadata.get('keras_version', 'unknown')))
+            path, opened.kind, _sha256(opened.files), tensors, model_args, structure,
+            (299, 299) if isinstance(layout, Keras1Layout) else structure.image_size, left_out, opened.keras_version,
+            isinstance(layout, Keras1Layout), opened.config if opened.kind != 'preset' else None,
+            opened.preset.get('image_converter.json', {}).get('config'))
 
 
-def read_layers(
-        structure: Structure, weights: WeightFile,
-) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
-    """Reads the arrays of a model whose config is known, in the layout that Keras 3 saves.
+def _structure(opened: Opened, layout: Layout) -> Structure:
+    if opened.kind == 'preset':
+        return _preset(opened, bare(layout.layers(), opened.path))
+    if opened.config is not None:
+        return parse(opened.config, opened.path)
+    structure = bare(layout.layers(), opened.path)
+    if isinstance(layout, Keras1Layout):
+        structure.head.final_activation = 'softmax' if structure.head.classifier else 'linear'
+    return structure
+
+
+def _preset(opened: Opened, structure: Structure) -> Structure:
+    """Adds what the preset's task says of the head, and its backbone of the images."""
+    backbone = (opened.config or {}).get('class_name')
+    if backbone != 'XceptionBackbone':
+        raise KerasFileError(f"{opened.path}: its backbone is a {backbone!r}, not an 'XceptionBackbone'.")
+    task = opened.preset.get('task.json', {}).get('config', {})
+    if structure.head.classifier is not None:
+        activation, dropout = task.get('activation') or 'linear', task.get('dropout') or 0.
+        if activation not in ('linear', 'softmax', 'sigmoid') or not 0 <= float(dropout) < 1:
+            raise KerasFileError(f'{opened.path}: its classifier has activation {activation!r}, dropout {dropout!r}.')
+        structure.head = replace(structure.head, final_activation=activation, drop_rate=float(dropout))
+    size = (opened.preset.get('image_converter.json', {}).get('config') or {}).get('image_size')
+    if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        structure.image_size = size[0], size[1]
+    return structure
+
+
+def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
+    """Reads the arrays of a model, after all of their names and shapes were checked.
 
     Returns:
         Tensors under this network's names, the network's arguments, and array -> why it isn't used.
     """
-    widths = [dense.units for dense in structure.dense]
-    model_args: dict[str, Any] = dict(
-        num_classes=widths[-1] if widths else 0, in_chans=structure.channels,
-        global_pool=structure.global_pool or 'avg', fc_widths=widths[:-1], drop_rate=structure.drop_rate)
-    reader = _Reader(weights, Xception(**model_args, device='meta').state_dict())
-    tensors: dict[str, Tensor] = {}
-    placed = [(LAYERS[name], layer) for name, layer in structure.layers.items()]
-    placed += [(layer, dense.layer) for layer, dense in zip(head_layers(structure.dense), structure.dense)]
+    weights, head = layout.weights, structure.head
+    placed = [(LAYERS[name], layer) for name, layer in structure.layers.items()] + head.placed_layers()
+    if head.classifier is not None and not head.num_classes:
+        head.num_classes = _last_axis(weights, layout, *placed[-1])
+    first, _ = placed[0]
+    kernel = weights.shape(layout.paths(placed[0][1], first.kind)['kernel'])
+    channels = structure.channels or (kernel[2] if len(kernel) == 4 else 3)
+    model_args = dict(head.model_args(), in_chans=channels)
+    expected = Xception(**model_args, device='meta').state_dict()
+    account = _Account(weights)
+    plan: list[tuple[Layer, dict[str, tuple[str, tuple[int, ...]]]]] = []
     for layer, place in placed:
-        saved_name = weights.attribute(f'{place.path}/vars', 'name')
-        if saved_name not in (None, place.name):
-            raise KerasFileError(f'{weights.source}: {place.path!r} is called {saved_name!r}, not {place.name!r}.')
-        paths = {keras: f'{place.path}/vars/{i}' for i, (keras, _, _) in enumerate(KINDS[layer.kind])}
-        tensors.update(reader.read(layer, paths))
-    return tensors, model_args, reader.left_out()
+        paths = layout.paths(place, layer.kind)
+        shapes = {keras: keras_shape(tuple(expected[f'{layer.torch}.{torch_name}'].shape), axes)
+                  for keras, torch_name, axes in KINDS[layer.kind]}
+        for keras, path in paths.items():
+            account.use(path, shapes[keras], layer.torch)
+        plan.append((layer, {keras: (path, shapes[keras]) for keras, path in paths.items()}))
+    left_out = account.left_out()
+    tensors: dict[str, Tensor] = {}
+    for layer, arrays in plan:
+        tensors.update(to_torch(layer, {keras: weights.read(*place) for keras, place in arrays.items()}))
+    return tensors, model_args, left_out
 
 
-def _port_release(source: Path) -> Port:
-    try:
-        with h5py.File(source, 'r') as file:
-            weights = WeightFile(file, source)
-            if 'convolution2d_1' not in weights:
-                raise KerasFileError(
-                    f"{source} is not Keras' official release: it has no group 'convolution2d_1'. "
-                    f'Load it in Keras 3 and save it as a .keras archive.')
-            top = PREDICTIONS.keras1 in weights
-            num_classes = weights.shape(_keras1_paths(PREDICTIONS)['kernel'])[-1] if top else 0
-            model_args: dict[str, Any] = dict(num_classes=num_classes)
-            reader = _Reader(weights, Xception(**model_args, device='meta').state_dict())
-            tensors: dict[str, Tensor] = {}
-            for layer in [*LAYERS.values(), *([PREDICTIONS] if top else [])]:
-                tensors.update(reader.read(layer, _keras1_paths(layer)))
-            activation = 'softmax' if top else 'linear'
-            return Port(
-                source, _sha256(source), tensors, model_args, (299, 299), activation,
-                reader.left_out(), '1', is_release=True)
-    except OSError as e:
-        raise KerasFileError(f'{source} is not a complete HDF5 file ({e}). Download it again.') from e
+def _last_axis(weights: WeightFile, layout: Layout, layer: Layer, placed: Placed) -> int:
+    """Width of a Dense layer, of which only the arrays are known."""
+    shape = weights.shape(layout.paths(placed, layer.kind)['kernel'])
+    if len(shape) != 2 or not 0 < shape[1] <= 1_000_000:
+        raise KerasFileError(f'{weights.source}: the kernel of {layer.keras!r} has shape {shape}.')
+    return shape[1]
 
 
-# Keras 1 called the variance a standard deviation, and what it kept is the variance.
-KERAS1_VARIABLES = {
-    'kernel': 'W', 'bias': 'b', 'moving_mean': 'running_mean', 'moving_variance': 'running_std'}
+class _Account:
+    """Which arrays of a file are used, and for what."""
 
-
-def _keras1_paths(layer: Layer) -> dict[str, str]:
-    return {
-        keras: f'{layer.keras1}/{layer.keras1}_{KERAS1_VARIABLES.get(keras, keras)}:0'
-        for keras, _, _ in KINDS[layer.kind]}
-
-
-def head_layers(dense: list[Dense]) -> list[Layer]:
-    """Fully connected layers of this network for the Dense layers of a file, the last of which is the classifier."""
-    names = [f'head.fc_layers.fc{i}' for i in range(1, len(dense))] + ['head.fc'][:len(dense)]
-    return [Layer(d.layer.name, name, 'dense', d.layer.name) for name, d in zip(names, dense)]
-
-
-class _Reader:
-    """Reads layers and keeps account of the file's arrays."""
-
-    def __init__(self, file: WeightFile, expected: dict[str, Tensor]) -> None:
-        self.file = file
-        self.expected = expected
+    def __init__(self, weights: WeightFile) -> None:
+        self.weights = weights
         self.used: dict[str, str] = {}
 
-    def read(self, layer: Layer, paths: dict[str, str]) -> dict[str, Tensor]:
-        """A layer's arrays, given the path of each by Keras' name, as tensors under this network's names."""
-        arrays = {}
-        for keras, torch_name, axes in KINDS[layer.kind]:
-            path = paths[keras]
-            if path in self.used:
-                raise KerasFileError(f'{self.file.source}: {path!r} would be both {self.used[path]} and {layer.torch}.')
-            self.used[path] = layer.torch
-            shape = keras_shape(tuple(self.expected[f'{layer.torch}.{torch_name}'].shape), axes)
-            arrays[keras] = self.file.read(path, shape)
-        return to_torch(layer, arrays)
+    def use(self, path: str, shape: tuple[int, ...], layer: str) -> None:
+        if path in self.used:
+            raise KerasFileError(f'{self.weights.source}: {path!r} would be both {self.used[path]} and {layer}.')
+        found = self.weights.shape(path)
+        if found != shape:
+            raise KerasFileError(
+                f'{self.weights.source}: {path!r} has shape {found}; this network needs {shape} for {layer}.')
+        self.used[path] = layer
 
     def left_out(self) -> dict[str, str]:
         """Array -> why it isn't used; raises if there is no reason."""
-        unused = [path for path in self.file.arrays() if path not in self.used]
-        reasons = {path: next((why for part, why in LEFT_OUT.items() if part in path), '') for path in unused}
+        reasons = {path: _reason(path) for path in self.weights.arrays() if path not in self.used}
         unknown = [path for path, reason in reasons.items() if not reason]
         if unknown:
             raise KerasFileError(
-                f'{self.file.source} holds {len(unknown)} arrays that Xception has no place for: '
-                f'{", ".join(unknown[:6])}. '
-                f'Used were {len(self.used)} arrays, from {next(iter(self.used))} on.')
+                f'{self.weights.source} holds {len(unknown)} arrays that Xception has no place for: '
+                f'{_listed(unknown)}. Used were {len(self.used)}: {_listed(list(self.used))}.')
         return reasons
 
 
-def _sha256(path: Path) -> str:
+def _reason(path: str) -> str:
+    start = next((why for start, why in LEFT_OUT.items() if path.startswith(start)), '')
+    return start or next((why for part, why in LEFT_OUT_PARTS.items() if part in path), '')
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+
+def _sha256(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    for path in paths:
+        with open(path, 'rb') as file:
+            while block := file.read(2**20):
+                digest.update(block)
     return digest.hexdigest()

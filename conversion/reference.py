@@ -1,18 +1,24 @@
 """Keras itself as the oracle: the model that a file holds, as Keras reads and runs it, tapped after every module.
 
 Keras reads the file with its own code, so that an error in the name table can't be on both sides. It is given a file
-only after `port` has found nothing in it but layers of Xception and a plain head.
+only after `port` has found nothing in it but layers of Xception and a plain head, and only if its config names nothing
+but classes of Keras that are known here. Some files Keras can't read any more, or reads by a position that depends on
+which layers were frozen: then Keras' own Xception is given the arrays as the port has read them, and `reading` says so.
 """
-import os
+import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
+from .head import ACTIVATIONS, AUGMENTATIONS, POOLS
+from .keras_model import build, import_keras
 from .port import Port
+from .structure import BACKBONE_CLASSES, FIRST, MODELS
 
-__all__ = ['TAPS', 'KerasReference', 'import_keras']
+__all__ = ['TAPS', 'KerasReference']
 
 # Where the networks are compared: after each of the 14 modules, after pooling, and at the end.
 TAPS = [
@@ -20,21 +26,17 @@ TAPS = [
     *(f'exit_flow.{i}' for i in range(2)), 'head.global_pool', 'head']
 
 
-FIRST_LAYER, STEM_ACTIVATION, LAST_ACTIVATION = 'block1_conv1', 'block1_conv2_act', 'block14_sepconv2_act'
+STEM_ACTIVATION, LAST_ACTIVATION = 'block1_conv2_act', 'block14_sepconv2_act'
+BY_KERAS = 'the file as Keras itself reads it'
 
-
-def import_keras() -> Any:
-    """Keras, on the backend that KERAS_BACKEND names, or on torch if it names none.
-
-    Raises:
-        ImportError: Keras or the backend is not installed; the message says what to do.
-    """
-    os.environ.setdefault('KERAS_BACKEND', 'torch')
-    try:
-        import keras
-    except ImportError as e:
-        raise ImportError(f"{e}. Install the conversion extra: pip install -e '.[conversion]'.") from e
-    return keras
+# Whatever a config may name for Keras to be allowed to read it.
+LOADED_CLASSES = frozenset((
+    *MODELS, *BACKBONE_CLASSES, *AUGMENTATIONS, *POOLS, 'InputLayer', 'Dense', 'Dropout', 'Flatten', 'Softmax',
+    'Rescaling', 'TrueDivide', 'Divide', 'Subtract', 'Multiply', '__keras_tensor__', '__tuple__', 'DTypePolicy',
+    'Policy', 'SeedGenerator', 'L1', 'L2', 'L1L2', 'MaxNorm', 'NonNeg', 'UnitNorm', 'MinMaxNorm', 'Zeros', 'Ones',
+    'Constant', 'GlorotUniform', 'GlorotNormal', 'HeUniform', 'HeNormal', 'LecunUniform', 'LecunNormal',
+    'RandomUniform', 'RandomNormal', 'TruncatedNormal', 'VarianceScaling', 'Orthogonal'))
+LOADED_MODULES = re.compile(r'keras(\.[a-z_.0-9]+)?|builtins')
 
 
 class KerasReference:
@@ -44,6 +46,10 @@ class KerasReference:
         ported: What `port` made of the file.
         dtype: 'float32' or 'float64', of weights and computation.
 
+    Attributes:
+        reading: Who read the file: `BY_KERAS`, or why Keras didn't.
+        rescaling: Scale and offset from the images that the model takes to what Xception takes.
+
     Raises:
         ImportError: Keras is not installed.
     """
@@ -51,60 +57,93 @@ class KerasReference:
     def __init__(self, ported: Port, dtype: str = 'float64') -> None:
         self.keras = keras = import_keras()
         self.dtype = dtype
+        self.reading = BY_KERAS
+        self.rescaling = ported.structure.rescaling
         model = self._load(ported)
         if dtype == 'float64':
             _promote_to_float64()
         # the same layers without a fixed image size, in the precision asked for, with Keras' own order of weights
-        config = re.sub(r'"float32"', f'"{dtype}"', model.to_json())
+        config = re.sub(r'"(?:mixed_)?b?float(?:16|32)"', f'"{dtype}"', model.to_json())
         config = re.sub(r'("batch_(?:input_)?shape": \[null), \d+, \d+,', r'\1, null, null,', config)
+        values = model.get_weights()
+        del model
         twin = keras.models.model_from_json(config)
-        twin.set_weights(model.get_weights())
+        twin.set_weights(values)
         self._split(twin)
 
     @property
     def version(self) -> str:
         return f'Keras {self.keras.__version__} on {self.keras.backend.backend()}'
 
+    @property
+    def by_keras(self) -> bool:
+        return self.reading == BY_KERAS
+
     def _load(self, ported: Port) -> Any:
-        if ported.source.suffix == '.keras':
-            return self.keras.models.load_model(ported.source, compile=False, safe_mode=True)
+        reason = _why_not_loaded(ported)
+        if not reason:
+            try:
+                return self._load_by_keras(ported)
+            except Exception as e:  # Keras has no error of its own for what it can't read
+                reason = f'Keras can not read the file ({type(e).__name__}: {str(e).splitlines()[0][:200]})'
+        self.reading = f"Keras' own Xception with the arrays as the port has read them, for {reason}"
+        return build(ported.model(), rescaling=ported.structure.rescaling)
+
+    def _load_by_keras(self, ported: Port) -> Any:
+        models = self.keras.models
+        if ported.kind in ('archive', 'whole model'):
+            return models.load_model(ported.source, compile=False, safe_mode=True)
         classes = ported.model_args['num_classes']
-        model = self.keras.applications.Xception(
-            weights=None, include_top=bool(classes), classes=classes or 1000, classifier_activation=None)
+        if ported.config is not None:
+            model = models.model_from_json(json.dumps(ported.config))
+        else:
+            model = self.keras.applications.Xception(
+                weights=None, include_top=bool(classes), classes=classes or 1000, classifier_activation=None,
+                input_shape=(299, 299, ported.model_args['in_chans']))
         model.load_weights(ported.source)
         return model
 
     def _split(self, model: Any) -> None:
-        """Makes one model of the backbone, with an output per module, and a list of the layers that follow it."""
-        backbone = model
-        while FIRST_LAYER not in [layer.name for layer in backbone.layers]:
-            backbone = next(layer for layer in backbone.layers if isinstance(layer, self.keras.Model))
-        end = [layer.name for layer in backbone.layers].index(LAST_ACTIVATION) + 1
-        adds = [layer.name for layer in backbone.layers[:end] if isinstance(layer, self.keras.layers.Add)]
-        taps = [STEM_ACTIVATION, *adds, LAST_ACTIVATION]
-        self._features = self.keras.Model(backbone.inputs, [backbone.get_layer(name).output for name in taps])
-        self._head: list[Any] = backbone.layers[end:]
-        if backbone is not model:
-            self._head += model.layers[model.layers.index(backbone) + 1:]
+        """Makes one model of Xception, with an output per module, and lists of the layers before and after it."""
+        layers = list(self._flat(model))
+        names = [layer.name for layer in layers]
+        start, end = names.index(FIRST), names.index(LAST_ACTIVATION)
+        adds = [layer for layer in layers[start:end] if isinstance(layer, self.keras.layers.Add)]
+        taps = [layers[names.index(STEM_ACTIVATION)], *adds, layers[end]]
+        self._features = self.keras.Model(layers[start].input, [layer.output for layer in taps])
+        self._before = [layer for layer in layers[:start] if not isinstance(layer, self.keras.layers.InputLayer)]
+        self._head = [layer for layer in layers[end + 1:] if not isinstance(layer, self.keras.layers.InputLayer)]
         # up to the logits, which is where this network ends
-        while self._head and isinstance(self._head[-1], self.keras.layers.Activation):
+        while self._head and type(self._head[-1]).__name__ in ('Activation', 'Softmax'):
             self._head.pop()
         if self._head and isinstance(self._head[-1], self.keras.layers.Dense):
             self._head[-1].activation = self.keras.activations.linear
 
+    def _flat(self, model: Any) -> Iterator[Any]:
+        """All layers in the order of computation, models in it opened."""
+        # a functional model's graph also has the operations that are no layers, such as x / 127.5
+        for layer in getattr(model, 'operations', model.layers):
+            if isinstance(layer, self.keras.Model):
+                yield from self._flat(layer)
+            else:
+                yield layer
+
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the model on images [B, H, W, C].
+        """Runs the model on images [B, H, W, C], in the range that it takes.
 
         Returns:
             Tap -> [B, h, w, c], from 'head.global_pool' on [B, c]. The last are the logits, if the model has a head.
         """
         to_numpy = self.keras.ops.convert_to_numpy
         with torch.no_grad():
-            outputs = self._features(self.keras.ops.convert_to_tensor(images, dtype=self.dtype), training=False)
+            x = self.keras.ops.convert_to_tensor(images, dtype=self.dtype)
+            for layer in self._before:
+                x = _call(layer, x)
+            outputs = self._features(x, training=False)
             taps = dict(zip(TAPS, map(to_numpy, outputs)))
             x = outputs[-1]
             for layer in self._head:
-                x = layer(x, training=False)
+                x = _call(layer, x)
                 if type(layer).__name__.startswith('Global'):
                     taps['head.global_pool'] = to_numpy(x)
             if self._head:
@@ -112,6 +151,51 @@ class KerasReference:
             else:
                 taps['head.global_pool'] = to_numpy(x).mean(axis=(1, 2))
         return taps
+
+
+def _call(layer: Any, x: Any) -> Any:
+    """Calls a layer as in evaluation; an operation such as x / 127.5 with its number."""
+    if hasattr(layer, 'weights'):
+        return layer(x, training=False)
+    return layer(x, *layer._inbound_nodes[0].arguments.args[1:])
+
+
+def _why_not_loaded(ported: Port) -> str:
+    """Why Keras should not read a file; '' if it should."""
+    config = {key: value for key, value in (ported.config or {}).items() if key != 'compile_config'}  # never compiled
+    foreign = next(_foreign(config), '')
+    if foreign:
+        return f'its config names {foreign!r}, which is not loaded'
+    names = {layer.name for layer in ported.structure.layers.values()}
+    if ported.config is not None and FIRST not in names:
+        return 'its layers have names of their own'
+    if ported.kind == 'preset':
+        return 'the preset belongs to KerasHub'
+    if ported.kind in ('weights', 'shards') and not ported.is_release:
+        placed = ported.structure.layers[FIRST]
+        if not placed.path:
+            return 'Keras would read it by positions that depend on which layers were frozen'
+        if ported.config is None and placed.path.count('/') > 1:
+            return 'it does not tell the model around Xception'
+    return ''
+
+
+def _foreign(node: Any) -> Iterator[str]:
+    """Names in a config of classes and modules that Keras is not asked for."""
+    if isinstance(node, dict):
+        class_name, module = node.get('class_name'), node.get('module')
+        if class_name == 'function':
+            if node.get('config') not in (*ACTIVATIONS, 'linear', 'softmax'):
+                yield str(node.get('config'))[:80]
+        elif class_name is not None and class_name not in LOADED_CLASSES:
+            yield str(class_name)[:80]
+        if module is not None and not LOADED_MODULES.fullmatch(str(module)):
+            yield str(module)[:80]
+        for value in node.values():
+            yield from _foreign(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _foreign(value)
 
 
 def _promote_to_float64() -> None:

