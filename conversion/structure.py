@@ -207,7 +207,8 @@ def _no_xception(layers: list[Placed]) -> str:
     if FIRST in missing:
         return f"holds no layer called {FIRST!r}, nor 34 SeparableConv2D in a row: this is no Xception of Keras."
     if not missing:
-        return 'holds the layers of an Xception, but its residual convolutions and normalizations can not be told.'
+        return ("holds the layers of an Xception, but which of its unnamed ones are residual can not be told. "
+                'Pass --config FILE with what model.to_json() gives in Keras.')
     return f'holds an Xception that lacks {", ".join(missing[:6])}, {len(missing)} layers in all.'
 
 
