@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ from .port import KerasFileError, Port, port
 from .preprocessing import Preprocessing
 from .release import ReleaseError
 
-__all__ = ['verify']
+__all__ = ['check_declared', 'verify']
 
 SIZES = (71, 150, 224, 299, 331)  # pixels: Keras' smallest, its users' and the paper's usual
 PHOTOS = 16     # for the moving statistics: means need more than two
@@ -93,7 +94,7 @@ def verify(ported: Port, directory: Path, sizes: tuple[int, ...] = SIZES, photos
     pictures: list[Photo] = [*(photos or sample_photos())][:PHOTOS] if network.in_chans == 3 else []
     parity = prove_parity(
         ported, network, list(dict.fromkeys(own + squares)), pictures, _prepared(network, pictures))
-    parity.checks += _declared_checks(directory, network, pictures)
+    parity.checks += check_declared(directory, pictures)
     return parity
 
 
@@ -105,11 +106,17 @@ def _prepared(network: Xception, photos: list[Photo]) -> np.ndarray | None:
     return np.stack([transform(photo).permute(1, 2, 0).numpy() for photo in open_photos(photos)])
 
 
-def _declared_checks(directory: Path, network: Xception, photos: list[Photo]) -> list[Check]:
-    """Whether timm prepares images, and names classes, as was declared when the file was converted."""
+def check_declared(directory: Path, photos: Sequence[Photo]) -> list[Check]:
+    """Whether timm prepares images, and names classes, as was declared when the file was converted.
+
+    Args:
+        directory: With config.json, from which timm takes both, and parity.json, where they were declared.
+        photos: To prepare in both ways.
+    """
     declared = _read_report(directory / PARITY_FILE).get('declared')
     if not declared:
         return []
+    network = timm.create_model(f'local-dir:{directory}')
     cfg: Any = network.pretrained_cfg
     names, found = declared['class_names'], cfg.get('label_names')
     same = (names or None) == (list(found) if found else None)
