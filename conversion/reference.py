@@ -5,6 +5,7 @@ only after `port` has found nothing in it but layers of Xception and a plain hea
 but classes of Keras that are known here. Some files Keras can't read any more, or reads by a position that depends on
 which layers were frozen: then Keras' own Xception is given the arrays as the port has read them, and `reading` says so.
 """
+import gc
 import json
 import re
 from collections.abc import Iterator
@@ -65,10 +66,11 @@ class KerasReference:
         # the same layers without a fixed image size, in the precision asked for, with Keras' own order of weights
         config = re.sub(r'"(?:mixed_)?b?float(?:16|32)"', f'"{dtype}"', model.to_json())
         config = re.sub(r'("batch_(?:input_)?shape": \[null), \d+, \d+,', r'\1, null, null,', config)
-        values = model.get_weights()
-        del model
         twin = keras.models.model_from_json(config)
-        twin.set_weights(values)
+        for source, target in zip(model.weights, twin.weights, strict=True):  # one by one: there are 84 MB of them
+            target.assign(source)
+        del model, source
+        gc.collect()  # Keras' models are full of cycles, and would stay for long
         self._split(twin)
 
     @property

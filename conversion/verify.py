@@ -162,7 +162,8 @@ def draw(parity: Parity, path: Path) -> None:
         axes.plot(list(proof.differences), values, marker='o', markersize=4, label=f'{proof.size[0]}x{proof.size[1]}')
     axes.axhline(proofs[0].tolerance, color='#d6453d', linestyle='--', label='tolerance')
     axes.set(yscale='log', ylabel='relative L2 difference', title=f'float64, against {parity.reference}')
-    axes.tick_params(axis='x', rotation=60)
+    for label in axes.get_xticklabels():
+        label.set(rotation=45, rotation_mode='anchor', ha='right')
     axes.grid(axis='y', alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(title='pixels', frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
