@@ -15,7 +15,7 @@ from cyclopts.validators import Number
 from xception_hub.xception_paper import MIN_IMG_SIZE
 
 from .output import OutputError, write
-from .parity import Parity, prove_parity
+from .parity import Parity, keras_is_installed, prove_parity
 from .photos import Photo, find_photos, photo_batch, sample_photos
 from .port import KerasFileError, Port, port
 from .preprocessing import Preprocessing
@@ -68,6 +68,10 @@ def convert(
         raise KerasFileError(f'{ported.source} has {classes} outputs, but {len(class_names)} class names were given.')
     model = ported.model()
     pictures: Sequence[Photo] = (photos or sample_photos()) if model.in_chans == 3 else []
+    if not pictures and not keras_is_installed():
+        raise ParityError(
+            f'{ported.source}: Keras is not installed, and there is no photo for the proofs without it. Install '
+            f"Keras (pip install -e '.[conversion]'), or pass --images FOLDER.")
     sizes = list(dict.fromkeys([preprocessing.image_size, SECOND_SIZE]))
     parity = prove_parity(ported, model, sizes, pictures, _statistics_images(preprocessing, pictures))
     if not parity.passed:

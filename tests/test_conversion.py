@@ -1,4 +1,5 @@
 """From a Keras file to a directory that timm loads: what is written, what is refused, and what never happens."""
+import hashlib
 import io
 import json
 import re
@@ -8,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,17 @@ import safetensors
 import timm
 import torch
 from conftest import ROOT
+from hub_server import HubServer
 from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint
 
 from conversion import convert as convert_module
-from conversion.convert import ParityError, convert
+from conversion.convert import ParityError, choose_preprocessing, convert
 from conversion.names import KINDS, LAYERS, PREDICTIONS
 from conversion.output import OutputError
 from conversion.parity import Parity
 from conversion.port import KerasFileError, Port, port
 from conversion.reference import BY_KERAS
+from conversion.release import RELEASES, Release, fetch
 from xception_hub.checkpoints import StateDict
 
 MEMBERS = ('metadata.json', 'config.json', 'model.weights.h5')
@@ -170,6 +174,22 @@ def test_release(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(model.stem.conv1.weight, ported.tensors['stem.conv1.weight'])
     assert json.loads((tmp_path / 'release' / 'config.json').read_text())['keras']['final_activation'] == (
         'softmax' if classes else 'linear')
+
+
+def test_release_by_name(
+        release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> None:
+    """`keras-imagenet` is downloaded into the cache, and converted with the preprocessing that is Keras' own."""
+    (hub.root / 'files').mkdir(exist_ok=True)
+    shutil.copy(release, hub.root / 'files' / release.name)
+    entry = Release(f'{hub.url}/files/{release.name}', hashlib.md5(release.read_bytes()).hexdigest())
+    monkeypatch.setitem(RELEASES, 'keras-imagenet', entry)
+    monkeypatch.setattr('conversion.port.fetch', partial(fetch, cache=tmp_path))
+    ported = port('keras-imagenet')
+    assert ported.source == tmp_path / release.name
+    assert ported.is_release
+    assert choose_preprocessing(ported) == convert_module.RELEASE_PREPROCESSING
+    assert choose_preprocessing(ported, size=331, interpolation='bilinear') == replace(
+        convert_module.RELEASE_PREPROCESSING, image_size=(331, 331), interpolation='bilinear')
 
 
 def test_name_table_counts() -> None:
@@ -379,6 +399,28 @@ def test_a_failure_leaves_the_old_conversion(
         convert(ported, tmp_path / 'out', PREPROCESSING)
     assert {p.name for p in tmp_path.iterdir()} == {'out'}
     assert (tmp_path / 'out' / 'parity.json').read_text() == (converted / 'parity.json').read_text()
+
+
+def test_without_keras(ported: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proofs that need none decide; confused normalizations fail them, and so does having no photo."""
+    for module in ('parity', 'convert'):
+        monkeypatch.setattr(f'conversion.{module}.keras_is_installed', lambda: False)
+    parity = convert(ported, tmp_path / 'out', PREPROCESSING, CLASS_NAMES)
+    assert (parity.reference, parity.proofs) == (None, [])
+    report = json.loads((tmp_path / 'out' / 'parity.json').read_text())
+    assert {proof['proof']: (proof['passed'], proof['decisive']) for proof in report['proofs']} == {
+        name: (True, True) for name in ('tensors', 'moving statistics', 'residual normalizations')}
+
+    tensors = dict(ported.tensors)
+    for kind in ('weight', 'bias', 'running_mean', 'running_var'):
+        a, b = f'entry_flow.2.shortcut.bn.{kind}', f'entry_flow.2.stack.bn2.{kind}'
+        tensors[a], tensors[b] = tensors[b], tensors[a]
+    with pytest.raises(ParityError, match='residual normalizations: FAILED'):
+        convert(replace(ported, tensors=tensors), tmp_path / 'wrong', PREPROCESSING)
+    monkeypatch.setattr(convert_module, 'sample_photos', list)
+    with pytest.raises(ParityError, match='pass --images'):
+        convert(ported, tmp_path / 'unproven', PREPROCESSING)
+    assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
 def test_wrong_number_of_class_names(ported: Port, tmp_path: Path) -> None:

@@ -158,6 +158,23 @@ def test_fc_widths_of_the_paper() -> None:
     assert sum(p.numel() for p in on_meta(fc_widths=(4096, 4096)).parameters()) == expected
 
 
+def test_head_layers() -> None:
+    """Numbered by kind, in the order given; a list of the paper's kind is what `fc_widths` is short for."""
+    model = random_model(num_classes=3, head_layers=[
+        {'bn': 1e-5, 'momentum': 0.9}, {'drop': 0.3}, {'fc': 24, 'bias': False}, {'bn': 1e-3}, {'act': 'gelu'},
+        {'fc': 8}])
+    layers = model.head.fc_layers
+    assert list(dict(layers.named_children())) == ['bn1', 'drop1', 'fc1', 'bn2', 'act1', 'fc2']
+    assert (layers.bn1.eps, layers.bn1.momentum, layers.bn2.eps) == (1e-5, pytest.approx(0.1), 1e-3)
+    assert (layers.fc1.bias, layers.drop1.p, model.head_hidden_size) == (None, 0.3, 8)
+    features = torch.rand(2, 2048, 3, 3)
+    expected = model.head.fc(layers.fc2(F.gelu(layers.bn2(layers.fc1(layers.bn1(features.mean((2, 3))))))))
+    torch.testing.assert_close(model.forward_head(features), expected)
+    torch.testing.assert_close(torch.jit.script(model).forward_head(features), expected)
+    short, long = on_meta(fc_widths=(8,)), on_meta(head_layers=[{'fc': 8}, {'act': 'relu'}])
+    assert repr(short.head) == repr(long.head)
+
+
 @pytest.mark.parametrize(('act_layer', 'kind'), [('relu', nn.ReLU), ('silu', nn.SiLU), (nn.ELU, nn.ELU)])
 def test_act_layer(act_layer: Any, kind: type) -> None:
     """One activation for all 35 places, and two more in the head."""
@@ -172,13 +189,19 @@ def test_act_layer(act_layer: Any, kind: type) -> None:
 @pytest.mark.parametrize('argument', [
     dict(output_stride=4), dict(pool_padding='valid'), dict(fc_widths=[0]), dict(drop_rate=1.5),
     dict(drop_path_rate=-1), dict(bn_eps=0), dict(min_img_size=3), dict(in_chans=0),
-    dict(global_pool='median'), dict(num_classes=-1),
+    dict(global_pool='median'), dict(num_classes=-1), dict(head_layers=[{'fc': 0}]), dict(head_layers=['fc']),
+    dict(head_layers=[{'fc': 8, 'act': 'relu'}]), dict(head_layers=[{'drop': 1}]), dict(head_layers=[{}]),
 ], ids=str)
 def test_bad_argument(argument: dict[str, Any]) -> None:
     """The error names the argument and its value."""
     (name, value), = argument.items()
     with pytest.raises(ValueError, match=re.escape(f'{name}={value!r} is not possible')):
         on_meta(**argument)
+
+
+def test_head_layers_and_fc_widths() -> None:
+    with pytest.raises(ValueError, match='no fc_widths beside it'):
+        on_meta(fc_widths=(8,), head_layers=[{'fc': 8}])
 
 
 def test_unknown_argument() -> None:

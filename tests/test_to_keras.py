@@ -11,9 +11,11 @@ import pytest
 import timm
 import torch
 from conftest import ROOT
+from keras_files import archive, randomised, sequential
 from port_a_keras_model import Checkpoint
 from random_model import images, random_model
 
+from conversion.convert import choose_preprocessing, convert
 from conversion.port import Port, port
 from conversion.to_keras import ToKerasError, build, write
 
@@ -46,6 +48,9 @@ def test_keras_to_torch_to_keras(converted: Path, ported: Port, checkpoint: Chec
 @pytest.mark.parametrize('kwargs', [
     dict(num_classes=5), dict(num_classes=5, fc_widths=(32, 16)), dict(num_classes=0),
     dict(num_classes=2, global_pool='max', in_chans=1),
+    dict(num_classes=3, head_layers=[
+        {'bn': 1e-3, 'momentum': 0.9}, {'fc': 24, 'bias': False}, {'bn': 1e-5}, {'act': 'silu'}, {'drop': 0.25},
+        {'fc': 24}, {'act': 'tanh'}]),
 ], ids=str)
 def test_torch_to_keras_to_torch(kwargs: dict[str, Any], tmp_path: Path) -> None:
     """Heads of all kinds; the reloaded network computes the same bit by bit, and Keras the same within rounding."""
@@ -53,7 +58,10 @@ def test_torch_to_keras_to_torch(kwargs: dict[str, Any], tmp_path: Path) -> None
     directory = saved(tmp_path / 'network', **kwargs)
     write(*build(directory), tmp_path / 'model.keras')
     network = timm.create_model(f'local-dir:{directory}', pretrained=True).eval()
-    again = port(tmp_path / 'model.keras').model()
+    ported = port(tmp_path / 'model.keras')
+    assert ported.model_args == {**dict(global_pool='avg', in_chans=3), **{
+        key: list(value) if isinstance(value, tuple) else value for key, value in kwargs.items()}}
+    again = ported.model()
     x = images(96, 107, chans=network.in_chans)
     with torch.inference_mode():
         assert torch.equal(again(x), network(x))
@@ -61,6 +69,20 @@ def test_torch_to_keras_to_torch(kwargs: dict[str, Any], tmp_path: Path) -> None
         square = images(299, 299, chans=network.in_chans)
         found = keras_model(square.permute(0, 2, 3, 1).numpy(), training=False)
         torch.testing.assert_close(found.detach(), network(square), **FLOAT32)
+
+
+def test_rescaling_returns(tmp_path: Path) -> None:
+    """A model that took bytes takes bytes again."""
+    model = randomised(sequential())
+    ported = port(archive(model, tmp_path))
+    preprocessing = choose_preprocessing(ported, interpolation='bilinear')
+    assert (preprocessing.input_range, preprocessing.mean_and_std()) == ('raw', (0.5, 0.5))
+    convert(ported, tmp_path / 'network', preprocessing)
+    write(*build(tmp_path / 'network'), tmp_path / 'back.keras')
+    back = port(tmp_path / 'back.keras')
+    assert back.structure.rescaling == ported.structure.rescaling
+    assert (back.model_args, back.final_activation) == (ported.model_args, 'softmax')
+    assert all(torch.equal(back.tensors[name], tensor) for name, tensor in ported.tensors.items())
 
 
 def test_weights_alone(converted: Path, tmp_path: Path) -> None:
