@@ -20,8 +20,9 @@ TEMPORARY = tempfile.TemporaryDirectory()
 HUB = HubServer(Path(TEMPORARY.name) / 'hub')
 os.environ.update(
     HF_ENDPOINT=HUB.url, HF_HOME=f'{TEMPORARY.name}/hf', TORCH_HOME=f'{TEMPORARY.name}/torch',
-    HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_TELEMETRY='1', KERAS_BACKEND='torch')
-os.environ.pop('XCEPTION_HUB_REPO', None)
+    HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_XET='1', KERAS_BACKEND='torch')
+for name in ('XCEPTION_HUB_REPO', 'HF_TOKEN', 'HF_HUB_OFFLINE'):
+    os.environ.pop(name, None)
 
 from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint, download
 

@@ -1,75 +1,94 @@
-"""A Hugging Face Hub on this machine: real HTTP, and the download API as huggingface_hub calls it.
+"""A Hugging Face Hub on this machine: real HTTP, and downloads and uploads as huggingface_hub asks for them.
 
     with HubServer(folder) as hub:  # HF_ENDPOINT=hub.url
         hub.faults['model.safetensors'] = Fault.HALF
+
+Large files are uploaded by the git-lfs protocol; for huggingface_hub to use it, HF_HUB_DISABLE_XET=1.
 """
 import enum
-import functools
 import hashlib
+import json
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-COMMIT = re.compile(r'[0-9a-f]{40}')
+import yaml
+from hub_store import COMMIT, LFS_SUFFIXES, Store, commit_of, etag_of
+
+REPO = r'(?P<repo>[^/]+/[^/]+)'
+REVISION = r'(?P<revision>[^/]+)'
+TOKEN = 'hf_of_this_machine'
+LICENSES = ('apache-2.0', 'mit', 'other')  # of those that the Hub knows
 
 
 class Fault(enum.Enum):
     """What goes wrong with a request."""
 
     NOT_FOUND = 404  # without the hub's own error code, as from a proxy; for a file that isn't there, remove it
+    FORBIDDEN = 403
     SERVER_ERROR = 500
-    HALF = 'the answer declares its full length and ends in the middle'
+    HALF = 'what is sent, in either direction, declares its full length and ends in the middle'
     CLOSED = 'the connection is closed without an answer'
-
-
-@functools.cache
-def _sha256(path: Path, changed_ns: int, size: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def etag_of(path: Path) -> str:
-    """The hub's name for a file's content, its sha256; computed once per content."""
-    stat = path.stat()
-    return _sha256(path, stat.st_mtime_ns, stat.st_size)
-
-
-def commit_of(folder: Path) -> str:
-    """40 hexadecimal digits that change with what a repository holds."""
-    files = sorted(path for path in folder.rglob('*') if path.is_file())
-    return hashlib.sha1(repr([(str(f.relative_to(folder)), etag_of(f)) for f in files]).encode()).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
     """One method per endpoint; `ROUTES` says which."""
 
-    ROUTES = (
-        (re.compile(r'/files/(?P<name>.+)'), 'plain_file'),
-        (re.compile(r'/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)'), 'resolve'),
-    )
+    ROUTES = tuple((method, re.compile(pattern), endpoint) for method, pattern, endpoint in (
+        ('GET', r'/files/(?P<name>.+)', 'plain_file'),
+        ('GET', rf'/{REPO}/resolve/{REVISION}/(?P<name>.+)', 'resolve'),
+        ('GET', rf'/api/models/{REPO}(/revision/{REVISION})?', 'info'),
+        ('GET', rf'/api/models/{REPO}/tree/{REVISION}', 'tree'),
+        ('POST', r'/api/repos/create', 'create'),
+        ('POST', rf'/api/models/{REPO}/branch/{REVISION}', 'create_branch'),
+        ('POST', r'/api/validate-yaml', 'validate_yaml'),
+        ('POST', rf'/api/models/{REPO}/preupload/{REVISION}', 'preupload'),
+        ('POST', rf'/{REPO}\.git/info/lfs/objects/batch', 'lfs_batch'),
+        ('PUT', r'/storage/(?P<sha256>[0-9a-f]{64})', 'lfs_put'),
+        ('POST', rf'/api/models/{REPO}/commit/{REVISION}', 'commit'),
+    ))
     protocol_version = 'HTTP/1.1'
     server: 'HubServer'
+    body: bytes
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         self.server.requests.append((self.command, path))
         fault = self.server.fault_of(path)
-        if fault is Fault.CLOSED:
+        length = int(self.headers.get('Content-Length', 0))
+        if fault is Fault.CLOSED or (fault is Fault.HALF and length):
+            self.rfile.read(length // 2 if fault is Fault.HALF else 0)
             self.close_connection = True
-        elif fault in (Fault.NOT_FOUND, Fault.SERVER_ERROR):
+            return
+        self.body = self.rfile.read(length)
+        if fault in (Fault.NOT_FOUND, Fault.FORBIDDEN, Fault.SERVER_ERROR):
             self.answer(fault.value)
         else:
             self.route(path)
 
+    do_HEAD = do_POST = do_PUT = do_GET
+
     def route(self, path: str) -> None:
-        for pattern, endpoint in self.ROUTES:
-            if match := pattern.fullmatch(path):
-                getattr(self, endpoint)(**{key: unquote(value) for key, value in match.groupdict().items()})
+        """Finds the endpoint, and asks for a token where the hub does: to write, and to read what is private."""
+        for method, pattern, endpoint in self.ROUTES:
+            match = pattern.fullmatch(path) if method == self.command.replace('HEAD', 'GET') else None
+            if match:
+                values = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
+                private = values.get('repo') in self.server.store.private
+                # as with a presigned address, who knows the sha256 may put the content
+                if not (private or self.command == 'POST') or self.headers.get('Authorization') == f'Bearer {TOKEN}':
+                    getattr(self, endpoint)(**values)
+                elif self.command == 'POST':
+                    self.answer_json(dict(error='Invalid username or password.'), 401)
+                else:
+                    self.answer(401, {'X-Error-Code': 'RepoNotFound'})
                 return
         self.answer(404)
 
-    do_HEAD = do_GET
+    # Downloads
 
     def plain_file(self, name: str) -> None:
         """GET /files/NAME: the file of that name in the folder `files`."""
@@ -81,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, repo: str, revision: str, name: str) -> None:
         """HEAD and GET /ORG/NAME/resolve/REVISION/FILE."""
-        folder = self.server.folder_of(repo, revision)
+        folder = self.server.store.folder_of(repo, revision)
         if folder is None:
             other_revisions = any(self.server.root.glob(f'{repo}@*'))
             self.answer(404, {'X-Error-Code': 'RevisionNotFound' if other_revisions else 'RepoNotFound'})
@@ -106,6 +125,98 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(f.read(max(size // 2 - start, 0) if truncated else -1))
             self.close_connection = self.close_connection or truncated
 
+    # What a repository holds
+
+    def existing(self, repo: str, revision: str) -> Path | None:
+        """The folder of a branch; if there is none, answers so."""
+        folder = self.server.store.branch(repo, revision)
+        if folder is None:
+            known = (self.server.root / repo).is_dir()
+            self.answer(404, {'X-Error-Code': 'RevisionNotFound' if known else 'RepoNotFound'})
+        return folder
+
+    def info(self, repo: str, revision: str = 'main') -> None:
+        """GET /api/models/ORG/NAME[/revision/REVISION]."""
+        if folder := self.existing(repo, revision):
+            siblings = [dict(rfilename=entry['path']) for entry in self.server.store.tree(folder)]
+            self.answer_json(dict(id=repo, sha=commit_of(folder), private=repo in self.server.store.private,
+                                  siblings=siblings))
+
+    def tree(self, repo: str, revision: str) -> None:
+        """GET /api/models/ORG/NAME/tree/REVISION."""
+        if folder := self.existing(repo, revision):
+            self.answer_json(self.server.store.tree(folder))
+
+    # Uploads
+
+    def create(self) -> None:
+        """POST /api/repos/create."""
+        asked = json.loads(self.body)
+        repo = f'{asked["organization"]}/{asked["name"]}'
+        exists = (self.server.root / repo).is_dir()
+        if not exists:
+            self.server.store.create(repo, asked.get('visibility') == 'private')
+        self.answer_json(dict(url=f'{self.server.url}/{repo}'), 409 if exists else 200)
+
+    def create_branch(self, repo: str, revision: str) -> None:
+        """POST /api/models/ORG/NAME/branch/BRANCH."""
+        if self.existing(repo, 'main'):
+            self.server.store.create_branch(repo, revision)
+            self.answer_json({})
+
+    def validate_yaml(self) -> None:
+        """POST /api/validate-yaml."""
+        metadata = yaml.safe_load(json.loads(self.body)['content'].split('---')[1])
+        wrong = metadata.get('license', 'mit') not in LICENSES
+        errors = [dict(message=f'"license" must be one of {LICENSES}')] if wrong else []
+        self.answer_json(dict(errors=errors, warnings=[]), 400 if wrong else 200)
+
+    def preupload(self, repo: str, revision: str) -> None:
+        """POST /api/models/ORG/NAME/preupload/REVISION: which files are large."""
+        if self.existing(repo, revision):
+            files = [dict(path=file['path'], shouldIgnore=False,
+                          uploadMode='lfs' if file['path'].endswith(LFS_SUFFIXES) else 'regular')
+                     for file in json.loads(self.body)['files']]
+            self.answer_json(dict(files=files))
+
+    def lfs_batch(self, repo: str) -> None:
+        """POST /ORG/NAME.git/info/lfs/objects/batch: where each large file is to be put."""
+        objects = [dict(file, actions=dict(upload=dict(href=f'{self.server.url}/storage/{file["oid"]}')))
+                   for file in json.loads(self.body)['objects']]
+        self.answer_json(dict(transfer='basic', objects=objects))
+
+    def lfs_put(self, sha256: str) -> None:
+        """PUT /storage/SHA256."""
+        if hashlib.sha256(self.body).hexdigest() != sha256:
+            self.answer_json(dict(error='The content is not what its sha256 says.'), 400)
+        else:
+            self.server.store.objects[sha256] = self.body
+            self.answer(200)
+
+    def commit(self, repo: str, revision: str) -> None:
+        """POST /api/models/ORG/NAME/commit/BRANCH: the header, then a file per line."""
+        header, *operations = (json.loads(line) for line in self.body.splitlines())
+        if not (folder := self.existing(repo, revision)):
+            return
+        if header['value'].get('parentCommit', commit := commit_of(folder)) != commit:
+            self.answer_json(dict(error='A commit has happened since. Please refresh and try again.'), 412)
+            return
+        try:
+            commit = self.server.store.commit(folder, operations)
+        except KeyError as e:
+            self.answer_json(dict(error=f'{e} was not uploaded.'), 400)
+        else:
+            url = f'{self.server.url}/{repo}/commit/{commit}'
+            self.answer_json(dict(success=True, commitOid=commit, commitUrl=url))
+
+    # Answers
+
+    def answer_json(self, content: Any, status: int = 200) -> None:
+        text = json.dumps(content).encode()
+        self.send_head(status, {'Content-Type': 'application/json', 'Content-Length': str(len(text))})
+        if self.command != 'HEAD':
+            self.wfile.write(text)
+
     def answer(self, status: int, headers: dict[str, str] | None = None) -> None:
         """An answer without a body."""
         self.send_head(status, {'Content-Length': '0', **(headers or {})})
@@ -125,6 +236,7 @@ class HubServer(ThreadingHTTPServer):
 
     Attributes:
         root: Holds `ORG/NAME` (any revision) or `ORG/NAME@REVISION`, and plain files in `files`.
+        store: The same, as what it means.
         requests: (method, path) of each request so far.
         faults: Part of a path ('' is in all) -> what goes wrong with requests for it; may change at any time.
     """
@@ -134,17 +246,13 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self, root: str | Path) -> None:
         super().__init__(('127.0.0.1', 0), Handler)
         self.root = Path(root)
+        self.store = Store(self.root)
         self.requests: list[tuple[str, str]] = []
         self.faults: dict[str, Fault] = {}
 
     @property
     def url(self) -> str:
         return f'http://127.0.0.1:{self.server_port}'
-
-    def folder_of(self, repo: str, revision: str) -> Path | None:
-        """Where a repository is on disk at a revision, None if it isn't."""
-        folders = (self.root / name for name in (f'{repo}@{revision}', repo))
-        return next((folder for folder in folders if folder.is_dir()), None)
 
     def fault_of(self, path: str) -> Fault | None:
         return next((fault for part, fault in self.faults.items() if part in path), None)

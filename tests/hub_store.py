@@ -1,0 +1,110 @@
+"""What a Hugging Face Hub keeps: repositories as folders, their branches beside them, and uploads not yet committed."""
+import base64
+import functools
+import hashlib
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+COMMIT = re.compile(r'[0-9a-f]{40}')
+
+# As the Hub's own .gitattributes, which each new repository starts with, says of weights.
+LFS_SUFFIXES = ('.safetensors', '.bin', '.pth')
+GITATTRIBUTES = ''.join(f'*{suffix} filter=lfs diff=lfs merge=lfs -text\n' for suffix in LFS_SUFFIXES)
+
+
+@functools.cache
+def _sha256(path: Path, changed_ns: int, size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def etag_of(path: Path) -> str:
+    """The hub's name for a file's content, its sha256; computed once per content."""
+    stat = path.stat()
+    return _sha256(path, stat.st_mtime_ns, stat.st_size)
+
+
+def commit_of(folder: Path) -> str:
+    """40 hexadecimal digits that change with what a repository holds."""
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    return hashlib.sha1(repr([(str(f.relative_to(folder)), etag_of(f)) for f in files]).encode()).hexdigest()
+
+
+def git_blob_id(content: bytes) -> str:
+    return hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest()
+
+
+def lfs_pointer(sha256: str, size: int) -> bytes:
+    """What git keeps in place of a large file."""
+    return f'version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n'.encode()
+
+
+@dataclass
+class Store:
+    """The folder of a hub.
+
+    Attributes:
+        root: Holds `ORG/NAME`, read at any revision that has no `ORG/NAME@REVISION`, and plain files in `files`.
+        private: The repositories that only a token opens.
+        objects: sha256 -> content of large files that were uploaded and not yet committed.
+    """
+
+    root: Path
+    private: set[str] = field(default_factory=set)
+    objects: dict[str, bytes] = field(default_factory=dict)
+
+    def folder_of(self, repo: str, revision: str) -> Path | None:
+        """Where a repository is on disk at a revision, None if it isn't; for downloads, which may pin any commit."""
+        folders = (self.root / name for name in (f'{repo}@{revision}', repo))
+        return next((folder for folder in folders if folder.is_dir()), None)
+
+    def branch(self, repo: str, revision: str) -> Path | None:
+        """The same for all else: a revision is 'main', another branch, or the commit that one of them is at."""
+        main = self.root / repo
+        branches = [main, *sorted(main.parent.glob(f'{main.name}@*'))]
+        names = ('main', *(folder.name.partition('@')[2] for folder in branches[1:]))
+        return next((folder for name, folder in zip(names, branches) if folder.is_dir() and revision in (
+            name, commit_of(folder))), None)
+
+    def create(self, repo: str, private: bool) -> None:
+        (self.root / repo).mkdir(parents=True)
+        (self.root / repo / '.gitattributes').write_text(GITATTRIBUTES)
+        if private:
+            self.private.add(repo)
+
+    def create_branch(self, repo: str, name: str) -> None:
+        shutil.copytree(self.root / repo, self.root / f'{repo}@{name}')
+
+    def tree(self, folder: Path) -> list[dict[str, Any]]:
+        """The files of a repository as the hub lists them."""
+        return [self._entry(folder, path) for path in sorted(folder.rglob('*')) if path.is_file()]
+
+    def _entry(self, folder: Path, path: Path) -> dict[str, Any]:
+        size, entry = path.stat().st_size, dict(type='file', path=str(path.relative_to(folder)))
+        if path.suffix not in LFS_SUFFIXES:
+            return dict(entry, size=size, oid=git_blob_id(path.read_bytes()))
+        pointer = lfs_pointer(etag_of(path), size)
+        lfs = dict(oid=etag_of(path), size=size, pointerSize=len(pointer))
+        return dict(entry, size=size, oid=git_blob_id(pointer), lfs=lfs)
+
+    def commit(self, folder: Path, operations: list[dict[str, Any]]) -> str:
+        """Writes all files of a commit or, if one of its large files was not uploaded, none.
+
+        Raises:
+            KeyError: The sha256 that is missing.
+        """
+        read = {
+            'file': lambda value: base64.b64decode(value['content']),
+            'lfsFile': lambda value: self.objects[value['oid']],
+            'deletedFile': lambda value: None,
+        }
+        contents = [(folder / line['value']['path'], read[line['key']](line['value'])) for line in operations]
+        for path, content in contents:
+            if content is None:
+                path.unlink()
+            else:
+                path.write_bytes(content)
+        self.objects.clear()
+        return commit_of(folder)
