@@ -6,8 +6,21 @@ from typing import Any
 import pytest
 import torch
 from keras_files import (
-    MODELS, SIZE, WEIGHTS_ALONE, WITH_CONFIG, archive, expected_tensors, preset, randomised, shards, weights_h5,
-    weights_h5_without_names, weights_of_keras2, whole_h5, whole_h5_of_keras2)
+    MODELS,
+    SIZE,
+    WEIGHTS_ALONE,
+    WITH_CONFIG,
+    archive,
+    expected_tensors,
+    preset,
+    randomised,
+    shards,
+    weights_h5,
+    weights_h5_without_names,
+    weights_of_keras2,
+    whole_h5,
+    whole_h5_of_keras2,
+)
 
 from conversion.convert import choose_preprocessing
 from conversion.parity import compare_with_keras

@@ -1,13 +1,10 @@
 """The network is that of Keras: on the real weights, on photos, after every module, at every size."""
-import copy
 
 import numpy as np
 import pytest
-import torch
 from port_a_keras_model import Checkpoint
-from torch import nn
 
-from conversion.parity import TOLERANCES, compare_taps, compare_with_keras, torch_taps
+from conversion.parity import TOLERANCES, compare_with_keras, torch_taps
 from conversion.photos import photo_batch
 from conversion.port import Port
 from conversion.reference import TAPS, KerasReference

@@ -1,4 +1,4 @@
-"""The verifier verified: whatever is known to go wrong in ports of Xception is rejected, at the place where it is wrong.
+"""The verifier verified: whatever is known to go wrong in ports of Xception is rejected, where it is wrong.
 
 Of most of these networks the top-1 predictions on photos are still those of Keras.
 """

@@ -33,18 +33,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload ra
 REPO = 'org/kitchenware'
 FILES = {'model.safetensors', 'config.json', 'README.md', 'parity.json'}
 
-# In a process of its own, with a cold cache: what a user computes with timm. In float64, for a product of float32
-# matrices is rounded in another way at another address, and a file that is mapped lies where it lies.
+# In a process of its own, with a cold cache: what a user computes with timm.
 LOGITS = """
 import sys, timm, torch, xception_hub
-model = timm.create_model(sys.argv[1], pretrained=True, **eval(sys.argv[2])).double().eval()
+model = timm.create_model(sys.argv[1], pretrained=True, **eval(sys.argv[2])).eval()
 with torch.inference_mode():
     torch.save(model(torch.load('images.pt')), 'logits.pt')
 """
 # What a block of the card goes on with.
 USE = """
 with torch.inference_mode():
-    torch.save(model.double()(torch.load('images.pt')), 'logits.pt')
+    torch.save(model(torch.load('images.pt')), 'logits.pt')
 """
 
 
@@ -69,7 +68,7 @@ def published(hub: HubServer, converted: Path, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope='module')
 def model(converted: Path) -> nn.Module:
     """The directory's own."""
-    return timm.create_model(f'local-dir:{converted}', pretrained=True).double().eval()
+    return timm.create_model(f'local-dir:{converted}', pretrained=True).eval()
 
 
 @pytest.fixture(scope='module')
@@ -82,7 +81,7 @@ def photo(checkpoint: Checkpoint) -> Path:
 def images(photo: Path, model: nn.Module) -> Tensor:
     """That photo as the directory says it is to be prepared."""
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
-    return transform(Image.open(photo).convert('RGB')).unsqueeze(0).double()
+    return transform(Image.open(photo).convert('RGB')).unsqueeze(0)
 
 
 @pytest.fixture
