@@ -79,7 +79,9 @@ def download(cache: Path = CACHE) -> Checkpoint:
             file = folder / Path(name).name
             if not file.is_file() or file.stat().st_size != archive.getinfo(name).file_size:
                 folder.mkdir(exist_ok=True)
-                file.write_bytes(archive.read(name))
+                unfinished = file.with_name(f'{file.name}.{os.getpid()}')  # another process may be at it too
+                unfinished.write_bytes(archive.read(name))
+                os.replace(unfinished, file)
         labels = {row['Id']: row['label'] for row in csv.DictReader(io.StringIO(archive.read(LABELS).decode()))}
     photos = sorted(folder / Path(name).name for name in names[1:])
     stems = {photo.stem for photo in photos}
