@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
+from timm.data import ImageNetInfo
 
 from xception_hub.xception_paper import MIN_IMG_SIZE
 
@@ -112,15 +113,16 @@ def main(
         interpolation: How images were resized in training; load_img's default is nearest, that of
             image_dataset_from_directory bilinear.
         size: Height and width of the images in pixels, if the file doesn't say them.
-        class_names: In order: separated by spaces or commas, or a file with one a line.
+        class_names: In order: separated by spaces or commas, or a file with one a line; `none` for none.
         config: What model.to_json() gives in Keras, for weights alone with a head of more than one Dense layer.
         images: A folder of photos to compare the networks on, instead of one that Matplotlib brings along.
     """
     try:
         ported = port(source, config)
         preprocessing = choose_preprocessing(ported, input_range, interpolation, size)
+        names = _names(ported, class_names)
         photos = find_photos(images) if images else []
-        parity = convert(ported, output, preprocessing, _names(class_names), photos)
+        parity = convert(ported, output, preprocessing, names, photos)
     except (KerasFileError, ReleaseError, OutputError, ParityError, OSError, ImportError) as e:
         sys.exit(f'error: {e}')
     print(f'{parity.report()}\n')
@@ -170,9 +172,18 @@ def _known_preprocessing(ported: Port) -> dict[str, Any]:
     return known
 
 
-def _names(class_names: list[str] | None) -> list[str] | None:
-    """The names themselves, separated by spaces or commas, or from a file."""
-    if class_names and len(class_names) == 1:
+def _names(ported: Port, class_names: list[str] | None) -> list[str] | None:
+    """The names themselves, separated by spaces or commas, or from a file; those of ImageNet for Keras' release."""
+    classes = ported.model_args['num_classes']
+    if class_names == ['none'] or (class_names is None and not classes):
+        return None
+    if class_names is None and ported.is_release and classes == len(ImageNetInfo().label_names()):
+        return ImageNetInfo().label_names()
+    if class_names is None:
+        raise KerasFileError(
+            f'{ported.source} does not name its {classes} classes. Pass --class-names with a file of one name a line, '
+            f'or the names themselves, in the order of the outputs; or --class-names none.')
+    if len(class_names) == 1:
         if Path(class_names[0]).is_file():
             return Path(class_names[0]).read_text(encoding='utf-8').splitlines()
         return [name.strip() for name in class_names[0].split(',')]

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from timm.data import ImageNetInfo
 from timm.models import save_for_hf
 
 from xception_hub import Xception
@@ -44,6 +45,8 @@ def write(
             rescaling=ported.structure.rescaling))
     if class_names:
         model_config['label_names'] = list(class_names)
+        if list(class_names) == ImageNetInfo().label_names():
+            model_config['label_descriptions'] = ImageNetInfo().label_descriptions(as_dict=True)
     with _all_or_nothing(directory) as folder:
         save_for_hf(
             model, str(folder), model_config=model_config, safe_serialization=True,

@@ -141,14 +141,27 @@ def archive(model: Any, folder: Path) -> Path:
 def archive_without_names(model: Any, folder: Path) -> Path:
     """Keras up to 3.5, and tf_keras: no layer's name beside its arrays."""
     file = archive(model, folder)
+
+    def without_names(weights: bytes) -> bytes:
+        buffer = io.BytesIO(weights)
+        with h5py.File(buffer, 'r+') as f:
+            _remove_names(f)
+        return buffer.getvalue()
+
+    return _rewritten(file, 'model.weights.h5', without_names)
+
+
+def rewritten_config(file: Path, change: Callable[[str], str]) -> Path:
+    """An archive whose config is changed as text."""
+    return _rewritten(file, 'config.json', lambda content: change(content.decode()).encode())
+
+
+def _rewritten(file: Path, member: str, change: Callable[[bytes], bytes]) -> Path:
     with zipfile.ZipFile(file) as old:
         members = {name: old.read(name) for name in old.namelist()}
-    buffer = io.BytesIO(members['model.weights.h5'])
-    with h5py.File(buffer, 'r+') as weights:
-        _remove_names(weights)
     with zipfile.ZipFile(file, 'w') as new:
         for name, content in members.items():
-            new.writestr(name, buffer.getvalue() if name == 'model.weights.h5' else content)
+            new.writestr(name, change(content) if name == member else content)
     return file
 
 

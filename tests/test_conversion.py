@@ -450,6 +450,7 @@ def test_command(checkpoint: Checkpoint, converted: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(('args', 'reason'), [
     ((), 'Pass --input-range and --interpolation'),
     (('--input-range', 'tf'), 'Pass --interpolation'),
+    (('--input-range', 'tf', '--interpolation', 'nearest'), 'does not name its 6 classes. Pass --class-names'),
     (('--input-range', 'caffe'), 'Choose from: "tf", "unit", "raw"'),
     (('--input-range', 'tf', '--interpolation', 'nearest', '--size', '32'), 'Must be >= 71'),
     (('--frobnicate',), 'Unknown option'),

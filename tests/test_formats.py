@@ -1,8 +1,10 @@
 """Every file in which Keras has kept an Xception gives the same tensors, those that Keras' own objects hold."""
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 from keras_files import (
@@ -11,9 +13,11 @@ from keras_files import (
     WEIGHTS_ALONE,
     WITH_CONFIG,
     archive,
+    archive_without_names,
     expected_tensors,
     preset,
     randomised,
+    rewritten_config,
     shards,
     weights_h5,
     weights_h5_without_names,
@@ -112,6 +116,31 @@ def test_preset(flat_top: Any, tmp_path: Path) -> None:
 def test_what_tells_the_residuals(flat_top: Any, tmp_path: Path) -> None:
     assert port(archive(flat_top, tmp_path)).structure.residuals_by == 'graph'
     assert port(weights_h5(flat_top, tmp_path)).structure.residuals_by == 'order'
+
+
+def test_layers_with_other_names(tmp_path: Path) -> None:
+    """Someone's copy of Xception: the order of its layers tells them, and the moving statistics have to confirm it."""
+    model = randomised(MODELS['flat_with_head']())
+    file = rewritten_config(archive_without_names(model, tmp_path), lambda text: text.replace('"block', '"stage'))
+    ported = port(file)
+    assert_same(ported, model)
+    assert (ported.structure.residuals_by, ported.model_args) == ('order', HEAD_ARGS['flat_with_head'])
+    reference = KerasReference(ported)
+    assert 'its layers have names of their own' in reference.reading
+    assert compare_with_keras(reference, ported.model(), (71, 71)).first_wrong is None
+
+
+def test_early_sequential(tmp_path: Path) -> None:
+    """Until Keras 2.2.3 a Sequential's config was the bare list of its layers, and a functional one a 'Model'."""
+    model = randomised(MODELS['sequential']())
+    file = whole_h5_of_keras2(model, tmp_path)
+    with h5py.File(file, 'r+') as f:
+        config = json.loads(f.attrs['model_config'])
+        config['config'] = config['config']['layers']
+        f.attrs['model_config'] = json.dumps(config).replace('"Functional"', '"Model"')
+    ported = port(file)
+    assert_same(ported, model)
+    assert ported.model_args == HEAD_ARGS['sequential']
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
