@@ -31,6 +31,7 @@ __all__ = ['check_declared', 'verify']
 
 SIZES = (71, 150, 224, 299, 331)  # pixels: Keras' smallest, its users' and the paper's usual
 PHOTOS = 16     # for the moving statistics: means need more than two
+PLOT_FILE = 'parity.png'
 PIXELS = 1e-6   # relative difference of prepared images, in float32; another interpolation or range is 1e-1
 
 app = App(name='python -m conversion.verify', help=__doc__, version_flags=[])
@@ -56,7 +57,7 @@ def main(
         images: A folder of photos to compare on, instead of one that Matplotlib brings along.
         sizes: Heights and widths of square images in pixels; the model's own comes first.
         config: What model.to_json() gives in Keras, if the conversion needed it.
-        plot: A PNG to draw of the difference by depth.
+        plot: The PNG to draw of the difference by depth, DIRECTORY/parity.png if not given.
     """
     try:
         parity = verify(port(source, config), directory, sizes, find_photos(images) if images else [])
@@ -65,9 +66,7 @@ def main(
         sys.exit(f'error: {e}')
     if parity.proofs:
         print(f'{parity.tap_table()}\n')
-        if plot:
-            draw(parity, plot)
-            print(f'Drawn: {plot}')
+        print(draw(parity, plot or directory / PLOT_FILE) + '\n')
     print(f'{parity.report()}\nWritten: {directory / PARITY_FILE}')
     if not parity.passed:
         sys.exit('The networks are NOT shown to be the same.')
@@ -149,9 +148,16 @@ def _update(file: Path, report: dict[str, Any]) -> None:
     os.replace(temporary.name, file)
 
 
-def draw(parity: Parity, path: Path) -> None:
-    """Draws the relative difference after each module, a line for each size, with the tolerance."""
-    import matplotlib
+def draw(parity: Parity, path: Path) -> str:
+    """Draws the relative difference after each module, a line for each size, with the tolerance.
+
+    Returns:
+        Where it was drawn, or why it wasn't.
+    """
+    try:
+        import matplotlib
+    except ImportError as e:
+        return f'Not drawn: {e}.'
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
@@ -169,6 +175,7 @@ def draw(parity: Parity, path: Path) -> None:
     axes.legend(title='pixels', frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+    return f'Drawn: {path}'
 
 
 if __name__ == '__main__':

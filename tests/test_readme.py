@@ -62,8 +62,8 @@ def test_block(language: str, code: str, folder: Path) -> None:
         assert output.strip() in (str(list(CLASS_NAMES)), *CLASS_NAMES)
     if 'output_shape' in code:
         assert output.strip() == '(None, 6)'
-    if '--plot' in code:
-        assert (folder / 'parity.png').stat().st_size > 10_000
+    if 'conversion.verify' in code:
+        assert (folder / 'converted' / 'parity.png').stat().st_size > 10_000
     if '513, 513' in code:
         assert output.strip().endswith('(1, 2048, 32, 32)]')
 
