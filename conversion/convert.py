@@ -119,8 +119,10 @@ def main(
     """
     try:
         ported = port(source, config)
-        preprocessing = choose_preprocessing(ported, input_range, interpolation, size)
         names = _names(ported, class_names)
+        unnamed = names is None and class_names is None and ported.model_args['num_classes']
+        preprocessing = choose_preprocessing(
+            ported, input_range, interpolation, size, ['--class-names'] if unnamed else [])
         photos = find_photos(images) if images else []
         parity = convert(ported, output, preprocessing, names, photos)
     except (KerasFileError, ReleaseError, OutputError, ParityError, OSError, ImportError) as e:
@@ -134,8 +136,9 @@ def main(
 
 def choose_preprocessing(
         ported: Port, input_range: str | None = None, interpolation: str | None = None, size: int | None = None,
+        also_missing: Sequence[str] = (),
 ) -> Preprocessing:
-    """What the flags say, else the file; what neither says is asked for.
+    """What the flags say, else the file; what neither says is asked for, together with flags that are missing besides.
 
     Raises:
         KerasFileError: Something is missing; the message names the flags.
@@ -144,11 +147,11 @@ def choose_preprocessing(
     flags = dict(input_range=input_range, interpolation=interpolation, image_size=(size, size) if size else None)
     known.update({name: value for name, value in flags.items() if value})
     names = {'input_range': '--input-range', 'interpolation': '--interpolation', 'image_size': '--size'}
-    missing = [flag for name, flag in names.items() if not known.get(name)]
+    missing = [flag for name, flag in names.items() if not known.get(name)] + [*also_missing]
     if missing:
         raise KerasFileError(
-            f'{ported.source} does not say how its images were prepared, which changes what the model computes. '
-            f'Pass {" and ".join(missing)}; --help explains the choices.')
+            f'{ported.source} does not say how its images were prepared, which changes what the model computes, or '
+            f'what its classes are called. Pass {" and ".join(missing)}; --help explains the choices.')
     return Preprocessing(**known)
 
 
@@ -174,16 +177,11 @@ def _known_preprocessing(ported: Port) -> dict[str, Any]:
 
 def _names(ported: Port, class_names: list[str] | None) -> list[str] | None:
     """The names themselves, separated by spaces or commas, or from a file; those of ImageNet for Keras' release."""
-    classes = ported.model_args['num_classes']
-    if class_names == ['none'] or (class_names is None and not classes):
-        return None
-    if class_names is None and ported.is_release and classes == len(ImageNetInfo().label_names()):
+    if class_names is None and ported.is_release and ported.model_args['num_classes'] == 1000:
         return ImageNetInfo().label_names()
-    if class_names is None:
-        raise KerasFileError(
-            f'{ported.source} does not name its {classes} classes. Pass --class-names with a file of one name a line, '
-            f'or the names themselves, in the order of the outputs; or --class-names none.')
-    if len(class_names) == 1:
+    if class_names == ['none']:
+        return None
+    if class_names and len(class_names) == 1:
         if Path(class_names[0]).is_file():
             return Path(class_names[0]).read_text(encoding='utf-8').splitlines()
         return [name.strip() for name in class_names[0].split(',')]

@@ -448,9 +448,10 @@ def test_command(checkpoint: Checkpoint, converted: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(('args', 'reason'), [
-    ((), 'Pass --input-range and --interpolation'),
-    (('--input-range', 'tf'), 'Pass --interpolation'),
-    (('--input-range', 'tf', '--interpolation', 'nearest'), 'does not name its 6 classes. Pass --class-names'),
+    ((), 'Pass --input-range and --interpolation and --class-names'),
+    (('--input-range', 'tf', '--class-names', 'none'), 'Pass --interpolation;'),
+    (('--input-range', 'tf', '--interpolation', 'nearest'), 'Pass --class-names;'),
+    (('--input-range', 'tf', '--interpolation', 'nearest', '--class-names', 'a,b'), '6 outputs, but 2 class names'),
     (('--input-range', 'caffe'), 'Choose from: "tf", "unit", "raw"'),
     (('--input-range', 'tf', '--interpolation', 'nearest', '--size', '32'), 'Must be >= 71'),
     (('--frobnicate',), 'Unknown option'),
