@@ -15,7 +15,7 @@ from xception_hub.fingerprints import compare
 from .consistency import MOST, check_consistency
 from .photos import Photo, photo_batch
 from .port import Port
-from .reference import TAPS, KerasReference
+from .reference import TAPS, KerasReference, release_memory
 
 __all__ = ['Check', 'Parity', 'Proof', 'compare_with_keras', 'keras_is_installed', 'prove_parity']
 
@@ -171,6 +171,7 @@ def prove_parity(
             version, reading, by_keras = reference.version, reference.reading, reference.by_keras
             proofs += [compare_with_keras(reference, model, size, photos) for size in sizes]
             del reference
+            release_memory()
     checks = [same_tensors(ported, model)]
     if consistency_images is not None:
         checks += check_statistics(model, consistency_images, not proofs, not by_keras)

@@ -5,9 +5,11 @@ only after `port` has found nothing in it but layers of Xception and a plain hea
 but classes of Keras that are known here. Some files Keras can't read any more, or reads by a position that depends on
 which layers were frozen: then Keras' own Xception is given the arrays as the port has read them, and `reading` says so.
 """
+import ctypes
 import gc
 import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,7 +72,7 @@ class KerasReference:
         for source, target in zip(model.weights, twin.weights, strict=True):  # one by one: there are 84 MB of them
             target.assign(source)
         del model, source
-        gc.collect()  # Keras' models are full of cycles, and would stay for long
+        release_memory()
         self._split(twin)
 
     @property
@@ -198,6 +200,14 @@ def _foreign(node: Any) -> Iterator[str]:
     elif isinstance(node, (list, tuple)):
         for value in node:
             yield from _foreign(value)
+
+
+def release_memory() -> None:
+    """Frees Keras models that are used no more: they are full of cycles, and the C library keeps what they held."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
+    if trim:
+        trim(0)
 
 
 def _promote_to_float64() -> None:

@@ -15,6 +15,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 
 from hub_server import HubServer
 
+# a thread for each of pytest-xdist's processes, and for those that the tests start
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    torch.set_num_threads(1)
+
 # huggingface_hub reads these when it is imported; no test leaves this machine or meets the user's caches
 TEMPORARY = tempfile.TemporaryDirectory()
 HUB = HubServer(Path(TEMPORARY.name) / 'hub')
