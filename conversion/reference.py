@@ -64,7 +64,7 @@ class KerasReference:
         self.rescaling = ported.structure.rescaling
         model = self._load(ported)
         if dtype == 'float64':
-            _promote_to_float64()
+            _allow_float64(keras.backend.backend())
         # the same layers without a fixed image size, in the precision asked for, with Keras' own order of weights
         config = re.sub(r'"(?:mixed_)?b?float(?:16|32)"', f'"{dtype}"', model.to_json())
         config = re.sub(r'("batch_(?:input_)?shape": \[null), \d+, \d+,', r'\1, null, null,', config)
@@ -210,8 +210,11 @@ def release_memory() -> None:
         trim(0)
 
 
-def _promote_to_float64() -> None:
-    """Lets float64 stay float64: outside TensorFlow, Keras computes batch normalization of float64 in float32."""
+def _allow_float64(backend: str) -> None:
+    """Lets float64 stay float64: without TensorFlow, Keras normalizes in float32, and JAX computes all in float32."""
     from keras.src.backend.common import dtypes
 
     dtypes.BIT64_TO_BIT32_DTYPE['float64'] = 'float64'
+    if backend == 'jax':
+        import jax
+        jax.config.update('jax_enable_x64', True)
