@@ -277,7 +277,8 @@ def _parity(parity: dict[str, Any]) -> str | None:
     compared = [proof for proof in proofs if {'dtype', 'size', 'worst', 'tolerance'} <= proof.keys()]
     lines = ['## Parity with Keras' if compared else '## What was shown', '']
     if compared:
-        lines += [f'Compared with {parity.get("reference") or "Keras"} on the same images: the L2 norm of the '
+        given = f', given {parity["reading"]},' if parity.get('reading') else ''
+        lines += [f'Compared with {parity.get("reference") or "Keras"}{given} on the same images: the L2 norm of the '
                   f'difference, relative to that of Keras\' output, the largest of all taps.', '',
                   '| precision | images | taps | difference | tolerance | |', '|---|---|---|---|---|---|']
         lines += [_comparison(proof) for proof in compared] + ['']
