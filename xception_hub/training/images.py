@@ -1,0 +1,88 @@
+"""Image files as a network should see them: upright, in RGB, with nothing invented where a file is damaged."""
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFile, ImageOps
+
+__all__ = ['ImageError', 'decode']
+
+MAX_PIXELS = 2**27  # 134 million: 400 MB in RGB; ordinary collections hold files that declare far more
+DRAFT_MARGIN = 2    # a JPEG is decoded at no less than this times the size it is needed at, so that resizing averages
+BACKGROUND = (255, 255, 255)  # below transparent pixels, whose own colours are arbitrary
+
+
+class ImageError(ValueError):
+    """A file is no image that can be used; the message says why."""
+
+
+def decode(source: bytes | Path, needed: int | None = None) -> Image.Image:
+    """Decodes an image file completely.
+
+    Args:
+        source: The file's content, or its path.
+        needed: Shorter side in pixels that the image will be resized to. A larger JPEG is then decoded at a fraction
+            of its size, which is several times faster and differs little after resizing.
+
+    Returns:
+        In mode RGB: turned upright as its EXIF says, on white where it is transparent, 16 bits scaled to 8, CMYK by its
+        own profile. Of an animation the first frame.
+
+    Raises:
+        ImageError: It is no image, truncated, damaged, larger than `MAX_PIXELS`, or has values that mean no colours.
+    """
+    try:
+        with _no_invented_pixels(), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if needed and image.format == 'JPEG':
+                image.draft(image.mode, (DRAFT_MARGIN * needed, DRAFT_MARGIN * needed))
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f'{image.width}x{image.height} pixels, of {MAX_PIXELS} at most')
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except FileNotFoundError as e:
+        raise ImageError('there is no such file') from e
+    except Image.UnidentifiedImageError as e:
+        raise ImageError('no image of a known format') from e
+    except Exception as e:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise ImageError(f'damaged: {e}' if str(e) else f'damaged: {type(e).__name__}') from e
+
+
+@contextmanager
+def _no_invented_pixels() -> Iterator[None]:
+    """Makes truncated files an error, whatever another library has asked Pillow for."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == 'F' or image.mode.startswith('I'):
+        return Image.fromarray(_to_bytes(image)).convert('RGB')
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        background = Image.new('RGBA', image.size, BACKGROUND)
+        return Image.alpha_composite(background, image).convert('RGB')
+    if image.mode == 'CMYK' and image.info.get('icc_profile'):
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info['icc_profile']))
+        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile('sRGB'), outputMode='RGB')
+        assert converted is not None  # only in place there is nothing to return
+        return converted
+    return image.convert('RGB')
+
+
+def _to_bytes(image: Image.Image) -> np.ndarray:
+    """Grey values of more than eight bits, scaled to 0..255; Pillow would clip them."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode.startswith('I') and low >= 0 and high < 2**16:
+        return (values / 257).round().astype(np.uint8)
+    if image.mode == 'F' and low >= 0 and high <= 255:
+        return (values * (255 if high <= 1 else 1)).round().astype(np.uint8)
+    raise ImageError(f'grey values from {low} to {high}, which are neither bytes, 16 bits nor in 0..1')
