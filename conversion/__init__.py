@@ -1,7 +1,8 @@
 """Keras weights in, verified safetensors out. Run from a clone: `python -m conversion.convert SOURCE -o DIR`.
 
     names.py          the one name table: Keras' layers, this network's, and the axes between them
-    hdf5.py           arrays out of HDF5 files, which lead nowhere else
+    hdf5.py           arrays out of HDF5 files, which lead nowhere else, read in a process of its own
+    weights.py        that process, as the rest of the conversion sees it
     archive.py        a .keras archive as data
     formats.py        what a source is: every file and directory in which Keras has kept an Xception
     layouts.py        where each layer's arrays lie in a weight file

@@ -8,22 +8,20 @@
     model.weights.json Keras 3, in shards           weights of several files
     preset/            KerasHub                     config, weights, image converter
 """
-import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
-
-from .archive import parse_json, read_archive
-from .hdf5 import HDF5_ERRORS, KerasFileError, WeightFile, text_attribute
+from .archive import MAX_JSON, parse_json, read_archive, read_weights
+from .hdf5 import KerasFileError
+from .weights import WeightFile
 
 __all__ = ['Opened', 'open_source', 'read_json']
 
-MAX_JSON = 64 * 2**20
-MAX_SHARDS = 1000
+MAX_FILE = 2**31  # bytes; with the state of an optimizer it may be three times as large as its arrays
+MAX_SHARDS = 500
 SHARDED = '.weights.json'
 
 ACCEPTED = (
@@ -80,22 +78,21 @@ def open_source(path: Path) -> Iterator[Opened]:
 
 @contextmanager
 def _open_keras(path: Path) -> Iterator[Opened]:
-    metadata, config, weights = read_archive(path)
-    with _open_files([io.BytesIO(weights)], path) as files:
-        version = _version(metadata.get('keras_version'))
-        yield Opened(path, [path], 'archive', WeightFile(files, path), config, version)
+    metadata, config, size = read_archive(path)
+    with WeightFile(path, content=read_weights(path), size=size) as weights:
+        yield Opened(path, [path], 'archive', weights, config, _version(metadata.get('keras_version')))
 
 
 @contextmanager
 def _open_h5(path: Path) -> Iterator[Opened]:
-    with _open_files([path], path) as (file,):
-        version = _version(text_attribute(file, 'keras_version', path))
-        text = text_attribute(file, 'model_config', path)
+    with _weights(path, [path]) as weights:
+        version = _version(weights.attribute('', 'keras_version'))
+        text = weights.attribute('', 'model_config')
         if text is None:
-            yield Opened(path, [path], 'weights', WeightFile([file], path), keras_version=version)
+            yield Opened(path, [path], 'weights', weights, keras_version=version)
         else:
             config = parse_json(text, f"{path}: its attribute 'model_config'")
-            yield Opened(path, [path], 'whole model', WeightFile([file], path), config, version)
+            yield Opened(path, [path], 'whole model', weights, config, version)
 
 
 @contextmanager
@@ -103,18 +100,18 @@ def _open_shards(path: Path) -> Iterator[Opened]:
     shards = read_json(path).get('weight_map')
     if not isinstance(shards, dict):
         raise KerasFileError(f"{path} has no 'weight_map'.")
-    names: list[str] = []
+    names: list[Any] = []
     for value in shards.values():
         names += value if isinstance(value, list) else [value]
-    paths = []
-    for name in dict.fromkeys(map(str, names)):
-        if Path(name).name != name or not name.endswith('.h5'):
-            raise KerasFileError(f'{path}: its shard {name!r} is not a file of the same folder.')
-        paths.append(path.with_name(name))
+    paths: dict[Path, None] = {}
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith('.h5') or not name.isprintable():
+            raise KerasFileError(f'{path}: its shard {name!r:.200} is not a file of the same folder.')
+        paths[path.with_name(name)] = None
     if not 0 < len(paths) <= MAX_SHARDS:
         raise KerasFileError(f'{path} names {len(paths)} shards.')
-    with _open_files(paths, path) as files:
-        yield Opened(path, [path, *paths], 'shards', WeightFile(files, path))
+    with _weights(path, list(paths)) as weights:
+        yield Opened(path, [path, *paths], 'shards', weights)
 
 
 PRESET_WEIGHTS, PRESET_HEAD = 'model.weights.h5', 'task.weights.h5'
@@ -131,25 +128,19 @@ def _open_preset(path: Path) -> Iterator[Opened]:
     if not weights.is_file() and shards.is_file():
         raise KerasFileError(f'{path} holds its weights in shards; pass {shards} itself.')
     paths = [weights, *(path / name for name in [PRESET_HEAD] if (path / name).is_file())]
-    with _open_files(paths, path) as opened:
-        version = _version(files.get('metadata.json', {}).get('keras_version'))
-        config = read_json(path / 'config.json')
-        yield Opened(path, paths, 'preset', WeightFile(opened, path), config, version, files)
+    config = read_json(path / 'config.json')
+    version = _version(files.get('metadata.json', {}).get('keras_version'))
+    with _weights(path, paths) as opened:
+        yield Opened(path, paths, 'preset', opened, config, version, files)
 
 
-@contextmanager
-def _open_files(files: Sequence[Path | io.BytesIO], source: Path) -> Iterator[list[h5py.File]]:
-    with ExitStack() as stack:
-        opened = []
-        for file in files:
-            if isinstance(file, Path) and not file.is_file():
-                raise KerasFileError(f'{source}: there is no file {file}.')
-            try:
-                opened.append(stack.enter_context(h5py.File(file, 'r')))
-            except HDF5_ERRORS as e:
-                name = file if isinstance(file, Path) else source
-                raise KerasFileError(f'{name} is not a complete HDF5 file ({e}). Save or download it again.') from e
-        yield opened
+def _weights(source: Path, files: Sequence[Path]) -> WeightFile:
+    for file in files:
+        if not file.is_file():
+            raise KerasFileError(f'{source}: there is no file {file}.')
+        if file.stat().st_size > MAX_FILE:
+            raise KerasFileError(f'{source}: {file} is larger than any Xception: {file.stat().st_size} bytes.')
+    return WeightFile(source, files)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -158,8 +149,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise KerasFileError(f'There is no file {path}.')
     if path.stat().st_size > MAX_JSON:
         raise KerasFileError(f'{path} is larger than any config: {path.stat().st_size} bytes.')
-    return parse_json(path.read_bytes(), str(path))
+    try:
+        return parse_json(path.read_bytes(), str(path))
+    except OSError as e:
+        raise KerasFileError(f'{path} can not be read: {e}.') from e
 
 
 def _version(value: Any) -> str:
-    return value if isinstance(value, str) and len(value) < 40 else 'unknown'
+    return value if isinstance(value, str) and len(value) < 40 and value.isprintable() else 'unknown'

@@ -215,7 +215,7 @@ def _activation(layer: Placed, place: str) -> str:
 
 def _units(layer: Placed, place: str) -> int:
     units = layer.config['units']
-    if not isinstance(units, int) or not 0 < units <= MAX_UNITS:
+    if not isinstance(units, int) or isinstance(units, bool) or not 0 < units <= MAX_UNITS:
         raise KerasFileError(f'{place} has {units!r} units.')
     return units
 
@@ -230,8 +230,7 @@ def read_bare_head(rest: Sequence[Placed], source: object) -> Head:
     """
     pools = [layer for layer in rest if layer.class_name in POOLS]
     dense = [layer for layer in rest if layer.class_name == 'Dense']
-    others = [layer for layer in rest if layer not in pools and layer not in dense
-              and layer.class_name not in ('Dropout', *AUGMENTATIONS)]
+    others = [layer for layer in rest if layer.class_name not in (*POOLS, 'Dense', 'Dropout', *AUGMENTATIONS)]
     if others or len(dense) > 1 or len(pools) > 1 or (dense and not pools):
         names = ', '.join(layer.name or layer.path for layer in rest)
         raise KerasFileError(

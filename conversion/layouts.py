@@ -9,8 +9,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
-from .hdf5 import KerasFileError, WeightFile
+from .hdf5 import KerasFileError
 from .names import KINDS, LAYERS, PREDICTIONS, Layer
+from .weights import WeightFile
 
 __all__ = ['Keras1Layout', 'Layout', 'Placed', 'layout_of']
 
@@ -141,10 +142,10 @@ class NamedLayout(Layout):
         for top, layer, variable in self._index:
             found.setdefault((top, layer), []).append(variable)
         placed = [Placed(layer, self._class_of(top, layer, names), top=top) for (top, layer), names in found.items()]
-        with_arrays = {top for top, _ in found}
+        known = {*(top for top, _ in found), *NO_LAYERS}
         for group in self.weights.groups():
             top = group.removeprefix(self.root)
-            if group.startswith(self.root) and top and '/' not in top and top not in (*with_arrays, *NO_LAYERS):
+            if group.startswith(self.root) and top and '/' not in top and top not in known:
                 stem = numbered(top)[0]
                 placed.append(Placed(top, CLASSES.get(stem, stem), top=top))
         return sorted(placed, key=lambda layer: numbered(layer.name or ''))

@@ -3,6 +3,7 @@
     source -> formats.open_source -> config? -> structure -> layouts: path of each array -> checked, then read
 """
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from xception_hub import Xception
 from xception_hub.checkpoints import check_against
 
 from .formats import Opened, open_source, read_json
-from .hdf5 import KerasFileError, WeightFile
+from .hdf5 import KerasFileError
 from .layouts import Keras1Layout, Layout, Placed, layout_of
 from .names import KINDS, LAYERS, Layer, keras_shape, to_torch
 from .release import RELEASES, fetch
-from .structure import Structure, bare, parse
+from .structure import MAX_CHANNELS, Structure, bare, check_image_size, parse
+from .weights import WeightFile
 
 __all__ = ['KerasFileError', 'Port', 'port', 'read_layers']
 
@@ -31,6 +33,8 @@ LEFT_OUT = {
 }
 LEFT_OUT_PARTS = {
     'seed_generator': 'the state of a random generator', 'StateVar': 'the state of a random generator'}
+
+MAX_PARAMETERS = 2**27  # 512 MB; with the paper's largest head it has 117 million
 
 
 @dataclass
@@ -99,21 +103,22 @@ def port(source: str | Path, config: Path | None = None) -> Port:
             if opened.config is not None:
                 raise KerasFileError(f'{path} holds the config of its model; leave out {config}.')
             opened.config = read_json(config)
+        # a config is read before anything of the weights
+        known = parse(opened.config, path) if opened.config is not None and opened.kind != 'preset' else None
         layout = layout_of(opened.weights)
-        structure = _structure(opened, layout)
+        structure = known or _structure(opened, layout)
         tensors, model_args, left_out = read_layers(structure, layout)
         return Port(
             path, opened.kind, _sha256(opened.files), tensors, model_args, structure,
             (299, 299) if isinstance(layout, Keras1Layout) else structure.image_size, left_out, opened.keras_version,
             isinstance(layout, Keras1Layout), opened.config if opened.kind != 'preset' else None,
-            opened.preset.get('image_converter.json', {}).get('config'))
+            _preset_config(opened, 'image_converter.json') or None)
 
 
 def _structure(opened: Opened, layout: Layout) -> Structure:
+    """What weights tell that come without a config."""
     if opened.kind == 'preset':
         return _preset(opened, bare(layout.layers(), opened.path))
-    if opened.config is not None:
-        return parse(opened.config, opened.path)
     structure = bare(layout.layers(), opened.path)
     if isinstance(layout, Keras1Layout):
         structure.head.final_activation = 'softmax' if structure.head.classifier else 'linear'
@@ -125,16 +130,32 @@ def _preset(opened: Opened, structure: Structure) -> Structure:
     backbone = (opened.config or {}).get('class_name')
     if backbone != 'XceptionBackbone':
         raise KerasFileError(f"{opened.path}: its backbone is a {backbone!r}, not an 'XceptionBackbone'.")
-    task = opened.preset.get('task.json', {}).get('config', {})
+    task, converter = _preset_config(opened, 'task.json'), _preset_config(opened, 'image_converter.json')
     if structure.head.classifier is not None:
         activation, dropout = task.get('activation') or 'linear', task.get('dropout') or 0.
-        if activation not in ('linear', 'softmax', 'sigmoid') or not 0 <= float(dropout) < 1:
+        if activation not in ('linear', 'softmax', 'sigmoid') or not _is_number(dropout) or not 0 <= dropout < 1:
             raise KerasFileError(f'{opened.path}: its classifier has activation {activation!r}, dropout {dropout!r}.')
         structure.head = replace(structure.head, final_activation=activation, drop_rate=float(dropout))
-    size = (opened.preset.get('image_converter.json', {}).get('config') or {}).get('image_size')
+    for name in ('scale', 'offset'):
+        if isinstance(converter.get(name), float) and not math.isfinite(converter[name]):
+            raise KerasFileError(f'{opened.path}: its image converter has {name} {converter[name]}.')
+    size = converter.get('image_size')
     if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        check_image_size(size[0], size[1], opened.path)
         structure.image_size = size[0], size[1]
     return structure
+
+
+def _preset_config(opened: Opened, file: str) -> dict[str, Any]:
+    """The config in a preset's file; empty without the file."""
+    config = opened.preset.get(file, {'config': {}}).get('config')
+    if not isinstance(config, dict):
+        raise KerasFileError(f"{opened.path / file}: its 'config' is a {type(config).__name__} instead of an object.")
+    return config
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
@@ -150,8 +171,12 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     first, _ = placed[0]
     kernel = weights.shape(layout.paths(placed[0][1], first.kind)['kernel'])
     channels = structure.channels or (kernel[2] if len(kernel) == 4 else 3)
+    if not 0 < channels <= MAX_CHANNELS:
+        raise KerasFileError(f'{weights.source}: its images would have {channels} channels.')
     model_args = dict(head.model_args(), in_chans=channels)
     expected = Xception(**model_args, device='meta').state_dict()
+    if sum(tensor.numel() for tensor in expected.values()) > MAX_PARAMETERS:
+        raise KerasFileError(f'{weights.source}: with its head it would have more than {MAX_PARAMETERS:,} parameters.')
     account = _Account(weights)
     plan: list[tuple[Layer, dict[str, tuple[str, tuple[int, ...]]]]] = []
     for layer, place in placed:

@@ -15,11 +15,14 @@ from .head import KNOWN_CLASSES, Head, read_bare_head, read_head, read_rescaling
 from .layouts import Placed, group_name, numbered
 from .names import LAYERS, LISTED
 
-__all__ = ['Structure', 'bare', 'parse']
+__all__ = ['Structure', 'bare', 'check_image_size', 'parse']
 
 MODELS = ('Functional', 'Model', 'Sequential')
 MAX_CHANNELS = 1024
+MAX_IMG_SIZE = 4096  # pixels; both networks are compared at this size
 MAX_NESTING = 16
+MAX_LAYERS = 2000    # Xception has 132
+MAX_NAME = 200       # characters
 FIRST, LAST = 'block1_conv1', 'block14_sepconv2_bn'
 RESIDUAL_BLOCKS = (2, 3, 4, 13)
 KERAS_CLASSES = {'conv': 'Conv2D', 'sepconv': 'SeparableConv2D', 'bn': 'BatchNormalization'}
@@ -106,6 +109,8 @@ def bare(layers: list[Placed], source: object) -> Structure:
     Raises:
         KerasFileError: It is no Xception, or its head could be one of several.
     """
+    if len(layers) > MAX_LAYERS:
+        raise KerasFileError(f'{source} holds {len(layers)} layers, more than any Xception.')
     homes: dict[str, list[Placed]] = {}
     for layer in layers:
         homes.setdefault(layer.path.rpartition('/')[0] or layer.top, []).append(layer)
@@ -138,6 +143,8 @@ def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0)
     if depth > MAX_NESTING:
         raise ValueError('models are nested without end')
     entries = config if isinstance(config, list) else config['layers']  # a list in the Sequential of early Keras 2
+    if len(entries) > MAX_LAYERS:
+        raise ValueError(f'it has {len(entries)} layers')
     model = Model(layer['class_name'], [], {})
     counts: dict[str, int] = {}
     for entry in entries:
@@ -148,8 +155,9 @@ def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0)
         is_model = entry['class_name'] in MODELS
         settings = {} if is_model and isinstance(entry['config'], list) else entry['config']
         name = entry.get('name') or settings['name']
-        if not isinstance(name, str):
-            raise ValueError(f'a layer is called {name!r}')
+        for text in (name, entry['class_name']):
+            if not isinstance(text, str) or not text.isprintable() or len(text) > MAX_NAME:
+                raise ValueError(f'a layer or its class is called {text!r:.300}')
         model.layers.append(Placed(
             name, entry['class_name'], place, top or name, settings, tuple(_inbound(entry)), tuple(_constants(entry))))
         if is_model:
@@ -292,11 +300,18 @@ def _input_of(outer: Model, source: object) -> tuple[tuple[int, int] | None, int
             if isinstance(shape, list) and len(shape) == 4 and shape[3] in range(1, MAX_CHANNELS + 1):
                 _, height, width, channels = shape
                 known = all(isinstance(side, int) and side > 0 for side in (height, width))
-                if known and min(height, width) < MIN_IMG_SIZE:
-                    raise KerasFileError(
-                        f'{source}: its images are {height}x{width}, but Xception takes at least {MIN_IMG_SIZE}.')
-                return ((height, width) if known else None), channels
+                if known:
+                    check_image_size(height, width, source)
+                return ((height, width) if known else None), int(channels)
     raise KerasFileError(f'{source}: its config has no input layer with [batch, height, width, channels].')
+
+
+def check_image_size(height: int, width: int, source: object) -> None:
+    if min(height, width) < MIN_IMG_SIZE:
+        raise KerasFileError(
+            f'{source}: its images are {height}x{width}, but Xception takes at least {MIN_IMG_SIZE}.')
+    if max(height, width) > MAX_IMG_SIZE:
+        raise KerasFileError(f'{source}: its images are {height}x{width}, more than {MAX_IMG_SIZE}.')
 
 
 def _around_xception(
