@@ -27,10 +27,10 @@ import json, sys, time
 from pathlib import Path
 sys.path[:0] = ['.', 'examples']
 start = time.perf_counter()
-from conversion import convert, parity, port
+from conversion import convert, keras_model, parity, port
 from port_a_keras_model import CLASS_NAMES, PREPROCESSING
 if sys.argv[3] == 'with Keras':
-    convert.prove_parity.__globals__['KerasReference'].__init__.__globals__['import_keras']()
+    keras_model.import_keras()
 else:
     parity.keras_is_installed = lambda: False
 imports = time.perf_counter() - start

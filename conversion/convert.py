@@ -15,8 +15,9 @@ from timm.data import ImageNetInfo
 
 from xception_hub.xception_paper import MIN_IMG_SIZE
 
+from .head import is_number
 from .output import OutputError, write
-from .parity import Parity, keras_is_installed, prove_parity
+from .parity import Parity, ParityError, prove_parity
 from .photos import Photo, find_photos, photo_batch, sample_photos
 from .port import KerasFileError, Port, port
 from .preprocessing import Preprocessing
@@ -36,10 +37,6 @@ STATISTICS_PHOTOS = 10  # means need more than two
 RELEASE_PREPROCESSING = Preprocessing('tf', (299, 299), 'bicubic', crop_pct=0.8975, crop_mode='center')
 
 app = App(name='python -m conversion.convert', help=__doc__, version_flags=[])
-
-
-class ParityError(ValueError):
-    """Keras computes something else than the converted network, so nothing was written."""
 
 
 def convert(
@@ -69,10 +66,6 @@ def convert(
         raise KerasFileError(f'{ported.source} has {classes} outputs, but {len(class_names)} class names were given.')
     model = ported.model()
     pictures: Sequence[Photo] = (photos or sample_photos()) if model.in_chans == 3 else []
-    if not pictures and not keras_is_installed():
-        raise ParityError(
-            f'{ported.source}: Keras is not installed, and there is no photo for the proofs without it. Install '
-            f"Keras (pip install -e '.[conversion]'), or pass --images FOLDER.")
     sizes = list(dict.fromkeys([preprocessing.image_size, SECOND_SIZE]))
     parity = prove_parity(ported, model, sizes, pictures, _statistics_images(preprocessing, pictures))
     if not parity.passed:
@@ -128,6 +121,8 @@ def main(
     except (KerasFileError, ReleaseError, OutputError, ParityError, OSError, ImportError) as e:
         sys.exit(f'error: {e}')
     print(f'{parity.report()}\n')
+    if ported.structure.ignored:
+        print(f'Ignored, for they do nothing outside of training: {", ".join(ported.structure.ignored)}')
     for reason in dict.fromkeys(ported.left_out.values()):
         arrays = [array for array, why in ported.left_out.items() if why == reason]
         print(f'Left out: {reason}, {len(arrays)} arrays from {arrays[0]} on')
@@ -164,7 +159,7 @@ def _known_preprocessing(ported: Port) -> dict[str, Any]:
     if converter:
         scale, offset = converter.get('scale'), converter.get('offset')
         rescaling = (1. if scale is None else scale), (0. if offset is None else offset)
-        if not all(isinstance(value, (int, float)) for value in rescaling) or not rescaling[0]:
+        if not all(map(is_number, rescaling)) or not rescaling[0]:
             raise KerasFileError(f'{ported.source}: its image converter has scale {scale!r} and offset {offset!r}.')
         known.update(input_range='raw', rescaling=rescaling)
         known.update(crop_mode='center' if converter.get('crop_to_aspect_ratio', True) else 'squash')

@@ -4,19 +4,19 @@ Prints the fingerprints of a file's backbone, which has to be the one that Keras
 """
 import json
 import sys
-from pathlib import Path
 
 from cyclopts import App
 
 from xception_hub.fingerprints import fingerprint
 
 from .port import KerasFileError, port
+from .release import ReleaseError
 
 app = App(name='python -m conversion.fingerprints', help=__doc__, version_flags=[])
 
 
 @app.default
-def main(source: Path, /) -> None:
+def main(source: str, /) -> None:
     """Prints JSON.
 
     Args:
@@ -24,7 +24,7 @@ def main(source: Path, /) -> None:
     """
     try:
         print(json.dumps(fingerprint(port(source).tensors), indent=0))
-    except KerasFileError as e:
+    except (KerasFileError, ReleaseError) as e:
         sys.exit(f'error: {e}')
 
 

@@ -8,9 +8,9 @@ from xception_hub.xception_paper import head_layer_names
 
 from .hdf5 import KerasFileError
 from .layouts import Placed
-from .names import Layer
+from .names import AUGMENTATIONS, Layer
 
-__all__ = ['Head', 'read_bare_head', 'read_head', 'read_rescaling']
+__all__ = ['FINAL_ACTIVATIONS', 'MAX_UNITS', 'Head', 'read_bare_head', 'read_head', 'read_rescaling']
 
 POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
 FINAL_ACTIVATIONS = ('linear', 'softmax', 'sigmoid')
@@ -18,13 +18,6 @@ FINAL_ACTIVATIONS = ('linear', 'softmax', 'sigmoid')
 ACTIVATIONS = {
     'relu': 'relu', 'relu6': 'relu6', 'elu': 'elu', 'selu': 'selu', 'gelu': 'gelu', 'tanh': 'tanh',
     'sigmoid': 'sigmoid', 'silu': 'silu', 'swish': 'silu', 'mish': 'mish'}
-# Layers that do nothing outside of training
-AUGMENTATIONS = (
-    'RandomFlip', 'RandomRotation', 'RandomZoom', 'RandomContrast', 'RandomBrightness', 'RandomTranslation',
-    'RandomShear', 'RandomHue', 'RandomSaturation', 'RandomColorJitter', 'RandomColorDegeneration',
-    'RandomGrayscale', 'RandomPosterization', 'RandomSharpness', 'RandomErasing', 'RandomGaussianBlur',
-    'RandomInvert', 'RandomPerspective', 'RandomElasticTransform', 'GaussianNoise', 'GaussianDropout',
-    'AlphaDropout')
 # Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda
 OPERATIONS = {
     'TrueDivide': 'divide', 'Divide': 'divide', 'math.truediv': 'divide', 'math.divide': 'divide',
@@ -280,8 +273,13 @@ def _operation(layer: Placed) -> str:
     return str(layer.config.get('function')) if layer.class_name == 'TFOpLambda' else layer.class_name
 
 
+def is_number(value: Any) -> bool:
+    """Of JSON: true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _number(layer: Placed, name: str, source: object) -> float:
     value = layer.config.get(name, 0.)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise KerasFileError(f'{source}: the Rescaling layer {layer.name!r} has {name} {value!r}, not one number.')
     return float(value)

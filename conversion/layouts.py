@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .hdf5 import KerasFileError
-from .names import KINDS, LAYERS, PREDICTIONS, Layer
+from .names import AUGMENTATIONS, KERAS_CLASSES, KINDS, LAYERS, PREDICTIONS, Layer, group_name
 from .weights import WeightFile
 
 __all__ = ['Keras1Layout', 'Layout', 'Placed', 'layout_of']
@@ -66,18 +66,10 @@ def layout_of(weights: WeightFile) -> Layout:
 
 
 # Names of the classes that Keras abbreviates in its groups and in the names it gives.
-CLASSES = {
-    re.sub(r'(?<=[a-z])(?=[A-Z])', '_', name).lower(): name for name in (
-        'InputLayer', 'Conv2D', 'SeparableConv2D', 'BatchNormalization', 'Activation', 'MaxPooling2D', 'Add', 'Dense',
-        'Dropout', 'Flatten', 'GlobalAveragePooling2D', 'GlobalMaxPooling2D', 'Functional', 'Sequential', 'Rescaling',
-        'RandomFlip', 'RandomRotation', 'RandomZoom', 'RandomContrast', 'RandomBrightness', 'RandomTranslation',
-        'ReLU', 'Softmax')
-} | {'input': 'InputLayer', 'avg_pool': 'GlobalAveragePooling2D', 'max_pool': 'GlobalMaxPooling2D'}
-
-
-def group_name(class_name: str) -> str:
-    """What Keras calls the groups of a class."""
-    return re.sub(r'(?<=[a-z])(?=[A-Z])', '_', class_name).lower()
+CLASSES = {group_name(name): name for name in (
+    *KERAS_CLASSES.values(), *AUGMENTATIONS, 'InputLayer', 'Activation', 'ReLU', 'Softmax', 'MaxPooling2D', 'Add',
+    'Dropout', 'Flatten', 'GlobalAveragePooling2D', 'GlobalMaxPooling2D', 'Functional', 'Sequential', 'Rescaling',
+)} | {'input': 'InputLayer', 'avg_pool': 'GlobalAveragePooling2D', 'max_pool': 'GlobalMaxPooling2D'}
 
 
 def numbered(name: str) -> tuple[str, int]:
@@ -178,12 +170,8 @@ class Keras1Layout(Layout):
         return [*(self._placed(layer) for layer in [*LAYERS.values(), *top]), *pool]
 
     def _placed(self, layer: Layer) -> Placed:
-        return Placed(layer.keras, KERAS1_CLASSES[layer.kind], top=layer.keras1)
+        return Placed(layer.keras, KERAS_CLASSES[layer.kind], top=layer.keras1)
 
     def paths(self, placed: Placed, kind: str) -> dict[str, str]:
         return {
             keras: f'{placed.top}/{placed.top}_{KERAS1_VARIABLES.get(keras, keras)}:0' for keras, _, _ in KINDS[kind]}
-
-
-KERAS1_CLASSES = {
-    'conv': 'Conv2D', 'sepconv': 'SeparableConv2D', 'bn': 'BatchNormalization', 'dense': 'Dense'}

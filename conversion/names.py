@@ -1,4 +1,5 @@
 """The one name table: Keras' name of each layer of Xception, this network's, and the axes between them."""
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -6,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['KINDS', 'LAYERS', 'Layer', 'keras_shape', 'to_keras', 'to_torch']
+__all__ = [
+    'AUGMENTATIONS', 'KERAS_CLASSES', 'KINDS', 'LAYERS', 'Layer', 'group_name', 'keras_shape', 'to_keras', 'to_torch']
 
 # Kind of layer -> its arrays in Keras' order: Keras' name, ours, and which axis of Keras each axis of torch is.
 KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
@@ -24,6 +26,23 @@ KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
     'dense': [('kernel', 'weight', (1, 0)), ('bias', 'bias', (0,))],    # I O -> O I
     'dense without bias': [('kernel', 'weight', (1, 0))],
 }
+
+# Kind of layer -> its class in Keras 2 and 3.
+KERAS_CLASSES = {'conv': 'Conv2D', 'sepconv': 'SeparableConv2D', 'bn': 'BatchNormalization', 'dense': 'Dense'}
+
+# Layers that do nothing outside of training.
+AUGMENTATIONS = (
+    'RandomFlip', 'RandomRotation', 'RandomZoom', 'RandomContrast', 'RandomBrightness', 'RandomTranslation',
+    'RandomShear', 'RandomHue', 'RandomSaturation', 'RandomColorJitter', 'RandomColorDegeneration',
+    'RandomGrayscale', 'RandomPosterization', 'RandomSharpness', 'RandomErasing', 'RandomGaussianBlur',
+    'RandomInvert', 'RandomPerspective', 'RandomElasticTransform', 'GaussianNoise', 'GaussianDropout',
+    'AlphaDropout')
+
+
+def group_name(class_name: str) -> str:
+    """What Keras calls the groups of a class, and the layers that it names itself."""
+    return re.sub(r'(?<=[a-z])(?=[A-Z])', '_', class_name).lower()
+
 
 # Keras 1 numbered its layers and called them so.
 KERAS1_NAMES = {'conv': 'convolution2d', 'sepconv': 'separableconvolution2d', 'bn': 'batchnormalization'}

@@ -12,12 +12,12 @@ from torch import nn
 from xception_hub import Xception
 from xception_hub.fingerprints import compare
 
-from .consistency import MOST, check_consistency
+from .consistency import MOST, Consistency, check_consistency
 from .photos import Photo, photo_batch
 from .port import Port
 from .reference import TAPS, KerasReference, release_memory
 
-__all__ = ['Check', 'Parity', 'Proof', 'compare_with_keras', 'keras_is_installed', 'prove_parity']
+__all__ = ['Check', 'Parity', 'ParityError', 'Proof', 'compare_with_keras', 'keras_is_installed', 'prove_parity']
 
 # Relative L2 difference that float arithmetic in another order leaves; a wrong eps, padding or tensor is 1e-2 and more.
 TOLERANCES = {'float64': 1e-12, 'float32': 5e-6}
@@ -26,6 +26,10 @@ COMPARED = {'float64': TAPS, 'float32': ['head.global_pool']}
 
 IMAGE_COUNT = 2
 SEED = 20161007  # of the images, if there are no photos: the day of the paper's first version
+
+
+class ParityError(ValueError):
+    """It is not shown that Keras and the converted network compute the same; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,12 @@ class Parity:
         reading: Who read the file for Keras.
         proofs: One for each precision and size that was compared with Keras.
         checks: The other proofs.
-        fingerprints: How the backbone compares with Keras' own, which a fine-tuned one need not equal.
     """
 
     reference: str | None
     reading: str | None
     proofs: list[Proof]
     checks: list[Check]
-    fingerprints: dict[str, int]
 
     @property
     def passed(self) -> bool:
@@ -107,8 +109,7 @@ class Parity:
              'passed': p.first_wrong is None} for p in self.proofs]
         proofs += [dict(proof=c.proof, passed=c.passed, decisive=c.decisive, summary=c.summary, **c.figures)
                    for c in self.checks]
-        return dict(passed=self.passed, reference=self.reference, reading=self.reading, proofs=proofs,
-                    fingerprints=self.fingerprints)
+        return dict(passed=self.passed, reference=self.reference, reading=self.reading, proofs=proofs)
 
     def report(self) -> str:
         """All proofs, for people."""
@@ -120,9 +121,6 @@ class Parity:
         for check in self.checks:
             verdict = 'passed' if check.passed else 'FAILED' if check.decisive else 'NOTE'
             lines.append(f'{check.proof}: {verdict}, {check.summary}')
-        found = self.fingerprints
-        lines.append(f'fingerprints: {found["identical"]} of {sum(found.values())} tensors of the backbone are '
-                     f'bit-identical to those that Keras publishes')
         return '\n'.join(lines)
 
     def tap_table(self) -> str:
@@ -161,6 +159,9 @@ def prove_parity(
         sizes: Heights and widths to compare at, in pixels.
         photos: To compare on; uniform noise without any.
         consistency_images: [B, H, W, C], prepared as in training, for the proofs that need no Keras.
+
+    Raises:
+        ParityError: Keras is not installed, and there are no images for the proofs without it.
     """
     proofs: list[Proof] = []
     version = reading = None
@@ -172,12 +173,17 @@ def prove_parity(
             proofs += [compare_with_keras(reference, model, size, photos) for size in sizes]
             del reference
             release_memory()
+    elif consistency_images is None:
+        raise ParityError(
+            f'{ported.source}: Keras is not installed, and there is no photo for the proofs without it. Install '
+            f"Keras (pip install -e '.[conversion]'), or pass --images FOLDER.")
     checks = [same_tensors(ported, model)]
-    if consistency_images is not None:
-        checks += check_statistics(model, consistency_images, not proofs, not by_keras)
-    found = compare(ported.tensors)
-    counts = {kind: len(getattr(found, kind)) for kind in ('identical', 'compensated', 'different', 'missing')}
-    return Parity(version, reading, proofs, checks, counts)
+    if consistency_images is None:  # noise tells the normalizations apart, but not how far off they may be
+        checks.append(_residuals(check_consistency(model, _noise(sizes[0], model.in_chans)), not by_keras))
+    else:
+        found = check_consistency(model, consistency_images)
+        checks += [_statistics(found, not proofs), _residuals(found, not by_keras)]
+    return Parity(version, reading, proofs, [*checks, _fingerprints(ported)])
 
 
 def same_tensors(ported: Port, model: nn.Module) -> Check:
@@ -192,28 +198,34 @@ def same_tensors(ported: Port, model: nn.Module) -> Check:
     return Check('tensors', not unequal and not more, True, summary, dict(unequal=unequal, more=more))
 
 
-def check_statistics(model: nn.Module, images: np.ndarray, decisive: bool, order_decisive: bool) -> list[Check]:
-    """What the moving statistics say of the images, and of the residual normalizations.
-
-    Args:
-        model: The network.
-        images: [B, H, W, C], prepared as in training.
-        decisive: There is no comparison with Keras.
-        order_decisive: Keras hasn't read the file itself, so that nothing else confirms the residual layers.
-    """
-    found = check_consistency(model, images)
+def _statistics(found: Consistency, decisive: bool) -> Check:
+    """What the moving statistics say of the images; decisive without a comparison with Keras."""
     where = f', wrong from {found.first_wrong} on: check how images are prepared' if found.first_wrong else ''
-    statistics = Check(
+    return Check(
         'moving statistics', found.first_wrong is None, decisive,
         f'on {found.images} images the worst of {len(found.deviations)} normalizations is off by {found.worst:.2f} '
         f'standard deviations, of {MOST:.0f} at most{where}',
         dict(images=found.images, deviations=found.deviations, limit=MOST))
+
+
+def _residuals(found: Consistency, decisive: bool) -> Check:
+    """What they say of the residual normalizations; decisive unless Keras has found these in the file by itself."""
     now = '; '.join(f'{name} {a:.2f} against {b:.2f}' for name, (a, b) in found.exchanged.items())
-    residuals = Check(
-        'residual normalizations', found.first_exchanged is None, decisive or order_decisive,
+    return Check(
+        'residual normalizations', found.first_exchanged is None, decisive,
         f'deviations as they are, and exchanged with the last of their module: {now}',
         dict(exchanged=found.exchanged, first_exchanged=found.first_exchanged))
-    return [statistics, residuals]
+
+
+def _fingerprints(ported: Port) -> Check:
+    """How the backbone compares with Keras' own, which a fine-tuned one need not equal."""
+    found = compare(ported.tensors)
+    counts = {kind: len(getattr(found, kind)) for kind in ('identical', 'compensated', 'different', 'missing')}
+    total = sum(counts.values())
+    return Check(
+        'fingerprints', counts['identical'] == total, False,
+        f'{counts["identical"]} of {total} tensors of the backbone are bit-identical to those that Keras publishes',
+        counts)
 
 
 def compare_with_keras(
@@ -221,14 +233,14 @@ def compare_with_keras(
 ) -> Proof:
     """Runs both networks on the same images and compares them tap by tap."""
     scale, offset = reference.rescaling
-    images = photo_batch(photos[:IMAGE_COUNT], size) if photos and model.in_chans == 3 else _noise(size, model.in_chans)
+    on_photos = bool(photos) and model.in_chans == 3
+    images = photo_batch(photos[:IMAGE_COUNT], size) if on_photos else _noise(size, model.in_chans)
     # in float32 on both sides, also where the network computes in float64: that is what images come in
     taken = ((images - offset) / scale).astype(np.float32)
     with one_thread() if reference.dtype == 'float64' else nullcontext():
         expected = reference(taken)
-        found = torch_taps(model, taken if scale == 1 and not offset else taken * np.float64(scale) + offset,
-                           reference.dtype)
-    return compare_taps(expected, found, reference.dtype, size, 'photos' if photos else 'noise')
+        found = torch_taps(model, taken * np.float64(scale) + offset, reference.dtype)
+    return compare_taps(expected, found, reference.dtype, size, 'photos' if on_photos else 'noise')
 
 
 @contextmanager

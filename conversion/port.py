@@ -18,6 +18,7 @@ from xception_hub.checkpoints import check_against
 
 from .formats import Opened, open_source, read_json
 from .hdf5 import KerasFileError
+from .head import FINAL_ACTIVATIONS, MAX_UNITS, is_number
 from .layouts import Keras1Layout, Layout, Placed, layout_of
 from .names import KINDS, LAYERS, Layer, keras_shape, to_torch
 from .release import RELEASES, fetch
@@ -48,7 +49,6 @@ class Port:
         tensors: Under this network's names.
         model_args: Arguments of `timm.create_model('xception_paper', ...)`.
         structure: Where each layer is in the file, and what stands around Xception.
-        image_size: Height and width that the file says, in pixels.
         left_out: Array in the file -> why it isn't used.
         keras_version: That wrote the file, if it says so.
         is_release: The file is one of the two that Keras publishes, or has their layout.
@@ -62,12 +62,16 @@ class Port:
     tensors: dict[str, Tensor]
     model_args: dict[str, Any]
     structure: Structure
-    image_size: tuple[int, int] | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     keras_version: str = 'unknown'
     is_release: bool = False
     config: dict[str, Any] | None = None
     image_converter: dict[str, Any] | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width that the file says, in pixels."""
+        return self.structure.image_size
 
     @property
     def final_activation(self) -> str:
@@ -109,8 +113,7 @@ def port(source: str | Path, config: Path | None = None) -> Port:
         structure = known or _structure(opened, layout)
         tensors, model_args, left_out = read_layers(structure, layout)
         return Port(
-            path, opened.kind, _sha256(opened.files), tensors, model_args, structure,
-            (299, 299) if isinstance(layout, Keras1Layout) else structure.image_size, left_out, opened.keras_version,
+            path, opened.kind, _sha256(opened.files), tensors, model_args, structure, left_out, opened.keras_version,
             isinstance(layout, Keras1Layout), opened.config if opened.kind != 'preset' else None,
             _preset_config(opened, 'image_converter.json') or None)
 
@@ -121,6 +124,7 @@ def _structure(opened: Opened, layout: Layout) -> Structure:
         return _preset(opened, bare(layout.layers(), opened.path))
     structure = bare(layout.layers(), opened.path)
     if isinstance(layout, Keras1Layout):
+        structure.image_size = 299, 299
         structure.head.final_activation = 'softmax' if structure.head.classifier else 'linear'
     return structure
 
@@ -133,7 +137,7 @@ def _preset(opened: Opened, structure: Structure) -> Structure:
     task, converter = _preset_config(opened, 'task.json'), _preset_config(opened, 'image_converter.json')
     if structure.head.classifier is not None:
         activation, dropout = task.get('activation') or 'linear', task.get('dropout') or 0.
-        if activation not in ('linear', 'softmax', 'sigmoid') or not _is_number(dropout) or not 0 <= dropout < 1:
+        if activation not in FINAL_ACTIVATIONS or not is_number(dropout) or not 0 <= dropout < 1:
             raise KerasFileError(f'{opened.path}: its classifier has activation {activation!r}, dropout {dropout!r}.')
         structure.head = replace(structure.head, final_activation=activation, drop_rate=float(dropout))
     for name in ('scale', 'offset'):
@@ -154,10 +158,6 @@ def _preset_config(opened: Opened, file: str) -> dict[str, Any]:
     return config
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
     """Reads the arrays of a model, after all of their names and shapes were checked.
 
@@ -168,8 +168,8 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     placed = [(LAYERS[name], layer) for name, layer in structure.layers.items()] + head.placed_layers()
     if head.classifier is not None and not head.num_classes:
         head.num_classes = _last_axis(weights, layout, *placed[-1])
-    first, _ = placed[0]
-    kernel = weights.shape(layout.paths(placed[0][1], first.kind)['kernel'])
+    first, place = placed[0]
+    kernel = weights.shape(layout.paths(place, first.kind)['kernel'])
     channels = structure.channels or (kernel[2] if len(kernel) == 4 else 3)
     if not 0 < channels <= MAX_CHANNELS:
         raise KerasFileError(f'{weights.source}: its images would have {channels} channels.')
@@ -196,7 +196,7 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
 def _last_axis(weights: WeightFile, layout: Layout, layer: Layer, placed: Placed) -> int:
     """Width of a Dense layer, of which only the arrays are known."""
     shape = weights.shape(layout.paths(placed, layer.kind)['kernel'])
-    if len(shape) != 2 or not 0 < shape[1] <= 1_000_000:
+    if len(shape) != 2 or not 0 < shape[1] <= MAX_UNITS:
         raise KerasFileError(f'{weights.source}: the kernel of {layer.keras!r} has shape {shape}.')
     return shape[1]
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .head import ACTIVATIONS, AUGMENTATIONS, POOLS
+from .head import ACTIVATIONS, POOLS
 from .keras_model import build, import_keras
+from .names import AUGMENTATIONS
 from .port import Port
 from .structure import BACKBONE_CLASSES, FIRST, MODELS
 

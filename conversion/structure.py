@@ -11,9 +11,9 @@ from typing import Any
 from xception_hub.xception_paper import BN_EPS, MIN_IMG_SIZE
 
 from .hdf5 import KerasFileError
-from .head import KNOWN_CLASSES, Head, read_bare_head, read_head, read_rescaling
-from .layouts import Placed, group_name, numbered
-from .names import LAYERS, LISTED
+from .head import KNOWN_CLASSES, Head, is_number, read_bare_head, read_head, read_rescaling
+from .layouts import Placed, numbered
+from .names import KERAS_CLASSES, LAYERS, LISTED, group_name
 
 __all__ = ['Structure', 'bare', 'check_image_size', 'parse']
 
@@ -25,8 +25,7 @@ MAX_LAYERS = 2000    # Xception has 132
 MAX_NAME = 200       # characters
 FIRST, LAST = 'block1_conv1', 'block14_sepconv2_bn'
 RESIDUAL_BLOCKS = (2, 3, 4, 13)
-KERAS_CLASSES = {'conv': 'Conv2D', 'sepconv': 'SeparableConv2D', 'bn': 'BatchNormalization'}
-BACKBONE_CLASSES = (*KERAS_CLASSES.values(), 'Activation', 'ReLU', 'MaxPooling2D', 'Add')
+BACKBONE_CLASSES = (*(KERAS_CLASSES[kind] for kind in LISTED), 'Activation', 'ReLU', 'MaxPooling2D', 'Add')
 
 # How many layers without arrays Xception has, by which a file of weights shows that others stand in its head.
 COUNTS = {'Activation': 35, 'MaxPooling2D': 4, 'Add': 12}
@@ -121,7 +120,8 @@ def bare(layers: list[Placed], source: object) -> Structure:
         if found:
             ours = {id(layer) for layer in found[0].values()}
             rest = [layer for layer in layers if id(layer) not in ours]
-            return Structure(found[0], read_bare_head(list(_without_backbone(rest)), source), residuals_by=found[1])
+            head = read_bare_head(list(_without_backbone(rest)), source)
+            return Structure(found[0], head, residuals_by=found[1], ignored=head.ignored)
     raise KerasFileError(f'{source} {_no_xception(layers)}')
 
 
@@ -192,12 +192,10 @@ def _constants(layer: dict[str, Any]) -> Iterator[float]:
     for node in layer.get('inbound_nodes', []):
         if isinstance(node, dict):
             for value in node.get('args', []):
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                if is_number(value):
                     yield float(value)
-        elif isinstance(node, list) and len(node) == 4 and isinstance(node[3], dict):
-            value = node[3].get('y')
-            if isinstance(value, (int, float)):
-                yield float(value)
+        elif isinstance(node, list) and len(node) == 4 and isinstance(node[3], dict) and is_number(node[3].get('y')):
+            yield float(node[3]['y'])
 
 
 def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, Placed], str]:

@@ -21,7 +21,7 @@ from xception_hub import WeightsError, Xception
 from xception_hub.xception_paper import MIN_IMG_SIZE
 
 from .output import PARITY_FILE
-from .parity import Check, Parity, prove_parity
+from .parity import Check, Parity, ParityError, prove_parity
 from .photos import Photo, compare_pixels, find_photos, open_photos, sample_photos
 from .port import KerasFileError, Port, port
 from .preprocessing import Preprocessing
@@ -62,7 +62,7 @@ def main(
     try:
         parity = verify(port(source, config), directory, sizes, find_photos(images) if images else [])
         _update(directory / PARITY_FILE, parity.as_dict())
-    except (KerasFileError, ReleaseError, WeightsError, OSError, ImportError) as e:
+    except (KerasFileError, ParityError, ReleaseError, WeightsError, OSError, ImportError) as e:
         sys.exit(f'error: {e}')
     if parity.proofs:
         print(f'{parity.tap_table()}\n')
@@ -84,6 +84,7 @@ def verify(ported: Port, directory: Path, sizes: tuple[int, ...] = SIZES, photos
     Raises:
         WeightsError: The directory's weights don't fit its config.
         OSError: There is no such directory, or its parity.json can't be read.
+        ParityError: Keras is not installed, and there is no photo.
     """
     if not (directory / 'config.json').is_file():
         raise OSError(f'{directory} is no model directory: it has no config.json.')

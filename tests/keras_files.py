@@ -19,54 +19,54 @@ from conversion.names import LAYERS
 SIZE = 96  # pixels
 
 
-# Models
+# Models, built by Keras, or by tf_keras if that is given
 
-def flat_with_top() -> Any:
+def flat_with_top(k: Any = keras) -> Any:
     """Keras' own, with a classifier."""
-    return keras.applications.Xception(weights=None, classes=7, input_shape=(SIZE, SIZE, 3))
+    return k.applications.Xception(weights=None, classes=7, input_shape=(SIZE, SIZE, 3))
 
 
-def flat_without_top() -> Any:
-    return keras.applications.Xception(weights=None, include_top=False)
+def flat_without_top(k: Any = keras) -> Any:
+    return k.applications.Xception(weights=None, include_top=False)
 
 
-def flat_with_head() -> Any:
+def flat_with_head(k: Any = keras) -> Any:
     """`Model(base.input, Dense(GAP(base.output)))`, with normalizations that are shaped like the residual ones."""
-    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3))
-    x = keras.layers.GlobalAveragePooling2D()(base.output)
-    x = keras.layers.BatchNormalization(momentum=0.9)(x)
-    x = keras.layers.Dropout(0.3)(x)
-    x = keras.layers.Dense(128, use_bias=False)(x)
-    x = keras.layers.BatchNormalization(epsilon=1e-5)(x)
-    x = keras.layers.Activation('relu')(x)
-    x = keras.layers.Dense(128, activation='gelu')(x)
-    x = keras.layers.Dropout(0.5)(x)
-    return keras.Model(base.input, keras.layers.Dense(3, activation='softmax')(x))
+    base = k.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3))
+    x = k.layers.GlobalAveragePooling2D()(base.output)
+    x = k.layers.BatchNormalization(momentum=0.9)(x)
+    x = k.layers.Dropout(0.3)(x)
+    x = k.layers.Dense(128, use_bias=False)(x)
+    x = k.layers.BatchNormalization(epsilon=1e-5)(x)
+    x = k.layers.Activation('relu')(x)
+    x = k.layers.Dense(128, activation='gelu')(x)
+    x = k.layers.Dropout(0.5)(x)
+    return k.Model(base.input, k.layers.Dense(3, activation='softmax')(x))
 
 
-def nested() -> Any:
+def nested(k: Any = keras) -> Any:
     """Keras' guide to transfer learning: arithmetic before, a backbone of which a part is frozen, max pooling."""
-    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3))
+    base = k.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3))
     for layer in base.layers[40:]:
         layer.trainable = False
-    inputs = keras.Input((SIZE, SIZE, 3))
-    x = keras.applications.xception.preprocess_input(keras.layers.RandomFlip()(inputs))
-    x = keras.layers.GlobalMaxPooling2D()(base(x, training=False))
-    return keras.Model(inputs, keras.layers.Dense(1, activation='sigmoid')(keras.layers.Dropout(0.2)(x)))
+    inputs = k.Input((SIZE, SIZE, 3))
+    x = k.applications.xception.preprocess_input(k.layers.RandomFlip()(inputs))
+    x = k.layers.GlobalMaxPooling2D()(base(x, training=False))
+    return k.Model(inputs, k.layers.Dense(1, activation='sigmoid')(k.layers.Dropout(0.2)(x)))
 
 
-def sequential() -> Any:
+def sequential(k: Any = keras) -> Any:
     """A backbone with its own pooling in a Sequential, with augmentation in another, and a rescaling."""
-    augmentation = keras.Sequential([keras.layers.RandomFlip('horizontal'), keras.layers.RandomRotation(0.1)])
-    base = keras.applications.Xception(weights=None, include_top=False, pooling='avg', input_shape=(SIZE, SIZE, 3))
+    augmentation = k.Sequential([k.layers.RandomFlip('horizontal'), k.layers.RandomRotation(0.1)])
+    base = k.applications.Xception(weights=None, include_top=False, pooling='avg', input_shape=(SIZE, SIZE, 3))
     base.trainable = False
-    return keras.Sequential([
-        keras.Input((SIZE, SIZE, 3)), augmentation, keras.layers.Rescaling(1 / 127.5, offset=-1), base,
-        keras.layers.Flatten(), keras.layers.Dense(64, activation='relu'), keras.layers.Dense(64, activation='relu'),
-        keras.layers.Dense(5), keras.layers.Activation('softmax')])
+    return k.Sequential([
+        k.Input((SIZE, SIZE, 3)), augmentation, k.layers.Rescaling(1 / 127.5, offset=-1), base,
+        k.layers.Flatten(), k.layers.Dense(64, activation='relu'), k.layers.Dense(64, activation='relu'),
+        k.layers.Dense(5), k.layers.Activation('softmax')])
 
 
-MODELS: dict[str, Callable[[], Any]] = {
+MODELS: dict[str, Callable[..., Any]] = {
     f.__name__: f for f in (flat_with_top, flat_without_top, flat_with_head, nested, sequential)}
 
 

@@ -24,10 +24,10 @@ from hub_server import HubServer
 from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint
 
 from conversion import convert as convert_module
-from conversion.convert import ParityError, choose_preprocessing, convert
+from conversion.convert import choose_preprocessing, convert
 from conversion.names import KINDS, LAYERS, PREDICTIONS
 from conversion.output import OutputError
-from conversion.parity import Parity
+from conversion.parity import Parity, ParityError
 from conversion.port import KerasFileError, Port, port
 from conversion.reference import BY_KERAS
 from conversion.release import RELEASES, Release, fetch
@@ -68,11 +68,11 @@ def test_parity_report(converted: Path) -> None:
     assert all(proof['worst'] <= proof['tolerance'] for proof in with_keras)
     assert report['reading'] == BY_KERAS
     assert [(proof['proof'], proof['passed']) for proof in report['proofs'] if proof not in with_keras] == [
-        ('tensors', True), ('moving statistics', True), ('residual normalizations', True)]
+        ('tensors', True), ('moving statistics', True), ('residual normalizations', True), ('fingerprints', True)]
     assert report['declared'] == dict(class_names=list(CLASS_NAMES), preprocessing=dict(
         input_range='tf', image_size=[150, 150], interpolation='nearest', crop_pct=1.0, crop_mode='squash',
         rescaling=[1.0, 0.0]))
-    assert report['fingerprints'] == dict(identical=234, compensated=0, different=0, missing=0)
+    assert report['proofs'][-1].items() >= dict(identical=234, compensated=0, different=0, missing=0).items()
     assert set(report['left_out'].values()) == {"the optimizer's state"}
     assert report['source']['sha256'] == '0e14f861010eafe9026a9d878b1cd260f705cb311a15226e0fbc0235b5529989'
 
@@ -372,9 +372,8 @@ def test_wrong_network_is_not_written(ported: Port, tmp_path: Path, monkeypatch:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the comparison, which these tests are not about."""
-    counts = dict(identical=234, compensated=0, different=0, missing=0)
     proven = type('Proven', (Parity,), dict(passed=True))
-    monkeypatch.setattr(convert_module, 'prove_parity', lambda *args: proven('', '', [], [], counts))
+    monkeypatch.setattr(convert_module, 'prove_parity', lambda *args: proven('', '', [], []))
 
 
 def test_other_directories_are_left_alone(ported: Port, tmp_path: Path, quick: None) -> None:
@@ -403,13 +402,13 @@ def test_a_failure_leaves_the_old_conversion(
 
 def test_without_keras(ported: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proofs that need none decide; confused normalizations fail them, and so does having no photo."""
-    for module in ('parity', 'convert'):
-        monkeypatch.setattr(f'conversion.{module}.keras_is_installed', lambda: False)
+    monkeypatch.setattr('conversion.parity.keras_is_installed', lambda: False)
     parity = convert(ported, tmp_path / 'out', PREPROCESSING, CLASS_NAMES)
     assert (parity.reference, parity.proofs) == (None, [])
     report = json.loads((tmp_path / 'out' / 'parity.json').read_text())
     assert [(proof['proof'], proof['passed'], proof['decisive']) for proof in report['proofs']] == [
-        ('tensors', True, True), ('moving statistics', True, True), ('residual normalizations', True, True)]
+        ('tensors', True, True), ('moving statistics', True, True), ('residual normalizations', True, True),
+        ('fingerprints', True, False)]
 
     tensors = dict(ported.tensors)
     for kind in ('weight', 'bias', 'running_mean', 'running_var'):

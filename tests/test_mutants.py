@@ -2,7 +2,6 @@
 
 Of most of these networks the top-1 predictions on photos are still those of Keras.
 """
-import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -232,4 +231,4 @@ def test_verify_brings_all_together(directory: Path, ported: Port, checkpoint: C
     assert {proof.first_wrong for proof in parity.proofs} == {'entry_flow.0', 'head.global_pool'}
     assert failed(parity.checks).keys() == {'class names', 'input'}
     assert 'DIFFERENT from entry_flow.0 on' in parity.report()
-    assert [c.proof for c in copy.copy(parity.checks) if c.passed and c.decisive] == ['tensors']
+    assert [check.proof for check in parity.checks if check.passed and check.decisive] == ['tensors']

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from keras_files import SIZE, expected_tensors, randomised
+from keras_files import MODELS, SIZE, expected_tensors, randomised
 
 from conversion.parity import compare_with_keras
 from conversion.port import port
@@ -25,35 +25,13 @@ def tf_keras() -> Any:
     return pytest.importorskip('tf_keras')
 
 
-def top(k: Any) -> Any:
-    return k.applications.Xception(weights=None, classes=9, input_shape=(SIZE, SIZE, 3))
-
-
-def nested(k: Any) -> Any:
-    """With `preprocess_input` in the graph, which leaves TFOpLambda layers, and an optimizer's state."""
-    base = k.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3))
-    for layer in base.layers[60:]:
-        layer.trainable = False
-    inputs = k.Input((SIZE, SIZE, 3))
-    x = k.applications.xception.preprocess_input(k.layers.RandomFlip()(inputs))
-    x = k.layers.GlobalAveragePooling2D()(base(x, training=False))
-    x = k.layers.Dense(16, activation='relu')(k.layers.BatchNormalization()(x))
-    return k.Model(inputs, k.layers.Dense(3, activation='softmax')(k.layers.Dropout(0.2)(x)))
-
-
-def sequential(k: Any) -> Any:
-    base = k.applications.Xception(weights=None, include_top=False, pooling='max', input_shape=(SIZE, SIZE, 3))
-    base.trainable = False
-    return k.Sequential([
-        k.layers.Rescaling(1 / 127.5, offset=-1, input_shape=(SIZE, SIZE, 3)), base, k.layers.Dense(2)])
-
-
-@pytest.fixture(scope='module', params=[top, nested, sequential], ids=lambda f: f.__name__)
+@pytest.fixture(scope='module', params=MODELS)
 def model(request: pytest.FixtureRequest, tf_keras: Any) -> Any:
-    model = randomised(request.param(tf_keras))
-    classes = model.output_shape[-1]
+    """With an optimizer's state."""
+    model = randomised(MODELS[request.param](tf_keras))
+    images = np.zeros((1, SIZE, SIZE, 3))
     model.compile('adam', 'mse')
-    model.fit(np.zeros((1, SIZE, SIZE, 3)), np.zeros((1, classes)), verbose=0)
+    model.fit(images, np.zeros_like(model.predict(images, verbose=0)), verbose=0)
     return model
 
 
@@ -77,10 +55,12 @@ def test_file(name: str, model: Any, tmp_path: Path) -> None:
 
     images = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
     scale, offset = ported.structure.rescaling
+    network = ported.model()
     with torch.inference_mode():
-        found = ported.model()(torch.from_numpy(images.transpose(0, 3, 1, 2)) * scale + offset)
-    if ported.final_activation == 'softmax':
-        found = found.softmax(1)
+        features = network.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2)) * scale + offset)
+        found = network.forward_head(features) if ported.structure.head.global_pool else features.permute(0, 2, 3, 1)
+    if ported.final_activation != 'linear':
+        found = found.softmax(1) if ported.final_activation == 'softmax' else found.sigmoid()
     np.testing.assert_allclose(found, model.predict(images, verbose=0), rtol=1e-3, atol=1e-5)
 
 

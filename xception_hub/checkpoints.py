@@ -244,6 +244,8 @@ def from_checkpoint(path: str | Path, **kwargs: Any) -> nn.Module:
         reasons = '; '.join(sorted(set(recognised.left_out.values())))
         warnings.warn(f'{path}: left out {_listed(list(recognised.left_out))} ({reasons}).', stacklevel=2)
     model_args = recognised.model_args
+    if 'head_layers' in kwargs:
+        model_args.pop('fc_widths', None)  # which the shapes tell, but not what stands between
     num_classes = kwargs.pop('num_classes', model_args['num_classes'])
     model = timm.create_model('xception_paper', **{**model_args, **kwargs})
     check_against(recognised.tensors, model.state_dict(), str(path))

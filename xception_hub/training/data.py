@@ -4,7 +4,6 @@
         -> columns -> class names -> a validation split, the dataset's own or a stratified one
 """
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,18 +228,19 @@ def stratified(labels: Sequence[int], class_names: Sequence[str], share: float, 
     generator = np.random.default_rng(seed)
     values = np.asarray(labels)
     rows: list[int] = []
-    alone = []
-    for label in range(len(class_names)):
+    alone, empty = [], []
+    for label, name in enumerate(class_names):
         members = np.flatnonzero(values == label)
-        if len(members) == 1:
-            alone.append(class_names[label])
-        elif len(members):
+        if not len(members):
+            empty.append(name)
+        elif len(members) == 1:
+            alone.append(name)
+        else:
             count = min(max(round(share * len(members)), 1), len(members) - 1)
             rows += generator.permutation(members)[:count].tolist()
     if alone:
         warnings.warn(f'{len(alone)} classes have a single image, which is trained on and never judged: '
                       f'{", ".join(alone[:6])}.', stacklevel=2)
-    empty = [class_names[label] for label in range(len(class_names)) if label not in Counter(values.tolist())]
     if empty:
         warnings.warn(f'{len(empty)} classes have no image: {", ".join(empty[:6])}.', stacklevel=2)
     if not rows:
