@@ -1,0 +1,389 @@
+"""accelerate launch finetune.py --recipe transfer --dataset photos --output DIR
+
+Adapts xception_paper, or any timm model, to a Hugging Face dataset or a folder of images, on a CPU, a GPU or many
+machines. DIR becomes a model directory for timm, with a report. The same command goes on where it was stopped.
+"""
+import json
+import os
+import sys
+import warnings
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+import numpy as np
+import timm
+import torch
+import yaml
+from accelerate import Accelerator, DistributedType
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
+from cyclopts import App, Parameter
+from torch import nn
+
+from conversion import card, publish
+from xception_hub.training import data as datasets_of_images
+from xception_hub.training import models, results, resume
+from xception_hub.training.data import Data, DataError
+from xception_hub.training.evaluation import share_tensors
+from xception_hub.training.features import FeatureCache, Features, cache_folder, context_of
+from xception_hub.training.images import ImageError
+from xception_hub.training.labels import Selected, outputs_of
+from xception_hub.training.loop import (
+    Diverged,
+    Phase,
+    judge,
+    make_optimizer,
+    memory_format,
+    progress_bar,
+    train,
+    workers,
+)
+from xception_hub.training.memory import measure
+from xception_hub.training.metrics import summary
+from xception_hub.training.models import ModelError, ProbeHead, Transforms, set_mode, without_classifier
+from xception_hub.training.objective import Objective, balancing
+from xception_hub.training.pace import Pace
+from xception_hub.training.recipes import RECIPES
+from xception_hub.training.resume import Checkpoint, ResumeError
+from xception_hub.training.runs import METRICS_FILE, Interrupted, Progress, Run
+from xception_hub.training.samples import Images, Plan, TrainingBatches, loader, seed_all
+from xception_hub.training.scan import digests, scan
+from xception_hub.training.settings import FREE, Optimization, Settings, phases
+
+SCAN_SIZE = 299      # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
+INTERRUPTED = 130    # exit status, as of a process that Ctrl-C has ended
+
+
+class TrackerError(RuntimeError):
+    """A tracker was asked for that can't be had."""
+
+
+def run(settings: Settings) -> None:
+    """The whole of it: data, model, phases, results."""
+    accelerator = start(settings)
+    folder = Run(settings.output.output, settings.flat(), accelerator.num_processes, FREE,
+                 settings.output.keep_checkpoints)
+    if folder.finished:
+        accelerator.print(f'{folder.folder} is finished:\n{(folder.folder / METRICS_FILE).read_text()}')
+        return
+    data, bad = find_data(settings, folder, accelerator)
+    checkpoint = folder.checkpoints.newest()
+    model, transforms = build_model(settings, data, accelerator, resumed=checkpoint)
+    if settings.output.dry_run:
+        accelerator.print(try_one_batch(settings, data, model, transforms, accelerator))
+        return
+    if len(set(gather_object([checkpoint and checkpoint.path.name]))) > 1:
+        raise ResumeError(f'{folder.folder} is not the same for all processes: put it where all machines see it.')
+    progress = Progress(**checkpoint.state['progress']) if checkpoint else Progress()
+    if checkpoint:
+        accelerator.print(f'Going on from {checkpoint.path}')
+    accelerator.wait_for_everyone()  # all have read what is there; from here on there will be more
+    if accelerator.is_main_process:
+        folder.start(bad)
+    accelerator.init_trackers('xception_hub', {name: str(value) for name, value in settings.flat().items()})
+    stages = phases(settings)
+    for number in range(progress.phase, len(stages)):
+        phase = prepare(*stages[number], data, model, transforms, accelerator)
+        train(phase, data, progress, checkpoint, folder, accelerator)
+        restore_best(phase, model, folder, accelerator)
+        checkpoint, progress = None, replace(progress, phase=number + 1, epoch=0, update=0, loss_sum=0., images=0)
+    if settings.output.eval_only:
+        phase = prepare('evaluation', settings, data, model, transforms, accelerator)
+    finish(phase, progress, data, model, transforms, bad, folder, accelerator)
+    accelerator.end_training()
+
+
+def start(settings: Settings) -> Accelerator:
+    """The processes that work together.
+
+    Raises:
+        TrackerError: One isn't installed; accelerate would go on without it.
+        ModelError: fp16 on a CPU, which accelerate would ignore; or a way of sharing work that isn't supported.
+    """
+    available = [str(tracker) for tracker in get_available_trackers()]
+    missing = [tracker for tracker in settings.output.tracker if tracker not in available]
+    if missing:
+        raise TrackerError(f'The tracker {missing[0]!r} is not installed (pip install {missing[0]}). '
+                           f'Available: {", ".join(available) or "none"}.')
+    accelerator = Accelerator(
+        mixed_precision=settings.machine.mixed_precision, log_with=list(settings.output.tracker) or None,
+        project_dir=str(settings.output.output))
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise ModelError(f'{accelerator.distributed_type} is not supported. Choose plain data parallelism.')
+    if accelerator.mixed_precision == 'fp16' and accelerator.device.type == 'cpu':
+        raise ModelError('fp16 needs a GPU. On a CPU choose --mixed-precision bf16 or no.')
+    if not accelerator.is_main_process:
+        warnings.simplefilter('ignore')  # all have the same to say
+    return accelerator
+
+
+def find_data(settings: Settings, folder: Run, accelerator: Accelerator) -> tuple[Data, dict[str, Any]]:
+    """Reads the dataset, looks at every image, and splits what can be used.
+
+    Returns:
+        The data, and what the run's directory keeps of it.
+
+    Raises:
+        DataError: It can't be trained on, holds bad images that are not to be skipped, or has changed.
+    """
+    s = settings.data
+    found = datasets_of_images.load(
+        s.dataset, s.dataset_config, image_column=s.image_column, label_column=s.label_column,
+        train_split=None if settings.output.eval_only else s.train_split, validation_split=s.validation_split,
+        streaming=s.streaming)
+    kept = folder.data or dict(digest=found.digest(), class_names=found.class_names, bad_images=[])
+    if kept['digest'] != found.digest():
+        raise DataError(f'{s.dataset} has changed since {folder.folder} was begun. Name another directory as the '
+                        f'output.')
+    if folder.data is None and s.scan:
+        kept['bad_images'] = look_at_all(settings, found, accelerator)
+    for name in ('train', 'validation'):
+        split = getattr(found, name)
+        bad = [image['position'] for image in kept['bad_images'] if image['split'] == split.name and len(split)]
+        if bad:
+            found = replace(found, **{name: split.select(np.setdiff1d(np.arange(len(split)), bad))})
+    if not found.has_validation:
+        found = found.with_validation(s.validation_share, settings.optimization.seed)
+        kept['validation_rows'] = found.validation.rows.tolist()
+    if not len(found.validation) or not (len(found.train) or settings.output.eval_only):
+        raise DataError(f'A split of {s.dataset} has no image that can be used.')
+    accelerator.print(f'{s.dataset}: {len(found.class_names)} classes, {len(found.train)} images to train on, '
+                      f'{len(found.validation)} to judge on')
+    return found, kept
+
+
+def look_at_all(settings: Settings, data: Data, accelerator: Accelerator) -> list[dict[str, Any]]:
+    """Scans all splits, by all processes together, and says what is wrong with them.
+
+    Raises:
+        DataError: There are bad images, which are not to be skipped.
+    """
+    bad: list[dict[str, Any]] = []
+    files: dict[str, set[bytes]] = {}
+    for split in (split for split in (data.train, data.validation) if len(split)):
+        with progress_bar(f'Scanning {split.name}', len(split), accelerator) as bar:
+            scanned = scan(
+                split, SCAN_SIZE, workers=workers(settings, accelerator),
+                processes=accelerator.num_processes, rank=accelerator.process_index,
+                step=lambda bar=bar: bar.update(accelerator.num_processes))
+        bad += [dict(asdict(image), split=split.name) for image in gather_object(scanned.bad)]
+        files[split.name] = set().union(*gather_object([set(scanned.digests.values())])) - {b''}
+    bad.sort(key=lambda image: (image['split'], image['position']))
+    for image in bad:
+        accelerator.print(f'Bad image: {image["name"]}: {image["reason"]}')
+    if bad and settings.data.bad_images == 'error':
+        raise DataError(f'{len(bad)} images can not be used; they are named above. Mend or remove them, or leave them '
+                        f'out with --bad-images skip.')
+    if len(files) == 2 and (twice := len(set.intersection(*files.values()))):
+        warnings.warn(f'{twice} image files of the validation split are also in the training split: the figures will '
+                      f'be better than the model is.', stacklevel=2)
+    return bad
+
+
+def build_model(
+        settings: Settings, data: Data, accelerator: Accelerator, resumed: Checkpoint | None,
+) -> tuple[nn.Module, Transforms]:
+    """The network, the same in every process, and what is done to its images."""
+    s = settings.model
+    seed_all(settings.optimization.seed)  # of the new classifier
+    args = dict(s.model_args, drop_rate=s.drop_rate or None, drop_path_rate=s.drop_path_rate or None)
+    whole = resumed is not None and 'model' in resumed.tensors  # then other weights needn't be had first
+    model = models.build(
+        s.model, None if settings.output.eval_only else len(data.class_names), s.pretrained and not whole, args,
+        s.image_size)
+    transforms = Transforms(model, s.image_size)
+    if settings.machine.gradient_checkpointing:
+        model.set_grad_checkpointing(True)
+    return model.to(accelerator.device, memory_format=memory_format(settings)), transforms
+
+
+def prepare(
+        name: str, settings: Settings, data: Data, model: nn.Module, transforms: Transforms, accelerator: Accelerator,
+) -> Phase:
+    """What a phase trains, on what, towards what."""
+    s, a, classes = settings.optimization, settings.augmentation, len(data.class_names)
+    seen = transforms.needed
+    validation: Any = Images(data.validation, transforms.evaluation(), seen)
+    if name == 'evaluation':
+        objective = Objective(classes, data.multi_label)
+        module = Selected(model, outputs_of(model, data.class_names)).to(accelerator.device)
+        return Phase(name, settings, module, 'model', None, validation, objective)
+    weights = balancing(data.train.labels, classes) if s.class_weights else None
+    if name == 'probe':
+        training: Any = Images(data.train, transforms.evaluation(), seen)
+        training, validation = (
+            kept_features(images, settings, model, transforms, accelerator) for images in (training, validation))
+        return Phase(name, settings, ProbeHead(model, settings.model.drop_rate), 'head', training, validation,
+                     Objective(classes, data.multi_label, s.label_smoothing, weights))
+    transform = transforms.training(
+        a.crop_scale, hflip=a.flip, vflip=a.vertical_flip, color_jitter=a.color_jitter, auto_augment=a.auto_augment,
+        re_prob=a.random_erasing)
+    training = Images(data.train, transform, transforms.needed_for(a.crop_scale), s.seed)
+    return Phase(name, settings, model, 'model', training, validation,
+                 Objective(classes, data.multi_label, s.label_smoothing, weights, a.mixup, a.cutmix))
+
+
+def kept_features(
+        images: Images, settings: Settings, model: nn.Module, transforms: Transforms, accelerator: Accelerator,
+) -> Features:
+    """What the network makes of each image, from the cache; what is missing there is computed first."""
+    context = context_of(without_classifier(model), dict(
+        transforms.config, needed=images.needed, model=settings.model.model, precision=accelerator.mixed_precision))
+    cache = FeatureCache(cache_folder(), context)
+    keys = digests(images.split, workers(settings, accelerator))
+    pace = Pace(workers(settings, accelerator), accelerator.num_processes)
+    with progress_bar(f'Features of {images.split.name}', len(images.split), accelerator) as bar, \
+            models.evaluating(model), accelerator.autocast():
+        cache.fill(
+            images, keys, partial(models.features_of, model), accelerator, pace, workers(settings, accelerator),
+            memory_format(settings), lambda count: bar.update(count * accelerator.num_processes))
+    if pace.images:
+        accelerator.print(f'Features of {images.split.name}: {pace}')
+    return Features(images.split, keys, cache)
+
+
+def restore_best(phase: Phase, model: nn.Module, folder: Run, accelerator: Accelerator) -> None:
+    """Gives the model the best weights so far, and keeps them whole, for the next phase changes what they rest on."""
+    if accelerator.is_main_process:
+        best = resume.read(folder.checkpoints.best)
+        kind = 'model' if 'model' in best.tensors else 'head'
+        resume.restore(model if kind == 'model' else phase.module, best.tensors[kind], best.path)
+        resume.write(folder.checkpoints.best, {'model': model.state_dict()}, best.state)
+    share_tensors(model.state_dict().values())
+
+
+def finish(
+        phase: Phase, progress: Progress, data: Data, model: nn.Module, transforms: Transforms, kept: dict[str, Any],
+        folder: Run, accelerator: Accelerator,
+) -> None:
+    """Judges the best weights once more, and writes the model, its figures and the report."""
+    settings, split = phase.settings, data.validation
+    predictions = judge(phase, phase.module, data, accelerator)
+    if not accelerator.is_main_process:
+        return
+    figures: dict[str, Any] = dict(
+        summary(predictions, len(data.class_names)), bad_images=len(kept['bad_images']),
+        num_classes=len(data.class_names), model=settings.model.model, dataset=settings.data.dataset, split=split.name)
+    if progress.best:
+        figures.update({name: progress.best[name] for name in ('phase', 'epoch')})
+    if not settings.output.eval_only:
+        base = models.hub_id(model) if settings.model.pretrained else None
+        models.save(folder.folder, model, transforms.config, data.class_names, data.multi_label, base)
+        if is_xception(folder.folder):
+            folder.write_text('README.md', card.render(folder.folder))
+    bad = [f'{image["name"]}: {image["reason"]}' for image in kept['bad_images']]
+    folder.write_text('report.html', results.page(
+        predictions, split, data.class_names, progress.history, settings.flat(), figures, bad, folder.folder,
+        accelerator.device))
+    folder.write_text(METRICS_FILE, json.dumps(figures, indent=2))
+    print(f'\n{results.table(figures)}\nWritten: {folder.folder}, with report.html')
+    if settings.output.push:
+        push(settings.output.push, folder.folder)
+
+
+def is_xception(folder: Path) -> bool:
+    """Whether a directory holds this project's network."""
+    return card.read_json(folder / card.CONFIG_FILE)['architecture'] == 'xception_paper'
+
+
+def push(repo_id: str, folder: Path) -> None:
+    """Publishes a finished run, with this project's model card or, for other networks, timm's."""
+    if is_xception(folder):
+        published = publish.publish(folder, repo_id, message='Publish a fine-tuned xception_paper')
+        print(f'Published: {published.commit_url or "nothing to do, the repository holds all of this"}')
+    else:
+        model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+        config = {'label_names': model.pretrained_cfg['label_names']}
+        timm.models.push_to_hf_hub(model, repo_id, model_config=config, safe_serialization=True)
+        print(f'Published: {repo_id}')
+
+
+def try_one_batch(
+        settings: Settings, data: Data, model: nn.Module, transforms: Transforms, accelerator: Accelerator) -> str:
+    """What a step of the last phase costs, and the settings it was made with; changes the model."""
+    if settings.output.eval_only:
+        return 'Nothing to train: the data is as said above.'
+    name, settings = phases(settings)[-1]
+    s, split = settings.optimization, data.train
+    if name == 'probe':  # its steps cost next to nothing; the pass over the images is what takes time
+        name, data = 'everything', replace(data, train=split)
+    phase = prepare(name, settings, data, model, transforms, accelerator)
+    plan = Plan(len(split), s.batch_size)
+    pace = Pace(0)
+    optimizer = make_optimizer(s, phase.module)
+    feed = pace.timed(loader(phase.training, TrainingBatches(split, plan, s.seed)))
+    batch = next(feed).to(accelerator.device, memory_format(settings))
+    set_mode(phase.module, s.batch_norm == 'frozen')
+
+    def loss_of() -> torch.Tensor:
+        with accelerator.autocast():
+            inputs, targets = phase.objective.prepare(batch.inputs, batch.labels)
+            return phase.objective.losses(phase.module(inputs), targets).mean()
+
+    footprint = measure(phase.module, optimizer, loss_of, len(batch.inputs))
+    feed.close()
+    lines = [f'{name:24} {value}' for name, value in settings.flat().items()]
+    return '\n'.join([
+        *lines, '', f'One batch of {footprint.batch_size}: loss {footprint.loss:.4f}; {pace}',
+        f'Memory of a step: {footprint}; {footprint.total(bool(s.ema_decay)) / 1e6:.0f} MB in all, besides libraries',
+        'Dry run: nothing was written.'])
+
+
+app = App(name='finetune.py', help=__doc__, version_flags=[])
+
+
+@app.default
+def main(settings: Settings) -> None:
+    """Adapts a timm model to a dataset."""
+    main_process = int(os.environ.get('RANK', '0')) == 0
+    warnings.showwarning = show_warning
+    try:
+        run(settings)
+    except (DataError, ImageError, ModelError, ResumeError, TrackerError, Diverged, card.CardError,
+            publish.PublishError) as e:
+        # of a worker's error only the last line is for the user
+        sys.exit(f'error: {str(e).strip().splitlines()[-1].rpartition("ImageError: ")[2]}' if main_process else 1)
+    except (Interrupted, KeyboardInterrupt):
+        print(f'\nStopped. The same command goes on from here, or: '
+              f'finetune.py --config {settings.output.output / "settings.yaml"}', file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    print(f'warning: {message}', file=sys.stderr)
+
+
+@app.meta.default
+def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        config: Path | None = None,
+) -> None:
+    """Settings from the command line, before those of a YAML file, before those of the recipe.
+
+    Args:
+        config: A YAML file of settings, such as DIR/settings.yaml of another run.
+    """
+    found: dict[str, Any] = {}
+    if config:
+        try:
+            found = yaml.safe_load(config.read_text(encoding='utf-8'))
+        except (OSError, yaml.YAMLError) as e:
+            sys.exit(f'error: {config} can not be read ({e}).')
+        if not isinstance(found, dict):
+            sys.exit(f'error: {config} holds no settings.')
+    named = [token.partition('=')[2] or following for token, following in zip(tokens, [*tokens[1:], ''])
+             if token.partition('=')[0] == '--recipe']
+    recipe = (named or [found.get('recipe', Optimization.recipe)])[-1]
+    values = {name: value for name, value in found.items() if value is not None and value != {} and value != []}
+    presets = RECIPES[recipe]() if recipe in RECIPES else {}
+    app.config = [
+        cyclopts.config.Dict(values, source=str(config), use_commands_as_keys=False),
+        cyclopts.config.Dict(presets, source=f'the recipe {recipe}', use_commands_as_keys=False)]
+    app(tokens)
+
+
+if __name__ == '__main__':
+    app.meta()

@@ -1,0 +1,71 @@
+"""What a training step keeps in memory, measured on one batch."""
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['Footprint', 'measure']
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes, and the loss of the batch.
+
+    Attributes:
+        weights: Parameters and buffers.
+        gradients: One for each trained parameter.
+        optimizer: Its state, after one update.
+        activations: What the forward pass keeps for the backward pass, of the whole batch.
+        batch_size: Of the batch.
+        loss: Of the batch.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    batch_size: int
+    loss: float
+
+    def total(self, averages: bool = False) -> int:
+        """Of all, with a second copy of the weights for moving averages on request."""
+        return self.weights * (1 + averages) + self.gradients + self.optimizer + self.activations
+
+    def __str__(self) -> str:
+        parts = ('weights', 'gradients', 'optimizer', 'activations')
+        return ', '.join(f'{part} {getattr(self, part) / 1e6:.0f} MB' for part in parts)
+
+
+def measure(module: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], Tensor], batch_size: int,
+            ) -> Footprint:
+    """Computes one update and counts what it keeps; the module and the optimizer are changed by it.
+
+    Args:
+        module: That is trained.
+        optimizer: Of its parameters.
+        loss_of: Computes the loss of a batch.
+        batch_size: Of this batch.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = loss_of()
+    loss.backward()
+    optimizer.step()
+    trained = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    state: list[dict[str, Any]] = list(optimizer.state.values())
+    optimizer.zero_grad()
+    return Footprint(
+        sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())),
+        sum(parameter.nbytes for parameter in trained),
+        sum(value.nbytes for values in state for value in values.values() if isinstance(value, Tensor)),
+        sum(kept.values()), batch_size, loss.item())

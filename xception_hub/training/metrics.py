@@ -1,0 +1,205 @@
+"""What a model makes of a split, image by image, and the figures that sum it up.
+
+Figures are computed from every image's own prediction, gathered from all processes: means of the processes' means would
+count images of short batches more than others.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional import classification
+
+__all__ = ['Calibration', 'PerClass', 'Predictions', 'is_better', 'summary']
+
+TOP = 5
+LOWER_IS_BETTER = ('loss', 'calibration_error')
+CALIBRATION_BINS = 15
+THRESHOLD = 0.5  # above which a class counts as found, in multi-label
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of N images; in single-label of the K = min(5, C) likeliest of C classes, in multi-label of all C.
+
+    Attributes:
+        rows: [N], numbers of the images in their split.
+        labels: [N] class numbers, or [N, C] of 0 and 1 in multi-label.
+        classes: [N, K] class numbers, the likeliest first.
+        probabilities: [N, K] of these classes; [N, C] in the order of the classes in multi-label.
+        losses: [N], cross-entropy, without label smoothing and weights; in multi-label the mean over the classes.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    classes: np.ndarray
+    probabilities: np.ndarray
+    losses: np.ndarray
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor, rows: Tensor) -> 'Predictions':
+        """Of a batch: logits [B, C], labels [B] or [B, C], rows [B]."""
+        logits = logits.float()
+        if labels.dim() == 2:
+            probabilities = logits.sigmoid()
+            classes = probabilities.topk(min(TOP, logits.shape[1])).indices
+            losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction='none').mean(1)
+        else:
+            probabilities, classes = logits.softmax(1).topk(min(TOP, logits.shape[1]))
+            losses = F.cross_entropy(logits, labels, reduction='none')
+        return cls(*(tensor.cpu().numpy() for tensor in (rows, labels, classes, probabilities, losses)))
+
+    @classmethod
+    def joined(cls, parts: Sequence['Predictions']) -> 'Predictions':
+        """Of all images of the parts, in the order of their rows."""
+        whole = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)}
+        order = np.argsort(whole['rows'], kind='stable')
+        return cls(**{name: values[order] for name, values in whole.items()})
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
+    @property
+    def hits(self) -> np.ndarray:
+        """[N, K], whether each of the likeliest classes is a label of the image."""
+        if self.multi_label:
+            return np.take_along_axis(self.labels, self.classes, 1).astype(bool)
+        return self.classes == self.labels[:, None]
+
+    def worst(self, count: int) -> np.ndarray:
+        """Positions [<= count] in these arrays of the wrongly classified images, the largest loss first."""
+        wrong = (self._found() != self.labels).any(1) if self.multi_label else ~self.hits[:, 0]
+        positions = np.flatnonzero(wrong)
+        return positions[np.argsort(-self.losses[positions], kind='stable')][:count]
+
+    def confusion(self, num_classes: int) -> np.ndarray:
+        """[C, C] counts, a row for each label, a column for each prediction; single-label only."""
+        counts = classification.multiclass_confusion_matrix(*self._tensors(), num_classes=num_classes)
+        return counts.numpy()
+
+    def _found(self) -> np.ndarray:
+        return (self.probabilities > THRESHOLD).astype(self.labels.dtype)
+
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        """What torchmetrics compares: the likeliest classes, or the classes found in multi-label, and the labels."""
+        found = self._found() if self.multi_label else self.classes[:, 0]
+        return torch.from_numpy(found), torch.from_numpy(self.labels)
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """Arrays [C], in the order of the classes; `support` counts the labels, and the rest is 0 where nothing counts."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    support: np.ndarray
+
+    @classmethod
+    def of(cls, predictions: Predictions, num_classes: int) -> 'PerClass':
+        found, labels = predictions._tensors()
+        if predictions.multi_label:
+            counts = classification.multilabel_stat_scores(found, labels, num_labels=num_classes, average=None)
+        else:
+            counts = classification.multiclass_stat_scores(found, labels, num_classes=num_classes, average=None)
+        true_positive, false_positive, _, false_negative, support = counts.double().numpy().T
+        return cls(
+            _ratio(true_positive, true_positive + false_positive),
+            _ratio(true_positive, true_positive + false_negative),
+            _ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative),
+            support.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How often the likeliest class is right, beside how sure the model is of it; arrays [15], NaN in an empty bin.
+
+    Attributes:
+        confidence: Mean probability in each bin of [0, 1].
+        accuracy: Share of right answers in each.
+        count: Images in each.
+        error: Expected calibration error: the mean distance of the two, weighted by the count.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+    error: float
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> 'Calibration':
+        likeliest = predictions.probabilities.max(1).clip(0, 1).astype(np.float64)
+        right = predictions.hits[:, 0]
+        bins = np.minimum((likeliest * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+        count = np.bincount(bins, minlength=CALIBRATION_BINS)
+        with np.errstate(invalid='ignore'):
+            confidence = np.bincount(bins, likeliest, CALIBRATION_BINS) / count
+            accuracy = np.bincount(bins, right, CALIBRATION_BINS) / count
+        error = float(np.nansum(np.abs(confidence - accuracy) * count) / len(predictions))
+        return cls(confidence, accuracy, count, error)
+
+
+def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int]:
+    """The figures of a split.
+
+    Returns:
+        top1: Share of images whose likeliest class is right; in multi-label, is one of the labels.
+        top5: The same of the five likeliest; only with more than five classes.
+        macro_f1: Mean over the classes that are labels or predictions of some image.
+        macro_precision, macro_recall: Means over the same classes.
+        micro_f1, mean_average_precision: Only in multi-label; the latter over the classes that occur.
+        loss: Mean cross-entropy.
+        calibration_error: See `Calibration`.
+        num_samples: How many images this was computed from.
+    """
+    per_class = PerClass.of(predictions, num_classes)
+    counted = (per_class.support > 0) | (_predicted(predictions, num_classes) > 0)
+    hits = predictions.hits
+    figures: dict[str, float | int] = dict(top1=float(hits[:, 0].mean()))
+    if num_classes > TOP:
+        figures['top5'] = float(hits.any(1).mean())
+    for name in ('f1', 'precision', 'recall'):
+        figures[f'macro_{name}'] = _mean(getattr(per_class, name)[counted])
+    if predictions.multi_label:
+        found, labels = predictions._tensors()
+        figures['micro_f1'] = float(classification.multilabel_f1_score(
+            found, labels, num_labels=num_classes, average='micro'))
+        probabilities = torch.from_numpy(predictions.probabilities)
+        figures['mean_average_precision'] = _mean(np.array([
+            float(classification.binary_average_precision(probabilities[:, number], labels[:, number].long()))
+            for number in np.flatnonzero(per_class.support)]))
+    figures['loss'] = float(predictions.losses.astype(np.float64).mean())
+    figures['calibration_error'] = Calibration.of(predictions).error
+    figures['num_samples'] = len(predictions)
+    return figures
+
+
+def is_better(metric: str, new: float, old: float | None) -> bool:
+    """Whether a figure has improved; equal is not better."""
+    if old is None:
+        return True
+    if np.isnan(old):
+        return not np.isnan(new)
+    return new < old if metric in LOWER_IS_BETTER else new > old
+
+
+def _predicted(predictions: Predictions, num_classes: int) -> np.ndarray:
+    """[C], how many images each class was found in."""
+    if predictions.multi_label:
+        return predictions._found().sum(0)
+    return np.bincount(predictions.classes[:, 0], minlength=num_classes)
+
+
+def _mean(values: np.ndarray) -> float:
+    """0 of no values."""
+    return float(values.mean()) if len(values) else 0.
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

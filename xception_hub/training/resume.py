@@ -1,0 +1,197 @@
+"""Checkpoints of a training: one safetensors file each, which is there completely or not at all.
+
+Everything else that a training depends on (order, augmentation, dropout) is a function of the seed and of the counters
+in the checkpoint, so that what goes on from one ends as if it had never been stopped.
+"""
+import contextlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from xception_hub.checkpoints import StateDict
+
+__all__ = ['Checkpoint', 'Checkpoints', 'ResumeError', 'pack_optimizer', 'read', 'unpack_optimizer', 'write']
+
+FILE_NAME = re.compile(r'(\d{2})-(\d{9})\.safetensors')
+PART_SUFFIX = '.part'
+
+
+class ResumeError(RuntimeError):
+    """A checkpoint can't be written, or not be gone on from; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        path: Of the file.
+        tensors: Kind -> name -> tensor; kinds are 'model', 'ema' and 'optimizer'.
+        state: Whatever JSON can express.
+    """
+
+    path: Path
+    tensors: dict[str, StateDict]
+    state: dict[str, Any]
+
+
+def write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Writes a file that takes its place only when it is complete and on the disk.
+
+    Raises:
+        ResumeError: The disk is full or can't be written; what was there is still there.
+    """
+    flat = {f'{kind}.{name}': tensor.detach().to('cpu', memory_format=torch.contiguous_format)
+            for kind, part in tensors.items() for name, tensor in part.items()}
+    part = path.with_name(path.name + PART_SUFFIX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(flat, part, metadata={'state': json.dumps(state)})
+        _to_disk(part)
+        os.replace(part, path)
+        _to_disk(path.parent)
+    except (OSError, safetensors.SafetensorError) as e:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        size = sum(tensor.nbytes for tensor in flat.values()) / 1e6
+        raise ResumeError(
+            f'{path} ({size:.0f} MB) could not be written: {e}. What was written before is still there: make room, '
+            f'and give the same command again.') from e
+
+
+def _to_disk(path: Path) -> None:
+    """So that a power failure, too, finds the file complete."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads what `write` wrote.
+
+    Raises:
+        ResumeError: It is damaged, or something else.
+    """
+    try:
+        with safetensors.safe_open(path, 'pt') as file:
+            metadata, names = file.metadata() or {}, list(file.keys())
+            tensors: dict[str, StateDict] = {}
+            for name in names:
+                kind, _, rest = name.partition('.')
+                tensors.setdefault(kind, {})[rest] = file.get_tensor(name)
+        return Checkpoint(path, tensors, json.loads(metadata['state']))
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as e:
+        raise ResumeError(f'{path} is no checkpoint, or a damaged one ({e}).') from e
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a run, named by phase and update.
+
+    Attributes:
+        folder: They lie in.
+        keep: How many of the newest.
+    """
+
+    folder: Path
+    keep: int = 2
+
+    @property
+    def best(self) -> Path:
+        """That of the best evaluation, which is kept."""
+        return self.folder / 'best.safetensors'
+
+    def path(self, phase: int, update: int) -> Path:
+        """Of the checkpoint after an update of a phase."""
+        return self.folder / f'{phase:02}-{update:09}.safetensors'
+
+    def all(self) -> list[Path]:
+        """The newest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((path for path in self.folder.iterdir() if FILE_NAME.fullmatch(path.name)), reverse=True)
+
+    def save(self, phase: int, update: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any],
+             ) -> None:
+        """Writes one, then removes all but the newest; see `write`."""
+        write(self.path(phase, update), tensors, state)
+        for old in self.all()[self.keep:]:
+            old.unlink(missing_ok=True)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest one that can be read; a damaged one is passed over with a warning."""
+        for path in self.all():
+            try:
+                return read(path)
+            except ResumeError as e:
+                warnings.warn(f'{e} The one before it is taken.', stacklevel=2)
+        return None
+
+    def clear(self) -> None:
+        """Removes what an interruption has left half-written."""
+        if self.folder.is_dir():
+            for part in self.folder.glob(f'*{PART_SUFFIX}'):
+                part.unlink(missing_ok=True)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[str, Any]]:
+    """An optimizer's state as tensors, and the rest as JSON can express it.
+
+    Raises:
+        ResumeError: The optimizer keeps something else than tensors and numbers.
+    """
+    packed = optimizer.state_dict()
+    tensors: StateDict = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for parameter, values in packed['state'].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f'{parameter}.{name}'] = value
+            elif value is None or isinstance(value, (bool, int, float)):
+                numbers.setdefault(str(parameter), {})[name] = value
+            else:
+                raise ResumeError(f'{type(optimizer).__name__} keeps a {type(value).__name__} in its state, which a '
+                                  f'checkpoint can not hold. Choose another optimizer.')
+    return tensors, dict(numbers=numbers, groups=_plain(packed['param_groups']))
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: StateDict, rest: Mapping[str, Any]) -> None:
+    """Puts a packed state into a new optimizer of the same parameters."""
+    state: dict[int, dict[str, Any]] = {int(parameter): dict(values) for parameter, values in rest['numbers'].items()}
+    for key, tensor in tensors.items():
+        parameter, _, name = key.partition('.')
+        state.setdefault(int(parameter), {})[name] = tensor
+    groups = [{**new, **{name: value for name, value in old.items() if not isinstance(new.get(name), tuple)}}
+              for new, old in zip(optimizer.state_dict()['param_groups'], rest['groups'])]
+    optimizer.load_state_dict(dict(state=state, param_groups=groups))
+
+
+def _plain(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups without the names of the parameters, and what else doesn't belong to their progress."""
+    kinds = (bool, int, float, str, list, tuple, type(None))
+    return [{name: value for name, value in group.items() if name != 'param_names' and isinstance(value, kinds)}
+            for group in groups]
+
+
+def restore(module: nn.Module, tensors: StateDict, path: Path) -> None:
+    """Loads a module's tensors.
+
+    Raises:
+        ResumeError: They are not this module's.
+    """
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise ResumeError(f'{path} does not fit the model ({" ".join(str(e).split())[:300]}).') from e

@@ -1,0 +1,160 @@
+"""The directory of a run: what was asked for, what was found in the data, how far it has come.
+
+    settings.yaml      what was asked for; `--config DIR/settings.yaml` asks for it again
+    data.json          classes, images left out, rows of the validation split
+    checkpoints/       to go on from, and the best
+    model.safetensors, config.json, README.md, metrics.json, report.html      once it is finished
+"""
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from .resume import Checkpoints, ResumeError
+
+__all__ = ['METRICS_FILE', 'Interrupted', 'Progress', 'Run', 'Stop', 'stop_on_signals']
+
+SETTINGS_FILE, DATA_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'metrics.json'
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved where it is."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come; what a checkpoint holds beside tensors.
+
+    Attributes:
+        phase: Of the recipe, from 0.
+        epoch: Of the phase, from 0.
+        update: Of the epoch, from 0: the next one.
+        loss_sum: Over the images of the epoch so far.
+        images: How many these are.
+        history: Figures of each epoch that has ended.
+        best: That of them whose weights are kept.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    update: int = 0
+    loss_sum: float = 0.
+    images: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Run:
+    """A directory that belongs to one run.
+
+    Args:
+        folder: It may not exist yet, or be empty.
+        settings: What was asked for, as YAML can express it.
+        processes: That work together.
+        free: Names of settings that don't change the result, and may differ when a run goes on.
+        keep: How many checkpoints.
+
+    Raises:
+        ResumeError: The directory holds something else, or a run with other settings.
+    """
+
+    def __init__(
+            self, folder: Path, settings: Mapping[str, Any], processes: int, free: frozenset[str], keep: int,
+    ) -> None:
+        self.folder = folder
+        self.settings = dict(settings)
+        self.processes = processes
+        self.checkpoints = Checkpoints(folder / 'checkpoints', keep)
+        if folder.exists():
+            self._check(free)
+
+    def _check(self, free: frozenset[str]) -> None:
+        if not self.folder.is_dir():
+            raise ResumeError(f'{self.folder} is a file. Name a directory as the output.')
+        file = self.folder / SETTINGS_FILE
+        if not file.is_file():
+            if any(self.folder.iterdir()):
+                raise ResumeError(f'{self.folder} holds something else than a run. Name another directory as the '
+                                  f'output.')
+            return
+        there = yaml.safe_load(file.read_text(encoding='utf-8'))
+        if not isinstance(there, dict):
+            raise ResumeError(f'{file} is damaged. Name another directory as the output.')
+        names = sorted({*there, *self.settings} - free)
+        different = [f'{name} is {there.get(name)!r} there and {self.settings.get(name)!r} here'
+                     for name in names if there.get(name) != self.settings.get(name)]
+        if different:
+            raise ResumeError(
+                f'{self.folder} holds a run with other settings: {"; ".join(different)}. Repeat its command to go on '
+                f'with it (--config {file}), or name another directory as the output.')
+        data = self.data
+        if data and data['processes'] != self.processes:
+            raise ResumeError(
+                f'{self.folder} holds a run of {data["processes"]} processes; {self.processes} would see other '
+                f'batches. Start as many, or name another directory as the output.')
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / METRICS_FILE).is_file()
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """What was found in the data; None before."""
+        file = self.folder / DATA_FILE
+        return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else None
+
+    def start(self, data: Mapping[str, Any]) -> None:
+        """Writes down what was asked for and what was found in the data."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.clear()
+        self.write_text(SETTINGS_FILE, yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
+        if self.data is None:
+            self.write_text(DATA_FILE, json.dumps(dict(processes=self.processes, **data)))
+
+    def write_text(self, name: str, text: str) -> None:
+        """A file that is there completely or not at all.
+
+        Raises:
+            ResumeError: It can't be written.
+        """
+        part = self.folder / f'{name}.part'
+        try:
+            part.write_text(text, encoding='utf-8')
+            os.replace(part, self.folder / name)
+        except OSError as e:
+            raise ResumeError(f'{self.folder / name} could not be written: {e}.') from e
+
+
+@dataclass
+class Stop:
+    """Whether a signal has asked to stop."""
+
+    asked: bool = False
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Lets Ctrl-C, and SIGTERM of a batch system, wait for a good moment; a second one doesn't wait."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

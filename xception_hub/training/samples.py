@@ -1,0 +1,304 @@
+"""The order in which images are seen, and what is done to each: functions of the seed alone, so that any of it can be
+done again, by any number of processes and workers, from any point on.
+
+    order of an epoch -> groups, one for each update -> batches of this process -> images, decoded and augmented
+"""
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .data import Cell, Split, content
+from .images import ImageError, decode
+
+__all__ = ['Batch', 'Images', 'Item', 'Plan', 'TrainingBatches', 'class_weights', 'in_order', 'loader', 'seed_all',
+           'seed_of']
+
+SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
+
+
+class Item(NamedTuple):
+    """What a sampler asks a dataset for.
+
+    Attributes:
+        position: In the split.
+        epoch: For the augmentation, which differs from epoch to epoch.
+        weight: 1, or 0 to give a process something to compute where a group has fewer images than there are processes.
+        cell: The image file, of a stream, which can't be asked for a position.
+    """
+
+    position: int
+    epoch: int = 0
+    weight: float = 1.
+    cell: Cell | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a network is given.
+
+    Attributes:
+        inputs: [B, ...], images or features.
+        labels: [B] or [B, C].
+        positions: [B], in the split.
+        weights: [B], see `Item`.
+        seconds: It took one worker to make it.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    positions: Tensor
+    weights: Tensor
+    seconds: float
+
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> 'Batch':
+        """On another device, images in a memory format."""
+        inputs = self.inputs.to(device, non_blocking=True)
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=memory_format)
+        labels, weights = (tensor.to(device, non_blocking=True) for tensor in (self.labels, self.weights))
+        return Batch(inputs, labels, self.positions, weights, self.seconds)
+
+    def pin_memory(self) -> 'Batch':
+        """As torch's loaders do it for faster copies to a GPU."""
+        return Batch(self.inputs.pin_memory(), self.labels.pin_memory(), self.positions, self.weights.pin_memory(),
+                     self.seconds)
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed in [0, 2**63) that depends on all of the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def seed_all(*numbers: int) -> None:
+    """Seeds the generators that augmentations, dropout and mixup draw from."""
+    seed = seed_of(*numbers)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the images of an epoch are dealt out.
+
+    An update takes the next `group` images; they are dealt to all processes in steps of at most `batch_size` each, and
+    evenly, so that the last, shorter group has fewer steps or smaller batches, and no image is left out or seen twice.
+
+    Attributes:
+        images: In the split.
+        batch_size: Images in a step of one process, at most.
+        accumulation: Steps of an update.
+        processes: That work together.
+        rank: This one.
+    """
+
+    images: int
+    batch_size: int
+    accumulation: int = 1
+    processes: int = 1
+    rank: int = 0
+
+    @property
+    def group(self) -> int:
+        """Images of an update."""
+        return self.batch_size * self.accumulation * self.processes
+
+    @property
+    def updates(self) -> int:
+        """In an epoch."""
+        return -(-self.images // self.group)
+
+    def size(self, update: int) -> int:
+        """Images of an update of the epoch, counted from 0."""
+        return min(self.group, self.images - update * self.group)
+
+    def steps(self, update: int) -> int:
+        """Of an update."""
+        return -(-self.size(update) // (self.batch_size * self.processes))
+
+    def deal(self, group: Sequence[Item]) -> Iterator[list[Item]]:
+        """This process' batches of a group."""
+        steps = -(-len(group) // (self.batch_size * self.processes))
+        for step in range(steps):
+            batch = list(group[step * self.processes + self.rank::steps * self.processes])
+            yield batch or [group[0]._replace(weight=0.)]
+
+
+@dataclass
+class TrainingBatches:
+    """This process' batches of an epoch, as a batch sampler.
+
+    Attributes:
+        split: To train on.
+        plan: How to deal it out.
+        seed: Of the order.
+        balanced: Draw images so that all classes are seen equally often, rare ones several times and others not at all.
+        epoch: To be set before each.
+        first_update: Where to begin in it.
+    """
+
+    split: Split
+    plan: Plan
+    seed: int
+    balanced: bool = False
+    epoch: int = field(default=0, init=False)
+    first_update: int = field(default=0, init=False)
+
+    def __len__(self) -> int:
+        return sum(self.plan.steps(update) for update in range(self.first_update, self.plan.updates))
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        order = self._order()
+        for _ in range(self.first_update * self.plan.group):
+            next(order)
+        for update in range(self.first_update, self.plan.updates):
+            yield from self.plan.deal([next(order) for _ in range(self.plan.size(update))])
+
+    def _order(self) -> Iterator[Item]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        count = len(self.split)
+        if self.split.streamed:
+            return self._buffered(generator)
+        if self.balanced:
+            weights = class_weights(self.split.labels)
+            positions = generator.choice(count, count, p=weights / weights.sum())
+        else:
+            positions = generator.permutation(count)
+        return (Item(position, self.epoch) for position in positions.tolist())
+
+    def _buffered(self, generator: np.random.Generator) -> Iterator[Item]:
+        """A stream, shuffled as far as a buffer of it allows."""
+        buffer: list[Item] = []
+        for position, cell in self.split.cells():
+            item = Item(position, self.epoch, cell=cell)
+            if len(buffer) < SHUFFLE_BUFFER:
+                buffer.append(item)
+            else:
+                drawn = int(generator.integers(SHUFFLE_BUFFER))
+                yield buffer[drawn]
+                buffer[drawn] = item
+        for drawn in generator.permutation(len(buffer)):
+            yield buffer[drawn]
+
+
+def class_weights(labels: np.ndarray) -> np.ndarray:
+    """[N], of mean 1, inversely proportional to the size of each image's class; in multi-label of its rarest."""
+    if labels.ndim == 2:
+        share = 1 / labels.sum(0).clip(1)
+        none = 1 / max((~labels.any(1)).sum(), 1)
+        weights = np.where(labels.any(1), (labels * share).max(1), none)
+    else:
+        weights = 1 / np.bincount(labels)[labels]
+    return weights / weights.mean()
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """This process' batches of a whole split in order, each image once; what other processes do is not padded."""
+
+    split: Split
+    batch_size: int
+    processes: int = 1
+    rank: int = 0
+
+    def __len__(self) -> int:
+        return -(-len(range(self.rank, len(self.split), self.processes)) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        batch: list[Item] = []
+        for item in in_order(self.split):
+            if item.position % self.processes == self.rank:
+                batch.append(item)
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def in_order(split: Split) -> Iterator[Item]:
+    """All images of a split; only those of a stream come with their files."""
+    if split.streamed:
+        return (Item(position, cell=cell) for position, cell in split.cells())
+    return (Item(position) for position in range(len(split)))
+
+
+class Images(Dataset):
+    """Images of a split, decoded and transformed.
+
+    Args:
+        split: Of labelled images.
+        transform: Of Pillow's image to a tensor [3, H, W].
+        needed: As in `images.decode`.
+        seed: Of the transform's random choices; they depend on it, the epoch and the image.
+
+    Raises (when an item is asked for):
+        ImageError: The image can't be used; the message names it.
+    """
+
+    def __init__(
+            self, split: Split, transform: Callable[[Image.Image], Tensor], needed: int | None = None, seed: int = 0,
+    ) -> None:
+        self.split = split
+        self.transform = transform
+        self.needed = needed
+        self.seed = seed
+
+    def __getitem__(self, item: Item) -> tuple[Tensor, Tensor, int, float, float]:
+        start = time.perf_counter()
+        image = open_image(self.split, item, self.needed)
+        seed_all(self.seed, item.epoch, item.position)
+        inputs = self.transform(image)
+        label = torch.as_tensor(self.split.labels[item.position])
+        return inputs, label, item.position, item.weight, time.perf_counter() - start
+
+
+def open_image(split: Split, item: Item, needed: int | None = None) -> Image.Image:
+    """Decodes an image of a split; an ImageError names it."""
+    cell = split.cell(item.position) if item.cell is None else item.cell
+    try:
+        path = cell.get('path')
+        local = cell.get('bytes') is None and path and '://' not in path
+        return decode(Path(path) if local else content(cell), needed)
+    except ImageError as e:
+        raise ImageError(f'{split.cell_name(item.position, cell)}: {e}') from e
+
+
+def _collate(samples: list[tuple[Tensor, Tensor, int, float, float]]) -> Batch:
+    inputs, labels, positions, weights, seconds = zip(*samples)
+    return Batch(torch.stack(inputs), torch.stack(labels), torch.tensor(positions), torch.tensor(weights), sum(seconds))
+
+
+def loader(dataset: Any, batches: Any, workers: int = 0, pin_memory: bool = False) -> DataLoader:
+    """Batches of a dataset, made by worker processes.
+
+    Args:
+        dataset: Of `Item`s; what has `__getitems__` makes whole batches itself.
+        batches: A batch sampler.
+        workers: Processes; 0 for none but this one.
+        pin_memory: For a GPU.
+    """
+    collate: Callable[[Any], Batch] = _whole if hasattr(dataset, '__getitems__') else _collate
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin_memory,
+        persistent_workers=workers > 0, worker_init_fn=_leave_signals)
+
+
+def _leave_signals(worker: int) -> None:
+    """Leaves Ctrl-C to the process that trains, which still needs its workers then, and lets that one end them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _whole(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,96 @@
+"""Every image of a split looked at once, before anything is trained on: which can't be used, and which occur twice."""
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from .data import Split, content
+from .images import ImageError, decode
+from .samples import Item, in_order
+
+__all__ = ['BadImage', 'Scan', 'digests', 'scan']
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that can't be used.
+
+    Attributes:
+        position: In its split.
+        name: Its path, or its row.
+        reason: As `images.decode` gives it.
+    """
+
+    position: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What was found; `digests` are the sha256 of the files, by position, empty where there is none."""
+
+    bad: list[BadImage]
+    digests: dict[int, bytes]
+
+
+class _Files(Dataset):
+    """Of each image the sha256 of its file, and why it can't be used, if it can't."""
+
+    def __init__(self, split: Split, needed: int | None, decoded: bool) -> None:
+        self.split = split
+        self.needed = needed
+        self.decoded = decoded
+
+    def __getitem__(self, item: Item) -> tuple[int, bytes, BadImage | None]:
+        cell = self.split.cell(item.position) if item.cell is None else item.cell
+        digest = b''
+        try:
+            file = content(cell)
+            digest = hashlib.sha256(file).digest()
+            if self.decoded:
+                decode(file, self.needed)
+        except ImageError as e:
+            return item.position, digest, BadImage(item.position, self.split.cell_name(item.position, cell), str(e))
+        return item.position, digest, None
+
+
+def scan(
+        split: Split, needed: int | None = None, *, workers: int = 0, processes: int = 1, rank: int = 0,
+        decoded: bool = True, step: Callable[[], Any] = lambda: None,
+) -> Scan:
+    """Decodes every image of a split completely.
+
+    Args:
+        split: To be scanned.
+        needed: As in `images.decode`.
+        workers: Processes that decode; 0 for none but this one.
+        processes: Among which the images are dealt.
+        rank: Whose share this is.
+        decoded: False to read the files only.
+        step: Called after each image.
+    """
+    items = (item for item in in_order(split) if item.position % processes == rank)
+    results: Iterator[tuple[int, bytes, BadImage | None]] = iter(DataLoader(
+        _Files(split, needed, decoded), sampler=items, batch_size=None, num_workers=workers))  # type: ignore[arg-type]
+    found = Scan([], {})
+    for position, digest, bad in results:
+        found.digests[position] = digest
+        if bad:
+            found.bad.append(bad)
+        step()
+    return found
+
+
+def digests(split: Split, workers: int = 0) -> list[bytes]:
+    """The sha256 of each image file.
+
+    Raises:
+        ImageError: One can't be read; the message names it.
+    """
+    found = scan(split, workers=workers, decoded=False)
+    if found.bad:
+        raise ImageError(f'{found.bad[0].name}: {found.bad[0].reason}')
+    return [found.digests[position] for position in range(len(split))]
