@@ -21,7 +21,6 @@ from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from cyclopts import App, Parameter
-from torch import nn
 
 from conversion import card, publish
 from xception_hub.training import data as datasets_of_images
@@ -43,7 +42,7 @@ from xception_hub.training.loop import (
 )
 from xception_hub.training.memory import measure
 from xception_hub.training.metrics import summary
-from xception_hub.training.models import ModelError, ProbeHead, Transforms, set_mode, without_classifier
+from xception_hub.training.models import ModelError, ProbeHead, TimmModel, Transforms, set_mode, without_classifier
 from xception_hub.training.objective import Objective, balancing
 from xception_hub.training.pace import Pace
 from xception_hub.training.recipes import RECIPES
@@ -168,7 +167,7 @@ def look_at_all(settings: Settings, data: Data, accelerator: Accelerator) -> lis
             scanned = scan(
                 split, SCAN_SIZE, workers=workers(settings, accelerator),
                 processes=accelerator.num_processes, rank=accelerator.process_index,
-                step=lambda bar=bar: bar.update(accelerator.num_processes))
+                step=partial(bar.update, accelerator.num_processes))
         bad += [dict(asdict(image), split=split.name) for image in gather_object(scanned.bad)]
         files[split.name] = set().union(*gather_object([set(scanned.digests.values())])) - {b''}
     bad.sort(key=lambda image: (image['split'], image['position']))
@@ -185,7 +184,7 @@ def look_at_all(settings: Settings, data: Data, accelerator: Accelerator) -> lis
 
 def build_model(
         settings: Settings, data: Data, accelerator: Accelerator, resumed: Checkpoint | None,
-) -> tuple[nn.Module, Transforms]:
+) -> tuple[TimmModel, Transforms]:
     """The network, the same in every process, and what is done to its images."""
     s = settings.model
     seed_all(settings.optimization.seed)  # of the new classifier
@@ -201,7 +200,7 @@ def build_model(
 
 
 def prepare(
-        name: str, settings: Settings, data: Data, model: nn.Module, transforms: Transforms, accelerator: Accelerator,
+        name: str, settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator,
 ) -> Phase:
     """What a phase trains, on what, towards what."""
     s, a, classes = settings.optimization, settings.augmentation, len(data.class_names)
@@ -227,7 +226,7 @@ def prepare(
 
 
 def kept_features(
-        images: Images, settings: Settings, model: nn.Module, transforms: Transforms, accelerator: Accelerator,
+        images: Images, settings: Settings, model: TimmModel, transforms: Transforms, accelerator: Accelerator,
 ) -> Features:
     """What the network makes of each image, from the cache; what is missing there is computed first."""
     context = context_of(without_classifier(model), dict(
@@ -245,7 +244,7 @@ def kept_features(
     return Features(images.split, keys, cache)
 
 
-def restore_best(phase: Phase, model: nn.Module, folder: Run, accelerator: Accelerator) -> None:
+def restore_best(phase: Phase, model: TimmModel, folder: Run, accelerator: Accelerator) -> None:
     """Gives the model the best weights so far, and keeps them whole, for the next phase changes what they rest on."""
     if accelerator.is_main_process:
         best = resume.read(folder.checkpoints.best)
@@ -256,7 +255,7 @@ def restore_best(phase: Phase, model: nn.Module, folder: Run, accelerator: Accel
 
 
 def finish(
-        phase: Phase, progress: Progress, data: Data, model: nn.Module, transforms: Transforms, kept: dict[str, Any],
+        phase: Phase, progress: Progress, data: Data, model: TimmModel, transforms: Transforms, kept: dict[str, Any],
         folder: Run, accelerator: Accelerator,
 ) -> None:
     """Judges the best weights once more, and writes the model, its figures and the report."""
@@ -302,7 +301,7 @@ def push(repo_id: str, folder: Path) -> None:
 
 
 def try_one_batch(
-        settings: Settings, data: Data, model: nn.Module, transforms: Transforms, accelerator: Accelerator) -> str:
+        settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator) -> str:
     """What a step of the last phase costs, and the settings it was made with; changes the model."""
     if settings.output.eval_only:
         return 'Nothing to train: the data is as said above.'

@@ -5,7 +5,7 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from .models import ModelError
+from .models import ModelError, TimmModel
 
 __all__ = ['Selected', 'outputs_of']
 
@@ -24,7 +24,7 @@ class Selected(nn.Module):
         return self.model(x)[:, self.outputs]
 
 
-def outputs_of(model: nn.Module, class_names: Sequence[str]) -> list[int]:
+def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
     """The model's output for each class of a dataset.
 
     Args:
@@ -60,7 +60,7 @@ def outputs_of(model: nn.Module, class_names: Sequence[str]) -> list[int]:
     return outputs
 
 
-def _spellings(model: nn.Module) -> list[list[str]]:
+def _spellings(model: TimmModel) -> list[list[str]]:
     """Names of all outputs, in one or more spellings; none if they are not known."""
     names = model.pretrained_cfg.get('label_names')
     if names:

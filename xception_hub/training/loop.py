@@ -219,7 +219,7 @@ def end_epoch(
         learning_rate=max(group['lr'] for group in optimizer.param_groups),
         **summary(predictions, phase.objective.num_classes), images_per_second=pace.model,
         input_images_per_second=pace.input)
-    if is_better(s.metric, row[s.metric], progress.best and progress.best[s.metric]):
+    if is_better(s.metric, row[s.metric], progress.best[s.metric] if progress.best else None):
         progress.best = row
         if accelerator.is_main_process:
             resume.write(folder.checkpoints.best, {phase.kind: judged.state_dict()}, row)

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 import xception_hub  # noqa: F401  registers the model
 
-__all__ = ['ModelError', 'ProbeHead', 'Transforms', 'build', 'evaluating', 'features_of', 'hub_id', 'save', 'set_mode',
+__all__ = ['ModelError', 'ProbeHead', 'TimmModel', 'Transforms', 'build', 'evaluating', 'features_of', 'hub_id', 'save', 'set_mode',
            'without_classifier']
+
+# With what timm's models have beside an nn.Module's: get_classifier, forward_features, pretrained_cfg, ...
+TimmModel = Any
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -27,7 +30,7 @@ class ModelError(ValueError):
 
 
 def build(name: str, num_classes: int | None, pretrained: bool, args: Mapping[str, Any], image_size: int | None,
-          ) -> nn.Module:
+          ) -> TimmModel:
     """A timm model.
 
     Args:
@@ -67,7 +70,7 @@ class Transforms:
         needed: Shorter side in pixels below which an evaluation loses detail; see `images.decode`.
     """
 
-    def __init__(self, model: nn.Module, image_size: int | None = None) -> None:
+    def __init__(self, model: TimmModel, image_size: int | None = None) -> None:
         given = {'img_size': image_size} if image_size else {}
         self.config = resolve_data_config(given, model=model)
         if self.config['input_size'][0] != 3:
@@ -91,7 +94,7 @@ class Transforms:
 class ProbeHead(nn.Module):
     """Dropout and the classifier of a model, on features [B, D]."""
 
-    def __init__(self, model: nn.Module, drop_rate: float) -> None:
+    def __init__(self, model: TimmModel, drop_rate: float) -> None:
         super().__init__()
         classifier = model.get_classifier()
         if not isinstance(classifier, nn.Linear):
@@ -104,13 +107,13 @@ class ProbeHead(nn.Module):
         return self.fc(self.drop(x))
 
 
-def without_classifier(model: nn.Module) -> dict[str, Tensor]:
+def without_classifier(model: TimmModel) -> dict[str, Tensor]:
     """The tensors that features depend on."""
     own = {tensor.data_ptr() for tensor in model.get_classifier().state_dict().values()}
     return {name: tensor for name, tensor in model.state_dict().items() if tensor.data_ptr() not in own}
 
 
-def features_of(model: nn.Module, images: Tensor) -> Tensor:
+def features_of(model: TimmModel, images: Tensor) -> Tensor:
     """What the classifier is given, [B, D]."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
@@ -141,7 +144,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             layer.training = training
 
 
-def save(folder: Path, model: nn.Module, data_config: Mapping[str, Any], class_names: Sequence[str],
+def save(folder: Path, model: TimmModel, data_config: Mapping[str, Any], class_names: Sequence[str],
          multi_label: bool, base_model: str | None = None) -> None:
     """Writes model.safetensors and config.json, from which `timm.create_model('local-dir:...')` builds the model.
 
@@ -180,7 +183,7 @@ def let_transformers_load(config_file: Path) -> None:
     config_file.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 
-def hub_id(model: nn.Module) -> str | None:
+def hub_id(model: TimmModel) -> str | None:
     """The repository that a pretrained model's weights come from, None if there is none."""
     config = model.pretrained_cfg
     name = str(config.get('hf_hub_id') or '').partition('@')[0]

@@ -1,6 +1,6 @@
 """How fast images are made ready, and how fast the network takes them: the slower of both binds."""
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 from .samples import Batch
 
@@ -21,7 +21,7 @@ class Pace:
         self.images = 0
         self.making = self.waiting = self.elapsed = 0.
 
-    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
         """The batches, with the clock running."""
         start = time.perf_counter()
         asked = start

@@ -267,8 +267,8 @@ def open_image(split: Split, item: Item, needed: int | None = None) -> Image.Ima
     """Decodes an image of a split; an ImageError names it."""
     cell = split.cell(item.position) if item.cell is None else item.cell
     try:
-        path = cell.get('path')
-        local = cell.get('bytes') is None and path and '://' not in path
+        path = cell.get('path') or '://'
+        local = cell.get('bytes') is None and '://' not in path
         return decode(Path(path) if local else content(cell), needed)
     except ImageError as e:
         raise ImageError(f'{split.cell_name(item.position, cell)}: {e}') from e

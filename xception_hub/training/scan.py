@@ -74,7 +74,7 @@ def scan(
     """
     items = (item for item in in_order(split) if item.position % processes == rank)
     results: Iterator[tuple[int, bytes, BadImage | None]] = iter(DataLoader(
-        _Files(split, needed, decoded), sampler=items, batch_size=None, num_workers=workers))  # type: ignore[arg-type]
+        _Files(split, needed, decoded), sampler=items, batch_size=None, num_workers=workers))
     found = Scan([], {})
     for position, digest, bad in results:
         found.digests[position] = digest
