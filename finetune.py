@@ -231,7 +231,7 @@ def kept_features(
     """What the network makes of each image, from the cache; what is missing there is computed first."""
     context = context_of(without_classifier(model), dict(
         transforms.config, needed=images.needed, model=settings.model.model, precision=accelerator.mixed_precision))
-    cache = FeatureCache(cache_folder(), context)
+    cache = FeatureCache(settings.machine.feature_cache or cache_folder(), context)
     keys = digests(images.split, workers(settings, accelerator))
     pace = Pace(workers(settings, accelerator), accelerator.num_processes)
     with progress_bar(f'Features of {images.split.name}', len(images.split), accelerator) as bar, \

@@ -13,12 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 from hub_store import COMMIT, LFS_SUFFIXES, Store, commit_of, etag_of
 
 REPO = r'(?P<repo>[^/]+/[^/]+)'
+DATASET = r'(?P<repo>datasets/[^/]+/[^/]+)'
 REVISION = r'(?P<revision>[^/]+)'
 TOKEN = 'hf_of_this_machine'
 LICENSES = ('apache-2.0', 'mit', 'other')  # of those that the Hub knows
@@ -40,6 +41,10 @@ class Handler(BaseHTTPRequestHandler):
     ROUTES = tuple((method, re.compile(pattern), endpoint) for method, pattern, endpoint in (
         ('GET', r'/files/(?P<name>.+)', 'plain_file'),
         ('GET', rf'/{REPO}/resolve/{REVISION}/(?P<name>.+)', 'resolve'),
+        ('GET', rf'/{DATASET}/resolve/{REVISION}/(?P<name>.+)', 'resolve'),
+        ('GET', rf'/api/{DATASET}(/revision/{REVISION})?', 'info'),
+        ('GET', rf'/api/{DATASET}/tree/{REVISION}(/(?P<below>.+))?', 'tree'),
+        ('POST', rf'/api/{DATASET}/paths-info/{REVISION}', 'paths_info'),
         ('GET', rf'/api/models/{REPO}(/revision/{REVISION})?', 'info'),
         ('GET', rf'/api/models/{REPO}/tree/{REVISION}', 'tree'),
         ('POST', r'/api/repos/create', 'create'),
@@ -111,18 +116,20 @@ class Handler(BaseHTTPRequestHandler):
             self.send_file(folder / name, {'X-Repo-Commit': commit})
 
     def send_file(self, path: Path, headers: dict[str, str] | None = None) -> None:
-        """The file, from where a Range header asks to go on."""
-        size, asked = path.stat().st_size, re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', ''))
+        """The file, or the part of it that a Range header asks for."""
+        size, asked = path.stat().st_size, re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range', ''))
         start = min(int(asked.group(1)), size) if asked else 0
-        headers = {'ETag': f'"{etag_of(path)}"', 'Content-Length': str(size - start), **(headers or {})}
+        end = min(int(asked.group(2)) + 1, size) if asked and asked.group(2) else size
+        headers = {'ETag': f'"{etag_of(path)}"', 'Content-Length': str(end - start), **(headers or {})}
         if asked:
-            headers['Content-Range'] = f'bytes {start}-{size - 1}/{size}'
+            headers['Content-Range'] = f'bytes {start}-{end - 1}/{size}'
         self.send_head(206 if asked else 200, headers)
         if self.command == 'GET':
+            self.server.sent += end - start
             truncated = self.server.fault_of(urlsplit(self.path).path) is Fault.HALF
             with path.open('rb') as f:
                 f.seek(start)
-                self.wfile.write(f.read(max(size // 2 - start, 0) if truncated else -1))
+                self.wfile.write(f.read(max(size // 2 - start, 0) if truncated else end - start))
             self.close_connection = self.close_connection or truncated
 
     # What a repository holds
@@ -138,14 +145,23 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, repo: str, revision: str = 'main') -> None:
         """GET /api/models/ORG/NAME[/revision/REVISION]."""
         if folder := self.existing(repo, revision):
-            siblings = [dict(rfilename=entry['path']) for entry in self.server.store.tree(folder)]
+            siblings = [dict(rfilename=entry['path']) for entry in self.server.store.tree(folder, '', recursive=True)
+                        if entry['type'] == 'file']
             self.answer_json(dict(id=repo, sha=commit_of(folder), private=repo in self.server.store.private,
                                   siblings=siblings))
 
-    def tree(self, repo: str, revision: str) -> None:
-        """GET /api/models/ORG/NAME/tree/REVISION."""
+    def tree(self, repo: str, revision: str, below: str = '') -> None:
+        """GET /api/models/ORG/NAME/tree/REVISION[/FOLDER]: what is in a folder, and with ?recursive=True below it."""
         if folder := self.existing(repo, revision):
-            self.answer_json(self.server.store.tree(folder))
+            recursive = parse_qs(urlsplit(self.path).query).get('recursive', [''])[0].lower() == 'true'
+            self.answer_json(self.server.store.tree(folder, below, recursive))
+
+    def paths_info(self, repo: str, revision: str) -> None:
+        """POST /api/datasets/ORG/NAME/paths-info/REVISION: those of some files and folders that there are."""
+        if folder := self.existing(repo, revision):
+            entries = self.server.store.tree(folder, '', recursive=True)
+            asked = parse_qs(self.body.decode()).get('paths', [])
+            self.answer_json([entry for entry in entries if entry['path'] in asked])
 
     # Uploads
 
@@ -238,6 +254,7 @@ class HubServer(ThreadingHTTPServer):
         root: Holds `ORG/NAME` (any revision) or `ORG/NAME@REVISION`, and plain files in `files`.
         store: The same, as what it means.
         requests: (method, path) of each request so far.
+        sent: Bytes of files so far.
         faults: Part of a path ('' is in all) -> what goes wrong with requests for it; may change at any time.
     """
 
@@ -248,6 +265,7 @@ class HubServer(ThreadingHTTPServer):
         self.root = Path(root)
         self.store = Store(self.root)
         self.requests: list[tuple[str, str]] = []
+        self.sent = 0
         self.faults: dict[str, Fault] = {}
 
     @property

@@ -77,11 +77,14 @@ class Store:
     def create_branch(self, repo: str, name: str) -> None:
         shutil.copytree(self.root / repo, self.root / f'{repo}@{name}')
 
-    def tree(self, folder: Path) -> list[dict[str, Any]]:
-        """The files of a repository as the hub lists them."""
-        return [self._entry(folder, path) for path in sorted(folder.rglob('*')) if path.is_file()]
+    def tree(self, folder: Path, below: str, recursive: bool) -> list[dict[str, Any]]:
+        """What is in a folder of a repository as the hub lists it."""
+        paths = (folder / below).rglob('*') if recursive else (folder / below).glob('*')
+        return [self._entry(folder, path) for path in sorted(paths)]
 
     def _entry(self, folder: Path, path: Path) -> dict[str, Any]:
+        if path.is_dir():
+            return dict(type='directory', path=str(path.relative_to(folder)), size=0, oid='0' * 40)
         size, entry = path.stat().st_size, dict(type='file', path=str(path.relative_to(folder)))
         if path.suffix not in LFS_SUFFIXES:
             return dict(entry, size=size, oid=git_blob_id(path.read_bytes()))

@@ -5,6 +5,7 @@
 
 Any of them can be streamed: then only the labels are read beforehand, and images come in the order of the dataset.
 """
+import contextlib
 import hashlib
 import warnings
 from collections import Counter
@@ -16,7 +17,7 @@ from typing import Any
 import datasets
 import fsspec
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, IterableDatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset
 from PIL import Image as PillowImage
 
 from .images import ImageError
@@ -26,6 +27,7 @@ __all__ = ['Cell', 'Data', 'DataError', 'Split', 'content', 'load', 'stratified'
 TABLES = {'.csv': 'csv', '.tsv': 'csv', '.json': 'json', '.jsonl': 'json', '.parquet': 'parquet'}
 IMAGE_COLUMNS = ('image', 'img', 'file_name', 'filename', 'file', 'path', 'image_path')
 LABEL_COLUMNS = ('label', 'labels', 'class', 'class_name', 'category', 'target', 'fine_label')
+LISTS = (datasets.List, datasets.LargeList)
 VALIDATION_SPLITS = ('validation', 'val', 'valid', 'dev', 'test')
 IMAGE_SUFFIXES = frozenset(suffix for suffix, format in PillowImage.registered_extensions().items()
                            if format in PillowImage.OPEN)
@@ -68,17 +70,21 @@ class Split:
         return self.source[int(self.rows[position])]['image'] or {}
 
     def cells(self) -> Iterator[tuple[int, Cell]]:
-        """All positions with their image files, in order."""
+        """All positions with their image files, in order.
+
+        Raises:
+            DataError: A stream breaks off.
+        """
         if not self.streamed:
             yield from ((position, self.cell(position)) for position in range(len(self)))
             return
-        position = 0
-        for row, columns in enumerate(self.source):
-            if position == len(self):
-                return
-            if row == self.rows[position]:
-                yield position, columns['image'] or {}
-                position += 1
+        rows = enumerate(self.source)
+        for position, wanted in enumerate(self.rows):
+            try:
+                cell = next(columns['image'] for row, columns in rows if row == wanted)
+            except Exception as e:  # of files, formats and the network: no error in common
+                raise DataError(f'The split {self.name!r} breaks off before row {wanted} ({_line(e)}).') from e
+            yield position, cell or {}
 
     def select(self, positions: Sequence[int] | np.ndarray) -> 'Split':
         """A part of it; the positions must rise."""
@@ -117,7 +123,7 @@ class Data:
 
     def with_validation(self, share: float, seed: int) -> 'Data':
         """Takes a part of the training split for validation, the same in every process; see `stratified`."""
-        part = stratified(_groups(self.train.labels), self.class_names, share, seed)
+        part = stratified(self.train.labels, self.class_names, share, seed)
         rest = np.setdiff1d(np.arange(len(self.train)), part)
         return replace(self, train=self.train.select(rest), validation=self.train.select(part), has_validation=True)
 
@@ -140,8 +146,13 @@ def content(cell: Cell) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError as e:
         raise ImageError('there is no such file') from e
-    except OSError as e:
-        raise ImageError(f'can not be read: {e.strerror or e}') from e
+    except Exception as e:  # of the network, which have no class in common
+        raise ImageError(f'can not be read: {getattr(e, "strerror", None) or _line(e)}') from e
+
+
+def _line(error: BaseException) -> str:
+    """An error of others in one line."""
+    return ' '.join(f'{type(error).__name__}: {error}'.split())
 
 
 def load(
@@ -177,46 +188,63 @@ def load(
             raise DataError(f'{dataset} has no split {name!r}, but {", ".join(splits)}. Name one of these.')
     if train_split is not None and train_split == own:
         raise DataError(f'The split {own!r} of {dataset} can not be both trained and judged on.')
-    image, label = _columns(_features(splits[wanted[0]], wanted[0], dataset), dataset, image_column, label_column)
-    columns = {name: _two_columns(splits[name], name, dataset, image, label) for name in wanted}
-    features = {name: _features(split, name, dataset) for name, split in columns.items()}
-    values = {name: _label_values(split, name, dataset) for name, split in columns.items()}
-    kinds = {name: _item_feature(features[name]['label']) for name in wanted}
-    multi_label = features[wanted[0]]['label'] is not kinds[wanted[0]]
-    class_names = _class_names(kinds, values, dataset, label, multi_label)
+    splits = {name: splits[name] for name in wanted}
+    image, label = _columns(splits[wanted[0]].features, dataset, image_column, label_column)
+    for name, split in splits.items():
+        missing = [column for column in (image, label) if column not in split.features]
+        if missing:
+            raise DataError(f'The split {name!r} of {dataset} has no column {missing[0]!r}.')
+    kinds = {name: _item_feature(split.features[label]) for name, split in splits.items()}
+    lists = {isinstance(split.features[label], LISTS) for split in splits.values()}
+    if len(lists) > 1:
+        raise DataError(f'The column {label!r} of {dataset} holds lists in one split and no lists in another.')
+    multi_label = lists.pop()
+    values = _label_values(splits, dataset, config, label)
+    _check_values(values, dataset, label, multi_label)
+    class_names = _class_names(kinds, values, dataset, multi_label)
     found = {}
     for name in wanted:
         labels = _numbers(values[name], kinds[name], class_names, multi_label, name, dataset)
-        found[name] = Split(name, columns[name].select_columns(['image']), np.arange(len(labels)), labels)
+        source = _images(splits[name], dataset, image)
+        if streaming and isinstance(source, Dataset):
+            source = source.to_iterable_dataset()
+        found[name] = Split(name, source, np.arange(len(labels)), labels)
     none = next(iter(found.values())).select([])
     return Data(found.get(train_split or '', none), found.get(own or '', none), class_names, multi_label, bool(own))
 
 
-def _read(dataset: str, config: str | None, streaming: bool) -> Splits:
+def _read(dataset: str, config: str | None, streaming: bool, columns: list[str] | None = None) -> Splits:
+    """All splits; streams only of what holds images inside, and with these columns alone if the format allows it."""
     path = Path(dataset)
     found: Any
-    if path.is_dir():
-        if (path / 'state.json').is_file() or (path / 'dataset_dict.json').is_file():
-            found = datasets.load_from_disk(dataset)
-        else:
-            found = _image_folder(path)
-        found = found if isinstance(found, DatasetDict) else DatasetDict(train=found)
-        return {name: split.to_iterable_dataset() if streaming else split for name, split in found.items()}
-    if path.is_file():
-        if path.suffix.lower() not in TABLES:
-            raise DataError(f'{dataset} ends in {path.suffix!r}; a table ends in one of {", ".join(TABLES)}.')
-        options = {'sep': '\t'} if path.suffix.lower() == '.tsv' else {}
-        try:
-            found = datasets.load_dataset(
-                TABLES[path.suffix.lower()], data_files=str(path), streaming=streaming, **options)
-            return {name: _with_paths(split, path.parent, name, dataset) for name, split in found.items()}
-        except (datasets.exceptions.DatasetGenerationError, ValueError) as e:
-            raise DataError(f'{dataset} can not be read as a table ({e.__cause__ or e}).') from e
+    if path.is_dir() and not any((path / name).is_file() for name in ('state.json', 'dataset_dict.json')):
+        return _image_folder(path)
+    if path.is_file() and path.suffix.lower() not in TABLES:
+        raise DataError(f'{dataset} ends in {path.suffix!r}; a table ends in one of {", ".join(TABLES)}.')
     try:
-        found = datasets.load_dataset(dataset, config, streaming=streaming)
+        if path.is_dir():
+            found = datasets.load_from_disk(dataset)
+            return found if isinstance(found, DatasetDict) else DatasetDict(train=found)
+        if path.is_file():
+            options = {'sep': '\t'} if path.suffix.lower() == '.tsv' else {}
+            kind = TABLES[path.suffix.lower()]
+            return _load(streaming and kind == 'parquet', columns, kind, data_files=str(path), **options)
+        return _load(streaming, columns, dataset, config)
     except Exception as e:  # of the dataset's library, of the Hub's and of the network: no error in common
-        raise DataError(f'{dataset} is neither a path here nor a dataset that can be had from the Hub ({e}).') from e
-    return found if isinstance(found, (DatasetDict, IterableDatasetDict)) else DatasetDict(train=found)
+        if path.exists():
+            raise DataError(f'{dataset} can not be read as a {"dataset" if path.is_dir() else "table"} '
+                            f'({_line(e.__cause__ or e)}).') from e
+        raise DataError(f'{dataset} is neither a path here nor a dataset that can be had from the Hub ({_line(e)}).') from e
+
+
+def _load(streaming: bool, columns: list[str] | None, *args: Any, **options: Any) -> Splits:
+    if columns:
+        return datasets.load_dataset(*args, streaming=True, columns=columns, **options)
+    found = datasets.load_dataset(*args, streaming=streaming, **options)
+    if streaming and all(split.features for split in found.values()):
+        return {name: split.decode(False) for name, split in found.items()}
+    # the types of a text's columns depend on all of its rows, which have to be read for the labels anyway
+    return datasets.load_dataset(*args, **options) if streaming else found
 
 
 def _image_folder(folder: Path) -> DatasetDict:
@@ -232,38 +260,13 @@ def _image_folder(folder: Path) -> DatasetDict:
         rows: dict[str, list[Any]] = dict(image=[], label=[])
         for class_name in classes:
             for path in sorted((root / class_name).rglob('*')):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
+                hidden = any(part.startswith('.') for part in path.relative_to(root).parts)
+                if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not path.is_dir():
                     rows['image'].append({'path': str(path), 'bytes': None})
                     rows['label'].append(class_name)
         features = Features(image=Image(decode=False), label=datasets.Value('string'))
         found[name] = Dataset.from_dict(rows, features=features)
     return DatasetDict(found)
-
-
-def _with_paths(table: Dataset | IterableDataset, folder: Path, name: str, dataset: str) -> Dataset | IterableDataset:
-    """Paths in a table are relative to it."""
-    features = _features(table, name, dataset)
-    for column in IMAGE_COLUMNS:
-        if isinstance(features.get(column), datasets.Value) and 'string' in features[column].dtype:
-            described = features.copy()
-            described[column] = Image(decode=False)
-            return table.map(_full_path, features=described, fn_kwargs=dict(column=column, folder=str(folder)))
-    return table
-
-
-def _full_path(row: dict[str, Any], column: str, folder: str) -> dict[str, Any]:
-    path = row[column]
-    return {column: {'path': path if '://' in path else str(Path(folder) / path), 'bytes': None} if path else None}
-
-
-def _features(split: Dataset | IterableDataset, name: str, dataset: str) -> Features:
-    """Of a stream that has not been read yet, those of its first row."""
-    if split.features is not None and (split.features or isinstance(split, Dataset)):
-        return split.features
-    first = next(iter(split), None)
-    if first is None:
-        raise DataError(f'The split {name!r} of {dataset} is empty.')
-    return Dataset.from_list([first]).features
 
 
 def _columns(features: Features, dataset: str, image: str | None, label: str | None) -> tuple[str, str]:
@@ -284,38 +287,66 @@ def _columns(features: Features, dataset: str, image: str | None, label: str | N
 
 def _item_feature(feature: Any) -> Any:
     """Of a list the feature of its items."""
-    return feature.feature if isinstance(feature, (datasets.List, datasets.LargeList)) else feature
+    return feature.feature if isinstance(feature, LISTS) else feature
 
 
-def _two_columns(
-        split: Dataset | IterableDataset, name: str, dataset: str, image: str, label: str,
-) -> Dataset | IterableDataset:
-    features = _features(split, name, dataset)
-    missing = [column for column in (image, label) if column not in features]
-    if missing:
-        raise DataError(f'The split {name!r} of {dataset} has no column {missing[0]!r}.')
-    if isinstance(split, Dataset) and not len(split):
-        raise DataError(f'The split {name!r} of {dataset} is empty.')
-    split = split.select_columns([image, label])
-    split = split.rename_columns({old: new for old, new in ((image, 'image'), (label, 'label')) if old != new})
-    if isinstance(features[image], Image) or split.features is not None:
-        split = split.cast_column('image', Image(decode=False))
-    return split
+def _images(split: Dataset | IterableDataset, dataset: str, column: str) -> Dataset | IterableDataset:
+    """A split's images, undecoded, as its only column; paths in a table are relative to it."""
+    feature = split.features[column]
+    dtype = feature.dtype if isinstance(feature, datasets.Value) else ''
+    file = isinstance(feature, dict) and set(feature) == {'path', 'bytes'}
+    if not (isinstance(feature, Image) or file or 'string' in dtype or 'binary' in dtype):
+        raise DataError(f'The column {column!r} of {dataset} holds {dtype or feature} instead of images or paths.')
+    split = split.select_columns([column])
+    if column != 'image':
+        split = split.rename_column(column, 'image')
+    if 'string' in dtype and Path(dataset).is_file():
+        return split.map(_full_path, features=Features(image=Image(decode=False)),
+                         fn_kwargs=dict(folder=str(Path(dataset).parent)))
+    return split.cast_column('image', Image(decode=False))
 
 
-def _label_values(split: Dataset | IterableDataset, name: str, dataset: str) -> list[Any]:
-    """All labels of a split, read without its images."""
-    labels = split.select_columns(['label'])
-    values = list(labels['label']) if isinstance(labels, Dataset) else [row['label'] for row in labels]
-    if not values:
-        raise DataError(f'The split {name!r} of {dataset} is empty.')
+def _full_path(row: dict[str, Any], folder: str) -> dict[str, Any]:
+    path = row['image']
+    return dict(image={'path': path if '://' in path else str(Path(folder) / path), 'bytes': None} if path else None)
+
+
+def _label_values(splits: Splits, dataset: str, config: str | None, column: str) -> dict[str, list[Any]]:
+    """All labels of each split, read without its images."""
+    if any(isinstance(split, IterableDataset) for split in splits.values()):
+        with contextlib.suppress(DataError):  # of formats that can't be read by columns
+            streams = _read(dataset, config, True, [column])
+            splits = {name: streams[name] for name in splits}
+        splits = {name: split.select_columns([column]) for name, split in splits.items()}
+    values = {}
+    for name, split in splits.items():
+        try:
+            values[name] = list(split[column]) if isinstance(split, Dataset) else [row[column] for row in split]
+        except Exception as e:  # as above: streams are read only now
+            raise DataError(f'The labels of {dataset} can not be read ({_line(e)}).') from e
+        if not values[name]:
+            raise DataError(f'The split {name!r} of {dataset} is empty.')
     return values
 
 
-def _class_names(
-        kinds: dict[str, Any], values: dict[str, list[Any]], dataset: str, column: str, multi_label: bool,
-) -> list[str]:
-    """The dataset's own, in its own order; else those that occur, sorted, numbers as numbers."""
+def _check_values(values: dict[str, list[Any]], dataset: str, column: str, multi_label: bool) -> None:
+    for name, labels in values.items():
+        missing = [row for row, value in enumerate(labels) if value is None]
+        if missing:
+            raise _without_label(missing, name, dataset)
+        strange = next((value for value in _each(labels, multi_label) if not isinstance(value, (str, int))), None)
+        if strange is not None:
+            raise DataError(f'The column {column!r} of {dataset} holds {type(strange).__name__} instead of class names '
+                            f'or numbers.')
+
+
+def _without_label(rows: list[int], name: str, dataset: str) -> DataError:
+    return DataError(f'{len(rows)} rows of the split {name!r} of {dataset} have no label, the first of them row '
+                     f'{rows[0]}. Remove them, or label them.')
+
+
+def _class_names(kinds: dict[str, Any], values: dict[str, list[Any]], dataset: str, multi_label: bool) -> list[str]:
+    """The dataset's own, in its own order; else those that occur in the first split, sorted, numbers as numbers."""
     declared = {name: kind.names for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
     if declared:
         first, *others = declared.values()
@@ -324,16 +355,7 @@ def _class_names(
                             f'{"; ".join(f"{name}: {names[:6]}" for name, names in declared.items())}.')
         class_names = list(first)
     else:
-        occurring = {name: set(_each(labels, multi_label)) for name, labels in values.items()}
-        train, *others = occurring.values()
-        if not all(isinstance(value, (str, int)) for value in train):
-            strange = next(value for value in train if not isinstance(value, (str, int)))
-            raise DataError(f'The column {column!r} of {dataset} holds {type(strange).__name__} instead of class names '
-                            f'or numbers.')
-        unknown = sorted({str(value) for other in others for value in other - train})
-        if unknown:
-            raise DataError(f'{dataset} has classes that are not in its training split: {", ".join(unknown[:6])}.')
-        class_names = [str(value) for value in sorted(train)]
+        class_names = [str(value) for value in sorted(set(_each(next(iter(values.values())), multi_label)))]
     if len(class_names) < 2:
         raise DataError(f'{dataset} has {len(class_names)} class ({", ".join(class_names) or "none"}); '
                         f'there is nothing to learn from less than two.')
@@ -343,8 +365,7 @@ def _class_names(
 def _each(labels: Iterable[Any], multi_label: bool) -> Iterator[Any]:
     """The single labels."""
     for value in labels:
-        if value is not None:
-            yield from (item for item in value if item is not None) if multi_label else (value,)
+        yield from (item for item in value if item is not None) if multi_label else (value,)
 
 
 def _numbers(
@@ -355,12 +376,16 @@ def _numbers(
         numbers: dict[Any, int] = {number: number for number in range(count)}
     else:
         named = {class_name: number for number, class_name in enumerate(class_names)}
-        numbers = {value: named[str(value)] for value in set(_each(values, multi_label))}
+        occurring = set(_each(values, multi_label))
+        unknown = sorted(str(value) for value in occurring if str(value) not in named)
+        if unknown:
+            raise DataError(f'The split {name!r} of {dataset} has classes that are not trained on: '
+                            f'{", ".join(unknown[:6])}.')
+        numbers = {value: named[str(value)] for value in occurring}
     lists = values if multi_label else [[value] for value in values]
-    missing = [row for row, items in enumerate(lists) if items is None or any(item not in numbers for item in items)]
+    missing = [row for row, items in enumerate(lists) if any(item not in numbers for item in items)]
     if missing:
-        raise DataError(f'{len(missing)} rows of the split {name!r} of {dataset} have no label, the first of them row '
-                        f'{missing[0]}. Remove them, or label them.')
+        raise _without_label(missing, name, dataset)
     if not multi_label:
         return np.array([numbers[value] for value in values], np.int64)
     labels = np.zeros((len(values), count), np.int64)
@@ -379,11 +404,12 @@ def _groups(labels: np.ndarray) -> np.ndarray:
 
 
 def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], share: float, seed: int) -> list[int]:
-    """Positions of a validation split with about the same share of each class, and at least one of each.
+    """Positions of a validation split with about the same share of each class.
 
     Args:
-        labels: Of all images; -1 for none.
-        class_names: For the warning about classes of a single member, which stay in the training split.
+        labels: Of all images: [N] class numbers, of which each with two images or more is in both parts; or [N, C] of 0
+            and 1, of which the rarest class of each image counts.
+        class_names: For the warning about classes that are missing in one of the parts.
         share: In (0, 1).
         seed: The same seed gives the same rows, on any machine and in any process.
 
@@ -393,20 +419,25 @@ def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], s
     if not 0 < share < 1:
         raise DataError(f'The share of the validation split is {share}; it must lie between 0 and 1.')
     generator = np.random.default_rng(seed)
-    values = np.asarray(labels)
+    labels = np.asarray(labels)
+    values = _groups(labels)
     counts = Counter(values.tolist())
     positions: list[int] = []
     for label in sorted(counts):
         if counts[label] > 1:
             count = min(max(round(share * counts[label]), 1), counts[label] - 1)
             positions += generator.permutation(np.flatnonzero(values == label))[:count].tolist()
-    alone = [name for label, name in enumerate(class_names) if counts[label] == 1]
-    empty = [name for label, name in enumerate(class_names) if not counts[label]]
-    if alone:
-        warnings.warn(f'{len(alone)} classes have a single image, which is trained on and never judged: '
-                      f'{", ".join(alone[:6])}.', stacklevel=2)
-    if empty:
-        warnings.warn(f'{len(empty)} classes have no image: {", ".join(empty[:6])}.', stacklevel=2)
     if not positions:
         raise DataError('Every class has a single image, so that none can be judged on. Name a validation split.')
-    return sorted(positions)
+    positions.sort()
+    total, judged = (part.sum(0) if part.ndim == 2 else np.bincount(part, minlength=len(class_names))
+                     for part in (labels, labels[positions]))
+    for found, meaning in (
+            (total == 0, 'have no image'),
+            ((total == 1) & (judged == 0), 'have a single image, which is trained on and never judged'),
+            ((total > 1) & (judged == 0), 'are trained on and never judged, for they occur with rarer ones only'),
+            ((total > 0) & (judged == total), 'are judged and never trained on, for they occur with rarer ones only')):
+        if found.any():
+            names = [class_names[label] for label in np.flatnonzero(found)[:6]]
+            warnings.warn(f'{found.sum()} classes {meaning}: {", ".join(names)}.', stacklevel=2)
+    return positions

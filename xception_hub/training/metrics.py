@@ -134,7 +134,8 @@ class Calibration:
 
     @classmethod
     def of(cls, predictions: Predictions) -> 'Calibration':
-        likeliest = predictions.probabilities.max(1).clip(0, 1).astype(np.float64)
+        # NaN, of a network that overflows, is no confidence
+        likeliest = np.nan_to_num(predictions.probabilities.max(1)).clip(0, 1).astype(np.float64)
         right = predictions.hits[:, 0]
         bins = np.minimum((likeliest * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         count = np.bincount(bins, minlength=CALIBRATION_BINS)

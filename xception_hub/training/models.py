@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import xception_hub  # noqa: F401  registers the model
 
-__all__ = ['ModelError', 'ProbeHead', 'TimmModel', 'Transforms', 'build', 'evaluating', 'features_of', 'hub_id', 'save', 'set_mode',
-           'without_classifier']
+__all__ = ['ModelError', 'ProbeHead', 'TimmModel', 'Transforms', 'build', 'evaluating', 'features_of', 'hub_id', 'save',
+           'set_mode', 'without_classifier']
 
 # With what timm's models have beside an nn.Module's: get_classifier, forward_features, pretrained_cfg, ...
 TimmModel = Any

@@ -161,6 +161,8 @@ class Machine:
     """Memory format of images and weights."""
     workers: Annotated[int | None, NOT_NEGATIVE] = None
     """Processes that decode images, for each process that trains; by default up to 8 on a GPU and none on a CPU."""
+    feature_cache: Path | None = None
+    """Where the features of frozen networks are kept; by default in the cache of the Hugging Face libraries."""
 
 
 @group('Output', 6)
@@ -202,7 +204,8 @@ class Settings:
 
 
 # What may differ when a run goes on, for it doesn't change the result.
-FREE = frozenset({'output', 'checkpoint_minutes', 'keep_checkpoints', 'tracker', 'push', 'dry_run', 'workers'})
+FREE = frozenset({'output', 'checkpoint_minutes', 'keep_checkpoints', 'tracker', 'push', 'dry_run', 'workers',
+                  'feature_cache'})
 
 
 def phases(settings: Settings) -> list[tuple[str, Settings]]:

@@ -1,0 +1,109 @@
+"""Runs of finetune.py in processes of their own, which are forked from one that has imported everything already."""
+import contextlib
+import glob
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+CONTEXT: Any = multiprocessing.get_context('forkserver')
+CONTEXT.set_forkserver_preload(['finetune'])
+
+WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+# A small network of timm's, from scratch, on small images: a run takes a few seconds.
+SMALL = ('--model', 'test_resnet', '--no-pretrained', '--image-size', '32')
+
+
+def digits(folder: Path, per_class: int, classes: int = 10, size: int = 32) -> Path:
+    """Writes real handwritten digits as a folder of images for each class."""
+    data = load_digits()
+    for number, word in enumerate(WORDS[:classes]):
+        (folder / word).mkdir(parents=True)
+        for i, pixels in enumerate(data.images[data.target == number][:per_class]):
+            image = Image.fromarray((pixels * 15.9).astype(np.uint8)).resize((size, size))
+            image.save(folder / word / f'{i:03}.png')
+    return folder
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a run left: its exit status, negative if a signal has ended it, and all it has printed."""
+
+    status: int
+    text: str
+
+
+class Running:
+    """finetune.py, with one process or several that work together."""
+
+    def __init__(self, arguments: tuple[Any, ...], log: Path, processes: int = 1, environment: Any = ()) -> None:
+        self.log = log
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        self.processes = []
+        for rank in range(processes):
+            variables = dict(environment)
+            if processes > 1:  # what `accelerate launch` sets
+                variables.update(
+                    ACCELERATE_USE_CPU='true', RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes),
+                    LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+            process = CONTEXT.Process(target=_main, args=([str(a) for a in arguments], log, variables))
+            process.start()
+            self.processes.append(process)
+
+    def kill(self, number: int) -> None:
+        """Sends a signal to all of its processes and their workers, as a terminal does it."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
+    def until(self, pattern: str, timeout: float = 60) -> None:
+        """Waits for a file whose path matches."""
+        end = time.monotonic() + timeout
+        while not glob.glob(pattern):
+            assert self.processes[0].is_alive() and time.monotonic() < end, self.log.read_text()
+            time.sleep(0.02)
+
+    def wait(self, timeout: float = 120) -> Ended:
+        """Until all have ended; where one fails, the others are ended, as a launcher does it."""
+        self.processes[0].join(timeout)
+        for process in self.processes[1:]:
+            process.join(timeout if self.processes[0].exitcode == 0 else 5)
+            process.kill()
+            process.join()
+        assert not self.processes[0].is_alive(), self.log.read_text()
+        return Ended(self.processes[0].exitcode, self.log.read_text() if self.log.exists() else '')
+
+
+def run(*arguments: Any, log: Path, processes: int = 1, environment: Any = ()) -> Ended:
+    """Runs finetune.py to its end, whatever that is."""
+    return Running(arguments, log, processes, environment).wait()
+
+
+def finetune(*arguments: Any, log: Path, processes: int = 1) -> str:
+    """Runs finetune.py, which has to end well, and returns what it has printed."""
+    ended = run(*arguments, log=log, processes=processes)
+    assert ended.status == 0, ended.text
+    return ended.text
+
+
+def _main(arguments: list[str], log: Path, variables: dict[str, str]) -> None:
+    os.setpgrp()
+    os.environ.update(variables)
+    with log.open('a') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    import finetune  # imported by the server already
+
+    sys.argv = ['finetune.py', *arguments]
+    finetune.app.meta(arguments)

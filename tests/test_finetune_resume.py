@@ -1,0 +1,120 @@
+"""Whatever ends a run, and whenever: the same command goes on and ends with the same bits."""
+import json
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetuning import SMALL, Running, digits, finetune, run
+
+# Everything that draws random numbers, and everything that keeps a state.
+EVERYTHING = (
+    *SMALL, '--recipe', 'full', '--epochs', 3, '--warmup-epochs', 1, '--batch-size', 14, '--accumulation', 2,
+    '--mixup', 0.2, '--cutmix', 0.5, '--random-erasing', 0.3, '--ema-decay', 0.9, '--drop-path-rate', 0.1)
+TRANSFER = (
+    '--model', 'test_resnet', '--no-pretrained', '--image-size', 64, '--recipe', 'transfer', '--head-epochs', 8,
+    '--epochs', 2, '--batch-size', 16, '--drop-rate', 0.3)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits; and the processes' server has started, so that times are those of runs."""
+    run('--help', log=tmp_path_factory.mktemp('help') / 'log')
+    return digits(tmp_path_factory.mktemp('data') / 'digits', per_class=12, classes=8)
+
+
+def outcome(output: Path) -> dict[str, Any]:
+    """What must not depend on interruptions: weights, figures, and the figures of each epoch but for the clock's."""
+    from xception_hub.training.resume import Checkpoints
+
+    newest = Checkpoints(output / 'checkpoints').newest()
+    assert newest is not None
+    history = [{name: value for name, value in row.items() if 'per_second' not in name}
+               for row in newest.state['progress']['history']]
+    return dict(weights=(output / 'model.safetensors').read_bytes(), history=history,
+                metrics=json.loads((output / 'metrics.json').read_text()))
+
+
+@pytest.mark.parametrize(('recipe', 'processes', 'workers'), [
+    (EVERYTHING, 1, 0), (EVERYTHING, 1, 2), (EVERYTHING, 2, 0), (TRANSFER, 1, 0), (TRANSFER, 2, 0)],
+    ids=['full', 'full, workers', 'full, two processes', 'transfer', 'transfer, two processes'])
+def test_killed_at_random_moments(recipe: Any, processes: int, workers: int, folder: Path, tmp_path: Path) -> None:
+    """SIGKILL, again and again, in the middle of epochs, evaluations and writes."""
+    def arguments(name: str) -> tuple[Any, ...]:
+        return (*recipe, '--dataset', folder, '--workers', workers, '--checkpoint-minutes', 0, '--feature-cache',
+                tmp_path / f'{name} features', '--output', tmp_path / name)
+
+    started = time.monotonic()
+    finetune(*arguments('whole'), log=tmp_path / 'whole.log', processes=processes)
+    duration = time.monotonic() - started
+    generator = random.Random(f'{recipe} {processes} {workers}')
+    kills, log = 0, tmp_path / 'killed.log'
+    while not (tmp_path / 'killed' / 'metrics.json').exists():
+        running = Running(arguments('killed'), log, processes)
+        if kills < 6:
+            time.sleep(generator.uniform(0.2, 0.9) * duration)
+            running.kill(signal.SIGKILL)
+            kills += 1
+            running.wait()
+        else:
+            assert running.wait().status == 0, log.read_text()
+    assert 'Going on from' in log.read_text()
+    assert outcome(tmp_path / 'killed') == outcome(tmp_path / 'whole')
+    assert not list((tmp_path / 'killed').rglob('*.part'))
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('processes', [1, 2])
+def test_asked_to_stop(number: int, processes: int, folder: Path, tmp_path: Path) -> None:
+    """Ctrl-C, and a batch system's signal: saved where it is, and said how to go on."""
+    arguments = (*EVERYTHING, '--dataset', folder, '--output')
+    running = Running((*arguments, tmp_path / 'stopped'), tmp_path / 'log', processes)
+    running.until(f'{tmp_path}/stopped/checkpoints/best.safetensors')  # the first epoch has ended
+    running.kill(number)
+    ended = running.wait()
+    assert ended.status == 130, ended.text
+    assert f'finetune.py --config {tmp_path / "stopped" / "settings.yaml"}' in ended.text
+    assert 'Traceback' not in ended.text
+    finetune('--config', tmp_path / 'stopped' / 'settings.yaml', log=tmp_path / 'log', processes=processes)
+    finetune(*arguments, tmp_path / 'whole', log=tmp_path / 'whole.log', processes=processes)
+    assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'whole')
+
+
+def test_rotation_and_other_settings(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / 'run'
+    arguments = (*EVERYTHING, '--dataset', folder, '--output', output, '--keep-checkpoints', 3)
+    finetune(*arguments, '--checkpoint-minutes', 0, log=tmp_path / 'log')
+    names = sorted(path.name for path in (output / 'checkpoints').iterdir())
+    assert len(names) == 4
+    assert names[-1] == 'best.safetensors'
+    ended = run(*arguments, '--learning-rate', 0.5, log=tmp_path / 'other.log')
+    assert ended.status == 1
+    assert 'learning_rate is 0.0005 there and 0.5 here' in ended.text
+    again = finetune(*arguments, log=tmp_path / 'again.log')
+    assert 'is finished' in again
+
+
+def test_more_processes_than_before(folder: Path, tmp_path: Path) -> None:
+    arguments = (*EVERYTHING, '--dataset', folder, '--output', tmp_path / 'run', '--checkpoint-minutes', 0)
+    running = Running(arguments, tmp_path / 'log')
+    running.until(f'{tmp_path}/run/checkpoints/00-*1.safetensors')
+    running.kill(signal.SIGKILL)
+    running.wait()
+    ended = run(*arguments, log=tmp_path / 'other.log', processes=2)
+    assert ended.status == 1
+    assert 'a run of 1 processes; 2 would see other batches' in ended.text
+
+
+def test_changed_dataset(folder: Path, tmp_path: Path) -> None:
+    data = digits(tmp_path / 'digits', per_class=4, classes=3)
+    arguments = (*TRANSFER, '--dataset', data, '--output', tmp_path / 'run', '--checkpoint-minutes', 0)
+    running = Running(arguments, tmp_path / 'log')
+    running.until(f'{tmp_path}/run/checkpoints/00-*1.safetensors')
+    running.kill(signal.SIGKILL)
+    running.wait()
+    (data / 'one' / '000.png').unlink()
+    ended = run(*arguments, log=tmp_path / 'other.log')
+    assert ended.status == 1
+    assert 'has changed since' in ended.text
