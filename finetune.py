@@ -26,7 +26,7 @@ from conversion import card, publish
 from xception_hub.training import data as datasets_of_images
 from xception_hub.training import models, results, resume
 from xception_hub.training.data import Data, DataError
-from xception_hub.training.evaluation import share_tensors
+from xception_hub.training.evaluation import evaluation_loader, share_tensors
 from xception_hub.training.features import FeatureCache, Features, cache_folder, context_of
 from xception_hub.training.images import ImageError
 from xception_hub.training.labels import Selected, outputs_of
@@ -204,25 +204,25 @@ def prepare(
 ) -> Phase:
     """What a phase trains, on what, towards what."""
     s, a, classes = settings.optimization, settings.augmentation, len(data.class_names)
-    seen = transforms.needed
-    validation: Any = Images(data.validation, transforms.evaluation(), seen)
-    if name == 'evaluation':
-        objective = Objective(classes, data.multi_label)
-        module = Selected(model, outputs_of(model, data.class_names)).to(accelerator.device)
-        return Phase(name, settings, module, 'model', None, validation, objective)
-    weights = balancing(data.train.labels, classes) if s.class_weights else None
+    validation: Images | Features = Images(data.validation, transforms.evaluation(), transforms.needed)
     if name == 'probe':
-        training: Any = Images(data.train, transforms.evaluation(), seen)
+        training: Images | Features = Images(data.train, transforms.evaluation(), transforms.needed)
         training, validation = (
             kept_features(images, settings, model, transforms, accelerator) for images in (training, validation))
-        return Phase(name, settings, ProbeHead(model, settings.model.drop_rate), 'head', training, validation,
-                     Objective(classes, data.multi_label, s.label_smoothing, weights))
-    transform = transforms.training(
-        a.crop_scale, hflip=a.flip, vflip=a.vertical_flip, color_jitter=a.color_jitter, auto_augment=a.auto_augment,
-        re_prob=a.random_erasing)
-    training = Images(data.train, transform, transforms.needed_for(a.crop_scale), s.seed)
-    return Phase(name, settings, model, 'model', training, validation,
-                 Objective(classes, data.multi_label, s.label_smoothing, weights, a.mixup, a.cutmix))
+    else:
+        transform = transforms.training(
+            a.crop_scale, hflip=a.flip, vflip=a.vertical_flip, color_jitter=a.color_jitter,
+            auto_augment=a.auto_augment, re_prob=a.random_erasing)
+        training = Images(data.train, transform, transforms.needed_for(a.crop_scale), s.seed)
+    judged_on = evaluation_loader(
+        validation, data.validation, accelerator, s.batch_size, workers(settings, accelerator))
+    weights = balancing(data.train.labels, classes) if s.class_weights and name != 'evaluation' else None
+    if name == 'probe':
+        objective = Objective(classes, data.multi_label, s.label_smoothing, weights)
+        return Phase(name, settings, ProbeHead(model, settings.model.drop_rate), 'head', training, judged_on, objective)
+    objective = Objective(classes, data.multi_label, s.label_smoothing, weights, a.mixup, a.cutmix)
+    module = Selected(model, outputs_of(model, data.class_names)).to(accelerator.device) if name == 'evaluation' else model
+    return Phase(name, settings, module, 'model', training, judged_on, objective)
 
 
 def kept_features(

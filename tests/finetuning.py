@@ -98,6 +98,7 @@ def finetune(*arguments: Any, log: Path, processes: int = 1) -> str:
 
 def _main(arguments: list[str], log: Path, variables: dict[str, str]) -> None:
     os.setpgrp()
+    multiprocessing.set_start_method('fork', force=True)  # of workers; the server's own is slower
     os.environ.update(variables)
     with log.open('a') as file:
         os.dup2(file.fileno(), 1)

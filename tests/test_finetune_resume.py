@@ -53,7 +53,7 @@ def test_killed_at_random_moments(recipe: Any, processes: int, workers: int, fol
     kills, log = 0, tmp_path / 'killed.log'
     while not (tmp_path / 'killed' / 'metrics.json').exists():
         running = Running(arguments('killed'), log, processes)
-        if kills < 6:
+        if kills < 5:
             time.sleep(generator.uniform(0.2, 0.9) * duration)
             running.kill(signal.SIGKILL)
             kills += 1

@@ -270,7 +270,8 @@ def test_stream(kind: str, everything: dict[str, str]) -> None:
 
 
 def test_stream_is_split_alike(everything: dict[str, str]) -> None:
-    one, other = (load(everything['inside'], streaming=streaming).with_validation(0.4, 7) for streaming in (False, True))
+    one, other = (load(everything['inside'], streaming=streaming).with_validation(0.4, 7)
+                  for streaming in (False, True))
     assert one.digest() == other.digest()
     assert list(one.validation.cells()) == list(other.validation.cells())
 
@@ -356,7 +357,8 @@ def test_broken_lists(values: list[Any], feature: Any, reason: str, tmp_path: Pa
 def test_lists_in_one_split_only(tmp_path: Path) -> None:
     split = lists([['a'], ['b']], datasets.Value('string'))
     features = datasets.Features(image=datasets.Image(decode=False), labels=datasets.Value('string'))
-    split['test'] = datasets.Dataset.from_dict(dict(image=split['train']['image'], labels=['a', 'b']), features=features)
+    rows = dict(image=split['train']['image'], labels=['a', 'b'])
+    split['test'] = datasets.Dataset.from_dict(rows, features=features)
     split.save_to_disk(tmp_path / 'saved')
     with pytest.raises(DataError, match="The column 'labels' of .* holds lists in one split and no lists in another"):
         load(str(tmp_path / 'saved'))
@@ -431,7 +433,8 @@ def test_digest(folder: Path) -> None:
     flipped = replace(data.train, labels=data.train.labels[::-1].copy())
     wide = replace(data.train, labels=data.train.labels[:, None])
     digests = {d.digest() for d in (
-        data, replace(data, class_names=data.class_names[::-1]), replace(data, train=flipped), replace(data, train=wide),
+        data, replace(data, class_names=data.class_names[::-1]),
+        replace(data, train=flipped), replace(data, train=wide),
         replace(data, train=data.train.select(range(39))), replace(data, train=data.validation, validation=data.train),
         replace(data, train=replace(data.train, name='other')))}
     assert len(digests) == 7
@@ -473,7 +476,7 @@ def test_classes_that_come_with_rarer_ones_only() -> None:
     labels = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1], [1, 0, 1]])
     assert len(stratified(labels, ['animal', 'cat', 'dog'], 0.5, 0)) == 2
     labels = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]])
-    with pytest.warns(UserWarning) as found:
+    with pytest.warns(UserWarning, match='never judged') as found:
         stratified(labels, ['animal', 'cat', 'dog', 'rock'], 0.5, 0)
     assert [str(warning.message) for warning in found] == [
         '2 classes have a single image, which is trained on and never judged: cat, dog.',
@@ -606,7 +609,8 @@ def test_content(tmp_path: Path) -> None:
     (None, 'no image in this row'), ('', 'no image in this row'), ('{}/none.png', 'there is no such file'),
     ('{}/none/none.png', 'there is no such file'), ('file://{}/none.png', 'there is no such file'),
     ('{}', 'can not be read: Is a directory'), ('file://{}', 'can not be read: Is a directory'),
-    ('what://{}/a.png', 'can not be read: .*Protocol not known: what'), ('{}/\0.png', 'can not be read: .*embedded null'),
+    ('what://{}/a.png', 'can not be read: .*Protocol not known: what'),
+    ('{}/\0.png', 'can not be read: .*embedded null'),
     ('{}/' + 300 * 'a', 'can not be read: File name too long'),
 ])
 def test_no_content(path: str | None, reason: str, tmp_path: Path) -> None:

@@ -234,7 +234,8 @@ def _read(dataset: str, config: str | None, streaming: bool, columns: list[str] 
         if path.exists():
             raise DataError(f'{dataset} can not be read as a {"dataset" if path.is_dir() else "table"} '
                             f'({_line(e.__cause__ or e)}).') from e
-        raise DataError(f'{dataset} is neither a path here nor a dataset that can be had from the Hub ({_line(e)}).') from e
+        raise DataError(f'{dataset} is neither a path here nor a dataset that can be had from the Hub '
+                        f'({_line(e)}).') from e
 
 
 def _load(streaming: bool, columns: list[str] | None, *args: Any, **options: Any) -> Splits:

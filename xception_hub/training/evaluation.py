@@ -6,36 +6,48 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from .data import Split
 from .metrics import Predictions
 from .models import evaluating
-from .samples import InOrder, loader
+from .samples import Batch, InOrder, loader
 
-__all__ = ['evaluate', 'share_buffers', 'share_tensors']
+__all__ = ['evaluate', 'evaluation_loader', 'share_buffers', 'share_tensors']
+
+
+def evaluation_loader(
+        dataset: Any, split: Split, accelerator: Accelerator, batch_size: int, workers: int = 0) -> DataLoader:
+    """This process' share of a split.
+
+    Args:
+        dataset: The split's images or features.
+        split: To evaluate on.
+        accelerator: Of the processes.
+        batch_size: Of each process.
+        workers: Processes that make the batches; 0 for none but this one.
+    """
+    batches = InOrder(split, batch_size, accelerator.num_processes, accelerator.process_index)
+    return loader(dataset, batches, workers, accelerator.device.type == 'cuda')
 
 
 def evaluate(
-        module: nn.Module, dataset: Any, split: Split, accelerator: Accelerator, *, batch_size: int, workers: int = 0,
+        module: nn.Module, batches: Iterable[Batch], accelerator: Accelerator, *,
         memory_format: torch.memory_format = torch.preserve_format, step: Callable[[int], Any] = lambda count: None,
 ) -> Predictions:
     """Computes predictions, the same for every number of processes but for rounding.
 
     Args:
         module: Of inputs to logits, not wrapped for training.
-        dataset: The split's images or features.
-        split: To evaluate on.
+        batches: Of an `evaluation_loader`.
         accelerator: Of the processes.
-        batch_size: Of each process.
-        workers: Processes that make the batches; 0 for none but this one.
         memory_format: Of images.
         step: Called with the number of images just seen, of all processes.
     """
-    batches = InOrder(split, batch_size, accelerator.num_processes, accelerator.process_index)
     parts = []
     share_buffers(module)
     with evaluating(module), accelerator.autocast():
-        for batch in loader(dataset, batches, workers, accelerator.device.type == 'cuda'):
+        for batch in batches:
             batch = batch.to(accelerator.device, memory_format)
             parts.append(Predictions.of(module(batch.inputs), batch.labels, batch.positions))
             step(len(batch.positions) * accelerator.num_processes)

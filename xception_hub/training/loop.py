@@ -46,7 +46,7 @@ class Phase:
         module: That is trained: the model, or its classifier.
         kind: Of the tensors in a checkpoint: 'model' or 'head'.
         training: What the module sees of each image of `data.train`; None for an evaluation.
-        validation: The same of `data.validation`.
+        validation: Batches of `data.validation`.
         objective: Its loss.
     """
 
@@ -201,11 +201,9 @@ def ran_out_of_patience(s: Optimization, progress: Progress) -> bool:
 
 def judge(phase: Phase, module: nn.Module, data: Data, accelerator: Accelerator) -> Predictions:
     """The predictions of a module on the validation split."""
-    split = data.validation
-    with progress_bar('Evaluation', len(split), accelerator) as bar:
+    with progress_bar('Evaluation', len(data.validation), accelerator) as bar:
         return evaluate(
-            module, phase.validation, split, accelerator, batch_size=phase.settings.optimization.batch_size,
-            workers=workers(phase.settings, accelerator), memory_format=memory_format(phase.settings), step=bar.update)
+            module, phase.validation, accelerator, memory_format=memory_format(phase.settings), step=bar.update)
 
 
 def end_epoch(

@@ -3,6 +3,7 @@ done again, by any number of processes and workers, from any point on.
 
     order of an epoch -> groups, one for each update -> batches of this process -> images, decoded and augmented
 """
+import hashlib
 import random
 import signal
 import time
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .data import Cell, Split, content
+from .data import Cell, DataError, Split, content
 from .images import ImageError, decode
 
 __all__ = ['Batch', 'Images', 'Item', 'Plan', 'TrainingBatches', 'class_weights', 'in_order', 'loader', 'seed_all',
@@ -32,7 +33,7 @@ class Item(NamedTuple):
     Attributes:
         position: In the split.
         epoch: For the augmentation, which differs from epoch to epoch.
-        weight: 1, or 0 to give a process something to compute where a group has fewer images than there are processes.
+        weight: 1, or 0 to give a process something to compute where a step has fewer images than there are processes.
         cell: The image file, of a stream, which can't be asked for a position.
     """
 
@@ -75,8 +76,9 @@ class Batch:
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed in [0, 2**63) that depends on all of the numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    """A seed in [0, 2**63) that depends on all of the numbers, and on how many they are."""
+    digest = hashlib.sha256(' '.join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:8], 'little') >> 1
 
 
 def seed_all(*numbers: int) -> None:
@@ -145,6 +147,9 @@ class TrainingBatches:
         balanced: Draw images so that all classes are seen equally often, rare ones several times and others not at all.
         epoch: To be set before each.
         first_update: Where to begin in it.
+
+    Raises:
+        DataError: A stream is to be balanced.
     """
 
     split: Split
@@ -153,6 +158,11 @@ class TrainingBatches:
     balanced: bool = False
     epoch: int = field(default=0, init=False)
     first_update: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.balanced and self.split.streamed:
+            raise DataError('Balanced sampling takes images in any order, which a stream does not give. Leave out '
+                            '--balanced-sampling, for which --class-weights may stand, or --streaming.')
 
     def __len__(self) -> int:
         return sum(self.plan.steps(update) for update in range(self.first_update, self.plan.updates))
