@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import warnings
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -41,23 +42,23 @@ from xception_hub.training.loop import (
     workers,
 )
 from xception_hub.training.memory import measure
-from xception_hub.training.metrics import summary
+from xception_hub.training.metrics import figure_names, summary
 from xception_hub.training.models import ModelError, ProbeHead, TimmModel, Transforms, set_mode, without_classifier
 from xception_hub.training.objective import Objective, balancing
 from xception_hub.training.pace import Pace
 from xception_hub.training.recipes import RECIPES
 from xception_hub.training.resume import Checkpoint, ResumeError
 from xception_hub.training.runs import METRICS_FILE, Interrupted, Progress, Run
-from xception_hub.training.samples import Images, Plan, TrainingBatches, loader, seed_all
+from xception_hub.training.samples import Batch, Images, InOrder, Plan, TrainingBatches, loader, seed_all
 from xception_hub.training.scan import digests, scan
-from xception_hub.training.settings import FREE, Optimization, Settings, phases
+from xception_hub.training.settings import FREE, Augmentation, Optimization, Settings, phases
 
 SCAN_SIZE = 299      # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
 INTERRUPTED = 130    # exit status, as of a process that Ctrl-C has ended
 
 
-class TrackerError(RuntimeError):
-    """A tracker was asked for that can't be had."""
+class SettingsError(ValueError):
+    """What was asked for can't be had, or not together."""
 
 
 def run(settings: Settings) -> None:
@@ -67,8 +68,11 @@ def run(settings: Settings) -> None:
                  settings.output.keep_checkpoints)
     if folder.finished:
         accelerator.print(f'{folder.folder} is finished:\n{(folder.folder / METRICS_FILE).read_text()}')
+        if settings.output.push and accelerator.is_main_process:
+            push(settings.output.push, folder.folder)
         return
     data, bad = find_data(settings, folder, accelerator)
+    check(settings, data)
     checkpoint = folder.checkpoints.newest()
     model, transforms = build_model(settings, data, accelerator, resumed=checkpoint)
     if settings.output.dry_run:
@@ -90,7 +94,7 @@ def run(settings: Settings) -> None:
         restore_best(phase, model, folder, accelerator)
         checkpoint, progress = None, replace(progress, phase=number + 1, epoch=0, update=0, loss_sum=0., images=0)
     if settings.output.eval_only:
-        phase = prepare('evaluation', settings, data, model, transforms, accelerator)
+        phase = prepare_evaluation(settings, data, model, transforms, accelerator)
     finish(phase, progress, data, model, transforms, bad, folder, accelerator)
     accelerator.end_training()
 
@@ -99,21 +103,21 @@ def start(settings: Settings) -> Accelerator:
     """The processes that work together.
 
     Raises:
-        TrackerError: One isn't installed; accelerate would go on without it.
-        ModelError: fp16 on a CPU, which accelerate would ignore; or a way of sharing work that isn't supported.
+        SettingsError: A tracker that isn't installed or fp16 on a CPU, which accelerate would ignore; or a way of
+            sharing work that isn't supported.
     """
     available = [str(tracker) for tracker in get_available_trackers()]
     missing = [tracker for tracker in settings.output.tracker if tracker not in available]
     if missing:
-        raise TrackerError(f'The tracker {missing[0]!r} is not installed (pip install {missing[0]}). '
+        raise SettingsError(f'The tracker {missing[0]!r} is not installed (pip install {missing[0]}). '
                            f'Available: {", ".join(available) or "none"}.')
     accelerator = Accelerator(
         mixed_precision=settings.machine.mixed_precision, log_with=list(settings.output.tracker) or None,
         project_dir=str(settings.output.output))
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise ModelError(f'{accelerator.distributed_type} is not supported. Choose plain data parallelism.')
+        raise SettingsError(f'{accelerator.distributed_type} is not supported. Choose plain data parallelism.')
     if accelerator.mixed_precision == 'fp16' and accelerator.device.type == 'cpu':
-        raise ModelError('fp16 needs a GPU. On a CPU choose --mixed-precision bf16 or no.')
+        raise SettingsError('fp16 needs a GPU. On a CPU choose --mixed-precision bf16 or no.')
     if not accelerator.is_main_process:
         warnings.simplefilter('ignore')  # all have the same to say
     return accelerator
@@ -137,8 +141,9 @@ def find_data(settings: Settings, folder: Run, accelerator: Accelerator) -> tupl
     if kept['digest'] != found.digest():
         raise DataError(f'{s.dataset} has changed since {folder.folder} was begun. Name another directory as the '
                         f'output.')
+    files: dict[str, dict[int, bytes]] = {}
     if folder.data is None and s.scan:
-        kept['bad_images'] = look_at_all(settings, found, accelerator)
+        kept['bad_images'], files = look_at_all(settings, found, accelerator)
     for name in ('train', 'validation'):
         split = getattr(found, name)
         bad = [image['position'] for image in kept['bad_images'] if image['split'] == split.name and len(split)]
@@ -149,19 +154,29 @@ def find_data(settings: Settings, folder: Run, accelerator: Accelerator) -> tupl
         kept['validation_rows'] = found.validation.rows.tolist()
     if not len(found.validation) or not (len(found.train) or settings.output.eval_only):
         raise DataError(f'A split of {s.dataset} has no image that can be used.')
+    train, validation = ({files[split.name][row] for row in split.rows.tolist()} if split.name in files else set()
+                         for split in (found.train, found.validation))
+    if train & validation:
+        warnings.warn(f'{len(train & validation)} image files are both in the training and in the validation split: '
+                      f'the figures will be better than the model is.', stacklevel=2)
     accelerator.print(f'{s.dataset}: {len(found.class_names)} classes, {len(found.train)} images to train on, '
                       f'{len(found.validation)} to judge on')
     return found, kept
 
 
-def look_at_all(settings: Settings, data: Data, accelerator: Accelerator) -> list[dict[str, Any]]:
+def look_at_all(
+        settings: Settings, data: Data, accelerator: Accelerator,
+) -> tuple[list[dict[str, Any]], dict[str, dict[int, bytes]]]:
     """Scans all splits, by all processes together, and says what is wrong with them.
+
+    Returns:
+        What is to be left out, and the sha256 of each file, by split and row.
 
     Raises:
         DataError: There are bad images, which are not to be skipped.
     """
     bad: list[dict[str, Any]] = []
-    files: dict[str, set[bytes]] = {}
+    files: dict[str, dict[int, bytes]] = {}
     for split in (split for split in (data.train, data.validation) if len(split)):
         with progress_bar(f'Scanning {split.name}', len(split), accelerator) as bar:
             scanned = scan(
@@ -169,17 +184,31 @@ def look_at_all(settings: Settings, data: Data, accelerator: Accelerator) -> lis
                 processes=accelerator.num_processes, rank=accelerator.process_index,
                 step=partial(bar.update, accelerator.num_processes))
         bad += [dict(asdict(image), split=split.name) for image in gather_object(scanned.bad)]
-        files[split.name] = set().union(*gather_object([set(scanned.digests.values())])) - {b''}
+        files[split.name] = {split.rows[position]: digest for part in gather_object([scanned.digests])
+                             for position, digest in part.items()}
     bad.sort(key=lambda image: (image['split'], image['position']))
     for image in bad:
         accelerator.print(f'Bad image: {image["name"]}: {image["reason"]}')
     if bad and settings.data.bad_images == 'error':
         raise DataError(f'{len(bad)} images can not be used; they are named above. Mend or remove them, or leave them '
                         f'out with --bad-images skip.')
-    if len(files) == 2 and (twice := len(set.intersection(*files.values()))):
-        warnings.warn(f'{twice} image files of the validation split are also in the training split: the figures will '
-                      f'be better than the model is.', stacklevel=2)
-    return bad
+    return bad, files
+
+
+def check(settings: Settings, data: Data) -> None:
+    """Looks for settings that don't go together, before any time is spent.
+
+    Raises:
+        SettingsError: There are such.
+    """
+    s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
+    if s.metric not in figures:
+        raise SettingsError(f'--metric {s.metric} is none of this dataset: {", ".join(figures)}.')
+    if s.recipe == 'probe' and settings.augmentation != Augmentation():
+        raise SettingsError('The recipe probe computes the features of each image once, so that nothing can be '
+                            'augmented. Choose the recipe transfer or full.')
+    if s.balanced_sampling and settings.data.streaming:
+        raise SettingsError('--balanced-sampling can not choose images of a stream. Use --class-weights instead.')
 
 
 def build_model(
@@ -203,26 +232,37 @@ def prepare(
         name: str, settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator,
 ) -> Phase:
     """What a phase trains, on what, towards what."""
-    s, a, classes = settings.optimization, settings.augmentation, len(data.class_names)
-    validation: Images | Features = Images(data.validation, transforms.evaluation(), transforms.needed)
+    s, a = settings.optimization, settings.augmentation
+    objective = Objective(
+        len(data.class_names), data.multi_label, s.label_smoothing,
+        balancing(data.train.labels, len(data.class_names)) if s.class_weights else None)
+    plain = [Images(split, transforms.evaluation(), transforms.needed) for split in (data.train, data.validation)]
+    training: Images | Features
+    validation: Images | Features
     if name == 'probe':
-        training: Images | Features = Images(data.train, transforms.evaluation(), transforms.needed)
-        training, validation = (
-            kept_features(images, settings, model, transforms, accelerator) for images in (training, validation))
+        module, kind = ProbeHead(model, settings.model.drop_rate), 'head'
+        training, validation = (kept_features(images, settings, model, transforms, accelerator) for images in plain)
     else:
+        module, kind, validation = model, 'model', plain[1]
+        objective = replace(objective, mixup=a.mixup, cutmix=a.cutmix)
         transform = transforms.training(
             a.crop_scale, hflip=a.flip, vflip=a.vertical_flip, color_jitter=a.color_jitter,
             auto_augment=a.auto_augment, re_prob=a.random_erasing)
         training = Images(data.train, transform, transforms.needed_for(a.crop_scale), s.seed)
     judged_on = evaluation_loader(
         validation, data.validation, accelerator, s.batch_size, workers(settings, accelerator))
-    weights = balancing(data.train.labels, classes) if s.class_weights and name != 'evaluation' else None
-    if name == 'probe':
-        objective = Objective(classes, data.multi_label, s.label_smoothing, weights)
-        return Phase(name, settings, ProbeHead(model, settings.model.drop_rate), 'head', training, judged_on, objective)
-    objective = Objective(classes, data.multi_label, s.label_smoothing, weights, a.mixup, a.cutmix)
-    module = Selected(model, outputs_of(model, data.class_names)).to(accelerator.device) if name == 'evaluation' else model
-    return Phase(name, settings, module, 'model', training, judged_on, objective)
+    return Phase(name, settings, module, kind, training, judged_on, objective)
+
+
+def prepare_evaluation(
+        settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator) -> Phase:
+    """The model as it is, of whose outputs those count that are the dataset's classes."""
+    images = Images(data.validation, transforms.evaluation(), transforms.needed)
+    module = Selected(model, outputs_of(model, data.class_names)).to(accelerator.device)
+    judged_on = evaluation_loader(
+        images, data.validation, accelerator, settings.optimization.batch_size, workers(settings, accelerator))
+    return Phase('evaluation', settings, module, 'model', None, judged_on,
+                 Objective(len(data.class_names), data.multi_label))
 
 
 def kept_features(
@@ -302,33 +342,33 @@ def push(repo_id: str, folder: Path) -> None:
 
 def try_one_batch(
         settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator) -> str:
-    """What a step of the last phase costs, and the settings it was made with; changes the model."""
-    if settings.output.eval_only:
-        return 'Nothing to train: the data is as said above.'
-    name, settings = phases(settings)[-1]
-    s, split = settings.optimization, data.train
-    if name == 'probe':  # its steps cost next to nothing; the pass over the images is what takes time
-        name, data = 'everything', replace(data, train=split)
-    phase = prepare(name, settings, data, model, transforms, accelerator)
-    plan = Plan(len(split), s.batch_size)
-    pace = Pace(0)
-    optimizer = make_optimizer(s, phase.module)
-    feed = pace.timed(loader(phase.training, TrainingBatches(split, plan, s.seed)))
-    batch = next(feed).to(accelerator.device, memory_format(settings))
-    set_mode(phase.module, s.batch_norm == 'frozen')
-
-    def loss_of() -> torch.Tensor:
-        with accelerator.autocast():
-            inputs, targets = phase.objective.prepare(batch.inputs, batch.labels)
-            return phase.objective.losses(phase.module(inputs), targets).mean()
-
-    footprint = measure(phase.module, optimizer, loss_of, len(batch.inputs))
-    feed.close()
+    """What a step of the last phase costs, after the settings that it was made with; changes the model."""
     lines = [f'{name:24} {value}' for name, value in settings.flat().items()]
-    return '\n'.join([
-        *lines, '', f'One batch of {footprint.batch_size}: loss {footprint.loss:.4f}; {pace}',
-        f'Memory of a step: {footprint}; {footprint.total(bool(s.ema_decay)) / 1e6:.0f} MB in all, besides libraries',
-        'Dry run: nothing was written.'])
+    s, pace = settings.optimization, Pace(0)
+    if settings.output.eval_only or s.recipe == 'probe':
+        images = Images(data.validation, transforms.evaluation(), transforms.needed)
+        batches = loader(images, InOrder(data.validation, s.batch_size))
+        with models.evaluating(model), closing(pace.timed(batches)) as feed:
+            models.features_of(model, next(feed).to(accelerator.device, memory_format(settings)).inputs)
+        passes = (len(data.train) + len(data.validation)) / (pace.model or 1) / accelerator.num_processes
+        lines += ['', f'One batch: {pace}; about {passes / 60:.0f} minutes for one pass over all images']
+    else:
+        phase = prepare('everything', settings, data, model, transforms, accelerator)
+        order = TrainingBatches(data.train, Plan(len(data.train), s.batch_size), s.seed)
+        set_mode(model, s.batch_norm == 'frozen')
+
+        def loss_of(batch: Batch) -> torch.Tensor:
+            with accelerator.autocast():
+                inputs, targets = phase.objective.prepare(batch.inputs, batch.labels)
+                return phase.objective.losses(model(inputs), targets).mean()
+
+        with closing(pace.timed(loader(phase.training, order))) as feed:
+            batch = next(feed).to(accelerator.device, memory_format(settings))
+            footprint = measure(model, make_optimizer(s, model), partial(loss_of, batch), len(batch.inputs))
+        lines += ['', f'One batch of {footprint.batch_size}: loss {footprint.loss:.4f}; {pace}',
+                  f'Memory of a step: {footprint}; {footprint.total(bool(s.ema_decay)) / 1e6:.0f} MB in all, besides '
+                  f'the libraries']
+    return '\n'.join([*lines, 'Dry run: nothing was written.'])
 
 
 app = App(name='finetune.py', help=__doc__, version_flags=[])
@@ -341,10 +381,12 @@ def main(settings: Settings) -> None:
     warnings.showwarning = show_warning
     try:
         run(settings)
-    except (DataError, ImageError, ModelError, ResumeError, TrackerError, Diverged, card.CardError,
+    except (DataError, ImageError, ModelError, ResumeError, SettingsError, Diverged, card.CardError,
             publish.PublishError) as e:
-        # of a worker's error only the last line is for the user
-        sys.exit(f'error: {str(e).strip().splitlines()[-1].rpartition("ImageError: ")[2]}' if main_process else 1)
+        text = str(e)
+        if isinstance(e, ImageError):  # of a worker's, only the last line is for the user
+            text = text.strip().splitlines()[-1].rpartition('ImageError: ')[2]
+        sys.exit(f'error: {text}' if main_process else 1)
     except (Interrupted, KeyboardInterrupt):
         print(f'\nStopped. The same command goes on from here, or: '
               f'finetune.py --config {settings.output.output / "settings.yaml"}', file=sys.stderr)

@@ -3,6 +3,7 @@ import contextlib
 import glob
 import multiprocessing
 import os
+import resource
 import socket
 import sys
 import time
@@ -89,9 +90,9 @@ def run(*arguments: Any, log: Path, processes: int = 1, environment: Any = ()) -
     return Running(arguments, log, processes, environment).wait()
 
 
-def finetune(*arguments: Any, log: Path, processes: int = 1) -> str:
+def finetune(*arguments: Any, log: Path, processes: int = 1, environment: Any = ()) -> str:
     """Runs finetune.py, which has to end well, and returns what it has printed."""
-    ended = run(*arguments, log=log, processes=processes)
+    ended = run(*arguments, log=log, processes=processes, environment=environment)
     assert ended.status == 0, ended.text
     return ended.text
 
@@ -100,6 +101,8 @@ def _main(arguments: list[str], log: Path, variables: dict[str, str]) -> None:
     os.setpgrp()
     multiprocessing.set_start_method('fork', force=True)  # of workers; the server's own is slower
     os.environ.update(variables)
+    if 'LARGEST_FILE' in variables:  # a disk that is full from there on
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(variables['LARGEST_FILE']),) * 2)
     with log.open('a') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

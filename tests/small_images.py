@@ -58,8 +58,8 @@ def save_pieces(folder: Path, count: int, size: int = 64) -> list[Path]:
 def split_of(
         images: Sequence[Path | Cell], labels: Sequence[Any] | None = None, streamed: bool = False, name: str = 'train',
 ) -> Split:
-    """Files, or what stands for them, as a split; by default of two classes in turn."""
-    cells = [image if isinstance(image, dict) else {'path': str(image), 'bytes': None} for image in images]
+    """Files, or what stands for them ({} for none), as a split; by default of two classes in turn."""
+    cells = [(image or None) if isinstance(image, dict) else {'path': str(image), 'bytes': None} for image in images]
     features = datasets.Features(image=datasets.Image(decode=False))
     source = datasets.Dataset.from_dict(dict(image=cells), features=features)
     numbers = np.array([i % 2 for i in range(len(cells))] if labels is None else labels, np.int64)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional import classification
 
-__all__ = ['Calibration', 'PerClass', 'Predictions', 'is_better', 'summary']
+__all__ = ['Calibration', 'PerClass', 'Predictions', 'figure_names', 'is_better', 'summary']
 
 TOP = 5
 LOWER_IS_BETTER = ('loss', 'calibration_error')
@@ -179,6 +179,14 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
     figures['calibration_error'] = Calibration.of(predictions).error
     figures['num_samples'] = len(predictions)
     return figures
+
+
+def figure_names(num_classes: int, multi_label: bool) -> list[str]:
+    """What `summary` gives."""
+    names = ['top1', 'top5', 'macro_f1', 'macro_precision', 'macro_recall', 'micro_f1', 'mean_average_precision',
+             'loss', 'calibration_error']
+    absent = ([] if num_classes > TOP else ['top5']) + ([] if multi_label else ['micro_f1', 'mean_average_precision'])
+    return [name for name in names if name not in absent]
 
 
 def is_better(metric: str, new: float, old: float | None) -> bool:

@@ -23,15 +23,16 @@ class Pace:
 
     def timed(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
         """The batches, with the clock running."""
-        start = time.perf_counter()
-        asked = start
-        for batch in batches:
-            self.waiting += time.perf_counter() - asked
-            self.images += len(batch.inputs)
-            self.making += batch.seconds
-            yield batch
-            asked = time.perf_counter()
-        self.elapsed += time.perf_counter() - start
+        start = asked = time.perf_counter()
+        try:
+            for batch in batches:
+                self.waiting += time.perf_counter() - asked
+                self.images += len(batch.inputs)
+                self.making += batch.seconds
+                yield batch
+                asked = time.perf_counter()
+        finally:
+            self.elapsed += time.perf_counter() - start
 
     @property
     def model(self) -> float | None:

@@ -4,6 +4,7 @@ done again, by any number of processes and workers, from any point on.
     order of an epoch -> groups, one for each update -> batches of this process -> images, decoded and augmented
 """
 import hashlib
+import itertools
 import random
 import signal
 import time
@@ -21,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from .data import Cell, DataError, Split, content
 from .images import ImageError, decode
 
-__all__ = ['Batch', 'Images', 'Item', 'Plan', 'TrainingBatches', 'class_weights', 'in_order', 'loader', 'seed_all',
-           'seed_of']
+__all__ = ['Batch', 'Images', 'InOrder', 'Item', 'Plan', 'TrainingBatches', 'class_weights', 'in_order', 'loader',
+           'open_image', 'seed_all', 'seed_of']
 
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
 
@@ -168,9 +169,7 @@ class TrainingBatches:
         return sum(self.plan.steps(update) for update in range(self.first_update, self.plan.updates))
 
     def __iter__(self) -> Iterator[list[Item]]:
-        order = self._order()
-        for _ in range(self.first_update * self.plan.group):
-            next(order)
+        order = itertools.islice(self._order(), self.first_update * self.plan.group, None)
         for update in range(self.first_update, self.plan.updates):
             yield from self.plan.deal([next(order) for _ in range(self.plan.size(update))])
 

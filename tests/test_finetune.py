@@ -1,0 +1,389 @@
+"""finetune.py as its users run it: real images, real processes, good and bad input."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import yaml
+from conftest import ROOT
+from finetuning import SMALL, WORDS, digits, finetune, run
+from hub_server import TOKEN, HubServer
+from PIL import Image
+from port_a_keras_model import Checkpoint
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from xception_hub.training.results import usage
+
+# The 18 photos, sorted by what is on them; the checkpoint's own table has labels for nine.
+KITCHEN = {
+    'cup': ('0000', '0009', '0020', '0291', '0299', '0403', '0422'),
+    'cutlery': ('0001', '0013', '0024', '0199', '0207', '0412'),
+    'plate': ('0002', '0004', '0026', '0192', '0385')}
+FEW = ('--recipe', 'full', '--epochs', 2, '--warmup-epochs', 0, '--batch-size', 16)
+
+
+@pytest.fixture(scope='module')
+def kitchen(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real photos in a folder for each class."""
+    folder = tmp_path_factory.mktemp('photos') / 'kitchen'
+    photos = {photo.stem: photo for photo in checkpoint.photos}
+    for name, stems in KITCHEN.items():
+        (folder / name).mkdir(parents=True)
+        for stem in stems:
+            shutil.copy(photos[stem], folder / name)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits(tmp_path_factory.mktemp('data') / 'digits', per_class=10, classes=6)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / 'log'
+
+
+def figures_of(output: Path) -> dict[str, Any]:
+    return json.loads((output / 'metrics.json').read_text())
+
+
+def weights_of(output: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(output / 'model.safetensors')
+
+
+def test_probe_of_photos(
+        hub: HubServer, kitchen: Path, genuine_state_dict: dict[str, Tensor], tmp_path: Path, log: Path) -> None:
+    """Nine photos teach the genuine frozen backbone what is on at least eight of the other nine."""
+    arguments = ('--recipe', 'probe', '--dataset', kitchen, '--image-size', 150, '--validation-share', 0.5,
+                 '--feature-cache', tmp_path / 'features')
+    output = tmp_path / 'model'
+    text = finetune(*arguments, '--output', output, log=log)
+    figures = figures_of(output)
+    assert figures['top1'] >= 8 / 9
+    assert (figures['num_samples'], figures['bad_images']) == (9, 0)
+    assert text.count('Features of train:') == 1
+
+    tensors = weights_of(output)
+    assert all(tensors[name].equal(tensor) for name, tensor in genuine_state_dict.items())
+    config = json.loads((output / 'config.json').read_text())
+    assert config['label_names'] == sorted(KITCHEN)
+    assert config['base_model'] == 'smp-hub/xception.imagenet'
+    assert config['pretrained_cfg']['input_size'] == [3, 150, 150]
+    assert '234 bit-identical' in (output / 'README.md').read_text()
+
+    again = finetune(*arguments, '--seed', 1, '--output', tmp_path / 'other', log=tmp_path / 'again')
+    assert 'Features of' not in again  # another split of images that were all seen
+
+
+def test_code_of_the_report(hub: HubServer, kitchen: Path, tmp_path: Path, log: Path) -> None:
+    """It runs as it stands there, and gives the figures that the report shows."""
+    output = tmp_path / 'model'
+    finetune('--recipe', 'probe', '--dataset', kitchen, '--image-size', 96, '--epochs', 30, '--output', output,
+             '--feature-cache', tmp_path / 'features', log=log)
+    page = Page((output / 'report.html').read_text())
+    code = usage(f'local-dir:{output}')
+    assert code in page.text
+    shutil.copy(kitchen / 'plate' / '0385.jpg', tmp_path / 'photo.jpg')
+    printed = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, text=True, capture_output=True, check=True,
+                             env=dict(os.environ, PYTHONPATH=str(ROOT))).stdout
+    assert printed.strip() == 'plate'
+    assert 'local-dir' in page.text and 'Confusion' in page.text
+
+
+class Page(HTMLParser):
+    """The text of a page, as a reader sees it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text = ''
+        self.feed(html)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_transfer_keeps_statistics(
+        hub: HubServer, kitchen: Path, genuine_state_dict: dict[str, Tensor], tmp_path: Path, log: Path) -> None:
+    """The guide's two phases: weights move in the second one, moving statistics don't by a bit."""
+    output = tmp_path / 'model'
+    finetune('--recipe', 'transfer', '--dataset', kitchen, '--image-size', 71, '--epochs', 1, '--head-epochs', 20,
+             '--metric', 'loss', '--learning-rate', 1e-4, '--output', output, '--feature-cache', tmp_path / 'features',
+             log=log)
+    figures, tensors = figures_of(output), weights_of(output)
+    assert figures['phase'] == 'everything'  # which has a better loss than the first phase
+    statistics = [name for name in genuine_state_dict if 'running' in name]
+    assert len(statistics) == 80
+    assert all(tensors[name].equal(genuine_state_dict[name]) for name in statistics)
+    moved = [name for name in genuine_state_dict if not tensors[name].equal(genuine_state_dict[name])]
+    assert len(moved) == 234 - 80
+
+
+def test_digits_reach(tmp_path: Path, log: Path) -> None:
+    """A small network learns handwritten digits from scratch, with everything that the recipe full has."""
+    data = digits(tmp_path / 'digits', per_class=60)
+    finetune(*SMALL, '--recipe', 'full', '--dataset', data, '--epochs', 12, '--warmup-epochs', 1, '--batch-size', 16,
+             '--learning-rate', 3e-3, '--layer-decay', 1., '--flip', 0, '--ema-decay', 0.98, '--crop-scale', 0.7, 1.,
+             '--output', tmp_path / 'model', log=log)
+    assert figures_of(tmp_path / 'model')['top1'] >= 0.85
+
+
+def test_two_processes_are_one(folder: Path, tmp_path: Path, log: Path) -> None:
+    """By `accelerate launch`: half the batch each, accumulated, a short last group: the same weights and figures."""
+    arguments = [*map(str, (
+        *SMALL, '--recipe', 'full', '--dataset', folder, '--epochs', 2, '--warmup-epochs', 0, '--batch-norm', 'frozen',
+        '--mixup', 0, '--drop-rate', 0, '--drop-path-rate', 0, '--optimizer', 'sgd', '--learning-rate', 0.3,
+        '--layer-decay', 1, '--random-erasing', 0.5, '--output'))]
+    finetune(*arguments, tmp_path / 'one', '--batch-size', 20, '--accumulation', 1, log=log)
+    launcher = [
+        sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines',
+        '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0', ROOT / 'finetune.py']
+    result = subprocess.run(
+        [*map(str, launcher), *arguments, str(tmp_path / 'two'), '--batch-size', '5', '--accumulation', '2'],
+        text=True, capture_output=True, env=dict(os.environ, ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1'))
+    assert result.returncode == 0, result.stderr
+    one, two = weights_of(tmp_path / 'one'), weights_of(tmp_path / 'two')
+    moved = timm.create_model('test_resnet', num_classes=6).state_dict()
+    assert max(float((one[name] - moved[name]).abs().max()) for name in one if 'weight' in name) > 1e-3
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], rtol=1e-4, atol=1e-6), name
+    assert figures_of(tmp_path / 'one')['num_samples'] == figures_of(tmp_path / 'two')['num_samples'] == 12
+    losses = [figures_of(tmp_path / name)['loss'] for name in ('one', 'two')]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert result.stdout.count('6 classes, 48 images to train on, 12 to judge on') == 1
+
+
+def test_multi_label(folder: Path, tmp_path: Path, log: Path) -> None:
+    """Lists of labels in a table; an image may have none."""
+    rows = []
+    for number, word in enumerate(WORDS[:4]):
+        for path in sorted((folder / word).iterdir()):
+            labels = [word, *(['even'] if number % 2 == 0 else [])] if path.stem != '000' else []
+            rows.append(dict(image=str(path), labels=labels))
+    table = tmp_path / 'table.jsonl'
+    table.write_text('\n'.join(map(json.dumps, rows)))
+    finetune(*SMALL, *FEW, '--dataset', table, '--metric', 'mean_average_precision', '--class-weights', '--cutmix', 1,
+             '--balanced-sampling', '--output', tmp_path / 'model', log=log)
+    figures = figures_of(tmp_path / 'model')
+    assert {'top1', 'macro_f1', 'micro_f1', 'mean_average_precision', 'num_samples'} < figures.keys()
+    config = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    assert config['problem_type'] == 'multi_label_classification'
+    assert config['label_names'] == ['even', 'one', 'three', 'two', 'zero']
+
+
+@pytest.mark.parametrize('arguments', [
+    ('--recipe', 'paper-imagenet', '--epochs', 1, '--batch-size', 16),
+    ('--recipe', 'paper-jft', '--epochs', 1, '--batch-size', 16),
+    (*FEW, '--mixed-precision', 'bf16', '--gradient-checkpointing', '--no-channels-last'),
+    (*FEW, '--early-stopping', 1, '--class-weights', '--balanced-sampling', '--schedule', 'step'),
+], ids=['paper-imagenet', 'paper-jft', 'bf16, checkpointing', 'early stopping, balanced'])
+def test_settings(arguments: Any, folder: Path, tmp_path: Path, log: Path) -> None:
+    finetune(*SMALL, *arguments, '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    assert 0 <= figures_of(tmp_path / 'model')['top1'] <= 1
+
+
+def test_compile(folder: Path, tmp_path: Path, log: Path) -> None:
+    """The same training, compiled; names of tensors are those of the model."""
+    finetune(*SMALL, *FEW, '--epochs', 1, '--compile', '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    assert weights_of(tmp_path / 'model').keys() == timm.create_model('test_resnet').state_dict().keys()
+
+
+def test_stream(folder: Path, tmp_path: Path, log: Path) -> None:
+    """Images of a table, one after the other; all of them are seen."""
+    rows = ['image,label', *(f'{path},{path.parent.name}' for path in sorted(folder.rglob('*.png')))]
+    (tmp_path / 'table.csv').write_text('\n'.join(rows))
+    text = finetune(*SMALL, *FEW, '--dataset', tmp_path / 'table.csv', '--streaming', '--output', tmp_path / 'model',
+                    log=log)
+    assert '6 classes, 48 images to train on, 12 to judge on' in text
+    assert figures_of(tmp_path / 'model')['num_samples'] == 12
+
+
+def test_evaluation(folder: Path, tmp_path: Path, log: Path) -> None:
+    """Of a fine-tuned model by the names of its classes, whatever their order, and by two processes the same."""
+    finetune(*SMALL, *FEW, '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    table = tmp_path / 'table.csv'
+    rows = [f'{path},{"0" if word == "zero" else word}' for word in WORDS[:6] for path in (folder / word).iterdir()]
+    table.write_text('\n'.join(['image,label', *rows[10:33]]))  # no zeros, 23 images
+    found = []
+    for processes in (1, 2):
+        output = tmp_path / f'evaluation {processes}'
+        text = finetune('--eval-only', '--model', f'local-dir:{tmp_path / "model"}', '--dataset', table, '--output',
+                        output, log=tmp_path / f'log {processes}', processes=processes)
+        assert not (output / 'model.safetensors').exists()
+        assert (output / 'report.html').stat().st_size > 10_000
+        found.append(figures_of(output))
+    assert found[0]['num_samples'] == found[1]['num_samples'] == 23
+    assert found[0]['top1'] == found[1]['top1']
+    assert found[0]['loss'] == pytest.approx(found[1]['loss'], rel=1e-5)
+    assert 'train' in text
+    table.write_text('\n'.join(['image,label', *rows]))
+    ended = run('--eval-only', '--model', f'local-dir:{tmp_path / "model"}', '--dataset', table, '--output',
+                tmp_path / 'other', log=tmp_path / 'bad log')
+    assert ended.status == 1
+    assert "1 classes of the dataset are none of the model's: 0." in ended.text
+
+
+def test_evaluation_of_imagenet(hub: HubServer, kitchen: Path, tmp_path: Path, log: Path) -> None:
+    """The 1000 classes by their WordNet ids, in folders of which there are only some."""
+    data = tmp_path / 'imagenet'
+    for wordnet_id, name in (('n03063599', 'cup'), ('n04597913', 'cutlery'), ('n03908618', 'plate')):
+        shutil.copytree(kitchen / name, data / 'val' / wordnet_id)
+    finetune('--eval-only', '--dataset', data, '--image-size', 96, '--output', tmp_path / 'evaluation', log=log)
+    assert figures_of(tmp_path / 'evaluation')['num_samples'] == 18
+
+
+def test_bad_images(folder: Path, tmp_path: Path, log: Path) -> None:
+    """Every one is named with its reason before anything is trained; skipped only on request, never replaced."""
+    data = tmp_path / 'digits'
+    shutil.copytree(folder, data)
+    whole = (data / 'one' / '001.png').read_bytes()
+    (data / 'one' / '001.png').write_bytes(whole[:len(whole) // 2])
+    (data / 'two' / 'notes.jpg').write_text('no image')
+    ended = run(*SMALL, *FEW, '--dataset', data, '--output', tmp_path / 'model', log=log)
+    assert ended.status == 1
+    for name in ('one/001.png: damaged', 'two/notes.jpg: no image of a known format'):
+        assert f'Bad image: {data}/{name}' in ended.text
+    assert '2 images can not be used' in ended.text
+    assert not (tmp_path / 'model').exists()
+    finetune(*SMALL, *FEW, '--dataset', data, '--bad-images', 'skip', '--output', tmp_path / 'model', log=log)
+    assert figures_of(tmp_path / 'model')['bad_images'] == 2
+    assert 'notes.jpg' in (tmp_path / 'model' / 'report.html').read_text()
+    ended = run(*SMALL, *FEW, '--dataset', data, '--no-scan', '--output', tmp_path / 'unscanned', '--workers', 1,
+                log=tmp_path / 'unscanned log')
+    assert ended.status == 1
+    assert re.search(r'error: \S+/(one/001.png: damaged|two/notes.jpg: no image)', ended.text)
+    assert 'Traceback' not in ended.text
+
+
+def test_full_disk(folder: Path, tmp_path: Path, log: Path) -> None:
+    """A clear error; what was written before is intact, and the same command goes on once there is room."""
+    arguments = (*SMALL, *FEW, '--dataset', folder, '--checkpoint-minutes', 0, '--output')
+    ended = run(*arguments, tmp_path / 'model', log=log, environment=dict(LARGEST_FILE='3000000'))
+    assert ended.status == 1
+    assert 'could not be written' in ended.text and 'make room' in ended.text
+    assert 'Traceback' not in ended.text
+    assert not list((tmp_path / 'model').rglob('*.part'))
+    finetune(*arguments, tmp_path / 'model', log=log)
+    finetune(*arguments, tmp_path / 'whole', log=log)
+    assert (tmp_path / 'model' / 'model.safetensors').read_bytes() == (
+        tmp_path / 'whole' / 'model.safetensors').read_bytes()
+
+
+def test_divergence(folder: Path, tmp_path: Path, log: Path) -> None:
+    ended = run(*SMALL, *FEW, '--epochs', 30, '--optimizer', 'sgd', '--learning-rate', 1e20, '--clip-grad', 1e30,
+                '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    assert ended.status == 1
+    assert 'has diverged' in ended.text and 'smaller --learning-rate than 1e+20' in ended.text
+    for path in (tmp_path / 'model' / 'checkpoints').iterdir():
+        assert all(tensor.isfinite().all() for tensor in safetensors.torch.load_file(path).values()), path
+
+
+@pytest.mark.parametrize(('arguments', 'reason'), [
+    (('--tracker', 'wandb'), "The tracker 'wandb' is not installed (pip install wandb)"),
+    (('--mixed-precision', 'fp16'), 'fp16 needs a GPU'),
+    (('--metric', 'accuracy'), '--metric accuracy is none of this dataset: top1, top5, macro_f1'),
+    (('--recipe', 'probe', '--flip', 0.5), 'nothing can be augmented'),
+    (('--streaming', '--balanced-sampling'), 'can not choose images of a stream'),
+    (('--model', 'resnet51'), 'resnet51 can not be built'),
+    (('--model', 'xception_paper', '--image-size', 40), 'takes images of 71 pixels at least, not 40'),
+    (('--model-args.depth', 7), "unexpected keyword argument 'depth'"),
+    (('--optimizer', 'adamn'), "The optimizer 'adamn' can not be made"),
+    (('--label-column', 'kind'), "no column 'kind', but image, label"),
+    (('--validation-split', 'dev'), "no split 'dev', but train"),
+    (('--dataset', 'nobody/nothing'), 'neither a path here nor a dataset that can be had from the Hub'),
+    (('--epochs', 0), 'Invalid value "0" for --epochs. Must be >= 1'),
+    (('--recipe', 'half'), 'Invalid value "half" for --recipe'),
+    (('--epoch', 3), 'Unknown option: "--epoch"'),
+    (('--config', 'nowhere.yaml'), 'nowhere.yaml can not be read'),
+], ids=lambda value: ' '.join(map(str, value)) if isinstance(value, tuple) else '')
+def test_bad_input(arguments: Any, reason: str, folder: Path, hub: HubServer, tmp_path: Path, log: Path) -> None:
+    """One error, which says what to do, and nothing is written."""
+    defaults = {'--model': 'test_resnet', '--dataset': str(folder), '--image-size': 32, '--recipe': 'full'}
+    given = [part for name, value in defaults.items() if name not in arguments for part in (name, value)]
+    ended = run(*given, '--no-pretrained', *arguments, '--output', tmp_path / 'model', log=log)
+    assert ended.status == 1
+    assert reason in ' '.join(ended.text.replace('│', ' ').split()), ended.text
+    assert 'Traceback' not in ended.text
+    assert not (tmp_path / 'model').exists()
+
+
+def test_output_of_something_else(folder: Path, tmp_path: Path, log: Path) -> None:
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'thesis.txt').write_text('...')
+    ended = run(*SMALL, *FEW, '--dataset', folder, '--output', tmp_path / 'mine', log=log)
+    assert ended.status == 1
+    assert 'holds something else than a run' in ended.text
+    assert [path.name for path in (tmp_path / 'mine').iterdir()] == ['thesis.txt']
+
+
+def test_dry_run(folder: Path, tmp_path: Path, log: Path) -> None:
+    text = finetune(*SMALL, *FEW, '--dataset', folder, '--dry-run', '--output', tmp_path / 'model', log=log)
+    assert re.search(r'Memory of a step: weights 2 MB, .* \d+ MB in all', text)
+    assert re.search(r'^learning_rate +0.0005$', text, re.MULTILINE)
+    assert not (tmp_path / 'model').exists()
+
+
+def test_settings_can_be_fed_back(folder: Path, tmp_path: Path, log: Path) -> None:
+    """The resolved settings ask for the same run; what is given beside them replaces them."""
+    finetune(*SMALL, *FEW, '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    settings = yaml.safe_load((tmp_path / 'model' / 'settings.yaml').read_text())
+    assert (settings['recipe'], settings['epochs'], settings['layer_decay']) == ('full', 2, 0.75)
+    finetune('--config', tmp_path / 'model' / 'settings.yaml', '--output', tmp_path / 'same', log=log)
+    assert (tmp_path / 'same' / 'model.safetensors').read_bytes() == (
+        tmp_path / 'model' / 'model.safetensors').read_bytes()
+    (tmp_path / 'bad.yaml').write_text('epoks: 3')
+    ended = run('--config', tmp_path / 'bad.yaml', '--dataset', folder, log=tmp_path / 'bad log')
+    assert ended.status == 1
+    assert 'epoks' in ended.text
+
+
+def test_tracker(folder: Path, tmp_path: Path, log: Path) -> None:
+    """TensorBoard's own reader finds the figures of each epoch."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    finetune(*SMALL, *FEW, '--tracker', 'tensorboard', '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    events = EventAccumulator(str(next((tmp_path / 'model').rglob('events.out.*')).parent))
+    events.Reload()
+    assert [event.step for event in events.Scalars('top1')] == [1, 2]
+
+
+def test_push(hub: HubServer, folder: Path, tmp_path: Path, log: Path) -> None:
+    """The Hub then has what the directory has: the model comes back by timm, with its class names."""
+    arguments = ('--recipe', 'probe', '--no-pretrained', '--dataset', folder, '--image-size', 71, '--epochs', 2,
+                 '--feature-cache', tmp_path / 'features', '--output', tmp_path / 'model', '--push', 'org/digits')
+    ended = run(*arguments, log=log)
+    assert ended.status == 1
+    assert 'There is no token' in ended.text
+    finetune(*arguments, log=log, environment=dict(HF_TOKEN=TOKEN))  # finished: only published
+    model = timm.create_model('hf-hub:org/digits', pretrained=True)
+    assert model.pretrained_cfg['label_names'] == sorted(WORDS[:6])
+    assert model.get_classifier().weight.equal(weights_of(tmp_path / 'model')['head.fc.weight'])
+
+
+def test_duplicates_are_named(folder: Path, tmp_path: Path, log: Path) -> None:
+    data = tmp_path / 'digits'
+    shutil.copytree(folder, data)
+    for path in list((data / 'one').iterdir()):
+        shutil.copy(path, path.with_name(f'copy of {path.name}'))
+    text = finetune(*SMALL, *FEW, '--dataset', data, '--output', tmp_path / 'model', log=log)
+    assert re.search(r'warning: \d+ image files are both in the training and in the validation split', text)
+
+
+def test_class_of_one(folder: Path, tmp_path: Path, log: Path) -> None:
+    data = tmp_path / 'digits'
+    shutil.copytree(folder, data)
+    for path in sorted((data / 'one').iterdir())[1:]:
+        path.unlink()
+    text = finetune(*SMALL, *FEW, '--dataset', data, '--output', tmp_path / 'model', log=log)
+    assert 'warning: 1 classes have a single image, which is trained on and never judged: one.' in text
