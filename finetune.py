@@ -200,6 +200,7 @@ def check(settings: Settings, data: Data) -> None:
 
     Raises:
         SettingsError: There are such.
+        ModelError: timm has no such optimizer, or it doesn't take the arguments.
     """
     s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
     if s.metric not in figures:
@@ -207,6 +208,7 @@ def check(settings: Settings, data: Data) -> None:
     if s.recipe == 'probe' and settings.augmentation != Augmentation():
         raise SettingsError('The recipe probe computes the features of each image once, so that nothing can be '
                             'augmented. Choose the recipe transfer or full.')
+    make_optimizer(replace(s, layer_decay=None), torch.nn.Linear(1, 1))
     if s.balanced_sampling and settings.data.streaming:
         raise SettingsError('--balanced-sampling can not choose images of a stream. Use --class-weights instead.')
 
@@ -305,7 +307,8 @@ def finish(
         return
     figures: dict[str, Any] = dict(
         summary(predictions, len(data.class_names)), bad_images=len(kept['bad_images']),
-        num_classes=len(data.class_names), model=settings.model.model, dataset=settings.data.dataset, split=split.name)
+        num_classes=len(data.class_names), model=settings.model.model, dataset=settings.data.dataset,
+        split=f'{settings.data.validation_share:.0%} of {split.name}' if 'validation_rows' in kept else split.name)
     if progress.best:
         figures.update({name: progress.best[name] for name in ('phase', 'epoch')})
     if not settings.output.eval_only:

@@ -24,13 +24,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from xception_hub.training.results import usage
+from xception_hub.training.resume import read
 
 # The 18 photos, sorted by what is on them; the checkpoint's own table has labels for nine.
 KITCHEN = {
     'cup': ('0000', '0009', '0020', '0291', '0299', '0403', '0422'),
     'cutlery': ('0001', '0013', '0024', '0199', '0207', '0412'),
     'plate': ('0002', '0004', '0026', '0192', '0385')}
-FEW = ('--recipe', 'full', '--epochs', 2, '--warmup-epochs', 0, '--batch-size', 16)
+TRAINING = ('--recipe', 'full', '--warmup-epochs', 0, '--batch-size', 16)
+FEW = (*TRAINING, '--epochs', 2)
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +75,7 @@ def test_probe_of_photos(
     figures = figures_of(output)
     assert figures['top1'] >= 8 / 9
     assert (figures['num_samples'], figures['bad_images']) == (9, 0)
-    assert text.count('Features of train:') == 1
+    assert 'Features of train: network' in text
 
     tensors = weights_of(output)
     assert all(tensors[name].equal(tensor) for name, tensor in genuine_state_dict.items())
@@ -84,7 +86,7 @@ def test_probe_of_photos(
     assert '234 bit-identical' in (output / 'README.md').read_text()
 
     again = finetune(*arguments, '--seed', 1, '--output', tmp_path / 'other', log=tmp_path / 'again')
-    assert 'Features of' not in again  # another split of images that were all seen
+    assert 'Features of train: network' not in again  # another split of images that were all seen
 
 
 def test_code_of_the_report(hub: HubServer, kitchen: Path, tmp_path: Path, log: Path) -> None:
@@ -119,10 +121,8 @@ def test_transfer_keeps_statistics(
     """The guide's two phases: weights move in the second one, moving statistics don't by a bit."""
     output = tmp_path / 'model'
     finetune('--recipe', 'transfer', '--dataset', kitchen, '--image-size', 71, '--epochs', 1, '--head-epochs', 20,
-             '--metric', 'loss', '--learning-rate', 1e-4, '--output', output, '--feature-cache', tmp_path / 'features',
-             log=log)
-    figures, tensors = figures_of(output), weights_of(output)
-    assert figures['phase'] == 'everything'  # which has a better loss than the first phase
+             '--output', output, '--feature-cache', tmp_path / 'features', log=log)
+    tensors = read(output / 'checkpoints' / '01-000000001.safetensors').tensors['model']
     statistics = [name for name in genuine_state_dict if 'running' in name]
     assert len(statistics) == 80
     assert all(tensors[name].equal(genuine_state_dict[name]) for name in statistics)
@@ -195,7 +195,7 @@ def test_settings(arguments: Any, folder: Path, tmp_path: Path, log: Path) -> No
 
 def test_compile(folder: Path, tmp_path: Path, log: Path) -> None:
     """The same training, compiled; names of tensors are those of the model."""
-    finetune(*SMALL, *FEW, '--epochs', 1, '--compile', '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    finetune(*SMALL, *TRAINING, '--epochs', 1, '--compile', '--dataset', folder, '--output', tmp_path / 'model', log=log)
     assert weights_of(tmp_path / 'model').keys() == timm.create_model('test_resnet').state_dict().keys()
 
 
@@ -281,7 +281,7 @@ def test_full_disk(folder: Path, tmp_path: Path, log: Path) -> None:
 
 
 def test_divergence(folder: Path, tmp_path: Path, log: Path) -> None:
-    ended = run(*SMALL, *FEW, '--epochs', 30, '--optimizer', 'sgd', '--learning-rate', 1e20, '--clip-grad', 1e30,
+    ended = run(*SMALL, *TRAINING, '--epochs', 30, '--optimizer', 'sgd', '--learning-rate', 1e20, '--clip-grad', 1e30,
                 '--dataset', folder, '--output', tmp_path / 'model', log=log)
     assert ended.status == 1
     assert 'has diverged' in ended.text and 'smaller --learning-rate than 1e+20' in ended.text
@@ -304,7 +304,7 @@ def test_divergence(folder: Path, tmp_path: Path, log: Path) -> None:
     (('--dataset', 'nobody/nothing'), 'neither a path here nor a dataset that can be had from the Hub'),
     (('--epochs', 0), 'Invalid value "0" for --epochs. Must be >= 1'),
     (('--recipe', 'half'), 'Invalid value "half" for --recipe'),
-    (('--epoch', 3), 'Unknown option: "--epoch"'),
+    (('--epoch', 3), 'Unknown option: --epoch. Did you mean --epochs?'),
     (('--config', 'nowhere.yaml'), 'nowhere.yaml can not be read'),
 ], ids=lambda value: ' '.join(map(str, value)) if isinstance(value, tuple) else '')
 def test_bad_input(arguments: Any, reason: str, folder: Path, hub: HubServer, tmp_path: Path, log: Path) -> None:
@@ -312,7 +312,7 @@ def test_bad_input(arguments: Any, reason: str, folder: Path, hub: HubServer, tm
     defaults = {'--model': 'test_resnet', '--dataset': str(folder), '--image-size': 32, '--recipe': 'full'}
     given = [part for name, value in defaults.items() if name not in arguments for part in (name, value)]
     ended = run(*given, '--no-pretrained', *arguments, '--output', tmp_path / 'model', log=log)
-    assert ended.status == 1
+    assert ended.status in (1, 2)  # 2 of the command line itself
     assert reason in ' '.join(ended.text.replace('│', ' ').split()), ended.text
     assert 'Traceback' not in ended.text
     assert not (tmp_path / 'model').exists()
@@ -344,7 +344,7 @@ def test_settings_can_be_fed_back(folder: Path, tmp_path: Path, log: Path) -> No
         tmp_path / 'model' / 'model.safetensors').read_bytes()
     (tmp_path / 'bad.yaml').write_text('epoks: 3')
     ended = run('--config', tmp_path / 'bad.yaml', '--dataset', folder, log=tmp_path / 'bad log')
-    assert ended.status == 1
+    assert ended.status == 2
     assert 'epoks' in ended.text
 
 
