@@ -314,13 +314,13 @@ def finish(
     if not settings.output.eval_only:
         base = models.hub_id(model) if settings.model.pretrained else None
         models.save(folder.folder, model, transforms.config, data.class_names, data.multi_label, base)
-        if is_xception(folder.folder):
-            folder.write_text('README.md', card.render(folder.folder))
     bad = [f'{image["name"]}: {image["reason"]}' for image in kept['bad_images']]
     folder.write_text('report.html', results.page(
         predictions, split, data.class_names, progress.history, settings.flat(), figures, bad, folder.folder,
         accelerator.device))
-    folder.write_text(METRICS_FILE, json.dumps(figures, indent=2))
+    folder.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # the last one: from here on it is finished
+    if not settings.output.eval_only and is_xception(folder.folder):
+        folder.write_text('README.md', card.render(folder.folder))
     print(f'\n{results.table(figures)}\nWritten: {folder.folder}, with report.html')
     if settings.output.push:
         push(settings.output.push, folder.folder)

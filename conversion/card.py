@@ -1,23 +1,25 @@
 """The model card of a directory: its README.md, from what the directory itself holds.
 
 What the directory doesn't tell, the card doesn't either: one that a fine-tuning wrote has no parity.json, and its card
-no word of Keras' file or of proofs.
+no word of Keras' file or of proofs, but its figures.
 """
 import json
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils.sha import sha_fileobj
 from timm.data import resolve_data_config
 
 from xception_hub import CheckpointError, verify
 
-__all__ = ['CONFIG_FILE', 'PARITY_FILE', 'WEIGHTS_FILE', 'CardError', 'read_json', 'render']
+__all__ = ['CONFIG_FILE', 'METRICS_FILE', 'PARITY_FILE', 'WEIGHTS_FILE', 'CardError', 'read_json', 'render']
 
-WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE = 'model.safetensors', 'config.json', 'parity.json'
+WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE = (
+    'model.safetensors', 'config.json', 'parity.json', 'metrics.json')
 
 PROJECT = 'OWNER/xception_hub'     # on GitHub; README.md calls it so too
 PLACEHOLDER = 'ORG/NAME'           # of a card whose repository isn't known yet
@@ -25,6 +27,14 @@ PAPER = 'https://arxiv.org/abs/1610.02357'
 
 LISTED_CLASSES = 20                # of more, the card says how many
 LINE_LENGTH = 100                  # of code, so that the Hub's pages show it without scrolling
+# Figures of metrics.json: what the card calls them, and what the Hub does.
+FIGURES = {
+    'top1': 'top-1', 'top5': 'top-5', 'macro_f1': 'macro F1', 'micro_f1': 'micro F1',
+    'mean_average_precision': 'mean average precision', 'loss': 'cross-entropy',
+    'calibration_error': 'expected calibration error',
+}
+HUB_METRICS = {'top1': 'accuracy', 'macro_f1': 'f1'}
+HUB_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')
 IMAGE_MODES = {1: 'L', 3: 'RGB'}   # Pillow's, by number of channels
 # What timm needs to prepare images; torch.hub's model gets it as arguments, for it doesn't read config.json.
 DATA_FIELDS = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
@@ -43,8 +53,8 @@ def render(directory: Path, repo_id: str | None = None, license: str | None = No
     """The text of README.md, the same for the same files.
 
     Args:
-        directory: With config.json and model.safetensors. parity.json adds the source and the proofs, config.json's
-            `base_model`, if it has one, the repository that a fine-tuning started from.
+        directory: With config.json and model.safetensors. parity.json adds the source and the proofs; config.json's
+            `base_model`, if it has one, the repository that a fine-tuning started from; metrics.json its figures.
         repo_id: The repository that the code refers to, 'org/name' or 'org/name@revision'; a placeholder without it.
         license: The Hub's identifier of the weights' licence, like 'mit'. That in config.json's pretrained_cfg isn't
             taken for it: a fine-tuning may have left it there from what it started from.
@@ -53,13 +63,15 @@ def render(directory: Path, repo_id: str | None = None, license: str | None = No
         CardError: A file is missing, or isn't what its name says.
     """
     config = read_json(directory / CONFIG_FILE)
-    parity = read_json(directory / PARITY_FILE) if (directory / PARITY_FILE).is_file() else {}
+    parity, metrics = (read_json(directory / name) if (directory / name).is_file() else {}
+                       for name in (PARITY_FILE, METRICS_FILE))
     try:
         sections = [
-            _metadata(config, parity, license),
+            _metadata(config, parity, metrics, repo_id, license),
             _introduction(parity, repo_id),
             _usage(config, repo_id or PLACEHOLDER),
             _facts(directory, config),
+            _results(metrics),
             _parity(parity),
             _licence(parity, license),
         ]
@@ -87,13 +99,24 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _metadata(config: dict[str, Any], parity: dict[str, Any], license: str | None) -> str:
+def _metadata(
+        config: dict[str, Any], parity: dict[str, Any], metrics: dict[str, Any], repo_id: str | None,
+        license: str | None,
+) -> str:
     """What the Hub files the model under."""
     task = _task(config)
+    dataset = _dataset_name(metrics)
+    results = [EvalResult(task_type=task, dataset_type=dataset, dataset_name=dataset, metric_type=kind,
+                          metric_value=metrics[name]) for name, kind in HUB_METRICS.items() if name in metrics]
     data = ModelCardData(
         library_name='timm', pipeline_tag=task, license=license, base_model=config.get('base_model'),
+        model_name=_title(repo_id) if results else None, eval_results=results or None,
         tags=[task, 'timm', 'xception', *(['keras'] if parity.get('source') else [])])
     return f'---\n{data.to_yaml()}\n---'
+
+
+def _title(repo_id: str | None) -> str:
+    return repo_id.partition('@')[0].partition('/')[2] if repo_id else 'Xception'
 
 
 def _task(config: dict[str, Any]) -> str:
@@ -102,8 +125,7 @@ def _task(config: dict[str, Any]) -> str:
 
 def _introduction(parity: dict[str, Any], repo_id: str | None) -> str:
     source = parity.get('source')
-    title = repo_id.partition('@')[0].partition('/')[2] if repo_id else 'Xception'
-    text = f'# {title}\n\nThe Xception of [Chollet\'s paper]({PAPER}) as the timm model `xception_paper`'
+    text = f'# {_title(repo_id)}\n\nThe Xception of [Chollet\'s paper]({PAPER}) as the timm model `xception_paper`'
     if not source:
         return f'{text}.'
     known = [_code(source['file'])]
@@ -261,6 +283,24 @@ def _final_activation(config: dict[str, Any]) -> str | None:
         return None
     known = {'linear': 'none', 'unknown': 'not known, for the file held weights alone'}
     return f'{known.get(activation, activation)}; this network returns the logits'
+
+
+def _dataset_name(metrics: dict[str, Any]) -> str:
+    """A hub id as it is; of a path only the name, for the rest of it is nobody's business."""
+    dataset = str(metrics.get('dataset', ''))
+    return dataset if HUB_ID.fullmatch(dataset) and not Path(dataset).exists() else Path(dataset).name
+
+
+def _results(metrics: dict[str, Any]) -> str | None:
+    """What a fine-tuning has measured."""
+    rows = [f'| {label} | {metrics[name]:.4f} |' for name, label in FIGURES.items() if name in metrics]
+    if not rows:
+        return None
+    left_out = metrics.get('bad_images', 0)
+    text = f'Fine-tuned on {_code(_dataset_name(metrics))} and judged on {metrics["num_samples"]} images ' \
+           f'({_plain(metrics["split"])}) that it was not trained on'
+    text += f'; {left_out} images that could not be decoded were left out.' if left_out else '.'
+    return '\n'.join(['## Results', '', text, '', '| | |', '|---|---|', *rows])
 
 
 def _licence(parity: dict[str, Any], license: str | None) -> str:

@@ -13,6 +13,7 @@ from timm.data import ImageNetInfo
 from timm.models import save_for_hf
 
 from xception_hub import Xception
+from xception_hub.training.models import let_transformers_load
 
 from .card import CONFIG_FILE, PARITY_FILE, render
 from .parity import Parity
@@ -43,6 +44,8 @@ def write(
         keras=dict(
             source, final_activation=ported.final_activation, input_range=preprocessing.input_range,
             rescaling=ported.structure.rescaling))
+    if ported.final_activation == 'sigmoid':
+        model_config['problem_type'] = 'multi_label_classification'
     if class_names:
         model_config['label_names'] = list(class_names)
         if list(class_names) == ImageNetInfo().label_names():
@@ -51,21 +54,9 @@ def write(
         save_for_hf(
             model, str(folder), model_config=model_config, safe_serialization=True,
             model_args=dict(drop_rate=ported.model_args['drop_rate']) if ported.model_args.get('drop_rate') else None)
-        _let_transformers_load(folder / CONFIG_FILE)
+        let_transformers_load(folder / CONFIG_FILE)
         (folder / PARITY_FILE).write_text(json.dumps(report, indent=2), encoding='utf-8')
         (folder / 'README.md').write_text(render(folder), encoding='utf-8')
-
-
-def _let_transformers_load(config_file: Path) -> None:
-    """Makes config.json what the pipelines of transformers take as well; timm builds the same model from it.
-
-    transformers passes `num_classes` itself, beside `model_args`, and takes scores for exclusive unless told otherwise.
-    """
-    config = json.loads(config_file.read_text(encoding='utf-8'))
-    config['model_args'].pop('num_classes', None)
-    if config['keras']['final_activation'] == 'sigmoid':
-        config['problem_type'] = 'multi_label_classification'
-    config_file.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 
 @contextmanager

@@ -1,14 +1,19 @@
 """The model card: all that a directory tells, nothing that it doesn't, and nothing that breaks the page."""
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
+from port_a_keras_model import PREPROCESSING
 
 from conversion.card import CardError, render
-from conversion.output import _let_transformers_load
+from conversion.output import write
+from conversion.parity import Parity
+from conversion.port import Port
 
 
 @pytest.fixture
@@ -135,15 +140,32 @@ def test_transformers_only_where_it_works(directory: Path) -> None:
     assert 'With transformers' not in render(directory)
 
 
-@pytest.mark.parametrize(('activation', 'problem'), [
-    ('linear', None), ('softmax', None), ('sigmoid', 'multi_label_classification')])
-def test_what_transformers_makes_of_the_logits(activation: str, problem: str | None, tmp_path: Path) -> None:
-    """Exclusive classes, unless Keras took each by itself."""
-    file = tmp_path / 'config.json'
-    file.write_text(json.dumps(dict(model_args=dict(num_classes=2), keras=dict(final_activation=activation))))
-    _let_transformers_load(file)
-    config = json.loads(file.read_text())
-    assert (config['model_args'], config.get('problem_type')) == ({}, problem)
+@pytest.mark.parametrize(('activation', 'problem'), [('softmax', None), ('sigmoid', 'multi_label_classification')])
+def test_what_transformers_makes_of_the_logits(
+        activation: str, problem: str | None, ported: Port, tmp_path: Path) -> None:
+    """Exclusive classes, unless Keras took each by itself; and it passes their number itself."""
+    structure = replace(ported.structure, head=replace(ported.structure.head, final_activation=activation))
+    write(tmp_path / 'network', replace(ported, structure=structure), ported.model(), Parity(None, None, [], []),
+          PREPROCESSING, None)
+    config = json.loads((tmp_path / 'network' / 'config.json').read_text())
+    assert config.get('problem_type') == problem
+    assert 'num_classes' not in config['model_args']
+
+
+@pytest.mark.parametrize(('dataset', 'shown'), [
+    ('uoft-cs/cifar10', 'uoft-cs/cifar10'), ('cifar10', 'cifar10'), ('/home/me/photos', 'photos'),
+    ('../other/photos.csv', 'photos.csv')])
+def test_results(dataset: str, shown: str, directory: Path) -> None:
+    """The figures of a fine-tuning, for readers and for the Hub; of a path only the name."""
+    figures = dict(top1=0.75, macro_f1=0.5, num_samples=20, bad_images=3, split='test', dataset=dataset)
+    (directory / 'metrics.json').write_text(json.dumps(figures))
+    card = render(directory, 'org/mine')
+    assert f'Fine-tuned on `{shown}` and judged on 20 images (test)' in card
+    assert '3 images that could not be decoded were left out' in card
+    assert '| top-1 | 0.7500 |\n| macro F1 | 0.5000 |' in card
+    [result] = ModelCard(card).data.eval_results[:1]
+    assert (result.dataset_type, result.metric_type, result.metric_value) == (shown, 'accuracy', 0.75)
+    assert '/home/me' not in card
 
 
 @pytest.mark.parametrize(('name', 'content', 'reason'), [

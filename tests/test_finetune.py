@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -18,32 +17,21 @@ import yaml
 from conftest import ROOT
 from finetuning import SMALL, WORDS, digits, finetune, run
 from hub_server import TOKEN, HubServer
-from PIL import Image
-from port_a_keras_model import Checkpoint
-from sklearn.datasets import load_digits
+from kitchen_photos import PHOTOS, kitchen_photos
 from torch import Tensor
 
 from xception_hub.training.results import usage
 from xception_hub.training.resume import read
 
-# The 18 photos, sorted by what is on them; the checkpoint's own table has labels for nine.
-KITCHEN = {
-    'cup': ('0000', '0009', '0020', '0291', '0299', '0403', '0422'),
-    'cutlery': ('0001', '0013', '0024', '0199', '0207', '0412'),
-    'plate': ('0002', '0004', '0026', '0192', '0385')}
 TRAINING = ('--recipe', 'full', '--warmup-epochs', 0, '--batch-size', 16)
 FEW = (*TRAINING, '--epochs', 2)
 
 
 @pytest.fixture(scope='module')
-def kitchen(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real photos in a folder for each class."""
     folder = tmp_path_factory.mktemp('photos') / 'kitchen'
-    photos = {photo.stem: photo for photo in checkpoint.photos}
-    for name, stems in KITCHEN.items():
-        (folder / name).mkdir(parents=True)
-        for stem in stems:
-            shutil.copy(photos[stem], folder / name)
+    kitchen_photos(folder)
     return folder
 
 
@@ -80,10 +68,10 @@ def test_probe_of_photos(
     tensors = weights_of(output)
     assert all(tensors[name].equal(tensor) for name, tensor in genuine_state_dict.items())
     config = json.loads((output / 'config.json').read_text())
-    assert config['label_names'] == sorted(KITCHEN)
+    assert config['label_names'] == sorted(PHOTOS)
     assert config['base_model'] == 'smp-hub/xception.imagenet'
     assert config['pretrained_cfg']['input_size'] == [3, 150, 150]
-    assert '234 bit-identical' in (output / 'README.md').read_text()
+    assert '234 of 234 tensors bit-identical' in (output / 'README.md').read_text()
 
     again = finetune(*arguments, '--seed', 1, '--output', tmp_path / 'other', log=tmp_path / 'again')
     assert 'Features of train: network' not in again  # another split of images that were all seen
@@ -195,7 +183,8 @@ def test_settings(arguments: Any, folder: Path, tmp_path: Path, log: Path) -> No
 
 def test_compile(folder: Path, tmp_path: Path, log: Path) -> None:
     """The same training, compiled; names of tensors are those of the model."""
-    finetune(*SMALL, *TRAINING, '--epochs', 1, '--compile', '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    finetune(*SMALL, *TRAINING, '--epochs', 1, '--compile', '--dataset', folder, '--output', tmp_path / 'model',
+             log=log)
     assert weights_of(tmp_path / 'model').keys() == timm.create_model('test_resnet').state_dict().keys()
 
 

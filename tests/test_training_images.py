@@ -137,3 +137,15 @@ def test_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match='1000x1000 pixels, of 100000 at most'):
         decode(encoded(Image.new('1', (1000, 1000)), 'PNG'))
     assert decode(encoded(Image.new('RGB', (1000, 1000)), 'JPEG'), needed=60).size == (125, 125)
+
+
+def test_limits_of_pillow() -> None:
+    """Its own are lower and for files, not for what is decoded; they are as they were afterwards."""
+    before = Image.MAX_IMAGE_PIXELS
+    large = encoded(Image.new('1', (10000, 10000)), 'PNG')  # from 89 million pixels on Pillow warns
+    assert decode(large).size == (10000, 10000)
+    larger = 16000, 12000  # and from twice that on it refuses
+    assert decode(encoded(Image.new('L', larger), 'JPEG'), needed=100).size == (2000, 1500)
+    with pytest.raises(ImageError, match='16000x12000 pixels, of 134217728 at most'):
+        decode(encoded(Image.new('1', larger), 'PNG'))
+    assert before == Image.MAX_IMAGE_PIXELS is not None

@@ -257,13 +257,19 @@ def test_not_a_number(multi_label: bool) -> None:
 
 
 def test_better() -> None:
-    assert is_better('macro_f1', 0.5, None)
-    assert is_better('macro_f1', 0.5, 0.4)
-    assert not is_better('macro_f1', 0.5, 0.5)
+    """By the metric, then by the loss."""
+    def better(metric: str, new: float, old: float, loss: float = 1., old_loss: float = 1.) -> bool:
+        return is_better(metric, {'loss': loss, metric: new}, {'loss': old_loss, metric: old})
+
+    assert is_better('macro_f1', {}, None)
+    assert better('macro_f1', 0.5, 0.4, loss=9.)
+    assert not better('macro_f1', 0.5, 0.5)
+    assert better('macro_f1', 0.5, 0.5, loss=0.9)
+    assert not better('macro_f1', 0.5, 0.5, loss=math.nan)
     for metric in ('loss', 'calibration_error'):
-        assert is_better(metric, 0.4, 0.5)
-        assert not is_better(metric, 0.5, 0.5)
-        assert not is_better(metric, 0.6, 0.5)
-        assert is_better(metric, 0.6, math.nan)
-        assert not is_better(metric, math.nan, 0.6)
-        assert not is_better(metric, math.nan, math.nan)
+        assert better(metric, 0.4, 0.5)
+        assert not better(metric, 0.5, 0.5)
+        assert not better(metric, 0.6, 0.5)
+        assert better(metric, 0.6, math.nan)
+        assert not better(metric, math.nan, 0.6)
+        assert not better(metric, math.nan, math.nan)

@@ -1,4 +1,5 @@
 """The order of images and what is done to each: the same whoever asks, from wherever it is begun."""
+import gc
 import itertools
 import random
 from collections import Counter
@@ -310,7 +311,10 @@ def test_large_jpegs_are_decoded_smaller() -> None:
 
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('streamed', [False, True])
-def test_bad_images_are_named(files: list[Path], workers: int, streamed: bool, tmp_path: Path) -> None:
+def test_bad_images_are_named(files: list[Path], workers: int, streamed: bool, tmp_path: Path,
+                              monkeypatch: pytest.MonkeyPatch) -> None:
+    # after an error torch waits this long, in seconds, for each worker before it ends it
+    monkeypatch.setattr('torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.1)
     (tmp_path / 'bad.png').write_bytes(files[0].read_bytes()[:100])
     cut: Any = {'bytes': files[0].read_bytes()[:100], 'path': None}
     transform = create_transform((3, 32, 32))
@@ -320,6 +324,8 @@ def test_bad_images_are_named(files: list[Path], workers: int, streamed: bool, t
         images = Images(split_of([*files[:2], bad, *files[3:]], streamed=streamed), transform)
         with pytest.raises(ImageError, match=name):
             list(loader(images, InOrder(images.split, 4), workers))
+        if workers:
+            gc.collect()
 
 
 def test_batch_on_a_device(files: list[Path]) -> None:

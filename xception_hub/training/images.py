@@ -34,11 +34,12 @@ def decode(source: bytes | Path, needed: int | None = None) -> Image.Image:
         ImageError: It is no image, truncated, damaged, larger than `MAX_PIXELS`, or has values that mean no colours.
     """
     try:
-        with _no_invented_pixels(), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _own_limits(), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if needed and image.format == 'JPEG':
                 image.draft(image.mode, (DRAFT_MARGIN * needed, DRAFT_MARGIN * needed))
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f'{image.width}x{image.height} pixels, of {MAX_PIXELS} at most')
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # of images within the image, such as an icon's
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
@@ -52,14 +53,14 @@ def decode(source: bytes | Path, needed: int | None = None) -> Image.Image:
 
 
 @contextmanager
-def _no_invented_pixels() -> Iterator[None]:
-    """Makes truncated files an error, whatever another library has asked Pillow for."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+def _own_limits() -> Iterator[None]:
+    """Makes truncated files an error, whatever another library has asked Pillow for, and leaves sizes to `decode`."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -107,7 +107,7 @@ def train(
         save()
     saved = time.monotonic()
     with stop_on_signals() as stop:
-        while progress.epoch < s.epochs and not ran_out_of_patience(s, progress):
+        while progress.epoch < s.epochs and not ran_out_of_patience(phase, progress):
             batches.epoch, batches.first_update = progress.epoch, progress.update
             pace = Pace(workers(phase.settings, accelerator), accelerator.num_processes)
             feed = pace.timed(batch_loader)
@@ -190,12 +190,13 @@ def divergence(s: Optimization, progress: Progress, folder: Run) -> str:
             f'--clip-grad 1. The last good weights are kept in {kept}.')
 
 
-def ran_out_of_patience(s: Optimization, progress: Progress) -> bool:
+def ran_out_of_patience(phase: Phase, progress: Progress) -> bool:
     """Whether the phase has gone on for long enough without a better epoch."""
-    own = [row[s.metric] for row in progress.history if row['phase'] == progress.phase + 1]
+    s = phase.settings.optimization
     best, since = None, 0
-    for value in own:
-        best, since = (value, 0) if is_better(s.metric, value, best) else (best, since + 1)
+    for row in progress.history:
+        if row['phase'] == phase.name:
+            best, since = (row, 0) if is_better(s.metric, row, best) else (best, since + 1)
     return s.early_stopping is not None and since >= s.early_stopping
 
 
@@ -217,7 +218,7 @@ def end_epoch(
         learning_rate=max(group['lr'] for group in optimizer.param_groups),
         **summary(predictions, phase.objective.num_classes), images_per_second=pace.model,
         input_images_per_second=pace.input)
-    if is_better(s.metric, row[s.metric], progress.best[s.metric] if progress.best else None):
+    if is_better(s.metric, row, progress.best):
         progress.best = row
         if accelerator.is_main_process:
             resume.write(folder.checkpoints.best, {phase.kind: judged.state_dict()}, row)

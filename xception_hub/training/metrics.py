@@ -3,8 +3,9 @@
 Figures are computed from every image's own prediction, gathered from all processes: means of the processes' means would
 count images of short batches more than others.
 """
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -189,13 +190,21 @@ def figure_names(num_classes: int, multi_label: bool) -> list[str]:
     return [name for name in names if name not in absent]
 
 
-def is_better(metric: str, new: float, old: float | None) -> bool:
-    """Whether a figure has improved; equal is not better."""
+def is_better(metric: str, new: Mapping[str, Any], old: Mapping[str, Any] | None) -> bool:
+    """Whether the figures of an epoch are better than those of another: by a metric, and where it is equal by the loss.
+
+    A NaN is worse than any number, and what is equal is not better.
+    """
     if old is None:
         return True
-    if np.isnan(old):
-        return not np.isnan(new)
-    return new < old if metric in LOWER_IS_BETTER else new > old
+    values, others = ([figures[name] * (1 if name in LOWER_IS_BETTER else -1) for name in (metric, 'loss')]
+                      for figures in (new, old))
+    for value, other in zip(values, others):
+        if np.isnan(value) or np.isnan(other):
+            return bool(np.isnan(other) and not np.isnan(value))
+        if value != other:
+            return bool(value < other)
+    return False
 
 
 def _predicted(predictions: Predictions, num_classes: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import xception_hub  # noqa: F401  registers the model
 
-__all__ = ['ModelError', 'ProbeHead', 'TimmModel', 'Transforms', 'build', 'evaluating', 'features_of', 'hub_id', 'save',
-           'set_mode', 'without_classifier']
+__all__ = ['ModelError', 'ProbeHead', 'TimmModel', 'Transforms', 'build', 'evaluating', 'features_of', 'hub_id',
+           'let_transformers_load', 'save', 'set_mode', 'without_classifier']
 
 # With what timm's models have beside an nn.Module's: get_classifier, forward_features, pretrained_cfg, ...
 TimmModel = Any
@@ -177,7 +177,10 @@ def save(folder: Path, model: TimmModel, data_config: Mapping[str, Any], class_n
 
 
 def let_transformers_load(config_file: Path) -> None:
-    """Makes config.json what the pipelines of transformers take as well: they pass `num_classes` themselves."""
+    """Makes config.json what the pipelines of transformers take as well; timm builds the same model from it.
+
+    They pass `num_classes` themselves, beside `model_args`.
+    """
     config = json.loads(config_file.read_text(encoding='utf-8'))
     config.get('model_args', {}).pop('num_classes', None)
     config_file.write_text(json.dumps(config, indent=2), encoding='utf-8')

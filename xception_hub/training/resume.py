@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -51,9 +52,17 @@ def write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappin
     Raises:
         ResumeError: The disk is full or can't be written; what was there is still there.
     """
-    flat = {f'{kind}.{name}': tensor.detach().to('cpu', memory_format=torch.contiguous_format)
-            for kind, part in tensors.items() for name, tensor in part.items()}
-    part = path.with_name(path.name + PART_SUFFIX)
+    flat: StateDict = {}
+    storages: set[int] = set()
+    for kind, named in tensors.items():
+        for name, tensor in named.items():
+            tensor = tensor.detach().cpu().contiguous()
+            if tensor.untyped_storage().data_ptr() in storages:  # tied weights, which the format can't express
+                tensor = tensor.clone()
+            storages.add(tensor.untyped_storage().data_ptr())
+            flat[f'{kind}.{name}'] = tensor
+    # of a name of its own: several runs may fill the same cache of features
+    part = path.with_name(f'{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(flat, part, metadata={'state': json.dumps(state)})
@@ -176,6 +185,15 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: StateDict, rest:
     groups = [{**new, **{name: value for name, value in old.items() if not isinstance(new.get(name), tuple)}}
               for new, old in zip(optimizer.state_dict()['param_groups'], rest['groups'])]
     optimizer.load_state_dict(dict(state=state, param_groups=groups))
+    # torch has loaded all of it in the dtype of the parameters and in the memory format of the file, on which the last
+    # bit of a sum depends
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    for index, values in optimizer.state_dict()['state'].items():
+        for name, loaded in values.items():
+            if isinstance(loaded, Tensor):
+                saved = state[index][name]
+                like = parameters[index] if loaded.shape == parameters[index].shape else loaded
+                values[name] = torch.empty_like(like, dtype=saved.dtype, device=loaded.device).copy_(saved)
 
 
 def _plain(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
