@@ -1,4 +1,5 @@
 """The blocks of the README and of the pages below docs/ run as they stand there."""
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import timm
 import torch
 from conftest import ROOT, save_repository
 from hub_server import HubServer
+from kitchen_photos import PHOTOS, kitchen_photos
 from port_a_keras_model import CLASS_NAMES, Checkpoint
 from torch import Tensor
 
@@ -34,10 +36,11 @@ def folder(
     (folder / 'photos').mkdir()
     for photo in checkpoint.photos:
         shutil.copy(photo, folder / 'photos')
+    kitchen_photos(folder / 'photos_by_class')
     shutil.copy(checkpoint.model, folder / 'model.keras')
     torch.save(to_legacy(imagenet_state_dict), folder / 'legacy.pth')
     save_repository(folder / 'weights', imagenet_state_dict)
-    for name in ('hubconf.py', 'xception_hub', 'conversion'):
+    for name in ('hubconf.py', 'finetune.py', 'xception_hub', 'conversion', 'examples'):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
@@ -59,11 +62,16 @@ def test_block(language: str, code: str, folder: Path) -> None:
         info = timm.data.ImageNetInfo()
         assert output.strip() in [info.index_to_description(i) for i in range(1000)]
     if 'label_names' in code:
-        assert output.strip() in (str(list(CLASS_NAMES)), *CLASS_NAMES)
+        assert output.strip() in (str(list(CLASS_NAMES)), *CLASS_NAMES, *PHOTOS)
     if 'output_shape' in code:
         assert output.strip() == '(None, 6)'
     if 'conversion.verify' in code:
         assert (folder / 'converted' / 'parity.png').stat().st_size > 10_000
+    if '--output kitchen-model' in code:
+        assert json.loads((folder / 'kitchen-model' / 'metrics.json').read_text())['top1'] == 1
+        assert (folder / 'kitchen-model' / 'report.html').stat().st_size > 50_000
+    if '--dry-run' in code:
+        assert not (folder / 'kitchen-transfer').exists()
     if '513, 513' in code:
         assert output.strip().endswith('(1, 2048, 32, 32)]')
 
