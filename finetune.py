@@ -34,11 +34,11 @@ from xception_hub.training.labels import Selected, outputs_of
 from xception_hub.training.loop import (
     Diverged,
     Phase,
+    Training,
     judge,
     make_optimizer,
     memory_format,
     progress_bar,
-    train,
     workers,
 )
 from xception_hub.training.memory import measure
@@ -90,7 +90,7 @@ def run(settings: Settings) -> None:
     stages = phases(settings)
     for number in range(progress.phase, len(stages)):
         phase = prepare(*stages[number], data, model, transforms, accelerator)
-        train(phase, data, progress, checkpoint, folder, accelerator)
+        Training(phase, data, progress, checkpoint, folder, accelerator).run()
         restore_best(phase, model, folder, accelerator)
         checkpoint, progress = None, replace(progress, phase=number + 1, epoch=0, update=0, loss_sum=0., images=0)
     if settings.output.eval_only:
@@ -316,8 +316,8 @@ def finish(
         models.save(folder.folder, model, transforms.config, data.class_names, data.multi_label, base)
     bad = [f'{image["name"]}: {image["reason"]}' for image in kept['bad_images']]
     folder.write_text('report.html', results.page(
-        predictions, split, data.class_names, progress.history, settings.flat(), figures, bad, folder.folder,
-        accelerator.device))
+        predictions, split, data.class_names, [dict(row, best=row == progress.best) for row in progress.history],
+        settings.flat(), figures, bad, folder.folder, accelerator.device))
     folder.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # the last one: from here on it is finished
     if not settings.output.eval_only and is_xception(folder.folder):
         folder.write_text('README.md', card.render(folder.folder))

@@ -38,8 +38,9 @@ def outcome(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(('recipe', 'processes', 'workers'), [
-    (EVERYTHING, 1, 0), (EVERYTHING, 1, 2), (EVERYTHING, 2, 0), (TRANSFER, 1, 0), (TRANSFER, 2, 0)],
-    ids=['full', 'full, workers', 'full, two processes', 'transfer', 'transfer, two processes'])
+    (EVERYTHING, 1, 0), (EVERYTHING, 1, 2), (EVERYTHING, 2, 0), ((*EVERYTHING, '--streaming'), 2, 0), (TRANSFER, 1, 0),
+    (TRANSFER, 2, 0)],
+    ids=['full', 'full, workers', 'full, two processes', 'stream, two processes', 'transfer', 'transfer, two processes'])
 def test_killed_at_random_moments(recipe: Any, processes: int, workers: int, folder: Path, tmp_path: Path) -> None:
     """SIGKILL, again and again, in the middle of epochs, evaluations and writes."""
     def arguments(name: str) -> tuple[Any, ...]:

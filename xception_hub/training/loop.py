@@ -3,7 +3,8 @@ import math
 import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import results, resume
@@ -23,11 +24,11 @@ from .models import ModelError, set_mode
 from .objective import Objective
 from .pace import Pace
 from .resume import Checkpoint
-from .runs import Interrupted, Progress, Run, stop_on_signals
-from .samples import Plan, TrainingBatches, loader, seed_all
+from .runs import Interrupted, Progress, Run, Stop, stop_on_signals
+from .samples import Batch, Plan, TrainingBatches, loader, seed_all
 from .settings import Optimization, Settings
 
-__all__ = ['Diverged', 'Phase', 'judge', 'make_optimizer', 'memory_format', 'progress_bar', 'train', 'workers']
+__all__ = ['Diverged', 'Phase', 'Training', 'judge', 'make_optimizer', 'memory_format', 'progress_bar', 'workers']
 
 MOST_WORKERS = 8
 
@@ -59,106 +60,143 @@ class Phase:
     objective: Objective
 
 
-def train(
-        phase: Phase, data: Data, progress: Progress, checkpoint: Checkpoint | None, folder: Run,
-        accelerator: Accelerator,
-) -> None:
-    """Trains a phase to its end, from its start or from a checkpoint.
+class Training:
+    """A phase on its way.
 
-    Raises:
-        Diverged: The loss is no number any more.
-        Interrupted: By a signal; everything is saved.
+    Args:
+        phase: To be trained.
+        data: On its training split, judged on its validation split.
+        progress: How far the run has come; it is kept up to date.
+        checkpoint: To go on from; None at the start of the phase.
+        folder: Of the run.
+        accelerator: Of the processes.
     """
-    s, module, frozen = phase.settings.optimization, phase.module, phase.settings.optimization.batch_norm == 'frozen'
-    plan = Plan(len(data.train), s.batch_size, s.accumulation, accelerator.num_processes, accelerator.process_index)
-    averages = ModelEmaV3(module, s.ema_decay, use_warmup=True) if s.ema_decay else None
-    judged = averages.module if averages else module
-    optimizer = make_optimizer(s, module)
-    schedule = make_schedule(s, optimizer, plan)
-    if checkpoint:
-        resume.restore(module, checkpoint.tensors[phase.kind], checkpoint.path)
-        if averages:
-            resume.restore(averages.module, checkpoint.tensors['averages'], checkpoint.path)
-        resume.unpack_optimizer(optimizer, checkpoint.tensors.get('optimizer', {}), checkpoint.state['optimizer'])
-        if accelerator.scaler:
-            accelerator.scaler.load_state_dict(checkpoint.state['scaler'])
-    if phase.settings.machine.compile:
-        module.compile()
-    accelerator.free_memory()  # a phase is prepared anew: what is trained, and so what processes share, has changed
-    wrapped, prepared = accelerator.prepare(module, optimizer)
 
-    batches = TrainingBatches(data.train, plan, s.seed, s.balanced_sampling)
-    batch_loader = loader(phase.training, batches, workers(phase.settings, accelerator),
-                          accelerator.device.type == 'cuda')
+    def __init__(
+            self, phase: Phase, data: Data, progress: Progress, checkpoint: Checkpoint | None, folder: Run,
+            accelerator: Accelerator,
+    ) -> None:
+        s, module = phase.settings.optimization, phase.module
+        self.phase, self.data, self.progress, self.folder = phase, data, progress, folder
+        self.accelerator, self.module, self.settings = accelerator, module, s
+        self.plan = Plan(
+            len(data.train), s.batch_size, s.accumulation, accelerator.num_processes, accelerator.process_index)
+        self.averages = ModelEmaV3(module, s.ema_decay, use_warmup=True) if s.ema_decay else None
+        self.optimizer = make_optimizer(s, module)
+        self.schedule = make_schedule(s, self.optimizer, self.plan)
+        if checkpoint:
+            self._restore(checkpoint)
+        if phase.settings.machine.compile:
+            module.compile()
+        # a phase is prepared anew: what is trained has changed, and so has what the processes share
+        accelerator.free_memory()
+        self.wrapped, self.prepared_optimizer = accelerator.prepare(module, self.optimizer)
+        self.order = TrainingBatches(data.train, self.plan, s.seed, s.balanced_sampling)
+        self.batches = loader(
+            phase.training, self.order, workers(phase.settings, accelerator), accelerator.device.type == 'cuda')
+        self.saved_at = 0.
+        if not checkpoint:
+            self.save()
 
-    def save() -> None:
-        if accelerator.is_main_process:
-            tensors = {phase.kind: module.state_dict()}
-            if averages:
-                tensors['averages'] = averages.module.state_dict()
-            if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):
-                raise Diverged(divergence(s, progress, folder))
-            tensors['optimizer'], rest = resume.pack_optimizer(optimizer)
-            scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-            folder.checkpoints.save(progress.phase, progress.epoch * plan.updates + progress.update, tensors,
-                                    dict(progress=progress.as_dict(), optimizer=rest, scaler=scaler))
+    @property
+    def judged(self) -> nn.Module:
+        """The averages, if there are any, else the module itself."""
+        return self.averages.module if self.averages else self.module
 
-    if not checkpoint:
-        save()
-    saved = time.monotonic()
-    with stop_on_signals() as stop:
-        while progress.epoch < s.epochs and not ran_out_of_patience(phase, progress):
-            batches.epoch, batches.first_update = progress.epoch, progress.update
-            pace = Pace(workers(phase.settings, accelerator), accelerator.num_processes)
-            feed = pace.timed(batch_loader)
-            set_mode(module, frozen)
-            with progress_bar(f'{phase.name} {progress.epoch + 1}/{s.epochs}', len(data.train), accelerator,
-                              progress.images) as bar:
-                for update in range(progress.update, plan.updates):
-                    number = progress.epoch * plan.updates + update
-                    schedule.step_update(number)
-                    loss_sum = torch.zeros((), device=accelerator.device)
-                    for step in range(plan.steps(update)):
-                        batch = next(feed).to(accelerator.device, memory_format(phase.settings))
-                        seed_all(s.seed, progress.phase, number, step, accelerator.process_index)  # dropout, mixup
-                        inputs, targets = phase.objective.prepare(batch.inputs, batch.labels)
-                        last = step + 1 == plan.steps(update)
-                        with nullcontext() if last else accelerator.no_sync(wrapped):
-                            losses = phase.objective.losses(wrapped(inputs), targets) * batch.weights
-                            # gradients become the mean over processes; this makes it that over the images of the group
-                            accelerator.backward(losses.sum() * accelerator.num_processes / plan.size(update))
-                        loss_sum += losses.detach().sum()
-                    if s.clip_grad:
-                        accelerator.clip_grad_norm_(wrapped.parameters(), s.clip_grad)
-                    prepared.step()
-                    prepared.zero_grad()
-                    if averages:
-                        averages.update(module, step=number + 1)
+    def run(self) -> None:
+        """Trains to the end.
 
-                    # all processes see the same sum, and stop at the same update
-                    loss, stopping = accelerator.reduce(
-                        torch.stack([loss_sum, loss_sum.new_tensor(float(stop.asked))])).tolist()
-                    if not math.isfinite(loss):
-                        raise Diverged(divergence(s, progress, folder))
-                    progress.update, progress.loss_sum = update + 1, progress.loss_sum + loss
-                    progress.images += plan.size(update)
-                    bar.update(plan.size(update))
-                    bar.set_postfix(loss=f'{loss / plan.size(update):.4f}', refresh=False)
-                    due = time.monotonic() - saved >= 60 * phase.settings.output.checkpoint_minutes
-                    if stopping or (due and update + 1 < plan.updates):
-                        save()
-                        saved = time.monotonic()
-                    if stopping:
-                        raise Interrupted
-            next(feed, None)  # lets the pace stop its clock
+        Raises:
+            Diverged: The loss is no number any more.
+            Interrupted: By a signal; everything is saved.
+        """
+        self.saved_at = time.monotonic()
+        with stop_on_signals() as stop:
+            while self.progress.epoch < self.settings.epochs and not ran_out_of_patience(self.phase, self.progress):
+                pace = Pace(workers(self.phase.settings, self.accelerator), self.accelerator.num_processes)
+                self._epoch(pace, stop)
+                share_buffers(self.module)
+                predictions = judge(self.phase, self.judged, self.data, self.accelerator)
+                end_epoch(self.phase, self.judged, predictions, pace, self.optimizer, self.progress, self.folder,
+                          self.accelerator)
+                self.save()
+                if stop.asked and self.accelerator.num_processes == 1:
+                    raise Interrupted
 
-            share_buffers(module)
-            figures = judge(phase, judged, data, accelerator)
-            end_epoch(phase, judged, figures, pace, optimizer, progress, folder, accelerator)
-            save()
-            saved = time.monotonic()
-            if stop.asked and accelerator.num_processes == 1:
-                raise Interrupted
+    def _epoch(self, pace: Pace, stop: Stop) -> None:
+        """What is left of an epoch."""
+        progress, plan = self.progress, self.plan
+        self.order.epoch, self.order.first_update = progress.epoch, progress.update
+        set_mode(self.module, self.settings.batch_norm == 'frozen')
+        name = f'{self.phase.name} {progress.epoch + 1}/{self.settings.epochs}'
+        with closing(pace.timed(self.batches)) as feed, progress_bar(
+                name, len(self.data.train), self.accelerator, progress.images) as bar:
+            for update in range(progress.update, plan.updates):
+                loss_sum = self._update(feed, update)
+                # all processes see the same sums, and stop at the same update
+                sums = torch.stack([loss_sum, loss_sum.new_tensor(float(stop.asked))])
+                loss, stopping = self.accelerator.reduce(sums).tolist()
+                if not math.isfinite(loss):
+                    raise Diverged(divergence(self.settings, progress, self.folder))
+                progress.update, progress.loss_sum = update + 1, progress.loss_sum + loss
+                progress.images += plan.size(update)
+                bar.update(plan.size(update))
+                bar.set_postfix(loss=f'{loss / plan.size(update):.4f}', refresh=False)
+                due = time.monotonic() - self.saved_at >= 60 * self.phase.settings.output.checkpoint_minutes
+                if stopping or (due and update + 1 < plan.updates):
+                    self.save()
+                if stopping:
+                    raise Interrupted
+
+    def _update(self, feed: Iterator[Batch], update: int) -> Tensor:
+        """Takes one step of the optimizer, and returns the sum of this process' losses."""
+        accelerator, objective = self.accelerator, self.phase.objective
+        size, steps = self.plan.size(update), self.plan.steps(update)
+        number = self.progress.epoch * self.plan.updates + update
+        self.schedule.step_update(number)
+        loss_sum = torch.zeros((), device=accelerator.device)
+        for step in range(steps):
+            batch = next(feed).to(accelerator.device, memory_format(self.phase.settings))
+            # for dropout and mixup
+            seed_all(self.settings.seed, self.progress.phase, number, step, accelerator.process_index)
+            inputs, targets = objective.prepare(batch.inputs, batch.labels)
+            with nullcontext() if step + 1 == steps else accelerator.no_sync(self.wrapped):
+                losses = objective.losses(self.wrapped(inputs), targets) * batch.weights
+                # gradients become the mean over processes; this makes it that over all images of the update
+                accelerator.backward(losses.sum() * accelerator.num_processes / size)
+            loss_sum += losses.detach().sum()
+        if self.settings.clip_grad:
+            accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip_grad)
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+        if self.averages:
+            self.averages.update(self.module, step=number + 1)
+        return loss_sum
+
+    def save(self) -> None:
+        """Writes a checkpoint, unless its weights are no numbers any more."""
+        self.saved_at = time.monotonic()
+        if not self.accelerator.is_main_process:
+            return
+        progress, tensors = self.progress, {self.phase.kind: self.module.state_dict()}
+        if not all(tensor.isfinite().all() for tensor in tensors[self.phase.kind].values()):
+            raise Diverged(divergence(self.settings, progress, self.folder))
+        if self.averages:
+            tensors['averages'] = self.averages.module.state_dict()
+        tensors['optimizer'], rest = resume.pack_optimizer(self.optimizer)
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        self.folder.checkpoints.save(
+            progress.phase, progress.epoch * self.plan.updates + progress.update, tensors,
+            dict(progress=progress.as_dict(), optimizer=rest, scaler=scaler))
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        tensors, state = checkpoint.tensors, checkpoint.state
+        resume.restore(self.module, tensors[self.phase.kind], checkpoint.path)
+        if self.averages:
+            resume.restore(self.averages.module, tensors['averages'], checkpoint.path)
+        resume.unpack_optimizer(self.optimizer, tensors.get('optimizer', {}), state['optimizer'])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state['scaler'])
 
 
 def make_optimizer(s: Optimization, module: nn.Module) -> torch.optim.Optimizer:

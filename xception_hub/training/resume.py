@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = ['Checkpoint', 'Checkpoints', 'ResumeError', 'pack_optimizer', 'read',
 
 FILE_NAME = re.compile(r'(\d{2})-(\d{9})\.safetensors')
 PART_SUFFIX = '.part'
+NUMBERS = (bool, int, float, type(None))
 
 
 class ResumeError(RuntimeError):
@@ -163,27 +164,38 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[st
     """
     packed = optimizer.state_dict()
     tensors: StateDict = {}
-    numbers: dict[str, dict[str, Any]] = {}
-    for parameter, values in packed['state'].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f'{parameter}.{name}'] = value
-            elif value is None or isinstance(value, (bool, int, float)):
-                numbers.setdefault(str(parameter), {})[name] = value
-            else:
-                raise ResumeError(f'{type(optimizer).__name__} keeps a {type(value).__name__} in its state, which a '
-                                  f'checkpoint can not hold. Choose another optimizer.')
-    return tensors, dict(numbers=numbers, groups=_plain(packed['param_groups']))
+
+    def plain(values: Mapping[str, Any], kinds: Any, owner: str) -> dict[str, Any]:
+        """What is no tensor."""
+        rest = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        strange = [value for value in rest.values() if not isinstance(value, kinds)]
+        if strange:
+            raise ResumeError(f'{type(optimizer).__name__} keeps a {type(strange[0]).__name__} in its state, which a '
+                              f'checkpoint can not hold. Choose another optimizer.')
+        tensors.update({f'{owner}.{name}': value for name, value in values.items() if name not in rest})
+        return rest
+
+    numbers = {str(index): plain(values, NUMBERS, str(index)) for index, values in packed['state'].items()}
+    groups = []
+    for i, group in enumerate(packed['param_groups']):
+        # dtypes and names are settings, which a new optimizer has already
+        changing = {name: value for name, value in group.items()
+                    if name != 'param_names' and not isinstance(value, torch.dtype)}
+        groups.append(plain(changing, (*NUMBERS, str, list, tuple), f'group{i}'))
+    return tensors, dict(numbers=numbers, groups=groups)
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: StateDict, rest: Mapping[str, Any]) -> None:
     """Puts a packed state into a new optimizer of the same parameters."""
-    state: dict[int, dict[str, Any]] = {int(parameter): dict(values) for parameter, values in rest['numbers'].items()}
-    for key, tensor in tensors.items():
-        parameter, _, name = key.partition('.')
-        state.setdefault(int(parameter), {})[name] = tensor
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest['numbers'].items()}
     groups = [{**new, **{name: value for name, value in old.items() if not isinstance(new.get(name), tuple)}}
               for new, old in zip(optimizer.state_dict()['param_groups'], rest['groups'])]
+    for key, tensor in tensors.items():
+        owner, _, name = key.partition('.')
+        if owner.startswith('group'):
+            groups[int(owner.removeprefix('group'))][name] = tensor
+        else:
+            state[int(owner)][name] = tensor
     optimizer.load_state_dict(dict(state=state, param_groups=groups))
     # torch has loaded all of it in the dtype of the parameters and in the memory format of the file, on which the last
     # bit of a sum depends
@@ -194,13 +206,6 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: StateDict, rest:
                 saved = state[index][name]
                 like = parameters[index] if loaded.shape == parameters[index].shape else loaded
                 values[name] = torch.empty_like(like, dtype=saved.dtype, device=loaded.device).copy_(saved)
-
-
-def _plain(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Parameter groups without the names of the parameters, and what else doesn't belong to their progress."""
-    kinds = (bool, int, float, str, list, tuple, type(None))
-    return [{name: value for name, value in group.items() if name != 'param_names' and isinstance(value, kinds)}
-            for group in groups]
 
 
 def restore(module: nn.Module, tensors: StateDict, path: Path) -> None:
