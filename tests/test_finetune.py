@@ -21,7 +21,7 @@ from kitchen_photos import PHOTOS, kitchen_photos
 from torch import Tensor
 
 from xception_hub.training.results import usage
-from xception_hub.training.resume import read
+from xception_hub.training.resume import Checkpoints, read
 
 TRAINING = ('--recipe', 'full', '--warmup-epochs', 0, '--batch-size', 16)
 FEW = (*TRAINING, '--epochs', 2)
@@ -358,6 +358,24 @@ def test_push(hub: HubServer, folder: Path, tmp_path: Path, log: Path) -> None:
     model = timm.create_model('hf-hub:org/digits', pretrained=True)
     assert model.pretrained_cfg['label_names'] == sorted(WORDS[:6])
     assert model.get_classifier().weight.equal(weights_of(tmp_path / 'model')['head.fc.weight'])
+
+
+def test_push_of_another_network(hub: HubServer, folder: Path, tmp_path: Path, log: Path) -> None:
+    """With timm's own card."""
+    finetune(*SMALL, *FEW, '--dataset', folder, '--output', tmp_path / 'model', '--push', 'org/resnet', log=log,
+             environment=dict(HF_TOKEN=TOKEN))
+    model = timm.create_model('hf-hub:org/resnet', pretrained=True)
+    assert model.pretrained_cfg['label_names'] == sorted(WORDS[:6])
+    assert all(tensor.equal(model.state_dict()[name]) for name, tensor in weights_of(tmp_path / 'model').items())
+
+
+def test_early_stopping(folder: Path, tmp_path: Path, log: Path) -> None:
+    """Nothing gets better at a rate of nearly nothing; a run that goes on knows when it has had enough, too."""
+    finetune(*SMALL, *TRAINING, '--epochs', 30, '--early-stopping', 2, '--learning-rate', 1e-12, '--batch-norm',
+             'frozen', '--ema-decay', 0, '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    newest = Checkpoints(tmp_path / 'model' / 'checkpoints').newest()
+    assert newest is not None
+    assert len(newest.state['progress']['history']) == 3
 
 
 def test_duplicates_are_named(folder: Path, tmp_path: Path, log: Path) -> None:

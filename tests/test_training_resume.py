@@ -3,7 +3,6 @@ import math
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ def test_round_trip(tmp_path: Path) -> None:
     special = torch.tensor([math.nan, math.inf, -math.inf, -0., 1e-45])
     shared = torch.randn(4, 6)
     model = {
-        'float32': special, 'bfloat16': special.bfloat16(), 'float16': special.half(), 'float64': torch.randn(3).double(),
-        'int64': torch.tensor([2**63 - 1]), 'uint8': torch.arange(5, dtype=torch.uint8), 'bool': torch.tensor([True, False]),
+        'float32': special, 'bfloat16': special.bfloat16(), 'float16': special.half(), 'float64': special.double(),
+        'int64': torch.tensor([2**63 - 1]), 'uint8': torch.arange(5, dtype=torch.uint8), 'bool': special > 0,
         'scalar': torch.tensor(7), 'empty': torch.zeros(0, 3), 'a.b.c': torch.zeros(1),
         'channels_last': torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
         'transposed': shared.T, 'part': shared[1:3, ::2], 'row': shared[0], 'whole': shared, 'tied': shared,
@@ -179,7 +178,7 @@ def test_newest_passes_over_damaged_ones(tmp_path: Path) -> None:
         checkpoints.save(0, update, {'model': {'weight': torch.tensor(update)}}, dict(update=update))
     damaged = checkpoints.path(0, 2)
     damaged.write_bytes(damaged.read_bytes()[:50])
-    with pytest.warns(UserWarning, match=rf'{damaged} is no checkpoint, or a damaged one .* The one before it is taken'):
+    with pytest.warns(UserWarning, match=rf'{damaged} is no checkpoint, .* The one before it is taken'):
         newest = checkpoints.newest()
     assert newest is not None and newest.state == dict(update=1)
     checkpoints.path(0, 1).write_bytes(b'')
@@ -231,8 +230,8 @@ def through_a_file(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
 
 
 @pytest.mark.parametrize('name', [
-    'sgd', 'momentum', 'adam', 'adamw', 'rmsproptf', 'lamb', 'lion', 'adafactor', 'adafactorbv', 'nadamw', 'muon', 'adan',
-    'lookahead_adamw'])
+    'sgd', 'momentum', 'adam', 'adamw', 'nadamw', 'rmsproptf', 'lamb', 'lion', 'adafactor', 'adafactorbv', 'adan',
+    'muon', 'lookahead_adamw'])
 def test_optimizers_go_on(name: str, tmp_path: Path) -> None:
     """Three updates, a file, three more: bit by bit what six updates give, with a rate of its own for each layer."""
     def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -258,6 +257,10 @@ def test_optimizers_go_on(name: str, tmp_path: Path) -> None:
         assert same_bits(model.state_dict()[key], tensor), key
 
 
+def is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
     """In values, dtypes and memory formats."""
     assert one['param_groups'] == other['param_groups']
@@ -268,7 +271,7 @@ def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
             found = one['state'][index][name]
             if isinstance(value, Tensor):
                 assert same_bits(found, value), name
-                assert found.stride() == value.stride(), name
+                assert is_channels_last(found) == is_channels_last(value), name
             else:
                 assert (type(found), found) == (type(value), value), name
 
@@ -281,9 +284,9 @@ def test_the_memory_format_is_that_of_the_parameters(tmp_path: Path) -> None:
     other = network()
     unpacked = create_optimizer_v2(other, opt='adamw')
     unpack_optimizer(unpacked, checkpoint.tensors['optimizer'], checkpoint.state['optimizer'])
-    strides = {(values['exp_avg'].stride(), parameter.stride()) for parameter, values in unpacked.state.items()}
-    assert all(one == other for one, other in strides)
-    assert any(stride[1] == 1 and len(stride) == 4 for stride, _ in strides)
+    for parameter, values in unpacked.state.items():
+        assert values['exp_avg'].stride() == values['exp_avg_sq'].stride() == parameter.stride()
+    assert not unpacked.state[other.conv1[0].weight]['exp_avg'].is_contiguous()
 
 
 def test_state_in_another_dtype(tmp_path: Path) -> None:
@@ -311,29 +314,24 @@ def test_before_the_first_update(tmp_path: Path) -> None:
     assert all(same_bits(*pair) for pair in zip(model.state_dict().values(), expected.state_dict().values()))
 
 
-def adjusted(change: Callable[[torch.optim.Optimizer], Any]) -> torch.optim.Optimizer:
-    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
-    change(optimizer)
-    return optimizer
-
-
-@pytest.mark.parametrize(('change', 'kind'), [
-    (lambda optimizer: optimizer.state[optimizer.param_groups[0]['params'][0]].update(old=[torch.zeros(2)]), 'list'),
-    (lambda optimizer: optimizer.state[optimizer.param_groups[0]['params'][0]].update(old=torch.Generator()), 'Generator'),
-    (lambda optimizer: optimizer.param_groups[0].update(rule=print), 'builtin_function_or_method'),
-])
-def test_state_that_can_not_be_kept(change: Callable[[torch.optim.Optimizer], Any], kind: str) -> None:
-    with pytest.raises(ResumeError, match=f'SGD keeps a {kind} in its state, which a checkpoint can not hold. Choose'):
-        pack_optimizer(adjusted(change))
+@pytest.mark.parametrize(('value', 'kind'), [([torch.zeros(2)], 'list'), (torch.Generator(), 'Generator')])
+def test_state_that_can_not_be_kept(value: Any, kind: str) -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    of_parameter, of_group = (torch.optim.SGD([parameter], lr=0.1) for _ in range(2))
+    of_parameter.state[parameter]['old'] = value
+    of_group.param_groups[0]['old'] = torch.Generator()
+    for optimizer, found in ((of_parameter, kind), (of_group, 'Generator')):
+        with pytest.raises(ResumeError, match=f'SGD keeps a {found} in its state, which a checkpoint can not hold'):
+            pack_optimizer(optimizer)
 
 
 def test_optimizers_that_can_not_be_kept() -> None:
-    model = network()
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.LBFGS(layer.parameters())
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = model(images(32, 32)).square().mean()
+        loss = (layer(torch.ones(1, 3)) - 1).square().sum()
         loss.backward()
         return loss
 
