@@ -11,27 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from sklearn.datasets import load_digits
-
 CONTEXT: Any = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['finetune'])
 
-WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 # A small network of timm's, from scratch, on small images: a run takes a few seconds.
 SMALL = ('--model', 'test_resnet', '--no-pretrained', '--image-size', '32')
-
-
-def digits(folder: Path, per_class: int, classes: int = 10, size: int = 32) -> Path:
-    """Writes real handwritten digits as a folder of images for each class."""
-    data = load_digits()
-    for number, word in enumerate(WORDS[:classes]):
-        (folder / word).mkdir(parents=True)
-        for i, pixels in enumerate(data.images[data.target == number][:per_class]):
-            image = Image.fromarray((pixels * 15.9).astype(np.uint8)).resize((size, size))
-            image.save(folder / word / f'{i:03}.png')
-    return folder
 
 
 @dataclass(frozen=True)

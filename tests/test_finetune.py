@@ -15,7 +15,8 @@ import timm
 import torch
 import yaml
 from conftest import ROOT
-from finetuning import SMALL, WORDS, digits, finetune, run
+from finetuning import SMALL, finetune, run
+from handwritten_digits import NAMES, handwritten_digits
 from hub_server import TOKEN, HubServer
 from kitchen_photos import PHOTOS, kitchen_photos
 from torch import Tensor
@@ -37,7 +38,7 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits(tmp_path_factory.mktemp('data') / 'digits', per_class=10, classes=6)
+    return handwritten_digits(tmp_path_factory.mktemp('data') / 'digits', per_class=10, classes=6)
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_transfer_keeps_statistics(
 
 def test_digits_reach(tmp_path: Path, log: Path) -> None:
     """A small network learns handwritten digits from scratch, with everything that the recipe full has."""
-    data = digits(tmp_path / 'digits', per_class=60)
+    data = handwritten_digits(tmp_path / 'digits', per_class=60)
     finetune(*SMALL, '--recipe', 'full', '--dataset', data, '--epochs', 12, '--warmup-epochs', 1, '--batch-size', 16,
              '--learning-rate', 3e-3, '--layer-decay', 1., '--flip', 0, '--ema-decay', 0.98, '--crop-scale', 0.7, 1.,
              '--output', tmp_path / 'model', log=log)
@@ -155,7 +156,7 @@ def test_two_processes_are_one(folder: Path, tmp_path: Path, log: Path) -> None:
 def test_multi_label(folder: Path, tmp_path: Path, log: Path) -> None:
     """Lists of labels in a table; an image may have none."""
     rows = []
-    for number, word in enumerate(WORDS[:4]):
+    for number, word in enumerate(NAMES[:4]):
         for path in sorted((folder / word).iterdir()):
             labels = [word, *(['even'] if number % 2 == 0 else [])] if path.stem != '000' else []
             rows.append(dict(image=str(path), labels=labels))
@@ -202,7 +203,7 @@ def test_evaluation(folder: Path, tmp_path: Path, log: Path) -> None:
     """Of a fine-tuned model by the names of its classes, whatever their order, and by two processes the same."""
     finetune(*SMALL, *FEW, '--dataset', folder, '--output', tmp_path / 'model', log=log)
     table = tmp_path / 'table.csv'
-    rows = [f'{path},{"0" if word == "zero" else word}' for word in WORDS[:6] for path in (folder / word).iterdir()]
+    rows = [f'{path},{"0" if word == "zero" else word}' for word in NAMES[:6] for path in (folder / word).iterdir()]
     table.write_text('\n'.join(['image,label', *rows[10:33]]))  # no zeros, 23 images
     found = []
     for processes in (1, 2):
@@ -356,7 +357,7 @@ def test_push(hub: HubServer, folder: Path, tmp_path: Path, log: Path) -> None:
     assert 'There is no token' in ended.text
     finetune(*arguments, log=log, environment=dict(HF_TOKEN=TOKEN))  # finished: only published
     model = timm.create_model('hf-hub:org/digits', pretrained=True)
-    assert model.pretrained_cfg['label_names'] == sorted(WORDS[:6])
+    assert model.pretrained_cfg['label_names'] == sorted(NAMES[:6])
     assert model.get_classifier().weight.equal(weights_of(tmp_path / 'model')['head.fc.weight'])
 
 
@@ -365,7 +366,7 @@ def test_push_of_another_network(hub: HubServer, folder: Path, tmp_path: Path, l
     finetune(*SMALL, *FEW, '--dataset', folder, '--output', tmp_path / 'model', '--push', 'org/resnet', log=log,
              environment=dict(HF_TOKEN=TOKEN))
     model = timm.create_model('hf-hub:org/resnet', pretrained=True)
-    assert model.pretrained_cfg['label_names'] == sorted(WORDS[:6])
+    assert model.pretrained_cfg['label_names'] == sorted(NAMES[:6])
     assert all(tensor.equal(model.state_dict()[name]) for name, tensor in weights_of(tmp_path / 'model').items())
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetuning import SMALL, Running, digits, finetune, run
+from finetuning import SMALL, Running, finetune, run
+from handwritten_digits import handwritten_digits
 
 # Everything that draws random numbers, and everything that keeps a state.
 EVERYTHING = (
@@ -22,7 +23,7 @@ TRANSFER = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits; and the processes' server has started, so that times are those of runs."""
     run('--help', log=tmp_path_factory.mktemp('help') / 'log')
-    return digits(tmp_path_factory.mktemp('data') / 'digits', per_class=12, classes=8)
+    return handwritten_digits(tmp_path_factory.mktemp('data') / 'digits', per_class=12, classes=8)
 
 
 def outcome(output: Path) -> dict[str, Any]:
@@ -40,7 +41,8 @@ def outcome(output: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(('recipe', 'processes', 'workers'), [
     (EVERYTHING, 1, 0), (EVERYTHING, 1, 2), (EVERYTHING, 2, 0), ((*EVERYTHING, '--streaming'), 2, 0), (TRANSFER, 1, 0),
     (TRANSFER, 2, 0)],
-    ids=['full', 'full, workers', 'full, two processes', 'stream, two processes', 'transfer', 'transfer, two processes'])
+    ids=['full', 'full, workers', 'full, two processes', 'stream, two processes', 'transfer',
+         'transfer, two processes'])
 def test_killed_at_random_moments(recipe: Any, processes: int, workers: int, folder: Path, tmp_path: Path) -> None:
     """SIGKILL, again and again, in the middle of epochs, evaluations and writes."""
     def arguments(name: str) -> tuple[Any, ...]:
@@ -109,7 +111,7 @@ def test_more_processes_than_before(folder: Path, tmp_path: Path) -> None:
 
 
 def test_changed_dataset(folder: Path, tmp_path: Path) -> None:
-    data = digits(tmp_path / 'digits', per_class=4, classes=3)
+    data = handwritten_digits(tmp_path / 'digits', per_class=4, classes=3)
     arguments = (*TRANSFER, '--dataset', data, '--output', tmp_path / 'run', '--checkpoint-minutes', 0)
     running = Running(arguments, tmp_path / 'log')
     running.until(f'{tmp_path}/run/checkpoints/00-*1.safetensors')

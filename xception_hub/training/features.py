@@ -5,12 +5,12 @@ with: another split of the same images, more of them, or another head need no se
 """
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from accelerate import Accelerator
 from huggingface_hub import cached_assets_path
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from .data import Split
 from .pace import Pace
-from .resume import write
+from .resume import ResumeError, read, write
 from .samples import Batch, Images, Item, in_order, loader
 
 __all__ = ['FeatureCache', 'Features', 'cache_folder', 'context_of']
@@ -59,13 +59,19 @@ class FeatureCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes up files that other processes have written."""
+        """Takes up files that other processes have written; removes damaged ones, whose features are missing then."""
         for path in sorted(self.folder.glob('*.safetensors')):
             if path not in self._files:
-                tensors = safetensors.torch.load_file(path)  # mapped: read as it is used
-                digests = tensors['shard.digests'].numpy()
+                try:
+                    shard = read(path).tensors['shard']  # mapped: read as it is used
+                    digests, features = shard['digests'].numpy(), shard['features']
+                except (ResumeError, KeyError) as e:
+                    warnings.warn(f'{path} is damaged and removed; its features are computed again ({e}).',
+                                  stacklevel=2)
+                    path.unlink(missing_ok=True)
+                    continue
                 self._places.update({row.tobytes(): (len(self._shards), i) for i, row in enumerate(digests)})
-                self._shards.append(tensors['shard.features'])
+                self._shards.append(features)
                 self._files.add(path)
 
     def __contains__(self, digest: bytes) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import create_transform, resolve_data_config
-from timm.models import save_for_hf
+from timm.data import create_transform, resolve_input_data_config
+from timm.models import get_model_args, get_model_input_config, save_for_hf
 from torch import Tensor, nn
 
 import xception_hub  # noqa: F401  registers the model
@@ -55,7 +55,7 @@ def build(name: str, num_classes: int | None, pretrained: bool, args: Mapping[st
         nn.init.zeros_(classifier.weight)  # all classes the same, instead of random preferences to unlearn first
         nn.init.zeros_(classifier.bias)
     least = (model.pretrained_cfg.get('min_input_size') or (0, 0, 0))[1]
-    least = min(least, given.get('min_img_size', least))
+    least = min(least, get_model_args(model).get('min_img_size', least))
     if image_size is not None and image_size < least:
         raise ModelError(f'{name} takes images of {least} pixels at least, not {image_size}. Choose a larger '
                          f'--image-size, or pass --model-args.min-img-size {image_size} if the model has that.')
@@ -68,13 +68,19 @@ class Transforms:
     Attributes:
         config: timm's data config: input_size, mean, std, interpolation, crop_pct, ...
         needed: Shorter side in pixels below which an evaluation loses detail; see `images.decode`.
+
+    Raises:
+        ModelError: The model takes no images of three channels, or none of that size.
     """
 
     def __init__(self, model: TimmModel, image_size: int | None = None) -> None:
-        given = {'img_size': image_size} if image_size else {}
-        self.config = resolve_data_config(given, model=model)
-        if self.config['input_size'][0] != 3:
-            raise ModelError(f'The model takes {self.config["input_size"][0]} channels; images have three.')
+        channels = get_model_input_config(model)['input_size'][0]
+        if channels != 3:
+            raise ModelError(f'The model takes {channels} channels; images have three.')
+        try:
+            self.config = resolve_input_data_config(model, {'img_size': image_size})
+        except ValueError as e:
+            raise ModelError(f'{e} Choose that --image-size, or pass --model-args.img-size {image_size}.') from e
         self.needed = math.ceil(max(self.config['input_size'][1:]) / self.config['crop_pct'])
 
     def evaluation(self) -> Callable[[Any], Tensor]:
@@ -92,24 +98,36 @@ class Transforms:
 
 
 class ProbeHead(nn.Module):
-    """Dropout and the classifier of a model, on features [B, D]."""
+    """Dropout and the classifier of a model, on features [B, D].
+
+    Raises:
+        ModelError: The model ends in something else than one linear layer.
+    """
 
     def __init__(self, model: TimmModel, drop_rate: float) -> None:
         super().__init__()
-        classifier = model.get_classifier()
-        if not isinstance(classifier, nn.Linear):
-            raise ModelError(f'{type(model).__name__} ends in {type(classifier).__name__} instead of one Linear layer, '
-                             f'so that its features can not be computed once. Choose the recipe full.')
         self.drop = nn.Dropout(drop_rate)
-        self.fc = classifier  # the model's own: what it learns is in the model
+        self.fc = _linear_classifier(model)  # the model's own: what it learns is in the model
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.drop(x))
 
 
+def _linear_classifier(model: TimmModel) -> nn.Linear:
+    classifier = model.get_classifier()
+    if not isinstance(classifier, nn.Linear):
+        raise ModelError(f'{type(model).__name__} ends in {type(classifier).__name__} instead of one Linear layer, '
+                         f'so that its features can not be computed once. Choose the recipe full.')
+    return classifier
+
+
 def without_classifier(model: TimmModel) -> dict[str, Tensor]:
-    """The tensors that features depend on."""
-    own = {tensor.data_ptr() for tensor in model.get_classifier().state_dict().values()}
+    """The tensors that features depend on.
+
+    Raises:
+        ModelError: The model ends in something else than one linear layer.
+    """
+    own = {tensor.data_ptr() for tensor in _linear_classifier(model).state_dict().values()}
     return {name: tensor for name, tensor in model.state_dict().items() if tensor.data_ptr() not in own}
 
 
@@ -156,7 +174,9 @@ def save(folder: Path, model: TimmModel, data_config: Mapping[str, Any], class_n
         multi_label: For the pipelines of transformers, which take scores for exclusive otherwise.
         base_model: Hub id that the weights came from.
     """
-    rates = {name: getattr(model, name) for name in ('drop_rate', 'drop_path_rate') if getattr(model, name, 0.)}
+    built_with = getattr(model, '_model_args', {})  # by timm's factory; few models keep their rates themselves
+    rates = {name: rate for name in ('drop_rate', 'drop_path_rate')
+             if (rate := getattr(model, name, built_with.get(name)))}
     model_config: dict[str, Any] = dict(label_names=list(class_names))
     if base_model:
         model_config['base_model'] = base_model

@@ -87,7 +87,10 @@ def seed_all(*numbers: int) -> None:
     seed = seed_of(*numbers)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)  # without the stack that torch keeps for a GPU that may come
 
 
 @dataclass(frozen=True)
