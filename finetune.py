@@ -45,7 +45,7 @@ from xception_hub.training.memory import measure
 from xception_hub.training.metrics import figure_names, summary
 from xception_hub.training.models import ModelError, ProbeHead, TimmModel, Transforms, set_mode, without_classifier
 from xception_hub.training.objective import Objective, balancing
-from xception_hub.training.pace import Pace
+from xception_hub.training.pace import Pace, cpu_emulates_bf16
 from xception_hub.training.recipes import RECIPES
 from xception_hub.training.resume import Checkpoint, ResumeError
 from xception_hub.training.runs import METRICS_FILE, Interrupted, Progress, Run
@@ -120,6 +120,9 @@ def start(settings: Settings) -> Accelerator:
         raise SettingsError('fp16 needs a GPU. On a CPU choose --mixed-precision bf16 or no.')
     if not accelerator.is_main_process:
         warnings.simplefilter('ignore')  # all have the same to say
+    if accelerator.mixed_precision == 'bf16' and accelerator.device.type == 'cpu' and cpu_emulates_bf16():
+        warnings.warn('This CPU has no arithmetic for bf16, which is many times slower than float32 here.',
+                      stacklevel=2)
     return accelerator
 
 

@@ -32,7 +32,7 @@ from port_a_keras_model import download
 from xception_hub.training.data import Split
 from xception_hub.training.memory import measure
 from xception_hub.training.models import Transforms, build
-from xception_hub.training.pace import Pace
+from xception_hub.training.pace import Pace, cpu_emulates_bf16
 from xception_hub.training.recipes import RECIPES
 from xception_hub.training.samples import Images, Plan, TrainingBatches, loader
 
@@ -69,7 +69,7 @@ def make_step(model: Any, channels_last: bool, bf16: bool, size: int, batch_size
 def speed(size: int, batch_size: int, repeats: int) -> None:
     """Prints images per second of each contender."""
     steps = {label: make_step(timm.create_model(name), channels_last, bf16, size, batch_size)
-             for label, (name, channels_last, bf16) in CONTENDERS.items()}
+             for label, (name, channels_last, bf16) in CONTENDERS.items() if not (bf16 and cpu_emulates_bf16())}
     seconds: dict[str, list[float]] = {label: [] for label in steps}
     for repeat in range(repeats + 1):
         for label, step in steps.items():
@@ -82,6 +82,8 @@ def speed(size: int, batch_size: int, repeats: int) -> None:
         median = statistics.median(values)
         print(f'{label:34} {batch_size / median:6.2f} images/s {first / median:6.2f}x   '
               f'({min(values):.2f} to {max(values):.2f} s a step)')
+    if cpu_emulates_bf16():
+        print('bf16 is not measured: this CPU has no arithmetic for it')
 
 
 def memory(size: int, batch_size: int, repeats: int) -> None:

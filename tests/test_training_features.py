@@ -2,7 +2,7 @@
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,15 @@ COUNT = 21  # images, in shards of 8 and batches of 4
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Computed by one thread: the last bit depends on how many there are."""
     monkeypatch.setattr(features, 'SHARD', 8)
     monkeypatch.setattr(features, 'BATCH', 4)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')  # accelerate warns without
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')

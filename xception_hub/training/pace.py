@@ -2,9 +2,11 @@
 import time
 from collections.abc import Generator, Iterable
 
+import torch
+
 from .samples import Batch
 
-__all__ = ['Pace']
+__all__ = ['Pace', 'cpu_emulates_bf16']
 
 
 class Pace:
@@ -51,3 +53,9 @@ class Pace:
         if self.model and self.input:
             rates.append(f'{"input" if self.input < self.model else "network"} binds')
         return ', '.join(rates)
+
+
+def cpu_emulates_bf16() -> bool:
+    """Whether bf16 is slower here than float32, many times: x86 without AVX-512, as far as torch can tell."""
+    capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+    return capabilities.get('architecture') == 'x86_64' and not capabilities.get('avx512_f')
