@@ -49,7 +49,7 @@ class InceptionModule(nn.Module):
         towers: Layers from the first to the last: (kernel size, width) of a convolution, or 'avg_pool', which is 3x3.
         norm_layer: Makes the normalization of a given width that follows each convolution; None for none.
         act_layer: Makes the activation that follows that ("both operations are followed by a ReLU"); None for none.
-        count_include_pad: Average zeros beyond the border too, as timm and torchvision do, but not TensorFlow and Keras.
+        count_include_pad: Average zeros beyond the border too: timm and torchvision do, TensorFlow and Keras don't.
 
     Raises:
         ValueError: A width is below 1, a kernel size is even, a tower is empty, or a layer is of another kind.
@@ -182,7 +182,7 @@ def merge_towers(module: InceptionModule) -> nn.Sequential:
         ValueError: The module has other towers.
     """
     count = len(module.layout)
-    _check('towers', module.layout, module.layout == simplified_towers(count, module.layout[0][0][1]),
+    _check('towers', module.layout, module.layout == simplified_towers(count, module.out_chs // count),
            'simplified_towers(count, width)')
     act, norm_act = module.norm_act(module.out_chs), module.norm_act(module.out_chs)
     conv = SegmentedConv2d(module.in_chs, module.out_chs, segments=count, order='pointwise_first', act=act)

@@ -1,6 +1,7 @@
 """How fast images are made ready, and how fast the network takes them: the slower of both binds."""
 import time
 from collections.abc import Generator, Iterable
+from typing import Any
 
 import torch
 
@@ -57,5 +58,5 @@ class Pace:
 
 def cpu_emulates_bf16() -> bool:
     """Whether bf16 is slower here than float32, many times: x86 without AVX-512, as far as torch can tell."""
-    capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
     return capabilities.get('architecture') == 'x86_64' and not capabilities.get('avx512_f')
