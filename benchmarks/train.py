@@ -1,28 +1,28 @@
 """python benchmarks/train.py
 
 The training step (forward, backward, SGD with momentum) of `xception_paper`, as finetune.py takes it, beside that of
-timm's `legacy_xception`: images per second, the contenders in turn, medians; the memory of a step with and without
-gradient checkpointing, in processes of their own; and how fast photos are made ready for it.
+timm's `legacy_xception`: images per second, the contenders in turn, and the peak memory of each; what gradient
+checkpointing saves and costs; and how fast photos are made ready, beside how fast the network takes them.
 """
 import ctypes
-import json
+import multiprocessing
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
 from cyclopts import App
-from datasets import Dataset
-from timm.optim import create_optimizer_v2
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
@@ -32,142 +32,198 @@ from port_a_keras_model import download
 from xception_hub.training.data import Split
 from xception_hub.training.memory import measure
 from xception_hub.training.models import Transforms, build
-from xception_hub.training.pace import Pace, cpu_emulates_bf16
+from xception_hub.training.pace import cpu_emulates_bf16
 from xception_hub.training.recipes import RECIPES
 from xception_hub.training.samples import Images, Plan, TrainingBatches, loader
+from xception_hub.training.settings import Augmentation
 
-# What is compared: model, channels_last, bf16; the first is what the ratios are to.
+
+class Variant(NamedTuple):
+    """What is compared; all of them train their batch normalization."""
+
+    model: str
+    channels_last: bool
+    bf16: bool = False
+    checkpointing: bool = False
+
+
+BASELINE = Variant('legacy_xception', channels_last=False)
+PAPER = Variant('xception_paper', channels_last=True)
+CHECKPOINTED = PAPER._replace(checkpointing=True)
 CONTENDERS = {
-    'legacy_xception': ('legacy_xception', False, False),
-    'legacy_xception, channels_last': ('legacy_xception', True, False),
-    'xception_paper': ('xception_paper', True, False),
-    'xception_paper, bf16': ('xception_paper', True, True),
+    'legacy_xception, NCHW float32': BASELINE,
+    'xception_paper, float32': PAPER,
+    'xception_paper, bf16': PAPER._replace(bf16=True),
 }
-PHOTOS = 288  # to be made ready: the 18 of the checkpoint's package, again and again
+MEMORY_RUNS = 3  # processes, of which the median is taken
+PHOTOS = 144     # to be made ready: the 18 of the checkpoint's package, eight times
+INPUT_BATCH = 16
+WORKERS = (0, 1, 2)
 
 app = App(help=__doc__, version_flags=[])
 
 
-def make_step(model: Any, channels_last: bool, bf16: bool, size: int, batch_size: int) -> Callable[[], None]:
-    """A training step on noise."""
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(memory_format=memory_format).train()
-    optimizer = create_optimizer_v2(model, 'sgd', lr=1e-3, momentum=0.9)
-    images = torch.randn(batch_size, 3, size, size).contiguous(memory_format=memory_format)
-    labels = torch.randint(1000, (batch_size,))
+class Training:
+    """A model with gradients and the state of its optimizer, and a batch of noise."""
 
-    def step() -> None:
-        with torch.autocast('cpu', torch.bfloat16) if bf16 else nullcontext():
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def __init__(self, variant: Variant, size: int, batch_size: int) -> None:
+        memory_format = torch.channels_last if variant.channels_last else torch.contiguous_format
+        self.variant = variant
+        self.model = timm.create_model(variant.model).to(memory_format=memory_format).train()
+        if variant.checkpointing:
+            self.model.set_grad_checkpointing()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.images = torch.randn(batch_size, 3, size, size).contiguous(memory_format=memory_format)
+        self.labels = torch.randint(1000, (batch_size,))
 
-    return step
+    def loss(self) -> Tensor:
+        with torch.autocast('cpu', torch.bfloat16, enabled=self.variant.bf16):
+            return F.cross_entropy(self.model(self.images), self.labels)
 
-
-def speed(size: int, batch_size: int, repeats: int) -> None:
-    """Prints images per second of each contender."""
-    steps = {label: make_step(timm.create_model(name), channels_last, bf16, size, batch_size)
-             for label, (name, channels_last, bf16) in CONTENDERS.items() if not (bf16 and cpu_emulates_bf16())}
-    seconds: dict[str, list[float]] = {label: [] for label in steps}
-    for repeat in range(repeats + 1):
-        for label, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if repeat:  # the first is a warm-up
-                seconds[label].append(time.perf_counter() - start)
-    first = statistics.median(next(iter(seconds.values())))
-    for label, values in seconds.items():
-        median = statistics.median(values)
-        print(f'{label:34} {batch_size / median:6.2f} images/s {first / median:6.2f}x   '
-              f'({min(values):.2f} to {max(values):.2f} s a step)')
-    if cpu_emulates_bf16():
-        print('bf16 is not measured: this CPU has no arithmetic for it')
+    def step(self, keep_gradients: bool = False) -> float:
+        """Seconds that it takes."""
+        start = time.perf_counter()
+        self.loss().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=not keep_gradients)
+        return time.perf_counter() - start
 
 
-def memory(size: int, batch_size: int, repeats: int) -> None:
-    """Prints what a step of xception_paper needs beside weights, gradients and the optimizer's state."""
-    found = {}
-    for checkpointing in (False, True):
-        runs = [json.loads(subprocess.run(
-            [sys.executable, __file__, 'peak', str(size), str(batch_size), *(['--checkpointing'] * checkpointing)],
-            check=True, text=True, capture_output=True).stdout) for _ in range(repeats)]
-        found[checkpointing] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-        label = 'with gradient checkpointing' if checkpointing else 'without'
-        print(f'{label:34} {found[checkpointing]["peak"]:6.0f} MB at the peak, {found[checkpointing]["kept"]:6.0f} MB '
-              f'kept for the backward pass, {found[checkpointing]["seconds"]:.2f} s a step')
-    plain, checkpointed = found[False], found[True]
-    print(f'{"ratios":34} {plain["peak"] / checkpointed["peak"]:6.2f}x at the peak, '
-          f'{plain["kept"] / checkpointed["kept"]:6.2f}x kept, {checkpointed["seconds"] / plain["seconds"]:.2f} of the '
-          f'time')
+class Memory(NamedTuple):
+    """MB of a step on top of model, gradients and optimizer, and of the whole process; and what `measure` counts."""
+
+    on_top: float
+    process: float
+    counted: float
 
 
-@app.command(show=False)
-def peak(size: int, batch_size: int, *, checkpointing: bool = False) -> None:
-    """One measurement of `memory`, of this process."""
-    model = timm.create_model('xception_paper')
-    model.set_grad_checkpointing(checkpointing)
-    step = make_step(model, True, False, size, batch_size)
-    step()
-    ctypes.CDLL(None).malloc_trim(0)  # pages that the allocator has kept from the first step
-    before = status('VmRSS')
-    Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
-    start = time.perf_counter()
-    step()
-    seconds = time.perf_counter() - start
-    highest = status('VmHWM')
-    images = torch.randn(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-    kept = measure(model, optimizer, lambda: model(images).sum(), batch_size).activations
-    print(json.dumps(dict(peak=highest - before, kept=kept / 1e6, seconds=seconds)))
-
-
-def status(key: str) -> float:
-    """A figure of this process, in MB."""
+def megabytes(key: str) -> float:
+    """A figure of this process."""
     lines = Path('/proc/self/status').read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ':'))
 
 
-def pipeline(size: int) -> None:
-    """Prints how many photos per second are decoded and augmented, apart from any network."""
+def peak(variant: Variant, size: int, batch_size: int, threads: int) -> Memory:
+    """Of this process, which has to be a new one: later steps find pages that the first one has left."""
+    torch.set_num_threads(threads)
+    Training(variant, 71, 1).step()  # the libraries' own buffers
+    training = Training(variant, size, batch_size)
+    ctypes.CDLL(None).malloc_trim(0)  # of what construction has freed
+    before = megabytes('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
+    training.step(keep_gradients=True)
+    highest = megabytes('VmHWM')
+    counted = measure(training.model, training.optimizer, training.loss, batch_size).activations / 1e6
+    return Memory(highest - before, highest, counted)
+
+
+def peaks(variant: Variant, *arguments: int) -> Memory:
+    """Medians of several processes, each of its own."""
+    found = []
+    for _ in range(MEMORY_RUNS):
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+            found.append(process.submit(peak, variant, *arguments).result())
+    return Memory(*map(statistics.median, zip(*found)))
+
+
+def in_turn(steps: dict[Any, Callable[[], float]], repeats: int) -> dict[Any, float]:
+    """Median seconds of each, after one round that isn't counted."""
+    rounds = [{name: step() for name, step in steps.items()} for _ in range(repeats + 1)][1:]
+    return {name: statistics.median(seconds[name] for seconds in rounds) for name in steps}
+
+
+def input_rate(images: Images, workers: int) -> float:
+    """Images per second of the second epoch, for which the workers are there already."""
+    batches = loader(images, TrainingBatches(images.split, Plan(PHOTOS, INPUT_BATCH), 0), workers)
+    for _ in range(2):
+        start = time.perf_counter()
+        count = sum(len(batch.inputs) for batch in batches)
+        seconds = time.perf_counter() - start
+    return count / seconds
+
+
+def photos(recipe: str, size: int) -> Images:
+    """Photos, as a recipe augments them."""
+    known = {field.name for field in fields(Augmentation)}
+    a = replace(Augmentation(), **{name: value for name, value in RECIPES[recipe]().items() if name in known})
     files = [{'path': str(photo), 'bytes': None} for photo in download().photos]
-    cells = [files[i % len(files)] for i in range(PHOTOS)]
-    split = Split('photos', Dataset.from_dict(dict(image=cells)), np.arange(PHOTOS), np.zeros(PHOTOS, np.int64))
+    source = datasets.Dataset.from_dict(
+        dict(image=[files[i % len(files)] for i in range(PHOTOS)]),
+        features=datasets.Features(image=datasets.Image(decode=False)))
+    split = Split('photos', source, np.arange(PHOTOS), np.zeros(PHOTOS, np.int64))
     transforms = Transforms(build('xception_paper', 2, False, {}, size), size)
+    transform = transforms.training(
+        a.crop_scale, hflip=a.flip, vflip=a.vertical_flip, color_jitter=a.color_jitter, auto_augment=a.auto_augment,
+        re_prob=a.random_erasing)
+    return Images(split, transform, transforms.needed_for(a.crop_scale))
+
+
+def cpu_model() -> str:
+    """As Linux names it."""
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    return next((line.partition(': ')[2] for line in lines if line.startswith('model name')), platform.machine())
+
+
+def print_speed(size: int, batch_size: int, repeats: int, threads: int) -> float:
+    """A row for each contender; returns images per second of the fastest of xception_paper."""
+    compared = {name: v for name, v in CONTENDERS.items() if not (v.bf16 and cpu_emulates_bf16())}
+    seconds = in_turn({name: Training(v, size, batch_size).step for name, v in compared.items()}, repeats)
+    first, *others = seconds.values()
+    print(f'{"training step":32}{"images/s":>10}{"ratio":>8}{"peak MB of the process":>25}')
+    for name, variant in compared.items():
+        process = peaks(variant, size, batch_size, threads).process
+        print(f'{name:32}{batch_size / seconds[name]:10.2f}{first / seconds[name]:8.2f}{process:25.0f}')
+    if cpu_emulates_bf16():
+        print('bf16: not measured, for this CPU only emulates it')
+    return batch_size / min(others)
+
+
+def print_checkpointing(size: int, batch_size: int, repeats: int, threads: int) -> None:
+    """What is saved, as the system sees it and as `measure` counts it, and what it costs."""
+    variants = {'without': PAPER, 'with': CHECKPOINTED}
+    seconds = in_turn({name: Training(v, size, batch_size).step for name, v in variants.items()}, repeats)
+    memory = {name: peaks(v, size, batch_size, threads) for name, v in variants.items()}
+    print(f'\n{"gradient checkpointing, float32":32}{"peak MB":>10}{"counted MB":>12}{"s a step":>10}')
+    for name in variants:
+        print(f'{name:32}{memory[name].on_top:10.0f}{memory[name].counted:12.0f}{seconds[name]:10.2f}')
+    saved = [memory['without'][i] / memory['with'][i] for i in (0, 2)]
+    print(f'{"ratio":32}{saved[0]:10.2f}{saved[1]:12.2f}{seconds["with"] / seconds["without"]:10.2f}')
+    print('peak: resident memory on top of model, gradients and optimizer; counted: what is kept for the backward pass')
+
+
+def print_input(size: int, network: float) -> None:
+    """A row for each recipe and number of workers, and which binds."""
+    print(f'\n{"input, photos of a megapixel":32}' + ''.join(f'{f"{n} workers":>12}' for n in WORKERS))
     for recipe in ('transfer', 'full'):
-        values = RECIPES[recipe]()
-        transform = transforms.training(
-            values['crop_scale'], hflip=values['flip'], auto_augment=values.get('auto_augment'), color_jitter=0.)
-        images = Images(split, transform, transforms.needed_for(values['crop_scale']))
-        for workers in (0, 1, 2):
-            pace = Pace(workers)
-            start = time.perf_counter()
-            for _ in pace.timed(loader(images, TrainingBatches(split, Plan(PHOTOS, 32), 0), workers)):
-                pass
-            rate = PHOTOS / (time.perf_counter() - start)
-            print(f'{f"recipe {recipe}, {workers} workers":34} {rate:6.1f} images/s')
+        images = photos(recipe, size)
+        rates = [input_rate(images, workers) for workers in WORKERS]
+        binds = 'input' if rates[0] < network else 'network'
+        print(f'{recipe:32}' + ''.join(f'{rate:12.1f}' for rate in rates)
+              + f'  images/s; the {binds} binds ({network:.1f} images/s)')
 
 
 @app.default
 def main(*, size: int = 299, batch_size: int = 8, repeats: int = 5, threads: int | None = None) -> None:
-    """Measures.
+    """Measures on Linux, which tells a process its peak memory.
 
     Args:
         size: Height and width of the images in pixels.
         batch_size: Images in a step.
-        repeats: Of which the median is taken.
-        threads: Of torch; all cores by default.
+        repeats: Of which the median is taken, after one that isn't counted.
+        threads: Of torch; by default as many as it chooses.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    print(f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; {size}x{size} pixels, '
-          f'batch {batch_size}, medians of {repeats}\n\nTraining step')
-    speed(size, batch_size, repeats)
-    print('\nMemory of a step, float32, above weights, gradients and momenta')
-    memory(size, batch_size, min(repeats, 3))
-    print('\nInput: photos of 0.1 to 12 megapixels, decoded and augmented')
-    pipeline(size)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    shape = (size, batch_size, repeats, torch.get_num_threads())
+    print(f'python benchmarks/train.py --size {size} --batch-size {batch_size} --repeats {repeats} '
+          f'--threads {shape[3]}')
+    print(f'{cpu_model()} ({torch.backends.cpu.get_cpu_capability()}), {shape[3]} threads, torch {torch.__version__}, '
+          f'timm {timm.__version__}\n')
+    network = print_speed(*shape)
+    print_checkpointing(*shape)
+    print_input(size, network)
 
 
 if __name__ == '__main__':

@@ -93,13 +93,13 @@ def is_flat(small: float, large: float) -> bool:
 pytestmark = pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='only Linux tells a process its memory')
 
 
-@pytest.mark.parametrize('streaming', [False])
+@pytest.mark.parametrize('streaming', [False, True])
 def test_flat(streaming: bool, tmp_path: Path) -> None:
     small, large = growths(tmp_path, streaming)
     assert is_flat(small, large), f'{small:.1f} MB, with ten times the images {large:.1f} MB'
 
 
-@pytest.mark.parametrize('streaming', [False])
+@pytest.mark.parametrize('streaming', [False, True])
 def test_what_is_not_flat_is_found(streaming: bool, tmp_path: Path) -> None:
     """A training that keeps every batch, and a stream through a buffer that holds all of it."""
     small, large = growths(tmp_path, streaming, buffer=LARGE, keep=not streaming)
