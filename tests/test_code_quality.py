@@ -11,6 +11,7 @@ from conftest import ROOT
 ARROWS = {
     'checkpoints': set(),
     'fingerprints': {'checkpoints'},
+    'inception': set(),
     'sources': {'checkpoints', 'fingerprints'},
     'xception_paper': {'sources'},
 }
