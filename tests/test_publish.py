@@ -58,6 +58,8 @@ def python(*args: object, cwd: Path, **variables: str) -> subprocess.CompletedPr
 @pytest.fixture(scope='module')
 def published(hub: HubServer, converted: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the command prints when it publishes the converted directory."""
+    hub.requests.clear()
+    shutil.rmtree(hub.root / REPO, ignore_errors=True)
     result = python('-m', 'conversion.publish', converted, REPO, '--license', 'other', HF_TOKEN=TOKEN,
                     cwd=tmp_path_factory.mktemp('publisher'))
     assert result.returncode == 0, result.stderr

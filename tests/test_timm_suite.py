@@ -59,7 +59,7 @@ def run(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp('timm')
     with tarfile.open(timm_sdist()) as sdist:
         for name in TIMM_FILES:
-            sdist.extract(f'{SDIST}/{name}', folder, filter='data')
+            sdist.extract(f'{SDIST}/{name}', folder, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
     before = len(hub.requests)
     process = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'timm_plugin', '-p', 'no:cacheprovider',
