@@ -48,7 +48,7 @@ from xception_hub.training.objective import Objective, balancing
 from xception_hub.training.pace import Pace, cpu_emulates_bf16
 from xception_hub.training.recipes import RECIPES
 from xception_hub.training.resume import Checkpoint, ResumeError
-from xception_hub.training.runs import METRICS_FILE, Interrupted, Progress, Run
+from xception_hub.training.runs import METRICS_FILE, SETTINGS_FILE, Interrupted, Progress, Run
 from xception_hub.training.samples import Batch, Images, InOrder, Plan, TrainingBatches, loader, seed_all
 from xception_hub.training.scan import digests, scan
 from xception_hub.training.settings import FREE, Augmentation, Optimization, Settings, phases
@@ -394,8 +394,9 @@ def main(settings: Settings) -> None:
             text = text.strip().splitlines()[-1].rpartition('ImageError: ')[2]
         sys.exit(f'error: {text}' if main_process else 1)
     except (Interrupted, KeyboardInterrupt):
-        print(f'\nStopped. The same command goes on from here, or: '
-              f'finetune.py --config {settings.output.output / "settings.yaml"}', file=sys.stderr)
+        file = settings.output.output / SETTINGS_FILE  # not there yet if nothing has been trained
+        again = f', or: finetune.py --config {file}' if file.is_file() else ''
+        print(f'\nStopped. The same command goes on from here{again}', file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

@@ -11,8 +11,8 @@ from xception_hub import __version__
 
 from .data import Split
 from .metrics import Predictions
-from .report import render
-from .samples import Item, open_image
+from .report import MISTAKES, THUMBNAIL, render
+from .samples import Item, cell_of, open_image
 
 __all__ = ['page', 'row', 'table']
 
@@ -21,7 +21,6 @@ COLUMNS = {'phase': 12, 'epoch': 6, 'learning_rate': 10, 'train_loss': 10, 'loss
 HEADINGS = {'learning_rate': 'rate', 'train_loss': 'train loss', 'mean_average_precision': 'mAP',
             'images_per_second': 'images/s', 'macro_f1': 'macro F1'}
 FORMATS = {'learning_rate': '.2e', 'images_per_second': '.1f'}
-WORST = 24
 
 
 def row(figures: Mapping[str, Any], best: bool, heading: bool) -> str:
@@ -62,7 +61,7 @@ def page(
         folder: Of the model.
         device: It was computed on.
     """
-    wanted = [int(predictions.rows[position]) for position in predictions.worst(WORST)]
+    wanted = [int(predictions.rows[position]) for position in predictions.worst(MISTAKES)]
     items = _items(split, wanted)
     facts = {
         'Model': settings['model'], 'Dataset': f'{settings["dataset"]}, {figures["split"]}',
@@ -76,8 +75,8 @@ def page(
     return render(
         predictions, class_names=class_names, title=f'{settings["model"]} on {settings["dataset"]}', facts=facts,
         settings=settings, history=history,
-        thumbnail=lambda position: open_image(split, items[position], 160),
-        name=lambda position: split.cell_name(position, items[position].cell or split.cell(position)),
+        thumbnail=lambda position: open_image(split, items[position], THUMBNAIL),
+        name=lambda position: split.cell_name(position, cell_of(split, items[position])),
         warnings=[f'Left out: {image}' for image in bad_images], usage=usage(model))
 
 

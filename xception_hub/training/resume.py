@@ -38,7 +38,7 @@ class Checkpoint:
 
     Attributes:
         path: Of the file.
-        tensors: Kind -> name -> tensor; kinds are 'model', 'ema' and 'optimizer'.
+        tensors: Kind -> name -> tensor; kinds are 'model' or 'head', 'averages' and 'optimizer'.
         state: Whatever JSON can express.
     """
 

@@ -19,7 +19,7 @@ import yaml
 
 from .resume import Checkpoints, ResumeError
 
-__all__ = ['METRICS_FILE', 'Interrupted', 'Progress', 'Run', 'Stop', 'stop_on_signals']
+__all__ = ['METRICS_FILE', 'SETTINGS_FILE', 'Interrupted', 'Progress', 'Run', 'Stop', 'stop_on_signals']
 
 SETTINGS_FILE, DATA_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'metrics.json'
 

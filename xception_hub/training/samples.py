@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from .data import Cell, DataError, Split, content
 from .images import ImageError, decode
 
-__all__ = ['Batch', 'Images', 'InOrder', 'Item', 'Plan', 'TrainingBatches', 'class_weights', 'in_order', 'loader',
-           'open_image', 'seed_all', 'seed_of']
+__all__ = ['Batch', 'Images', 'InOrder', 'Item', 'Plan', 'TrainingBatches', 'cell_of', 'class_weights', 'in_order',
+           'loader', 'open_image', 'seed_all', 'seed_of']
 
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
 
@@ -275,9 +275,14 @@ class Images(Dataset):
         return inputs, label, item.position, item.weight, time.perf_counter() - start
 
 
+def cell_of(split: Split, item: Item) -> Cell:
+    """The image file that an item stands for."""
+    return split.cell(item.position) if item.cell is None else item.cell
+
+
 def open_image(split: Split, item: Item, needed: int | None = None) -> Image.Image:
     """Decodes an image of a split; an ImageError names it."""
-    cell = split.cell(item.position) if item.cell is None else item.cell
+    cell = cell_of(split, item)
     try:
         path = cell.get('path') or '://'
         local = cell.get('bytes') is None and '://' not in path

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .data import Split, content
 from .images import ImageError, decode
-from .samples import Item, in_order
+from .samples import Item, cell_of, in_order
 
 __all__ = ['BadImage', 'Scan', 'digests', 'scan']
 
@@ -45,7 +45,7 @@ class _Files(Dataset):
         self.decoded = decoded
 
     def __getitem__(self, item: Item) -> tuple[int, bytes, BadImage | None]:
-        cell = self.split.cell(item.position) if item.cell is None else item.cell
+        cell = cell_of(self.split, item)
         digest = b''
         try:
             file = content(cell)
