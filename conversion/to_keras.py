@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 
 import xception_hub  # noqa: F401  registers the model
 from xception_hub import WeightsError, Xception
+from xception_hub.sources import NUMERICS, VARIANTS
 
 from . import keras_model
 from .formats import open_source
@@ -27,7 +28,7 @@ from .port import KerasFileError, port, read_layers
 __all__ = ['ToKerasError', 'build', 'write']
 
 # What Keras' Xception is; a network with other arguments has no counterpart there.
-KERAS_ARGUMENTS = dict(bn_eps=1e-3, pool_padding='same', act_layer='relu', output_stride=32)
+KERAS_ARGUMENTS = dict(NUMERICS, **VARIANTS, output_stride=32)
 SUFFIXES = ('.keras', '.weights.h5')
 
 app = App(name='python -m conversion.to_keras', help=__doc__, version_flags=[])

@@ -13,7 +13,8 @@ ARROWS = {
     'fingerprints': {'checkpoints'},
     'inception': set(),
     'sources': {'checkpoints', 'fingerprints'},
-    'xception_paper': {'sources'},
+    'xception_paper': {'inception', 'sources'},
+    'xception_variants': {'xception_paper'},
 }
 
 

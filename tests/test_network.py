@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from conversion.parity import one_thread
 from xception_hub import Xception
-from xception_hub.xception_paper import SeparableConv2d, XceptionModule, max_pool_same
+from xception_hub.inception import SegmentedConv2d
+from xception_hub.xception_paper import XceptionModule, max_pool_same
 
 # Two computations of the same in float64, relative and absolute.
 FLOAT64 = dict(rtol=1e-10, atol=1e-12)
@@ -53,7 +54,7 @@ def test_layers_as_the_paper_counts() -> None:
     model = on_meta()
     modules = [model.stem, *model.entry_flow, *model.middle_flow, *model.exit_flow]
     regular = [m for m in model.stem.modules() if isinstance(m, nn.Conv2d)]
-    separable = [m for m in model.modules() if isinstance(m, SeparableConv2d)]
+    separable = [m for m in model.modules() if isinstance(m, SegmentedConv2d)]
     assert (len(modules), len(regular) + len(separable)) == (14, 36)
     assert [getattr(m, 'shortcut', None) is not None for m in modules] == [False, *[True] * 12, False]
 

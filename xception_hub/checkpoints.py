@@ -159,7 +159,8 @@ def recognise(checkpoint: dict[str, Any], source: str = 'the checkpoint') -> Rec
             if target.endswith('.conv_pw') and tensor.dim() == 2:
                 tensor = tensor[:, :, None, None]  # the lineage's first file
             found.tensors[f'{target}.{kind}'] = tensor
-    missing = [layer for layer in LEGACY_NAMES.values() if f'{layer}.weight' not in found.tensors]
+    missing = [layer for layer in LEGACY_NAMES.values() if f'{layer}.weight' not in found.tensors
+               and not (layout == 'xception_hub' and '.shortcut.' in layer)]  # which a variant does without
     if unknown or missing:
         raise CheckpointError(
             f'{source} is no checkpoint of this network. '
@@ -176,7 +177,7 @@ def _target(layer: str, layout: str) -> str | None:
 
 def _find_network(checkpoint: dict[str, Any], source: str) -> tuple[str, str]:
     """The prefix of the network's names, and its layout."""
-    anchors = {'legacy': 'block12.skipbn.weight', 'xception_hub': 'exit_flow.0.shortcut.bn.weight'}
+    anchors = {'legacy': 'block12.skipbn.weight', 'xception_hub': 'exit_flow.1.stack.bn2.weight'}
     for layout, anchor in anchors.items():
         prefixes = [name[:-len(anchor)] for name in checkpoint if name == anchor or name.endswith('.' + anchor)]
         if len(prefixes) == 1:

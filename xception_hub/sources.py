@@ -38,8 +38,10 @@ GENUINE_TAG = 'keras_in1k'  # pretrained cfgs with this tag promise what Keras p
 WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
 CONFIG_FILE = 'config.json'
 
-# What the same tensors compute depends on these arguments of the network.
+# What the same tensors compute depends on these arguments of the network. Those of the paper's variants are another
+# network's: what Keras publishes is never loaded into one.
 NUMERICS = dict(bn_eps=1e-3, pool_padding='same', act_layer='relu')
+VARIANTS = dict(residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.)
 
 OFFLINE_REMEDY = f"""\
 Without a network:
@@ -208,7 +210,7 @@ def build_model(
 
     def build_with_weights(**model_args: Any) -> nn.Module:
         model: Any = model_cls(**model_args, device='meta')
-        wanted = _Wanted(model, {**NUMERICS, **model_args}, cfg, features_only, cache_dir)
+        wanted = _Wanted(model, {**NUMERICS, **VARIANTS, **model_args}, cfg, features_only, cache_dir)
         # what may be missing was checked; assigned tensors are neither initialised before nor copied
         model.load_state_dict(_first_that_fits(sources, wanted), strict=False, assign=True)
         for module in model.modules():
@@ -237,7 +239,7 @@ class _Wanted:
 
     Attributes:
         model: On the meta device: names and shapes without values.
-        model_args: With at least `NUMERICS`.
+        model_args: With at least `NUMERICS` and `VARIANTS`.
         cfg: Says how many classes and channels the weights should have.
         features_only: The classifier isn't wanted.
         cache_dir: For downloads.
@@ -281,7 +283,10 @@ def _first_that_fits(sources: list[Source], wanted: _Wanted) -> StateDict:
             causes.append(f'{source}: {_described(e)}')
             if following:
                 warnings.warn(f'No weights from {causes[-1]} Next: {following}.', stacklevel=2)
-    tried = ''.join(f'  {i}. {cause}\n' for i, cause in enumerate(causes, start=1)) or '  none: the cfg names none\n'
+    if not sources:
+        raise WeightsError(f'There are no pretrained weights for {wanted.cfg.architecture}; create it with '
+                           f'pretrained=False, or name a source of your own: pretrained_cfg_overlay=dict(file=...).')
+    tried = ''.join(f'  {i}. {cause}\n' for i, cause in enumerate(causes, start=1))
     raise WeightsError(f'No source has pretrained weights for this model. Tried, in order:\n{tried}{OFFLINE_REMEDY}')
 
 
@@ -293,7 +298,9 @@ def _described(error: BaseException) -> str:
 
 def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     """The source's tensors, after all checks: numerics, genuineness, names, shapes, values."""
-    if not source.genuine:
+    if source.genuine:
+        _check_variant(wanted.model_args)
+    else:
         _check_config(source.read_config(wanted.cache_dir), wanted)
     found = recognise(source.read(wanted.cache_dir), str(source))
     tensors = found.tensors
@@ -323,6 +330,15 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     return tensors
 
 
+def _check_variant(model_args: dict[str, Any]) -> None:
+    """Refuses the weights of the paper's figure 5 to another network, whose shapes they may even fit."""
+    for name, value in VARIANTS.items():
+        if model_args[name] != value:
+            raise CheckpointError(
+                f'These are the weights of the network with {name}={value!r}; there are none for '
+                f'{name}={model_args[name]!r}, which has to be trained from scratch (pretrained=False).')
+
+
 def _check_config(config: dict[str, Any], wanted: _Wanted) -> None:
     """Refuses a repository whose config.json says that its weights belong to something else."""
     architecture = config.get('architecture', wanted.cfg.architecture)
@@ -330,8 +346,9 @@ def _check_config(config: dict[str, Any], wanted: _Wanted) -> None:
         raise CheckpointError(
             f"{CONFIG_FILE} says architecture {architecture!r}, not {wanted.cfg.architecture!r}. "
             f'Create the model that it names, or point to another repository.')
-    for name, value in (config.get('model_args') or {}).items():
-        if name in NUMERICS and wanted.model_args[name] != value:
+    args = {**VARIANTS, **(config.get('model_args') or {})} if config else {}
+    for name, value in args.items():
+        if name in {**NUMERICS, **VARIANTS} and wanted.model_args[name] != value:
             raise CheckpointError(
                 f'{CONFIG_FILE} says {name}={value!r}, but the model has {name}={wanted.model_args[name]!r}. '
                 f'Pass {name}={value!r}, or create the model by the name of its repository.')

@@ -17,6 +17,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .inception import ORDERS, SegmentedConv2d
 from .sources import build_model
 
 __all__ = ['Xception']
@@ -30,6 +31,8 @@ GLOBAL_POOLS = ('', 'avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastavg', 'fas
 OUTPUT_STRIDES = (8, 16, 32)
 POOL_PADDINGS = ('same', 'symmetric')
 HEAD_LAYERS = ('fc', 'bn', 'act', 'drop')
+SEGMENTS = (None, 1, 2, 4, 8)  # of the channels, all of which they divide
+WIDTH_MULTIPLE = 8  # of channels: what all of the paper's widths have in common
 
 ActLayer = str | type[nn.Module]
 
@@ -93,20 +96,6 @@ class MaxPool2dSame(nn.Module):
         return f'stride={self.stride}, dilation={self.dilation}, symmetric={self.symmetric}'
 
 
-class SeparableConv2d(nn.Module):
-    """Depthwise 3x3, then pointwise 1x1, with nothing in between and no bias."""
-
-    def __init__(self, in_chs: int, out_chs: int, dilation: int = 1, device=None, dtype=None) -> None:
-        super().__init__()
-        dd = {'device': device, 'dtype': dtype}
-        self.conv_dw = nn.Conv2d(
-            in_chs, in_chs, 3, padding=dilation, dilation=dilation, groups=in_chs, bias=False, **dd)
-        self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv_pw(self.conv_dw(x))
-
-
 class Stem(nn.Module):
     """Module 1 of the paper: two regular 3x3 convolutions without padding, the first with stride 2."""
 
@@ -151,9 +140,11 @@ class XceptionModule(nn.Module):
         in_chs: Channels in.
         widths: Channels out of each separable convolution.
         pool_stride: Stride of the max pooling that ends the stack and of the 1x1 convolution beside it; 0 for neither.
+        conv_layer: Makes a separable convolution: in_chs, out_chs, and by keyword dilation, act, device, dtype.
         residual: A linear connection around the stack (all modules but the first and the last have one).
         act_first: The activation stands before its convolution (modules 2 to 13) rather than after its normalization.
         act_at_start: With `act_first`, whether the stack starts with one (module 2 follows one already).
+        mid_act_layer: An activation within each separable convolution, between its two operations; None for none.
     """
 
     def __init__(
@@ -162,10 +153,12 @@ class XceptionModule(nn.Module):
             widths: Sequence[int],
             pool_stride: int = 0,
             dilation: int = 1,
+            conv_layer: Callable[..., nn.Module] = SegmentedConv2d,
             residual: bool = True,
             act_first: bool = True,
             act_at_start: bool = True,
             act_layer: ActLayer = 'relu',
+            mid_act_layer: ActLayer | None = None,
             bn_eps: float = BN_EPS,
             pool_padding: str = 'same',
             drop_path: float = 0.,
@@ -182,7 +175,8 @@ class XceptionModule(nn.Module):
             if act_first and (i > 1 or act_at_start):
                 # the first one must leave the module's input to the residual connection
                 self.stack.add_module(f'act{i}', create_act_layer(act_layer, inplace=i > 1))
-            self.stack.add_module(f'conv{i}', SeparableConv2d(chs, width, dilation, **dd))
+            mid_act = create_act_layer(mid_act_layer, inplace=True) if mid_act_layer else None
+            self.stack.add_module(f'conv{i}', conv_layer(chs, width, dilation=dilation, act=mid_act, **dd))
             self.stack.add_module(f'bn{i}', batch_norm(width))
             if not act_first:
                 self.stack.add_module(f'act{i}', create_act_layer(act_layer, inplace=True))
@@ -318,6 +312,9 @@ def init_weights(module: nn.Module) -> None:
 class Xception(nn.Module):
     """Xception of the paper's figure 5, in the exact numerics of `keras.applications.Xception`.
 
+    The variants that the paper compares it with are arguments: `fc_widths` (figures 7 and 8), `residual` (figure 9),
+    `mid_act_layer` (figure 10), `segments` and `order` (figures 1 to 4). There are pretrained weights for none of them.
+
     Args:
         num_classes: Width of the logits, 0 for none.
         in_chans: Channels of the images.
@@ -333,6 +330,14 @@ class Xception(nn.Module):
         bn_eps: 1e-3 as in Keras; 1e-5 for checkpoints trained in the legacy torch lineage.
         pool_padding: 'same' as in Keras; 'symmetric' for checkpoints trained in the legacy torch lineage.
         min_img_size: Smallest height and width that `forward` takes, in pixels: 71 as in Keras, down to 7.
+        residual: Linear connections around modules 2 to 13.
+        mid_act_layer: An activation between the depthwise and the pointwise convolution: 'relu', 'elu', or another
+            name of timm's or class; None for none, as the paper recommends.
+        segments: Of the channels, each with a 3x3 convolution of its own within modules 2 to 14: 1, 2, 4, 8, or None
+            for one per channel, the depthwise convolution. See `xception_hub.inception.SegmentedConv2d`.
+        order: 'depthwise_first', or 'pointwise_first' as in Inception.
+        width_multiplier: Of all channels but the images' and the head's, rounded to multiples of 8, so that all
+            `segments` divide them; above 0.125, at which the stem's 32 channels would round to zero.
         device: Of the parameters.
         dtype: Of the parameters.
 
@@ -354,6 +359,11 @@ class Xception(nn.Module):
             bn_eps: float = BN_EPS,
             pool_padding: str = 'same',
             min_img_size: int = MIN_IMG_SIZE,
+            residual: bool = True,
+            mid_act_layer: ActLayer | None = None,
+            segments: int | None = None,
+            order: str = 'depthwise_first',
+            width_multiplier: float = 1.,
             device=None,
             dtype=None,
     ) -> None:
@@ -370,16 +380,29 @@ class Xception(nn.Module):
         _check_choice('drop_path_rate', drop_path_rate, 0 <= drop_path_rate < 1, 'in [0, 1)')
         _check_choice('bn_eps', bn_eps, bn_eps > 0, 'positive (Keras: 1e-3; legacy torch lineage: 1e-5)')
         _check_choice('min_img_size', min_img_size, min_img_size >= STEM_SIZE, f'at least {STEM_SIZE} pixels')
+        _check_choice('residual', residual, residual or not drop_path_rate,
+                      'True with a drop_path_rate, which drops what is beside the residual connections')
+        _check_choice('segments', segments, segments in SEGMENTS, f'one of {SEGMENTS}; None is one per channel')
+        _check_choice('order', order, order in ORDERS, f'one of {ORDERS}')
+        _check_choice('width_multiplier', width_multiplier, _scaled(32, width_multiplier) > 0,
+                      f"above {WIDTH_MULTIPLE / 2 / 32}: the stem's 32 channels would round to no multiple of "
+                      f'{WIDTH_MULTIPLE}')
         dd = {'device': device, 'dtype': dtype}
-        module: Callable[..., nn.Module] = partial(
-            XceptionModule, act_layer=act_layer, bn_eps=bn_eps, pool_padding=pool_padding, **dd)
+        width = partial(_scaled, multiplier=width_multiplier)
+        layers = dict(
+            conv_layer=partial(SegmentedConv2d, segments=segments, order=order), residual=residual,
+            act_layer=act_layer, mid_act_layer=mid_act_layer, bn_eps=bn_eps, pool_padding=pool_padding, **dd)
+
+        def module(in_chs: int, widths: Sequence[int], **kwargs: Any) -> nn.Module:
+            return XceptionModule(width(in_chs), [width(chs) for chs in widths], **{**layers, **kwargs})
+
         drop_path = [drop_path_rate * i / 11 for i in range(12)]  # modules 2 to 13
         # strides beyond output_stride become dilation: that of the stride to 16, then that of the stride to 32
         stride16, dilation16 = (2, 1) if output_stride > 8 else (1, 2)
         stride32, dilation32 = 2 if output_stride > 16 else 1, 32 // output_stride
 
         # Figure 5 of the paper, and the size of the maps for images of 299x299
-        self.stem = Stem(in_chans, (32, 64), min_img_size, act_layer, bn_eps, **dd)                    # 149, 147
+        self.stem = Stem(in_chans, (width(32), width(64)), min_img_size, act_layer, bn_eps, **dd)      # 149, 147
         self.entry_flow = nn.Sequential(
             module(64, (128, 128), pool_stride=2, act_at_start=False, drop_path=drop_path[0]),         # 74
             module(128, (256, 256), pool_stride=2, drop_path=drop_path[1]),                            # 37
@@ -394,20 +417,20 @@ class Xception(nn.Module):
             module(1024, (1536, 2048), dilation=dilation32, residual=False, act_first=False),          # 10
         )
         self.apply(init_weights)
-        layers = [layer for width in fc_widths for layer in ({'fc': width}, {'act': act_layer})] or head_layers
-        self.head = Head(2048, num_classes, global_pool, layers, drop_rate, **dd)
+        fc_layers = [layer for units in fc_widths for layer in ({'fc': units}, {'act': act_layer})]
+        self.head = Head(width(2048), num_classes, global_pool, fc_layers or head_layers, drop_rate, **dd)
 
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.num_features = 2048
+        self.num_features = width(2048)
         self.head_hidden_size = self.head.num_features
         self.drop_rate = drop_rate
         self.feature_info = [
-            dict(num_chs=64, reduction=2, module='stem'),
-            dict(num_chs=128, reduction=4, module='entry_flow.0'),
-            dict(num_chs=256, reduction=8, module='entry_flow.1'),
-            dict(num_chs=728, reduction=min(16, output_stride), module='middle_flow.7'),
-            dict(num_chs=2048, reduction=output_stride, module='exit_flow.1'),
+            dict(num_chs=width(64), reduction=2, module='stem'),
+            dict(num_chs=width(128), reduction=4, module='entry_flow.0'),
+            dict(num_chs=width(256), reduction=8, module='entry_flow.1'),
+            dict(num_chs=width(728), reduction=min(16, output_stride), module='middle_flow.7'),
+            dict(num_chs=width(2048), reduction=output_stride, module='exit_flow.1'),
         ]
 
     init_weights = staticmethod(init_weights)
@@ -521,36 +544,45 @@ def _is_head_layer(layer: Any) -> bool:
     return keys == ['act'] or (keys == ['drop'] and 0 <= layer['drop'] < 1)
 
 
+def _scaled(width: int, multiplier: float) -> int:
+    return round(width * multiplier / WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+
+
 def _check_choice(name: str, value: object, valid: bool, choices: str) -> None:
     if not valid:
         raise ValueError(f'{name}={value!r} is not possible: it must be {choices}.')
 
 
-# Classifier and preprocessing are those of keras.applications; crop_pct is timm's for 299 pixels.
+def base_cfg(**kwargs: Any) -> dict[str, Any]:
+    """What timm has to know of the network and its images, which are prepared as by keras.applications."""
+    return {
+        'num_classes': 1000,
+        'input_size': (3, 299, 299),
+        'min_input_size': (3, MIN_IMG_SIZE, MIN_IMG_SIZE),
+        'pool_size': (10, 10),
+        'crop_pct': 0.8975,  # timm's for 299 pixels
+        'interpolation': 'bicubic',
+        'mean': (0.5, 0.5, 0.5),
+        'std': (0.5, 0.5, 0.5),
+        'first_conv': 'stem.conv1',
+        'classifier': 'head.fc',
+        'paper_name': 'Xception: Deep Learning with Depthwise Separable Convolutions',
+        'paper_ids': 'arXiv:1610.02357',
+        **kwargs}
+
+
 default_cfgs = generate_default_cfgs({
-    'xception_paper.keras_in1k': dict(
+    'xception_paper.keras_in1k': base_cfg(
         hf_hub_id='smp-hub/xception.imagenet@01cfaf27c11353b1f0c578e7e26d2c000ea91049',
         hf_hub_filename='model.safetensors',
         url='https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth',
-        num_classes=1000,
-        input_size=(3, 299, 299),
-        min_input_size=(3, MIN_IMG_SIZE, MIN_IMG_SIZE),
-        pool_size=(10, 10),
-        crop_pct=0.8975,
-        interpolation='bicubic',
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        first_conv='stem.conv1',
-        classifier='head.fc',
         license='apache-2.0',
         origin_url='https://keras.io/api/applications/xception/',
-        paper_name='Xception: Deep Learning with Depthwise Separable Convolutions',
-        paper_ids='arXiv:1610.02357',
     ),
 })
 
 
-def _create_xception(variant: str, pretrained: bool = False, **kwargs) -> nn.Module:
+def create_xception(variant: str, pretrained: bool = False, **kwargs) -> nn.Module:
     kwargs.setdefault('feature_cfg', dict(flatten_sequential=True))
     return build_model(Xception, variant, pretrained, **kwargs)
 
@@ -566,4 +598,4 @@ def xception_paper(pretrained: bool = False, **kwargs) -> nn.Module:
     Returns:
         The network; its output are logits [B, num_classes].
     """
-    return _create_xception('xception_paper', pretrained, **kwargs)
+    return create_xception('xception_paper', pretrained, **kwargs)
