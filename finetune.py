@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -48,7 +49,7 @@ from xception_hub.training.objective import Objective, balancing
 from xception_hub.training.pace import Pace, cpu_emulates_bf16
 from xception_hub.training.recipes import RECIPES
 from xception_hub.training.resume import Checkpoint, ResumeError
-from xception_hub.training.runs import METRICS_FILE, SETTINGS_FILE, Interrupted, Progress, Run
+from xception_hub.training.runs import HISTORY_FILE, METRICS_FILE, SETTINGS_FILE, Interrupted, Progress, Run
 from xception_hub.training.samples import Batch, Images, InOrder, Plan, TrainingBatches, loader, seed_all
 from xception_hub.training.scan import digests, scan
 from xception_hub.training.settings import FREE, Augmentation, Optimization, Settings, phases
@@ -71,8 +72,9 @@ def run(settings: Settings) -> None:
         if settings.output.push and accelerator.is_main_process:
             push(settings.output.push, folder.folder)
         return
-    data, bad = find_data(settings, folder, accelerator)
+    data, kept = find_data(settings, folder, accelerator)
     check(settings, data)
+    importance = kept['class_importance']
     checkpoint = folder.checkpoints.newest()
     model, transforms = build_model(settings, data, accelerator, resumed=checkpoint)
     if settings.output.dry_run:
@@ -85,17 +87,17 @@ def run(settings: Settings) -> None:
         accelerator.print(f'Going on from {checkpoint.path}')
     accelerator.wait_for_everyone()  # all have read what is there; from here on there will be more
     if accelerator.is_main_process:
-        folder.start(bad)
+        folder.start(kept)
     accelerator.init_trackers('xception_hub', {name: str(value) for name, value in settings.flat().items()})
     stages = phases(settings)
     for number in range(progress.phase, len(stages)):
-        phase = prepare(*stages[number], data, model, transforms, accelerator)
+        phase = prepare(*stages[number], data, model, transforms, accelerator, importance)
         Training(phase, data, progress, checkpoint, folder, accelerator).run()
         restore_best(phase, model, folder, accelerator)
         checkpoint, progress = None, replace(progress, phase=number + 1, epoch=0, update=0, loss_sum=0., images=0)
     if settings.output.eval_only:
-        phase = prepare_evaluation(settings, data, model, transforms, accelerator)
-    finish(phase, progress, data, model, transforms, bad, folder, accelerator)
+        phase = prepare_evaluation(settings, data, model, transforms, accelerator, importance)
+    finish(phase, progress, data, model, transforms, kept, folder, accelerator)
     accelerator.end_training()
 
 
@@ -134,16 +136,23 @@ def find_data(settings: Settings, folder: Run, accelerator: Accelerator) -> tupl
 
     Raises:
         DataError: It can't be trained on, holds bad images that are not to be skipped, or has changed.
+        SettingsError: The importance of its classes isn't told, or has changed.
     """
     s = settings.data
     found = datasets_of_images.load(
         s.dataset, s.dataset_config, image_column=s.image_column, label_column=s.label_column,
         train_split=None if settings.output.eval_only else s.train_split, validation_split=s.validation_split,
         streaming=s.streaming)
-    kept = folder.data or dict(digest=found.digest(), class_names=found.class_names, bad_images=[])
+    file = settings.optimization.class_importance
+    importance = read_importance(file, found) if file else None
+    kept = folder.data or dict(
+        digest=found.digest(), class_names=found.class_names, class_importance=importance, bad_images=[])
     if kept['digest'] != found.digest():
         raise DataError(f'{s.dataset} has changed since {folder.folder} was begun. Name another directory as the '
                         f'output.')
+    if kept.setdefault('class_importance') != importance:
+        raise SettingsError(f'{file} has changed since {folder.folder} was begun. Name another directory as the '
+                            f'output.')
     files: dict[str, dict[int, bytes]] = {}
     if folder.data is None and s.scan:
         kept['bad_images'], files = look_at_all(settings, found, accelerator)
@@ -165,6 +174,37 @@ def find_data(settings: Settings, folder: Run, accelerator: Accelerator) -> tupl
     accelerator.print(f'{s.dataset}: {len(found.class_names)} classes, {len(found.train)} images to train on, '
                       f'{len(found.validation)} to judge on')
     return found, kept
+
+
+def read_importance(file: Path, data: Data) -> list[float]:
+    """Weights [C] of the classes in `metrics.map_at_100`, from a JSON object of a number > 0 for each class's name.
+
+    Raises:
+        SettingsError: It holds something else, or the classes are exclusive.
+    """
+    name = f'--class-importance {file}'
+    if not data.multi_label:
+        raise SettingsError(f'{name} weights classes in map_at_100, which exclusive classes do not have. Leave it out.')
+    try:
+        weights = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e:
+        raise SettingsError(f'{name} can not be read as JSON ({e}).') from e
+    if not isinstance(weights, dict):
+        raise SettingsError(f'{name} holds a {type(weights).__name__} instead of an object: {{"class": weight, ...}}.')
+    missing, unknown = sorted({*data.class_names} - {*weights}), sorted({*weights} - {*data.class_names})
+    if missing or unknown:
+        raise SettingsError(
+            f'{name} does not name the classes of the dataset: {listed(missing)} missing, {listed(unknown)} unknown. '
+            f'It has to have a weight for each class, and for nothing else.')
+    for key, weight in weights.items():
+        if type(weight) not in (int, float) or not 0 < weight <= sys.float_info.max:  # NaN isn't, either
+            raise SettingsError(f'{name} gives the class {key!r} the weight {weight!r} instead of a finite number > 0.')
+    return [float(weights[key]) for key in data.class_names]
+
+
+def listed(names: list[str]) -> str:
+    """How many these are, and the first ones."""
+    return f'{len(names)} ({", ".join(names[:6])}{", ..." if len(names) > 6 else ""})' if names else 'none'
 
 
 def look_at_all(
@@ -235,6 +275,7 @@ def build_model(
 
 def prepare(
         name: str, settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator,
+        importance: Sequence[float] | None = None,
 ) -> Phase:
     """What a phase trains, on what, towards what."""
     s, a = settings.optimization, settings.augmentation
@@ -256,18 +297,20 @@ def prepare(
         training = Images(data.train, transform, transforms.needed_for(a.crop_scale), s.seed)
     judged_on = evaluation_loader(
         validation, data.validation, accelerator, s.batch_size, workers(settings, accelerator))
-    return Phase(name, settings, module, kind, training, judged_on, objective)
+    return Phase(name, settings, module, kind, training, judged_on, objective, importance)
 
 
 def prepare_evaluation(
-        settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator) -> Phase:
+        settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator,
+        importance: Sequence[float] | None = None,
+) -> Phase:
     """The model as it is, of whose outputs those count that are the dataset's classes."""
     images = Images(data.validation, transforms.evaluation(), transforms.needed)
     module = Selected(model, outputs_of(model, data.class_names)).to(accelerator.device)
     judged_on = evaluation_loader(
         images, data.validation, accelerator, settings.optimization.batch_size, workers(settings, accelerator))
     return Phase('evaluation', settings, module, 'model', None, judged_on,
-                 Objective(len(data.class_names), data.multi_label))
+                 Objective(len(data.class_names), data.multi_label), importance)
 
 
 def kept_features(
@@ -309,7 +352,7 @@ def finish(
     if not accelerator.is_main_process:
         return
     figures: dict[str, Any] = dict(
-        summary(predictions, len(data.class_names)), bad_images=len(kept['bad_images']),
+        summary(predictions, len(data.class_names), phase.importance), bad_images=len(kept['bad_images']),
         num_classes=len(data.class_names), model=settings.model.model, dataset=settings.data.dataset,
         split=f'{settings.data.validation_share:.0%} of {split.name}' if 'validation_rows' in kept else split.name)
     if progress.best:
@@ -320,7 +363,8 @@ def finish(
     bad = [f'{image["name"]}: {image["reason"]}' for image in kept['bad_images']]
     folder.write_text('report.html', results.page(
         predictions, split, data.class_names, [dict(row, best=row == progress.best) for row in progress.history],
-        settings.flat(), figures, bad, folder.folder, accelerator.device))
+        settings.flat(), figures, bad, folder.folder, accelerator.device, phase.importance))
+    folder.write_text(HISTORY_FILE, json.dumps(progress.history, indent=2))
     folder.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # the last one: from here on it is finished
     if not settings.output.eval_only and is_xception(folder.folder):
         folder.write_text('README.md', card.render(folder.folder))

@@ -30,7 +30,7 @@ LINE_LENGTH = 100                  # of code, so that the Hub's pages show it wi
 # Figures of metrics.json: what the card calls them, and what the Hub does.
 FIGURES = {
     'top1': 'top-1', 'top5': 'top-5', 'macro_f1': 'macro F1', 'micro_f1': 'micro F1',
-    'mean_average_precision': 'mean average precision', 'loss': 'cross-entropy',
+    'mean_average_precision': 'mean average precision', 'map_at_100': 'MAP@100', 'loss': 'cross-entropy',
     'calibration_error': 'expected calibration error',
 }
 HUB_METRICS = {'top1': 'accuracy', 'macro_f1': 'f1'}

@@ -9,23 +9,29 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
 import yaml
 from conftest import ROOT
+from datasets import Dataset
 from finetuning import SMALL, finetune, run
 from handwritten_digits import NAMES, handwritten_digits
 from hub_server import TOKEN, HubServer
 from kitchen_photos import PHOTOS, kitchen_photos
 from torch import Tensor
 
+from finetune import SettingsError, read_importance
+from xception_hub.training.data import Data, Split
 from xception_hub.training.results import usage
 from xception_hub.training.resume import Checkpoints, read
 
 TRAINING = ('--recipe', 'full', '--warmup-epochs', 0, '--batch-size', 16)
 FEW = (*TRAINING, '--epochs', 2)
+EMPTY = Split('train', Dataset.from_dict({}), np.zeros(0, np.int64), np.zeros((0, 3), np.int64))
+THREE_CLASSES = Data(EMPTY, EMPTY, ['a', 'b', 'c'], multi_label=True, has_validation=True)
 
 
 @pytest.fixture(scope='module')
@@ -165,10 +171,69 @@ def test_multi_label(folder: Path, tmp_path: Path, log: Path) -> None:
     finetune(*SMALL, *FEW, '--dataset', table, '--metric', 'mean_average_precision', '--class-weights', '--cutmix', 1,
              '--balanced-sampling', '--output', tmp_path / 'model', log=log)
     figures = figures_of(tmp_path / 'model')
-    assert {'top1', 'macro_f1', 'micro_f1', 'mean_average_precision', 'num_samples'} < figures.keys()
+    assert {'top1', 'macro_f1', 'micro_f1', 'mean_average_precision', 'map_at_100', 'num_samples'} < figures.keys()
     config = json.loads((tmp_path / 'model' / 'config.json').read_text())
     assert config['problem_type'] == 'multi_label_classification'
     assert config['label_names'] == ['even', 'one', 'three', 'two', 'zero']
+
+
+@pytest.fixture(scope='module')
+def several(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of lists of labels: 'any', and one of six words."""
+    table = tmp_path_factory.mktemp('table') / 'several.jsonl'
+    table.write_text('\n'.join(json.dumps(dict(image=str(path), labels=['any', path.parent.name]))
+                               for path in sorted(folder.rglob('*.png'))))
+    return table
+
+
+def test_class_importance(several: Path, tmp_path: Path, log: Path) -> None:
+    """It changes MAP@100, of each epoch, in the end and in the report; a run doesn't go on with another one."""
+    file, output = tmp_path / 'importance.json', tmp_path / 'model'
+    weights = dict.fromkeys(['any', *NAMES[:6]], 1.)
+    file.write_text(json.dumps(weights | {'any': 9}))
+    arguments = (*SMALL, *FEW, '--dataset', several, '--metric', 'map_at_100', '--learning-rate', 1e-12)
+    weighted = (*arguments, '--class-importance', file, '--output', output)
+    finetune(*weighted, log=log)
+    finetune(*arguments, '--output', tmp_path / 'plain', log=log)
+    found = {}
+    for name in ('model', 'plain'):
+        newest = Checkpoints(tmp_path / name / 'checkpoints').newest()
+        assert newest is not None
+        found[name] = [row['map_at_100'] for row in newest.state['progress']['history']]
+        assert figures_of(tmp_path / name)['map_at_100'] == max(found[name])
+    assert all(abs(one - other) > 0.01 for one, other in zip(found['model'], found['plain']))
+    assert f'MAP@100{max(found["model"]):.2%}' in Page((output / 'report.html').read_text()).text
+    (output / 'metrics.json').unlink()  # as if it hadn't come to its end
+    file.write_text(json.dumps(weights | {'any': 8}))
+    ended = run(*weighted, log=tmp_path / 'bad log')
+    assert ended.status == 1
+    assert f'error: {file} has changed since {output} was begun' in ended.text
+    ended = run(*arguments, '--output', output, log=tmp_path / 'other log')
+    assert f"class_importance is '{file}' there and None here" in ended.text
+
+
+@pytest.mark.parametrize(('text', 'reason'), [
+    (None, 'can not be read as JSON ([Errno 2] No such file'),
+    ('any: 1', 'can not be read as JSON (Expecting value'),
+    ('[1, 1, 1]', 'holds a list instead of an object: {"class": weight, ...}'),
+    ('{"a": 1, "b": 1}', 'does not name the classes of the dataset: 1 (c) missing, none unknown'),
+    ('{"a": 1, "b": 1, "c": 1, "d": 1}', 'does not name the classes of the dataset: none missing, 1 (d) unknown'),
+    *((f'{{"a": 1, "b": {weight}, "c": 1}}', "gives the class 'b' the weight")
+      for weight in ('0', '-1', 'NaN', 'Infinity', 'true', 'null', '"1"', f'1{"0" * 400}')),
+])
+def test_bad_class_importance(text: str | None, reason: str, tmp_path: Path) -> None:
+    """The error names the file, the class and what is expected."""
+    file = tmp_path / 'importance.json'
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SettingsError, match=re.escape(f'--class-importance {file} {reason}')):
+        read_importance(file, THREE_CLASSES)
+
+
+def test_class_importance_in_the_order_of_the_classes(tmp_path: Path) -> None:
+    file = tmp_path / 'importance.json'
+    file.write_text('{"c": 3, "a": 0.5, "b": 2}')
+    assert read_importance(file, THREE_CLASSES) == [0.5, 2, 3]
 
 
 @pytest.mark.parametrize('arguments', [
@@ -283,6 +348,8 @@ def test_divergence(folder: Path, tmp_path: Path, log: Path) -> None:
     (('--tracker', 'wandb'), "The tracker 'wandb' is not installed (pip install wandb)"),
     (('--mixed-precision', 'fp16'), 'fp16 needs a GPU'),
     (('--metric', 'accuracy'), '--metric accuracy is none of this dataset: top1, top5, macro_f1'),
+    (('--metric', 'map_at_100'), '--metric map_at_100 is none of this dataset: top1, top5, macro_f1'),
+    (('--class-importance', 'weights.json'), 'weights.json weights classes in map_at_100, which exclusive classes do'),
     (('--recipe', 'probe', '--flip', 0.5), 'nothing can be augmented'),
     (('--streaming', '--balanced-sampling'), 'can not choose images of a stream'),
     (('--model', 'resnet51'), 'resnet51 can not be built'),

@@ -1,6 +1,7 @@
 """Figures beside scikit-learn's and torchmetrics', and beside what can be counted by hand."""
 import itertools
 import math
+import time
 from dataclasses import fields
 
 import numpy as np
@@ -9,8 +10,17 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibrationError
+from torchmetrics.functional.retrieval import retrieval_average_precision
 
-from xception_hub.training.metrics import Calibration, PerClass, Predictions, is_better, summary
+from xception_hub.training.metrics import (
+    Calibration,
+    PerClass,
+    Predictions,
+    figure_names,
+    is_better,
+    map_at_100,
+    summary,
+)
 
 EXACT = dict(rtol=1e-6, atol=1e-7)  # both sides count in integers or sum a few hundred float32
 
@@ -159,9 +169,133 @@ def test_nothing_occurs_in_multi_label() -> None:
     """And nothing is found: means of nothing are 0, and there is no mistake."""
     predictions = predictions_of(-random_logits(5, 3).abs(), torch.zeros(5, 3, dtype=torch.long))
     figures = summary(predictions, 3)
-    names = ('top1', 'macro_f1', 'macro_precision', 'macro_recall', 'micro_f1', 'mean_average_precision')
-    assert [figures[name] for name in names] == [0] * 6
+    names = ('top1', 'macro_f1', 'macro_precision', 'macro_recall', 'micro_f1', 'mean_average_precision', 'map_at_100')
+    assert [figures[name] for name in names] == [0] * 7
     assert len(predictions.worst(24)) == 0
+
+
+def ranked(classes: int, *images: set[int]) -> Predictions:
+    """In each image class 0 is the likeliest, then 1, and so on; the sets are the ranks, from 1, that hold labels."""
+    logits = -torch.arange(classes).float().div(classes).expand(len(images), classes)
+    labels = torch.tensor([[int(rank in image) for rank in range(1, classes + 1)] for image in images])
+    return predictions_of(logits, labels)
+
+
+def test_map_by_hand() -> None:
+    """Labels at ranks 1 and 3: (1/1 + 2/3) / 2; at 2: 1/2; an image without labels doesn't count."""
+    predictions = ranked(4, {1, 3}, {2}, set())
+    assert map_at_100(predictions) == pytest.approx((5 / 6 + 1 / 2) / 2)
+    assert summary(predictions, 4)['map_at_100'] == map_at_100(predictions)
+    assert map_at_100(ranked(4, set())) == 0
+
+
+def test_map_by_hand_with_importance() -> None:
+    """Of weights 3, 9, 1, 5 the labels at ranks 1 and 3 have 3 and 1: (3 * 1/1 + 1 * 2/3) / (3 + 1) = 11/12.
+
+    Those at ranks 2 and 4 have 9 and 5: (9 * 1/2 + 5 * 2/4) / (9 + 5) = 1/2.
+    """
+    predictions, importance = ranked(4, {1, 3}, {2, 4}, set()), [3, 9, 1, 5]
+    assert map_at_100(predictions, importance) == pytest.approx((11 / 12 + 1 / 2) / 2)
+    assert summary(predictions, 4, importance)['map_at_100'] == map_at_100(predictions, importance)
+    assert map_at_100(predictions, [0.07 * weight for weight in importance]) == pytest.approx(17 / 24)
+    assert map_at_100(predictions, [7] * 4) == pytest.approx(map_at_100(predictions))
+    heavier = map_at_100(ranked(4, {1, 3}), [300, 9, 1, 5])
+    assert heavier == pytest.approx((300 + 2 / 3) / 301)  # what is found first has nearly all the weight
+
+
+def test_importance_is_of_classes_and_not_of_ranks() -> None:
+    """Class 2 is the likeliest, then 0, then 1; labels are 2 and 1: (5 * 1/1 + 2 * 2/3) / (5 + 2)."""
+    predictions = predictions_of(torch.tensor([[0.5, 0.1, 0.9]]), torch.tensor([[0, 1, 1]]))
+    assert map_at_100(predictions, [1, 2, 5]) == pytest.approx((5 + 4 / 3) / 7)
+
+
+def test_map_ends_at_rank_100() -> None:
+    """A label at rank 100 counts 1/100, or 2/100 after another one; at rank 101 nothing, but it is still missed."""
+    assert map_at_100(ranked(150, {100})) == pytest.approx(1 / 100)
+    assert map_at_100(ranked(150, {101})) == 0
+    assert map_at_100(ranked(150, {1, 100})) == pytest.approx((1 + 2 / 100) / 2)
+    assert map_at_100(ranked(150, {1, 101})) == pytest.approx(1 / 2)
+    importance = [1.] * 150
+    importance[100] = 4
+    assert map_at_100(ranked(150, {1, 101}), importance) == pytest.approx(1 / (1 + 4))
+
+
+def test_map_of_more_than_100_labels() -> None:
+    """100 of 120 labels in front are all that can be found, and 99 of them leave out one in a hundred.
+
+    With a weight of 2 for 30 of the labels behind them, the heaviest 100 have 30 * 2 + 70 * 1 = 130.
+    """
+    assert map_at_100(ranked(150, set(range(1, 121)))) == pytest.approx(1)
+    assert map_at_100(ranked(150, {*range(1, 100), *range(101, 122)})) == pytest.approx(99 / 100)
+    assert map_at_100(ranked(150, set(range(1, 100)))) == pytest.approx(1)
+    importance = [1.] * 100 + [2.] * 50
+    assert map_at_100(ranked(150, set(range(1, 131))), importance) == pytest.approx(100 / 130)
+    assert map_at_100(ranked(150, set(range(1, 131))), importance[::-1]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('classes', [2, 12, 100])
+def test_map_as_in_scikit_learn(classes: int) -> None:
+    """Of images with labels, and as many classes as there are ranks."""
+    logits, labels = random_logits(600, classes), random_labels(600, classes, True)
+    some = labels.any(1)
+    assert map_at_100(predictions_of(logits, labels)) == pytest.approx(
+        sklearn_metrics.label_ranking_average_precision_score(labels[some], logits[some].sigmoid()), rel=1e-12)
+
+
+def test_map_as_in_torchmetrics() -> None:
+    """Which divides by the labels among the first 100; here that are all."""
+    logits, labels = random_logits(300, 400), torch.zeros(300, 400, dtype=torch.long)
+    first = logits.topk(100).indices[torch.arange(300)[:, None], torch.randint(100, (300, 20))]
+    labels.scatter_(1, first, 1)
+    expected = [float(retrieval_average_precision(*image, top_k=100)) for image in zip(logits.sigmoid(), labels)]
+    assert map_at_100(predictions_of(logits, labels)) == pytest.approx(np.mean(expected), rel=1e-6)
+
+
+def test_map_of_equal_probabilities() -> None:
+    """In the order of the classes: labels 1 and 3 are at ranks 2 and 4. All of 150 alike: the first 100 count."""
+    zeros = torch.zeros(1, 150)
+    assert map_at_100(predictions_of(zeros[:, :4], torch.tensor([[0, 1, 0, 1]]))) == pytest.approx((1 / 2 + 2 / 4) / 2)
+    last = torch.zeros(2, 150, dtype=torch.long)
+    last[[0, 1], [99, 100]] = 1
+    assert map_at_100(predictions_of(zeros.expand(2, -1), last)) == pytest.approx(1 / 100 / 2)
+
+
+def test_map_image_by_image() -> None:
+    """Written with loops: weights, many equal probabilities, and more labels than ranks in most of the images."""
+    logits, labels = random_logits(20, 300).round(), (random_logits(20, 300, seed=2) > -0.4).long()
+    importance = torch.rand(300, generator=torch.Generator().manual_seed(3)).add(0.1).tolist()
+    expected = []
+    for scores, image in zip(logits.tolist(), labels.tolist()):
+        found, total = 0, 0.
+        for k, number in enumerate(sorted(range(300), key=lambda number: -scores[number])[:100], 1):
+            if image[number]:
+                found += 1
+                total += importance[number] * found / k
+        weights = sorted((weight for weight, label in zip(importance, image) if label), reverse=True)
+        expected.append(total / sum(weights[:100]))
+    assert map_at_100(predictions_of(logits, labels), importance) == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+def test_map_of_what_is_not_a_number() -> None:
+    """It is nothing that was found: of labels 0, which is NaN, and 2, which comes first, only the latter counts."""
+    logits = torch.tensor([[math.nan, 0., 1.], [math.nan] * 3])
+    predictions = predictions_of(logits, torch.tensor([[1, 0, 1], [1, 1, 1]]))
+    assert map_at_100(predictions) == pytest.approx((1 / 2 + 0) / 2)
+
+
+def test_map_of_many_images_takes_no_time() -> None:
+    predictions = predictions_of(random_logits(2000, 1000), random_labels(2000, 1000, True))
+    start = time.process_time()
+    map_at_100(predictions)
+    assert time.process_time() - start < 2  # a quarter of a second on one core
+
+
+@pytest.mark.parametrize(('classes', 'multi_label'), [(3, False), (3, True), (6, False), (6, True)])
+def test_figure_names(classes: int, multi_label: bool) -> None:
+    """They are those of `summary`, in its order."""
+    figures = summary(predictions_of(random_logits(9, classes), random_labels(9, classes, multi_label)), classes)
+    assert [*figure_names(classes, multi_label), 'num_samples'] == list(figures)
+    assert ('map_at_100' in figures) == multi_label
 
 
 @pytest.mark.parametrize('dtype', [torch.bool, torch.uint8, torch.int32, torch.float32])

@@ -3,7 +3,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +49,7 @@ class Phase:
         training: What the module sees of each image of `data.train`; None for an evaluation.
         validation: Batches of `data.validation`.
         objective: Its loss.
+        importance: [C] weights of the classes in `metrics.map_at_100`; None for equal ones.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Phase:
     training: Any
     validation: Any
     objective: Objective
+    importance: Sequence[float] | None = None
 
 
 class Training:
@@ -254,7 +256,7 @@ def end_epoch(
     row = dict(
         phase=phase.name, epoch=progress.epoch + 1, train_loss=progress.loss_sum / progress.images,
         learning_rate=max(group['lr'] for group in optimizer.param_groups),
-        **summary(predictions, phase.objective.num_classes), images_per_second=pace.model,
+        **summary(predictions, phase.objective.num_classes, phase.importance), images_per_second=pace.model,
         input_images_per_second=pace.input)
     if is_better(s.metric, row, progress.best):
         progress.best = row

@@ -13,12 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional import classification
 
-__all__ = ['Calibration', 'PerClass', 'Predictions', 'figure_names', 'is_better', 'summary']
+__all__ = ['Calibration', 'PerClass', 'Predictions', 'figure_names', 'is_better', 'map_at_100', 'summary']
 
 TOP = 5
 LOWER_IS_BETTER = ('loss', 'calibration_error')
 CALIBRATION_BINS = 15
 THRESHOLD = 0.5  # above which a class counts as found, in multi-label
+RANKS = 100  # that MAP@100 looks at
+IMAGES_AT_ONCE = 256  # that are ranked together, for the memory of many classes
+MULTI_LABEL_ONLY = ('micro_f1', 'mean_average_precision', 'map_at_100')
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,57 @@ class Calibration:
         return cls(confidence, accuracy, count, error)
 
 
-def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int]:
+def map_at_100(predictions: Predictions, importance: Sequence[float] | None = None) -> float:
+    """Mean average precision of the 100 likeliest classes of each image, each class weighted by its importance.
+
+    Section 4.1 of arXiv:1610.02357 judges by it on FastEval14k, where a score of each class says how common it is among
+    social media images. The paper gives neither a formula nor the scores. This is our reading: the average precision of
+    an image is the sum, over the ranks k <= 100 that hold one of its labels, of weight(class at k) * precision@k,
+    divided by the sum of the weights of its labels; of the 100 heaviest, if it has more, so that 1 can be reached.
+    Without weights it is the usual MAP@100 of retrieval.
+
+    Args:
+        predictions: Multi-label, of C classes. Of equal probabilities the class of the smaller number comes first; NaN
+            comes last, and never counts as found.
+        importance: [C] weights, > 0, in the order of the classes; only their ratios count. By default they are equal.
+
+    Returns:
+        In [0, 1], the mean over the images that have labels; 0 if there are none.
+    """
+    count = predictions.probabilities.shape[1]
+    weights = np.ones(count) if importance is None else np.asarray(importance, np.float64)
+    labelled = np.flatnonzero(predictions.labels.any(1))
+    values = np.zeros(len(labelled))
+    for start in range(0, len(labelled), IMAGES_AT_ONCE):
+        rows = labelled[start:start + IMAGES_AT_ONCE]
+        values[start:start + IMAGES_AT_ONCE] = _average_precisions(
+            predictions.probabilities[rows], predictions.labels[rows].astype(bool), weights)
+    return _mean(values)
+
+
+def _average_precisions(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[N] of images with at least one label each: probabilities and labels [N, C], weights [C]."""
+    # Not torchmetrics' retrieval_average_precision: it divides by the labels that it finds, so that one of 36 in front
+    # would be 1; its multilabel_ranking_average_precision has no last rank, and neither has weights of classes.
+    probabilities = np.nan_to_num(probabilities, nan=-1.)
+    ranked = np.argsort(-probabilities, 1, kind='stable')[:, :RANKS]
+    hits = np.take_along_axis(labels & (probabilities >= 0), ranked, 1)
+    precision = hits.cumsum(1) / np.arange(1, ranked.shape[1] + 1)
+    heaviest = np.argsort(-weights, kind='stable')
+    ordered = labels[:, heaviest]
+    best = ordered & (ordered.cumsum(1) <= RANKS)
+    return (weights[ranked] * hits * precision).sum(1) / (best @ weights[heaviest])
+
+
+def summary(
+        predictions: Predictions, num_classes: int, importance: Sequence[float] | None = None,
+) -> dict[str, float | int]:
     """The figures of a split.
+
+    Args:
+        predictions: Of the split.
+        num_classes: C.
+        importance: [C] weights of the classes in `map_at_100`.
 
     Returns:
         top1: Share of images whose likeliest class is right; in multi-label, is one of the labels.
@@ -156,6 +208,7 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
         macro_f1: Mean over the classes that are labels or predictions of some image.
         macro_precision, macro_recall: Means over the same classes.
         micro_f1, mean_average_precision: Only in multi-label; the latter over the classes that occur.
+        map_at_100: Only in multi-label, over the images that have labels; see `map_at_100`.
         loss: Mean cross-entropy.
         calibration_error: See `Calibration`.
         num_samples: How many images this was computed from.
@@ -176,6 +229,7 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
         figures['mean_average_precision'] = _mean(np.array([
             float(classification.binary_average_precision(probabilities[:, number], labels[:, number].long()))
             for number in np.flatnonzero(per_class.support)]))
+        figures['map_at_100'] = map_at_100(predictions, importance)
     figures['loss'] = float(predictions.losses.astype(np.float64).mean())
     figures['calibration_error'] = Calibration.of(predictions).error
     figures['num_samples'] = len(predictions)
@@ -185,8 +239,8 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
 def figure_names(num_classes: int, multi_label: bool) -> list[str]:
     """What `summary` gives."""
     names = ['top1', 'top5', 'macro_f1', 'macro_precision', 'macro_recall', 'micro_f1', 'mean_average_precision',
-             'loss', 'calibration_error']
-    absent = ([] if num_classes > TOP else ['top5']) + ([] if multi_label else ['micro_f1', 'mean_average_precision'])
+             'map_at_100', 'loss', 'calibration_error']
+    absent = (() if num_classes > TOP else ('top5',)) + (() if multi_label else MULTI_LABEL_ONLY)
     return [name for name in names if name not in absent]
 
 

@@ -41,6 +41,7 @@ FIGURES = {
     'macro_f1': ('Macro F1', '.2%', 'mean over the classes'),
     'micro_f1': ('Micro F1', '.2%', 'all labels together'),
     'mean_average_precision': ('mAP', '.2%', 'average precision, mean over the classes'),
+    'map_at_100': ('MAP@100', '.2%', 'average precision of the 100 likeliest, mean over the images'),
     'loss': ('Loss', '.4f', 'mean cross-entropy'),
     'calibration_error': ('Calibration error', '.2%', 'between probability and accuracy'),
     'num_samples': ('Images', ',', 'evaluated'),
@@ -81,6 +82,7 @@ def render(
         predictions: Predictions, *, class_names: Sequence[str], title: str, facts: Mapping[str, str],
         settings: Mapping[str, object], history: Sequence[Mapping[str, object]],
         thumbnail: Callable[[int], Image.Image], name: Callable[[int], str], warnings: Sequence[str], usage: str,
+        importance: Sequence[float] | None = None,
 ) -> str:
     """Renders the report of a split as an HTML page.
 
@@ -96,13 +98,14 @@ def render(
         name: Tells the file name of a row.
         warnings: What a reader has to know before believing the figures.
         usage: Python code that loads the model.
+        importance: [C] weights of the classes in `metrics.map_at_100`.
 
     Returns:
         The page, the same for the same arguments.
     """
     names, count = np.array(class_names, object), len(class_names)
     figures, per_class, calibration = (
-        summary(predictions, count), PerClass.of(predictions, count), Calibration.of(predictions))
+        summary(predictions, count, importance), PerClass.of(predictions, count), Calibration.of(predictions))
     wrong = predictions.worst(len(predictions))
     with style.context(STYLE, after_reset=True):
         charts, reliability = _charts(history), _reliability(calibration)

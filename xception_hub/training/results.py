@@ -17,9 +17,9 @@ from .samples import Item, cell_of, open_image
 __all__ = ['page', 'row', 'table']
 
 COLUMNS = {'phase': 12, 'epoch': 6, 'learning_rate': 10, 'train_loss': 10, 'loss': 8, 'top1': 8, 'top5': 8,
-           'macro_f1': 9, 'mean_average_precision': 9, 'images_per_second': 9}
+           'macro_f1': 9, 'mean_average_precision': 9, 'map_at_100': 9, 'images_per_second': 9}
 HEADINGS = {'learning_rate': 'rate', 'train_loss': 'train loss', 'mean_average_precision': 'mAP',
-            'images_per_second': 'images/s', 'macro_f1': 'macro F1'}
+            'map_at_100': 'MAP@100', 'images_per_second': 'images/s', 'macro_f1': 'macro F1'}
 FORMATS = {'learning_rate': '.2e', 'images_per_second': '.1f'}
 
 
@@ -46,7 +46,7 @@ def table(figures: Mapping[str, Any]) -> str:
 def page(
         predictions: Predictions, split: Split, class_names: Sequence[str], history: Sequence[Mapping[str, Any]],
         settings: Mapping[str, Any], figures: Mapping[str, Any], bad_images: Sequence[str], folder: Path,
-        device: torch.device,
+        device: torch.device, importance: Sequence[float] | None = None,
 ) -> str:
     """The report.
 
@@ -60,6 +60,7 @@ def page(
         bad_images: That were left out, with the reasons.
         folder: Of the model.
         device: It was computed on.
+        importance: [C] weights of the classes in `metrics.map_at_100`.
     """
     wanted = [int(predictions.rows[position]) for position in predictions.worst(MISTAKES)]
     items = _items(split, wanted)
@@ -77,7 +78,7 @@ def page(
         settings=settings, history=history,
         thumbnail=lambda position: open_image(split, items[position], THUMBNAIL),
         name=lambda position: split.cell_name(position, cell_of(split, items[position])),
-        warnings=[f'Left out: {image}' for image in bad_images], usage=usage(model))
+        warnings=[f'Left out: {image}' for image in bad_images], usage=usage(model), importance=importance)
 
 
 def _items(split: Split, positions: Sequence[int]) -> dict[int, Item]:

@@ -1,9 +1,10 @@
 """The directory of a run: what was asked for, what was found in the data, how far it has come.
 
     settings.yaml      what was asked for; `--config DIR/settings.yaml` asks for it again
-    data.json          classes, images left out, rows of the validation split
+    data.json          classes and their weights, images left out, rows of the validation split
     checkpoints/       to go on from, and the best
-    model.safetensors, config.json, README.md, metrics.json, report.html      once it is finished
+    history.json       figures of each epoch; like the following, once it is finished
+    model.safetensors, config.json, README.md, metrics.json, report.html
 """
 import json
 import os
@@ -19,9 +20,11 @@ import yaml
 
 from .resume import Checkpoints, ResumeError
 
-__all__ = ['METRICS_FILE', 'SETTINGS_FILE', 'Interrupted', 'Progress', 'Run', 'Stop', 'stop_on_signals']
+__all__ = [
+    'HISTORY_FILE', 'METRICS_FILE', 'SETTINGS_FILE', 'Interrupted', 'Progress', 'Run', 'Stop', 'stop_on_signals',
+]
 
-SETTINGS_FILE, DATA_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'metrics.json'
+SETTINGS_FILE, DATA_FILE, HISTORY_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'history.json', 'metrics.json'
 
 
 class Interrupted(Exception):

@@ -1,10 +1,11 @@
 """Everything that a run of finetune.py depends on, once: its command line and its YAML files are made from this."""
-from collections.abc import Callable
+import ast
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
 from .recipes import RECIPES
@@ -16,7 +17,19 @@ AT_LEAST_1, POSITIVE, SHARE = (Parameter(validator=Number(**bounds)) for bounds 
     dict(gte=1), dict(gt=0), dict(gte=0, lt=1)))
 NOT_NEGATIVE = Parameter(validator=Number(gte=0))
 SWITCH = Parameter(negative='')  # without a --no-... beside it
-Choices = dict[str, int | float | bool | str]
+
+
+def literal(type_: Any, tokens: Sequence[Token]) -> Any:
+    """Value of an argument that any model may have: a Python literal (0.5, 16, False, [8, 8]), else the text itself."""
+    text = tokens[0].value
+    try:
+        return ast.literal_eval({'true': 'True', 'false': 'False', 'null': 'None'}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+Choices = dict[str, Annotated[Any, Parameter(converter=literal, n_tokens=1)]]
+
 
 
 def group(name: str, position: int) -> Callable[[type], type]:
@@ -119,8 +132,11 @@ class Optimization:
     ema_decay: Annotated[float | None, SHARE] = None
     """Of a moving average of the weights (Polyak), which is what is judged and kept then."""
     metric: str = 'top1'
-    """By which the best epoch is chosen: top1, top5, macro_f1, loss, ...; micro_f1 and mean_average_precision in
-    multi-label."""
+    """By which the best epoch is chosen: top1, top5, macro_f1, loss, ...; micro_f1, mean_average_precision and
+    map_at_100 in multi-label."""
+    class_importance: Path | None = None
+    """A JSON object of the weight of each class, by name, in map_at_100: {"dog": 2.5, "cat": 1}; by default all weigh
+    the same."""
     early_stopping: Annotated[int | None, AT_LEAST_1] = None
     """Epochs without a better one after which a phase ends."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
