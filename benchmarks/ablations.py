@@ -3,8 +3,9 @@
 Trains the networks of the paper's figures 9 and 10 and of its way from Inception to Xception, each from several seeds,
 by finetune.py with its recipe paper-imagenet; writes every epoch's figures to one JSON file and draws their curves.
 
---scale small is for two CPU cores and Fashion-MNIST (examples/fashion_mnist.py); --scale paper is the paper's network at
-299x299 pixels on all devices that `accelerate config` names, one run after another. Stopped, the same command goes on.
+--scale small is for two CPU cores and Fashion-MNIST (examples/fashion_mnist.py); --scale paper is the paper's network
+at 299x299 pixels on all devices that `accelerate config` names, one run after another. Stopped, the same command goes
+on.
 """
 import json
 import os
@@ -56,8 +57,8 @@ CLAIMS = {
 UNDECIDED = {'section 1.2: the order of the two operations is unimportant': ('xception', 'pointwise_first')}
 CONTINUUM = ('segments_1', 'segments_2', 'segments_4', 'segments_8', 'xception')
 
-# Settings of finetune.py on top of the recipe. At the small scale, the averages and the crops are those of a training of
-# 1,250 updates on clothes that fill their images; the rates, the decay, the dropout are the paper's.
+# Settings of finetune.py on top of the recipe. At the small scale, the averages and the crops are for a training of
+# 1,250 updates on clothes that fill their images; rates, decay and dropout are the paper's.
 SCALES: dict[str, dict[str, Any]] = {
     'small': dict(image_size=40, epochs=10, batch_size=32, ema_decay=0.99, crop_scale=[0.6, 1.], scan=False,
                   model_args=dict(width_multiplier=0.1875, min_img_size=40)),
@@ -83,7 +84,7 @@ app = App(help=__doc__, version_flags=[])
 @app.default
 def train(
         runs: Path, /, *, dataset: str, scale: Literal['small', 'paper'] = 'small', seeds: Positive = 3,
-        variants: Annotated[tuple[Names, ...], Parameter(negative='')] = tuple(VARIANTS), jobs: Positive | None = None,
+        variants: Annotated[tuple[Names, ...], Parameter(consume_multiple=True, negative='')] = tuple(VARIANTS), jobs: Positive | None = None,
         epochs: Positive | None = None,
 ) -> None:
     """Trains, collects and draws. Ends with status 1 if a run has failed, which the others are not kept by.
@@ -237,7 +238,7 @@ def curve(ax: Axes, runs: Sequence[Mapping[str, Any]], name: str, label: str, co
     epochs = [row['epoch'] for row in runs[0]['epochs']]
     values = list(zip(*([row[name] for row in run['epochs']] for run in runs)))  # an epoch's, of all seeds
     ax.plot(epochs, [statistics.mean(of) for of in values], color=colour, label=label, linewidth=1.8)
-    ax.fill_between(epochs, [min(of) for of in values], [max(of) for of in values], color=colour, alpha=0.2, linewidth=0)
+    ax.fill_between(epochs, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.2, linewidth=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel('epoch')
 
