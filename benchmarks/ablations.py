@@ -47,14 +47,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'segments_2': dict(segments=2),
     'segments_1': dict(segments=1),
 }
-# Claim of the paper -> (its better variant, its worse variant); None where the paper calls them equal.
+# Claim of the paper -> the variant that is better by it, and the other one; of EQUAL, neither is.
 CLAIMS = {
     'figure 9: residual connections help': ('xception', 'no_residual'),
     'figure 10: no activation in between is better than ReLU': ('xception', 'mid_relu'),
     'figure 10: no activation in between is better than ELU': ('xception', 'mid_elu'),
     'figure 10: ReLU is better than ELU': ('mid_relu', 'mid_elu'),
 }
-UNDECIDED = {'section 1.2: the order of the two operations is unimportant': ('xception', 'pointwise_first')}
+EQUAL = {'section 1.2: the order of the two operations is unimportant': ('xception', 'pointwise_first')}
 CONTINUUM = ('segments_1', 'segments_2', 'segments_4', 'segments_8', 'xception')
 
 # Settings of finetune.py on top of the recipe. At the small scale, the averages and the crops are for a training of
@@ -84,8 +84,8 @@ app = App(help=__doc__, version_flags=[])
 @app.default
 def train(
         runs: Path, /, *, dataset: str, scale: Literal['small', 'paper'] = 'small', seeds: Positive = 3,
-        variants: Annotated[tuple[Names, ...], Parameter(consume_multiple=True, negative='')] = tuple(VARIANTS), jobs: Positive | None = None,
-        epochs: Positive | None = None,
+        variants: Annotated[tuple[Names, ...], Parameter(consume_multiple=True, negative='')] = tuple(VARIANTS),
+        jobs: Positive | None = None, epochs: Positive | None = None,
 ) -> None:
     """Trains, collects and draws. Ends with status 1 if a run has failed, which the others are not kept by.
 
@@ -206,19 +206,21 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
         lines.append(f'{variant:20} {entry["parameters"]:12,} {statistics.mean(values):8.4f}   '
                      f'{" ".join(f"{value:.4f}" for value in values)}')
     lines.append('')
-    for claim, (better, worse) in {**CLAIMS, **UNDECIDED}.items():
+    for claim, (better, worse) in {**CLAIMS, **EQUAL}.items():
         if not {better, worse} <= set(found['variants']):
             continue
         first, second = last(found, better), last(found, worse)
         differences = [first[seed] - second[seed] for seed in first if seed in second]
         mean = statistics.mean(differences)
-        agree = sum(difference > 0 for difference in differences)
-        if claim in UNDECIDED:
-            verdict = f'{better} is above in {agree} of {len(differences)} seeds'
-        elif agree in (0, len(differences)):
-            verdict = f'{"the same" if agree else "THE OPPOSITE"} in all {len(differences)} seeds'
+        above = sum(difference > 0 for difference in differences)
+        if claim in EQUAL:
+            verdict = f'{better} is above in {above} of {len(differences)} seeds'
+        elif min(differences) > 0:
+            verdict = f'the same in all {len(differences)} seeds'
+        elif max(differences) < 0:
+            verdict = f'THE OPPOSITE in all {len(differences)} seeds'
         else:
-            verdict = f'not decided: so in {agree} of {len(differences)} seeds'
+            verdict = f'not decided: the same in {above} of {len(differences)} seeds'
         lines.append(f'{claim}: {mean:+.2%} on average ({min(differences):+.2%} to {max(differences):+.2%}); {verdict}')
     return lines
 
