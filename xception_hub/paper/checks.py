@@ -1,0 +1,251 @@
+"""What of the paper can be counted, counted on the networks that timm creates, on the meta device: without weights."""
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import timm
+import torch
+from timm.layers import ConvNormAct
+from timm.models.inception_v3 import InceptionA, InceptionB, InceptionC
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import xception_hub  # noqa: F401 (registers the model)
+
+from . import quoted
+
+IMAGE_SIZE = 299  # pixels, of the paper's ImageNet experiments
+MODELS = {'Xception': 'xception_paper', 'Inception V3': 'inception_v3'}
+HEAD = 'head'
+INCEPTION_SOURCE = ("the author's own of 9 August 2016 (github.com/fchollet/deep-learning-models, inception_v3.py,\n"
+                    'commit cbf97b0), from which the published network differs')
+LINEAR_LAYERS = (nn.Identity, nn.Conv2d, nn.BatchNorm2d)
+
+
+class Check(NamedTuple):
+    """A claim, what it says, what was counted, and whether the two agree."""
+
+    claim: str
+    expected: object
+    found: object
+    holds: bool
+
+
+class Module(NamedTuple):
+    """One of the paper's modules, or the head.
+
+    Attributes:
+        name: In the network.
+        layers: Convolutional layers in it, those of the residual connection not counted.
+        separable: How many of them are depthwise separable.
+        residual: Whether a residual connection was computed, and has nothing but linear layers.
+        size: Height of the map that leaves it in pixels; 0 if it isn't a map.
+        channels: That leave it.
+        parameters: Trainable ones.
+        macs: Multiply-adds for one image.
+    """
+
+    name: str
+    layers: int
+    separable: int
+    residual: bool
+    size: int
+    channels: int
+    parameters: int
+    macs: int
+
+
+class Step(NamedTuple):
+    """A change to a network, and how many trainable parameters it has then."""
+
+    change: str
+    parameters: int
+
+
+class Counts(NamedTuple):
+    """All that is counted; the keys are those of `MODELS`.
+
+    Attributes:
+        parameters: Trainable ones, of the networks that the paper compares.
+        keras_total: All that Keras 3 counts, moving statistics included.
+        inception: How timm's Inception V3 becomes that of the paper's count.
+        modules: Of Xception, with its head.
+        macs: Multiply-adds for one image of 299x299 pixels.
+    """
+
+    parameters: dict[str, int]
+    keras_total: dict[str, int]
+    inception: list[Step]
+    modules: list[Module]
+    macs: dict[str, int]
+
+
+def create(name: str) -> nn.Module:
+    """A network of `MODELS`, for inference, whose parameters have shapes but no values."""
+    with torch.device('meta'):
+        return timm.create_model(MODELS[name], pretrained=False).eval()
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Trainable ones, as table 3 counts them."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def count_channels(network: nn.Module) -> int:
+    """Of all layers of batch normalization."""
+    return sum(layer.num_features for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
+
+
+def paper_inception(network: nn.Module) -> Iterator[Step]:
+    """Turns timm's Inception V3, in place, into the network whose parameters table 3 counts.
+
+    The paper doesn't say which implementation that is. The one that gives its number to the last parameter is the
+    author's own for Keras from before the paper, see INCEPTION_SOURCE. It is narrower than the published network in
+    three places, and its convolutions have biases. What else differs has no parameters, and is left as it is: it has
+    ReLU before batch normalization, and one other pool. The steps have Keras' names of the modules.
+    """
+    conv_block = partial(ConvNormAct, padding=0, norm_kwargs=dict(eps=1e-3))
+    yield Step("timm's inception_v3", count_parameters(network))
+    with torch.device('meta'):
+        network.Mixed_5c = InceptionA(256, pool_features=32, conv_block=conv_block)
+        network.Mixed_5d = InceptionA(256, pool_features=32, conv_block=conv_block)
+        network.Mixed_6a = InceptionB(256, conv_block=conv_block)  # its pooling tower passes 256 channels on, not 288
+        network.Mixed_6b = InceptionC(736, channels_7x7=128, conv_block=conv_block)
+        yield Step('mixed1 and mixed2: 32 channels in the pooling tower, not 64', count_parameters(network))
+        mixed7 = network.get_submodule('Mixed_6e')
+        mixed7.branch7x7dbl_1 = conv_block(768, 160, kernel_size=1)
+        mixed7.branch7x7dbl_2 = conv_block(160, 192, kernel_size=(7, 1), padding=(3, 0))
+        yield Step('mixed7: 160 channels at first in the longest tower, not 192', count_parameters(network))
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.bias = nn.Parameter(torch.empty(layer.out_channels))
+        yield Step('a bias in every convolution, beside gamma and beta', count_parameters(network))
+
+
+def module_names(network: nn.Module) -> list[str]:
+    """Names of the modules of the feature extraction base: the stem, and all that stand in the flows."""
+    names = []
+    for name, child in network.named_children():
+        if isinstance(child, nn.Sequential):
+            names += [f'{name}.{index}' for index, _ in child.named_children()]
+        elif name != HEAD:
+            names.append(name)
+    return names
+
+
+def count_layers(module: nn.Module) -> tuple[int, int]:
+    """Convolutional layers, and how many of them are depthwise separable.
+
+    Two convolutions `conv_dw` and `conv_pw` of one parent are one layer, and a depthwise separable one if the first has
+    a group for each channel and the second is 1x1. Those within `shortcut` aren't counted.
+    """
+    layers = separable = 0
+    for name, parent in module.named_modules():
+        if name.partition('.')[0] == 'shortcut':
+            continue
+        convs = {key: conv for key, conv in parent.named_children() if isinstance(conv, nn.Conv2d)}
+        if convs.keys() == {'conv_dw', 'conv_pw'}:
+            depthwise, pointwise = convs['conv_dw'], convs['conv_pw']
+            layers += 1
+            separable += depthwise.groups == depthwise.in_channels and pointwise.kernel_size == (1, 1)
+        else:
+            layers += len(convs)
+    return layers, separable
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether it consists of convolutions and batch normalizations alone; the identity is linear too."""
+    leaves = [leaf for leaf in layer.modules() if next(leaf.children(), None) is None]
+    return all(isinstance(leaf, LINEAR_LAYERS) for leaf in leaves)
+
+
+def count_macs(network: nn.Module, size: int = IMAGE_SIZE) -> dict[str, int]:
+    """Multiply-adds for one image: half of the floating point operations that torch counts.
+
+    Args:
+        network: On the meta device.
+        size: Height and width of the image in pixels.
+
+    Returns:
+        Name of each layer at any depth -> its multiply-adds; '' is the whole network.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(torch.empty(1, 3, size, size, device='meta'))
+    macs = {'': counter.get_total_flops() // 2}
+    for path, flops in counter.get_flop_counts().items():
+        root, _, name = path.partition('.')
+        if name and root == type(network).__name__:
+            macs[name] = sum(flops.values()) // 2
+    return macs
+
+
+def count_modules(network: nn.Module, size: int = IMAGE_SIZE) -> list[Module]:
+    """What is in each module, and at last in the head, at images of `size` x `size` pixels."""
+    shapes: dict[str, torch.Size] = {}
+    used: set[str] = set()
+    handles = []
+    names = [*module_names(network), HEAD]
+    for name in names:
+        module = network.get_submodule(name)
+
+        def record(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
+            shapes[name] = output.shape
+
+        def record_use(_module: nn.Module, _inputs: object, _output: Tensor, name: str = name) -> None:
+            used.add(name)
+
+        handles.append(module.register_forward_hook(record))
+        shortcut = getattr(module, 'shortcut', None)
+        if shortcut is not None and is_linear(shortcut):
+            handles.append(shortcut.register_forward_hook(record_use))
+    macs = count_macs(network, size)
+    for handle in handles:
+        handle.remove()
+    modules = []
+    for name in names:
+        module, shape = network.get_submodule(name), shapes[name]
+        layers, separable = count_layers(module)
+        modules.append(Module(name, layers, separable, name in used, shape[2] if len(shape) == 4 else 0, shape[1],
+                              count_parameters(module), macs.get(name, 0)))
+    return modules
+
+
+def count() -> Counts:
+    """Counts on the networks that timm creates now."""
+    xception, inception = create('Xception'), create('Inception V3')
+    channels = count_channels(inception)
+    macs = {'Xception': count_macs(xception)[''], 'Inception V3': count_macs(inception)['']}
+    keras_total = {
+        'Xception': count_parameters(xception) + 2 * count_channels(xception),  # moving mean and variance
+        'Inception V3': count_parameters(inception) - channels + 2 * channels,  # and no gamma
+    }
+    steps = list(paper_inception(inception))
+    parameters = {'Xception': count_parameters(xception), 'Inception V3': steps[-1].parameters}
+    return Counts(parameters, keras_total, steps, count_modules(xception), macs)
+
+
+def equal(claim: str, expected: object, found: object) -> Check:
+    return Check(claim, expected, found, expected == found)
+
+
+def check(counts: Counts) -> list[Check]:
+    """All claims that can be checked by counting, in the order of the command's sections."""
+    base = [module for module in counts.modules if module.name != HEAD]
+    residual = [number for number, module in enumerate(base, start=1) if module.residual]
+    difference = abs(1 - counts.parameters['Xception'] / counts.parameters['Inception V3'])
+    return [
+        *(equal(f'table 3: parameters of {name}', quoted.PARAMETERS[name], counts.parameters[name]) for name in MODELS),
+        Check('section 4.5.2: difference in size', f'within {quoted.SIZE_DIFFERENCE:.1%}', f'{difference:.2%}',
+              difference <= quoted.SIZE_DIFFERENCE),
+        *(equal(f'Keras: parameters of {name}, moving statistics included', quoted.KERAS_TOTAL[name],
+                counts.keras_total[name]) for name in MODELS),
+        equal('section 3: convolutional layers', quoted.CONV_LAYERS, sum(module.layers for module in base)),
+        equal('figure 5: depthwise separable ones', quoted.SEPARABLE_LAYERS, sum(module.separable for module in base)),
+        equal('section 3: modules', quoted.MODULES, len(base)),
+        equal('section 3: modules with a linear residual connection', quoted.RESIDUAL_MODULES, residual),
+        equal("sum of the modules' multiply-adds", counts.macs['Xception'],
+              sum(module.macs for module in counts.modules)),
+        *(equal(f'timm: GMACs of {name}', quoted.TIMM_GMACS[name], round(counts.macs[name] / 1e9, 1))
+          for name in MODELS),
+    ]

@@ -1,0 +1,149 @@
+"""Training steps per second of Xception and Inception V3 on this machine, side by side, for table 3.
+
+The absolute figures are those of the machine; what can be laid beside the paper is their ratio.
+"""
+import platform
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+
+import xception_hub  # noqa: F401 (registers the model)
+
+from . import quoted
+from .checks import IMAGE_SIZE, MODELS
+
+MIN_IMAGE_SIZE = 75  # pixels, below which Inception V3 has no last map (Xception takes 71)
+MIN_BATCH_SIZE = 2   # for batch normalization has nothing to normalize in a single image's map of one pixel
+NUM_CLASSES = 1000
+DEFAULTS = {'cpu': (8, 1), 'cuda': (32, 10)}  # images in a batch, steps in a repeat
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        image_size: Height and width of the images in pixels.
+        batch_size: Images in a step.
+        repeats: Of which the median is taken, after one that isn't counted; the networks take turns in each.
+        steps: In a repeat.
+
+    Raises:
+        ValueError: One of them is too small.
+    """
+
+    image_size: int
+    batch_size: int
+    repeats: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        for name, minimum, reason in (
+                ('image_size', MIN_IMAGE_SIZE, ' pixels, the least that Inception V3 takes'),
+                ('batch_size', MIN_BATCH_SIZE, ', for batch normalization needs more than one image'),
+                ('repeats', 1, ''), ('steps', 1, '')):
+            value = getattr(self, name)
+            if value < minimum:
+                raise ValueError(f'{name}={value!r} is not possible: it must be at least {minimum}{reason}.')
+
+
+class Speed(NamedTuple):
+    """What was measured, on what.
+
+    Attributes:
+        machine: Device, threads, version of torch.
+        settings: As they were.
+        steps_per_second: Of each network of `MODELS`, the median of the repeats.
+        ratio: Of these medians, Xception's divided by Inception V3's.
+        ratio_range: The lowest and the highest ratio of a repeat, which tell how quiet the machine was.
+    """
+
+    machine: str
+    settings: Settings
+    steps_per_second: dict[str, float]
+    ratio: float
+    ratio_range: tuple[float, float]
+
+
+def device() -> torch.device:
+    """A GPU if torch finds one."""
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def settings(
+        image_size: int = IMAGE_SIZE, batch_size: int | None = None, repeats: int = 5, steps: int | None = None,
+) -> Settings:
+    """Settings, with the defaults of the device for what is None."""
+    default_batch_size, default_steps = DEFAULTS[device().type]
+    return Settings(image_size, default_batch_size if batch_size is None else batch_size, repeats,
+                    default_steps if steps is None else steps)
+
+
+def machine() -> str:
+    """The device in a line."""
+    if device().type == 'cuda':
+        return f'{torch.cuda.get_device_name()}, torch {torch.__version__}'
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    cpu = next((line.partition(': ')[2] for line in lines if line.startswith('model name')), platform.machine())
+    return f'{cpu}, threads: {torch.get_num_threads()}, torch {torch.__version__}'
+
+
+class Training:
+    """A network, the paper's SGD for it, and a batch of noise, all channels last and float32."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.network = timm.create_model(MODELS[name], pretrained=False, drop_rate=quoted.DROPOUT)
+        self.network.to(device(), memory_format=torch.channels_last).train()
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), lr=quoted.LEARNING_RATE, momentum=quoted.MOMENTUM,
+            weight_decay=quoted.WEIGHT_DECAY[name])
+        shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
+        self.images = torch.randn(shape, device=device()).contiguous(memory_format=torch.channels_last)
+        self.labels = torch.randint(NUM_CLASSES, shape[:1], device=device())
+
+    def step(self) -> None:
+        """Forward, backward, update."""
+        loss = F.cross_entropy(self.network(self.images), self.labels)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def seconds(self, steps: int) -> float:
+        """That so many steps take."""
+        _finish()
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        _finish()
+        return time.perf_counter() - start
+
+
+def _finish() -> None:
+    """Waits for the GPU, which computes behind the program's back."""
+    if device().type == 'cuda':
+        torch.cuda.synchronize()
+
+
+def measure(settings: Settings) -> Speed:
+    """Measures both networks in turn."""
+    trainings = {name: Training(name, settings) for name in MODELS}
+    rounds = [{name: settings.steps / training.seconds(settings.steps) for name, training in trainings.items()}
+              for _ in range(settings.repeats + 1)][1:]
+    medians = {name: statistics.median(speeds[name] for speeds in rounds) for name in MODELS}
+    ratios = [ratio(speeds) for speeds in rounds]
+    return Speed(machine(), settings, medians, ratio(medians), (min(ratios), max(ratios)))
+
+
+def ratio(speeds: Mapping[str, float]) -> float:
+    """Xception's steps per second divided by Inception V3's."""
+    return speeds['Xception'] / speeds['Inception V3']
