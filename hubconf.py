@@ -3,3 +3,11 @@ dependencies = ['torch', 'timm', 'huggingface_hub', 'safetensors']
 
 from xception_hub.checkpoints import from_checkpoint
 from xception_hub.xception_paper import xception_paper
+from xception_hub.xception_variants import (
+    xception_paper_fc,
+    xception_paper_jft,
+    xception_paper_jft_fc,
+    xception_paper_mid_elu,
+    xception_paper_mid_relu,
+    xception_paper_no_residual,
+)

@@ -1,5 +1,6 @@
 """The linter and the type checker have nothing to say, and the arrows between the modules point one way."""
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,13 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize('module', ARROWS)
 def test_arrows(module: str) -> None:
     assert imported(ROOT / 'xception_hub' / f'{module}.py') <= ARROWS[module]
+
+
+@pytest.mark.parametrize('folder', ['paper', 'training'])
+def test_nobody_imports_what_stands_on_the_network(folder: str) -> None:
+    for path in (ROOT / 'xception_hub').rglob('*.py'):
+        if path.parent.name != folder:
+            assert not re.search(rf'^ *(from|import) [\w.]*\b{folder}\b', path.read_text(), re.MULTILINE)
 
 
 def test_the_package_knows_nothing_of_conversion() -> None:

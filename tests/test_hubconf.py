@@ -3,6 +3,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import ROOT
 from hub_server import HubServer
@@ -29,8 +30,9 @@ def github(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def test_list(github: str) -> None:
-    """The model and the loader of old checkpoints, and no helper beside them."""
-    assert torch.hub.list(github, trust_repo=True, verbose=False) == ['from_checkpoint', 'xception_paper']
+    """The model, its variants and the loader of old checkpoints, and no helper beside them."""
+    assert torch.hub.list(github, trust_repo=True, verbose=False) == [
+        'from_checkpoint', *timm.list_models('xception_paper*')]
 
 
 def test_help(github: str) -> None:

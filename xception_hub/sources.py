@@ -184,6 +184,7 @@ def build_model(
         model_cls: Callable[..., nn.Module],
         variant: str,
         pretrained: bool,
+        variant_args: dict[str, Any],
         pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
         pretrained_cfg_overlay: dict[str, Any] | None = None,
         cache_dir: PathLike | None = None,
@@ -197,10 +198,23 @@ def build_model(
     environment variable XCEPTION_HUB_REPO names, what the model's pretrained cfg names. A model created as `hf-hub:` or
     `local-dir:` has the one source of that name.
 
+    Args:
+        model_cls: The network.
+        variant: Its name, as it is registered.
+        pretrained: Load weights.
+        variant_args: Arguments of the network that the name stands for; `kwargs` come before them.
+        pretrained_cfg: As in timm, like the next one.
+        pretrained_cfg_overlay: See above.
+        cache_dir: For downloads.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        **kwargs: Further arguments of the network and of timm's function.
+
     Raises:
         WeightsError: No source has weights that fit; nothing was loaded.
     """
     cfgs = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=_without_tensors(pretrained_cfg_overlay))
+    kwargs = {**variant_args, **kwargs}
     if not pretrained:
         return build_model_with_cfg(model_cls, variant, False, device=device, dtype=dtype, **cfgs, **kwargs)
 
@@ -210,7 +224,8 @@ def build_model(
 
     def build_with_weights(**model_args: Any) -> nn.Module:
         model: Any = model_cls(**model_args, device='meta')
-        wanted = _Wanted(model, {**NUMERICS, **VARIANTS, **model_args}, cfg, features_only, cache_dir)
+        wanted = _Wanted(
+            model, {**NUMERICS, **VARIANTS, **model_args}, {**VARIANTS, **variant_args}, cfg, features_only, cache_dir)
         # what may be missing was checked; assigned tensors are neither initialised before nor copied
         model.load_state_dict(_first_that_fits(sources, wanted), strict=False, assign=True)
         for module in model.modules():
@@ -240,6 +255,7 @@ class _Wanted:
     Attributes:
         model: On the meta device: names and shapes without values.
         model_args: With at least `NUMERICS` and `VARIANTS`.
+        variant_args: Of `VARIANTS`, what a config.json means that doesn't name them: the model's name stands for it.
         cfg: Says how many classes and channels the weights should have.
         features_only: The classifier isn't wanted.
         cache_dir: For downloads.
@@ -247,6 +263,7 @@ class _Wanted:
 
     model: nn.Module
     model_args: dict[str, Any]
+    variant_args: dict[str, Any]
     cfg: PretrainedCfg
     features_only: bool
     cache_dir: PathLike | None
@@ -346,7 +363,7 @@ def _check_config(config: dict[str, Any], wanted: _Wanted) -> None:
         raise CheckpointError(
             f"{CONFIG_FILE} says architecture {architecture!r}, not {wanted.cfg.architecture!r}. "
             f'Create the model that it names, or point to another repository.')
-    args = {**VARIANTS, **(config.get('model_args') or {})} if config else {}
+    args = {**wanted.variant_args, **(config.get('model_args') or {})} if config else {}
     for name, value in args.items():
         if name in {**NUMERICS, **VARIANTS} and wanted.model_args[name] != value:
             raise CheckpointError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, SelectAdaptivePool2d, create_act_layer, get_device_dtype
+from timm.layers import DropPath, SelectAdaptivePool2d, create_act_layer, get_act_layer, get_device_dtype
 from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -382,6 +382,8 @@ class Xception(nn.Module):
         _check_choice('min_img_size', min_img_size, min_img_size >= STEM_SIZE, f'at least {STEM_SIZE} pixels')
         _check_choice('residual', residual, residual or not drop_path_rate,
                       'True with a drop_path_rate, which drops what is beside the residual connections')
+        _check_choice('mid_act_layer', mid_act_layer, mid_act_layer is None or _is_act_layer(mid_act_layer),
+                      "None, timm's name of an activation such as 'relu' or 'elu', or a class of modules")
         _check_choice('segments', segments, segments in SEGMENTS, f'one of {SEGMENTS}; None is one per channel')
         _check_choice('order', order, order in ORDERS, f'one of {ORDERS}')
         _check_choice('width_multiplier', width_multiplier, _scaled(32, width_multiplier) > 0,
@@ -544,6 +546,13 @@ def _is_head_layer(layer: Any) -> bool:
     return keys == ['act'] or (keys == ['drop'] and 0 <= layer['drop'] < 1)
 
 
+def _is_act_layer(act_layer: ActLayer) -> bool:
+    try:
+        return get_act_layer(act_layer) is not None
+    except KeyError:
+        return False
+
+
 def _scaled(width: int, multiplier: float) -> int:
     return round(width * multiplier / WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
@@ -582,9 +591,10 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-def create_xception(variant: str, pretrained: bool = False, **kwargs) -> nn.Module:
-    kwargs.setdefault('feature_cfg', dict(flatten_sequential=True))
-    return build_model(Xception, variant, pretrained, **kwargs)
+def create_xception(variant: str, pretrained: bool, given: dict[str, Any], **variant_args: Any) -> nn.Module:
+    """The network of a name, which stands for `variant_args`; what is given comes before them."""
+    given.setdefault('feature_cfg', dict(flatten_sequential=True))
+    return build_model(Xception, variant, pretrained, variant_args, **given)
 
 
 @register_model
@@ -598,4 +608,4 @@ def xception_paper(pretrained: bool = False, **kwargs) -> nn.Module:
     Returns:
         The network; its output are logits [B, num_classes].
     """
-    return create_xception('xception_paper', pretrained, **kwargs)
+    return create_xception('xception_paper', pretrained, kwargs)

@@ -7,7 +7,10 @@ from torch import nn
 
 from .xception_paper import base_cfg, create_xception
 
-__all__: list[str] = []  # they are created by name
+__all__ = [
+    'xception_paper_fc', 'xception_paper_jft', 'xception_paper_jft_fc', 'xception_paper_mid_elu',
+    'xception_paper_mid_relu', 'xception_paper_no_residual',
+]
 
 FC_WIDTHS = (4096, 4096)
 JFT_CLASSES = 17_000  # an image has any number of them
@@ -25,25 +28,25 @@ default_cfgs = generate_default_cfgs({
 @register_model
 def xception_paper_fc(pretrained: bool = False, **kwargs) -> nn.Module:
     """With two fully connected layers of 4096 units before the classifier, as figures 5, 7 and 8 have it."""
-    return create_xception('xception_paper_fc', pretrained, **dict(dict(fc_widths=FC_WIDTHS), **kwargs))
+    return create_xception('xception_paper_fc', pretrained, kwargs, fc_widths=FC_WIDTHS)
 
 
 @register_model
 def xception_paper_no_residual(pretrained: bool = False, **kwargs) -> nn.Module:
     """Figure 9: without residual connections."""
-    return create_xception('xception_paper_no_residual', pretrained, **dict(dict(residual=False), **kwargs))
+    return create_xception('xception_paper_no_residual', pretrained, kwargs, residual=False)
 
 
 @register_model
 def xception_paper_mid_relu(pretrained: bool = False, **kwargs) -> nn.Module:
     """Figure 10: with ReLU between depthwise and pointwise convolution."""
-    return create_xception('xception_paper_mid_relu', pretrained, **dict(dict(mid_act_layer='relu'), **kwargs))
+    return create_xception('xception_paper_mid_relu', pretrained, kwargs, mid_act_layer='relu')
 
 
 @register_model
 def xception_paper_mid_elu(pretrained: bool = False, **kwargs) -> nn.Module:
     """Figure 10: with ELU between depthwise and pointwise convolution."""
-    return create_xception('xception_paper_mid_elu', pretrained, **dict(dict(mid_act_layer='elu'), **kwargs))
+    return create_xception('xception_paper_mid_elu', pretrained, kwargs, mid_act_layer='elu')
 
 
 @register_model
@@ -52,10 +55,10 @@ def xception_paper_jft(pretrained: bool = False, **kwargs) -> nn.Module:
 
     An image has any number of them: the logits [B, 17000] are for the sigmoid (binary cross-entropy).
     """
-    return create_xception('xception_paper_jft', pretrained, **kwargs)
+    return create_xception('xception_paper_jft', pretrained, kwargs)
 
 
 @register_model
 def xception_paper_jft_fc(pretrained: bool = False, **kwargs) -> nn.Module:
     """Table 2 and figure 8: `xception_paper_jft` with two fully connected layers of 4096 units."""
-    return create_xception('xception_paper_jft_fc', pretrained, **dict(dict(fc_widths=FC_WIDTHS), **kwargs))
+    return create_xception('xception_paper_jft_fc', pretrained, kwargs, fc_widths=FC_WIDTHS)
