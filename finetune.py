@@ -73,7 +73,6 @@ def run(settings: Settings) -> None:
             push(settings.output.push, folder.folder)
         return
     data, kept = find_data(settings, folder, accelerator)
-    check(settings, data)
     importance = kept['class_importance']
     checkpoint = folder.checkpoints.newest()
     model, transforms = build_model(settings, data, accelerator, resumed=checkpoint)
@@ -129,20 +128,22 @@ def start(settings: Settings) -> Accelerator:
 
 
 def find_data(settings: Settings, folder: Run, accelerator: Accelerator) -> tuple[Data, dict[str, Any]]:
-    """Reads the dataset, looks at every image, and splits what can be used.
+    """Reads the dataset, checks the settings against it, looks at every image, and splits what can be used.
 
     Returns:
         The data, and what the run's directory keeps of it.
 
     Raises:
         DataError: It can't be trained on, holds bad images that are not to be skipped, or has changed.
-        SettingsError: The importance of its classes isn't told, or has changed.
+        SettingsError: Settings don't go together, or with it.
+        ModelError: timm has no such optimizer, or it doesn't take the arguments.
     """
     s = settings.data
     found = datasets_of_images.load(
         s.dataset, s.dataset_config, image_column=s.image_column, label_column=s.label_column,
         train_split=None if settings.output.eval_only else s.train_split, validation_split=s.validation_split,
         streaming=s.streaming)
+    check(settings, found)
     file = settings.optimization.class_importance
     importance = read_importance(file, found) if file else None
     kept = folder.data or dict(
@@ -374,8 +375,8 @@ def finish(
 
 
 def is_xception(folder: Path) -> bool:
-    """Whether a directory holds this project's network."""
-    return card.read_json(folder / card.CONFIG_FILE)['architecture'] == 'xception_paper'
+    """Whether a directory holds this project's network, or one of its variants."""
+    return card.read_json(folder / card.CONFIG_FILE)['architecture'].startswith('xception_paper')
 
 
 def push(repo_id: str, folder: Path) -> None:

@@ -68,7 +68,7 @@ def render(directory: Path, repo_id: str | None = None, license: str | None = No
     try:
         sections = [
             _metadata(config, parity, metrics, repo_id, license),
-            _introduction(parity, repo_id),
+            _introduction(config, parity, repo_id),
             _usage(config, repo_id or PLACEHOLDER),
             _facts(directory, config),
             _results(metrics),
@@ -123,9 +123,10 @@ def _task(config: dict[str, Any]) -> str:
     return 'image-classification' if config['num_classes'] else 'image-feature-extraction'
 
 
-def _introduction(parity: dict[str, Any], repo_id: str | None) -> str:
+def _introduction(config: dict[str, Any], parity: dict[str, Any], repo_id: str | None) -> str:
     source = parity.get('source')
-    text = f'# {_title(repo_id)}\n\nThe Xception of [Chollet\'s paper]({PAPER}) as the timm model `xception_paper`'
+    text = (f'# {_title(repo_id)}\n\nThe Xception of [Chollet\'s paper]({PAPER}) as the timm model '
+            f'`{config["architecture"]}`')
     if not source:
         return f'{text}.'
     known = [_code(source['file'])]
@@ -190,7 +191,7 @@ With torch.hub, and nothing installed but its dependencies:
 import torch
 
 model = torch.hub.load(
-    '{PROJECT}', 'xception_paper', trust_repo=True, pretrained=True,
+    '{PROJECT}', '{config["architecture"]}', trust_repo=True, pretrained=True,
 {_arguments(args, 4)},
     pretrained_cfg_overlay=dict(
 {_arguments(overlay, 8)})).eval()

@@ -231,10 +231,10 @@ def _check_directory(directory: Path) -> None:
     if not (directory / WEIGHTS_FILE).is_file():  # timm would be content with a pickle
         raise PublishError(f'{directory} has no {WEIGHTS_FILE}. Name a directory that conversion.convert wrote.')
     config = read_json(directory / CONFIG_FILE)
-    if config.get('architecture') != 'xception_paper':
+    if not str(config.get('architecture')).startswith('xception_paper'):
         raise PublishError(
-            f"{directory / CONFIG_FILE}: its architecture is {config.get('architecture')!r}, not 'xception_paper'; "
-            f'another network is published with its own library.')
+            f"{directory / CONFIG_FILE}: its architecture is {config.get('architecture')!r}, not 'xception_paper' or a "
+            f'variant of it; another network is published with its own library.')
     names, classes = config.get('label_names'), config.get('num_classes')
     if names and (not isinstance(names, list) or len(names) != classes):
         raise PublishError(f'{directory / CONFIG_FILE}: label_names has to be a list of {classes} names, one for each '

@@ -21,7 +21,7 @@ from finetuning import SMALL, finetune, run
 from handwritten_digits import NAMES, handwritten_digits
 from hub_server import TOKEN, HubServer
 from kitchen_photos import PHOTOS, kitchen_photos
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune import SettingsError, read_importance
 from xception_hub.training.data import Data, Split
@@ -234,6 +234,22 @@ def test_class_importance_in_the_order_of_the_classes(tmp_path: Path) -> None:
     file = tmp_path / 'importance.json'
     file.write_text('{"c": 3, "a": 0.5, "b": 2}')
     assert read_importance(file, THREE_CLASSES) == [0.5, 2, 3]
+
+
+def test_arguments_of_the_model(folder: Path, tmp_path: Path, log: Path) -> None:
+    """Numbers, switches, lists and names reach the network as what they are; a variant's directory is whole."""
+    given = {'width_multiplier': 0.1875, 'min_img_size': 32, 'residual': False, 'fc_widths': [8, 4], 'segments': 2,
+             'bn_eps': 1e-5}
+    arguments = [part for name, value in given.items() for part in (f'--model-args.{name}', value)]
+    finetune('--model', 'xception_paper_mid_elu', '--no-pretrained', '--image-size', 32, *arguments, '--recipe',
+             'paper-imagenet', '--epochs', 1, '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    assert given.items() <= json.loads((tmp_path / 'model' / 'config.json').read_text())['model_args'].items()
+    card = (tmp_path / 'model' / 'README.md').read_text()
+    assert all(f'{name}={value!r}' in card for name, value in given.items())
+    assert card.count('xception_paper_mid_elu') == 2
+    model = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
+    assert (model.head_hidden_size, model.exit_flow[0].shortcut) == (4, None)
+    assert isinstance(model.stem.act1, nn.ReLU) and isinstance(model.middle_flow[0].stack.conv1.act, nn.ELU)
 
 
 @pytest.mark.parametrize('arguments', [

@@ -1,0 +1,129 @@
+"""The ablations: real trainings of a few images, what is said of them, and what the docs show of the large run."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from handwritten_digits import handwritten_digits
+from PIL import Image
+
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+
+import ablations
+
+COMMITTED = ROOT / 'docs' / 'paper' / 'ablations.json'
+PICTURES = ('figure_9.png', 'figure_10.png', 'continuum_trained.png')
+
+
+def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, ROOT / 'benchmarks' / 'ablations.py', *map(str, arguments)], text=True,
+                          capture_output=True)
+
+
+def test_run(tmp_path: Path) -> None:
+    """Two variants, one seed: settings of each, figures of each epoch, curves. Then the same for another seed only."""
+    digits = handwritten_digits(tmp_path / 'digits', per_class=8)
+    arguments = (tmp_path / 'runs', '--dataset', digits, '--variants', 'no_residual', 'segments_2', '--epochs', 1)
+    result = command(*arguments, '--seeds', 1)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / 'runs' / 'ablations.json').read_text())
+    assert {name: entry['arguments'] for name, entry in found['variants'].items()} == {
+        'no_residual': {'residual': False}, 'segments_2': {'segments': 2}}
+    assert found['variants']['no_residual']['parameters'] < 772_250 < found['variants']['segments_2']['parameters']
+    for name, entry in found['variants'].items():
+        run, = entry['runs']
+        epoch, = run['epochs']
+        config = json.loads((tmp_path / 'runs' / f'{name}-0' / 'config.json').read_text())
+        assert entry['arguments'].items() <= config['model_args'].items()
+        assert config['model_args']['width_multiplier'] == 0.1875
+        assert epoch['top1'] == json.loads((tmp_path / 'runs' / f'{name}-0' / 'metrics.json').read_text())['top1']
+        assert f'{epoch["top1"]:.4f}' in result.stdout
+    for picture in PICTURES:
+        with Image.open(tmp_path / 'runs' / picture) as image:
+            assert image.size == (1320, 540)
+
+    weights = (tmp_path / 'runs' / 'no_residual-0' / 'model.safetensors').stat().st_mtime_ns
+    assert command(*arguments, '--seeds', 2).returncode == 0
+    assert (tmp_path / 'runs' / 'no_residual-0' / 'model.safetensors').stat().st_mtime_ns == weights
+    found = json.loads((tmp_path / 'runs' / 'ablations.json').read_text())
+    assert [run['seed'] for run in found['variants']['no_residual']['runs']] == [0, 1]
+    assert found['variants']['no_residual']['runs'][0] != found['variants']['no_residual']['runs'][1]
+
+
+def test_failed_run(tmp_path: Path) -> None:
+    """It is named with its reason, and the exit status tells."""
+    result = command(tmp_path / 'runs', '--dataset', tmp_path / 'nothing', '--variants', 'xception', '--seeds', 1)
+    assert result.returncode == 1
+    assert 'xception-0' in result.stdout and 'FAILED: error: ' in result.stdout
+    assert '1 of 1 runs have failed' in result.stderr
+
+
+@pytest.mark.parametrize(('arguments', 'named'), [
+    (('--variants', 'no_residuals'), 'no_residuals'), (('--seeds', 0), '--seeds'), (('--jobs', 0), '--jobs'),
+    (('--scale', 'huge'), '"small", "paper"'),
+])
+def test_bad_input(arguments: tuple[Any, ...], named: str, tmp_path: Path) -> None:
+    result = command(tmp_path / 'runs', '--dataset', 'digits', *arguments)
+    assert result.returncode != 0 and named in result.stdout + result.stderr
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_full_scale() -> None:
+    """The paper's network, its recipe untouched."""
+    settings = ablations.settings_of('paper', 'mid_elu', 2, 'ILSVRC/imagenet-1k', None)
+    assert settings == dict(
+        image_size=299, model_args={'mid_act_layer': 'elu'}, dataset='ILSVRC/imagenet-1k', recipe='paper-imagenet',
+        model='xception_paper', seed=2)
+
+
+def result_of(**finals: list[float]) -> dict[str, Any]:
+    """A result whose variants end at these top-1 accuracies, seed by seed."""
+    return dict(images_judged_on=100, variants={
+        variant: dict(parameters=1, runs=[
+            dict(seed=seed, epochs=[dict(epoch=1, top1=0., train_loss=2.), dict(epoch=2, top1=top1, train_loss=1.)])
+            for seed, top1 in enumerate(values)])
+        for variant, values in finals.items()})
+
+
+@pytest.mark.parametrize(('finals', 'verdict'), [
+    (dict(xception=[0.9, 0.8], no_residual=[0.7, 0.5]), '+25.00% on average (+20.00% to +30.00%); the same in all 2'),
+    (dict(xception=[0.7, 0.5], no_residual=[0.9, 0.8]), '-25.00% on average (-30.00% to -20.00%); THE OPPOSITE in all'),
+    (dict(xception=[0.9, 0.5], no_residual=[0.7, 0.8]), 'not decided: the same in 1 of 2 seeds'),
+    (dict(xception=[0.9, 0.5], no_residual=[0.9, 0.5]), 'not decided: the same in 0 of 2 seeds'),
+    (dict(xception=[0.9, 0.8], no_residual=[0.7]), '+20.00% on average (+20.00% to +20.00%); the same in all 1 seeds'),
+])
+def test_verdict(finals: dict[str, list[float]], verdict: str) -> None:
+    """Of seeds that both have; a claim holds, or its opposite does, if all of them agree."""
+    line, = [line for line in ablations.verdicts(result_of(**finals)) if line.startswith('figure 9')]
+    assert verdict in line
+
+
+def test_curves() -> None:
+    """The mean of the seeds, between the lowest and the highest."""
+    figure = ablations.curves(result_of(xception=[0.2, 0.3, 0.7]), ('xception', 'no_residual'), 'A title')
+    accuracy, loss = figure.axes
+    line, = accuracy.lines
+    assert line.get_xydata().tolist() == [[1, 0], [2, pytest.approx(0.4)]]
+    band, = accuracy.collections
+    assert band.get_datalim(accuracy.transData).get_points()[:, 1].tolist() == [0, pytest.approx(0.7)]
+    assert loss.lines[0].get_ydata().tolist() == [2, 1]
+
+
+def test_committed_result() -> None:
+    """All variants, three seeds, ten epochs, by the command that the page shows, on real images."""
+    found = json.loads(COMMITTED.read_text())
+    assert list(found['variants']) == list(reversed(ablations.VARIANTS))
+    for variant, entry in found['variants'].items():
+        assert entry['arguments'] == ablations.VARIANTS[variant]
+        assert [run['seed'] for run in entry['runs']] == [0, 1, 2]
+        assert all([row['epoch'] for row in run['epochs']] == list(range(1, 11)) for run in entry['runs'])
+    assert found['settings'] == ablations.settings_of('small', 'xception', 0, 'fashion', None)
+    assert found['minutes'] < 60
+    for page in ('the_paper.md', 'the_paper.zh.md'):
+        text = (ROOT / 'docs' / page).read_text()
+        assert found['command'] in text
+        for line in ablations.verdicts(found):
+            assert line in text
