@@ -26,13 +26,13 @@ def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
 def test_run(tmp_path: Path) -> None:
     """Two variants, one seed: settings of each, figures of each epoch, curves. Then the same for another seed only."""
     digits = handwritten_digits(tmp_path / 'digits', per_class=8)
-    arguments = (tmp_path / 'runs', '--dataset', digits, '--variants', 'no_residual', 'segments_2', '--epochs', 1)
+    arguments = (tmp_path / 'runs', '--dataset', digits, '--variants', 'no_residual', 'segments_8', '--epochs', 1)
     result = command(*arguments, '--seeds', 1)
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / 'runs' / 'ablations.json').read_text())
     assert {name: entry['arguments'] for name, entry in found['variants'].items()} == {
-        'no_residual': {'residual': False}, 'segments_2': {'segments': 2}}
-    assert found['variants']['no_residual']['parameters'] < 772_250 < found['variants']['segments_2']['parameters']
+        'no_residual': {'residual': False}, 'segments_8': {'segments': 8}}
+    assert found['variants']['no_residual']['parameters'] < 772_250 < found['variants']['segments_8']['parameters']
     for name, entry in found['variants'].items():
         run, = entry['runs']
         epoch, = run['epochs']
@@ -113,13 +113,13 @@ def test_curves() -> None:
 
 
 def test_committed_result() -> None:
-    """All variants, three seeds, ten epochs, by the command that the page shows, on real images."""
+    """All variants, three seeds, eight epochs, by the command that the page shows, on real images."""
     found = json.loads(COMMITTED.read_text())
     assert list(found['variants']) == list(reversed(ablations.VARIANTS))
     for variant, entry in found['variants'].items():
         assert entry['arguments'] == ablations.VARIANTS[variant]
         assert [run['seed'] for run in entry['runs']] == [0, 1, 2]
-        assert all([row['epoch'] for row in run['epochs']] == list(range(1, 11)) for run in entry['runs'])
+        assert all([row['epoch'] for row in run['epochs']] == list(range(1, 9)) for run in entry['runs'])
     assert found['settings'] == ablations.settings_of('small', 'xception', 0, 'fashion', None)
     assert found['minutes'] < 60
     for page in ('the_paper.md', 'the_paper.zh.md'):

@@ -18,10 +18,18 @@ from torch import Tensor
 
 from xception_hub.checkpoints import to_legacy
 
+TRAINED = ('figure_9.png', 'figure_10.png', 'continuum_trained.png')  # by benchmarks/ablations.py
 README = (ROOT / 'README.md').read_text()
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-BLOCKS = [block for page in PAGES
-          for block in re.findall(r'^```(python|bash)\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL)]
+TRANSLATIONS = [page for page in PAGES if page.suffixes == ['.zh', '.md']]
+
+
+def blocks_of(page: Path, languages: str = 'python|bash') -> list[tuple[str, str]]:
+    """Language and code of each."""
+    return re.findall(rf'^```({languages})\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = [block for page in PAGES if page not in TRANSLATIONS for block in blocks_of(page)]
 SETUP = [code.strip() for language, code in BLOCKS if code.startswith('python3 -m venv')]
 RUN_HERE = [(language, code) for language, code in BLOCKS if code.strip() not in SETUP]
 
@@ -74,6 +82,28 @@ def test_block(language: str, code: str, folder: Path) -> None:
         assert not (folder / 'kitchen-transfer').exists()
     if '513, 513' in code:
         assert output.strip().endswith('(1, 2048, 32, 32)]')
+    if 'xception_hub.paper' in code:
+        assert output.strip().endswith('All 12 checks hold.')
+    if '--figures pictures' in code:
+        assert {path.name for path in (folder / 'pictures').iterdir()} == {
+            path.name for path in (ROOT / 'docs' / 'paper').glob('*.png')} - set(TRAINED)
+    if 'merge_towers(figure_2)' in code:
+        assert 0 <= float(re.findall(r'tensor\((\S+?),', output)[0]) < 1e-14
+    if "'xception_paper_jft'" in code:
+        assert output.strip() == 'torch.Size([1, 17000])'
+
+
+@pytest.mark.parametrize('page', TRANSLATIONS, ids=lambda page: page.name)
+def test_translation(page: Path) -> None:
+    """The same code, links, headings and numbers in tables as in the original."""
+    original = page.with_name(page.name.replace('.zh', ''))
+    assert blocks_of(page, '[a-z]+') == blocks_of(original, '[a-z]+')
+    text, expected = page.read_text(), original.read_text()
+    for pattern in (r'\]\((.*?)\)', r'^#+ '):
+        assert re.findall(pattern, text, re.MULTILINE) == re.findall(pattern, expected, re.MULTILINE)
+    rows, expected_rows = (re.findall(r'^\|.*', page, re.MULTILINE) for page in (text, expected))
+    numbers = r'\d(?:[\d,.]*\d)?'
+    assert [re.findall(numbers, row) for row in rows] == [re.findall(numbers, row) for row in expected_rows]
 
 
 def test_set_up_commands() -> None:
