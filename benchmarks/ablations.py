@@ -169,7 +169,7 @@ def collect(
 
 
 @app.command
-def draw(result: Path, /, *, folder: Path | None = None) -> list[Path]:
+def draw(result: Path, /, *, folder: Path | None = None) -> None:
     """Draws the curves of a result again, and says what it says of the paper's claims.
 
     Args:
@@ -189,7 +189,6 @@ def draw(result: Path, /, *, folder: Path | None = None) -> list[Path]:
     for path, figure in zip(written, pictures.values()):
         figure.savefig(path, dpi=150)
     print('\n'.join(['', *verdicts(found), *(f'Written: {path}' for path in written)]))
-    return written
 
 
 def last(found: Mapping[str, Any], variant: str) -> dict[int, float]:

@@ -4,6 +4,7 @@ Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Conv
 Reference implementation: `keras.applications.Xception`, whose equal this network is at every input size
 that Keras accepts.
 """
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -33,6 +34,7 @@ POOL_PADDINGS = ('same', 'symmetric')
 HEAD_LAYERS = ('fc', 'bn', 'act', 'drop')
 SEGMENTS = (None, 1, 2, 4, 8)  # of the channels, all of which they divide
 WIDTH_MULTIPLE = 8  # of channels: what all of the paper's widths have in common
+MIN_WIDTH_MULTIPLIER = WIDTH_MULTIPLE / 2 / 32  # which rounds the narrowest, the stem's 32 channels, to zero
 
 ActLayer = str | type[nn.Module]
 
@@ -386,9 +388,8 @@ class Xception(nn.Module):
                       "None, timm's name of an activation such as 'relu' or 'elu', or a class of modules")
         _check_choice('segments', segments, segments in SEGMENTS, f'one of {SEGMENTS}; None is one per channel')
         _check_choice('order', order, order in ORDERS, f'one of {ORDERS}')
-        _check_choice('width_multiplier', width_multiplier, _scaled(32, width_multiplier) > 0,
-                      f"above {WIDTH_MULTIPLE / 2 / 32}: the stem's 32 channels would round to no multiple of "
-                      f'{WIDTH_MULTIPLE}')
+        _check_choice('width_multiplier', width_multiplier, MIN_WIDTH_MULTIPLIER < width_multiplier < math.inf,
+                      f"above {MIN_WIDTH_MULTIPLIER}, for the stem's 32 channels would round to zero")
         dd = {'device': device, 'dtype': dtype}
         width = partial(_scaled, multiplier=width_multiplier)
         layers = dict(
