@@ -61,7 +61,7 @@ CONTINUUM = ('segments_1', 'segments_4', 'segments_8', 'xception')
 SCALES: dict[str, dict[str, Any]] = {
     'small': dict(image_size=40, epochs=8, batch_size=32, ema_decay=0.99, crop_scale=[0.6, 1.], scan=False,
                   model_args=dict(width_multiplier=0.1875, min_img_size=40)),
-    'paper': dict(image_size=299, model_args={}),
+    'paper': dict(image_size=299, scan=False, model_args={}),
 }
 RESULT = 'ablations.json'
 
@@ -98,7 +98,7 @@ def train(
         epochs: Of each run; by default 8 at the small scale, and the recipe's at the paper's.
     """
     jobs = jobs or {'small': 2, 'paper': 1}[scale]
-    launcher = [sys.executable] if scale == 'small' else ['accelerate', 'launch']
+    launcher = [sys.executable, *({'small': [], 'paper': ['-m', 'accelerate.commands.launch']}[scale])]
     environment = dict(os.environ)
     if scale == 'small':
         environment['OMP_NUM_THREADS'] = str(max(1, len(os.sched_getaffinity(0)) // jobs))
