@@ -75,8 +75,8 @@ def test_full_scale() -> None:
     """The paper's network, its recipe untouched but for looking at all images once before each run."""
     settings = ablations.settings_of('paper', 'mid_elu', 2, 'ILSVRC/imagenet-1k', None)
     assert settings == dict(
-        image_size=299, scan=False, model_args={'mid_act_layer': 'elu'}, dataset='ILSVRC/imagenet-1k', recipe='paper-imagenet',
-        model='xception_paper', seed=2)
+        image_size=299, scan=False, model_args={'mid_act_layer': 'elu'}, dataset='ILSVRC/imagenet-1k',
+        recipe='paper-imagenet', model='xception_paper', seed=2)
 
 
 def result_of(**finals: list[float]) -> dict[str, Any]:
