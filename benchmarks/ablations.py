@@ -219,7 +219,8 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
             verdict = f'THE OPPOSITE in all {len(differences)} seeds'
         else:
             verdict = f'not decided: the same in {above} of {len(differences)} seeds'
-        lines.append(f'{claim}: {mean:+.2%} on average ({min(differences):+.2%} to {max(differences):+.2%}); {verdict}')
+        low, high = min(differences), max(differences)
+        lines.append(f'{claim}: {verdict} ({100 * mean:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f})')
     return lines
 
 
@@ -252,10 +253,10 @@ def curves(found: Mapping[str, Any], variants: Sequence[str], title: str) -> Fig
             runs = found['variants'][variant]['runs']
             curve(accuracy, runs, 'top1', LABELS[variant], COLOURS[variant])
             curve(loss, runs, 'train_loss', LABELS[variant], COLOURS[variant])
-    loss.yaxis.set_major_formatter('{x:.1f}')
+    loss.yaxis.set_major_formatter('{x:g}')
     accuracy.set_title(f'top-1 of {found["images_judged_on"]:,} images not trained on', fontsize=9)
     loss.set_title('cross-entropy while training', fontsize=9)
-    accuracy.legend(fontsize=8, frameon=False, loc='lower right')
+    accuracy.legend(fontsize=8, frameon=False, loc='best')
     return figure
 
 

@@ -89,11 +89,11 @@ def result_of(**finals: list[float]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(('finals', 'verdict'), [
-    (dict(xception=[0.9, 0.8], no_residual=[0.7, 0.5]), '+25.00% on average (+20.00% to +30.00%); the same in all 2'),
-    (dict(xception=[0.7, 0.5], no_residual=[0.9, 0.8]), '-25.00% on average (-30.00% to -20.00%); THE OPPOSITE in all'),
+    (dict(xception=[0.9, 0.8], no_residual=[0.7, 0.5]), 'the same in all 2 seeds (+25.0 points, +20.0 to +30.0)'),
+    (dict(xception=[0.7, 0.5], no_residual=[0.9, 0.8]), 'THE OPPOSITE in all 2 seeds (-25.0 points, -30.0 to -20.0)'),
     (dict(xception=[0.9, 0.5], no_residual=[0.7, 0.8]), 'not decided: the same in 1 of 2 seeds'),
     (dict(xception=[0.9, 0.5], no_residual=[0.9, 0.5]), 'not decided: the same in 0 of 2 seeds'),
-    (dict(xception=[0.9, 0.8], no_residual=[0.7]), '+20.00% on average (+20.00% to +20.00%); the same in all 1 seeds'),
+    (dict(xception=[0.9, 0.8], no_residual=[0.7]), 'the same in all 1 seeds (+20.0 points, +20.0 to +20.0)'),
 ])
 def test_verdict(finals: dict[str, list[float]], verdict: str) -> None:
     """Of seeds that both have; a claim holds, or its opposite does, if all of them agree."""
