@@ -127,9 +127,10 @@ def train(
     started = time.monotonic()
     with ThreadPoolExecutor(jobs) as pool:
         failed = [failure for failure in pool.map(run, planned) if failure]
-    result = collect(runs, scale, dataset, planned, epochs, minutes=(time.monotonic() - started) / 60)
-    (runs / RESULT).write_text(json.dumps(result, indent=1) + '\n')
-    draw(runs / RESULT)
+    if len(failed) < len(planned):
+        result = collect(runs, scale, dataset, planned, epochs, minutes=(time.monotonic() - started) / 60)
+        (runs / RESULT).write_text(json.dumps(result, indent=1) + '\n')
+        draw(runs / RESULT)
     sys.exit(f'{len(failed)} of {len(planned)} runs have failed; see {runs / "logs"}' if failed else 0)
 
 
