@@ -216,20 +216,24 @@ def test_layer_decay() -> None:
 # No argument of the network has its default. timm leaves the rates out of config.json: they belong to the training.
 RATES = ('drop_rate', 'drop_path_rate')
 MODEL_ARGS = dict(
-    num_classes=7, in_chans=4, global_pool='catavgmax', output_stride=16, drop_rate=0.1, drop_path_rate=0.2,
-    act_layer='silu', bn_eps=1e-5, pool_padding='symmetric', min_img_size=64,
+    num_classes=7, in_chans=4, global_pool='catavgmax', output_stride=16, drop_rate=0.1, act_layer='silu', bn_eps=1e-5,
+    pool_padding='symmetric', min_img_size=64, mid_act_layer='elu', segments=2, order='pointwise_first',
+    width_multiplier=0.5,
 )
-# the two ways to say what stands before the classifier, of which a network takes one
-HEADS: list[dict[str, Any]] = [dict(fc_widths=[32, 16]), dict(head_layers=[
-    {'bn': 1e-5, 'momentum': 0.9}, {'fc': 32, 'bias': False}, {'act': 'gelu'}, {'drop': 0.25}])]
+# of these, a network takes the first or the second: layers before the classifier, and what residual connections allow
+EITHER: list[dict[str, Any]] = [
+    dict(fc_widths=[32, 16], drop_path_rate=0.2),
+    dict(head_layers=[{'bn': 1e-5, 'momentum': 0.9}, {'fc': 32, 'bias': False}, {'act': 'gelu'}, {'drop': 0.25}],
+         residual=False),
+]
 
 
-@pytest.mark.parametrize('head', HEADS, ids=lambda head: next(iter(head)))
-def test_save_and_reload(head: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize('either', EITHER, ids=lambda either: next(iter(either)))
+def test_save_and_reload(either: dict[str, Any], tmp_path: Path) -> None:
     """config.json records every argument that the function depends on: the reloaded network is equal bit by bit."""
     arguments = {name: p.default for name, p in inspect.signature(Xception).parameters.items()}
-    args = {**MODEL_ARGS, **head}
-    assert {*args, *HEADS[0], *HEADS[1], 'device', 'dtype'} == set(arguments)
+    args = {**MODEL_ARGS, **either}
+    assert {*args, *EITHER[0], *EITHER[1], 'device', 'dtype'} == set(arguments)
     assert not [name for name, value in args.items() if value == arguments[name]]
 
     model = random_model(**args)

@@ -244,9 +244,10 @@ def test_map_as_in_scikit_learn(classes: int) -> None:
 
 def test_map_as_in_torchmetrics() -> None:
     """Which divides by the labels among the first 100; here that are all."""
-    logits, labels = random_logits(300, 400), torch.zeros(300, 400, dtype=torch.long)
-    first = logits.topk(100).indices[torch.arange(300)[:, None], torch.randint(100, (300, 20))]
-    labels.scatter_(1, first, 1)
+    # from -5 to 5, no two alike: torchmetrics leaves the order of equal ones to chance
+    logits, labels = random_logits(300, 400).argsort(1) / 40 - 5, torch.zeros(300, 400, dtype=torch.long)
+    ranks = torch.randint(100, (300, 20), generator=torch.Generator().manual_seed(4))
+    labels.scatter_(1, logits.topk(100).indices.gather(1, ranks), 1)
     expected = [float(retrieval_average_precision(*image, top_k=100)) for image in zip(logits.sigmoid(), labels)]
     assert map_at_100(predictions_of(logits, labels)) == pytest.approx(np.mean(expected), rel=1e-6)
 
