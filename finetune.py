@@ -375,8 +375,8 @@ def finish(
 
 
 def is_xception(folder: Path) -> bool:
-    """Whether a directory holds this project's network, or one of its variants."""
-    return card.read_json(folder / card.CONFIG_FILE)['architecture'].startswith('xception_paper')
+    """Whether a directory is what this project has cards for."""
+    return card.is_xception(card.read_json(folder / card.CONFIG_FILE))
 
 
 def push(repo_id: str, folder: Path) -> None:

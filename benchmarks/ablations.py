@@ -54,6 +54,11 @@ CLAIMS = {
     'figure 10: ReLU is better than ELU': ('mid_relu', 'mid_elu'),
 }
 EQUAL = {'section 1.2: the order of the two operations is unimportant': ('xception', 'pointwise_first')}
+# Picture -> its title, and the networks whose curves are in it.
+CURVES = {
+    'figure_9.png': ('Figure 9, trained here: residual connections', ('xception', 'no_residual')),
+    'figure_10.png': ('Figure 10, trained here: between depthwise and pointwise', ('xception', 'mid_relu', 'mid_elu')),
+}
 CONTINUUM = ('segments_1', 'segments_4', 'segments_8', 'xception')
 
 # Settings of finetune.py on top of the recipe. At the small scale, the averages and the crops are for a training of
@@ -74,8 +79,7 @@ LABELS = {
 }
 
 Positive = Annotated[int, Parameter(validator=Number(gte=1))]
-Names = Literal['xception', 'no_residual', 'mid_relu', 'mid_elu', 'pointwise_first', 'segments_8', 'segments_4',
-                'segments_1']
+Names = Literal[tuple(VARIANTS)]
 
 app = App(help=__doc__, version_flags=[])
 
@@ -171,7 +175,7 @@ def collect(
 
 @app.command
 def draw(result: Path, /, *, folder: Path | None = None) -> None:
-    """Draws the curves of a result again, and says what it says of the paper's claims.
+    """Draws the curves of a result again, where it has their networks, and says what it says of the paper's claims.
 
     Args:
         result: ablations.json.
@@ -180,12 +184,10 @@ def draw(result: Path, /, *, folder: Path | None = None) -> None:
     found = json.loads(result.read_text())
     folder = folder or result.parent
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {
-        'figure_9.png': curves(found, ('xception', 'no_residual'), 'Figure 9 at a small scale: residual connections'),
-        'figure_10.png': curves(found, ('xception', 'mid_relu', 'mid_elu'),
-                                'Figure 10 at a small scale: between depthwise and pointwise'),
-        'continuum_trained.png': continuum(found),
-    }
+    pictures = {name: curves(found, variants, title) for name, (title, variants) in CURVES.items()
+                if {*variants} <= {*found['variants']}}
+    if len({*CONTINUUM} & {*found['variants']}) > 1:
+        pictures['continuum_trained.png'] = continuum(found)
     written = [folder / name for name in pictures]
     for path, figure in zip(written, pictures.values()):
         figure.savefig(path, dpi=150)
@@ -250,10 +252,9 @@ def curves(found: Mapping[str, Any], variants: Sequence[str], title: str) -> Fig
     figure, (accuracy, loss) = new_figure(2)
     figure.suptitle(title, fontsize=11)
     for variant in variants:
-        if variant in found['variants']:
-            runs = found['variants'][variant]['runs']
-            curve(accuracy, runs, 'top1', LABELS[variant], COLOURS[variant])
-            curve(loss, runs, 'train_loss', LABELS[variant], COLOURS[variant])
+        runs = found['variants'][variant]['runs']
+        curve(accuracy, runs, 'top1', LABELS[variant], COLOURS[variant])
+        curve(loss, runs, 'train_loss', LABELS[variant], COLOURS[variant])
     loss.yaxis.set_major_formatter('{x:g}')
     accuracy.set_title(f'top-1 of {found["images_judged_on"]:,} images not trained on', fontsize=9)
     loss.set_title('cross-entropy while training', fontsize=9)

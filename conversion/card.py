@@ -16,7 +16,9 @@ from timm.data import resolve_data_config
 
 from xception_hub import CheckpointError, verify
 
-__all__ = ['CONFIG_FILE', 'METRICS_FILE', 'PARITY_FILE', 'WEIGHTS_FILE', 'CardError', 'read_json', 'render']
+__all__ = [
+    'CONFIG_FILE', 'METRICS_FILE', 'PARITY_FILE', 'WEIGHTS_FILE', 'CardError', 'is_xception', 'read_json', 'render',
+]
 
 WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE = (
     'model.safetensors', 'config.json', 'parity.json', 'metrics.json')
@@ -97,6 +99,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CardError(f'{file} holds a {type(content).__name__} instead of an object. Write the directory anew.')
     return content
+
+
+def is_xception(config: dict[str, Any]) -> bool:
+    """Whether a config.json is of this project's network, or of one of its variants."""
+    return str(config.get('architecture')).startswith('xception_paper')
 
 
 def _metadata(

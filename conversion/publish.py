@@ -27,7 +27,7 @@ import xception_hub  # noqa: F401  registers the model
 from xception_hub import WeightsError
 from xception_hub.sources import OFFLINE_REMEDY
 
-from .card import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, CardError, read_json, render
+from .card import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, CardError, is_xception, read_json, render
 
 __all__ = ['Plan', 'PublishError', 'Published', 'make_plan', 'publish', 'send']
 
@@ -231,7 +231,7 @@ def _check_directory(directory: Path) -> None:
     if not (directory / WEIGHTS_FILE).is_file():  # timm would be content with a pickle
         raise PublishError(f'{directory} has no {WEIGHTS_FILE}. Name a directory that conversion.convert wrote.')
     config = read_json(directory / CONFIG_FILE)
-    if not str(config.get('architecture')).startswith('xception_paper'):
+    if not is_xception(config):
         raise PublishError(
             f"{directory / CONFIG_FILE}: its architecture is {config.get('architecture')!r}, not 'xception_paper' or a "
             f'variant of it; another network is published with its own library.')

@@ -5,6 +5,7 @@ Writes Fashion-MNIST, 28x28 photos of clothes in ten classes, as a Hugging Face 
 """
 import gzip
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +28,8 @@ def read_idx(file: Path) -> np.ndarray:
     """The array in a gzipped IDX file of bytes: two zeros, the type 8, the number of dimensions, sizes, values.
 
     Raises:
-        ValueError: It is no such file, or has been cut off.
+        OSError, EOFError, zlib.error: It is not there, not gzipped, or damaged.
+        ValueError: It holds something else than it says.
     """
     content = gzip.decompress(file.read_bytes())
     if content[:3] != b'\0\0\x08':
@@ -59,7 +61,7 @@ def fashion_mnist(
     try:
         splits = {name: Dataset.from_list(list(images(name, count)), features)
                   for name, count in (('train', train), ('validation', validation))}
-    except (OSError, ValueError) as e:
+    except (OSError, EOFError, zlib.error, ValueError) as e:
         sys.exit(f'error: {e}\nInstall Debian\'s dataset-fashion-mnist, or name a folder with its files by --source.')
     DatasetDict(splits).save_to_disk(folder)
     return folder
