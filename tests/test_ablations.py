@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import call
 from conftest import ROOT
 from handwritten_digits import handwritten_digits
 from PIL import Image
@@ -17,17 +18,13 @@ import ablations
 COMMITTED = ROOT / 'docs' / 'paper' / 'ablations.json'
 
 
-def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, ROOT / 'benchmarks' / 'ablations.py', *map(str, arguments)], text=True,
-                          capture_output=True)
-
-
 def test_run(tmp_path: Path) -> None:
     """Two variants, one seed: settings of each, figures of each epoch, curves. Once more, it finds all of it done."""
     digits = handwritten_digits(tmp_path / 'digits', per_class=8)
     arguments = (tmp_path / 'runs', '--dataset', digits, '--variants', 'xception', 'no_residual', '--seeds', 1,
                  '--epochs', 1)
-    result = command(*arguments)
+    result = subprocess.run([sys.executable, ROOT / 'benchmarks' / 'ablations.py', *map(str, arguments)], text=True,
+                            capture_output=True)
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / 'runs' / 'ablations.json').read_text())
     assert {name: entry['arguments'] for name, entry in found['variants'].items()} == {
@@ -47,14 +44,15 @@ def test_run(tmp_path: Path) -> None:
         assert image.size == (1320, 540)
 
     weights = (tmp_path / 'runs' / 'no_residual-0' / 'model.safetensors').stat().st_mtime_ns
-    assert command(*arguments).returncode == 0
+    assert call(ablations.app, *arguments).returncode == 0
     assert (tmp_path / 'runs' / 'no_residual-0' / 'model.safetensors').stat().st_mtime_ns == weights
     assert json.loads((tmp_path / 'runs' / 'ablations.json').read_text())['variants'] == found['variants']
 
 
 def test_failed_run(tmp_path: Path) -> None:
     """It is named with its reason, and the exit status tells."""
-    result = command(tmp_path / 'runs', '--dataset', tmp_path / 'nothing', '--variants', 'xception', '--seeds', 1)
+    result = call(
+        ablations.app, tmp_path / 'runs', '--dataset', tmp_path / 'nothing', '--variants', 'xception', '--seeds', 1)
     assert result.returncode == 1
     assert 'xception-0' in result.stdout and 'FAILED: error: ' in result.stdout
     assert '1 of 1 runs have failed' in result.stderr

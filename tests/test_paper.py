@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import call
 from conftest import ROOT
 from torch import nn
 
@@ -17,11 +18,6 @@ from xception_hub.paper import checks, quoted, speed
 
 TINY = ('--image-size', 80, '--batch-size', 2, '--repeats', 1, '--steps', 1)
 COLUMNS = 100  # of a terminal
-
-
-def run(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, '-m', 'xception_hub.paper', *map(str, args)], cwd=ROOT, text=True, capture_output=True)
 
 
 def xception(**kwargs: Any) -> nn.Module:
@@ -37,7 +33,7 @@ def counts() -> checks.Counts:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """What a whole run, speed included, prints and writes."""
     path = tmp_path_factory.mktemp('paper') / 'paper.json'
-    result = run(*TINY, '--json', path)
+    result = call(command.app, *TINY, '--json', path)
     assert result.returncode == 0, result.stderr
     return result.stdout, json.loads(path.read_text())
 
@@ -91,7 +87,7 @@ def test_training_is_that_of_the_paper() -> None:
 
 def test_counting_and_figures(tmp_path: Path) -> None:
     pytest.importorskip('matplotlib')
-    result = run('--no-speed', '--figures', tmp_path / 'figures')
+    result = call(command.app, '--no-speed', '--figures', tmp_path / 'figures')
     assert result.returncode == 0 and not result.stderr, result.stderr
     assert 'All 12 checks hold.' in result.stdout and 'K80' not in result.stdout
     written = re.findall(r'^written: (.+)$', result.stdout, re.MULTILINE)

@@ -1,37 +1,28 @@
 """`python -m conversion.verify`: with Keras and without, on directories that are right and on one that is not."""
+import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
+from commands import call
 from PIL import Image
 from port_a_keras_model import Checkpoint
 
 from conversion.consistency import MOST, check_consistency
 from conversion.photos import photo_batch
 from conversion.port import Port
-
-# Makes `import keras` fail, as where it is not installed.
-WITHOUT_KERAS = """
-import importlib.util
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name == 'keras' else found(name, package)
 from conversion.verify import app
-app()
-"""
 
 
-def run(*args: object, keras: bool = True) -> subprocess.CompletedProcess[str]:
-    command = ['-m', 'conversion.verify'] if keras else ['-c', WITHOUT_KERAS]
-    return subprocess.run(
-        [sys.executable, *command, *map(str, args)], cwd=ROOT, text=True, capture_output=True,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)))
+@pytest.fixture
+def no_keras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it is not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda name, package=None: None if name == 'keras' else find(name, package))
 
 
 @pytest.fixture
@@ -54,7 +45,7 @@ def wrong_directory(directory: Path) -> Path:
 
 def test_with_keras(checkpoint: Checkpoint, directory: Path) -> None:
     """A row for each of 16 taps, a report that keeps the source, and a plot."""
-    result = run(checkpoint.model, directory, '--images', checkpoint.model.parent, '--sizes', 71, 96)
+    result = call(app, checkpoint.model, directory, '--images', checkpoint.model.parent, '--sizes', 71, 96)
     assert result.returncode == 0, result.stderr
     flows = ('stem', 'entry_flow', 'middle_flow', 'exit_flow', 'head')
     assert sum(line.startswith(flows) for line in result.stdout.splitlines()) == 16
@@ -69,16 +60,16 @@ def test_with_keras(checkpoint: Checkpoint, directory: Path) -> None:
 
 def test_wrong_network(checkpoint: Checkpoint, wrong_directory: Path) -> None:
     """The exit status, the report and the screen say that it is another network, and where it begins to be."""
-    result = run(checkpoint.model, wrong_directory, '--sizes', 71)
+    result = call(app, checkpoint.model, wrong_directory, '--sizes', 71)
     assert result.returncode == 1
     assert 'DIFFERENT from entry_flow.1 on' in result.stdout
     assert 'NOT shown to be the same' in result.stderr
     assert not json.loads((wrong_directory / 'parity.json').read_text())['passed']
 
 
-def test_without_keras(checkpoint: Checkpoint, directory: Path) -> None:
+def test_without_keras(checkpoint: Checkpoint, directory: Path, no_keras: None) -> None:
     """It says that the computation was not compared, and what was shown instead."""
-    result = run(checkpoint.model, directory, '--images', checkpoint.model.parent, keras=False)
+    result = call(app, checkpoint.model, directory, '--images', checkpoint.model.parent)
     assert result.returncode == 0, result.stderr
     assert 'NOT compared' in result.stdout
     assert '238 of 238 tensors are bit-identical to the arrays of the file' in result.stdout
@@ -89,24 +80,22 @@ def test_without_keras(checkpoint: Checkpoint, directory: Path) -> None:
         'tensors', 'moving statistics', 'residual normalizations', 'class names', 'input'}
 
 
-def test_wrong_network_without_keras(checkpoint: Checkpoint, wrong_directory: Path) -> None:
-    result = run(checkpoint.model, wrong_directory, '--images', checkpoint.model.parent, keras=False)
+def test_wrong_network_without_keras(checkpoint: Checkpoint, wrong_directory: Path, no_keras: None) -> None:
+    result = call(app, checkpoint.model, wrong_directory, '--images', checkpoint.model.parent)
     assert result.returncode == 1
     assert 'wrong from entry_flow.1.' in result.stdout
 
 
-def test_without_photos(checkpoint: Checkpoint, directory: Path, tmp_path: Path) -> None:
+def test_without_photos(checkpoint: Checkpoint, directory: Path, tmp_path: Path, no_keras: None) -> None:
     (tmp_path / 'empty').mkdir()
-    result = run(checkpoint.model, directory, '--images', tmp_path / 'empty', keras=False)
+    result = call(app, checkpoint.model, directory, '--images', tmp_path / 'empty')
     assert (result.returncode, 'holds no file that ends in' in result.stderr) == (1, True)
 
 
-
 def test_sizes_below_the_limit(checkpoint: Checkpoint, directory: Path) -> None:
-    result = run(checkpoint.model, directory, '--sizes', 71, 32)
+    result = call(app, checkpoint.model, directory, '--sizes', 71, 32)
     assert result.returncode != 0
     assert 'Must be >= 71' in result.stderr
-    assert 'Traceback' not in result.stderr
 
 
 def test_consistency_of_the_genuine_network(ported: Port, checkpoint: Checkpoint) -> None:
