@@ -58,7 +58,7 @@ class Running:
             assert self.processes[0].is_alive() and time.monotonic() < end, self.log.read_text()
             time.sleep(0.02)
 
-    def wait(self, timeout: float = 300) -> Ended:
+    def wait(self, timeout: float = 120) -> Ended:
         """Until all have ended; where one fails, the others are ended, as a launcher does it."""
         self.processes[0].join(timeout)
         for process in self.processes[1:]:

@@ -1,5 +1,6 @@
 """The example that makes a dataset of IDX files: here of scikit-learn's digits, in the format of Fashion-MNIST's."""
 import gzip
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import fashion_mnist
 import numpy as np
 import pytest
+from commands import call
 from datasets import DatasetDict, load_from_disk
 from sklearn.datasets import load_digits
 
@@ -30,14 +32,10 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def run(*arguments: Any) -> None:
-    fashion_mnist.app([str(argument) for argument in arguments], result_action='return_value')
-
-
 @pytest.mark.parametrize(('limits', 'counts'), [((), (60, 40)), (('--train', 7, '--validation', 3), (7, 3))])
 def test_dataset(limits: tuple[Any, ...], counts: tuple[int, int], source: Path, tmp_path: Path) -> None:
     """Every pixel and every label, with the names of the classes."""
-    run(tmp_path / 'dataset', '--source', source, *limits)
+    assert call(fashion_mnist.app, tmp_path / 'dataset', '--source', source, *limits).returncode == 0
     dataset = load_from_disk(str(tmp_path / 'dataset'))
     assert isinstance(dataset, DatasetDict)
     for split, start, count in zip(('train', 'validation'), (0, 60), counts):
@@ -57,6 +55,7 @@ def test_bad_file(content: bytes | None, reason: str, source: Path, tmp_path: Pa
     """One line that says why, and what to do; nothing is written."""
     file = source / 'train-images-idx3-ubyte.gz'
     file.unlink() if content is None else file.write_bytes(content)
-    with pytest.raises(SystemExit, match=f"error: [\\s\\S]*{reason}[\\s\\S]*name a folder with its files by --source"):
-        run(tmp_path / 'dataset', '--source', source)
+    result = call(fashion_mnist.app, tmp_path / 'dataset', '--source', source)
+    assert result.returncode == 1
+    assert re.match(rf'error: [\s\S]*{reason}[\s\S]*name a folder with its files by --source', result.stderr)
     assert not (tmp_path / 'dataset').exists()

@@ -17,7 +17,7 @@ import torch
 import yaml
 from conftest import ROOT
 from datasets import Dataset
-from finetuning import SMALL, finetune, run
+from finetuning import SMALL, Running, finetune, run
 from handwritten_digits import NAMES, handwritten_digits
 from hub_server import TOKEN, HubServer
 from kitchen_photos import PHOTOS, kitchen_photos
@@ -265,8 +265,10 @@ def test_settings(arguments: Any, folder: Path, tmp_path: Path, log: Path) -> No
 
 def test_compile(folder: Path, tmp_path: Path, log: Path) -> None:
     """The same training, compiled; names of tensors are those of the model."""
-    finetune(*SMALL, *TRAINING, '--epochs', 1, '--compile', '--dataset', folder, '--output', tmp_path / 'model',
-             log=log)
+    running = Running((*SMALL, *TRAINING, '--epochs', 1, '--compile', '--dataset', folder, '--output',
+                       tmp_path / 'model'), log)
+    ended = running.wait(timeout=300)  # g++ has some thirty kernels to compile
+    assert ended.status == 0, ended.text
     assert weights_of(tmp_path / 'model').keys() == timm.create_model('test_resnet').state_dict().keys()
 
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile files, more than a thousand: each gives the right arrays, or one error that says what is wrong.
+"""Damaged and hostile files, thousands of them: each gives the right arrays, or one error that says what is wrong.
 
 Nothing else comes of any: no other exception, no crash, no loop without end, no more than a gigabyte, nothing read,
 written or run outside, nothing half written. Files are read in processes that such things would happen to.
@@ -71,15 +71,15 @@ WITH_CONFIG = (*ARCHIVED, 'whole_h5', 'whole_h5_of_keras2', 'weights_h5_of_tenso
 # Kind -> what is done, to which files, and how often to each.
 PLAN: dict[str, list[tuple[dict[str, Damage], tuple[str, ...], float]]] = {
     'bytes': [
-        ({name: of_a_file(change) for name, change in BYTES.items()}, tuple(XCEPTIONS), 1),
-        ({name: of_hdf5(change) for name, change in BYTES.items()}, ARCHIVED, 1),
-        ({name: of_hdf5(change) for name, change in BYTES.items()}, tuple(PLAIN), 8)],
-    'blocks': [(BLOCKS, tuple(PLAIN), 8), (BLOCKS, tuple(XCEPTIONS), 0.3)],
+        ({name: of_a_file(change) for name, change in BYTES.items()}, tuple(XCEPTIONS), 2),
+        ({name: of_hdf5(change) for name, change in BYTES.items()}, ARCHIVED, 2),
+        ({name: of_hdf5(change) for name, change in BYTES.items()}, tuple(PLAIN), 16)],
+    'blocks': [(BLOCKS, tuple(PLAIN), 16), (BLOCKS, tuple(XCEPTIONS), 0.3)],
     'arrays': [(ARRAYS, tuple(PLAIN), 2), ({**ARRAYS, **SHAPES}, tuple(XCEPTIONS), 0.3)],
     'groups': [(GROUPS, tuple(XCEPTIONS), 0.3)],
     'archives': [(ARCHIVES, ARCHIVED, 1)],
-    'configs': [(CONFIGS, WITH_CONFIG, 1)],
-    'files': [(FILES, ('shards', 'preset'), 4), (SHARDS, ('shards',), 1)],
+    'configs': [(CONFIGS, WITH_CONFIG, 2)],
+    'files': [(FILES, ('shards', 'preset'), 8), (SHARDS, ('shards',), 1)],
 }
 MOVING = ('nodes', 'settings', 'layer', 'names', 'fed', 'text')  # may give an array to another layer of its shape
 

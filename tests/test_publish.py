@@ -17,6 +17,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from commands import call
 from conftest import ROOT
 from hub_server import TOKEN, Fault, HubServer
 from hub_store import lfs_pointer
@@ -132,31 +133,19 @@ def repo(hub: HubServer, published: str) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-class Command:
-    """`python -m conversion.publish` in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *args: object) -> str:
-        """What it prints; it must succeed."""
-        with pytest.raises(SystemExit) as end:
-            app([str(arg) for arg in args])
-        assert end.value.code in (0, None)
-        return self.capsys.readouterr().out
-
-    def fails(self, *args: object) -> str:
-        """The one line that it ends with."""
-        with pytest.raises(SystemExit) as end:
-            app([str(arg) for arg in args])
-        message = end.value.code
-        assert isinstance(message, str) and message.startswith('error: ') and '\n' not in message
-        return message
+def command(*args: object) -> str:
+    """What it prints; it must succeed."""
+    result = call(app, *args)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
+def failure(*args: object) -> str:
+    """The one line that it ends with."""
+    result = call(app, *args)
+    message = result.stderr.removesuffix('\n')
+    assert result.returncode == 1 and message.startswith('error: ') and '\n' not in message
+    return message
 
 
 def sent(hub: HubServer) -> list[str]:
@@ -182,7 +171,7 @@ def test_published(published: str, hub: HubServer, converted: Path) -> None:
         f"\nimport timm, xception_hub\nmodel = timm.create_model('hf-hub:{REPO}', pretrained=True)\n")
 
 
-def test_once_more(published: str, repo: str, hub: HubServer, directory: Path, command: Command) -> None:
+def test_once_more(published: str, repo: str, hub: HubServer, directory: Path) -> None:
     """The same content is not sent again, and needs no token."""
     card = render(directory, repo)
     (hub.root / repo / 'README.md').write_text(card)
@@ -191,7 +180,7 @@ def test_once_more(published: str, repo: str, hub: HubServer, directory: Path, c
     assert sent(hub) == []
 
 
-def test_change(repo: str, token: None, hub: HubServer, directory: Path, command: Command) -> None:
+def test_change(repo: str, token: None, hub: HubServer, directory: Path) -> None:
     """One commit of what differs."""
     config = json.loads((directory / 'config.json').read_text())
     config['label_names'][0] = 'mug'
@@ -207,7 +196,7 @@ def test_change(repo: str, token: None, hub: HubServer, directory: Path, command
     assert names(hub.root / repo) == FILES
 
 
-def test_without_proofs(repo: str, token: None, hub: HubServer, directory: Path, command: Command) -> None:
+def test_without_proofs(repo: str, token: None, hub: HubServer, directory: Path) -> None:
     """A directory that was fine-tuned since takes the place of what was proven, and the proofs go."""
     (directory / 'parity.json').unlink()
     assert re.search(r'parity\.json +0\.0 kB  removed\n', command(directory, repo))
@@ -215,7 +204,7 @@ def test_without_proofs(repo: str, token: None, hub: HubServer, directory: Path,
     assert 'Keras file' not in (hub.root / repo / 'README.md').read_text()
 
 
-def test_dry_run(hub: HubServer, converted: Path, command: Command) -> None:
+def test_dry_run(hub: HubServer, converted: Path) -> None:
     """Shows the files and the card, asks the hub without a token, and changes nothing."""
     output = command(converted, 'org/dry', '--dry-run')
     assert output.startswith(f'{hub.url}/org/dry, branch main: does not exist')
@@ -224,14 +213,14 @@ def test_dry_run(hub: HubServer, converted: Path, command: Command) -> None:
     assert sent(hub) == [] and not (hub.root / 'org/dry').exists()
 
 
-def test_dry_run_without_a_hub(hub: HubServer, converted: Path, command: Command) -> None:
+def test_dry_run_without_a_hub(hub: HubServer, converted: Path) -> None:
     hub.faults[''] = Fault.CLOSED
     output = command(converted, 'org/dry', '--dry-run')
     assert 'the Hub could not be asked. org/dry: RemoteProtocolError' in output
     assert output.count('  unknown\n') == 4
 
 
-def test_branch(repo: str, token: None, hub: HubServer, converted: Path, command: Command) -> None:
+def test_branch(repo: str, token: None, hub: HubServer, converted: Path) -> None:
     """It is created, and main stays as it was."""
     before = (hub.root / repo / 'README.md').read_text()
     output = command(converted, repo, '--revision', 'v2')
@@ -241,14 +230,14 @@ def test_branch(repo: str, token: None, hub: HubServer, converted: Path, command
     assert 'Nothing to do' in command(converted, repo, '--revision', 'v2')
 
 
-def test_private(repo: str, token: None, hub: HubServer, converted: Path, command: Command) -> None:
+def test_private(repo: str, token: None, hub: HubServer, converted: Path) -> None:
     """Nobody reads it without the token; and a public repository is not taken for a private one."""
     command(converted, 'org/private', '--private')
     assert 'org/private' in hub.store.private
     assert huggingface_hub.HfApi().model_info('org/private').private
     with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
         huggingface_hub.HfApi(token=False).model_info('org/private')
-    assert 'is public, which --private does not change' in command.fails(converted, repo, '--private')
+    assert 'is public, which --private does not change' in failure(converted, repo, '--private')
 
 
 def test_from_a_script(repo: str, token: None, hub: HubServer, converted: Path) -> None:
@@ -347,8 +336,8 @@ def test_through_a_mirror(mirror: str, reader: Path, model: nn.Module) -> None:
     ('org/kitchen ware', "repo id 'org/kitchen ware': Repo id must use"),
     ('https://huggingface.co/org/name', 'Pass org/name'),
 ])
-def test_wrong_repo_id(repo_id: str, reason: str, converted: Path, command: Command, hub: HubServer) -> None:
-    assert reason in command.fails(converted, repo_id, '--dry-run')
+def test_wrong_repo_id(repo_id: str, reason: str, converted: Path, hub: HubServer) -> None:
+    assert reason in failure(converted, repo_id, '--dry-run')
     assert hub.requests == []
 
 
@@ -393,10 +382,10 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_damaged_directory(damage: str, directory: Path, command: Command, hub: HubServer, token: None) -> None:
+def test_damaged_directory(damage: str, directory: Path, hub: HubServer, token: None) -> None:
     act, reason = DAMAGES[damage]
     act(directory)
-    assert reason in command.fails(directory, 'org/damaged')
+    assert reason in failure(directory, 'org/damaged')
     assert hub.requests == []
 
 
@@ -424,14 +413,14 @@ TROUBLE = {
 
 @pytest.mark.parametrize('trouble', TROUBLE)
 def test_trouble(
-        trouble: str, token: None, hub: HubServer, converted: Path, command: Command, monkeypatch: pytest.MonkeyPatch,
+        trouble: str, token: None, hub: HubServer, converted: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing is committed, the reason is given, and the next attempt succeeds."""
     monkeypatch.setattr('huggingface_hub.utils._http.time.sleep', lambda seconds: None)  # before it tries again
     part, fault, reason = TROUBLE[trouble]
     name = f'org/{trouble.replace(" ", "-")}'
     hub.faults[part] = fault
-    assert reason in command.fails(converted, name)
+    assert reason in failure(converted, name)
     assert not (hub.root / name).exists() or names(hub.root / name) == set()
     hub.faults.clear()
     if part == '/storage/':
@@ -440,14 +429,14 @@ def test_trouble(
 
 
 def test_wrong_token(
-        repo: str, hub: HubServer, converted: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        repo: str, hub: HubServer, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('HF_TOKEN', 'hf_of_someone_else')
-    message = command.fails(converted, repo)
+    message = failure(converted, repo)
     assert f'{repo}: the Hub answers 401, Invalid username or password. Log in with' in message
 
 
-def test_unknown_licence(repo: str, token: None, hub: HubServer, converted: Path, command: Command) -> None:
-    message = command.fails(converted, repo, '--license', 'mine')
+def test_unknown_licence(repo: str, token: None, hub: HubServer, converted: Path) -> None:
+    message = failure(converted, repo, '--license', 'mine')
     assert 'Invalid metadata in README.md. - "license" must be one of' in message
 
 
