@@ -3,6 +3,7 @@
 Adapts xception_paper, or any timm model, to a Hugging Face dataset or a folder of images, on a CPU, a GPU or many
 machines. DIR becomes a model directory for timm, with a report. The same command goes on where it was stopped.
 """
+
 import json
 import os
 import sys
@@ -54,8 +55,8 @@ from xception_hub.training.samples import Batch, Images, InOrder, Plan, Training
 from xception_hub.training.scan import digests, scan
 from xception_hub.training.settings import FREE, Augmentation, Optimization, Settings, phases
 
-SCAN_SIZE = 299      # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
-INTERRUPTED = 130    # exit status, as of a process that Ctrl-C has ended
+SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
+INTERRUPTED = 130  # exit status, as of a process that Ctrl-C has ended
 
 
 class SettingsError(ValueError):
@@ -65,8 +66,9 @@ class SettingsError(ValueError):
 def run(settings: Settings) -> None:
     """The whole of it: data, model, phases, results."""
     accelerator = start(settings)
-    folder = Run(settings.output.output, settings.flat(), accelerator.num_processes, FREE,
-                 settings.output.keep_checkpoints)
+    folder = Run(
+        settings.output.output, settings.flat(), accelerator.num_processes, FREE, settings.output.keep_checkpoints
+    )
     if folder.finished:
         accelerator.print(f'{folder.folder} is finished:\n{(folder.folder / METRICS_FILE).read_text()}')
         if settings.output.push and accelerator.is_main_process:
@@ -93,7 +95,7 @@ def run(settings: Settings) -> None:
         phase = prepare(*stages[number], data, model, transforms, accelerator, importance)
         Training(phase, data, progress, checkpoint, folder, accelerator).run()
         restore_best(phase, model, folder, accelerator)
-        checkpoint, progress = None, replace(progress, phase=number + 1, epoch=0, update=0, loss_sum=0., images=0)
+        checkpoint, progress = None, replace(progress, phase=number + 1, epoch=0, update=0, loss_sum=0.0, images=0)
     if settings.output.eval_only:
         phase = prepare_evaluation(settings, data, model, transforms, accelerator, importance)
     finish(phase, progress, data, model, transforms, kept, folder, accelerator)
@@ -110,11 +112,15 @@ def start(settings: Settings) -> Accelerator:
     available = [str(tracker) for tracker in get_available_trackers()]
     missing = [tracker for tracker in settings.output.tracker if tracker not in available]
     if missing:
-        raise SettingsError(f'The tracker {missing[0]!r} is not installed (pip install {missing[0]}). '
-                           f'Available: {", ".join(available) or "none"}.')
+        raise SettingsError(
+            f'The tracker {missing[0]!r} is not installed (pip install {missing[0]}). '
+            f'Available: {", ".join(available) or "none"}.'
+        )
     accelerator = Accelerator(
-        mixed_precision=settings.machine.mixed_precision, log_with=list(settings.output.tracker) or None,
-        project_dir=str(settings.output.output))
+        mixed_precision=settings.machine.mixed_precision,
+        log_with=list(settings.output.tracker) or None,
+        project_dir=str(settings.output.output),
+    )
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise SettingsError(f'{accelerator.distributed_type} is not supported. Choose plain data parallelism.')
     if accelerator.mixed_precision == 'fp16' and accelerator.device.type == 'cpu':
@@ -122,8 +128,9 @@ def start(settings: Settings) -> Accelerator:
     if not accelerator.is_main_process:
         warnings.simplefilter('ignore')  # all have the same to say
     if accelerator.mixed_precision == 'bf16' and accelerator.device.type == 'cpu' and cpu_emulates_bf16():
-        warnings.warn('This CPU has no arithmetic for bf16, which is many times slower than float32 here.',
-                      stacklevel=2)
+        warnings.warn(
+            'This CPU has no arithmetic for bf16, which is many times slower than float32 here.', stacklevel=2
+        )
     return accelerator
 
 
@@ -140,20 +147,28 @@ def find_data(settings: Settings, folder: Run, accelerator: Accelerator) -> tupl
     """
     s = settings.data
     found = datasets_of_images.load(
-        s.dataset, s.dataset_config, image_column=s.image_column, label_column=s.label_column,
-        train_split=None if settings.output.eval_only else s.train_split, validation_split=s.validation_split,
-        streaming=s.streaming)
+        s.dataset,
+        s.dataset_config,
+        image_column=s.image_column,
+        label_column=s.label_column,
+        train_split=None if settings.output.eval_only else s.train_split,
+        validation_split=s.validation_split,
+        streaming=s.streaming,
+    )
     check(settings, found)
     file = settings.optimization.class_importance
     importance = read_importance(file, found) if file else None
     kept = folder.data or dict(
-        digest=found.digest(), class_names=found.class_names, class_importance=importance, bad_images=[])
+        digest=found.digest(), class_names=found.class_names, class_importance=importance, bad_images=[]
+    )
     if kept['digest'] != found.digest():
-        raise DataError(f'{s.dataset} has changed since {folder.folder} was begun. Name another directory as the '
-                        f'output.')
+        raise DataError(
+            f'{s.dataset} has changed since {folder.folder} was begun. Name another directory as the output.'
+        )
     if kept.setdefault('class_importance') != importance:
-        raise SettingsError(f'{file} has changed since {folder.folder} was begun. Name another directory as the '
-                            f'output.')
+        raise SettingsError(
+            f'{file} has changed since {folder.folder} was begun. Name another directory as the output.'
+        )
     files: dict[str, dict[int, bytes]] = {}
     if folder.data is None and s.scan:
         kept['bad_images'], files = look_at_all(settings, found, accelerator)
@@ -167,13 +182,20 @@ def find_data(settings: Settings, folder: Run, accelerator: Accelerator) -> tupl
         kept['validation_rows'] = found.validation.rows.tolist()
     if not len(found.validation) or not (len(found.train) or settings.output.eval_only):
         raise DataError(f'A split of {s.dataset} has no image that can be used.')
-    train, validation = ({files[split.name][row] for row in split.rows.tolist()} if split.name in files else set()
-                         for split in (found.train, found.validation))
+    train, validation = (
+        {files[split.name][row] for row in split.rows.tolist()} if split.name in files else set()
+        for split in (found.train, found.validation)
+    )
     if train & validation:
-        warnings.warn(f'{len(train & validation)} image files are both in the training and in the validation split: '
-                      f'the figures will be better than the model is.', stacklevel=2)
-    accelerator.print(f'{s.dataset}: {len(found.class_names)} classes, {len(found.train)} images to train on, '
-                      f'{len(found.validation)} to judge on')
+        warnings.warn(
+            f'{len(train & validation)} image files are both in the training and in the validation split: '
+            f'the figures will be better than the model is.',
+            stacklevel=2,
+        )
+    accelerator.print(
+        f'{s.dataset}: {len(found.class_names)} classes, {len(found.train)} images to train on, '
+        f'{len(found.validation)} to judge on'
+    )
     return found, kept
 
 
@@ -196,7 +218,8 @@ def read_importance(file: Path, data: Data) -> list[float]:
     if missing or unknown:
         raise SettingsError(
             f'{name} does not name the classes of the dataset: {listed(missing)} missing, {listed(unknown)} unknown. '
-            f'It has to have a weight for each class, and for nothing else.')
+            f'It has to have a weight for each class, and for nothing else.'
+        )
     for key, weight in weights.items():
         if type(weight) not in (int, float) or not 0 < weight <= sys.float_info.max:  # NaN isn't, either
             raise SettingsError(f'{name} gives the class {key!r} the weight {weight!r} instead of a finite number > 0.')
@@ -209,7 +232,7 @@ def listed(names: list[str]) -> str:
 
 
 def look_at_all(
-        settings: Settings, data: Data, accelerator: Accelerator,
+    settings: Settings, data: Data, accelerator: Accelerator
 ) -> tuple[list[dict[str, Any]], dict[str, dict[int, bytes]]]:
     """Scans all splits, by all processes together, and says what is wrong with them.
 
@@ -224,18 +247,27 @@ def look_at_all(
     for split in (split for split in (data.train, data.validation) if len(split)):
         with progress_bar(f'Scanning {split.name}', len(split), accelerator) as bar:
             scanned = scan(
-                split, SCAN_SIZE, workers=workers(settings, accelerator),
-                processes=accelerator.num_processes, rank=accelerator.process_index,
-                step=partial(bar.update, accelerator.num_processes))
+                split,
+                SCAN_SIZE,
+                workers=workers(settings, accelerator),
+                processes=accelerator.num_processes,
+                rank=accelerator.process_index,
+                step=partial(bar.update, accelerator.num_processes),
+            )
         bad += [dict(asdict(image), split=split.name) for image in gather_object(scanned.bad)]
-        files[split.name] = {split.rows[position]: digest for part in gather_object([scanned.digests])
-                             for position, digest in part.items()}
+        files[split.name] = {
+            split.rows[position]: digest
+            for part in gather_object([scanned.digests])
+            for position, digest in part.items()
+        }
     bad.sort(key=lambda image: (image['split'], image['position']))
     for image in bad:
         accelerator.print(f'Bad image: {image["name"]}: {image["reason"]}')
     if bad and settings.data.bad_images == 'error':
-        raise DataError(f'{len(bad)} images can not be used; they are named above. Mend or remove them, or leave them '
-                        f'out with --bad-images skip.')
+        raise DataError(
+            f'{len(bad)} images can not be used; they are named above. Mend or remove them, or leave them '
+            f'out with --bad-images skip.'
+        )
     return bad, files
 
 
@@ -250,15 +282,17 @@ def check(settings: Settings, data: Data) -> None:
     if s.metric not in figures:
         raise SettingsError(f'--metric {s.metric} is none of this dataset: {", ".join(figures)}.')
     if s.recipe == 'probe' and settings.augmentation != Augmentation():
-        raise SettingsError('The recipe probe computes the features of each image once, so that nothing can be '
-                            'augmented. Choose the recipe transfer or full.')
+        raise SettingsError(
+            'The recipe probe computes the features of each image once, so that nothing can be '
+            'augmented. Choose the recipe transfer or full.'
+        )
     make_optimizer(replace(s, layer_decay=None), torch.nn.Linear(1, 1))
     if s.balanced_sampling and settings.data.streaming:
         raise SettingsError('--balanced-sampling can not choose images of a stream. Use --class-weights instead.')
 
 
 def build_model(
-        settings: Settings, data: Data, accelerator: Accelerator, resumed: Checkpoint | None,
+    settings: Settings, data: Data, accelerator: Accelerator, resumed: Checkpoint | None
 ) -> tuple[TimmModel, Transforms]:
     """The network, the same in every process, and what is done to its images."""
     s = settings.model
@@ -266,8 +300,12 @@ def build_model(
     args = dict(s.model_args, drop_rate=s.drop_rate or None, drop_path_rate=s.drop_path_rate or None)
     whole = resumed is not None and 'model' in resumed.tensors  # then other weights needn't be had first
     model = models.build(
-        s.model, None if settings.output.eval_only else len(data.class_names), s.pretrained and not whole, args,
-        s.image_size)
+        s.model,
+        None if settings.output.eval_only else len(data.class_names),
+        s.pretrained and not whole,
+        args,
+        s.image_size,
+    )
     transforms = Transforms(model, s.image_size)
     if settings.machine.gradient_checkpointing:
         model.set_grad_checkpointing(True)
@@ -275,14 +313,22 @@ def build_model(
 
 
 def prepare(
-        name: str, settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator,
-        importance: Sequence[float] | None = None,
+    name: str,
+    settings: Settings,
+    data: Data,
+    model: TimmModel,
+    transforms: Transforms,
+    accelerator: Accelerator,
+    importance: Sequence[float] | None = None,
 ) -> Phase:
     """What a phase trains, on what, towards what."""
     s, a = settings.optimization, settings.augmentation
     objective = Objective(
-        len(data.class_names), data.multi_label, s.label_smoothing,
-        balancing(data.train.labels, len(data.class_names)) if s.class_weights else None)
+        len(data.class_names),
+        data.multi_label,
+        s.label_smoothing,
+        balancing(data.train.labels, len(data.class_names)) if s.class_weights else None,
+    )
     plain = [Images(split, transforms.evaluation(), transforms.needed) for split in (data.train, data.validation)]
     training: Images | Features
     validation: Images | Features
@@ -293,41 +339,74 @@ def prepare(
         module, kind, validation = model, 'model', plain[1]
         objective = replace(objective, mixup=a.mixup, cutmix=a.cutmix)
         transform = transforms.training(
-            a.crop_scale, hflip=a.flip, vflip=a.vertical_flip, color_jitter=a.color_jitter,
-            auto_augment=a.auto_augment, re_prob=a.random_erasing)
+            a.crop_scale,
+            hflip=a.flip,
+            vflip=a.vertical_flip,
+            color_jitter=a.color_jitter,
+            auto_augment=a.auto_augment,
+            re_prob=a.random_erasing,
+        )
         training = Images(data.train, transform, transforms.needed_for(a.crop_scale), s.seed)
     judged_on = evaluation_loader(
-        validation, data.validation, accelerator, s.batch_size, workers(settings, accelerator))
+        validation, data.validation, accelerator, s.batch_size, workers(settings, accelerator)
+    )
     return Phase(name, settings, module, kind, training, judged_on, objective, importance)
 
 
 def prepare_evaluation(
-        settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator,
-        importance: Sequence[float] | None = None,
+    settings: Settings,
+    data: Data,
+    model: TimmModel,
+    transforms: Transforms,
+    accelerator: Accelerator,
+    importance: Sequence[float] | None = None,
 ) -> Phase:
     """The model as it is, of whose outputs those count that are the dataset's classes."""
     images = Images(data.validation, transforms.evaluation(), transforms.needed)
     module = Selected(model, outputs_of(model, data.class_names)).to(accelerator.device)
     judged_on = evaluation_loader(
-        images, data.validation, accelerator, settings.optimization.batch_size, workers(settings, accelerator))
-    return Phase('evaluation', settings, module, 'model', None, judged_on,
-                 Objective(len(data.class_names), data.multi_label), importance)
+        images, data.validation, accelerator, settings.optimization.batch_size, workers(settings, accelerator)
+    )
+    return Phase(
+        'evaluation',
+        settings,
+        module,
+        'model',
+        None,
+        judged_on,
+        Objective(len(data.class_names), data.multi_label),
+        importance,
+    )
 
 
 def kept_features(
-        images: Images, settings: Settings, model: TimmModel, transforms: Transforms, accelerator: Accelerator,
+    images: Images, settings: Settings, model: TimmModel, transforms: Transforms, accelerator: Accelerator
 ) -> Features:
     """What the network makes of each image, from the cache; what is missing there is computed first."""
-    context = context_of(without_classifier(model), dict(
-        transforms.config, needed=images.needed, model=settings.model.model, precision=accelerator.mixed_precision))
+    context = context_of(
+        without_classifier(model),
+        dict(
+            transforms.config, needed=images.needed, model=settings.model.model, precision=accelerator.mixed_precision
+        ),
+    )
     cache = FeatureCache(settings.machine.feature_cache or cache_folder(), context)
     keys = digests(images.split, workers(settings, accelerator))
     pace = Pace(workers(settings, accelerator), accelerator.num_processes)
-    with progress_bar(f'Features of {images.split.name}', len(images.split), accelerator) as bar, \
-            models.evaluating(model), accelerator.autocast():
+    with (
+        progress_bar(f'Features of {images.split.name}', len(images.split), accelerator) as bar,
+        models.evaluating(model),
+        accelerator.autocast(),
+    ):
         cache.fill(
-            images, keys, partial(models.features_of, model), accelerator, pace, workers(settings, accelerator),
-            memory_format(settings), lambda count: bar.update(count * accelerator.num_processes))
+            images,
+            keys,
+            partial(models.features_of, model),
+            accelerator,
+            pace,
+            workers(settings, accelerator),
+            memory_format(settings),
+            lambda count: bar.update(count * accelerator.num_processes),
+        )
     if pace.images:
         accelerator.print(f'Features of {images.split.name}: {pace}')
     return Features(images.split, keys, cache)
@@ -344,8 +423,14 @@ def restore_best(phase: Phase, model: TimmModel, folder: Run, accelerator: Accel
 
 
 def finish(
-        phase: Phase, progress: Progress, data: Data, model: TimmModel, transforms: Transforms, kept: dict[str, Any],
-        folder: Run, accelerator: Accelerator,
+    phase: Phase,
+    progress: Progress,
+    data: Data,
+    model: TimmModel,
+    transforms: Transforms,
+    kept: dict[str, Any],
+    folder: Run,
+    accelerator: Accelerator,
 ) -> None:
     """Judges the best weights once more, and writes the model, its figures and the report."""
     settings, split = phase.settings, data.validation
@@ -353,18 +438,34 @@ def finish(
     if not accelerator.is_main_process:
         return
     figures: dict[str, Any] = dict(
-        summary(predictions, len(data.class_names), phase.importance), bad_images=len(kept['bad_images']),
-        num_classes=len(data.class_names), model=settings.model.model, dataset=settings.data.dataset,
-        split=f'{settings.data.validation_share:.0%} of {split.name}' if 'validation_rows' in kept else split.name)
+        summary(predictions, len(data.class_names), phase.importance),
+        bad_images=len(kept['bad_images']),
+        num_classes=len(data.class_names),
+        model=settings.model.model,
+        dataset=settings.data.dataset,
+        split=f'{settings.data.validation_share:.0%} of {split.name}' if 'validation_rows' in kept else split.name,
+    )
     if progress.best:
         figures.update({name: progress.best[name] for name in ('phase', 'epoch')})
     if not settings.output.eval_only:
         base = models.hub_id(model) if settings.model.pretrained else None
         models.save(folder.folder, model, transforms.config, data.class_names, data.multi_label, base)
     bad = [f'{image["name"]}: {image["reason"]}' for image in kept['bad_images']]
-    folder.write_text('report.html', results.page(
-        predictions, split, data.class_names, [dict(row, best=row == progress.best) for row in progress.history],
-        settings.flat(), figures, bad, folder.folder, accelerator.device, phase.importance))
+    folder.write_text(
+        'report.html',
+        results.page(
+            predictions,
+            split,
+            data.class_names,
+            [dict(row, best=row == progress.best) for row in progress.history],
+            settings.flat(),
+            figures,
+            bad,
+            folder.folder,
+            accelerator.device,
+            phase.importance,
+        ),
+    )
     folder.write_text(HISTORY_FILE, json.dumps(progress.history, indent=2))
     folder.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # the last one: from here on it is finished
     if not settings.output.eval_only and is_xception(folder.folder):
@@ -392,7 +493,8 @@ def push(repo_id: str, folder: Path) -> None:
 
 
 def try_one_batch(
-        settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator) -> str:
+    settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator
+) -> str:
     """What a step of the last phase costs, after the settings that it was made with; changes the model."""
     lines = [f'{name:24} {value}' for name, value in settings.flat().items()]
     s, pace = settings.optimization, Pace(0)
@@ -416,9 +518,12 @@ def try_one_batch(
         with closing(pace.timed(loader(phase.training, order))) as feed:
             batch = next(feed).to(accelerator.device, memory_format(settings))
             footprint = measure(model, make_optimizer(s, model), partial(loss_of, batch), len(batch.inputs))
-        lines += ['', f'One batch of {footprint.batch_size}: loss {footprint.loss:.4f}; {pace}',
-                  f'Memory of a step: {footprint}; {footprint.total(bool(s.ema_decay)) / 1e6:.0f} MB in all, besides '
-                  f'the libraries']
+        lines += [
+            '',
+            f'One batch of {footprint.batch_size}: loss {footprint.loss:.4f}; {pace}',
+            f'Memory of a step: {footprint}; {footprint.total(bool(s.ema_decay)) / 1e6:.0f} MB in all, besides '
+            f'the libraries',
+        ]
     return '\n'.join([*lines, 'Dry run: nothing was written.'])
 
 
@@ -432,8 +537,16 @@ def main(settings: Settings) -> None:
     warnings.showwarning = show_warning
     try:
         run(settings)
-    except (DataError, ImageError, ModelError, ResumeError, SettingsError, Diverged, card.CardError,
-            publish.PublishError) as e:
+    except (
+        DataError,
+        ImageError,
+        ModelError,
+        ResumeError,
+        SettingsError,
+        Diverged,
+        card.CardError,
+        publish.PublishError,
+    ) as e:
         text = str(e)
         if isinstance(e, ImageError):  # of a worker's, only the last line is for the user
             text = text.strip().splitlines()[-1].rpartition('ImageError: ')[2]
@@ -451,8 +564,7 @@ def show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
 
 @app.meta.default
 def launch(
-        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-        config: Path | None = None,
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], config: Path | None = None
 ) -> None:
     """Settings from the command line, before those of a YAML file, before those of the recipe.
 
@@ -467,14 +579,18 @@ def launch(
             sys.exit(f'error: {config} can not be read ({e}).')
         if not isinstance(found, dict):
             sys.exit(f'error: {config} holds no settings.')
-    named = [token.partition('=')[2] or following for token, following in zip(tokens, [*tokens[1:], ''])
-             if token.partition('=')[0] == '--recipe']
+    named = [
+        token.partition('=')[2] or following
+        for token, following in zip(tokens, [*tokens[1:], ''])
+        if token.partition('=')[0] == '--recipe'
+    ]
     recipe = (named or [found.get('recipe', Optimization.recipe)])[-1]
     values = {name: value for name, value in found.items() if value is not None and value != {} and value != []}
     presets = RECIPES[recipe]() if recipe in RECIPES else {}
     app.config = [
         cyclopts.config.Dict(values, source=str(config), use_commands_as_keys=False),
-        cyclopts.config.Dict(presets, source=f'the recipe {recipe}', use_commands_as_keys=False)]
+        cyclopts.config.Dict(presets, source=f'the recipe {recipe}', use_commands_as_keys=False),
+    ]
     app(tokens)
 
 

@@ -7,6 +7,7 @@ by finetune.py with its recipe paper-imagenet; writes every epoch's figures to o
 at 299x299 pixels on all devices that `accelerate config` names, one run after another. Stopped, the same command goes
 on.
 """
+
 import json
 import os
 import platform
@@ -64,8 +65,15 @@ CONTINUUM = ('segments_1', 'segments_4', 'segments_8', 'xception')
 # Settings of finetune.py on top of the recipe. At the small scale, the averages and the crops are for a training of
 # 1,000 updates on clothes that fill their images; rates, decay and dropout are the paper's.
 SCALES: dict[str, dict[str, Any]] = {
-    'small': dict(image_size=40, epochs=8, batch_size=32, ema_decay=0.99, crop_scale=[0.6, 1.], scan=False,
-                  model_args=dict(width_multiplier=0.1875, min_img_size=40)),
+    'small': dict(
+        image_size=40,
+        epochs=8,
+        batch_size=32,
+        ema_decay=0.99,
+        crop_scale=[0.6, 1.0],
+        scan=False,
+        model_args=dict(width_multiplier=0.1875, min_img_size=40),
+    ),
     'paper': dict(image_size=299, scan=False, model_args={}),
 }
 RESULT = 'ablations.json'
@@ -73,9 +81,14 @@ RESULT = 'ablations.json'
 # Colours of Okabe and Ito, which stay apart for the colour-blind.
 COLOURS = {'xception': '#0072B2', 'no_residual': '#D55E00', 'mid_relu': '#E69F00', 'mid_elu': '#CC79A7'}
 LABELS = {
-    'xception': 'Xception', 'no_residual': 'without residual connections', 'mid_relu': 'ReLU in between',
-    'mid_elu': 'ELU in between', 'pointwise_first': 'pointwise first', 'segments_1': '1 segment',
-    'segments_4': '4 segments', 'segments_8': '8 segments',
+    'xception': 'Xception',
+    'no_residual': 'without residual connections',
+    'mid_relu': 'ReLU in between',
+    'mid_elu': 'ELU in between',
+    'pointwise_first': 'pointwise first',
+    'segments_1': '1 segment',
+    'segments_4': '4 segments',
+    'segments_8': '8 segments',
 }
 
 Positive = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -86,9 +99,15 @@ app = App(help=__doc__, version_flags=[])
 
 @app.default
 def train(
-        runs: Path, /, *, dataset: str, scale: Literal['small', 'paper'] = 'small', seeds: Positive = 3,
-        variants: Annotated[tuple[Names, ...], Parameter(consume_multiple=True, negative='')] = tuple(VARIANTS),
-        jobs: Positive | None = None, epochs: Positive | None = None,
+    runs: Path,
+    /,
+    *,
+    dataset: str,
+    scale: Literal['small', 'paper'] = 'small',
+    seeds: Positive = 3,
+    variants: Annotated[tuple[Names, ...], Parameter(consume_multiple=True, negative='')] = tuple(VARIANTS),
+    jobs: Positive | None = None,
+    epochs: Positive | None = None,
 ) -> None:
     """Trains, collects and draws. Ends with status 1 if a run has failed, which the others are not kept by.
 
@@ -119,8 +138,11 @@ def train(
         started = time.monotonic()
         with log.open('w') as out:
             status = subprocess.run(
-                [*launcher, ROOT / 'finetune.py', '--config', file, '--output', runs / name], stdout=out,
-                stderr=subprocess.STDOUT, env=environment).returncode
+                [*launcher, ROOT / 'finetune.py', '--config', file, '--output', runs / name],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            ).returncode
         said = log.read_text().strip().splitlines()
         final = f'top-1 {history(runs / name)[-1]["top1"]:.4f}' if status == 0 else f'FAILED: {"".join(said[-1:])}'
         print(f'{name:20} {final:14} {time.monotonic() - started:6.0f} s', flush=True)
@@ -150,7 +172,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def collect(
-        runs: Path, scale: str, dataset: str, planned: Sequence[tuple[str, int]], epochs: int | None, minutes: float,
+    runs: Path, scale: str, dataset: str, planned: Sequence[tuple[str, int]], epochs: int | None, minutes: float
 ) -> dict[str, Any]:
     """All figures of all runs that have ended, with what is needed to have them again."""
     variants: dict[str, Any] = {}
@@ -161,16 +183,26 @@ def collect(
         metrics = json.loads((folder / 'metrics.json').read_text())
         args = dict(SCALES[scale]['model_args'], **VARIANTS[variant])
         model = xception_hub.Xception(num_classes=metrics['num_classes'], **args, device='meta')
-        entry = variants.setdefault(variant, dict(
-            arguments=VARIANTS[variant], parameters=sum(p.numel() for p in model.parameters()), runs=[]))
-        entry['runs'].append(dict(seed=seed, epochs=[
-            {name: row[name] for name in ('epoch', 'learning_rate', 'train_loss', 'loss', 'top1')}
-            for row in history(folder)]))
+        entry = variants.setdefault(
+            variant, dict(arguments=VARIANTS[variant], parameters=sum(p.numel() for p in model.parameters()), runs=[])
+        )
+        entry['runs'].append(
+            dict(
+                seed=seed,
+                epochs=[
+                    {name: row[name] for name in ('epoch', 'learning_rate', 'train_loss', 'loss', 'top1')}
+                    for row in history(folder)
+                ],
+            )
+        )
     return dict(
-        command=shlex.join(['python', 'benchmarks/ablations.py', *sys.argv[1:]]), minutes=round(minutes, 1),
+        command=shlex.join(['python', 'benchmarks/ablations.py', *sys.argv[1:]]),
+        minutes=round(minutes, 1),
         machine=f'{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, timm {timm.__version__}',
-        settings=settings_of(scale, 'xception', 0, dataset, epochs), images_judged_on=metrics['num_samples'],
-        variants=variants)
+        settings=settings_of(scale, 'xception', 0, dataset, epochs),
+        images_judged_on=metrics['num_samples'],
+        variants=variants,
+    )
 
 
 @app.command
@@ -184,8 +216,11 @@ def draw(result: Path, /, *, folder: Path | None = None) -> None:
     found = json.loads(result.read_text())
     folder = folder or result.parent
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {name: curves(found, variants, title) for name, (title, variants) in CURVES.items()
-                if {*variants} <= {*found['variants']}}
+    pictures = {
+        name: curves(found, variants, title)
+        for name, (title, variants) in CURVES.items()
+        if {*variants} <= {*found['variants']}
+    }
     if len({*CONTINUUM} & {*found['variants']}) > 1:
         pictures['continuum_trained.png'] = continuum(found)
     written = [folder / name for name in pictures]
@@ -204,8 +239,10 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
     lines = [f'{"variant":20} {"parameters":>12} {"top-1":>8}   of single seeds']
     for variant, entry in found['variants'].items():
         values = list(last(found, variant).values())
-        lines.append(f'{variant:20} {entry["parameters"]:12,} {statistics.mean(values):8.4f}   '
-                     f'{" ".join(f"{value:.4f}" for value in values)}')
+        lines.append(
+            f'{variant:20} {entry["parameters"]:12,} {statistics.mean(values):8.4f}   '
+            f'{" ".join(f"{value:.4f}" for value in values)}'
+        )
     lines.append('')
     for claim, (better, worse) in {**CLAIMS, **EQUAL}.items():
         if not {better, worse} <= set(found['variants']):
@@ -275,8 +312,14 @@ def continuum(found: Mapping[str, Any]) -> Figure:
         values = list(last(found, variant).values())
         end.plot([position] * len(values), values, 'o', color=colour, markersize=5, alpha=0.8)
         end.plot([position - 0.2, position + 0.2], [statistics.mean(values)] * 2, color=colour, linewidth=2)
-        end.annotate(f'{found["variants"][variant]["parameters"] / 1e6:.1f} M', (position, max(values)), (0, 7),
-                     textcoords='offset points', ha='center', fontsize=8)
+        end.annotate(
+            f'{found["variants"][variant]["parameters"] / 1e6:.1f} M',
+            (position, max(values)),
+            (0, 7),
+            textcoords='offset points',
+            ha='center',
+            fontsize=8,
+        )
     end.xaxis.set_major_locator(FixedLocator(range(len(CONTINUUM))))
     end.xaxis.set_minor_locator(NullLocator())
     end.set_xticklabels(['1', '4', '8', 'one per\nchannel'])

@@ -4,6 +4,7 @@ Time and memory of converting the checkpoint of examples/port_a_keras_model.py (
 `python -m conversion.convert` makes, and without Keras. Each run is a process of its own; medians are printed. The peak
 counts what comes on top of the imports, which are measured too.
 """
+
 import json
 import platform
 import statistics
@@ -61,12 +62,18 @@ def main(repeats: int = 5) -> None:
         for _ in range(repeats):
             with tempfile.TemporaryDirectory() as folder:
                 output = subprocess.run(
-                    [sys.executable, '-c', CHILD, str(model), f'{folder}/out', kind], cwd=ROOT, check=True, text=True,
-                    capture_output=True).stdout
+                    [sys.executable, '-c', CHILD, str(model), f'{folder}/out', kind],
+                    cwd=ROOT,
+                    check=True,
+                    text=True,
+                    capture_output=True,
+                ).stdout
             runs.append(json.loads(output.splitlines()[-1]))
         m = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        print(f'{kind:16}{m["imports"]:8.1f} s{m["reading"]:8.1f} s{m["total"]:8.1f} s'
-              f'{m["before"]:9.0f} MB{m["peak"]:7.0f} MB')
+        print(
+            f'{kind:16}{m["imports"]:8.1f} s{m["reading"]:8.1f} s{m["total"]:8.1f} s'
+            f'{m["before"]:9.0f} MB{m["peak"]:7.0f} MB'
+        )
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ Each measurement is a process of its own; the contenders take turns, and medians
 loader on its own file. The backbone is Keras' own, from the checkpoint of examples/port_a_keras_model.py; the
 classifier, which no package ships, is a stand-in of the same size.
 """
+
 import json
 import os
 import platform
@@ -30,15 +31,13 @@ from xception_hub.checkpoints import to_legacy
 app = App(help=__doc__, version_flags=[])
 
 # Prelude, what is timed, and what is timed after it, of a process; weights come from the folder in argv[1].
-IMPORTS = {
-    'import timm': 'import timm',
-    'import xception_hub': 'import xception_hub',
-}
+IMPORTS = {'import timm': 'import timm', 'import xception_hub': 'import xception_hub'}
 LOADS = {
     'legacy_xception, its .pth': "timm.create_model('legacy_xception', pretrained=True)",
     'legacy_xception, safetensors': (
         "timm.create_model('legacy_xception', pretrained=True, "
-        "pretrained_cfg_overlay=dict(file=sys.argv[1] + '/legacy.safetensors'))"),
+        "pretrained_cfg_overlay=dict(file=sys.argv[1] + '/legacy.safetensors'))"
+    ),
     'xception_paper': "timm.create_model('xception_paper', pretrained=True)",
 }
 CHILD = """
@@ -80,14 +79,21 @@ def prepare(folder: Path) -> dict[str, str]:
     safetensors.torch.save_file(tensors, snapshot / 'model.safetensors')
     safetensors.torch.save_file(tensors, folder / 'legacy.safetensors')
     torch.save(tensors, checkpoints / Path(timm.get_pretrained_cfg('legacy_xception').url).name)
-    return dict(os.environ, HF_HOME=str(folder / 'hf'), TORCH_HOME=str(folder / 'torch'), HF_HUB_OFFLINE='1',
-                PYTHONPATH=str(ROOT), XCEPTION_HUB_REPO='')
+    return dict(
+        os.environ,
+        HF_HOME=str(folder / 'hf'),
+        TORCH_HOME=str(folder / 'torch'),
+        HF_HUB_OFFLINE='1',
+        PYTHONPATH=str(ROOT),
+        XCEPTION_HUB_REPO='',
+    )
 
 
 def measure(prelude: str, timed: str, folder: Path, environment: dict[str, str]) -> dict[str, float]:
     code = CHILD.format(prelude=prelude, timed=timed)
     result = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code, str(folder)], env=environment, check=True, capture_output=True)
+        [sys.executable, '-W', 'ignore', '-c', code, str(folder)], env=environment, check=True, capture_output=True
+    )
     return json.loads(result.stdout)
 
 
@@ -108,8 +114,10 @@ def main(repeats: int = 7) -> None:
                 imports[name].append(measure('import os', code, folder, environment))
             for name, code in LOADS.items():
                 loads[name].append(measure('import torch, timm, xception_hub', f'model = {code}', folder, environment))
-    print(f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, timm {timm.__version__}, '
-          f'medians of {repeats} processes\n')
+    print(
+        f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, timm {timm.__version__}, '
+        f'medians of {repeats} processes\n'
+    )
     print(f'{"":30}{"seconds":>9}{"ratio":>7}{"peak MB":>9}{"ratio":>7}{"private MB":>12}{"s to first logits":>19}')
     for group in (imports, loads):
         first: dict[str, float] = {}
@@ -117,10 +125,14 @@ def main(repeats: int = 7) -> None:
             median = {key: statistics.median(run[key] for run in runs[1:]) for key in runs[0]}
             first = first or median
             logits = f'{median["after"]:19.2f}' if median['after'] else ''
-            print(f'{name:30}{median["seconds"]:9.3f}{median["seconds"] / first["seconds"]:7.2f}{median["peak"]:9.0f}'
-                  f'{median["peak"] / first["peak"]:7.2f}{median["private"]:12.0f}{logits}')
-    print('\npeak: resident memory above that of the imports, mapped pages of the weight file included, which the '
-          'system\ntakes back when it needs to. private: resident memory that it can not take back, imports included.')
+            print(
+                f'{name:30}{median["seconds"]:9.3f}{median["seconds"] / first["seconds"]:7.2f}{median["peak"]:9.0f}'
+                f'{median["peak"] / first["peak"]:7.2f}{median["private"]:12.0f}{logits}'
+            )
+    print(
+        '\npeak: resident memory above that of the imports, mapped pages of the weight file included, which the '
+        'system\ntakes back when it needs to. private: resident memory that it can not take back, imports included.'
+    )
 
 
 if __name__ == '__main__':

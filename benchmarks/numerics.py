@@ -3,6 +3,7 @@
 What the numerics of the legacy torch lineage do to the weights that Keras publishes: relative L2 error of the 2048
 pooled features, in float32, on the photos of examples/port_a_keras_model.py. Zero is this network, which equals Keras.
 """
+
 import sys
 from pathlib import Path
 

@@ -4,6 +4,7 @@ The training step (forward, backward, SGD with momentum) of `xception_paper`, as
 timm's `legacy_xception`: images per second, the contenders in turn, and the peak memory of each; what gradient
 checkpointing saves and costs; and how fast photos are made ready, beside how fast the network takes them.
 """
+
 import ctypes
 import multiprocessing
 import platform
@@ -56,7 +57,7 @@ CONTENDERS = {
     'xception_paper, bf16': PAPER._replace(bf16=True),
 }
 MEMORY_RUNS = 3  # processes, of which the median is taken
-PHOTOS = 144     # to be made ready: the 18 of the checkpoint's package, eight times
+PHOTOS = 144  # to be made ready: the 18 of the checkpoint's package, eight times
 INPUT_BATCH = 16
 WORKERS = (0, 1, 2)
 
@@ -152,12 +153,18 @@ def photos(recipe: str, size: int) -> Images:
     files = [{'path': str(photo), 'bytes': None} for photo in download().photos]
     source = datasets.Dataset.from_dict(
         dict(image=[files[i % len(files)] for i in range(PHOTOS)]),
-        features=datasets.Features(image=datasets.Image(decode=False)))
+        features=datasets.Features(image=datasets.Image(decode=False)),
+    )
     split = Split('photos', source, np.arange(PHOTOS), np.zeros(PHOTOS, np.int64))
     transforms = Transforms(build('xception_paper', 2, False, {}, size), size)
     transform = transforms.training(
-        a.crop_scale, hflip=a.flip, vflip=a.vertical_flip, color_jitter=a.color_jitter, auto_augment=a.auto_augment,
-        re_prob=a.random_erasing)
+        a.crop_scale,
+        hflip=a.flip,
+        vflip=a.vertical_flip,
+        color_jitter=a.color_jitter,
+        auto_augment=a.auto_augment,
+        re_prob=a.random_erasing,
+    )
     return Images(split, transform, transforms.needed_for(a.crop_scale))
 
 
@@ -201,8 +208,11 @@ def print_input(size: int, network: float) -> None:
         images = photos(recipe, size)
         rates = [input_rate(images, workers) for workers in WORKERS]
         binds = 'input' if rates[0] < network else 'network'
-        print(f'{recipe:32}' + ''.join(f'{rate:12.1f}' for rate in rates)
-              + f'  images/s; the {binds} binds ({network:.1f} images/s)')
+        print(
+            f'{recipe:32}'
+            + ''.join(f'{rate:12.1f}' for rate in rates)
+            + f'  images/s; the {binds} binds ({network:.1f} images/s)'
+        )
 
 
 @app.default
@@ -217,10 +227,13 @@ def main(*, size: int = 299, batch_size: int = 8, repeats: int = 5, threads: int
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     shape = (size, batch_size, repeats, torch.get_num_threads())
-    print(f'python benchmarks/train.py --size {size} --batch-size {batch_size} --repeats {repeats} '
-          f'--threads {shape[3]}')
-    print(f'{cpu_model()} ({torch.backends.cpu.get_cpu_capability()}), {shape[3]} threads, torch {torch.__version__}, '
-          f'timm {timm.__version__}\n')
+    print(
+        f'python benchmarks/train.py --size {size} --batch-size {batch_size} --repeats {repeats} --threads {shape[3]}'
+    )
+    print(
+        f'{cpu_model()} ({torch.backends.cpu.get_cpu_capability()}), {shape[3]} threads, torch {torch.__version__}, '
+        f'timm {timm.__version__}\n'
+    )
     network = print_speed(*shape)
     print_checkpointing(*shape)
     print_input(size, network)

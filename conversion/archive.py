@@ -1,4 +1,5 @@
 """A `.keras` archive as data: its config and its weights, nothing extracted and nothing run."""
+
 import io
 import json
 import struct
@@ -20,8 +21,16 @@ MAX_BYTES = {METADATA: 2**20, CONFIG: MAX_JSON, WEIGHTS: 2**29}  # Xception's ar
 MAX_RATIO = 100  # of a compressed member; JSON reaches 20
 BLOCK = 2**20  # bytes that are read, and unpacked, at once
 DAMAGES = (
-    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError,
-    ValueError, struct.error)
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    NotImplementedError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+)
 
 
 def read_archive(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:

@@ -3,6 +3,7 @@
 What the directory doesn't tell, the card doesn't either: one that a fine-tuning wrote has no parity.json, and its card
 no word of Keras' file or of proofs, but its figures.
 """
+
 import json
 import re
 import textwrap
@@ -17,27 +18,43 @@ from timm.data import resolve_data_config
 from xception_hub import CheckpointError, verify
 
 __all__ = [
-    'CONFIG_FILE', 'METRICS_FILE', 'PARITY_FILE', 'WEIGHTS_FILE', 'CardError', 'is_xception', 'read_json', 'render',
+    'CONFIG_FILE',
+    'METRICS_FILE',
+    'PARITY_FILE',
+    'WEIGHTS_FILE',
+    'CardError',
+    'is_xception',
+    'read_json',
+    'render',
 ]
 
 WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE = (
-    'model.safetensors', 'config.json', 'parity.json', 'metrics.json')
+    'model.safetensors',
+    'config.json',
+    'parity.json',
+    'metrics.json',
+)
 
-PROJECT = 'OWNER/xception_hub'     # on GitHub; README.md calls it so too
-PLACEHOLDER = 'ORG/NAME'           # of a card whose repository isn't known yet
+PROJECT = 'OWNER/xception_hub'  # on GitHub; README.md calls it so too
+PLACEHOLDER = 'ORG/NAME'  # of a card whose repository isn't known yet
 PAPER = 'https://arxiv.org/abs/1610.02357'
 
-LISTED_CLASSES = 20                # of more, the card says how many
-LINE_LENGTH = 100                  # of code, so that the Hub's pages show it without scrolling
+LISTED_CLASSES = 20  # of more, the card says how many
+LINE_LENGTH = 100  # of code, so that the Hub's pages show it without scrolling
 # Figures of metrics.json: what the card calls them, and what the Hub does.
 FIGURES = {
-    'top1': 'top-1', 'top5': 'top-5', 'macro_f1': 'macro F1', 'micro_f1': 'micro F1',
-    'mean_average_precision': 'mean average precision', 'map_at_100': 'MAP@100', 'loss': 'cross-entropy',
+    'top1': 'top-1',
+    'top5': 'top-5',
+    'macro_f1': 'macro F1',
+    'micro_f1': 'micro F1',
+    'mean_average_precision': 'mean average precision',
+    'map_at_100': 'MAP@100',
+    'loss': 'cross-entropy',
     'calibration_error': 'expected calibration error',
 }
 HUB_METRICS = {'top1': 'accuracy', 'macro_f1': 'f1'}
 HUB_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')
-IMAGE_MODES = {1: 'L', 3: 'RGB'}   # Pillow's, by number of channels
+IMAGE_MODES = {1: 'L', 3: 'RGB'}  # Pillow's, by number of channels
 # What timm needs to prepare images; torch.hub's model gets it as arguments, for it doesn't read config.json.
 DATA_FIELDS = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
 CROP_MODES = {
@@ -65,8 +82,9 @@ def render(directory: Path, repo_id: str | None = None, license: str | None = No
         CardError: A file is missing, or isn't what its name says.
     """
     config = read_json(directory / CONFIG_FILE)
-    parity, metrics = (read_json(directory / name) if (directory / name).is_file() else {}
-                       for name in (PARITY_FILE, METRICS_FILE))
+    parity, metrics = (
+        read_json(directory / name) if (directory / name).is_file() else {} for name in (PARITY_FILE, METRICS_FILE)
+    )
     try:
         sections = [
             _metadata(config, parity, metrics, repo_id, license),
@@ -80,7 +98,8 @@ def render(directory: Path, repo_id: str | None = None, license: str | None = No
     except (KeyError, TypeError, AttributeError) as e:
         raise CardError(
             f'{directory}: {CONFIG_FILE} or {PARITY_FILE} lacks what a card needs ({type(e).__name__}: {e}). Write the '
-            f'directory with conversion.convert, or its {CONFIG_FILE} with timm.models.save_for_hf.') from e
+            f'directory with conversion.convert, or its {CONFIG_FILE} with timm.models.save_for_hf.'
+        ) from e
     return '\n\n'.join(section for section in sections if section) + '\n'
 
 
@@ -107,18 +126,27 @@ def is_xception(config: dict[str, Any]) -> bool:
 
 
 def _metadata(
-        config: dict[str, Any], parity: dict[str, Any], metrics: dict[str, Any], repo_id: str | None,
-        license: str | None,
+    config: dict[str, Any], parity: dict[str, Any], metrics: dict[str, Any], repo_id: str | None, license: str | None
 ) -> str:
     """What the Hub files the model under."""
     task = _task(config)
     dataset = _dataset_name(metrics)
-    results = [EvalResult(task_type=task, dataset_type=dataset, dataset_name=dataset, metric_type=kind,
-                          metric_value=metrics[name]) for name, kind in HUB_METRICS.items() if name in metrics]
+    results = [
+        EvalResult(
+            task_type=task, dataset_type=dataset, dataset_name=dataset, metric_type=kind, metric_value=metrics[name]
+        )
+        for name, kind in HUB_METRICS.items()
+        if name in metrics
+    ]
     data = ModelCardData(
-        library_name='timm', pipeline_tag=task, license=license, base_model=config.get('base_model'),
-        model_name=_title(repo_id) if results else None, eval_results=results or None,
-        tags=[task, 'timm', 'xception', *(['keras'] if parity.get('source') else [])])
+        library_name='timm',
+        pipeline_tag=task,
+        license=license,
+        base_model=config.get('base_model'),
+        model_name=_title(repo_id) if results else None,
+        eval_results=results or None,
+        tags=[task, 'timm', 'xception', *(['keras'] if parity.get('source') else [])],
+    )
     return f'---\n{data.to_yaml()}\n---'
 
 
@@ -132,8 +160,10 @@ def _task(config: dict[str, Any]) -> str:
 
 def _introduction(config: dict[str, Any], parity: dict[str, Any], repo_id: str | None) -> str:
     source = parity.get('source')
-    text = (f'# {_title(repo_id)}\n\nThe Xception of [Chollet\'s paper]({PAPER}) as the timm model '
-            f'`{config["architecture"]}`')
+    text = (
+        f"# {_title(repo_id)}\n\nThe Xception of [Chollet's paper]({PAPER}) as the timm model "
+        f'`{config["architecture"]}`'
+    )
     if not source:
         return f'{text}.'
     known = [_code(source['file'])]
@@ -159,9 +189,13 @@ def _usage(config: dict[str, Any], repo_id: str) -> str:
 def _timm(config: dict[str, Any], repo_id: str) -> str:
     size = _data_config(config)['input_size']
     if size[0] in IMAGE_MODES:
-        imports, image = 'import timm, torch, xception_hub\nfrom PIL import Image', (
-            'transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))\n'
-            f"images = transform(Image.open('photo.jpg').convert({IMAGE_MODES[size[0]]!r})).unsqueeze(0)")
+        imports, image = (
+            'import timm, torch, xception_hub\nfrom PIL import Image',
+            (
+                'transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))\n'
+                f"images = transform(Image.open('photo.jpg').convert({IMAGE_MODES[size[0]]!r})).unsqueeze(0)"
+            ),
+        )
     else:
         imports, image = 'import timm, torch, xception_hub', f'images = torch.zeros(1, {", ".join(map(str, size))})'
     return f"""\
@@ -198,7 +232,7 @@ With torch.hub, and nothing installed but its dependencies:
 import torch
 
 model = torch.hub.load(
-    '{PROJECT}', '{config["architecture"]}', trust_repo=True, pretrained=True,
+    '{PROJECT}', '{config['architecture']}', trust_repo=True, pretrained=True,
 {_arguments(args, 4)},
     pretrained_cfg_overlay=dict(
 {_arguments(overlay, 8)})).eval()
@@ -231,8 +265,13 @@ def _arguments(values: dict[str, Any], indent: int) -> str:
     text = ', '.join(f'{name}={value!r}'.replace(' ', '\0') for name, value in values.items())
     spaces = ' ' * indent
     lines = textwrap.wrap(
-        text, LINE_LENGTH, initial_indent=spaces, subsequent_indent=spaces, break_long_words=False,
-        break_on_hyphens=False)
+        text,
+        LINE_LENGTH,
+        initial_indent=spaces,
+        subsequent_indent=spaces,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     return '\n'.join(lines).replace('\0', ' ')
 
 
@@ -269,17 +308,20 @@ def _preparation(data: dict[str, Any]) -> str:
     """How images are prepared, in words."""
     channels, height, width = data['input_size']
     size, resized = (
-        f'{int(height / kept)}x{int(width / kept)}' for kept in (1, data['crop_pct']))  # timm rounds down as well
+        f'{int(height / kept)}x{int(width / kept)}' for kept in (1, data['crop_pct'])
+    )  # timm rounds down as well
     words = [CROP_MODES[data['crop_mode']].format(resized)]
     if resized != size or data['crop_mode'] != 'squash':
         words.append('cropped to the middle')
-    return (f'{size} pixels, {channels} channel{"s" if channels > 1 else ""}: {", ".join(words)}; '
-            f'{data["interpolation"]} resampling; {_value_range(data["mean"], data["std"])}')
+    return (
+        f'{size} pixels, {channels} channel{"s" if channels > 1 else ""}: {", ".join(words)}; '
+        f'{data["interpolation"]} resampling; {_value_range(data["mean"], data["std"])}'
+    )
 
 
 def _value_range(mean: Sequence[float], std: Sequence[float]) -> str:
     if len(set(mean)) == len(set(std)) == 1:
-        return f'values from {-mean[0] / std[0] + 0.:g} to {(1 - mean[0]) / std[0]:g}'
+        return f'values from {-mean[0] / std[0] + 0.0:g} to {(1 - mean[0]) / std[0]:g}'
     means, stds = (', '.join(f'{value:g}' for value in values) for values in (mean, std))
     return f'values in 0..1, less the mean ({means}), divided by ({stds})'
 
@@ -305,8 +347,10 @@ def _results(metrics: dict[str, Any]) -> str | None:
     if not rows:
         return None
     left_out = metrics.get('bad_images', 0)
-    text = f'Fine-tuned on {_code(_dataset_name(metrics))} and judged on {metrics["num_samples"]} images ' \
-           f'({_plain(metrics["split"])}) that it was not trained on'
+    text = (
+        f'Fine-tuned on {_code(_dataset_name(metrics))} and judged on {metrics["num_samples"]} images '
+        f'({_plain(metrics["split"])}) that it was not trained on'
+    )
     text += f'; {left_out} images that could not be decoded were left out.' if left_out else '.'
     return '\n'.join(['## Results', '', text, '', '| | |', '|---|---|', *rows])
 
@@ -326,9 +370,13 @@ def _parity(parity: dict[str, Any]) -> str | None:
     lines = ['## Parity with Keras' if compared else '## What was shown', '']
     if compared:
         given = f', given {parity["reading"]},' if parity.get('reading') else ''
-        lines += [f'Compared with {parity.get("reference") or "Keras"}{given} on the same images: the L2 norm of the '
-                  f'difference, relative to that of Keras\' output, the largest of all taps.', '',
-                  '| precision | images | taps | difference | tolerance | |', '|---|---|---|---|---|---|']
+        lines += [
+            f'Compared with {parity.get("reference") or "Keras"}{given} on the same images: the L2 norm of the '
+            f"difference, relative to that of Keras' output, the largest of all taps.",
+            '',
+            '| precision | images | taps | difference | tolerance | |',
+            '|---|---|---|---|---|---|',
+        ]
         lines += [_comparison(proof) for proof in compared] + ['']
     lines += [f'- {_plain(proof["proof"])}: {_verdict(proof)}' for proof in proofs if proof not in compared]
     return '\n'.join(lines).rstrip()
@@ -336,8 +384,10 @@ def _parity(parity: dict[str, Any]) -> str | None:
 
 def _comparison(proof: dict[str, Any]) -> str:
     size = 'x'.join(str(side) for side in proof['size'])
-    return (f'| {proof["dtype"]} | {size} | {len(proof.get("differences") or [0])} | {proof["worst"]:.1e} | '
-            f'{proof["tolerance"]:.0e} | {"equal" if proof["passed"] else "**different**"} |')
+    return (
+        f'| {proof["dtype"]} | {size} | {len(proof.get("differences") or [0])} | {proof["worst"]:.1e} | '
+        f'{proof["tolerance"]:.0e} | {"equal" if proof["passed"] else "**different**"} |'
+    )
 
 
 def _verdict(proof: dict[str, Any]) -> str:

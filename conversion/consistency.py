@@ -3,6 +3,7 @@
 It finds normalizations and kernels that were confused, and images in another range. It does not see pool padding, nor a
 wrong classifier, so it is no proof of parity and is never called one.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ __all__ = ['MOST', 'Consistency', 'check_consistency']
 
 # Median over the channels of |mean of the input - moving mean| / moving standard deviation. The genuine weights reach
 # 0.7 on few photos; a confused normalization is at 1.4 and more.
-MOST = 1.
+MOST = 1.0
 
 RESIDUAL_MODULES = ('entry_flow.0', 'entry_flow.1', 'entry_flow.2', 'exit_flow.0')
 
@@ -55,8 +56,10 @@ def check_consistency(model: nn.Module, images: np.ndarray) -> Consistency:
     means: dict[str, Tensor] = {}
     handles = []
     for name, norm in norms.items():
+
         def hook(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
             means[name] = inputs[0].mean((0, 2, 3))
+
         handles.append(norm.register_forward_pre_hook(hook))
     try:
         model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2)).float())

@@ -2,6 +2,7 @@
 
 Converts a Keras Xception into a directory that timm loads, after Keras and the network were shown to compute the same.
 """
+
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -40,11 +41,11 @@ app = App(name='python -m conversion.convert', help=__doc__, version_flags=[])
 
 
 def convert(
-        ported: Port,
-        output: Path,
-        preprocessing: Preprocessing,
-        class_names: Sequence[str] | None = None,
-        photos: Sequence[Path] = (),
+    ported: Port,
+    output: Path,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str] | None = None,
+    photos: Sequence[Path] = (),
 ) -> Parity:
     """Verifies a ported file, and only then writes.
 
@@ -84,16 +85,16 @@ def _statistics_images(preprocessing: Preprocessing, photos: Sequence[Photo]) ->
 
 @app.default
 def main(
-        source: str,
-        /,
-        *,
-        output: Annotated[Path, Parameter(alias='-o')],
-        input_range: Literal['tf', 'unit', 'raw'] | None = None,
-        interpolation: Literal['nearest', 'bilinear', 'bicubic'] | None = None,
-        size: Annotated[int | None, Parameter(validator=Number(gte=MIN_IMG_SIZE))] = None,
-        class_names: Annotated[list[str] | None, Parameter(consume_multiple=True, negative='')] = None,
-        config: Path | None = None,
-        images: Path | None = None,
+    source: str,
+    /,
+    *,
+    output: Annotated[Path, Parameter(alias='-o')],
+    input_range: Literal['tf', 'unit', 'raw'] | None = None,
+    interpolation: Literal['nearest', 'bilinear', 'bicubic'] | None = None,
+    size: Annotated[int | None, Parameter(validator=Number(gte=MIN_IMG_SIZE))] = None,
+    class_names: Annotated[list[str] | None, Parameter(consume_multiple=True, negative='')] = None,
+    config: Path | None = None,
+    images: Path | None = None,
 ) -> None:
     """Converts SOURCE into a directory that `timm.create_model('local-dir:DIR', pretrained=True)` loads.
 
@@ -115,7 +116,8 @@ def main(
         names = _names(ported, class_names)
         unnamed = names is None and class_names is None and ported.model_args['num_classes']
         preprocessing = choose_preprocessing(
-            ported, input_range, interpolation, size, ['--class-names'] if unnamed else [])
+            ported, input_range, interpolation, size, ['--class-names'] if unnamed else []
+        )
         photos = find_photos(images) if images else []
         parity = convert(ported, output, preprocessing, names, photos)
     except (KerasFileError, ReleaseError, OutputError, ParityError, OSError, ImportError) as e:
@@ -130,8 +132,11 @@ def main(
 
 
 def choose_preprocessing(
-        ported: Port, input_range: str | None = None, interpolation: str | None = None, size: int | None = None,
-        also_missing: Sequence[str] = (),
+    ported: Port,
+    input_range: str | None = None,
+    interpolation: str | None = None,
+    size: int | None = None,
+    also_missing: Sequence[str] = (),
 ) -> Preprocessing:
     """What the flags say, else the file; what neither says is asked for, together with flags that are missing besides.
 
@@ -146,7 +151,8 @@ def choose_preprocessing(
     if missing:
         raise KerasFileError(
             f'{ported.source} does not say how its images were prepared, which changes what the model computes, or '
-            f'what its classes are called. Pass {" and ".join(missing)}; --help explains the choices.')
+            f'what its classes are called. Pass {" and ".join(missing)}; --help explains the choices.'
+        )
     return Preprocessing(**known)
 
 
@@ -158,7 +164,7 @@ def _known_preprocessing(ported: Port) -> dict[str, Any]:
     converter = ported.image_converter
     if converter:
         scale, offset = converter.get('scale'), converter.get('offset')
-        rescaling = (1. if scale is None else scale), (0. if offset is None else offset)
+        rescaling = (1.0 if scale is None else scale), (0.0 if offset is None else offset)
         if not all(map(is_number, rescaling)) or not rescaling[0]:
             raise KerasFileError(f'{ported.source}: its image converter has scale {scale!r} and offset {offset!r}.')
         known.update(input_range='raw', rescaling=rescaling)

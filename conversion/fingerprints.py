@@ -2,6 +2,7 @@
 
 Prints the fingerprints of a file's backbone, which has to be the one that Keras publishes: frozen, never trained on.
 """
+
 import json
 import sys
 

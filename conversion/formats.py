@@ -1,13 +1,14 @@
 """What a SOURCE is: every file and directory in which Keras has kept an Xception, opened as data.
 
-    SOURCE                                          opened as
-    model.keras                                     config, weights
-    model.h5           whole model of Keras 2 or 3  config (an attribute), weights (a group)
-    model.h5           weights of Keras 1 or 2      weights
-    model.weights.h5   Keras 3, tf_keras            weights
-    model.weights.json Keras 3, in shards           weights of several files
-    preset/            KerasHub                     config, weights, image converter
+SOURCE                                          opened as
+model.keras                                     config, weights
+model.h5           whole model of Keras 2 or 3  config (an attribute), weights (a group)
+model.h5           weights of Keras 1 or 2      weights
+model.weights.h5   Keras 3, tf_keras            weights
+model.weights.json Keras 3, in shards           weights of several files
+preset/            KerasHub                     config, weights, image converter
 """
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -25,8 +26,9 @@ MAX_SHARDS = 500
 SHARDED = '.weights.json'
 
 ACCEPTED = (
-    "a .keras archive, a whole model or weights in .h5, .weights.h5, a sharded .weights.json, or the directory of a "
-    'KerasHub preset')
+    'a .keras archive, a whole model or weights in .h5, .weights.h5, a sharded .weights.json, or the directory of a '
+    'KerasHub preset'
+)
 
 
 @dataclass
@@ -121,8 +123,11 @@ PRESET_WEIGHTS, PRESET_HEAD = 'model.weights.h5', 'task.weights.h5'
 def _open_preset(path: Path) -> Iterator[Opened]:
     if not (path / 'config.json').is_file():
         raise KerasFileError(f'{path} is a directory without a config.json, so no KerasHub preset.')
-    files = {name: read_json(path / name) for name in ('metadata.json', 'task.json', 'image_converter.json')
-             if (path / name).is_file()}
+    files = {
+        name: read_json(path / name)
+        for name in ('metadata.json', 'task.json', 'image_converter.json')
+        if (path / name).is_file()
+    }
     weights = path / PRESET_WEIGHTS
     shards = path / PRESET_WEIGHTS.replace('.h5', '.json')
     if not weights.is_file() and shards.is_file():

@@ -10,6 +10,7 @@ of memory, and no exception comes of that. So `weights.WeightFile` has it run he
 
 Instead of any answer: {"error": "what and where"}.
 """
+
 import io
 import json
 import os
@@ -24,13 +25,13 @@ import numpy as np
 
 __all__ = ['MAX_SECONDS', 'KerasFileError', 'Reader', 'limit', 'serve']
 
-MAX_SECONDS = 8          # of computing; a whole Xception takes 0.4
-MAX_MEMORY = 2**30       # bytes, beside what Python and its libraries take
-MAX_OBJECTS = 10_000     # groups and arrays; a whole Xception with its optimizer has about 2,000
-MAX_DEPTH = 32           # nested models and their layers reach 12
-MAX_PATH = 1000          # characters
-MAX_TEXT = 4 * 2**20     # bytes of an attribute; a config has some 140 thousand
-MAX_MESSAGE = 2000       # characters of an error
+MAX_SECONDS = 8  # of computing; a whole Xception takes 0.4
+MAX_MEMORY = 2**30  # bytes, beside what Python and its libraries take
+MAX_OBJECTS = 10_000  # groups and arrays; a whole Xception with its optimizer has about 2,000
+MAX_DEPTH = 32  # nested models and their layers reach 12
+MAX_PATH = 1000  # characters
+MAX_TEXT = 4 * 2**20  # bytes of an attribute; a config has some 140 thousand
+MAX_MESSAGE = 2000  # characters of an error
 
 TEXTS = ('keras_version', 'model_config', 'name')  # the attributes that tell something
 
@@ -223,8 +224,10 @@ def _as_float32(dataset: h5py.Dataset, place: str) -> np.ndarray:
 
 # The process
 
+
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Opens what the first line says, and answers until there are no more requests, or with one error."""
+
     def answer(content: dict[str, Any], values: Any = b'') -> None:
         answers.write(json.dumps(content).encode() + b'\n')
         answers.write(values)
@@ -240,7 +243,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     except KerasFileError as e:
         answer(dict(error=str(e)))
     except MemoryError:
-        answer(dict(error=f"{first['source']} asks for more memory than any Xception."))
+        answer(dict(error=f'{first["source"]} asks for more memory than any Xception.'))
 
 
 def _open(first: dict[str, Any], requests: IO[bytes]) -> list[h5py.File]:

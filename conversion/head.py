@@ -1,4 +1,5 @@
 """What stands around Xception in a Keras model: rescaling before it, and after it a head that this network also has."""
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,19 +17,49 @@ POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
 FINAL_ACTIVATIONS = ('linear', 'softmax', 'sigmoid')
 # Keras' activations -> timm's of the same function
 ACTIVATIONS = {
-    'relu': 'relu', 'relu6': 'relu6', 'elu': 'elu', 'selu': 'selu', 'gelu': 'gelu', 'tanh': 'tanh',
-    'sigmoid': 'sigmoid', 'silu': 'silu', 'swish': 'silu', 'mish': 'mish'}
+    'relu': 'relu',
+    'relu6': 'relu6',
+    'elu': 'elu',
+    'selu': 'selu',
+    'gelu': 'gelu',
+    'tanh': 'tanh',
+    'sigmoid': 'sigmoid',
+    'silu': 'silu',
+    'swish': 'silu',
+    'mish': 'mish',
+}
 # Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda
 OPERATIONS = {
-    'TrueDivide': 'divide', 'Divide': 'divide', 'math.truediv': 'divide', 'math.divide': 'divide',
-    'Subtract': 'subtract', 'math.subtract': 'subtract', 'Add': 'add', '__operators__.add': 'add', 'math.add': 'add',
-    'Multiply': 'multiply', 'math.multiply': 'multiply'}
+    'TrueDivide': 'divide',
+    'Divide': 'divide',
+    'math.truediv': 'divide',
+    'math.divide': 'divide',
+    'Subtract': 'subtract',
+    'math.subtract': 'subtract',
+    'Add': 'add',
+    '__operators__.add': 'add',
+    'math.add': 'add',
+    'Multiply': 'multiply',
+    'math.multiply': 'multiply',
+}
 # Whatever may stand around Xception; where, is looked at one by one
 KNOWN_CLASSES = (
-    *POOLS, *AUGMENTATIONS, 'InputLayer', 'Rescaling', 'TFOpLambda', 'TrueDivide', 'Divide', 'Subtract', 'Multiply',
-    'Dense', 'Dropout', 'Flatten', 'Softmax')
+    *POOLS,
+    *AUGMENTATIONS,
+    'InputLayer',
+    'Rescaling',
+    'TFOpLambda',
+    'TrueDivide',
+    'Divide',
+    'Subtract',
+    'Multiply',
+    'Dense',
+    'Dropout',
+    'Flatten',
+    'Softmax',
+)
 MAX_UNITS = 1_000_000  # the paper's largest head has 17,000
-BN_MOMENTUM = 0.99     # Keras' default
+BN_MOMENTUM = 0.99  # Keras' default
 
 
 @dataclass
@@ -63,7 +94,7 @@ class Head:
     classifier: Placed | None = None
     num_classes: int = 0
     global_pool: str = ''
-    drop_rate: float = 0.
+    drop_rate: float = 0.0
     final_activation: str = 'linear'
     ignored: list[str] = field(default_factory=list)
 
@@ -114,8 +145,9 @@ def read_head(after: Sequence[Placed], source: object, way_out: str) -> Head:
             head.ignored.append(layer.name or '')  # what the pooling gives is flat already
         elif layer.class_name == 'Flatten':
             raise KerasFileError(
-                f'{place} makes the head depend on the place in the image and on its size, which this network\'s head '
-                f'does not. {way_out}')
+                f"{place} makes the head depend on the place in the image and on its size, which this network's head "
+                f'does not. {way_out}'
+            )
         elif not head.global_pool:
             raise KerasFileError(f'{place} can not be converted. {way_out}')
         elif i == last_dense:
@@ -133,8 +165,10 @@ def read_head(after: Sequence[Placed], source: object, way_out: str) -> Head:
 
 def _read_classifier(head: Head, layer: Placed, place: str) -> None:
     if not layer.config.get('use_bias', True):
-        raise KerasFileError(f'{place} is the classifier and has no bias, which this network\'s has. '
-                             f'In Keras, build it with a bias of zeros and copy the kernel.')
+        raise KerasFileError(
+            f"{place} is the classifier and has no bias, which this network's has. "
+            f'In Keras, build it with a bias of zeros and copy the kernel.'
+        )
     head.classifier, head.num_classes = layer, _units(layer, place)
     _read_final_activation(head, _activation(layer, place), place)
 
@@ -185,7 +219,8 @@ def _act(activation: str, place: str) -> list[HeadLayer]:
     if activation not in ACTIVATIONS:
         raise KerasFileError(
             f'{place} applies {activation!r} before the classifier; those that can be converted are '
-            f'{", ".join(ACTIVATIONS)}.')
+            f'{", ".join(ACTIVATIONS)}.'
+        )
     return [HeadLayer({'act': ACTIVATIONS[activation]})]
 
 
@@ -228,7 +263,8 @@ def read_bare_head(rest: Sequence[Placed], source: object) -> Head:
         names = ', '.join(layer.name or layer.path for layer in rest)
         raise KerasFileError(
             f'{source} holds weights alone, which do not say how its head ({names}) computes. Pass --config FILE with '
-            f'what model.to_json() gives in Keras, or save the whole model and convert that.')
+            f'what model.to_json() gives in Keras, or save the whole model and convert that.'
+        )
     head = Head(final_activation='unknown' if dense else 'linear')
     head.global_pool = POOLS[pools[0].class_name] if pools else ''
     head.classifier = dense[0] if dense else None
@@ -245,7 +281,7 @@ def read_rescaling(before: Sequence[Placed], source: object) -> tuple[tuple[floa
     Raises:
         KerasFileError: A layer does something else.
     """
-    scale, offset, rescales, ignored = 1., 0., False, []
+    scale, offset, rescales, ignored = 1.0, 0.0, False, []
     for layer in before:
         operation = OPERATIONS.get(_operation(layer))
         if layer.class_name in AUGMENTATIONS:
@@ -256,13 +292,17 @@ def read_rescaling(before: Sequence[Placed], source: object) -> tuple[tuple[floa
         elif operation and len(layer.constants) == 1:
             value = layer.constants[0]
             factor, shift = {
-                'divide': (1 / value if value else math.nan, 0.), 'multiply': (value, 0.),
-                'subtract': (1., -value), 'add': (1., value)}[operation]
+                'divide': (1 / value if value else math.nan, 0.0),
+                'multiply': (value, 0.0),
+                'subtract': (1.0, -value),
+                'add': (1.0, value),
+            }[operation]
         else:
             raise KerasFileError(
                 f'{source}: the {layer.class_name} layer {layer.name!r} before Xception can not be converted. '
                 f'Rescaling, arithmetic with one number, and random augmentation can: rebuild the model without it, '
-                f'and do what it does to the images beforehand.')
+                f'and do what it does to the images beforehand.'
+            )
         scale, offset, rescales = scale * factor, offset * factor + shift, True
     if not (math.isfinite(scale) and math.isfinite(offset) and scale):
         raise KerasFileError(f'{source}: it rescales its images by {scale} and {offset}.')
@@ -279,7 +319,7 @@ def is_number(value: Any) -> bool:
 
 
 def _number(layer: Placed, name: str, source: object) -> float:
-    value = layer.config.get(name, 0.)
+    value = layer.config.get(name, 0.0)
     if not is_number(value):
         raise KerasFileError(f'{source}: the Rescaling layer {layer.name!r} has {name} {value!r}, not one number.')
     return float(value)

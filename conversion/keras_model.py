@@ -1,4 +1,5 @@
 """This network as a Keras model: Keras' own Xception with the head that the network has, and the network's arrays."""
+
 import json
 import os
 from typing import Any
@@ -29,8 +30,10 @@ def import_keras() -> Any:
 
 
 def build(
-        network: Xception, image_size: tuple[int | None, int | None] = (None, None), final_activation: str = 'linear',
-        rescaling: tuple[float, float] = (1., 0.),
+    network: Xception,
+    image_size: tuple[int | None, int | None] = (None, None),
+    final_activation: str = 'linear',
+    rescaling: tuple[float, float] = (1.0, 0.0),
 ) -> Any:
     """A model of the kind that Keras' guide to transfer learning builds: the backbone as one layer, then the head.
 
@@ -50,7 +53,7 @@ def build(
     keras = import_keras()
     shape = (*image_size, network.in_chans)
     x = inputs = keras.Input(shape)
-    if rescaling != (1., 0.):
+    if rescaling != (1.0, 0.0):
         x = keras.layers.Rescaling(*rescaling)(x)
     backbone = keras.applications.Xception(weights=None, include_top=False, input_shape=shape)
     pool = network.head.global_pool.pool_type
@@ -75,7 +78,7 @@ def _head_layer(keras: Any, layer: dict[str, Any]) -> Any:
         return keras.layers.Dropout(layer['drop'])
     names = {timm_name: keras_name for keras_name, timm_name in reversed(ACTIVATIONS.items())}
     if layer['act'] not in names:
-        raise ValueError(f"head_layers has the activation {layer['act']!r}, but Keras has one of {tuple(names)}.")
+        raise ValueError(f'head_layers has the activation {layer["act"]!r}, but Keras has one of {tuple(names)}.')
     return keras.layers.Activation(names[layer['act']])
 
 

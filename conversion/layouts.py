@@ -1,9 +1,10 @@
 """Where each layer's arrays lie in a weight file: three layouts, that of Keras 1, that of Keras 2, and the one since.
 
-    Keras 1                  convolution2d_1/convolution2d_1_W:0
-    Keras 2                  xception/block1_conv1/kernel:0         below model_weights/ in a whole model
-    Keras 3, tf_keras' v3    layers/functional/layers/conv2d/vars/0
+Keras 1                  convolution2d_1/convolution2d_1_W:0
+Keras 2                  xception/block1_conv1/kernel:0         below model_weights/ in a whole model
+Keras 3, tf_keras' v3    layers/functional/layers/conv2d/vars/0
 """
+
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -66,10 +67,26 @@ def layout_of(weights: WeightFile) -> Layout:
 
 
 # Names of the classes that Keras abbreviates in its groups and in the names it gives.
-CLASSES = {group_name(name): name for name in (
-    *KERAS_CLASSES.values(), *AUGMENTATIONS, 'InputLayer', 'Activation', 'ReLU', 'Softmax', 'MaxPooling2D', 'Add',
-    'Dropout', 'Flatten', 'GlobalAveragePooling2D', 'GlobalMaxPooling2D', 'Functional', 'Sequential', 'Rescaling',
-)} | {'input': 'InputLayer', 'avg_pool': 'GlobalAveragePooling2D', 'max_pool': 'GlobalMaxPooling2D'}
+CLASSES = {
+    group_name(name): name
+    for name in (
+        *KERAS_CLASSES.values(),
+        *AUGMENTATIONS,
+        'InputLayer',
+        'Activation',
+        'ReLU',
+        'Softmax',
+        'MaxPooling2D',
+        'Add',
+        'Dropout',
+        'Flatten',
+        'GlobalAveragePooling2D',
+        'GlobalMaxPooling2D',
+        'Functional',
+        'Sequential',
+        'Rescaling',
+    )
+} | {'input': 'InputLayer', 'avg_pool': 'GlobalAveragePooling2D', 'max_pool': 'GlobalMaxPooling2D'}
 
 
 def numbered(name: str) -> tuple[str, int]:
@@ -153,8 +170,10 @@ class NamedLayout(Layout):
 
     def paths(self, placed: Placed, kind: str) -> dict[str, str]:
         missing = f'{self.root}{placed.top}/{placed.name}'
-        return {keras: self._index.get((placed.top, placed.name or '', keras), f'{missing}/{keras}')
-                for keras, _, _ in KINDS[kind]}
+        return {
+            keras: self._index.get((placed.top, placed.name or '', keras), f'{missing}/{keras}')
+            for keras, _, _ in KINDS[kind]
+        }
 
 
 # Keras 1 called the variance a standard deviation, and what it kept is the variance.
@@ -174,4 +193,5 @@ class Keras1Layout(Layout):
 
     def paths(self, placed: Placed, kind: str) -> dict[str, str]:
         return {
-            keras: f'{placed.top}/{placed.top}_{KERAS1_VARIABLES.get(keras, keras)}:0' for keras, _, _ in KINDS[kind]}
+            keras: f'{placed.top}/{placed.top}_{KERAS1_VARIABLES.get(keras, keras)}:0' for keras, _, _ in KINDS[kind]
+        }

@@ -1,4 +1,5 @@
 """The one name table: Keras' name of each layer of Xception, this network's, and the axes between them."""
+
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,14 +9,23 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    'AUGMENTATIONS', 'KERAS_CLASSES', 'KINDS', 'LAYERS', 'Layer', 'group_name', 'keras_shape', 'to_keras', 'to_torch']
+    'AUGMENTATIONS',
+    'KERAS_CLASSES',
+    'KINDS',
+    'LAYERS',
+    'Layer',
+    'group_name',
+    'keras_shape',
+    'to_keras',
+    'to_torch',
+]
 
 # Kind of layer -> its arrays in Keras' order: Keras' name, ours, and which axis of Keras each axis of torch is.
 KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
-    'conv': [('kernel', 'weight', (3, 2, 0, 1))],                       # H W I O -> O I H W
+    'conv': [('kernel', 'weight', (3, 2, 0, 1))],  # H W I O -> O I H W
     'sepconv': [
-        ('depthwise_kernel', 'conv_dw.weight', (2, 3, 0, 1)),           # H W C 1 -> C 1 H W
-        ('pointwise_kernel', 'conv_pw.weight', (3, 2, 0, 1)),           # 1 1 I O -> O I 1 1
+        ('depthwise_kernel', 'conv_dw.weight', (2, 3, 0, 1)),  # H W C 1 -> C 1 H W
+        ('pointwise_kernel', 'conv_pw.weight', (3, 2, 0, 1)),  # 1 1 I O -> O I 1 1
     ],
     'bn': [
         ('gamma', 'weight', (0,)),
@@ -23,7 +33,7 @@ KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
         ('moving_mean', 'running_mean', (0,)),
         ('moving_variance', 'running_var', (0,)),
     ],
-    'dense': [('kernel', 'weight', (1, 0)), ('bias', 'bias', (0,))],    # I O -> O I
+    'dense': [('kernel', 'weight', (1, 0)), ('bias', 'bias', (0,))],  # I O -> O I
     'dense without bias': [('kernel', 'weight', (1, 0))],
 }
 
@@ -32,11 +42,29 @@ KERAS_CLASSES = {'conv': 'Conv2D', 'sepconv': 'SeparableConv2D', 'bn': 'BatchNor
 
 # Layers that do nothing outside of training.
 AUGMENTATIONS = (
-    'RandomFlip', 'RandomRotation', 'RandomZoom', 'RandomContrast', 'RandomBrightness', 'RandomTranslation',
-    'RandomShear', 'RandomHue', 'RandomSaturation', 'RandomColorJitter', 'RandomColorDegeneration',
-    'RandomGrayscale', 'RandomPosterization', 'RandomSharpness', 'RandomErasing', 'RandomGaussianBlur',
-    'RandomInvert', 'RandomPerspective', 'RandomElasticTransform', 'GaussianNoise', 'GaussianDropout',
-    'AlphaDropout')
+    'RandomFlip',
+    'RandomRotation',
+    'RandomZoom',
+    'RandomContrast',
+    'RandomBrightness',
+    'RandomTranslation',
+    'RandomShear',
+    'RandomHue',
+    'RandomSaturation',
+    'RandomColorJitter',
+    'RandomColorDegeneration',
+    'RandomGrayscale',
+    'RandomPosterization',
+    'RandomSharpness',
+    'RandomErasing',
+    'RandomGaussianBlur',
+    'RandomInvert',
+    'RandomPerspective',
+    'RandomElasticTransform',
+    'GaussianNoise',
+    'GaussianDropout',
+    'AlphaDropout',
+)
 
 
 def group_name(class_name: str) -> str:
@@ -103,7 +131,8 @@ assert len(LAYERS) == 80 and sum(len(KINDS[layer.kind]) for layer in LAYERS.valu
 # residual normalizations come after those that they are computed before.
 LISTED: dict[str, list[str]] = {
     kind: sorted((name for name, layer in LAYERS.items() if layer.kind == kind), key=_place_in_list)
-    for kind in KERAS1_NAMES}
+    for kind in KERAS1_NAMES
+}
 
 PREDICTIONS = Layer('predictions', 'head.fc', 'dense', 'dense_2')
 

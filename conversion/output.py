@@ -1,4 +1,5 @@
 """What a conversion writes: a directory that `timm.create_model('local-dir:DIR', pretrained=True)` loads."""
+
 import json
 import os
 import shutil
@@ -28,8 +29,12 @@ class OutputError(ValueError):
 
 
 def write(
-        directory: Path, ported: Port, model: Xception, parity: Parity, preprocessing: Preprocessing,
-        class_names: Sequence[str] | None,
+    directory: Path,
+    ported: Port,
+    model: Xception,
+    parity: Parity,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str] | None,
 ) -> None:
     """Writes model.safetensors, config.json, README.md and parity.json, all of them or none.
 
@@ -42,8 +47,12 @@ def write(
     model_config: dict[str, Any] = dict(
         pretrained_cfg=dict(preprocessing.pretrained_cfg(model.in_chans), tag=None),
         keras=dict(
-            source, final_activation=ported.final_activation, input_range=preprocessing.input_range,
-            rescaling=ported.structure.rescaling))
+            source,
+            final_activation=ported.final_activation,
+            input_range=preprocessing.input_range,
+            rescaling=ported.structure.rescaling,
+        ),
+    )
     if ported.final_activation == 'sigmoid':
         model_config['problem_type'] = 'multi_label_classification'
     if class_names:
@@ -52,8 +61,12 @@ def write(
             model_config['label_descriptions'] = ImageNetInfo().label_descriptions(as_dict=True)
     with _all_or_nothing(directory) as folder:
         save_for_hf(
-            model, str(folder), model_config=model_config, safe_serialization=True,
-            model_args=dict(drop_rate=ported.model_args['drop_rate']) if ported.model_args.get('drop_rate') else None)
+            model,
+            str(folder),
+            model_config=model_config,
+            safe_serialization=True,
+            model_args=dict(drop_rate=ported.model_args['drop_rate']) if ported.model_args.get('drop_rate') else None,
+        )
         let_transformers_load(folder / CONFIG_FILE)
         (folder / PARITY_FILE).write_text(json.dumps(report, indent=2), encoding='utf-8')
         (folder / 'README.md').write_text(render(folder), encoding='utf-8')

@@ -1,4 +1,5 @@
 """Both networks on the same images, compared after every module, in the precision in which nothing can hide."""
+
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -105,10 +106,19 @@ class Parity:
     def as_dict(self) -> dict[str, Any]:
         """For parity.json."""
         proofs: list[dict[str, Any]] = [
-            {'proof': 'Keras', **asdict(p), 'worst': p.worst, 'first_wrong': p.first_wrong,
-             'passed': p.first_wrong is None} for p in self.proofs]
-        proofs += [dict(proof=c.proof, passed=c.passed, decisive=c.decisive, summary=c.summary, **c.figures)
-                   for c in self.checks]
+            {
+                'proof': 'Keras',
+                **asdict(p),
+                'worst': p.worst,
+                'first_wrong': p.first_wrong,
+                'passed': p.first_wrong is None,
+            }
+            for p in self.proofs
+        ]
+        proofs += [
+            dict(proof=c.proof, passed=c.passed, decisive=c.decisive, summary=c.summary, **c.figures)
+            for c in self.checks
+        ]
         return dict(passed=self.passed, reference=self.reference, reading=self.reading, proofs=proofs)
 
     def report(self) -> str:
@@ -148,8 +158,11 @@ def keras_is_installed() -> bool:
 
 
 def prove_parity(
-        ported: Port, model: Xception, sizes: Sequence[tuple[int, int]], photos: Sequence[Photo] = (),
-        consistency_images: np.ndarray | None = None,
+    ported: Port,
+    model: Xception,
+    sizes: Sequence[tuple[int, int]],
+    photos: Sequence[Photo] = (),
+    consistency_images: np.ndarray | None = None,
 ) -> Parity:
     """Compares a model with the Keras file that it came from, if Keras is installed, and makes the other proofs.
 
@@ -176,7 +189,8 @@ def prove_parity(
     elif consistency_images is None:
         raise ParityError(
             f'{ported.source}: Keras is not installed, and there is no photo for the proofs without it. Install '
-            f"Keras (pip install -e '.[conversion]'), or pass --images FOLDER.")
+            f"Keras (pip install -e '.[conversion]'), or pass --images FOLDER."
+        )
     checks = [same_tensors(ported, model)]
     if consistency_images is None:  # noise tells the normalizations apart, but not how far off they may be
         checks.append(_residuals(check_consistency(model, _noise(sizes[0], model.in_chans)), not by_keras))
@@ -202,19 +216,25 @@ def _statistics(found: Consistency, decisive: bool) -> Check:
     """What the moving statistics say of the images; decisive without a comparison with Keras."""
     where = f', wrong from {found.first_wrong} on: check how images are prepared' if found.first_wrong else ''
     return Check(
-        'moving statistics', found.first_wrong is None, decisive,
+        'moving statistics',
+        found.first_wrong is None,
+        decisive,
         f'on {found.images} images the worst of {len(found.deviations)} normalizations is off by {found.worst:.2f} '
         f'standard deviations, of {MOST:.0f} at most{where}',
-        dict(images=found.images, deviations=found.deviations, limit=MOST))
+        dict(images=found.images, deviations=found.deviations, limit=MOST),
+    )
 
 
 def _residuals(found: Consistency, decisive: bool) -> Check:
     """What they say of the residual normalizations; decisive unless Keras has found these in the file by itself."""
     now = '; '.join(f'{name} {a:.2f} against {b:.2f}' for name, (a, b) in found.exchanged.items())
     return Check(
-        'residual normalizations', found.first_exchanged is None, decisive,
+        'residual normalizations',
+        found.first_exchanged is None,
+        decisive,
         f'deviations as they are, and exchanged with the last of their module: {now}',
-        dict(exchanged=found.exchanged, first_exchanged=found.first_exchanged))
+        dict(exchanged=found.exchanged, first_exchanged=found.first_exchanged),
+    )
 
 
 def _fingerprints(ported: Port) -> Check:
@@ -223,13 +243,16 @@ def _fingerprints(ported: Port) -> Check:
     counts = {kind: len(getattr(found, kind)) for kind in ('identical', 'compensated', 'different', 'missing')}
     total = sum(counts.values())
     return Check(
-        'fingerprints', counts['identical'] == total, False,
+        'fingerprints',
+        counts['identical'] == total,
+        False,
         f'{counts["identical"]} of {total} tensors of the backbone are bit-identical to those that Keras publishes',
-        counts)
+        counts,
+    )
 
 
 def compare_with_keras(
-        reference: KerasReference, model: Xception, size: tuple[int, int], photos: Sequence[Photo] = (),
+    reference: KerasReference, model: Xception, size: tuple[int, int], photos: Sequence[Photo] = ()
 ) -> Proof:
     """Runs both networks on the same images and compares them tap by tap."""
     scale, offset = reference.rescaling
@@ -255,12 +278,14 @@ def one_thread() -> Iterator[None]:
 
 
 def compare_taps(
-        expected: dict[str, np.ndarray], found: dict[str, np.ndarray], dtype: str, size: tuple[int, int], images: str,
+    expected: dict[str, np.ndarray], found: dict[str, np.ndarray], dtype: str, size: tuple[int, int], images: str
 ) -> Proof:
     """Compares what both networks computed from the same images."""
     differences = {
         tap: float(np.linalg.norm(found[tap] - expected[tap]) / np.linalg.norm(expected[tap]))
-        for tap in COMPARED[dtype] if tap in expected}
+        for tap in COMPARED[dtype]
+        if tap in expected
+    }
     return Proof(dtype, size, images, differences, TOLERANCES[dtype])
 
 
@@ -277,6 +302,7 @@ def torch_taps(model: Xception, images: np.ndarray, dtype: str) -> dict[str, np.
         def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
             axes = (0, 2, 3, 1) if output.dim() == 4 else (0, 1)
             taps[tap] = output.permute(axes).numpy().copy()
+
         return hook
 
     handles = [model.get_submodule(tap).register_forward_hook(keep(tap)) for tap in TAPS]

@@ -1,4 +1,5 @@
 """Photos, prepared as Keras' loaders prepare them, and whether timm's transform of a directory does the same."""
+
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,13 +72,13 @@ def compare_pixels(model: Any, declared: Preprocessing, photos: Sequence[Photo])
     """
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
     mean, std = declared.mean_and_std()
-    error = norm = 0.
+    error = norm = 0.0
     for photo in open_photos(photos):
         expected = (_prepared(photo, declared) / 255 - mean) / std
         found = transform(photo).permute(1, 2, 0).numpy()
         if found.shape != expected.shape:
             return math.inf
-        error, norm = error + float(((found - expected)**2).sum()), norm + float((expected**2).sum())
+        error, norm = error + float(((found - expected) ** 2).sum()), norm + float((expected**2).sum())
     return math.sqrt(error / norm)
 
 
@@ -91,4 +92,4 @@ def _prepared(photo: Image.Image, declared: Preprocessing) -> np.ndarray:
     scale = max(least[0] / photo.height, least[1] / photo.width)
     pixels = _resized(photo, (int(photo.height * scale), int(photo.width * scale)), declared.interpolation)
     top, left = round((pixels.shape[0] - height) / 2), round((pixels.shape[1] - width) / 2)
-    return pixels[top:top + height, left:left + width]
+    return pixels[top : top + height, left : left + width]

@@ -1,7 +1,8 @@
 """A Keras file becomes an Xception: every array it holds is used exactly once, or listed with the reason why not.
 
-    source -> formats.open_source -> config? -> structure -> layouts: path of each array -> checked, then read
+source -> formats.open_source -> config? -> structure -> layouts: path of each array -> checked, then read
 """
+
 import hashlib
 import math
 from collections.abc import Sequence
@@ -29,11 +30,11 @@ __all__ = ['KerasFileError', 'Port', 'port', 'read_layers']
 
 # Arrays that are not the network's: how their paths begin, or a part of their path, and what they are.
 LEFT_OUT = {
-    'optimizer/': "the optimizer's state", 'optimizer_weights/': "the optimizer's state",
+    'optimizer/': "the optimizer's state",
+    'optimizer_weights/': "the optimizer's state",
     'metrics/': 'the state of a metric',
 }
-LEFT_OUT_PARTS = {
-    'seed_generator': 'the state of a random generator', 'StateVar': 'the state of a random generator'}
+LEFT_OUT_PARTS = {'seed_generator': 'the state of a random generator', 'StateVar': 'the state of a random generator'}
 
 MAX_PARAMETERS = 2**27  # 512 MB; with the paper's largest head it has 117 million
 
@@ -83,8 +84,11 @@ class Port:
         with torch.device('meta'):
             model = timm.create_model('xception_paper', **self.model_args)
         check_against(self.tensors, model.state_dict(), str(self.source))
-        counters = {name: torch.zeros((), dtype=torch.long) for name in model.state_dict()
-                    if name.endswith('num_batches_tracked')}
+        counters = {
+            name: torch.zeros((), dtype=torch.long)
+            for name in model.state_dict()
+            if name.endswith('num_batches_tracked')
+        }
         own = {name: tensor.clone() for name, tensor in self.tensors.items()}
         model.load_state_dict({**own, **counters}, assign=True)
         return model.eval()
@@ -113,9 +117,18 @@ def port(source: str | Path, config: Path | None = None) -> Port:
         structure = known or _structure(opened, layout)
         tensors, model_args, left_out = read_layers(structure, layout)
         return Port(
-            path, opened.kind, _sha256(opened.files), tensors, model_args, structure, left_out, opened.keras_version,
-            isinstance(layout, Keras1Layout), opened.config if opened.kind != 'preset' else None,
-            _preset_config(opened, 'image_converter.json') or None)
+            path,
+            opened.kind,
+            _sha256(opened.files),
+            tensors,
+            model_args,
+            structure,
+            left_out,
+            opened.keras_version,
+            isinstance(layout, Keras1Layout),
+            opened.config if opened.kind != 'preset' else None,
+            _preset_config(opened, 'image_converter.json') or None,
+        )
 
 
 def _structure(opened: Opened, layout: Layout) -> Structure:
@@ -136,7 +149,7 @@ def _preset(opened: Opened, structure: Structure) -> Structure:
         raise KerasFileError(f"{opened.path}: its backbone is a {backbone!r}, not an 'XceptionBackbone'.")
     task, converter = _preset_config(opened, 'task.json'), _preset_config(opened, 'image_converter.json')
     if structure.head.classifier is not None:
-        activation, dropout = task.get('activation') or 'linear', task.get('dropout') or 0.
+        activation, dropout = task.get('activation') or 'linear', task.get('dropout') or 0.0
         if activation not in FINAL_ACTIVATIONS or not is_number(dropout) or not 0 <= dropout < 1:
             raise KerasFileError(f'{opened.path}: its classifier has activation {activation!r}, dropout {dropout!r}.')
         structure.head = replace(structure.head, final_activation=activation, drop_rate=float(dropout))
@@ -181,8 +194,10 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     plan: list[tuple[Layer, dict[str, tuple[str, tuple[int, ...]]]]] = []
     for layer, place in placed:
         paths = layout.paths(place, layer.kind)
-        shapes = {keras: keras_shape(tuple(expected[f'{layer.torch}.{torch_name}'].shape), axes)
-                  for keras, torch_name, axes in KINDS[layer.kind]}
+        shapes = {
+            keras: keras_shape(tuple(expected[f'{layer.torch}.{torch_name}'].shape), axes)
+            for keras, torch_name, axes in KINDS[layer.kind]
+        }
         for keras, path in paths.items():
             account.use(path, shapes[keras], layer.torch)
         plan.append((layer, {keras: (path, shapes[keras]) for keras, path in paths.items()}))
@@ -214,7 +229,8 @@ class _Account:
         found = self.weights.shape(path)
         if found != shape:
             raise KerasFileError(
-                f'{self.weights.source}: {path!r} has shape {found}; this network needs {shape} for {layer}.')
+                f'{self.weights.source}: {path!r} has shape {found}; this network needs {shape} for {layer}.'
+            )
         self.used[path] = layer
 
     def left_out(self) -> dict[str, str]:
@@ -224,7 +240,8 @@ class _Account:
         if unknown:
             raise KerasFileError(
                 f'{self.weights.source} holds {len(unknown)} arrays that Xception has no place for: '
-                f'{_listed(unknown)}. Used were {len(self.used)}: {_listed(list(self.used))}.')
+                f'{_listed(unknown)}. Used were {len(self.used)}: {_listed(list(self.used))}.'
+            )
         return reasons
 
 

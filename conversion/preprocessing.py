@@ -1,4 +1,5 @@
 """How images were prepared for a Keras model, in its terms and in timm's."""
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -6,9 +7,9 @@ __all__ = ['Preprocessing']
 
 # Keras' name of an input range -> scale and offset that make it of pixels in 0..255.
 INPUT_RANGES: dict[str, tuple[float, float]] = {
-    'tf': (1 / 127.5, -1.),     # -1..1, keras.applications.xception.preprocess_input
-    'unit': (1 / 255, 0.),      # 0..1
-    'raw': (1., 0.),            # 0..255
+    'tf': (1 / 127.5, -1.0),  # -1..1, keras.applications.xception.preprocess_input
+    'unit': (1 / 255, 0.0),  # 0..1
+    'raw': (1.0, 0.0),  # 0..255
 }
 
 
@@ -28,22 +29,30 @@ class Preprocessing:
     input_range: str
     image_size: tuple[int, int]
     interpolation: str
-    crop_pct: float = 1.
+    crop_pct: float = 1.0
     crop_mode: str = 'squash'
-    rescaling: tuple[float, float] = (1., 0.)
+    rescaling: tuple[float, float] = (1.0, 0.0)
 
     def mean_and_std(self) -> tuple[float, float]:
         """Of the images, whose values timm gives in 0..1, so that the network gets what Keras' Xception gets."""
         scale, offset = INPUT_RANGES[self.input_range]
         scale, offset = scale * self.rescaling[0], offset * self.rescaling[0] + self.rescaling[1]
         std = 1 / (255 * scale)
-        return float(f'{-offset * std:.12g}') + 0., float(f'{std:.12g}')
+        return float(f'{-offset * std:.12g}') + 0.0, float(f'{std:.12g}')
 
     def pretrained_cfg(self, channels: int) -> dict[str, Any]:
         """The fields of timm's pretrained cfg."""
         mean, std = self.mean_and_std()
         height, width = self.image_size
         return dict(
-            input_size=(channels, height, width), interpolation=self.interpolation, crop_pct=self.crop_pct,
-            crop_mode=self.crop_mode, mean=(mean,) * channels, std=(std,) * channels,
-            pool_size=None, test_input_size=None, license=None, origin_url=None)
+            input_size=(channels, height, width),
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            mean=(mean,) * channels,
+            std=(std,) * channels,
+            pool_size=None,
+            test_input_size=None,
+            license=None,
+            origin_url=None,
+        )

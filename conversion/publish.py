@@ -3,6 +3,7 @@
 Publishes a converted or a fine-tuned directory on the Hugging Face Hub, in one commit: model.safetensors, config.json,
 the model card, and parity.json if there is one; if not, the repository's is removed. What is there isn't sent again.
 """
+
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -14,12 +15,7 @@ from typing import Annotated, Any
 import timm
 from cyclopts import App, Parameter
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
@@ -36,7 +32,8 @@ MESSAGE = 'Publish xception_paper'
 MAIN = 'main'  # the Hub's default branch
 TOKEN_REMEDY = (
     'Log in with `hf auth login`, or set HF_TOKEN, with a token from https://huggingface.co/settings/tokens that may '
-    'write there.')
+    'write there.'
+)
 AGAIN = 'A commit is made whole or not at all: run the command again, it sends what is missing.'
 # Status of the Hub's answer -> what to do, where running the command again is not enough
 REMEDIES = {
@@ -148,8 +145,13 @@ class Published:
 
 
 def publish(
-        directory: Path, repo_id: str, *, private: bool = False, revision: str | None = None,
-        license: str | None = None, message: str = MESSAGE,
+    directory: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    license: str | None = None,
+    message: str = MESSAGE,
 ) -> Published:
     """Checks a directory, compares it with the Hub, and commits what differs.
 
@@ -168,16 +170,17 @@ def publish(
     return send(make_plan(directory, repo_id, revision, license), private, message)
 
 
-def make_plan(
-        directory: Path, repo_id: str, revision: str | None = None, license: str | None = None,
-) -> Plan:
+def make_plan(directory: Path, repo_id: str, revision: str | None = None, license: str | None = None) -> Plan:
     """Checks a directory and compares it with the Hub, which is only asked; see `publish`."""
     _check_repo_id(repo_id)
     _check_directory(directory)
     branch = revision or MAIN
     card = render(directory, _pinned(repo_id, branch), license)
     contents: dict[str, Path | bytes] = {
-        WEIGHTS_FILE: directory / WEIGHTS_FILE, CONFIG_FILE: directory / CONFIG_FILE, CARD_FILE: card.encode()}
+        WEIGHTS_FILE: directory / WEIGHTS_FILE,
+        CONFIG_FILE: directory / CONFIG_FILE,
+        CARD_FILE: card.encode(),
+    }
     if (directory / PARITY_FILE).is_file():
         contents[PARITY_FILE] = directory / PARITY_FILE
     remote = _ask(repo_id, branch)
@@ -196,7 +199,8 @@ def send(plan: Plan, private: bool = False, message: str = MESSAGE) -> Published
     if private and remote.exists and not remote.private:
         raise PublishError(
             f'{plan.repo_id} exists and is public, which --private does not change. Make it private on '
-            f'{plan.url}/settings, or leave --private out.')
+            f'{plan.url}/settings, or leave --private out.'
+        )
     if not plan.to_send:
         return Published(plan, None)
     with _explained(plan.repo_id):
@@ -208,8 +212,12 @@ def send(plan: Plan, private: bool = False, message: str = MESSAGE) -> Published
         if remote.head is None and plan.branch != MAIN:
             api.create_branch(plan.repo_id, branch=plan.branch, exist_ok=True)
         commit = api.create_commit(
-            plan.repo_id, [file.operation for file in plan.to_send], commit_message=message, revision=plan.branch,
-            parent_commit=remote.head)
+            plan.repo_id,
+            [file.operation for file in plan.to_send],
+            commit_message=message,
+            revision=plan.branch,
+            parent_commit=remote.head,
+        )
     return Published(plan, commit.commit_url)
 
 
@@ -234,17 +242,21 @@ def _check_directory(directory: Path) -> None:
     if not is_xception(config):
         raise PublishError(
             f"{directory / CONFIG_FILE}: its architecture is {config.get('architecture')!r}, not 'xception_paper' or a "
-            f'variant of it; another network is published with its own library.')
+            f'variant of it; another network is published with its own library.'
+        )
     names, classes = config.get('label_names'), config.get('num_classes')
     if names and (not isinstance(names, list) or len(names) != classes):
-        raise PublishError(f'{directory / CONFIG_FILE}: label_names has to be a list of {classes} names, one for each '
-                           f'class, but has {len(names)}.')
+        raise PublishError(
+            f'{directory / CONFIG_FILE}: label_names has to be a list of {classes} names, one for each '
+            f'class, but has {len(names)}.'
+        )
     if (directory / PARITY_FILE).is_file():
         passed = read_json(directory / PARITY_FILE).get('passed')
         if passed is not True:
             raise PublishError(
                 f'{directory / PARITY_FILE} says passed: {passed}, so the network is not shown to be that of its '
-                f'source. `python -m conversion.verify` says where they differ.')
+                f'source. `python -m conversion.verify` says where they differ.'
+            )
     try:
         timm.create_model(f'local-dir:{directory}', pretrained=True)
     except WeightsError as e:
@@ -252,8 +264,10 @@ def _check_directory(directory: Path) -> None:
         reason = ' '.join(str(e).removesuffix(OFFLINE_REMEDY).split())
         raise PublishError(f'{directory} does not load. {reason} Write it anew.') from e
     except Exception as e:  # config.json may ask for anything
-        raise PublishError(f'{directory} does not load: {CONFIG_FILE} describes no model that timm can build '
-                           f'({_described(e)}). Write it anew.') from e
+        raise PublishError(
+            f'{directory} does not load: {CONFIG_FILE} describes no model that timm can build '
+            f'({_described(e)}). Write it anew.'
+        ) from e
 
 
 def _ask(repo_id: str, branch: str) -> Remote:
@@ -330,15 +344,15 @@ def _described(error: BaseException) -> str:
 
 @app.default
 def main(
-        directory: Path,
-        repo_id: str,
-        /,
-        *,
-        dry_run: Annotated[bool, Parameter(negative='')] = False,
-        private: Annotated[bool, Parameter(negative='')] = False,
-        revision: str | None = None,
-        license: str | None = None,
-        message: str = MESSAGE,
+    directory: Path,
+    repo_id: str,
+    /,
+    *,
+    dry_run: Annotated[bool, Parameter(negative='')] = False,
+    private: Annotated[bool, Parameter(negative='')] = False,
+    revision: str | None = None,
+    license: str | None = None,
+    message: str = MESSAGE,
 ) -> None:
     """Publishes DIRECTORY as the model REPO_ID of the Hugging Face Hub.
 

@@ -5,6 +5,7 @@ only after `port` has found nothing in it but layers of Xception and a plain hea
 but classes of Keras that are known here. Some files Keras can't read any more, or reads by a position that depends on
 which layers were frozen: then Keras' own Xception is given the arrays as the port has read them, and `reading` says so.
 """
+
 import ctypes
 import gc
 import json
@@ -26,20 +27,63 @@ __all__ = ['TAPS', 'KerasReference']
 
 # Where the networks are compared: after each of the 14 modules, after pooling, and at the end.
 TAPS = [
-    'stem', *(f'entry_flow.{i}' for i in range(3)), *(f'middle_flow.{i}' for i in range(8)),
-    *(f'exit_flow.{i}' for i in range(2)), 'head.global_pool', 'head']
+    'stem',
+    *(f'entry_flow.{i}' for i in range(3)),
+    *(f'middle_flow.{i}' for i in range(8)),
+    *(f'exit_flow.{i}' for i in range(2)),
+    'head.global_pool',
+    'head',
+]
 
 
 STEM_ACTIVATION, LAST_ACTIVATION = 'block1_conv2_act', 'block14_sepconv2_act'
 BY_KERAS = 'the file as Keras itself reads it'
 
 # Whatever a config may name for Keras to be allowed to read it.
-LOADED_CLASSES = frozenset((
-    *MODELS, *BACKBONE_CLASSES, *AUGMENTATIONS, *POOLS, 'InputLayer', 'Dense', 'Dropout', 'Flatten', 'Softmax',
-    'Rescaling', 'TrueDivide', 'Divide', 'Subtract', 'Multiply', '__keras_tensor__', '__tuple__', 'DTypePolicy',
-    'Policy', 'SeedGenerator', 'L1', 'L2', 'L1L2', 'MaxNorm', 'NonNeg', 'UnitNorm', 'MinMaxNorm', 'Zeros', 'Ones',
-    'Constant', 'GlorotUniform', 'GlorotNormal', 'HeUniform', 'HeNormal', 'LecunUniform', 'LecunNormal',
-    'RandomUniform', 'RandomNormal', 'TruncatedNormal', 'VarianceScaling', 'Orthogonal'))
+LOADED_CLASSES = frozenset(
+    (
+        *MODELS,
+        *BACKBONE_CLASSES,
+        *AUGMENTATIONS,
+        *POOLS,
+        'InputLayer',
+        'Dense',
+        'Dropout',
+        'Flatten',
+        'Softmax',
+        'Rescaling',
+        'TrueDivide',
+        'Divide',
+        'Subtract',
+        'Multiply',
+        '__keras_tensor__',
+        '__tuple__',
+        'DTypePolicy',
+        'Policy',
+        'SeedGenerator',
+        'L1',
+        'L2',
+        'L1L2',
+        'MaxNorm',
+        'NonNeg',
+        'UnitNorm',
+        'MinMaxNorm',
+        'Zeros',
+        'Ones',
+        'Constant',
+        'GlorotUniform',
+        'GlorotNormal',
+        'HeUniform',
+        'HeNormal',
+        'LecunUniform',
+        'LecunNormal',
+        'RandomUniform',
+        'RandomNormal',
+        'TruncatedNormal',
+        'VarianceScaling',
+        'Orthogonal',
+    )
+)
 LOADED_MODULES = re.compile(r'keras(\.[a-z_.0-9]+)?|builtins')
 
 
@@ -103,8 +147,12 @@ class KerasReference:
             model = models.model_from_json(json.dumps(ported.config))
         else:
             model = self.keras.applications.Xception(
-                weights=None, include_top=bool(classes), classes=classes or 1000, classifier_activation=None,
-                input_shape=(299, 299, ported.model_args['in_chans']))
+                weights=None,
+                include_top=bool(classes),
+                classes=classes or 1000,
+                classifier_activation=None,
+                input_shape=(299, 299, ported.model_args['in_chans']),
+            )
         model.load_weights(ported.source)
         return model
 
@@ -117,7 +165,7 @@ class KerasReference:
         taps = [layers[names.index(STEM_ACTIVATION)], *adds, layers[end]]
         self._features = self.keras.Model(layers[start].input, [layer.output for layer in taps])
         self._before = [layer for layer in layers[:start] if not isinstance(layer, self.keras.layers.InputLayer)]
-        self._head = [layer for layer in layers[end + 1:] if not isinstance(layer, self.keras.layers.InputLayer)]
+        self._head = [layer for layer in layers[end + 1 :] if not isinstance(layer, self.keras.layers.InputLayer)]
         # up to the logits, which is where this network ends
         while self._head and type(self._head[-1]).__name__ in ('Activation', 'Softmax'):
             self._head.pop()
@@ -218,4 +266,5 @@ def _allow_float64(backend: str) -> None:
     dtypes.BIT64_TO_BIT32_DTYPE['float64'] = 'float64'
     if backend == 'jax':
         import jax
+
         jax.config.update('jax_enable_x64', True)

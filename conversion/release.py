@@ -3,6 +3,7 @@
 huggingface_hub has a download that resumes, but it writes blocks of 10 MB and loses what arrived of the last one when a
 connection breaks, which a slow line never gets past. torch.hub's and Keras' own start anew.
 """
+
 import hashlib
 import os
 import sys
@@ -47,9 +48,11 @@ _FOLDER = 'https://storage.googleapis.com/tensorflow/keras-applications/xception
 
 RELEASES = {
     'keras-imagenet': Release(
-        f'{_FOLDER}/xception_weights_tf_dim_ordering_tf_kernels.h5', '0a58e3b7378bc2990ea3b43d5981f1f6'),
+        f'{_FOLDER}/xception_weights_tf_dim_ordering_tf_kernels.h5', '0a58e3b7378bc2990ea3b43d5981f1f6'
+    ),
     'keras-imagenet-notop': Release(
-        f'{_FOLDER}/xception_weights_tf_dim_ordering_tf_kernels_notop.h5', 'b0042744bf5b25fce3cb969f33bebb97'),
+        f'{_FOLDER}/xception_weights_tf_dim_ordering_tf_kernels_notop.h5', 'b0042744bf5b25fce3cb969f33bebb97'
+    ),
 }
 
 
@@ -133,8 +136,10 @@ def _lock(name: str, path: Path) -> AcquireReturnProxy:
 def _download(name: str, release: Release, target: Path) -> None:
     """The file takes its name when all of it is there and right."""
     part = target.with_name(f'{target.name}.part')
-    otherwise = (f'Get it by any other means (md5 {release.md5}) and put it at {target}, '
-                 f'or pass its path to the conversion instead of {name!r}.')
+    otherwise = (
+        f'Get it by any other means (md5 {release.md5}) and put it at {target}, '
+        f'or pass its path to the conversion instead of {name!r}.'
+    )
     try:
         _receive(name, release.url, part)
     except _NetworkError as e:
@@ -143,8 +148,10 @@ def _download(name: str, release: Release, target: Path) -> None:
     md5 = _md5(part)
     if md5 != release.md5:
         part.unlink(missing_ok=True)
-        raise ReleaseError(f'{release.url} is not what Keras published: what arrived has md5 {md5} instead of '
-                           f'{release.md5}, and was removed. The next try starts anew.\n{otherwise}')
+        raise ReleaseError(
+            f'{release.url} is not what Keras published: what arrived has md5 {md5} instead of '
+            f'{release.md5}, and was removed. The next try starts anew.\n{otherwise}'
+        )
     os.replace(part, target)
 
 

@@ -1,8 +1,9 @@
 """What a Keras model is: where Xception is in it, and what stands before and after it, as data.
 
-    config   -> models within models -> one line of layers -> before | Xception | after
-    weights alone -> the layers that have arrays, and a head that leaves no choice
+config   -> models within models -> one line of layers -> before | Xception | after
+weights alone -> the layers that have arrays, and a head that leaves no choice
 """
+
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ MODELS = ('Functional', 'Model', 'Sequential')
 MAX_CHANNELS = 1024
 MAX_IMG_SIZE = 4096  # pixels; both networks are compared at this size
 MAX_NESTING = 16
-MAX_LAYERS = 2000    # Xception has 132
-MAX_NAME = 200       # characters
+MAX_LAYERS = 2000  # Xception has 132
+MAX_NAME = 200  # characters
 FIRST, LAST = 'block1_conv1', 'block14_sepconv2_bn'
 RESIDUAL_BLOCKS = (2, 3, 4, 13)
 BACKBONE_CLASSES = (*(KERAS_CLASSES[kind] for kind in LISTED), 'Activation', 'ReLU', 'MaxPooling2D', 'Add')
@@ -32,7 +33,8 @@ COUNTS = {'Activation': 35, 'MaxPooling2D': 4, 'Add': 12}
 
 WAY_OUT = (
     'Heads of global pooling, Dense, BatchNormalization, Dropout and activations can be converted, as can the features '
-    "alone: in Keras, save keras.Model(xception.input, xception.get_layer('block14_sepconv2_act').output).")
+    "alone: in Keras, save keras.Model(xception.input, xception.get_layer('block14_sepconv2_act').output)."
+)
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Structure:
 
     layers: dict[str, Placed]
     head: Head = field(default_factory=Head)
-    rescaling: tuple[float, float] = (1., 0.)
+    rescaling: tuple[float, float] = (1.0, 0.0)
     rescales: bool = False
     image_size: tuple[int, int] | None = None
     channels: int | None = None
@@ -158,8 +160,17 @@ def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0)
         for text in (name, entry['class_name']):
             if not isinstance(text, str) or not text.isprintable() or len(text) > MAX_NAME:
                 raise ValueError(f'a layer or its class is called {text!r:.300}')
-        model.layers.append(Placed(
-            name, entry['class_name'], place, top or name, settings, tuple(_inbound(entry)), tuple(_constants(entry))))
+        model.layers.append(
+            Placed(
+                name,
+                entry['class_name'],
+                place,
+                top or name,
+                settings,
+                tuple(_inbound(entry)),
+                tuple(_constants(entry)),
+            )
+        )
         if is_model:
             model.nested[name] = _read_model(entry, f'{place}/layers', top or name, depth + 1)
     names = [placed.name for placed in model.layers]
@@ -170,6 +181,7 @@ def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0)
 
 def _inbound(layer: dict[str, Any]) -> Iterator[str]:
     """Names of the layers that feed a layer; Keras 2 lists them, Keras 3 hides them in the call's arguments."""
+
     def search(node: Any) -> Iterator[str]:
         if isinstance(node, dict):
             if 'keras_history' in node:
@@ -183,6 +195,7 @@ def _inbound(layer: dict[str, Any]) -> Iterator[str]:
             else:
                 for value in node:
                     yield from search(value)
+
     return search(layer.get('inbound_nodes', []))
 
 
@@ -211,10 +224,12 @@ def _no_xception(layers: list[Placed]) -> str:
     names = {layer.name for layer in layers}
     missing = [name for name in LAYERS if name not in names and 'residual' not in name]
     if FIRST in missing:
-        return f"holds no layer called {FIRST!r}, nor 34 SeparableConv2D in a row: this is no Xception of Keras."
+        return f'holds no layer called {FIRST!r}, nor 34 SeparableConv2D in a row: this is no Xception of Keras.'
     if not missing:
-        return ("holds the layers of an Xception, but which of its unnamed ones are residual can not be told. "
-                'Pass --config FILE with what model.to_json() gives in Keras.')
+        return (
+            'holds the layers of an Xception, but which of its unnamed ones are residual can not be told. '
+            'Pass --config FILE with what model.to_json() gives in Keras.'
+        )
     return f'holds an Xception that lacks {", ".join(missing[:6])}, {len(missing)} layers in all.'
 
 
@@ -237,8 +252,8 @@ def _residuals_by_graph(layers: list[Placed], by_name: dict[str, Placed]) -> dic
     for block in RESIDUAL_BLOCKS:
         for add in layers:
             if add.class_name == 'Add' and f'block{block}_pool' in add.inbound:
-                norm, = (by_name[name] for name in add.inbound if name != f'block{block}_pool')
-                conv, = (by_name[name] for name in norm.inbound)
+                (norm,) = (by_name[name] for name in add.inbound if name != f'block{block}_pool')
+                (conv,) = (by_name[name] for name in norm.inbound)
                 found[f'block{block}_residual_bn'], found[f'block{block}_residual_conv'] = norm, conv
     return found
 
@@ -273,7 +288,8 @@ def _check_classes(outer: Model, source: object) -> None:
             if layer.class_name not in (*MODELS, *BACKBONE_CLASSES, *KNOWN_CLASSES):
                 hint = ' It holds code, which is never run.' if layer.class_name == 'Lambda' else ''
                 raise KerasFileError(
-                    f'{source}: the {layer.class_name} layer {layer.name!r} can not be converted.{hint} {WAY_OUT}')
+                    f'{source}: the {layer.class_name} layer {layer.name!r} can not be converted.{hint} {WAY_OUT}'
+                )
 
 
 def _check_numerics(layers: dict[str, Placed], source: object) -> None:
@@ -283,12 +299,13 @@ def _check_numerics(layers: dict[str, Placed], source: object) -> None:
         axis = layer.config.get('axis', -1)
         if is_norm and (layer.config.get('epsilon', BN_EPS) != BN_EPS or axis not in (-1, 3, [-1], [3])):
             raise KerasFileError(
-                f"{source}: the normalization {layer.name!r} has epsilon {layer.config.get('epsilon')} and axis "
-                f"{axis}; Keras' Xception has {BN_EPS} and the last axis.")
+                f'{source}: the normalization {layer.name!r} has epsilon {layer.config.get("epsilon")} and axis '
+                f"{axis}; Keras' Xception has {BN_EPS} and the last axis."
+            )
         if not is_norm and layer.config.get('data_format', 'channels_last') != 'channels_last':
             raise KerasFileError(f"{source}: {layer.name!r} is {layer.config['data_format']!r}, not 'channels_last'.")
         if not is_norm and layer.config.get('use_bias', False):
-            raise KerasFileError(f"{source}: {layer.name!r} has a bias, which no convolution of Xception has.")
+            raise KerasFileError(f'{source}: {layer.name!r} has a bias, which no convolution of Xception has.')
 
 
 def _input_of(outer: Model, source: object) -> tuple[tuple[int, int] | None, int]:
@@ -306,14 +323,13 @@ def _input_of(outer: Model, source: object) -> tuple[tuple[int, int] | None, int
 
 def check_image_size(height: int, width: int, source: object) -> None:
     if min(height, width) < MIN_IMG_SIZE:
-        raise KerasFileError(
-            f'{source}: its images are {height}x{width}, but Xception takes at least {MIN_IMG_SIZE}.')
+        raise KerasFileError(f'{source}: its images are {height}x{width}, but Xception takes at least {MIN_IMG_SIZE}.')
     if max(height, width) > MAX_IMG_SIZE:
         raise KerasFileError(f'{source}: its images are {height}x{width}, more than {MAX_IMG_SIZE}.')
 
 
 def _around_xception(
-        outer: Model, home: Model, layers: dict[str, Placed], source: object,
+    outer: Model, home: Model, layers: dict[str, Placed], source: object
 ) -> tuple[list[Placed], list[Placed]]:
     """The layers before and after Xception, each of which takes what the last one gives."""
     before: list[Placed] = []
@@ -365,8 +381,7 @@ def _walk(model: Model, home: Model, layers: dict[str, Placed], source: object) 
         raise KerasFileError(f'{source}: not on the way from image to output: {", ".join(beside[:6])}. {WAY_OUT}')
 
 
-def _inside_xception(
-        by_name: dict[str, Placed], layers: dict[str, Placed], source: object) -> tuple[set[str], str]:
+def _inside_xception(by_name: dict[str, Placed], layers: dict[str, Placed], source: object) -> tuple[set[str], str]:
     """Names of all layers from the first convolution to the last activation, and of that activation."""
     last = layers[LAST].name
     activations = [name for name, layer in by_name.items() if last in layer.inbound]
@@ -381,7 +396,8 @@ def _inside_xception(
             if by_name[name].class_name not in BACKBONE_CLASSES:
                 raise KerasFileError(
                     f'{source}: the {by_name[name].class_name} layer {name!r} can not be converted; no Xception of '
-                    f'Keras has one inside.')
+                    f'Keras has one inside.'
+                )
             if by_name[name] is not layers[FIRST]:
                 stack += by_name[name].inbound
     return inside, activations[0]

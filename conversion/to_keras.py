@@ -3,6 +3,7 @@
 Builds the Keras model of a directory that timm loads, and writes it as a Keras 3 archive (.keras) or its weights alone
 (.weights.h5). The arrays are read back and compared bit by bit before the file takes its place.
 """
+
 import json
 import os
 import sys
@@ -58,7 +59,7 @@ def build(directory: Path) -> tuple[Any, Xception]:
     args, original = config.get('model_args') or {}, config.get('keras') or {}
     for name, value in KERAS_ARGUMENTS.items():
         if args.get(name, value) != value:
-            raise ToKerasError(f'{directory}: {name}={args[name]!r}, but Keras\' Xception has {name}={value!r}.')
+            raise ToKerasError(f"{directory}: {name}={args[name]!r}, but Keras' Xception has {name}={value!r}.")
     network = timm.create_model(f'local-dir:{directory}', pretrained=True)
     pool = network.head.global_pool.pool_type
     if pool not in POOLING_LAYERS:
@@ -69,7 +70,7 @@ def build(directory: Path) -> tuple[Any, Xception]:
         raise ToKerasError(f'{directory}: final_activation={activation!r}; it must be one of {FINAL_ACTIVATIONS}.')
     size = network.pretrained_cfg['input_size'][1:]
     try:
-        model = keras_model.build(network, tuple(size), activation, tuple(original.get('rescaling', (1., 0.))))
+        model = keras_model.build(network, tuple(size), activation, tuple(original.get('rescaling', (1.0, 0.0))))
     except ValueError as e:
         raise ToKerasError(f'{directory}: {e}') from e
     return model, network

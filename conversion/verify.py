@@ -3,6 +3,7 @@
 Compares the network of a directory with the Keras model that it came from, after every module, at several sizes.
 Without Keras it makes the proofs that need none, on photos, and says so.
 """
+
 import json
 import os
 import sys
@@ -30,24 +31,25 @@ from .release import ReleaseError
 __all__ = ['check_declared', 'verify']
 
 SIZES = (71, 150, 224, 299, 331)  # pixels: Keras' smallest, its users' and the paper's usual
-PHOTOS = 16     # for the moving statistics: means need more than two
+PHOTOS = 16  # for the moving statistics: means need more than two
 PLOT_FILE = 'parity.png'
-PIXELS = 1e-6   # relative difference of prepared images, in float32; another interpolation or range is 1e-1
+PIXELS = 1e-6  # relative difference of prepared images, in float32; another interpolation or range is 1e-1
 
 app = App(name='python -m conversion.verify', help=__doc__, version_flags=[])
 
 
 @app.default
 def main(
-        source: str,
-        directory: Path,
-        /,
-        *,
-        images: Path | None = None,
-        sizes: Annotated[tuple[int, ...], Parameter(
-            consume_multiple=True, negative='', validator=Number(gte=MIN_IMG_SIZE))] = SIZES,
-        config: Path | None = None,
-        plot: Path | None = None,
+    source: str,
+    directory: Path,
+    /,
+    *,
+    images: Path | None = None,
+    sizes: Annotated[
+        tuple[int, ...], Parameter(consume_multiple=True, negative='', validator=Number(gte=MIN_IMG_SIZE))
+    ] = SIZES,
+    config: Path | None = None,
+    plot: Path | None = None,
 ) -> None:
     """Verifies DIRECTORY against SOURCE; ends with status 0 only if every proof that decides passed.
 
@@ -92,8 +94,7 @@ def verify(ported: Port, directory: Path, sizes: tuple[int, ...] = SIZES, photos
     squares = [(size, size) for size in sizes]
     own = [ported.image_size] if ported.image_size else []
     pictures: list[Photo] = [*(photos or sample_photos())][:PHOTOS] if network.in_chans == 3 else []
-    parity = prove_parity(
-        ported, network, list(dict.fromkeys(own + squares)), pictures, _prepared(network, pictures))
+    parity = prove_parity(ported, network, list(dict.fromkeys(own + squares)), pictures, _prepared(network, pictures))
     parity.checks += check_declared(directory, pictures)
     return parity
 
@@ -120,18 +121,30 @@ def check_declared(directory: Path, photos: Sequence[Photo]) -> list[Check]:
     cfg: Any = network.pretrained_cfg
     names, found = declared['class_names'], cfg.get('label_names')
     same = (names or None) == (list(found) if found else None)
-    checks = [Check('class names', same, True, f'{"as" if same else "NOT as"} they were declared',
-                    dict(declared=names, found=found))]
+    checks = [
+        Check(
+            'class names',
+            same,
+            True,
+            f'{"as" if same else "NOT as"} they were declared',
+            dict(declared=names, found=found),
+        )
+    ]
     if photos:
         settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in declared['preprocessing'].items()}
+            key: tuple(value) if isinstance(value, list) else value for key, value in declared['preprocessing'].items()
+        }
         error = compare_pixels(network, Preprocessing(**settings), photos)
-        checks.append(Check(
-            'input', error <= PIXELS, True,
-            f"on {len(photos)} images timm's transform differs by {error:.1e} from the declared preprocessing "
-            f'({settings["input_range"]}, {settings["interpolation"]}), of {PIXELS:.0e} at most',
-            dict(difference=error, limit=PIXELS)))
+        checks.append(
+            Check(
+                'input',
+                error <= PIXELS,
+                True,
+                f"on {len(photos)} images timm's transform differs by {error:.1e} from the declared preprocessing "
+                f'({settings["input_range"]}, {settings["interpolation"]}), of {PIXELS:.0e} at most',
+                dict(difference=error, limit=PIXELS),
+            )
+        )
     return checks
 
 

@@ -1,4 +1,5 @@
 """The arrays of a source, read by a process of its own: if they are too much for HDF5, that is what dies of them."""
+
 import json
 import os
 import signal
@@ -116,5 +117,10 @@ class WeightFile:
 def start() -> subprocess.Popen[bytes]:
     """A process that reads, with the protocol of hdf5.py. What it says while it dies is of no use to anybody."""
     return subprocess.Popen(
-        [sys.executable, '-m', 'conversion.hdf5'], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        [sys.executable, '-m', 'conversion.hdf5'],
+        cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )

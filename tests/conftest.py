@@ -1,4 +1,5 @@
 """The genuine weights, made available in the ways in which users meet them, and a hub on this machine."""
+
 import os
 import sys
 import tempfile
@@ -24,8 +25,14 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 TEMPORARY = tempfile.TemporaryDirectory()
 HUB = HubServer(Path(TEMPORARY.name) / 'hub')
 os.environ.update(
-    HF_ENDPOINT=HUB.url, HF_HOME=f'{TEMPORARY.name}/hf', TORCH_HOME=f'{TEMPORARY.name}/torch',
-    HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_XET='1', KERAS_BACKEND='torch')
+    HF_ENDPOINT=HUB.url,
+    HF_HOME=f'{TEMPORARY.name}/hf',
+    TORCH_HOME=f'{TEMPORARY.name}/torch',
+    HF_HUB_DISABLE_PROGRESS_BARS='1',
+    HF_HUB_DISABLE_TELEMETRY='1',
+    HF_HUB_DISABLE_XET='1',
+    KERAS_BACKEND='torch',
+)
 for name in ('XCEPTION_HUB_REPO', 'HF_TOKEN', 'HF_HUB_OFFLINE'):
     os.environ.pop(name, None)
 
@@ -84,7 +91,8 @@ def hub(imagenet_state_dict: dict[str, Tensor]) -> Iterator[HubServer]:
 def save_repository(folder: Path, tensors: dict[str, Tensor], **files: str) -> None:
     """Writes a repository's model.safetensors, and other files by name without suffix .json."""
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()},
-                                folder / 'model.safetensors')
+    safetensors.torch.save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / 'model.safetensors'
+    )
     for name, text in files.items():
         (folder / f'{name}.json').write_text(text)

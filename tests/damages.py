@@ -1,4 +1,5 @@
 """What can be wrong with a file, by accident or by intent: tables of name -> what does it to a copy of a good one."""
+
 import base64
 import copy
 import io
@@ -117,8 +118,9 @@ Damage = Callable[[Case], str | None]
 
 # Bytes
 
+
 def truncated(case: Case, content: bytearray) -> None:
-    del content[case.random.randrange(len(content)):]
+    del content[case.random.randrange(len(content)) :]
 
 
 def flipped(case: Case, content: bytearray) -> None:
@@ -145,14 +147,14 @@ def inserted(case: Case, content: bytearray) -> None:
 
 def removed(case: Case, content: bytearray) -> None:
     start = case.random.randrange(len(content))
-    del content[start:start + case.random.choice((1, 8, 512))]
+    del content[start : start + case.random.choice((1, 8, 512))]
 
 
 def exchanged(case: Case, content: bytearray) -> None:
     size = min(case.random.choice((8, 512, 4096)), len(content) // 2)
     one, other = case.random.randrange(len(content) // 2 - size + 1), case.random.randrange(len(content) // 2)
     other = min(other + len(content) // 2, len(content) - size)
-    content[one:one + size], content[other:other + size] = content[other:other + size], content[one:one + size]
+    content[one : one + size], content[other : other + size] = content[other : other + size], content[one : one + size]
 
 
 def appended(case: Case, content: bytearray) -> None:
@@ -164,34 +166,57 @@ def emptied(case: Case, content: bytearray) -> None:
 
 
 BYTES: dict[str, Callable[[Case, bytearray], None]] = {
-    change.__name__: change for change in (
-        truncated, flipped, zeroed, overwritten, inserted, removed, exchanged, appended, emptied)}
+    change.__name__: change
+    for change in (truncated, flipped, zeroed, overwritten, inserted, removed, exchanged, appended, emptied)
+}
 
 
 def of_a_file(change: Callable[[Case, bytearray], None]) -> Damage:
     """Done to one of the files as it lies there."""
+
     def damage(case: Case) -> None:
         file = case.random.choice(sorted(path for path in case.folder.rglob('*') if path.is_file()))
         content = bytearray(file.read_bytes())
         change(case, content)
         file.write_bytes(content)
+
     return damage
 
 
 def of_hdf5(change: Callable[[Case, bytearray], None]) -> Damage:
     """Done to a file of HDF5; if it is in an archive, that has the right checksum of it."""
+
     def damage(case: Case) -> None:
         content = case.read()
         change(case, content)
         case.write(content)
+
     return damage
 
 
 # What HDF5 keeps beside the values
 
 SIGNATURES = (
-    b'\x89HDF', b'TREE', b'SNOD', b'HEAP', b'GCOL', b'OHDR', b'OCHK', b'FRHP', b'FHDB', b'FHIB', b'BTHD', b'BTLF',
-    b'BTIN', b'FAHD', b'FADB', b'EAHD', b'EAIB', b'EADB', b'EASB')
+    b'\x89HDF',
+    b'TREE',
+    b'SNOD',
+    b'HEAP',
+    b'GCOL',
+    b'OHDR',
+    b'OCHK',
+    b'FRHP',
+    b'FHDB',
+    b'FHIB',
+    b'BTHD',
+    b'BTLF',
+    b'BTIN',
+    b'FAHD',
+    b'FADB',
+    b'EAHD',
+    b'EAIB',
+    b'EADB',
+    b'EASB',
+)
 SIZES = {b'BTHD': 34, b'FAHD': 24, b'EAHD': 68, b'FRHP': 142}  # bytes before a checksum
 NUMBERS = [0, 1, 2, 3, 4, 7, 8, 16, *(2**bits + d for bits in (7, 8, 15, 16, 31, 32, 40, 63, 64) for d in (-1, 0))]
 
@@ -212,17 +237,21 @@ def blocks_of(content: bytes) -> dict[str, list[Block]]:
     for signature in SIGNATURES:
         start = content.find(signature)
         while start >= 0:
-            end = min(start + (header_size(content, start) if signature == b'OHDR' else SIZES.get(signature, 300)),
-                      len(content))
-            checksum = content[end:end + 4] == struct.pack('<I', lookup3(content[start:end]))
+            end = min(
+                start + (header_size(content, start) if signature == b'OHDR' else SIZES.get(signature, 300)),
+                len(content),
+            )
+            checksum = content[end : end + 4] == struct.pack('<I', lookup3(content[start:end]))
             found.setdefault(f'{signature!r}', []).append(Block(start, end, checksum))
             start = content.find(signature, start + 1)
     with h5py.File(io.BytesIO(content), 'r') as file:
+
         def visit(path: str, node: Any) -> None:
             start = h5py.h5o.get_info(node.id).addr
             if content[start] == 1:  # version
-                size, = struct.unpack_from('<I', content, start + 8)
+                (size,) = struct.unpack_from('<I', content, start + 8)
                 found.setdefault('header', []).append(Block(start, start + 16 + size))
+
         file.visititems(visit)
     return found
 
@@ -231,31 +260,33 @@ def header_size(content: bytes, start: int) -> int:
     flags = content[start + 5]
     size = 6 + (16 if flags & 32 else 0) + (4 if flags & 16 else 0)
     width = 1 << (flags & 3)
-    return size + width + int.from_bytes(content[start + size:start + size + width], 'little')
+    return size + width + int.from_bytes(content[start + size : start + size + width], 'little')
 
 
 def lookup3(data: bytes) -> int:
     """Bob Jenkins' hash, by which HDF5 knows that a piece is whole."""
-    def rotated(x: int, bits: int) -> int:
-        return (x << bits | x >> (32 - bits)) & 0xffffffff
 
-    a = b = c = (0xdeadbeef + len(data)) & 0xffffffff
+    def rotated(x: int, bits: int) -> int:
+        return (x << bits | x >> (32 - bits)) & 0xFFFFFFFF
+
+    a = b = c = (0xDEADBEEF + len(data)) & 0xFFFFFFFF
     padded = data + bytes(-len(data) % 12)
     words = struct.unpack(f'<{len(padded) // 4}I', padded)
     for i in range(0, len(words), 3):
-        a, b, c = ((x + word) & 0xffffffff for x, word in zip((a, b, c), words[i:]))
+        a, b, c = ((x + word) & 0xFFFFFFFF for x, word in zip((a, b, c), words[i:]))
         if i + 3 < len(words):
             for bits in (4, 6, 8, 16, 19, 4):
-                a, c = ((a - c) & 0xffffffff) ^ rotated(c, bits), (c + b) & 0xffffffff
+                a, c = ((a - c) & 0xFFFFFFFF) ^ rotated(c, bits), (c + b) & 0xFFFFFFFF
                 a, b, c = b, c, a
     for bits in (14, 11, 25, 16, 4, 14, 24):
-        c = ((c ^ b) - rotated(b, bits)) & 0xffffffff
+        c = ((c ^ b) - rotated(b, bits)) & 0xFFFFFFFF
         a, b, c = b, c, a
     return b
 
 
 def of_a_block(kind: str) -> Callable[[Case, bytearray], None]:
     """Numbers in a piece of one kind, or of any if there is none, become others, with a checksum that is right."""
+
     def change(case: Case, content: bytearray) -> None:
         blocks = blocks_of(bytes(content))
         everywhere = [block for of_kind in blocks.values() for block in of_kind]
@@ -263,18 +294,27 @@ def of_a_block(kind: str) -> Callable[[Case, bytearray], None]:
             block = case.random.choice(blocks.get(kind, everywhere))
             width = case.random.choice((1, 1, 2, 4, 8))
             start = case.random.randrange(block.start, max(block.end - width, block.start + 1))
-            old = int.from_bytes(content[start:start + width], 'little')
-            new = case.random.choice((
-                case.random.choice(NUMBERS), case.random.getrandbits(8 * width), old + 1, old - 1, old + 8,
-                case.random.choice(everywhere).start))
-            content[start:start + width] = (new % (1 << 8 * width)).to_bytes(width, 'little')
+            old = int.from_bytes(content[start : start + width], 'little')
+            new = case.random.choice(
+                (
+                    case.random.choice(NUMBERS),
+                    case.random.getrandbits(8 * width),
+                    old + 1,
+                    old - 1,
+                    old + 8,
+                    case.random.choice(everywhere).start,
+                )
+            )
+            content[start : start + width] = (new % (1 << 8 * width)).to_bytes(width, 'little')
             if block.checksum:
-                struct.pack_into('<I', content, block.end, lookup3(bytes(content[block.start:block.end])))
+                struct.pack_into('<I', content, block.end, lookup3(bytes(content[block.start : block.end])))
+
     return change
 
 
 BLOCKS: dict[str, Damage] = {
-    f'numbers in {kind}': of_hdf5(of_a_block(kind)) for kind in ('header', *map(repr, SIGNATURES))}
+    f'numbers in {kind}': of_hdf5(of_a_block(kind)) for kind in ('header', *map(repr, SIGNATURES))
+}
 
 
 # Arrays
@@ -284,11 +324,13 @@ Change = Callable[[Case, h5py.File, str], object]
 
 def of_an_array(change: Change, refused: bool = True) -> Damage:
     """Done to one array, which the error has to name."""
+
     def damage(case: Case) -> str | None:
         path = case.array()
         with case.hdf5() as file:
             change(case, file, path)
         return path if refused else None
+
     return damage
 
 
@@ -305,10 +347,12 @@ def stored(refused: bool = True, **storage: Any) -> Damage:
 
 def linked(make: Callable[[Case, h5py.File, str], Any]) -> Damage:
     """Something else at its place."""
+
     def change(case: Case, file: h5py.File, path: str) -> None:
         made = make(case, file, path)
         del file[path]
         file[path] = made
+
     return of_an_array(change)
 
 
@@ -317,15 +361,18 @@ def one_value(value: float) -> Damage:
         values = file[path][()]
         values.flat[case.random.randrange(values.size)] = value
         anew(file, path, data=values)
+
     return of_an_array(change)
 
 
 def of_native_type(dtype: Any) -> Damage:
     """Of a type that NumPy may not know."""
+
     def change(case: Case, file: h5py.File, path: str) -> None:
         space = h5py.h5s.create_simple(file[path].shape)
         del file[path]
         h5py.h5d.create(file.id, path.encode(), dtype, space)
+
     return of_an_array(change)
 
 
@@ -343,6 +390,7 @@ def huge_chunks(case: Case, file: h5py.File, path: str) -> None:
 def external(of: str) -> Damage:
     def change(case: Case, file: h5py.File, path: str) -> None:
         anew(file, path, external=[(str(getattr(case.outside, of)), 0, file[path].size * 4)])
+
     return of_an_array(change)
 
 
@@ -360,15 +408,18 @@ def virtual(of: str, endless: bool = False) -> Damage:
             layout = h5py.VirtualLayout(shape, 'f4')
             layout[...] = h5py.VirtualSource(source, 'secret', shape)
         file.create_virtual_dataset(path, layout)
+
     return of_an_array(change)
 
 
 def one_chunk(pack: Callable[[bytes], bytes], **filters: Any) -> Damage:
     """In one chunk, whose bytes are not those that the filters make of the values."""
+
     def change(case: Case, file: h5py.File, path: str) -> None:
         values = file[path][()]
         array = anew(file, path, chunks=values.shape, **filters)
         array.id.write_direct_chunk((0,) * values.ndim, pack(values.tobytes()))
+
     return of_an_array(change)
 
 
@@ -453,13 +504,16 @@ SHAPES: dict[str, Damage] = {
 
 # Groups
 
+
 def of_a_group(change: Callable[[Case, h5py.Group], object], libver: str = 'earliest') -> Damage:
     """Done to the group of one layer; there has to be an error."""
+
     def damage(case: Case) -> str:
         path = case.array()
         with case.hdf5(libver) as file:
             named = change(case, file[path].parent)
         return named if isinstance(named, str) else ''
+
     return damage
 
 
@@ -475,6 +529,7 @@ def crowded(of: str, count: int) -> Damage:
     def change(case: Case, group: h5py.Group) -> None:
         for i in range(count):
             group.file.create_group(of.format(i))
+
     return of_a_group(change)
 
 
@@ -487,6 +542,7 @@ def with_attribute(value: Any) -> Damage:
     def change(case: Case, group: h5py.Group) -> str:
         group.attrs['name'] = value
         return group.name[1:]
+
     return of_a_group(change)
 
 
@@ -495,8 +551,9 @@ def huge_attribute(case: Case, group: h5py.Group) -> None:
 
 
 def member_called(name: str | bytes) -> Damage:
-    return of_a_group(lambda case, group: h5py.h5g.create(
-        group.id, name.encode() if isinstance(name, str) else name) and None)
+    return of_a_group(
+        lambda case, group: h5py.h5g.create(group.id, name.encode() if isinstance(name, str) else name) and None
+    )
 
 
 def more_in_front(case: Case) -> None:
@@ -530,14 +587,17 @@ GROUPS: dict[str, Damage] = {
 
 # Archives
 
+
 def of_members(change: Callable[[dict[str, bytes], str], object]) -> Damage:
     """Done to the members of an archive, of which one is given; the error has to name it."""
+
     def damage(case: Case) -> str:
         members = case.members()
         name = case.random.choice(sorted(members))
         change(members, name)
         write_archive(case.source, members)
         return name
+
     return damage
 
 
@@ -545,6 +605,7 @@ def with_member(name: str) -> Damage:
     def damage(case: Case) -> str:
         write_archive(case.source, {**case.members(), name: b'x'})
         return ''
+
     return damage
 
 
@@ -556,11 +617,13 @@ def twice(same: bool) -> Damage:
             del archive.NameToInfo[name]  # or there would be a warning
             archive.writestr(name, members[name] if same else b'{}')
         return name
+
     return damage
 
 
 def packed(method: int, **changes: Callable[[bytes], Iterator[bytes]]) -> Damage:
     """Written in another way; some members, by the first part of their name, with other content."""
+
     def damage(case: Case) -> str | None:
         members = case.members()
         with zipfile.ZipFile(case.source, 'w', method, compresslevel=1) as archive:
@@ -569,6 +632,7 @@ def packed(method: int, **changes: Callable[[bytes], Iterator[bytes]]) -> Damage
                     for block in changes.get(name.partition('.')[0], lambda content: iter([content]))(content):
                         member.write(block)
         return None if method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and 'bomb' not in changes else ''
+
     return damage
 
 
@@ -579,14 +643,22 @@ def zeros(megabytes: int) -> Callable[[bytes], Iterator[bytes]]:
 def filled_up(content: bytes) -> Iterator[bytes]:
     """To the largest size that is read."""
     yield content
-    for left in range(2**29 - len(content), 0, -2**20):
+    for left in range(2**29 - len(content), 0, -(2**20)):
         yield bytes(min(left, 2**20))
 
 
 # Fields of an entry in the table of contents: where, where in the header before the member itself, and how many bytes.
 FIELDS = {
-    'version': (6, 4, 2), 'flags': (8, 6, 2), 'method': (10, 8, 2), 'checksum': (16, 14, 4), 'packed size': (20, 18, 4),
-    'size': (24, 22, 4), 'length of the name': (28, 26, 2), 'length of the extra': (30, 28, 2), 'offset': (42, None, 4)}
+    'version': (6, 4, 2),
+    'flags': (8, 6, 2),
+    'method': (10, 8, 2),
+    'checksum': (16, 14, 4),
+    'packed size': (20, 18, 4),
+    'size': (24, 22, 4),
+    'length of the name': (28, 26, 2),
+    'length of the extra': (30, 28, 2),
+    'offset': (42, None, 4),
+}
 
 
 def of_a_field(name: str, *values: int) -> Damage:
@@ -598,14 +670,15 @@ def of_a_field(name: str, *values: int) -> Damage:
         entry = content.rfind(b'PK\1\2')
         for _ in range(case.random.randrange(3)):
             entry = content.rfind(b'PK\1\2', 0, entry)
-        member, = struct.unpack_from('<I', content, entry + 42)
+        (member,) = struct.unpack_from('<I', content, entry + 42)
         value = case.random.choice(values or (0, 1, 2**31 - 1, 2**32 - 2, case.random.getrandbits(8 * width)))
         field = (value % (1 << 8 * width)).to_bytes(width, 'little')
         if in_header is None or case.random.random() < 0.8:
-            content[entry + at:entry + at + width] = field
+            content[entry + at : entry + at + width] = field
         if in_header is not None and case.random.random() < 0.8:
-            content[member + in_header:member + in_header + width] = field
+            content[member + in_header : member + in_header + width] = field
         case.source.write_bytes(content)
+
     return damage
 
 
@@ -621,8 +694,10 @@ ARCHIVES: dict[str, Damage] = {
     'a member is empty': lambda case: of_members(lambda members, name: members.update({name: b''}))(case) and '',
     'a member twice': twice(same=True),
     'a member twice, differently': twice(same=False),
-    **{f'also {name!r}': with_member(name) for name in (
-        'assets/x', '../proof', '../../proof', '/tmp/proof', 'C:\\proof', 'model.weights.h5/')},
+    **{
+        f'also {name!r}': with_member(name)
+        for name in ('assets/x', '../proof', '../../proof', '/tmp/proof', 'C:\\proof', 'model.weights.h5/')
+    },
     'many members': many_members,
     'deflated': packed(zipfile.ZIP_DEFLATED),
     'bzip2': packed(zipfile.ZIP_BZIP2),
@@ -640,9 +715,36 @@ ARCHIVES: dict[str, Damage] = {
 
 # What may stand where something else is expected.
 NODES: list[Any] = [
-    None, True, False, 0, 1, -1, 3, 2**31, -2**63, 10**29, 0.5, -1e308, float('nan'), float('inf'), '', 'x', 'relu',
-    'channels_first', '\x1b[2J\n', '\ud800', 'x' * 5000, [], [1], [None, 10**6, 10**6, 3], [[]], [['a', 0, 0]], {},
-    {'class_name': 'Dense', 'config': {}}, {'class_name': 'function', 'config': 'exec', 'module': 'builtins'}]
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    3,
+    2**31,
+    -(2**63),
+    10**29,
+    0.5,
+    -1e308,
+    float('nan'),
+    float('inf'),
+    '',
+    'x',
+    'relu',
+    'channels_first',
+    '\x1b[2J\n',
+    '\ud800',
+    'x' * 5000,
+    [],
+    [1],
+    [None, 10**6, 10**6, 3],
+    [[]],
+    [['a', 0, 0]],
+    {},
+    {'class_name': 'Dense', 'config': {}},
+    {'class_name': 'function', 'config': 'exec', 'module': 'builtins'},
+]
 
 
 def places_in(node: Any) -> Iterator[tuple[Any, Any]]:
@@ -682,24 +784,29 @@ def as_text(root: Any) -> str:
 
 def of_config(change: Callable[[Case, Any], object]) -> Damage:
     """Done to the config of a model."""
+
     def damage(case: Case) -> None:
         root = json.loads(case.config())
         change(case, root)
         case.write_config(as_text(root))
+
     return damage
 
 
 def of_a_json_file(change: Callable[[Case, Any], object]) -> Damage:
     """Done to a file that is JSON."""
+
     def damage(case: Case) -> None:
         file = case.random.choice(sorted(case.folder.rglob('*.json')))
         root = json.loads(file.read_text())
         change(case, root)
         file.write_bytes(as_text(root).encode(errors='surrogatepass'))
+
     return damage
 
 
 # Layers: all entries of a model in a config
+
 
 def layers_of(root: Any) -> list[dict[str, Any]]:
     found = []
@@ -721,9 +828,11 @@ def of_a_layer(change: Callable[[Case, dict[str, Any]], object]) -> Damage:
 
 def of_the_list(change: Callable[[Case, list[Any]], object]) -> Damage:
     """Done to the list of layers of one of the models."""
+
     def damage(case: Case, root: Any) -> None:
         models = [root, *(layer for layer in layers_of(root) if 'layers' in layer['config'])]
         change(case, case.random.choice(models)['config']['layers'])
+
     return of_config(damage)
 
 
@@ -751,8 +860,14 @@ def fed_by(case: Case, root: Any) -> None:
 def in_itself(case: Case, layers: list[Any]) -> None:
     """Models in models, deeper than any."""
     for _ in range(case.random.choice((2, 30))):
-        layers.append({'class_name': 'Functional', 'name': 'again', 'inbound_nodes': [], 'config': {
-            'name': 'again', 'layers': copy.deepcopy(layers[:2])}})
+        layers.append(
+            {
+                'class_name': 'Functional',
+                'name': 'again',
+                'inbound_nodes': [],
+                'config': {'name': 'again', 'layers': copy.deepcopy(layers[:2])},
+            }
+        )
         layers = layers[-1]['config']['layers']
 
 
@@ -760,19 +875,36 @@ def with_code(case: Case, layers: list[Any]) -> None:
     """A Lambda layer, and other ways to name what Keras would run."""
     code = compile(f"open({str(case.outside.proof)!r}, 'w').close()", 'code', 'eval')
     payload = base64.b64encode(marshal.dumps(code)).decode()
-    function = case.random.choice((
-        {'class_name': '__lambda__', 'config': {'code': payload, 'defaults': None, 'closure': None}},
-        [payload, None, None], {'class_name': 'function', 'module': 'os', 'config': 'system'}))
+    function = case.random.choice(
+        (
+            {'class_name': '__lambda__', 'config': {'code': payload, 'defaults': None, 'closure': None}},
+            [payload, None, None],
+            {'class_name': 'function', 'module': 'os', 'config': 'system'},
+        )
+    )
     name = case.random.choice(('Lambda', 'TFOpLambda', 'Activation', 'Dense'))
-    layers.insert(case.random.randrange(1, len(layers)), {
-        'module': 'keras.layers', 'class_name': name, 'name': 'code', 'inbound_nodes': [], 'config': {
-            'name': 'code', 'function': function, 'activation': function, 'units': 3,
-            'arguments': {'command': f'touch {case.outside.proof}'}}})
+    layers.insert(
+        case.random.randrange(1, len(layers)),
+        {
+            'module': 'keras.layers',
+            'class_name': name,
+            'name': 'code',
+            'inbound_nodes': [],
+            'config': {
+                'name': 'code',
+                'function': function,
+                'activation': function,
+                'units': 3,
+                'arguments': {'command': f'touch {case.outside.proof}'},
+            },
+        },
+    )
 
 
 def of_the_text(change: Callable[[Case, str], str]) -> Damage:
     def damage(case: Case) -> None:
         case.write_config(change(case, case.config()))
+
     return damage
 
 
@@ -784,7 +916,7 @@ def at_random(case: Case, text: str, piece: str) -> str:
 def instead_of_a_number(case: Case, text: str, number: str) -> str:
     numbers = list(re.finditer(r'(?<=[ \[])\d+(\.\d+)?(?=[,\]}])', text))
     found = case.random.choice(numbers)
-    return text[:found.start()] + number + text[found.end():]
+    return text[: found.start()] + number + text[found.end() :]
 
 
 ODD_NAMES = ('', '\x1b[2J\n', '\ud800', 'x' * 10**5, '/', '..')
@@ -799,23 +931,51 @@ CONFIGS: dict[str, Damage] = {
     'a layer of another name': of_a_layer(lambda case, layer: renamed(case, layer, 'another')),
     'a layer of an odd name': of_a_layer(lambda case, layer: renamed(case, layer, case.random.choice(ODD_NAMES))),
     'two names swapped': of_config(names_swapped),
-    'a layer of another class': of_a_layer(lambda case, layer: layer.update(class_name=case.random.choice((
-        'Dense', 'Conv2D', 'BatchNormalization', 'Functional', 'Sequential', 'Add', 'ReLU', 'Flatten', 'Rescaling',
-        'TFOpLambda', 'InputLayer', 'Dropout', 'GlobalMaxPooling2D', 'Evil', 'x' * 10**5))),),
-    'a foreign module': of_a_layer(lambda case, layer: layer.update(
-        module='os', class_name='system', registered_name='os>system')),
+    'a layer of another class': of_a_layer(
+        lambda case, layer: layer.update(
+            class_name=case.random.choice(
+                (
+                    'Dense',
+                    'Conv2D',
+                    'BatchNormalization',
+                    'Functional',
+                    'Sequential',
+                    'Add',
+                    'ReLU',
+                    'Flatten',
+                    'Rescaling',
+                    'TFOpLambda',
+                    'InputLayer',
+                    'Dropout',
+                    'GlobalMaxPooling2D',
+                    'Evil',
+                    'x' * 10**5,
+                )
+            )
+        )
+    ),
+    'a foreign module': of_a_layer(
+        lambda case, layer: layer.update(module='os', class_name='system', registered_name='os>system')
+    ),
     'code': of_the_list(with_code),
     'fed by others': of_config(fed_by),
     'in itself': of_the_list(in_itself),
-    'many layers': of_the_list(lambda case, layers: layers.extend(
-        {**layers[-1], 'name': f'many{i}', 'config': {'name': f'many{i}'}} for i in range(20_000))),
-    'text cut off': of_the_text(lambda case, text: text[:case.random.randrange(len(text))]),
+    'many layers': of_the_list(
+        lambda case, layers: layers.extend(
+            {**layers[-1], 'name': f'many{i}', 'config': {'name': f'many{i}'}} for i in range(20_000)
+        )
+    ),
+    'text cut off': of_the_text(lambda case, text: text[: case.random.randrange(len(text))]),
     'text with more': of_the_text(lambda case, text: at_random(case, text, case.random.choice('{}[]",:0\\é'))),
     'deep lists': of_the_text(lambda case, text: at_random(case, text, '[' * case.random.choice((900, 10**5)))),
-    'deep lists, closed': of_the_text(lambda case, text: instead_of_a_number(
-        case, text, '[' * (depth := case.random.choice((300, 900, 5000))) + ']' * depth)),
-    'a number of many digits': of_the_text(lambda case, text: instead_of_a_number(
-        case, text, '9' * case.random.choice((25, 400, 4000, 10**6)))),
+    'deep lists, closed': of_the_text(
+        lambda case, text: instead_of_a_number(
+            case, text, '[' * (depth := case.random.choice((300, 900, 5000))) + ']' * depth
+        )
+    ),
+    'a number of many digits': of_the_text(
+        lambda case, text: instead_of_a_number(case, text, '9' * case.random.choice((25, 400, 4000, 10**6)))
+    ),
     'a huge exponent': of_the_text(lambda case, text: instead_of_a_number(case, text, '1e999999')),
     'no number': of_the_text(lambda case, text: instead_of_a_number(case, text, 'NaN')),
     'another type': of_the_text(lambda case, text: case.random.choice(('[]', '0', 'null', '"x"', '{}', f'[{text}]'))),
@@ -825,13 +985,16 @@ CONFIGS: dict[str, Damage] = {
 
 # Shards and presets
 
+
 def named_shard(name: Any) -> Damage:
     """An array is said to be in another file."""
+
     def damage(case: Case) -> str:
         root = json.loads(case.source.read_text())
         root['weight_map'][case.random.choice(sorted(root['weight_map']))] = name
         case.source.write_text(json.dumps(root))
         return ''
+
     return damage
 
 
@@ -862,8 +1025,22 @@ FILES: dict[str, Damage] = {
 }
 
 SHARDS: dict[str, Damage] = {
-    **{f'a shard {name!r}': named_shard(name) for name in (
-        '../secret.h5', '..', '', 'x/../../secret.h5', 'none.h5', 'a\0.h5', '\ud800.h5', None, 5, {}, [[['a.h5']]])},
+    **{
+        f'a shard {name!r}': named_shard(name)
+        for name in (
+            '../secret.h5',
+            '..',
+            '',
+            'x/../../secret.h5',
+            'none.h5',
+            'a\0.h5',
+            '\ud800.h5',
+            None,
+            5,
+            {},
+            [[['a.h5']]],
+        )
+    },
     'a shard elsewhere': absolute_shard,
     'many shards': lambda case: named_shard([f'{i}.h5' for i in range(10_000)])(case),
     'shards exchanged': shards_exchanged,

@@ -1,4 +1,5 @@
 """Runs of finetune.py in processes of their own, which are forked from one that has imported everything already."""
+
 import contextlib
 import glob
 import multiprocessing
@@ -39,8 +40,14 @@ class Running:
             variables = dict(environment)
             if processes > 1:  # what `accelerate launch` sets
                 variables.update(
-                    ACCELERATE_USE_CPU='true', RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes),
-                    LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+                    ACCELERATE_USE_CPU='true',
+                    RANK=str(rank),
+                    LOCAL_RANK=str(rank),
+                    WORLD_SIZE=str(processes),
+                    LOCAL_WORLD_SIZE=str(processes),
+                    MASTER_ADDR='127.0.0.1',
+                    MASTER_PORT=str(port),
+                )
             process = CONTEXT.Process(target=_main, args=([str(a) for a in arguments], log, variables))
             process.start()
             self.processes.append(process)

@@ -6,6 +6,7 @@
 A case may kill it or keep it for ever, for test_fuzz.py to see. The readers of HDF5 are forked from a process that has
 imported little more than h5py: that takes 3 ms, and `weights.start` 150.
 """
+
 import io
 import json
 import os
@@ -28,7 +29,7 @@ import numpy as np
 from conversion import hdf5, weights
 
 MOST_MEMORY = 2**30  # bytes, beyond what there was before
-READER_SECONDS = 2   # instead of `hdf5.MAX_SECONDS`: loops without end shall not take most of the tests' time
+READER_SECONDS = 2  # instead of `hdf5.MAX_SECONDS`: loops without end shall not take most of the tests' time
 
 
 class Forks:
@@ -41,7 +42,7 @@ class Forks:
             _serve_forks(there)
             os._exit(0)
         there.close()
-        self.megabytes, self.seconds = 0, 0.  # that the last reader took
+        self.megabytes, self.seconds = 0, 0.0  # that the last reader took
 
     def start(self) -> 'Forks':
         (requests, to_reader), (from_reader, answers) = os.pipe(), os.pipe()
@@ -87,9 +88,15 @@ def _serve_forks(requests: socket.socket) -> None:
             requests.send(b'%d' % pid)
         else:
             _, status, usage = os.wait4(pid, 0)
-            requests.send(json.dumps([
-                os.waitstatus_to_exitcode(status), usage.ru_maxrss // 1024 - before,
-                usage.ru_utime + usage.ru_stime]).encode())
+            requests.send(
+                json.dumps(
+                    [
+                        os.waitstatus_to_exitcode(status),
+                        usage.ru_maxrss // 1024 - before,
+                        usage.ru_utime + usage.ru_stime,
+                    ]
+                ).encode()
+            )
 
 
 def _resident() -> int:
@@ -150,8 +157,15 @@ def through_the_command(source: Path, config: Path | None, output: Path) -> dict
 
     convert.prove_parity = prove_parity
     try:
-        convert.main(str(source), output=output, input_range='tf', interpolation='nearest', class_names=['none'],
-                     size=96, config=config)
+        convert.main(
+            str(source),
+            output=output,
+            input_range='tf',
+            interpolation='nearest',
+            class_names=['none'],
+            size=96,
+            config=config,
+        )
     except SystemExit as e:
         if e.code != 'error: not compared':
             raise hdf5.KerasFileError(str(e.code).removeprefix('error: ')) from e
@@ -172,8 +186,7 @@ def wrong(found: dict[str, np.ndarray], case: dict[str, Any]) -> list[str]:
         values = found.get(name)
         same = name in expected and np.array_equal(values, expected[name]['values'])
         there = name in places and (same or np.array_equal(values, at_place(case, name, *places[name])))
-        moved = case['moves'] and (
-            there or any(np.array_equal(values, other['values']) for other in expected.values()))
+        moved = case['moves'] and (there or any(np.array_equal(values, other['values']) for other in expected.values()))
         if not there and not moved:
             left.append(name)
     return left
@@ -208,7 +221,7 @@ def at_place(case: dict[str, Any], name: str, file: str, member: str | None, pat
 def run(case: dict[str, Any], watch: Watch, forks: Forks) -> dict[str, Any]:
     result: dict[str, Any] = dict(outcome='read', message='', wrong=[])
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, time.process_time()
-    forks.megabytes, forks.seconds = 0, 0.
+    forks.megabytes, forks.seconds = 0, 0.0
     watch.folder, watch.events = case['folder'], []
     try:
         found = read(case)
@@ -221,8 +234,10 @@ def run(case: dict[str, Any], watch: Watch, forks: Forks) -> dict[str, Any]:
     finally:
         watch.folder = ''
     result.update(
-        seconds=round(time.process_time() - started + forks.seconds, 3), events=watch.events,
-        megabytes=max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before, forks.megabytes))
+        seconds=round(time.process_time() - started + forks.seconds, 3),
+        events=watch.events,
+        megabytes=max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before, forks.megabytes),
+    )
     if found is not None:
         result['wrong'] = wrong(found, case)
     return result

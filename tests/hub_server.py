@@ -5,6 +5,7 @@
 
 Large files are uploaded by the git-lfs protocol; for huggingface_hub to use it, HF_HUB_DISABLE_XET=1.
 """
+
 import enum
 import hashlib
 import json
@@ -38,23 +39,26 @@ class Fault(enum.Enum):
 class Handler(BaseHTTPRequestHandler):
     """One method per endpoint; `ROUTES` says which."""
 
-    ROUTES = tuple((method, re.compile(pattern), endpoint) for method, pattern, endpoint in (
-        ('GET', r'/files/(?P<name>.+)', 'plain_file'),
-        ('GET', rf'/{REPO}/resolve/{REVISION}/(?P<name>.+)', 'resolve'),
-        ('GET', rf'/{DATASET}/resolve/{REVISION}/(?P<name>.+)', 'resolve'),
-        ('GET', rf'/api/{DATASET}(/revision/{REVISION})?', 'info'),
-        ('GET', rf'/api/{DATASET}/tree/{REVISION}(/(?P<below>.+))?', 'tree'),
-        ('POST', rf'/api/{DATASET}/paths-info/{REVISION}', 'paths_info'),
-        ('GET', rf'/api/models/{REPO}(/revision/{REVISION})?', 'info'),
-        ('GET', rf'/api/models/{REPO}/tree/{REVISION}', 'tree'),
-        ('POST', r'/api/repos/create', 'create'),
-        ('POST', rf'/api/models/{REPO}/branch/{REVISION}', 'create_branch'),
-        ('POST', r'/api/validate-yaml', 'validate_yaml'),
-        ('POST', rf'/api/models/{REPO}/preupload/{REVISION}', 'preupload'),
-        ('POST', rf'/{REPO}\.git/info/lfs/objects/batch', 'lfs_batch'),
-        ('PUT', r'/storage/(?P<sha256>[0-9a-f]{64})', 'lfs_put'),
-        ('POST', rf'/api/models/{REPO}/commit/{REVISION}', 'commit'),
-    ))
+    ROUTES = tuple(
+        (method, re.compile(pattern), endpoint)
+        for method, pattern, endpoint in (
+            ('GET', r'/files/(?P<name>.+)', 'plain_file'),
+            ('GET', rf'/{REPO}/resolve/{REVISION}/(?P<name>.+)', 'resolve'),
+            ('GET', rf'/{DATASET}/resolve/{REVISION}/(?P<name>.+)', 'resolve'),
+            ('GET', rf'/api/{DATASET}(/revision/{REVISION})?', 'info'),
+            ('GET', rf'/api/{DATASET}/tree/{REVISION}(/(?P<below>.+))?', 'tree'),
+            ('POST', rf'/api/{DATASET}/paths-info/{REVISION}', 'paths_info'),
+            ('GET', rf'/api/models/{REPO}(/revision/{REVISION})?', 'info'),
+            ('GET', rf'/api/models/{REPO}/tree/{REVISION}', 'tree'),
+            ('POST', r'/api/repos/create', 'create'),
+            ('POST', rf'/api/models/{REPO}/branch/{REVISION}', 'create_branch'),
+            ('POST', r'/api/validate-yaml', 'validate_yaml'),
+            ('POST', rf'/api/models/{REPO}/preupload/{REVISION}', 'preupload'),
+            ('POST', rf'/{REPO}\.git/info/lfs/objects/batch', 'lfs_batch'),
+            ('PUT', r'/storage/(?P<sha256>[0-9a-f]{64})', 'lfs_put'),
+            ('POST', rf'/api/models/{REPO}/commit/{REVISION}', 'commit'),
+        )
+    )
     protocol_version = 'HTTP/1.1'
     server: 'HubServer'
     body: bytes
@@ -145,10 +149,14 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, repo: str, revision: str = 'main') -> None:
         """GET /api/models/ORG/NAME[/revision/REVISION]."""
         if folder := self.existing(repo, revision):
-            siblings = [dict(rfilename=entry['path']) for entry in self.server.store.tree(folder, '', recursive=True)
-                        if entry['type'] == 'file']
-            self.answer_json(dict(id=repo, sha=commit_of(folder), private=repo in self.server.store.private,
-                                  siblings=siblings))
+            siblings = [
+                dict(rfilename=entry['path'])
+                for entry in self.server.store.tree(folder, '', recursive=True)
+                if entry['type'] == 'file'
+            ]
+            self.answer_json(
+                dict(id=repo, sha=commit_of(folder), private=repo in self.server.store.private, siblings=siblings)
+            )
 
     def tree(self, repo: str, revision: str, below: str = '') -> None:
         """GET /api/models/ORG/NAME/tree/REVISION[/FOLDER]: what is in a folder, and with ?recursive=True below it."""
@@ -190,15 +198,22 @@ class Handler(BaseHTTPRequestHandler):
     def preupload(self, repo: str, revision: str) -> None:
         """POST /api/models/ORG/NAME/preupload/REVISION: which files are large."""
         if self.existing(repo, revision):
-            files = [dict(path=file['path'], shouldIgnore=False,
-                          uploadMode='lfs' if file['path'].endswith(LFS_SUFFIXES) else 'regular')
-                     for file in json.loads(self.body)['files']]
+            files = [
+                dict(
+                    path=file['path'],
+                    shouldIgnore=False,
+                    uploadMode='lfs' if file['path'].endswith(LFS_SUFFIXES) else 'regular',
+                )
+                for file in json.loads(self.body)['files']
+            ]
             self.answer_json(dict(files=files))
 
     def lfs_batch(self, repo: str) -> None:
         """POST /ORG/NAME.git/info/lfs/objects/batch: where each large file is to be put."""
-        objects = [dict(file, actions=dict(upload=dict(href=f'{self.server.url}/storage/{file["oid"]}')))
-                   for file in json.loads(self.body)['objects']]
+        objects = [
+            dict(file, actions=dict(upload=dict(href=f'{self.server.url}/storage/{file["oid"]}')))
+            for file in json.loads(self.body)['objects']
+        ]
         self.answer_json(dict(transfer='basic', objects=objects))
 
     def lfs_put(self, sha256: str) -> None:

@@ -1,4 +1,5 @@
 """What a Hugging Face Hub keeps: repositories as folders, their branches beside them, and uploads not yet committed."""
+
 import base64
 import functools
 import hashlib
@@ -65,8 +66,14 @@ class Store:
         main = self.root / repo
         branches = [main, *sorted(main.parent.glob(f'{main.name}@*'))]
         names = ('main', *(folder.name.partition('@')[2] for folder in branches[1:]))
-        return next((folder for name, folder in zip(names, branches) if folder.is_dir() and revision in (
-            name, commit_of(folder))), None)
+        return next(
+            (
+                folder
+                for name, folder in zip(names, branches)
+                if folder.is_dir() and revision in (name, commit_of(folder))
+            ),
+            None,
+        )
 
     def create(self, repo: str, private: bool) -> None:
         (self.root / repo).mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 What only TensorFlow's Keras writes is made of what this Keras writes: the same groups, with other names.
 """
+
 import io
 import json
 import zipfile
@@ -20,6 +21,7 @@ SIZE = 96  # pixels
 
 
 # Models, built by Keras, or by tf_keras if that is given
+
 
 def flat_with_top(k: Any = keras) -> Any:
     """Keras' own, with a classifier."""
@@ -60,14 +62,24 @@ def sequential(k: Any = keras) -> Any:
     augmentation = k.Sequential([k.layers.RandomFlip('horizontal'), k.layers.RandomRotation(0.1)])
     base = k.applications.Xception(weights=None, include_top=False, pooling='avg', input_shape=(SIZE, SIZE, 3))
     base.trainable = False
-    return k.Sequential([
-        k.Input((SIZE, SIZE, 3)), augmentation, k.layers.Rescaling(1 / 127.5, offset=-1), base,
-        k.layers.Flatten(), k.layers.Dense(64, activation='relu'), k.layers.Dense(64, activation='relu'),
-        k.layers.Dense(5), k.layers.Activation('softmax')])
+    return k.Sequential(
+        [
+            k.Input((SIZE, SIZE, 3)),
+            augmentation,
+            k.layers.Rescaling(1 / 127.5, offset=-1),
+            base,
+            k.layers.Flatten(),
+            k.layers.Dense(64, activation='relu'),
+            k.layers.Dense(64, activation='relu'),
+            k.layers.Dense(5),
+            k.layers.Activation('softmax'),
+        ]
+    )
 
 
 MODELS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (flat_with_top, flat_without_top, flat_with_head, nested, sequential)}
+    f.__name__: f for f in (flat_with_top, flat_without_top, flat_with_head, nested, sequential)
+}
 
 
 def randomised(model: Any, seed: int = 0) -> Any:
@@ -76,8 +88,9 @@ def randomised(model: Any, seed: int = 0) -> Any:
     for layer in flat(model):
         values = layer.get_weights()
         if any(value.dtype.kind == 'f' for value in values):
-            layer.set_weights([
-                value + generator.uniform(0.1, 0.5, value.shape) if value.ndim == 1 else value for value in values])
+            layer.set_weights(
+                [value + generator.uniform(0.1, 0.5, value.shape) if value.ndim == 1 else value for value in values]
+            )
     return model
 
 
@@ -117,8 +130,12 @@ def expected_tensors(model: Any) -> dict[str, Tensor]:
         elif layer.weights and type(layer).__name__ in ('Conv2D', 'BatchNormalization'):
             unnamed.setdefault(type(layer).__name__, []).append(layer)
     for kind, of_kind in unnamed.items():
-        numbers = sorted(of_kind, key=lambda layer: int(layer.name.rpartition('_')[2]) if layer.name[-1].isdigit()
-                         and not layer.name.endswith('2d') else -1)
+        numbers = sorted(
+            of_kind,
+            key=lambda layer: (
+                int(layer.name.rpartition('_')[2]) if layer.name[-1].isdigit() and not layer.name.endswith('2d') else -1
+            ),
+        )
         for module, layer in zip(('entry_flow.0', 'entry_flow.1', 'entry_flow.2', 'exit_flow.0'), numbers):
             put(layer, f'{module}.shortcut.{"conv" if kind == "Conv2D" else "bn"}')
     head = [layer for layer in layers[end:] if type(layer).__name__ in ('Dense', 'BatchNormalization')]
@@ -131,6 +148,7 @@ def expected_tensors(model: Any) -> dict[str, Tensor]:
 
 
 # Files
+
 
 def archive(model: Any, folder: Path) -> Path:
     """Keras since 3.6."""
@@ -168,6 +186,7 @@ def _rewritten(file: Path, member: str, change: Callable[[bytes], bytes]) -> Pat
 def whole_h5(model: Any, folder: Path) -> Path:
     """A whole model in HDF5, as Keras 3 still writes it."""
     import warnings
+
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         model.save(folder / 'model.h5')
@@ -212,6 +231,7 @@ def weights_h5_of_tensorflow_2_12(model: Any, folder: Path) -> Path:
 def weights_of_keras2(model: Any, folder: Path) -> Path:
     """`save_weights('x.h5')` of Keras 2."""
     from keras.src.legacy.saving import legacy_h5_format
+
     with h5py.File(folder / 'weights.h5', 'w') as f:
         legacy_h5_format.save_weights_to_hdf5_group(f, model)
         _to_keras2(f)
@@ -247,13 +267,25 @@ def preset(model: Any, folder: Path) -> Path:
         f.create_group('layers/global_average_pooling2d/vars').attrs['name'] = 'pooler'
         f.create_group('layers/dropout/vars').attrs['name'] = 'output_dropout'
         f['optimizer/vars/0'] = np.int64(1)
-    config = {'module': 'keras_hub.src.models.xception.xception_backbone', 'class_name': 'XceptionBackbone',
-              'config': {'name': 'xception_backbone', 'image_shape': [None, None, 3]}}
-    task = {'class_name': 'XceptionImageClassifier', 'config': {
-        'backbone': config, 'num_classes': 7, 'pooling': 'avg', 'activation': 'softmax', 'dropout': 0.1}}
-    converter = {'class_name': 'XceptionImageConverter', 'config': {
-        'image_size': [SIZE, SIZE], 'scale': 1 / 127.5, 'offset': -1, 'interpolation': 'bilinear',
-        'crop_to_aspect_ratio': True}}
+    config = {
+        'module': 'keras_hub.src.models.xception.xception_backbone',
+        'class_name': 'XceptionBackbone',
+        'config': {'name': 'xception_backbone', 'image_shape': [None, None, 3]},
+    }
+    task = {
+        'class_name': 'XceptionImageClassifier',
+        'config': {'backbone': config, 'num_classes': 7, 'pooling': 'avg', 'activation': 'softmax', 'dropout': 0.1},
+    }
+    converter = {
+        'class_name': 'XceptionImageConverter',
+        'config': {
+            'image_size': [SIZE, SIZE],
+            'scale': 1 / 127.5,
+            'offset': -1,
+            'interpolation': 'bilinear',
+            'crop_to_aspect_ratio': True,
+        },
+    }
     files = {'config': config, 'task': task, 'image_converter': converter, 'metadata': {'keras_version': '3.15.1'}}
     for name, content in files.items():
         (directory / f'{name}.json').write_text(json.dumps(content))
@@ -267,6 +299,7 @@ WEIGHTS_ALONE = (weights_h5, weights_h5_without_names, weights_h5_of_tensorflow_
 def _remove_names(file: h5py.File) -> None:
     def remove(path: str, node: Any) -> None:
         node.attrs.pop('name', None)
+
     file.visititems(remove)
 
 

@@ -1,4 +1,5 @@
 """Networks with random weights that compute something: what the tests run where the genuine weights don't matter."""
+
 from typing import Any
 
 import timm
@@ -29,7 +30,7 @@ def random_model(seed: int = 0, **kwargs: Any) -> Xception:
     norms, momentum = norms_of(model), norms_of(model)[0].momentum
     with torch.no_grad():
         for norm in norms:
-            norm.momentum = 1.
+            norm.momentum = 1.0
             norm.weight.uniform_(0.6, 1.4)
             norm.bias.normal_(std=0.3)
         model.train()(images(96, 96, batch=4, chans=model.in_chans))

@@ -2,6 +2,7 @@
 
 HDF5 doesn't store what it can tell: arrays of one value throughout are a value to fill with.
 """
+
 import io
 import json
 import zipfile
@@ -19,7 +20,7 @@ from conversion.layouts import KERAS1_VARIABLES
 from conversion.names import KINDS, LAYERS, PREDICTIONS, to_keras
 
 WEIGHTS = 'model.weights.h5'  # in an archive
-LARGE = 1024                  # elements from which on an array has one value throughout
+LARGE = 1024  # elements from which on an array has one value throughout
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ def with_few_values(model: Any, seed: int = 0) -> Any:
         for value in layer.get_weights():
             count += 1
             few = value.size < LARGE and value.dtype.kind == 'f'
-            values.append(
-                generator.uniform(0.5, 1.5, value.shape) if few else np.full(value.shape, 1 + count / 1000))
+            values.append(generator.uniform(0.5, 1.5, value.shape) if few else np.full(value.shape, 1 + count / 1000))
         if any(value.dtype.kind == 'f' for value in layer.get_weights()):
             layer.set_weights(values)
     return model
@@ -104,8 +104,11 @@ def make_base(folder: Path, write: Callable[[Any, Path], Path], model: Any, conf
 
 
 def finish(
-        folder: Path, source: str, config: str | None, contents: list[tuple[str, str | None]],
-        expected: dict[str, np.ndarray],
+    folder: Path,
+    source: str,
+    config: str | None,
+    contents: list[tuple[str, str | None]],
+    expected: dict[str, np.ndarray],
 ) -> Base:
     """Finds the place of every array by its first value, which no other has, and writes what fuzz_worker.py needs."""
     names = {(float(value.flat[0]), value.size): name for name, value in expected.items()}
@@ -118,10 +121,18 @@ def finish(
                 if name:
                     places[name] = (file, member, path)
     assert places.keys() == expected.keys()
-    (folder / 'expected.json').write_text(json.dumps({name: dict(
-        place=places[name], shape=value.shape,
-        values=value.flat[:1].tolist() if (value == value.flat[0]).all() else value.ravel().tolist(),
-    ) for name, value in expected.items()}))
+    (folder / 'expected.json').write_text(
+        json.dumps(
+            {
+                name: dict(
+                    place=places[name],
+                    shape=value.shape,
+                    values=value.flat[:1].tolist() if (value == value.flat[0]).all() else value.ravel().tolist(),
+                )
+                for name, value in expected.items()
+            }
+        )
+    )
     return Base(folder, source, config, contents, places)
 
 

@@ -1,4 +1,5 @@
 """Real images that come with a package: handwritten digits and pieces of a photo, as files and as splits."""
+
 import functools
 import io
 from collections.abc import Sequence
@@ -19,8 +20,13 @@ WORDS = ('zero', 'one', 'two', 'three')  # so that the order of names isn't that
 def digits(per_class: int = 10, size: int = 32) -> dict[str, list[Image.Image]]:
     """Real handwritten digits of four classes."""
     data = load_digits()
-    return {word: [Image.fromarray((image * 15.9).astype(np.uint8)).resize((size, size))
-                   for image in data.images[data.target == number][:per_class]] for number, word in enumerate(WORDS)}
+    return {
+        word: [
+            Image.fromarray((image * 15.9).astype(np.uint8)).resize((size, size))
+            for image in data.images[data.target == number][:per_class]
+        ]
+        for number, word in enumerate(WORDS)
+    }
 
 
 def save_digits(root: Path, per_class: int = 10) -> Path:
@@ -56,7 +62,7 @@ def save_pieces(folder: Path, count: int, size: int = 64) -> list[Path]:
 
 
 def split_of(
-        images: Sequence[Path | Cell], labels: Sequence[Any] | None = None, streamed: bool = False, name: str = 'train',
+    images: Sequence[Path | Cell], labels: Sequence[Any] | None = None, streamed: bool = False, name: str = 'train'
 ) -> Split:
     """Files, or what stands for them ({} for none), as a split; by default of two classes in turn."""
     cells = [(image or None) if isinstance(image, dict) else {'path': str(image), 'bytes': None} for image in images]

@@ -1,4 +1,5 @@
 """Checkpoints of the legacy torch lineage: recognised in every layout, and the function they were trained as."""
+
 import pickle
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,18 @@ BAD = {
     'integers': lambda state, path: save(path, {**state, 'bn3.weight': torch.ones(1536, dtype=torch.int64)}),
 }
 SAYS = {
-    'code': 'something other than tensors', 'text': 'damaged', 'nothing': 'damaged', 'truncated': 'damaged',
-    'a list': '(instead of a state dict|other than tensors)', 'another network': 'no Xception.*layer1.0.conv1.weight',
-    'a layer is missing': 'middle_flow.1.stack.conv1.conv_dw', 'a layer too many': 'block13.rep.0.weight',
-    'two networks': '2 networks, under a., b.', 'another shape': r'exit_flow.1.stack.bn1.weight is \[5\]',
-    'NaN': 'exit_flow.1.stack.bn1.weight holds NaN', 'integers': 'int64',
+    'code': 'something other than tensors',
+    'text': 'damaged',
+    'nothing': 'damaged',
+    'truncated': 'damaged',
+    'a list': '(instead of a state dict|other than tensors)',
+    'another network': 'no Xception.*layer1.0.conv1.weight',
+    'a layer is missing': 'middle_flow.1.stack.conv1.conv_dw',
+    'a layer too many': 'block13.rep.0.weight',
+    'two networks': '2 networks, under a., b.',
+    'another shape': r'exit_flow.1.stack.bn1.weight is \[5\]',
+    'NaN': 'exit_flow.1.stack.bn1.weight holds NaN',
+    'integers': 'int64',
 }
 
 

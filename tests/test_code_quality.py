@@ -1,4 +1,5 @@
 """The linter and the type checker have nothing to say, and the arrows between the modules point one way."""
+
 import ast
 import re
 import subprocess

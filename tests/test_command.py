@@ -1,4 +1,5 @@
 """`xception-hub` and `python -m xception_hub`."""
+
 import re
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from xception_hub.__main__ import app
 def test_verify_genuine(converted: Path) -> None:
     """As a process."""
     result = subprocess.run(
-        [sys.executable, '-m', 'xception_hub', 'verify', converted], cwd=ROOT, text=True, capture_output=True)
+        [sys.executable, '-m', 'xception_hub', 'verify', converted], cwd=ROOT, text=True, capture_output=True
+    )
     assert result.returncode == 0, result.stderr
     assert re.search(r'^ +234 +bit-identical$', result.stdout, re.MULTILINE)
     assert 'not verified: the classifier' in result.stdout

@@ -1,4 +1,5 @@
 """From a Keras file to a directory that timm loads: what is written, what is refused, and what never happens."""
+
 import hashlib
 import io
 import json
@@ -36,10 +37,15 @@ MEMBERS = ('metadata.json', 'config.json', 'model.weights.h5')
 
 # What is written
 
+
 def test_directory(converted: Path) -> None:
     """Four files, nothing beside them, readable by others."""
     assert {path.name for path in converted.iterdir()} == {
-        'model.safetensors', 'config.json', 'README.md', 'parity.json'}
+        'model.safetensors',
+        'config.json',
+        'README.md',
+        'parity.json',
+    }
     assert list(converted.parent.iterdir()) == [converted]
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in converted.iterdir())
 
@@ -51,9 +57,17 @@ def test_config(converted: Path) -> None:
     assert config['label_names'] == list(CLASS_NAMES)
     assert config['num_classes'] == 6 and 'num_classes' not in config['model_args']  # transformers passes it itself
     assert config['model_args'].items() >= dict(fc_widths=[100], drop_rate=0.2).items()
-    assert config['pretrained_cfg'].items() >= dict(
-        input_size=[3, 150, 150], interpolation='nearest', crop_mode='squash', crop_pct=1.0, mean=[0.5] * 3,
-        std=[0.5] * 3).items()
+    assert (
+        config['pretrained_cfg'].items()
+        >= dict(
+            input_size=[3, 150, 150],
+            interpolation='nearest',
+            crop_mode='squash',
+            crop_pct=1.0,
+            mean=[0.5] * 3,
+            std=[0.5] * 3,
+        ).items()
+    )
     assert config['keras']['final_activation'] == 'linear'
 
 
@@ -62,14 +76,27 @@ def test_parity_report(converted: Path) -> None:
     assert report['passed']
     with_keras = [proof for proof in report['proofs'] if proof['proof'] == 'Keras']
     assert {(proof['dtype'], *proof['size']) for proof in with_keras} == {
-        (dtype, *size) for dtype in ('float64', 'float32') for size in ((150, 150), (107, 150))}
+        (dtype, *size) for dtype in ('float64', 'float32') for size in ((150, 150), (107, 150))
+    }
     assert all(proof['worst'] <= proof['tolerance'] for proof in with_keras)
     assert report['reading'] == BY_KERAS
     assert [(proof['proof'], proof['passed']) for proof in report['proofs'] if proof not in with_keras] == [
-        ('tensors', True), ('moving statistics', True), ('residual normalizations', True), ('fingerprints', True)]
-    assert report['declared'] == dict(class_names=list(CLASS_NAMES), preprocessing=dict(
-        input_range='tf', image_size=[150, 150], interpolation='nearest', crop_pct=1.0, crop_mode='squash',
-        rescaling=[1.0, 0.0]))
+        ('tensors', True),
+        ('moving statistics', True),
+        ('residual normalizations', True),
+        ('fingerprints', True),
+    ]
+    assert report['declared'] == dict(
+        class_names=list(CLASS_NAMES),
+        preprocessing=dict(
+            input_range='tf',
+            image_size=[150, 150],
+            interpolation='nearest',
+            crop_pct=1.0,
+            crop_mode='squash',
+            rescaling=[1.0, 0.0],
+        ),
+    )
     assert report['proofs'][-1].items() >= dict(identical=234, compensated=0, different=0, missing=0).items()
     assert set(report['left_out'].values()) == {"the optimizer's state"}
     assert report['source']['sha256'] == '0e14f861010eafe9026a9d878b1cd260f705cb311a15226e0fbc0235b5529989'
@@ -79,6 +106,7 @@ def test_preprocessing_is_that_of_keras(converted: Path, checkpoint: Checkpoint)
     """timm's transform from config.json gives the pixels that Keras' loader and preprocess_input give."""
     import keras
     from PIL import Image
+
     model = timm.create_model(f'local-dir:{converted}', pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
     for photo in checkpoint.photos[:4]:
@@ -89,21 +117,27 @@ def test_preprocessing_is_that_of_keras(converted: Path, checkpoint: Checkpoint)
 
 def test_tensors_are_the_files_arrays(converted: Path, checkpoint: Checkpoint) -> None:
     """One of each kind, read by hand."""
-    with zipfile.ZipFile(checkpoint.model) as archive, safetensors.safe_open(
-            converted / 'model.safetensors', 'numpy') as tensors:
+    with (
+        zipfile.ZipFile(checkpoint.model) as archive,
+        safetensors.safe_open(converted / 'model.safetensors', 'numpy') as tensors,
+    ):
         file = h5py.File(io.BytesIO(archive.read('model.weights.h5')))
         layers = file['layers/functional/layers']
         np.testing.assert_array_equal(
-            tensors.get_tensor('stem.conv1.weight'), np.asarray(layers['conv2d/vars/0']).transpose(3, 2, 0, 1))
+            tensors.get_tensor('stem.conv1.weight'), np.asarray(layers['conv2d/vars/0']).transpose(3, 2, 0, 1)
+        )
         np.testing.assert_array_equal(
             tensors.get_tensor('entry_flow.0.stack.conv1.conv_dw.weight')[:, 0],
-            np.asarray(layers['separable_conv2d/vars/0'])[..., 0].transpose(2, 0, 1))
+            np.asarray(layers['separable_conv2d/vars/0'])[..., 0].transpose(2, 0, 1),
+        )
         np.testing.assert_array_equal(
-            tensors.get_tensor('stem.bn1.running_var'), np.asarray(layers['batch_normalization/vars/3']))
+            tensors.get_tensor('stem.bn1.running_var'), np.asarray(layers['batch_normalization/vars/3'])
+        )
         np.testing.assert_array_equal(tensors.get_tensor('head.fc.weight'), np.asarray(file['layers/dense_1/vars/0']).T)
 
 
 # The official release, in the layout of Keras 1
+
 
 def keras1_numbers() -> dict[str, list[str]]:
     """Keras 2 layer name of the n-th layer of each kind in the order of creation, as the release counts them."""
@@ -127,20 +161,27 @@ def keras1_numbers() -> dict[str, list[str]]:
 def release(request: pytest.FixtureRequest, imagenet_state_dict: StateDict, tmp_path_factory: Any) -> Path:
     """A file like Keras' release, written from a Keras model in Keras' own order of layers."""
     import keras
+
     top = request.param == 'with top'
     model = keras.applications.Xception(weights=None, include_top=top)
     generator = np.random.default_rng(0)
     for layer in model.layers:  # convolutions as initialised; ones and zeros would hide mistakes
-        layer.set_weights([
-            w if w.ndim > 1 else generator.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
+        layer.set_weights([w if w.ndim > 1 else generator.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
     path = tmp_path_factory.mktemp('release') / 'xception_weights_tf_dim_ordering_tf_kernels.h5'
-    numbers = {name: f'{kind}_{i}' for kind, names in keras1_numbers().items() for i, name in enumerate(names, 1)
-               if kind == 'batchnormalization' or 'residual' not in name}
+    numbers = {
+        name: f'{kind}_{i}'
+        for kind, names in keras1_numbers().items()
+        for i, name in enumerate(names, 1)
+        if kind == 'batchnormalization' or 'residual' not in name
+    }
     convs = iter(['convolution2d_3', 'convolution2d_4', 'convolution2d_5', 'convolution2d_6'])
     norms = iter(['batchnormalization_3', 'batchnormalization_6', 'batchnormalization_9', 'batchnormalization_36'])
     suffixes = {
-        'Conv2D': ['W'], 'SeparableConv2D': ['depthwise_kernel', 'pointwise_kernel'], 'Dense': ['W', 'b'],
-        'BatchNormalization': ['gamma', 'beta', 'running_mean', 'running_std']}
+        'Conv2D': ['W'],
+        'SeparableConv2D': ['depthwise_kernel', 'pointwise_kernel'],
+        'Dense': ['W', 'b'],
+        'BatchNormalization': ['gamma', 'beta', 'running_mean', 'running_std'],
+    }
     with h5py.File(path, 'w') as file:
         layer_names = []
         for layer in model.layers:
@@ -171,11 +212,11 @@ def test_release(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model = timm.create_model('xception_paper', pretrained=True, num_classes=classes)
     assert torch.equal(model.stem.conv1.weight, ported.tensors['stem.conv1.weight'])
     assert json.loads((tmp_path / 'release' / 'config.json').read_text())['keras']['final_activation'] == (
-        'softmax' if classes else 'linear')
+        'softmax' if classes else 'linear'
+    )
 
 
-def test_release_by_name(
-        release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> None:
+def test_release_by_name(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> None:
     """`keras-imagenet` is downloaded into the cache, and converted with the preprocessing that is Keras' own."""
     (hub.root / 'files').mkdir(exist_ok=True)
     shutil.copy(release, hub.root / 'files' / release.name)
@@ -187,7 +228,8 @@ def test_release_by_name(
     assert ported.is_release
     assert choose_preprocessing(ported) == convert_module.RELEASE_PREPROCESSING
     assert choose_preprocessing(ported, size=331, interpolation='bilinear') == replace(
-        convert_module.RELEASE_PREPROCESSING, image_size=(331, 331), interpolation='bilinear')
+        convert_module.RELEASE_PREPROCESSING, image_size=(331, 331), interpolation='bilinear'
+    )
 
 
 def test_name_table_counts() -> None:
@@ -197,6 +239,7 @@ def test_name_table_counts() -> None:
 
 
 # What is refused
+
 
 def rewritten(source: Path, target: Path, **members: bytes | None) -> Path:
     """A copy of an archive with members replaced, or left out if None."""
@@ -214,6 +257,7 @@ def with_config(change: Callable[[Any], None]) -> Callable[[Path, Path], Path]:
             config = json.loads(archive.read('config.json'))
         change(config)
         return rewritten(source, target, config=json.dumps(config).encode())
+
     return rewrite
 
 
@@ -224,6 +268,7 @@ def with_weights(change: Callable[[h5py.File], None]) -> Callable[[Path, Path], 
         with h5py.File(buffer, 'r+') as file:
             change(file)
         return rewritten(source, target, model=buffer.getvalue())
+
     return rewrite
 
 
@@ -242,6 +287,7 @@ def replace_array(path: str, value: Any, **kwargs: Any) -> Callable[[h5py.File],
             file[path] = value
         else:
             file.create_dataset(path, data=value, **kwargs)
+
     return change
 
 
@@ -264,9 +310,16 @@ def huge(file: h5py.File) -> None:
 
 def insert_lambda(config: Any) -> None:
     code = {'class_name': '__lambda__', 'config': {'code': 'aW1wb3J0IG9z', 'defaults': None, 'closure': None}}
-    outer(config).insert(2, {
-        'module': 'keras.layers', 'class_name': 'Lambda', 'name': 'lambda', 'inbound_nodes': [],
-        'config': {'name': 'lambda', 'function': code}})
+    outer(config).insert(
+        2,
+        {
+            'module': 'keras.layers',
+            'class_name': 'Lambda',
+            'name': 'lambda',
+            'inbound_nodes': [],
+            'config': {'name': 'lambda', 'function': code},
+        },
+    )
 
 
 KERNEL = 'layers/functional/layers/conv2d/vars/0'
@@ -287,20 +340,27 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     'another network': (with_config(lambda c: outer(c).pop(1)), "holds no layer called 'block1_conv1'"),
     'unknown head': (with_config(lambda c: outer(c)[4].update(class_name='Conv1D')), "Conv1D layer 'dropout'"),
     'hidden softplus': (
-        with_config(lambda c: outer(c)[3]['config'].update(activation='softplus')), "applies 'softplus' before"),
+        with_config(lambda c: outer(c)[3]['config'].update(activation='softplus')),
+        "applies 'softplus' before",
+    ),
     'units': (with_config(lambda c: outer(c)[3]['config'].update(units=10**12)), "layer 'dense' has 1000000000000"),
     'rate': (with_config(lambda c: outer(c)[4]['config'].update(rate=1.5)), "layer 'dropout' has rate 1.5"),
     'images below the limit': (
         with_config(lambda c: [layer['config'].update(batch_shape=[None, 32, 32, 3]) for layer in outer(c)[:1]]),
-        'its images are 32x32'),
+        'its images are 32x32',
+    ),
     'no input': (with_config(lambda c: [backbone(c).pop(0), outer(c).pop(0)]), 'has no input layer'),
     'a block is missing': (with_config(lambda c: backbone(c).pop(20)), 'lacks block3_sepconv'),
     'rescaling inside': (
-        with_config(lambda c: backbone(c)[3].update(class_name='Rescaling')), "Rescaling layer 'block1_conv1_act'"),
+        with_config(lambda c: backbone(c)[3].update(class_name='Rescaling')),
+        "Rescaling layer 'block1_conv1_act'",
+    ),
     'missing array': (with_weights(lambda f: f.__delitem__(KERNEL)), f"there is no '{KERNEL}'"),
     'soft link': (with_weights(replace_array(KERNEL, h5py.SoftLink('/layers'))), 'SoftLink, which is not followed'),
     'external link': (
-        with_weights(replace_array(KERNEL, h5py.ExternalLink('/etc/passwd', '/'))), 'ExternalLink, which is not'),
+        with_weights(replace_array(KERNEL, h5py.ExternalLink('/etc/passwd', '/'))),
+        'ExternalLink, which is not',
+    ),
     'external storage': (with_weights(external_storage), 'keeps its values in another file'),
     'virtual': (with_weights(virtual), 'keeps its values in another file'),
     'huge': (with_weights(huge), 'has shape'),
@@ -308,15 +368,19 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     'integers': (with_weights(replace_array(KERNEL, np.zeros((3, 3, 3, 32), 'i4'))), 'int32 instead of floating'),
     'NaN': (with_weights(replace_array(KERNEL, NAN)), 'holds NaN'),
     'an array too many': (
-        with_weights(lambda f: f.create_dataset('layers/extra/vars/0', data=np.zeros(3))), 'layers/extra/vars/0'),
+        with_weights(lambda f: f.create_dataset('layers/extra/vars/0', data=np.zeros(3))),
+        'layers/extra/vars/0',
+    ),
     'another name': (
-        with_weights(lambda f: f[KERNEL].parent.attrs.__setitem__('name', 'block9')), "called 'block9', not"),
+        with_weights(lambda f: f[KERNEL].parent.attrs.__setitem__('name', 'block9')),
+        "called 'block9', not",
+    ),
 }
 
 
 def flipped(content: bytes) -> bytes:
     middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:]
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 def bomb(source: Path, target: Path) -> None:
@@ -337,11 +401,14 @@ def test_refused(kind: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / 'model.keras']
 
 
-@pytest.mark.parametrize(('name', 'content', 'reason'), [
-    ('nothing.keras', None, 'There is no file'),
-    ('model.pb', b'', "ends in '.pb'"),
-    ('weights.h5', b'', 'not a complete HDF5 file'),
-])
+@pytest.mark.parametrize(
+    ('name', 'content', 'reason'),
+    [
+        ('nothing.keras', None, 'There is no file'),
+        ('model.pb', b'', "ends in '.pb'"),
+        ('weights.h5', b'', 'not a complete HDF5 file'),
+    ],
+)
 def test_refused_files(name: str, content: bytes | None, reason: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -356,6 +423,7 @@ def test_h5_of_another_layout(tmp_path: Path) -> None:
 
 
 # What never happens
+
 
 def test_wrong_network_is_not_written(ported: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port with two tensors exchanged fails its verification, and leaves nothing behind."""
@@ -384,7 +452,8 @@ def test_other_directories_are_left_alone(ported: Port, tmp_path: Path, quick: N
 
 
 def test_a_failure_leaves_the_old_conversion(
-        ported: Port, converted: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ported: Port, converted: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full disk in the middle of writing: the directory is as it was."""
     shutil.copytree(converted, tmp_path / 'out')
 
@@ -405,8 +474,11 @@ def test_without_keras(ported: Port, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (parity.reference, parity.proofs) == (None, [])
     report = json.loads((tmp_path / 'out' / 'parity.json').read_text())
     assert [(proof['proof'], proof['passed'], proof['decisive']) for proof in report['proofs']] == [
-        ('tensors', True, True), ('moving statistics', True, True), ('residual normalizations', True, True),
-        ('fingerprints', True, False)]
+        ('tensors', True, True),
+        ('moving statistics', True, True),
+        ('residual normalizations', True, True),
+        ('fingerprints', True, False),
+    ]
 
     tensors = dict(ported.tensors)
     for kind in ('weight', 'bias', 'running_mean', 'running_var'):
@@ -427,29 +499,45 @@ def test_wrong_number_of_class_names(ported: Port, tmp_path: Path) -> None:
 
 # The command
 
+
 def test_command(checkpoint: Checkpoint, converted: Path, tmp_path: Path) -> None:
     """The same directory as by the function, with the names from a file."""
     (tmp_path / 'names.txt').write_text('\n'.join(CLASS_NAMES) + '\n')
     result = call(
-        app, checkpoint.model, '-o', tmp_path / 'out', '--input-range', 'tf', '--interpolation', 'nearest',
-        '--class-names', tmp_path / 'names.txt', '--images', checkpoint.photos[0].parent)
+        app,
+        checkpoint.model,
+        '-o',
+        tmp_path / 'out',
+        '--input-range',
+        'tf',
+        '--interpolation',
+        'nearest',
+        '--class-names',
+        tmp_path / 'names.txt',
+        '--images',
+        checkpoint.photos[0].parent,
+    )
     assert result.returncode == 0, result.stderr
     assert '234 of 234 tensors of the backbone are bit-identical to those that Keras' in result.stdout
     for name in ('model.safetensors', 'config.json'):
         assert (tmp_path / 'out' / name).read_bytes() == (converted / name).read_bytes()
 
 
-@pytest.mark.parametrize(('args', 'reason'), [
-    ((), 'Pass --input-range and --interpolation and --class-names'),
-    (('--input-range', 'tf', '--class-names', 'none'), 'Pass --interpolation;'),
-    (('--input-range', 'tf', '--interpolation', 'nearest'), 'Pass --class-names;'),
-    (('--input-range', 'tf', '--interpolation', 'nearest', '--class-names', 'a,b'), '6 outputs, but 2 class names'),
-    (('--input-range', 'caffe'), 'Choose from: "tf", "unit", "raw"'),
-    (('--input-range', 'tf', '--interpolation', 'nearest', '--size', '32'), 'Must be >= 71'),
-    (('--frobnicate',), 'Unknown option'),
-])
-def test_command_asks_for_what_it_needs(args: tuple[str, ...], reason: str, checkpoint: Checkpoint, tmp_path: Path,
-                                        ) -> None:
+@pytest.mark.parametrize(
+    ('args', 'reason'),
+    [
+        ((), 'Pass --input-range and --interpolation and --class-names'),
+        (('--input-range', 'tf', '--class-names', 'none'), 'Pass --interpolation;'),
+        (('--input-range', 'tf', '--interpolation', 'nearest'), 'Pass --class-names;'),
+        (('--input-range', 'tf', '--interpolation', 'nearest', '--class-names', 'a,b'), '6 outputs, but 2 class names'),
+        (('--input-range', 'caffe'), 'Choose from: "tf", "unit", "raw"'),
+        (('--input-range', 'tf', '--interpolation', 'nearest', '--size', '32'), 'Must be >= 71'),
+        (('--frobnicate',), 'Unknown option'),
+    ],
+)
+def test_command_asks_for_what_it_needs(
+    args: tuple[str, ...], reason: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     result = call(app, checkpoint.model, '-o', tmp_path / 'out', *args)
     assert result.returncode != 0
     assert reason in re.sub(r'[\s│]+', ' ', result.stderr + result.stdout)

@@ -1,4 +1,5 @@
 """The main job: a public Keras model becomes a timm model that classifies photos."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ def test_example(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """The command's output: a row for each of 18 photos, 9 of 9 right, the parity figure, and a picture."""
     result = subprocess.run(
         [sys.executable, ROOT / 'examples' / 'port_a_keras_model.py', '--output', tmp_path / 'out'],
-        text=True, capture_output=True, cwd=tmp_path)
+        text=True,
+        capture_output=True,
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     assert sum('.jpg ' in line for line in result.stdout.splitlines()) == 18
     assert '9 of 9 labelled photos are classified right.' in result.stdout
@@ -25,10 +29,10 @@ def test_example(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 def test_contact_sheet_marks_mistakes(checkpoint: Checkpoint) -> None:
     """A right prediction has another colour than a wrong one."""
-    predictions = [Prediction(checkpoint.photos[0], label, 'cup', 1.) for label in ('cup', 'fork')]
+    predictions = [Prediction(checkpoint.photos[0], label, 'cup', 1.0) for label in ('cup', 'fork')]
     sheet = contact_sheet(predictions, columns=2)
     colours = {colour for _, colour in sheet.getcolors(maxcolors=1 << 24)}
-    assert {(0x2f, 0x9e, 0x5b), (0xd6, 0x45, 0x3d)} <= colours
+    assert {(0x2F, 0x9E, 0x5B), (0xD6, 0x45, 0x3D)} <= colours
 
 
 def test_download_is_checked_and_repaired(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 """The example that makes a dataset of IDX files: here of scikit-learn's digits, in the format of Fashion-MNIST's."""
+
 import gzip
 import re
 import struct
@@ -39,18 +40,22 @@ def test_dataset(limits: tuple[Any, ...], counts: tuple[int, int], source: Path,
     dataset = load_from_disk(str(tmp_path / 'dataset'))
     assert isinstance(dataset, DatasetDict)
     for split, start, count in zip(('train', 'validation'), (0, 60), counts):
-        assert np.array_equal([np.asarray(image) for image in dataset[split]['image']], PIXELS[start:start + count])
-        assert dataset[split]['label'] == LABELS[start:start + count].tolist()
+        assert np.array_equal([np.asarray(image) for image in dataset[split]['image']], PIXELS[start : start + count])
+        assert dataset[split]['label'] == LABELS[start : start + count].tolist()
         assert dataset[split].features['label'].names == fashion_mnist.NAMES
 
 
-@pytest.mark.parametrize(('content', 'reason'), [
-    (None, 'No such file'),
-    (b'\0\0\x08\x03', 'Not a gzipped file'),
-    (gzip.compress(idx(PIXELS))[:-20], 'end-of-stream'),
-    (gzip.compress(b'PNG' + idx(PIXELS)), 'is not an IDX file of bytes'),
-    (gzip.compress(idx(PIXELS)[:-1]), 'cannot reshape'),
-], ids=['missing', 'not gzipped', 'cut off', 'of another kind', 'too short'])
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        (None, 'No such file'),
+        (b'\0\0\x08\x03', 'Not a gzipped file'),
+        (gzip.compress(idx(PIXELS))[:-20], 'end-of-stream'),
+        (gzip.compress(b'PNG' + idx(PIXELS)), 'is not an IDX file of bytes'),
+        (gzip.compress(idx(PIXELS)[:-1]), 'cannot reshape'),
+    ],
+    ids=['missing', 'not gzipped', 'cut off', 'of another kind', 'too short'],
+)
 def test_bad_file(content: bytes | None, reason: str, source: Path, tmp_path: Path) -> None:
     """One line that says why, and what to do; nothing is written."""
     file = source / 'train-images-idx3-ubyte.gz'

@@ -1,4 +1,5 @@
 """finetune.py as its users run it: real images, real processes, good and bad input."""
+
 import json
 import os
 import re
@@ -61,10 +62,21 @@ def weights_of(output: Path) -> dict[str, Tensor]:
 
 
 def test_probe_of_photos(
-        hub: HubServer, kitchen: Path, genuine_state_dict: dict[str, Tensor], tmp_path: Path, log: Path) -> None:
+    hub: HubServer, kitchen: Path, genuine_state_dict: dict[str, Tensor], tmp_path: Path, log: Path
+) -> None:
     """Nine photos teach the genuine frozen backbone what is on at least eight of the other nine."""
-    arguments = ('--recipe', 'probe', '--dataset', kitchen, '--image-size', 150, '--validation-share', 0.5,
-                 '--feature-cache', tmp_path / 'features')
+    arguments = (
+        '--recipe',
+        'probe',
+        '--dataset',
+        kitchen,
+        '--image-size',
+        150,
+        '--validation-share',
+        0.5,
+        '--feature-cache',
+        tmp_path / 'features',
+    )
     output = tmp_path / 'model'
     text = finetune(*arguments, '--output', output, log=log)
     figures = figures_of(output)
@@ -87,14 +99,33 @@ def test_probe_of_photos(
 def test_code_of_the_report(hub: HubServer, kitchen: Path, tmp_path: Path, log: Path) -> None:
     """It runs as it stands there, and gives the figures that the report shows."""
     output = tmp_path / 'model'
-    finetune('--recipe', 'probe', '--dataset', kitchen, '--image-size', 96, '--epochs', 30, '--output', output,
-             '--feature-cache', tmp_path / 'features', log=log)
+    finetune(
+        '--recipe',
+        'probe',
+        '--dataset',
+        kitchen,
+        '--image-size',
+        96,
+        '--epochs',
+        30,
+        '--output',
+        output,
+        '--feature-cache',
+        tmp_path / 'features',
+        log=log,
+    )
     page = Page((output / 'report.html').read_text())
     code = usage(f'local-dir:{output}')
     assert code in page.text
     shutil.copy(kitchen / 'plate' / '0385.jpg', tmp_path / 'photo.jpg')
-    printed = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, text=True, capture_output=True, check=True,
-                             env=dict(os.environ, PYTHONPATH=str(ROOT))).stdout
+    printed = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+    ).stdout
     assert printed.strip() == 'plate'
     assert 'local-dir' in page.text and 'Confusion' in page.text
 
@@ -112,11 +143,27 @@ class Page(HTMLParser):
 
 
 def test_transfer_keeps_statistics(
-        hub: HubServer, kitchen: Path, genuine_state_dict: dict[str, Tensor], tmp_path: Path, log: Path) -> None:
+    hub: HubServer, kitchen: Path, genuine_state_dict: dict[str, Tensor], tmp_path: Path, log: Path
+) -> None:
     """The guide's two phases: weights move in the second one, moving statistics don't by a bit."""
     output = tmp_path / 'model'
-    finetune('--recipe', 'transfer', '--dataset', kitchen, '--image-size', 71, '--epochs', 1, '--head-epochs', 20,
-             '--output', output, '--feature-cache', tmp_path / 'features', log=log)
+    finetune(
+        '--recipe',
+        'transfer',
+        '--dataset',
+        kitchen,
+        '--image-size',
+        71,
+        '--epochs',
+        1,
+        '--head-epochs',
+        20,
+        '--output',
+        output,
+        '--feature-cache',
+        tmp_path / 'features',
+        log=log,
+    )
     tensors = read(output / 'checkpoints' / '01-000000001.safetensors').tensors['model']
     statistics = [name for name in genuine_state_dict if 'running' in name]
     assert len(statistics) == 80
@@ -128,25 +175,95 @@ def test_transfer_keeps_statistics(
 def test_digits_reach(tmp_path: Path, log: Path) -> None:
     """A small network learns handwritten digits from scratch, with everything that the recipe full has."""
     data = handwritten_digits(tmp_path / 'digits', per_class=60)
-    finetune(*SMALL, '--recipe', 'full', '--dataset', data, '--epochs', 12, '--warmup-epochs', 1, '--batch-size', 16,
-             '--learning-rate', 3e-3, '--layer-decay', 1., '--flip', 0, '--ema-decay', 0.98, '--crop-scale', 0.7, 1.,
-             '--output', tmp_path / 'model', log=log)
+    finetune(
+        *SMALL,
+        '--recipe',
+        'full',
+        '--dataset',
+        data,
+        '--epochs',
+        12,
+        '--warmup-epochs',
+        1,
+        '--batch-size',
+        16,
+        '--learning-rate',
+        3e-3,
+        '--layer-decay',
+        1.0,
+        '--flip',
+        0,
+        '--ema-decay',
+        0.98,
+        '--crop-scale',
+        0.7,
+        1.0,
+        '--output',
+        tmp_path / 'model',
+        log=log,
+    )
     assert figures_of(tmp_path / 'model')['top1'] >= 0.85
 
 
 def test_two_processes_are_one(folder: Path, tmp_path: Path, log: Path) -> None:
     """By `accelerate launch`: half the batch each, accumulated, a short last group: the same weights and figures."""
-    arguments = [*map(str, (
-        *SMALL, '--recipe', 'full', '--dataset', folder, '--epochs', 2, '--warmup-epochs', 0, '--batch-norm', 'frozen',
-        '--mixup', 0, '--drop-rate', 0, '--drop-path-rate', 0, '--optimizer', 'sgd', '--learning-rate', 0.3,
-        '--layer-decay', 1, '--random-erasing', 0.5, '--output'))]
+    arguments = [
+        *map(
+            str,
+            (
+                *SMALL,
+                '--recipe',
+                'full',
+                '--dataset',
+                folder,
+                '--epochs',
+                2,
+                '--warmup-epochs',
+                0,
+                '--batch-norm',
+                'frozen',
+                '--mixup',
+                0,
+                '--drop-rate',
+                0,
+                '--drop-path-rate',
+                0,
+                '--optimizer',
+                'sgd',
+                '--learning-rate',
+                0.3,
+                '--layer-decay',
+                1,
+                '--random-erasing',
+                0.5,
+                '--output',
+            ),
+        )
+    ]
     finetune(*arguments, tmp_path / 'one', '--batch-size', 20, '--accumulation', 1, log=log)
     launcher = [
-        sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines',
-        '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0', ROOT / 'finetune.py']
+        sys.executable,
+        '-m',
+        'accelerate.commands.launch',
+        '--multi_gpu',
+        '--num_processes',
+        '2',
+        '--num_machines',
+        '1',
+        '--mixed_precision',
+        'no',
+        '--dynamo_backend',
+        'no',
+        '--main_process_port',
+        '0',
+        ROOT / 'finetune.py',
+    ]
     result = subprocess.run(
         [*map(str, launcher), *arguments, str(tmp_path / 'two'), '--batch-size', '5', '--accumulation', '2'],
-        text=True, capture_output=True, env=dict(os.environ, ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1'))
+        text=True,
+        capture_output=True,
+        env=dict(os.environ, ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1'),
+    )
     assert result.returncode == 0, result.stderr
     one, two = weights_of(tmp_path / 'one'), weights_of(tmp_path / 'two')
     moved = timm.create_model('test_resnet', num_classes=6).state_dict()
@@ -168,8 +285,21 @@ def test_multi_label(folder: Path, tmp_path: Path, log: Path) -> None:
             rows.append(dict(image=str(path), labels=labels))
     table = tmp_path / 'table.jsonl'
     table.write_text('\n'.join(map(json.dumps, rows)))
-    finetune(*SMALL, *FEW, '--dataset', table, '--metric', 'mean_average_precision', '--class-weights', '--cutmix', 1,
-             '--balanced-sampling', '--output', tmp_path / 'model', log=log)
+    finetune(
+        *SMALL,
+        *FEW,
+        '--dataset',
+        table,
+        '--metric',
+        'mean_average_precision',
+        '--class-weights',
+        '--cutmix',
+        1,
+        '--balanced-sampling',
+        '--output',
+        tmp_path / 'model',
+        log=log,
+    )
     figures = figures_of(tmp_path / 'model')
     assert {'top1', 'macro_f1', 'micro_f1', 'mean_average_precision', 'map_at_100', 'num_samples'} < figures.keys()
     config = json.loads((tmp_path / 'model' / 'config.json').read_text())
@@ -181,15 +311,19 @@ def test_multi_label(folder: Path, tmp_path: Path, log: Path) -> None:
 def several(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of lists of labels: 'any', and one of six words."""
     table = tmp_path_factory.mktemp('table') / 'several.jsonl'
-    table.write_text('\n'.join(json.dumps(dict(image=str(path), labels=['any', path.parent.name]))
-                               for path in sorted(folder.rglob('*.png'))))
+    table.write_text(
+        '\n'.join(
+            json.dumps(dict(image=str(path), labels=['any', path.parent.name]))
+            for path in sorted(folder.rglob('*.png'))
+        )
+    )
     return table
 
 
 def test_class_importance(several: Path, tmp_path: Path, log: Path) -> None:
     """It changes MAP@100, of each epoch, in the end and in the report; a run doesn't go on with another one."""
     file, output = tmp_path / 'importance.json', tmp_path / 'model'
-    weights = dict.fromkeys(['any', *NAMES[:6]], 1.)
+    weights = dict.fromkeys(['any', *NAMES[:6]], 1.0)
     file.write_text(json.dumps(weights | {'any': 9}))
     arguments = (*SMALL, *FEW, '--dataset', several, '--metric', 'map_at_100', '--learning-rate', 1e-12)
     weighted = (*arguments, '--class-importance', file, '--output', output)
@@ -212,15 +346,20 @@ def test_class_importance(several: Path, tmp_path: Path, log: Path) -> None:
     assert f"class_importance is '{file}' there and None here" in ended.text
 
 
-@pytest.mark.parametrize(('text', 'reason'), [
-    (None, 'can not be read as JSON ([Errno 2] No such file'),
-    ('any: 1', 'can not be read as JSON (Expecting value'),
-    ('[1, 1, 1]', 'holds a list instead of an object: {"class": weight, ...}'),
-    ('{"a": 1, "b": 1}', 'does not name the classes of the dataset: 1 (c) missing, none unknown'),
-    ('{"a": 1, "b": 1, "c": 1, "d": 1}', 'does not name the classes of the dataset: none missing, 1 (d) unknown'),
-    *((f'{{"a": 1, "b": {weight}, "c": 1}}', "gives the class 'b' the weight")
-      for weight in ('0', '-1', 'NaN', 'Infinity', 'true', 'null', '"1"', f'1{"0" * 400}')),
-])
+@pytest.mark.parametrize(
+    ('text', 'reason'),
+    [
+        (None, 'can not be read as JSON ([Errno 2] No such file'),
+        ('any: 1', 'can not be read as JSON (Expecting value'),
+        ('[1, 1, 1]', 'holds a list instead of an object: {"class": weight, ...}'),
+        ('{"a": 1, "b": 1}', 'does not name the classes of the dataset: 1 (c) missing, none unknown'),
+        ('{"a": 1, "b": 1, "c": 1, "d": 1}', 'does not name the classes of the dataset: none missing, 1 (d) unknown'),
+        *(
+            (f'{{"a": 1, "b": {weight}, "c": 1}}', "gives the class 'b' the weight")
+            for weight in ('0', '-1', 'NaN', 'Infinity', 'true', 'null', '"1"', f'1{"0" * 400}')
+        ),
+    ],
+)
 def test_bad_class_importance(text: str | None, reason: str, tmp_path: Path) -> None:
     """The error names the file, the class and what is expected."""
     file = tmp_path / 'importance.json'
@@ -238,11 +377,32 @@ def test_class_importance_in_the_order_of_the_classes(tmp_path: Path) -> None:
 
 def test_arguments_of_the_model(folder: Path, tmp_path: Path, log: Path) -> None:
     """Numbers, switches, lists and names reach the network as what they are; a variant's directory is whole."""
-    given = {'width_multiplier': 0.1875, 'min_img_size': 32, 'residual': False, 'fc_widths': [8, 4], 'segments': 2,
-             'bn_eps': 1e-5}
+    given = {
+        'width_multiplier': 0.1875,
+        'min_img_size': 32,
+        'residual': False,
+        'fc_widths': [8, 4],
+        'segments': 2,
+        'bn_eps': 1e-5,
+    }
     arguments = [part for name, value in given.items() for part in (f'--model-args.{name}', value)]
-    finetune('--model', 'xception_paper_mid_elu', '--no-pretrained', '--image-size', 32, *arguments, '--recipe',
-             'paper-imagenet', '--epochs', 1, '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    finetune(
+        '--model',
+        'xception_paper_mid_elu',
+        '--no-pretrained',
+        '--image-size',
+        32,
+        *arguments,
+        '--recipe',
+        'paper-imagenet',
+        '--epochs',
+        1,
+        '--dataset',
+        folder,
+        '--output',
+        tmp_path / 'model',
+        log=log,
+    )
     assert given.items() <= json.loads((tmp_path / 'model' / 'config.json').read_text())['model_args'].items()
     card = (tmp_path / 'model' / 'README.md').read_text()
     assert all(f'{name}={value!r}' in card for name, value in given.items())
@@ -252,12 +412,16 @@ def test_arguments_of_the_model(folder: Path, tmp_path: Path, log: Path) -> None
     assert isinstance(model.stem.act1, nn.ReLU) and isinstance(model.middle_flow[0].stack.conv1.act, nn.ELU)
 
 
-@pytest.mark.parametrize('arguments', [
-    ('--recipe', 'paper-imagenet', '--epochs', 1, '--batch-size', 16),
-    ('--recipe', 'paper-jft', '--epochs', 1, '--batch-size', 16),
-    (*FEW, '--mixed-precision', 'bf16', '--gradient-checkpointing', '--no-channels-last'),
-    (*FEW, '--early-stopping', 1, '--class-weights', '--balanced-sampling', '--schedule', 'step'),
-], ids=['paper-imagenet', 'paper-jft', 'bf16, checkpointing', 'early stopping, balanced'])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ('--recipe', 'paper-imagenet', '--epochs', 1, '--batch-size', 16),
+        ('--recipe', 'paper-jft', '--epochs', 1, '--batch-size', 16),
+        (*FEW, '--mixed-precision', 'bf16', '--gradient-checkpointing', '--no-channels-last'),
+        (*FEW, '--early-stopping', 1, '--class-weights', '--balanced-sampling', '--schedule', 'step'),
+    ],
+    ids=['paper-imagenet', 'paper-jft', 'bf16, checkpointing', 'early stopping, balanced'],
+)
 def test_settings(arguments: Any, folder: Path, tmp_path: Path, log: Path) -> None:
     finetune(*SMALL, *arguments, '--dataset', folder, '--output', tmp_path / 'model', log=log)
     assert 0 <= figures_of(tmp_path / 'model')['top1'] <= 1
@@ -265,8 +429,9 @@ def test_settings(arguments: Any, folder: Path, tmp_path: Path, log: Path) -> No
 
 def test_compile(folder: Path, tmp_path: Path, log: Path) -> None:
     """The same training, compiled; names of tensors are those of the model."""
-    running = Running((*SMALL, *TRAINING, '--epochs', 1, '--compile', '--dataset', folder, '--output',
-                       tmp_path / 'model'), log)
+    running = Running(
+        (*SMALL, *TRAINING, '--epochs', 1, '--compile', '--dataset', folder, '--output', tmp_path / 'model'), log
+    )
     ended = running.wait(timeout=300)  # g++ has some thirty kernels to compile
     assert ended.status == 0, ended.text
     assert weights_of(tmp_path / 'model').keys() == timm.create_model('test_resnet').state_dict().keys()
@@ -276,8 +441,9 @@ def test_stream(folder: Path, tmp_path: Path, log: Path) -> None:
     """Images of a table, one after the other; all of them are seen."""
     rows = ['image,label', *(f'{path},{path.parent.name}' for path in sorted(folder.rglob('*.png')))]
     (tmp_path / 'table.csv').write_text('\n'.join(rows))
-    text = finetune(*SMALL, *FEW, '--dataset', tmp_path / 'table.csv', '--streaming', '--output', tmp_path / 'model',
-                    log=log)
+    text = finetune(
+        *SMALL, *FEW, '--dataset', tmp_path / 'table.csv', '--streaming', '--output', tmp_path / 'model', log=log
+    )
     assert '6 classes, 48 images to train on, 12 to judge on' in text
     assert figures_of(tmp_path / 'model')['num_samples'] == 12
 
@@ -291,8 +457,17 @@ def test_evaluation(folder: Path, tmp_path: Path, log: Path) -> None:
     found = []
     for processes in (1, 2):
         output = tmp_path / f'evaluation {processes}'
-        text = finetune('--eval-only', '--model', f'local-dir:{tmp_path / "model"}', '--dataset', table, '--output',
-                        output, log=tmp_path / f'log {processes}', processes=processes)
+        text = finetune(
+            '--eval-only',
+            '--model',
+            f'local-dir:{tmp_path / "model"}',
+            '--dataset',
+            table,
+            '--output',
+            output,
+            log=tmp_path / f'log {processes}',
+            processes=processes,
+        )
         assert not (output / 'model.safetensors').exists()
         assert (output / 'report.html').stat().st_size > 10_000
         found.append(figures_of(output))
@@ -301,8 +476,16 @@ def test_evaluation(folder: Path, tmp_path: Path, log: Path) -> None:
     assert found[0]['loss'] == pytest.approx(found[1]['loss'], rel=1e-5)
     assert 'train' in text
     table.write_text('\n'.join(['image,label', *rows]))
-    ended = run('--eval-only', '--model', f'local-dir:{tmp_path / "model"}', '--dataset', table, '--output',
-                tmp_path / 'other', log=tmp_path / 'bad log')
+    ended = run(
+        '--eval-only',
+        '--model',
+        f'local-dir:{tmp_path / "model"}',
+        '--dataset',
+        table,
+        '--output',
+        tmp_path / 'other',
+        log=tmp_path / 'bad log',
+    )
     assert ended.status == 1
     assert "1 classes of the dataset are none of the model's: 0." in ended.text
 
@@ -321,7 +504,7 @@ def test_bad_images(folder: Path, tmp_path: Path, log: Path) -> None:
     data = tmp_path / 'digits'
     shutil.copytree(folder, data)
     whole = (data / 'one' / '001.png').read_bytes()
-    (data / 'one' / '001.png').write_bytes(whole[:len(whole) // 2])
+    (data / 'one' / '001.png').write_bytes(whole[: len(whole) // 2])
     (data / 'two' / 'notes.jpg').write_text('no image')
     ended = run(*SMALL, *FEW, '--dataset', data, '--output', tmp_path / 'model', log=log)
     assert ended.status == 1
@@ -332,8 +515,18 @@ def test_bad_images(folder: Path, tmp_path: Path, log: Path) -> None:
     finetune(*SMALL, *FEW, '--dataset', data, '--bad-images', 'skip', '--output', tmp_path / 'model', log=log)
     assert figures_of(tmp_path / 'model')['bad_images'] == 2
     assert 'notes.jpg' in (tmp_path / 'model' / 'report.html').read_text()
-    ended = run(*SMALL, *FEW, '--dataset', data, '--no-scan', '--output', tmp_path / 'unscanned', '--workers', 1,
-                log=tmp_path / 'unscanned log')
+    ended = run(
+        *SMALL,
+        *FEW,
+        '--dataset',
+        data,
+        '--no-scan',
+        '--output',
+        tmp_path / 'unscanned',
+        '--workers',
+        1,
+        log=tmp_path / 'unscanned log',
+    )
     assert ended.status == 1
     assert re.search(r'error: \S+/(one/001.png: damaged|two/notes.jpg: no image)', ended.text)
     assert 'Traceback' not in ended.text
@@ -350,38 +543,61 @@ def test_full_disk(folder: Path, tmp_path: Path, log: Path) -> None:
     finetune(*arguments, tmp_path / 'model', log=log)
     finetune(*arguments, tmp_path / 'whole', log=log)
     assert (tmp_path / 'model' / 'model.safetensors').read_bytes() == (
-        tmp_path / 'whole' / 'model.safetensors').read_bytes()
+        tmp_path / 'whole' / 'model.safetensors'
+    ).read_bytes()
 
 
 def test_divergence(folder: Path, tmp_path: Path, log: Path) -> None:
-    ended = run(*SMALL, *TRAINING, '--epochs', 30, '--optimizer', 'sgd', '--learning-rate', 1e20, '--clip-grad', 1e30,
-                '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    ended = run(
+        *SMALL,
+        *TRAINING,
+        '--epochs',
+        30,
+        '--optimizer',
+        'sgd',
+        '--learning-rate',
+        1e20,
+        '--clip-grad',
+        1e30,
+        '--dataset',
+        folder,
+        '--output',
+        tmp_path / 'model',
+        log=log,
+    )
     assert ended.status == 1
     assert 'has diverged' in ended.text and 'smaller --learning-rate than 1e+20' in ended.text
     for path in (tmp_path / 'model' / 'checkpoints').iterdir():
         assert all(tensor.isfinite().all() for tensor in safetensors.torch.load_file(path).values()), path
 
 
-@pytest.mark.parametrize(('arguments', 'reason'), [
-    (('--tracker', 'wandb'), "The tracker 'wandb' is not installed (pip install wandb)"),
-    (('--mixed-precision', 'fp16'), 'fp16 needs a GPU'),
-    (('--metric', 'accuracy'), '--metric accuracy is none of this dataset: top1, top5, macro_f1'),
-    (('--metric', 'map_at_100'), '--metric map_at_100 is none of this dataset: top1, top5, macro_f1'),
-    (('--class-importance', 'weights.json'), 'weights.json weights classes in map_at_100, which exclusive classes do'),
-    (('--recipe', 'probe', '--flip', 0.5), 'nothing can be augmented'),
-    (('--streaming', '--balanced-sampling'), 'can not choose images of a stream'),
-    (('--model', 'resnet51'), 'resnet51 can not be built'),
-    (('--model', 'xception_paper', '--image-size', 40), 'takes images of 71 pixels at least, not 40'),
-    (('--model-args.depth', 7), "unexpected keyword argument 'depth'"),
-    (('--optimizer', 'adamn'), "The optimizer 'adamn' can not be made"),
-    (('--label-column', 'kind'), "no column 'kind', but image, label"),
-    (('--validation-split', 'dev'), "no split 'dev', but train"),
-    (('--dataset', 'nobody/nothing'), 'neither a path here nor a dataset that can be had from the Hub'),
-    (('--epochs', 0), 'Invalid value "0" for --epochs. Must be >= 1'),
-    (('--recipe', 'half'), 'Invalid value "half" for --recipe'),
-    (('--epoch', 3), 'Unknown option: --epoch. Did you mean --epochs?'),
-    (('--config', 'nowhere.yaml'), 'nowhere.yaml can not be read'),
-], ids=lambda value: ' '.join(map(str, value)) if isinstance(value, tuple) else '')
+@pytest.mark.parametrize(
+    ('arguments', 'reason'),
+    [
+        (('--tracker', 'wandb'), "The tracker 'wandb' is not installed (pip install wandb)"),
+        (('--mixed-precision', 'fp16'), 'fp16 needs a GPU'),
+        (('--metric', 'accuracy'), '--metric accuracy is none of this dataset: top1, top5, macro_f1'),
+        (('--metric', 'map_at_100'), '--metric map_at_100 is none of this dataset: top1, top5, macro_f1'),
+        (
+            ('--class-importance', 'weights.json'),
+            'weights.json weights classes in map_at_100, which exclusive classes do',
+        ),
+        (('--recipe', 'probe', '--flip', 0.5), 'nothing can be augmented'),
+        (('--streaming', '--balanced-sampling'), 'can not choose images of a stream'),
+        (('--model', 'resnet51'), 'resnet51 can not be built'),
+        (('--model', 'xception_paper', '--image-size', 40), 'takes images of 71 pixels at least, not 40'),
+        (('--model-args.depth', 7), "unexpected keyword argument 'depth'"),
+        (('--optimizer', 'adamn'), "The optimizer 'adamn' can not be made"),
+        (('--label-column', 'kind'), "no column 'kind', but image, label"),
+        (('--validation-split', 'dev'), "no split 'dev', but train"),
+        (('--dataset', 'nobody/nothing'), 'neither a path here nor a dataset that can be had from the Hub'),
+        (('--epochs', 0), 'Invalid value "0" for --epochs. Must be >= 1'),
+        (('--recipe', 'half'), 'Invalid value "half" for --recipe'),
+        (('--epoch', 3), 'Unknown option: --epoch. Did you mean --epochs?'),
+        (('--config', 'nowhere.yaml'), 'nowhere.yaml can not be read'),
+    ],
+    ids=lambda value: ' '.join(map(str, value)) if isinstance(value, tuple) else '',
+)
 def test_bad_input(arguments: Any, reason: str, folder: Path, hub: HubServer, tmp_path: Path, log: Path) -> None:
     """One error, which says what to do, and nothing is written."""
     defaults = {'--model': 'test_resnet', '--dataset': str(folder), '--image-size': 32, '--recipe': 'full'}
@@ -416,7 +632,8 @@ def test_settings_can_be_fed_back(folder: Path, tmp_path: Path, log: Path) -> No
     assert (settings['recipe'], settings['epochs'], settings['layer_decay']) == ('full', 2, 0.75)
     finetune('--config', tmp_path / 'model' / 'settings.yaml', '--output', tmp_path / 'same', log=log)
     assert (tmp_path / 'same' / 'model.safetensors').read_bytes() == (
-        tmp_path / 'model' / 'model.safetensors').read_bytes()
+        tmp_path / 'model' / 'model.safetensors'
+    ).read_bytes()
     (tmp_path / 'bad.yaml').write_text('epoks: 3')
     ended = run('--config', tmp_path / 'bad.yaml', '--dataset', folder, log=tmp_path / 'bad log')
     assert ended.status == 2
@@ -435,8 +652,23 @@ def test_tracker(folder: Path, tmp_path: Path, log: Path) -> None:
 
 def test_push(hub: HubServer, folder: Path, tmp_path: Path, log: Path) -> None:
     """The Hub then has what the directory has: the model comes back by timm, with its class names."""
-    arguments = ('--recipe', 'probe', '--no-pretrained', '--dataset', folder, '--image-size', 71, '--epochs', 2,
-                 '--feature-cache', tmp_path / 'features', '--output', tmp_path / 'model', '--push', 'org/digits')
+    arguments = (
+        '--recipe',
+        'probe',
+        '--no-pretrained',
+        '--dataset',
+        folder,
+        '--image-size',
+        71,
+        '--epochs',
+        2,
+        '--feature-cache',
+        tmp_path / 'features',
+        '--output',
+        tmp_path / 'model',
+        '--push',
+        'org/digits',
+    )
     ended = run(*arguments, log=log)
     assert ended.status == 1
     assert 'There is no token' in ended.text
@@ -448,8 +680,18 @@ def test_push(hub: HubServer, folder: Path, tmp_path: Path, log: Path) -> None:
 
 def test_push_of_another_network(hub: HubServer, folder: Path, tmp_path: Path, log: Path) -> None:
     """With timm's own card."""
-    finetune(*SMALL, *FEW, '--dataset', folder, '--output', tmp_path / 'model', '--push', 'org/resnet', log=log,
-             environment=dict(HF_TOKEN=TOKEN))
+    finetune(
+        *SMALL,
+        *FEW,
+        '--dataset',
+        folder,
+        '--output',
+        tmp_path / 'model',
+        '--push',
+        'org/resnet',
+        log=log,
+        environment=dict(HF_TOKEN=TOKEN),
+    )
     model = timm.create_model('hf-hub:org/resnet', pretrained=True)
     assert model.pretrained_cfg['label_names'] == sorted(NAMES[:6])
     assert all(tensor.equal(model.state_dict()[name]) for name, tensor in weights_of(tmp_path / 'model').items())
@@ -457,8 +699,25 @@ def test_push_of_another_network(hub: HubServer, folder: Path, tmp_path: Path, l
 
 def test_early_stopping(folder: Path, tmp_path: Path, log: Path) -> None:
     """Nothing gets better at a rate of nearly nothing; a run that goes on knows when it has had enough, too."""
-    finetune(*SMALL, *TRAINING, '--epochs', 30, '--early-stopping', 2, '--learning-rate', 1e-12, '--batch-norm',
-             'frozen', '--ema-decay', 0, '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    finetune(
+        *SMALL,
+        *TRAINING,
+        '--epochs',
+        30,
+        '--early-stopping',
+        2,
+        '--learning-rate',
+        1e-12,
+        '--batch-norm',
+        'frozen',
+        '--ema-decay',
+        0,
+        '--dataset',
+        folder,
+        '--output',
+        tmp_path / 'model',
+        log=log,
+    )
     newest = Checkpoints(tmp_path / 'model' / 'checkpoints').newest()
     assert newest is not None
     assert len(newest.state['progress']['history']) == 3

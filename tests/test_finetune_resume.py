@@ -1,4 +1,5 @@
 """Whatever ends a run, and whenever: the same command goes on and ends with the same bits."""
+
 import json
 import random
 import signal
@@ -12,11 +13,45 @@ from handwritten_digits import handwritten_digits
 
 # Everything that draws random numbers, and everything that keeps a state.
 EVERYTHING = (
-    *SMALL, '--recipe', 'full', '--epochs', 3, '--warmup-epochs', 1, '--batch-size', 14, '--accumulation', 2,
-    '--mixup', 0.2, '--cutmix', 0.5, '--random-erasing', 0.3, '--ema-decay', 0.9, '--drop-path-rate', 0.1)
+    *SMALL,
+    '--recipe',
+    'full',
+    '--epochs',
+    3,
+    '--warmup-epochs',
+    1,
+    '--batch-size',
+    14,
+    '--accumulation',
+    2,
+    '--mixup',
+    0.2,
+    '--cutmix',
+    0.5,
+    '--random-erasing',
+    0.3,
+    '--ema-decay',
+    0.9,
+    '--drop-path-rate',
+    0.1,
+)
 TRANSFER = (
-    '--model', 'test_resnet', '--no-pretrained', '--image-size', 64, '--recipe', 'transfer', '--head-epochs', 8,
-    '--epochs', 2, '--batch-size', 16, '--drop-rate', 0.3)
+    '--model',
+    'test_resnet',
+    '--no-pretrained',
+    '--image-size',
+    64,
+    '--recipe',
+    'transfer',
+    '--head-epochs',
+    8,
+    '--epochs',
+    2,
+    '--batch-size',
+    16,
+    '--drop-rate',
+    0.3,
+)
 
 
 @pytest.fixture(scope='module')
@@ -32,22 +67,53 @@ def outcome(output: Path) -> dict[str, Any]:
 
     newest = Checkpoints(output / 'checkpoints').newest()
     assert newest is not None
-    history = [{name: value for name, value in row.items() if 'per_second' not in name}
-               for row in newest.state['progress']['history']]
-    return dict(weights=(output / 'model.safetensors').read_bytes(), history=history,
-                metrics=json.loads((output / 'metrics.json').read_text()))
+    history = [
+        {name: value for name, value in row.items() if 'per_second' not in name}
+        for row in newest.state['progress']['history']
+    ]
+    return dict(
+        weights=(output / 'model.safetensors').read_bytes(),
+        history=history,
+        metrics=json.loads((output / 'metrics.json').read_text()),
+    )
 
 
-@pytest.mark.parametrize(('recipe', 'processes', 'workers'), [
-    (EVERYTHING, 1, 0), (EVERYTHING, 1, 2), (EVERYTHING, 2, 0), ((*EVERYTHING, '--streaming'), 2, 0), (TRANSFER, 1, 0),
-    (TRANSFER, 2, 0)],
-    ids=['full', 'full, workers', 'full, two processes', 'stream, two processes', 'transfer',
-         'transfer, two processes'])
+@pytest.mark.parametrize(
+    ('recipe', 'processes', 'workers'),
+    [
+        (EVERYTHING, 1, 0),
+        (EVERYTHING, 1, 2),
+        (EVERYTHING, 2, 0),
+        ((*EVERYTHING, '--streaming'), 2, 0),
+        (TRANSFER, 1, 0),
+        (TRANSFER, 2, 0),
+    ],
+    ids=[
+        'full',
+        'full, workers',
+        'full, two processes',
+        'stream, two processes',
+        'transfer',
+        'transfer, two processes',
+    ],
+)
 def test_killed_at_random_moments(recipe: Any, processes: int, workers: int, folder: Path, tmp_path: Path) -> None:
     """SIGKILL, again and again, in the middle of epochs, evaluations and writes."""
+
     def arguments(name: str) -> tuple[Any, ...]:
-        return (*recipe, '--dataset', folder, '--workers', workers, '--checkpoint-minutes', 0, '--feature-cache',
-                tmp_path / f'{name} features', '--output', tmp_path / name)
+        return (
+            *recipe,
+            '--dataset',
+            folder,
+            '--workers',
+            workers,
+            '--checkpoint-minutes',
+            0,
+            '--feature-cache',
+            tmp_path / f'{name} features',
+            '--output',
+            tmp_path / name,
+        )
 
     started = time.monotonic()
     finetune(*arguments('whole'), log=tmp_path / 'whole.log', processes=processes)

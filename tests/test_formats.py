@@ -1,4 +1,5 @@
 """Every file in which Keras has kept an Xception gives the same tensors, those that Keras' own objects hold."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -36,14 +37,27 @@ Writer = Callable[[Any, Path], Path]
 HEAD_ARGS: dict[str, dict[str, Any]] = {
     'flat_with_top': dict(num_classes=7, global_pool='avg', in_chans=3),
     'flat_without_top': dict(num_classes=0, global_pool='avg', in_chans=3),
-    'flat_with_head': dict(num_classes=3, global_pool='avg', in_chans=3, drop_rate=0.5, head_layers=[
-        {'bn': 1e-3, 'momentum': 0.9}, {'drop': 0.3}, {'fc': 128, 'bias': False}, {'bn': 1e-5}, {'act': 'relu'},
-        {'fc': 128}, {'act': 'gelu'}]),
+    'flat_with_head': dict(
+        num_classes=3,
+        global_pool='avg',
+        in_chans=3,
+        drop_rate=0.5,
+        head_layers=[
+            {'bn': 1e-3, 'momentum': 0.9},
+            {'drop': 0.3},
+            {'fc': 128, 'bias': False},
+            {'bn': 1e-5},
+            {'act': 'relu'},
+            {'fc': 128},
+            {'act': 'gelu'},
+        ],
+    ),
     'nested': dict(num_classes=1, global_pool='max', in_chans=3, drop_rate=0.2),
     'sequential': dict(num_classes=5, global_pool='avg', in_chans=3, fc_widths=[64, 64]),
 }
-FINAL = dict(flat_with_top='softmax', flat_without_top='linear', flat_with_head='softmax', nested='sigmoid',
-             sequential='softmax')
+FINAL = dict(
+    flat_with_top='softmax', flat_without_top='linear', flat_with_head='softmax', nested='sigmoid', sequential='softmax'
+)
 
 
 @pytest.fixture(scope='module', params=MODELS)
@@ -147,6 +161,7 @@ def test_early_sequential(tmp_path: Path) -> None:
 def test_half_precision_keeps_its_values(dtype: str, tmp_path: Path) -> None:
     """Arrays in 16 bits, as a model in that precision saves them."""
     import keras
+
     keras.config.set_dtype_policy(dtype)
     try:
         model = MODELS['flat_with_top']()
@@ -162,13 +177,23 @@ def test_half_precision_keeps_its_values(dtype: str, tmp_path: Path) -> None:
 
 # Keras as the judge
 
-@pytest.mark.parametrize(('kind', 'write', 'by_keras'), [
-    ('flat_with_head', archive, True), ('nested', archive, True), ('sequential', archive, True),
-    ('flat_with_head', whole_h5, True), ('sequential', whole_h5_of_keras2, True),
-    ('nested', whole_h5_of_keras2, False),  # Keras 3 writes x / 127.5 into .h5 and can't read it from there
-    ('flat_with_top', weights_h5_without_names, True), ('flat_without_top', shards, True),
-    ('flat_with_top', weights_of_keras2, False), ('flat_with_top', preset, False),
-], ids=lambda value: getattr(value, '__name__', str(value)))
+
+@pytest.mark.parametrize(
+    ('kind', 'write', 'by_keras'),
+    [
+        ('flat_with_head', archive, True),
+        ('nested', archive, True),
+        ('sequential', archive, True),
+        ('flat_with_head', whole_h5, True),
+        ('sequential', whole_h5_of_keras2, True),
+        ('nested', whole_h5_of_keras2, False),  # Keras 3 writes x / 127.5 into .h5 and can't read it from there
+        ('flat_with_top', weights_h5_without_names, True),
+        ('flat_without_top', shards, True),
+        ('flat_with_top', weights_of_keras2, False),
+        ('flat_with_top', preset, False),
+    ],
+    ids=lambda value: getattr(value, '__name__', str(value)),
+)
 def test_parity(kind: str, write: Writer, by_keras: bool, tmp_path: Path) -> None:
     """Keras computes the same; it reads by itself whatever it can, and the proof says if it didn't."""
     ported = port(write(randomised(MODELS[kind]()), tmp_path))

@@ -3,6 +3,7 @@
 Nothing else comes of any: no other exception, no crash, no loop without end, no more than a gigabyte, nothing read,
 written or run outside, nothing half written. Files are read in processes that such things would happen to.
 """
+
 import itertools
 import json
 import os
@@ -43,16 +44,17 @@ from small_files import Base
 
 SEED = os.environ.get('FUZZ_SEED', '20161007')
 REPEATS = float(os.environ.get('FUZZ_REPEATS', 1))  # how many times as many cases
-ONLY = os.environ.get('FUZZ_ONLY', '')              # the name of a case
+ONLY = os.environ.get('FUZZ_ONLY', '')  # the name of a case
 
 PROCESSES = 2
-MOST_SECONDS = 10    # of computing for one case
-PATIENCE = 40        # seconds until a process that says nothing is ended; others may be using the machine
+MOST_SECONDS = 10  # of computing for one case
+PATIENCE = 40  # seconds until a process that says nothing is ended; others may be using the machine
 MOST_MEGABYTES = 1024
 MOST_CHARACTERS = 2100
 
 XCEPTIONS: dict[str, tuple[Callable[[Any, Path], Path], str, bool]] = {
-    writer.__name__: (writer, model, with_config) for writer, model, with_config in (
+    writer.__name__: (writer, model, with_config)
+    for writer, model, with_config in (
         (keras_files.archive, 'nested', False),
         (keras_files.archive_without_names, 'sequential', False),
         (keras_files.whole_h5, 'flat_with_head', False),
@@ -62,7 +64,9 @@ XCEPTIONS: dict[str, tuple[Callable[[Any, Path], Path], str, bool]] = {
         (keras_files.weights_of_keras2, 'flat_with_top', False),
         (keras_files.shards, 'flat_with_top', False),
         (keras_files.preset, 'flat_with_top', False),
-        (small_files.release, 'flat_with_top', False))}
+        (small_files.release, 'flat_with_top', False),
+    )
+}
 PLAIN = {'old format': 'earliest', 'new format': 'latest'}
 
 ARCHIVED = ('archive', 'archive_without_names')
@@ -73,7 +77,8 @@ PLAN: dict[str, list[tuple[dict[str, Damage], tuple[str, ...], float]]] = {
     'bytes': [
         ({name: of_a_file(change) for name, change in BYTES.items()}, tuple(XCEPTIONS), 2),
         ({name: of_hdf5(change) for name, change in BYTES.items()}, ARCHIVED, 2),
-        ({name: of_hdf5(change) for name, change in BYTES.items()}, tuple(PLAIN), 16)],
+        ({name: of_hdf5(change) for name, change in BYTES.items()}, tuple(PLAIN), 16),
+    ],
     'blocks': [(BLOCKS, tuple(PLAIN), 16), (BLOCKS, tuple(XCEPTIONS), 0.3)],
     'arrays': [(ARRAYS, tuple(PLAIN), 2), ({**ARRAYS, **SHAPES}, tuple(XCEPTIONS), 0.3)],
     'groups': [(GROUPS, tuple(XCEPTIONS), 0.3)],
@@ -116,6 +121,7 @@ def specs(kind: str) -> Iterator[tuple[Spec, Damage]]:
 
 # Files
 
+
 @pytest.fixture(scope='session')
 def outside(tmp_path_factory: pytest.TempPathFactory) -> Outside:
     folder = tmp_path_factory.mktemp('outside')
@@ -129,12 +135,15 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Outside:
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
     folder = tmp_path_factory.mktemp('bases')
     models = {name: small_files.with_few_values(keras_files.MODELS[name]()) for _, name, _ in XCEPTIONS.values()}
-    made = {name: small_files.make_base(folder / name, write, models[model], config)
-            for name, (write, model, config) in XCEPTIONS.items()}
+    made = {
+        name: small_files.make_base(folder / name, write, models[model], config)
+        for name, (write, model, config) in XCEPTIONS.items()
+    }
     return made | {name: small_files.every_storage(folder / name, libver) for name, libver in PLAIN.items()}
 
 
 # Processes
+
 
 class Worker:
     """A process that reads cases; another one, if the last was lost."""
@@ -146,9 +155,13 @@ class Worker:
     def ask(self, case: dict[str, Any], patience: float = PATIENCE) -> dict[str, Any]:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, Path(__file__).with_name('fuzz_worker.py'), self._practice], start_new_session=True,
+                [sys.executable, Path(__file__).with_name('fuzz_worker.py'), self._practice],
+                start_new_session=True,
                 env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             self._process.stdout.readline()
         self._process.stdin.write(json.dumps(case) + '\n')
         self._process.stdin.flush()
@@ -186,17 +199,18 @@ def workers(bases: dict[str, Base]) -> Iterator['SimpleQueue[Worker]']:
 
 # Judgement
 
+
 def complaints(spec: Spec, result: dict[str, Any], folder: Path, named: str | None) -> Iterator[str]:
     """What a case did that it must not."""
     if result['outcome'] not in ('read', 'refused'):
-        yield f"{result['outcome']} {result.get('message', '')}"
+        yield f'{result["outcome"]} {result.get("message", "")}'
         return
     if result['events']:
-        yield f"Python did {result['events'][:5]}"
+        yield f'Python did {result["events"][:5]}'
     if result['megabytes'] > MOST_MEGABYTES or result['seconds'] > MOST_SECONDS:
-        yield f"took {result['megabytes']} MB, {result['seconds']} s"
+        yield f'took {result["megabytes"]} MB, {result["seconds"]} s'
     if result['wrong']:
-        yield f"{len(result['wrong'])} arrays are wrong, such as {result['wrong'][:3]}"
+        yield f'{len(result["wrong"])} arrays are wrong, such as {result["wrong"][:3]}'
     message = result['message']
     if result['outcome'] == 'read' and named is not None:
         yield 'was read'
@@ -212,7 +226,7 @@ def listing(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def judged(
-        spec: Spec, damage: Damage, bases: dict[str, Base], folder: Path, outside: Outside, worker: Worker,
+    spec: Spec, damage: Damage, bases: dict[str, Base], folder: Path, outside: Outside, worker: Worker
 ) -> list[str]:
     """Does the damage, has the file read, and says what was not as it must be."""
     base, random = bases[spec.base], Random(f'{SEED} {spec.name}')
@@ -221,9 +235,17 @@ def judged(
     named = damage(case)
     task = 'arrays' if spec.base in PLAIN else random.choice(('port', 'port', 'command'))
     before = listing(folder.parent), listing(outside.pipe.parent)
-    result = worker.ask(dict(
-        task=task, source=str(case.source), config=str(folder / base.config) if base.config else None, name=spec.name,
-        folder=str(folder), base=str(base.folder), moves=spec.kind == 'configs'))
+    result = worker.ask(
+        dict(
+            task=task,
+            source=str(case.source),
+            config=str(folder / base.config) if base.config else None,
+            name=spec.name,
+            folder=str(folder),
+            base=str(base.folder),
+            moves=spec.kind == 'configs',
+        )
+    )
     found = [*complaints(spec, result, folder, named)]
     if (listing(folder.parent), listing(outside.pipe.parent)) != before:
         found.append('left or changed a file')
@@ -233,7 +255,8 @@ def judged(
 
 @pytest.mark.parametrize('kind', PLAN)
 def test_fuzz(
-        kind: str, bases: dict[str, Base], workers: 'SimpleQueue[Worker]', outside: Outside, tmp_path: Path) -> None:
+    kind: str, bases: dict[str, Base], workers: 'SimpleQueue[Worker]', outside: Outside, tmp_path: Path
+) -> None:
     def run(numbered: tuple[int, tuple[Spec, Damage]]) -> tuple[Spec, list[str]]:
         number, (spec, damage) = numbered
         worker = workers.get()

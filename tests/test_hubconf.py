@@ -1,4 +1,5 @@
 """torch.hub, through the zip file that GitHub would send and through a clone, without a network."""
+
 import ast
 import subprocess
 from pathlib import Path
@@ -20,10 +21,11 @@ REPOSITORY = 'owner/xception_hub:main'
 def github(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """torch.hub's archive link, answered by this machine with what git would archive, working tree included."""
     archive = tmp_path / 'archive.zip'
-    commit = subprocess.run(
-        ['git', 'stash', 'create'], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip() or 'HEAD'
-    subprocess.run(
-        ['git', 'archive', '--prefix=xception_hub-main/', '-o', str(archive), commit], cwd=ROOT, check=True)
+    commit = (
+        subprocess.run(['git', 'stash', 'create'], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+        or 'HEAD'
+    )
+    subprocess.run(['git', 'archive', '--prefix=xception_hub-main/', '-o', str(archive), commit], cwd=ROOT, check=True)
     monkeypatch.setattr('torch.hub._git_archive_link', lambda *args: archive.as_uri())
     monkeypatch.setattr('torch.hub._validate_not_a_forked_repo', lambda *args: None)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
@@ -33,7 +35,9 @@ def github(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s
 def test_list(github: str) -> None:
     """The model, its variants and the loader of old checkpoints, and no helper beside them."""
     assert torch.hub.list(github, trust_repo=True, verbose=False) == [
-        'from_checkpoint', *timm.list_models('xception_paper*')]
+        'from_checkpoint',
+        *timm.list_models('xception_paper*'),
+    ]
 
 
 def test_help(github: str) -> None:

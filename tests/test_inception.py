@@ -1,4 +1,5 @@
 """The paper's way from Inception to Xception: its figures compute what it says they do, in float64."""
+
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -88,15 +89,21 @@ def act(layer: type[nn.Module] | None) -> nn.Module | None:
 
 # Figure 1: an Inception V3 module -------------------------------------------------------------------------------------
 
+
 def test_figure_1() -> None:
     """Its towers from left to right, and Inception V3's first width."""
     module = InceptionModule(192, FIGURE_1)
-    layers = [[m for m in tower.modules() if isinstance(m, (nn.Conv2d, nn.AvgPool2d, nn.ReLU))]
-              for tower in module.towers]
+    layers = [
+        [m for m in tower.modules() if isinstance(m, (nn.Conv2d, nn.AvgPool2d, nn.ReLU))] for tower in module.towers
+    ]
     names = [[m.kernel_size if isinstance(m, nn.Conv2d) else type(m) for m in tower] for tower in layers]
     one, three, relu = (1, 1), (3, 3), nn.ReLU
-    assert names == [[one, relu], [one, relu, three, relu], [one, relu, three, relu, three, relu],
-                     [nn.AvgPool2d, one, relu]]
+    assert names == [
+        [one, relu],
+        [one, relu, three, relu],
+        [one, relu, three, relu, three, relu],
+        [nn.AvgPool2d, one, relu],
+    ]
     assert module.out_chs == 64 + 64 + 96 + 32
     assert module(torch.zeros(1, 192, 5, 4)).shape == (1, 256, 5, 4)
 
@@ -104,19 +111,28 @@ def test_figure_1() -> None:
 @pytest.mark.parametrize(('in_chs', 'pool_width'), [(192, 32), (256, 64), (288, 64)])
 def test_inception_v3(in_chs: int, pool_width: int) -> None:
     """With its widths, its 5x5 and its BatchNorm it is Inception V3's module, in timm's three instances of it."""
-    timm_module = randomised(InceptionA(
-        in_chs, pool_width, conv_block=partial(ConvNormAct, padding=0, norm_layer=BATCH_NORM))).eval()
+    timm_module = randomised(
+        InceptionA(in_chs, pool_width, conv_block=partial(ConvNormAct, padding=0, norm_layer=BATCH_NORM))
+    ).eval()
     towers = (FIGURE_1[0], ((1, 48), (5, 64)), FIGURE_1[2], ('avg_pool', (1, pool_width)))
     module = InceptionModule(in_chs, towers, BATCH_NORM, count_include_pad=True).double().eval()
     names = {
-        'branch1x1': '0.0', 'branch5x5_1': '1.0', 'branch5x5_2': '1.1',
-        'branch3x3dbl_1': '2.0', 'branch3x3dbl_2': '2.1', 'branch3x3dbl_3': '2.2', 'branch_pool': '3.1',
+        'branch1x1': '0.0',
+        'branch5x5_1': '1.0',
+        'branch5x5_2': '1.1',
+        'branch3x3dbl_1': '2.0',
+        'branch3x3dbl_2': '2.1',
+        'branch3x3dbl_3': '2.2',
+        'branch_pool': '3.1',
     }
     kinds = {'conv': '0', 'bn': '1.0'}
     parts = [name.split('.') for name in timm_module.state_dict()]
-    module.load_state_dict({
-        f'towers.{names[branch]}.{kinds[kind]}.{name}': timm_module.state_dict()[f'{branch}.{kind}.{name}']
-        for branch, kind, name in parts})
+    module.load_state_dict(
+        {
+            f'towers.{names[branch]}.{kinds[kind]}.{name}': timm_module.state_dict()[f'{branch}.{kind}.{name}']
+            for branch, kind, name in parts
+        }
+    )
     assert_same_function(timm_module, module, in_chs)
 
 
@@ -130,6 +146,7 @@ def test_average_pool() -> None:
 
 
 # Figures 2 to 4: the strict equivalences ------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('norm', NORMS)
@@ -164,8 +181,9 @@ def test_figure_4() -> None:
     extreme = randomised(SegmentedConv2d(10, 12, order='pointwise_first'))
     x = maps(10)
     channels = torch.einsum('oi,bihw->bohw', extreme.conv_pw.weight[:, :, 0, 0], x).split(1, 1)
-    expected = torch.cat([F.conv2d(channel, extreme.conv_dw.weight[i:i + 1], padding=1)
-                          for i, channel in enumerate(channels)], 1)
+    expected = torch.cat(
+        [F.conv2d(channel, extreme.conv_dw.weight[i : i + 1], padding=1) for i, channel in enumerate(channels)], 1
+    )
     torch.testing.assert_close(extreme(x), expected, **FLOAT64)
     assert [conv.weight.shape for conv in SegmentTowers(10, 12).convs] == [(1, 1, 3, 3)] * 12
 
@@ -184,20 +202,34 @@ def test_one_segment() -> None:
 
 # The depthwise separable convolution ----------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('dilation', [1, 2])
 def test_separable_convolution(dilation: int) -> None:
     """Figure 4 with the order exchanged is a depthwise separable convolution, to the bit."""
-    conv, separable = SegmentedConv2d(10, 12, dilation=dilation), nn.Sequential(OrderedDict(
-        conv_dw=nn.Conv2d(10, 10, 3, padding=dilation, dilation=dilation, groups=10, bias=False),
-        conv_pw=nn.Conv2d(10, 12, 1, bias=False)))
+    conv, separable = (
+        SegmentedConv2d(10, 12, dilation=dilation),
+        nn.Sequential(
+            OrderedDict(
+                conv_dw=nn.Conv2d(10, 10, 3, padding=dilation, dilation=dilation, groups=10, bias=False),
+                conv_pw=nn.Conv2d(10, 12, 1, bias=False),
+            )
+        ),
+    )
     assert {name: tuple(tensor.shape) for name, tensor in conv.state_dict().items()} == {
-        'conv_dw.weight': (10, 1, 3, 3), 'conv_pw.weight': (12, 10, 1, 1)}
+        'conv_dw.weight': (10, 1, 3, 3),
+        'conv_pw.weight': (12, 10, 1, 1),
+    }
     results = values_and_gradients(randomised(separable), 10), values_and_gradients(randomised(conv), 10)
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
     x, weight = maps(10), conv.conv_dw.weight
-    spatial = torch.cat([F.conv2d(channel, weight[i:i + 1], padding=dilation, dilation=dilation)
-                         for i, channel in enumerate(x.split(1, 1))], 1)
+    spatial = torch.cat(
+        [
+            F.conv2d(channel, weight[i : i + 1], padding=dilation, dilation=dilation)
+            for i, channel in enumerate(x.split(1, 1))
+        ],
+        1,
+    )
     expected = torch.einsum('oi,bihw->bohw', conv.conv_pw.weight[:, :, 0, 0], spatial)
     torch.testing.assert_close(conv(x), expected, **FLOAT64)
 
@@ -208,8 +240,9 @@ def test_segments_in_the_other_order(segments: int) -> None:
     conv = randomised(SegmentedConv2d(10, 12, segments=segments, act=nn.ReLU()))
     x = maps(10)
     towers = zip(x.chunk(segments, 1), conv.conv_dw.weight.chunk(segments), conv.conv_pw.weight.chunk(segments, 1))
-    expected = sum(F.conv2d(F.conv2d(part, spatial, padding=1).relu(), pointwise)
-                   for part, spatial, pointwise in towers)
+    expected = sum(
+        F.conv2d(F.conv2d(part, spatial, padding=1).relu(), pointwise) for part, spatial, pointwise in towers
+    )
     torch.testing.assert_close(conv(x), expected, **FLOAT64)
 
 
@@ -229,13 +262,21 @@ def test_act_stands_between(act_layer: type[nn.Module] | None, order: str) -> No
 @pytest.mark.parametrize('segments', [2, None])
 @pytest.mark.parametrize('depth', [1, 2, 3])
 def test_order_is_unimportant_in_stacks(
-        depth: int, segments: int | None, after: type[nn.Module] | None, within: Callable[[float], nn.Module] | None,
+    depth: int, segments: int | None, after: type[nn.Module] | None, within: Callable[[float], nn.Module] | None
 ) -> None:
     """All but the ends of a stack of figure 3 or 4 is a stack of the other order, whatever the non-linearities."""
-    chs = [10, 12, 8, 6][:depth + 1]
-    stack = [SegmentedConv2d(chs[i], chs[i + 1], segments=segments, order='pointwise_first', dilation=i + 1,
-                             act=within(0.2 * i) if within else None)  # no two of them are the same
-             for i in range(depth)]
+    chs = [10, 12, 8, 6][: depth + 1]
+    stack = [
+        SegmentedConv2d(
+            chs[i],
+            chs[i + 1],
+            segments=segments,
+            order='pointwise_first',
+            dilation=i + 1,
+            act=within(0.2 * i) if within else None,
+        )  # no two of them are the same
+        for i in range(depth)
+    ]
     inception = randomised(nn.Sequential(*(nn.Sequential(conv, act(after) or nn.Identity()) for conv in stack))).eval()
     exchanged = exchange_order(stack, act(after))
     modules = [m for m in exchanged if isinstance(m, SegmentedConv2d)]
@@ -246,6 +287,7 @@ def test_order_is_unimportant_in_stacks(
 
 
 # The dial -------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('order', ORDERS)
 @pytest.mark.parametrize(('in_chs', 'out_chs'), [(24, 24), (16, 36), (728, 728), (728, 1024)])
@@ -259,7 +301,7 @@ def test_cost(in_chs: int, out_chs: int, order: str) -> None:
         with FlopCounterMode(display=False) as counter:
             conv(torch.empty(1, in_chs, height, width, device='meta'))
         parameters = sum(p.numel() for p in conv.parameters())
-        assert parameters == in_chs * out_chs + 9 * chs ** 2 // segments
+        assert parameters == in_chs * out_chs + 9 * chs**2 // segments
         assert counter.get_total_flops() == 2 * parameters * height * width  # a multiplication and an addition
         costs.append(parameters)
     assert costs == sorted(set(costs), reverse=True)
@@ -276,16 +318,21 @@ def test_scripted(order: str) -> None:
 
 # Errors ---------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(('arguments', 'choices'), [
-    (dict(segments=5), r'a divisor of in_chs=12, one of [1, 2, 3, 4, 6, 12]'),
-    (dict(segments=4, order='pointwise_first'), r'a divisor of out_chs=10, one of [1, 2, 5, 10]'),
-    (dict(segments=0), 'one of [1, 2, 3, 4, 6, 12]'),
-    (dict(order='spatial_first'), "one of ('depthwise_first', 'pointwise_first')"),
-    (dict(in_chs=0), 'at least 1'),
-    (dict(out_chs=-1), 'at least 1'),
-    (dict(act='relu'), 'a module, such as nn.ReLU()'),
-    (dict(act=nn.ReLU), 'a module, such as nn.ReLU()'),
-], ids=str)
+
+@pytest.mark.parametrize(
+    ('arguments', 'choices'),
+    [
+        (dict(segments=5), r'a divisor of in_chs=12, one of [1, 2, 3, 4, 6, 12]'),
+        (dict(segments=4, order='pointwise_first'), r'a divisor of out_chs=10, one of [1, 2, 5, 10]'),
+        (dict(segments=0), 'one of [1, 2, 3, 4, 6, 12]'),
+        (dict(order='spatial_first'), "one of ('depthwise_first', 'pointwise_first')"),
+        (dict(in_chs=0), 'at least 1'),
+        (dict(out_chs=-1), 'at least 1'),
+        (dict(act='relu'), 'a module, such as nn.ReLU()'),
+        (dict(act=nn.ReLU), 'a module, such as nn.ReLU()'),
+    ],
+    ids=str,
+)
 def test_bad_argument(arguments: dict[str, Any], choices: str) -> None:
     """The error names the argument, its value and the choices."""
     name, value = next(iter(arguments.items()))
@@ -304,10 +351,22 @@ def test_bad_segment_towers() -> None:
         SegmentTowers(10, 12, 5)
 
 
-@pytest.mark.parametrize('towers', [
-    [], [[]], [[(2, 8)]], [[(3, 0)]], [[(-1, 8)]], [['max_pool']], [[8]], [[(1, 8, 8)]], simplified_towers(0, 8),
-    simplified_towers(2, 0),
-], ids=str)
+@pytest.mark.parametrize(
+    'towers',
+    [
+        [],
+        [[]],
+        [[(2, 8)]],
+        [[(3, 0)]],
+        [[(-1, 8)]],
+        [['max_pool']],
+        [[8]],
+        [[(1, 8, 8)]],
+        simplified_towers(0, 8),
+        simplified_towers(2, 0),
+    ],
+    ids=str,
+)
 def test_bad_towers(towers: Any) -> None:
     with pytest.raises(ValueError, match=re.escape(f'towers={towers!r} is not possible')):
         InceptionModule(10, towers)
@@ -318,10 +377,18 @@ def test_bad_in_chs() -> None:
         InceptionModule(0)
 
 
-@pytest.mark.parametrize('towers', [
-    FIGURE_1, [[(1, 8), (3, 8)], [(1, 4), (3, 4)]], [[(1, 8), (5, 8)]], [['avg_pool', (1, 8)]], [[(1, 4), (3, 8)]],
-    [[(3, 8), (1, 8)]],
-], ids=str)
+@pytest.mark.parametrize(
+    'towers',
+    [
+        FIGURE_1,
+        [[(1, 8), (3, 8)], [(1, 4), (3, 4)]],
+        [[(1, 8), (5, 8)]],
+        [['avg_pool', (1, 8)]],
+        [[(1, 4), (3, 8)]],
+        [[(3, 8), (1, 8)]],
+    ],
+    ids=str,
+)
 def test_towers_that_are_not_figure_2(towers: Any) -> None:
     """Figure 3 has a segment for towers of a 1x1 and a 3x3 of one width, and for no others."""
     with pytest.raises(ValueError, match=re.escape('it must be simplified_towers(count, width)')):

@@ -28,7 +28,8 @@ def reference(request: pytest.FixtureRequest, ported: Port) -> KerasReference:
 
 @pytest.mark.parametrize('size', SIZES, ids=lambda size: f'{size[0]}x{size[1]}')
 def test_equals_keras(
-        model: Xception, reference: KerasReference, size: tuple[int, int], checkpoint: Checkpoint) -> None:
+    model: Xception, reference: KerasReference, size: tuple[int, int], checkpoint: Checkpoint
+) -> None:
     """Relative difference at most 1e-12 after every module in float64, 5e-6 after pooling in float32."""
     proof = compare_with_keras(reference, model, size, checkpoint.photos[:1])
     assert proof.first_wrong is None, proof

@@ -2,6 +2,7 @@
 
 Of most of these networks the top-1 predictions on photos are still those of Keras.
 """
+
 import json
 import shutil
 from collections.abc import Callable
@@ -63,23 +64,29 @@ def test_the_right_network_passes(judge: Judge, mutant: Xception) -> None:
 
 # Networks
 
+
 def with_arguments(mutant: Xception, ported: Port, **kwargs: Any) -> Xception:
     other = Xception(**{**ported.model_args, **kwargs})
     other.load_state_dict(mutant.state_dict())
     return other.eval()
 
 
-@pytest.mark.parametrize(('kwargs', 'place'), [
-    (dict(pool_padding='symmetric'), 'entry_flow.0'),
-    (dict(bn_eps=1e-5), 'stem'),
-    (dict(act_layer='leaky_relu'), 'stem'),
-], ids=str)
+@pytest.mark.parametrize(
+    ('kwargs', 'place'),
+    [
+        (dict(pool_padding='symmetric'), 'entry_flow.0'),
+        (dict(bn_eps=1e-5), 'stem'),
+        (dict(act_layer='leaky_relu'), 'stem'),
+    ],
+    ids=str,
+)
 def test_numerics(kwargs: dict[str, Any], place: str, judge: Judge, mutant: Xception, ported: Port) -> None:
     assert judge.first_wrong(with_arguments(mutant, ported, **kwargs)) == place
 
 
 def test_padding_with_zeros(judge: Judge, mutant: Xception) -> None:
     """Batch normalization's outputs can be negative, so that zeros win where nothing should."""
+
     class ZeroPadded(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             height, width = x.shape[2:]
@@ -141,11 +148,14 @@ def test_statistics(change: Callable[[nn.BatchNorm2d], None], judge: Judge, muta
     assert judge.first_wrong(mutant) == 'stem'
 
 
-@pytest.mark.parametrize(('suffix', 'axes', 'place'), [
-    ('conv_dw.weight', (0, 1, 3, 2), 'entry_flow.0'),
-    ('stem.conv1.weight', (0, 1, 3, 2), 'stem'),
-    ('middle_flow.7.stack.conv3.conv_pw.weight', (1, 0, 2, 3), 'middle_flow.7'),
-])
+@pytest.mark.parametrize(
+    ('suffix', 'axes', 'place'),
+    [
+        ('conv_dw.weight', (0, 1, 3, 2), 'entry_flow.0'),
+        ('stem.conv1.weight', (0, 1, 3, 2), 'stem'),
+        ('middle_flow.7.stack.conv3.conv_pw.weight', (1, 0, 2, 3), 'middle_flow.7'),
+    ],
+)
 def test_axes_exchanged(suffix: str, axes: tuple[int, ...], place: str, judge: Judge, mutant: Xception) -> None:
     with torch.no_grad():
         for name, parameter in mutant.named_parameters():
@@ -163,6 +173,7 @@ def test_blue_green_red(judge: Judge, mutant: Xception) -> None:
 
 # Classifiers
 
+
 @pytest.mark.parametrize('order', [[1, 0, 2, 3, 4, 5], [1, 2, 0, 3, 4, 5], [5, 4, 3, 2, 1, 0]], ids=str)
 def test_classes_in_another_order(order: list[int], judge: Judge, mutant: Xception) -> None:
     """Of two, of three, of all: no comparison of features sees any."""
@@ -175,6 +186,7 @@ def test_classes_in_another_order(order: list[int], judge: Judge, mutant: Xcepti
 def test_dense_layers_exchanged(tmp_path: Path) -> None:
     """Two hidden layers of the same shape."""
     import keras
+
     base = keras.applications.Xception(weights=None, include_top=False, pooling='avg')
     dense = [keras.layers.Dense(32, activation='relu') for _ in range(3)]
     ported = port(archive(randomised(keras.Sequential([base, *dense, keras.layers.Dense(3)])), tmp_path))
@@ -185,6 +197,7 @@ def test_dense_layers_exchanged(tmp_path: Path) -> None:
 
 
 # Directories: how images are prepared, and what classes are called
+
 
 @pytest.fixture
 def directory(converted: Path, tmp_path: Path) -> Path:
@@ -204,12 +217,19 @@ def failed(checks: list[Check]) -> dict[str, str]:
     return {check.proof: check.summary for check in checks if not check.passed and check.decisive}
 
 
-@pytest.mark.parametrize('changes', [
-    dict(mean=[0., 0., 0.], std=[1., 1., 1.]),
-    dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
-    dict(interpolation='bilinear'), dict(interpolation='bicubic'), dict(crop_pct=0.875), dict(crop_mode='center'),
-    dict(input_size=[3, 160, 160]),
-], ids=str)
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0]),
+        dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
+        dict(interpolation='bilinear'),
+        dict(interpolation='bicubic'),
+        dict(crop_pct=0.875),
+        dict(crop_mode='center'),
+        dict(input_size=[3, 160, 160]),
+    ],
+    ids=str,
+)
 def test_preprocessing(changes: dict[str, Any], directory: Path, checkpoint: Checkpoint) -> None:
     """0..1, ImageNet's mean and deviation, another resampling, crop or size: found in the first pixels."""
     assert failed(check_declared(directory, checkpoint.photos)) == {}
@@ -224,8 +244,12 @@ def test_class_names(directory: Path, checkpoint: Checkpoint) -> None:
 
 def test_verify_brings_all_together(directory: Path, ported: Port, checkpoint: Checkpoint) -> None:
     """A directory that is wrong in three ways fails in three proofs, each of which says where."""
-    change_config(directory, label_names=None, interpolation='bilinear',
-                  model_args={**ported.model_args, 'pool_padding': 'symmetric'})
+    change_config(
+        directory,
+        label_names=None,
+        interpolation='bilinear',
+        model_args={**ported.model_args, 'pool_padding': 'symmetric'},
+    )
     parity = verify(ported, directory, (), checkpoint.photos)
     assert not parity.passed
     assert {proof.first_wrong for proof in parity.proofs} == {'entry_flow.0', 'head.global_pool'}

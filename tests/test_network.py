@@ -1,4 +1,5 @@
 """The network by itself: its size, its arguments and their errors, its dilated forms, its head."""
+
 import copy
 import itertools
 import re
@@ -37,10 +38,14 @@ def on_meta(**kwargs: Any) -> Xception:
 
 # Size and structure ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(('num_classes', 'parameters', 'with_moving_statistics'), [
-    (1000, 22_855_952, 22_910_480),  # the paper's table 3; Keras' "total params"
-    (0, 20_806_952, 20_861_480),
-])
+
+@pytest.mark.parametrize(
+    ('num_classes', 'parameters', 'with_moving_statistics'),
+    [
+        (1000, 22_855_952, 22_910_480),  # the paper's table 3; Keras' "total params"
+        (0, 20_806_952, 20_861_480),
+    ],
+)
 def test_size(num_classes: int, parameters: int, with_moving_statistics: int) -> None:
     """As many numbers as in the paper and in Keras, with and without the classifier."""
     model = on_meta(num_classes=num_classes)
@@ -63,10 +68,16 @@ def test_sizes_of_figure_5() -> None:
     """Maps of 147, 74, 37, 19 and 10 pixels for images of 299."""
     maps = on_meta().forward_intermediates(torch.empty(1, 3, 299, 299, device='meta'), intermediates_only=True)
     assert [tuple(x.shape[1:]) for x in maps] == [
-        (64, 147, 147), (128, 74, 74), (256, 37, 37), (728, 19, 19), (2048, 10, 10)]
+        (64, 147, 147),
+        (128, 74, 74),
+        (256, 37, 37),
+        (728, 19, 19),
+        (2048, 10, 10),
+    ]
 
 
 # Pooling and dilation -------------------------------------------------------------------------------------------------
+
 
 def tensorflow_same(x: Tensor) -> Tensor:
     """3x3 max pooling with stride 2 and SAME padding, as TensorFlow defines it."""
@@ -101,6 +112,7 @@ def test_dilated_network_is_the_strided_one(output_stride: int, size: tuple[int,
 
 # Head, dropout, stochastic depth, activations -------------------------------------------------------------------------
 
+
 def test_drop_rate_drops_in_training_only(model: Xception) -> None:
     """In training each pooled feature is 0 or twice itself, about half of them 0; in evaluation it is itself."""
     head = copy.deepcopy(model.head)
@@ -117,7 +129,7 @@ def test_drop_path_rate() -> None:
     """It grows linearly from module 2 to 13, and drops the stack of some samples but never the residual connection."""
     model = random_model(drop_path_rate=0.5)
     modules = [m for m in model.modules() if isinstance(m, XceptionModule)]
-    rates = [getattr(m.drop_path, 'drop_prob', 0.) for m in modules]
+    rates = [getattr(m.drop_path, 'drop_prob', 0.0) for m in modules]
     torch.testing.assert_close(torch.tensor(rates), torch.cat([torch.linspace(0, 0.5, 12), torch.zeros(1)]))
 
     module, x = model.exit_flow[0], torch.randn(32, 728, 5, 5)
@@ -126,7 +138,7 @@ def test_drop_path_rate() -> None:
         module.drop_path.train()
         share = (module(x) - module.shortcut(x)).flatten(1).norm(dim=1) / module.stack(x).flatten(1).norm(dim=1)
     torch.testing.assert_close(share, 2 * share.round().clamp(max=1))
-    assert set(share.round().tolist()) == {0., 2.}
+    assert set(share.round().tolist()) == {0.0, 2.0}
 
 
 def test_fc_widths() -> None:
@@ -161,9 +173,17 @@ def test_fc_widths_of_the_paper() -> None:
 
 def test_head_layers() -> None:
     """Numbered by kind, in the order given; a list of the paper's kind is what `fc_widths` is short for."""
-    model = random_model(num_classes=3, head_layers=[
-        {'bn': 1e-5, 'momentum': 0.9}, {'drop': 0.3}, {'fc': 24, 'bias': False}, {'bn': 1e-3}, {'act': 'gelu'},
-        {'fc': 8}])
+    model = random_model(
+        num_classes=3,
+        head_layers=[
+            {'bn': 1e-5, 'momentum': 0.9},
+            {'drop': 0.3},
+            {'fc': 24, 'bias': False},
+            {'bn': 1e-3},
+            {'act': 'gelu'},
+            {'fc': 8},
+        ],
+    )
     layers = model.head.fc_layers
     assert list(dict(layers.named_children())) == ['bn1', 'drop1', 'fc1', 'bn2', 'act1', 'fc2']
     assert (layers.bn1.eps, layers.bn1.momentum, layers.bn2.eps) == (1e-5, pytest.approx(0.1), 1e-3)
@@ -181,21 +201,40 @@ def test_act_layer(act_layer: Any, kind: type) -> None:
     """One activation for all 35 places, and two more in the head."""
     model = on_meta(act_layer=act_layer, fc_widths=(8, 8))
     assert sum(isinstance(m, kind) for m in model.modules()) == 37
-    assert not [m for m in model.modules() if type(m).__module__.startswith('torch.nn.modules.activation')
-                and not isinstance(m, kind)]
+    assert not [
+        m
+        for m in model.modules()
+        if type(m).__module__.startswith('torch.nn.modules.activation') and not isinstance(m, kind)
+    ]
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('argument', [
-    dict(output_stride=4), dict(pool_padding='valid'), dict(fc_widths=[0]), dict(drop_rate=1.5),
-    dict(drop_path_rate=-1), dict(bn_eps=0), dict(min_img_size=3), dict(in_chans=0),
-    dict(global_pool='median'), dict(num_classes=-1), dict(head_layers=[{'fc': 0}]), dict(head_layers=['fc']),
-    dict(head_layers=[{'fc': 8, 'act': 'relu'}]), dict(head_layers=[{'drop': 1}]), dict(head_layers=[{}]),
-], ids=str)
+
+@pytest.mark.parametrize(
+    'argument',
+    [
+        dict(output_stride=4),
+        dict(pool_padding='valid'),
+        dict(fc_widths=[0]),
+        dict(drop_rate=1.5),
+        dict(drop_path_rate=-1),
+        dict(bn_eps=0),
+        dict(min_img_size=3),
+        dict(in_chans=0),
+        dict(global_pool='median'),
+        dict(num_classes=-1),
+        dict(head_layers=[{'fc': 0}]),
+        dict(head_layers=['fc']),
+        dict(head_layers=[{'fc': 8, 'act': 'relu'}]),
+        dict(head_layers=[{'drop': 1}]),
+        dict(head_layers=[{}]),
+    ],
+    ids=str,
+)
 def test_bad_argument(argument: dict[str, Any]) -> None:
     """The error names the argument and its value."""
-    (name, value), = argument.items()
+    ((name, value),) = argument.items()
     with pytest.raises(ValueError, match=re.escape(f'{name}={value!r} is not possible')):
         on_meta(**argument)
 
@@ -211,12 +250,15 @@ def test_unknown_argument() -> None:
         Xception(no_such_argument=1)
 
 
-@pytest.mark.parametrize(('shape', 'named', 'remedy'), [
-    ((1, 3, 70, 71), '70x71', 'min_img_size='),
-    ((1, 3, 71, 70), '71x70', 'min_img_size='),
-    ((1, 4, 71, 71), '[1, 4, 71, 71]', 'in_chans='),
-    ((3, 71, 71), '[3, 71, 71]', 'Reshape'),
-])
+@pytest.mark.parametrize(
+    ('shape', 'named', 'remedy'),
+    [
+        ((1, 3, 70, 71), '70x71', 'min_img_size='),
+        ((1, 3, 71, 70), '71x70', 'min_img_size='),
+        ((1, 4, 71, 71), '[1, 4, 71, 71]', 'in_chans='),
+        ((3, 71, 71), '[3, 71, 71]', 'Reshape'),
+    ],
+)
 def test_bad_input(shape: tuple[int, ...], named: str, remedy: str, model: Xception) -> None:
     """The error names the size that it got and what to do."""
     with pytest.raises(ValueError, match=f'{re.escape(named)}.*{remedy}'):

@@ -1,4 +1,5 @@
 """`python -m xception_hub.paper`: what is counted, that each check can fail, and what is refused."""
+
 import json
 import re
 import subprocess
@@ -46,7 +47,9 @@ def with_xception(network: nn.Module, counts: checks.Counts) -> checks.Counts:
     """What is counted if this is the Xception."""
     return counts._replace(
         parameters=dict(counts.parameters, Xception=checks.count_parameters(network)),
-        modules=checks.count_modules(network), macs=dict(counts.macs, Xception=checks.count_macs(network)['']))
+        modules=checks.count_modules(network),
+        macs=dict(counts.macs, Xception=checks.count_macs(network)['']),
+    )
 
 
 def test_figures(measured: tuple[str, dict[str, Any]]) -> None:
@@ -118,12 +121,15 @@ def test_macs_by_hand(counts: checks.Counts) -> None:
     assert counts.macs['Xception'] == expected
 
 
-@pytest.mark.parametrize(('kwargs', 'claims'), [
-    ({'residual': False}, {'linear residual', 'parameters', 'difference', 'GMACs'}),
-    ({'segments': 4}, {'depthwise separable', 'parameters', 'difference', 'GMACs'}),
-    ({'num_classes': 10}, {'parameters', 'difference'}),
-    ({'mid_act_layer': 'relu'}, set()),
-])
+@pytest.mark.parametrize(
+    ('kwargs', 'claims'),
+    [
+        ({'residual': False}, {'linear residual', 'parameters', 'difference', 'GMACs'}),
+        ({'segments': 4}, {'depthwise separable', 'parameters', 'difference', 'GMACs'}),
+        ({'num_classes': 10}, {'parameters', 'difference'}),
+        ({'mid_act_layer': 'relu'}, set()),
+    ],
+)
 def test_variants_fail(kwargs: dict[str, Any], claims: set[str], counts: checks.Counts) -> None:
     failed = failing(with_xception(xception(**kwargs), counts))
     assert all(any(claim in text for text in failed) for claim in claims), failed
@@ -134,8 +140,12 @@ def test_missing_module_fails(counts: checks.Counts) -> None:
     network = xception()
     del network.middle_flow[7]
     failed = failing(with_xception(network, counts))
-    assert {'section 3: convolutional layers', 'section 3: modules', 'figure 5: depthwise separable ones',
-            'section 3: modules with a linear residual connection'} <= failed
+    assert {
+        'section 3: convolutional layers',
+        'section 3: modules',
+        'figure 5: depthwise separable ones',
+        'section 3: modules with a linear residual connection',
+    } <= failed
 
 
 def test_unused_or_nonlinear_shortcut_is_none(counts: checks.Counts) -> None:
@@ -164,8 +174,11 @@ app(['--no-speed'])
     assert re.search(r'^\d+ of 12 checks fails?: .*section 3: modules; ', result.stderr, re.MULTILINE)
     assert 'Traceback' not in result.stderr
     assert re.search(r'^FAILS  section 3: modules: 14, found 13$', result.stdout, re.MULTILINE)
-    assert re.search(r'^FAILS  section 3: modules with a linear residual connection: .*, found 2 3 4 5 6 7 9 10 11 12$',
-                     result.stdout, re.MULTILINE)
+    assert re.search(
+        r'^FAILS  section 3: modules with a linear residual connection: .*, found 2 3 4 5 6 7 9 10 11 12$',
+        result.stdout,
+        re.MULTILINE,
+    )
 
 
 def test_one_failure_is_enough(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,17 +196,23 @@ def test_one_failure_is_enough(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert capsys.readouterr().out.count('FAILS') == 1
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-    (('--batch-size', 0), 'batch_size=0 is not possible: it must be at least 2'),
-    (('--image-size', 74), 'image_size=74 is not possible: it must be at least 75 pixels'),
-    (('--repeats', 0), 'repeats=0 is not possible: it must be at least 1'),
-    (('--steps', -1), 'steps=-1 is not possible: it must be at least 1'),
-    (('--json', 'nowhere/paper.json'), "json='nowhere/paper.json' is not possible: there must be a folder 'nowhere'"),
-    (('--json', 'tests'), "json='tests' is not possible: it is a folder"),
-    (('--figures', 'README.md'), "figures='README.md' is not possible: it is a file"),
-])
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (('--batch-size', 0), 'batch_size=0 is not possible: it must be at least 2'),
+        (('--image-size', 74), 'image_size=74 is not possible: it must be at least 75 pixels'),
+        (('--repeats', 0), 'repeats=0 is not possible: it must be at least 1'),
+        (('--steps', -1), 'steps=-1 is not possible: it must be at least 1'),
+        (
+            ('--json', 'nowhere/paper.json'),
+            "json='nowhere/paper.json' is not possible: there must be a folder 'nowhere'",
+        ),
+        (('--json', 'tests'), "json='tests' is not possible: it is a folder"),
+        (('--figures', 'README.md'), "figures='README.md' is not possible: it is a file"),
+    ],
+)
 def test_bad_input(
-        args: tuple[object, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    args: tuple[object, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line, before anything is counted."""
     monkeypatch.chdir(ROOT)

@@ -1,4 +1,5 @@
 """The pictures of the paper's figures say what the modules are that they are drawn from."""
+
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_continuum() -> None:
     figure = draw_continuum()
     network, pair = (dict(zip(*map(list, line.get_data()))) for line in figure.axes[0].lines[:2])
     assert network == {1: 183_616_904, 2: 103_132_712, 4: 62_890_616, 8: 42_769_568, 728: 22_855_952}
-    assert pair == {i: 9 * 728 ** 2 // i + 728 ** 2 for i in range(1, 729) if 728 % i == 0}
+    assert pair == {i: 9 * 728**2 // i + 728**2 for i in range(1, 729) if 728 % i == 0}
     assert {'184', '22.9', '5.3', '0.537'} <= set(texts(figure))
 
 
@@ -161,8 +162,11 @@ def test_network(kwargs: dict[str, object]) -> None:
     counts = texts(figure)
     del model.middle_flow[1:]  # drawn once
     pairs = [layer for layer in model.modules() if isinstance(layer, SegmentedConv2d)]
-    shortcuts = [module.shortcut for module in (*model.entry_flow, *model.middle_flow, *model.exit_flow)
-                 if module.shortcut is not None]
+    shortcuts = [
+        module.shortcut
+        for module in (*model.entry_flow, *model.middle_flow, *model.exit_flow)
+        if module.shortcut is not None
+    ]
 
     assert said(counts, 'repeated') == Counter([f'repeated {MIDDLE_REPEATS} times'])
     assert counts['+'] == len(shortcuts) == (5 if kwargs.get('residual', True) else 0)

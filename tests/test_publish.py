@@ -1,4 +1,5 @@
 """`python -m conversion.publish`, over HTTP to a hub on this machine and back, by everything that a card names."""
+
 import hashlib
 import json
 import os
@@ -52,8 +53,12 @@ def python(*args: object, cwd: Path, **variables: str) -> subprocess.CompletedPr
     """A fresh process, with a cold cache."""
     environment = dict(os.environ, HF_HOME=str(cwd / 'hf'), PYTHONPATH=str(ROOT), **variables)
     return subprocess.run(
-        [sys.executable, '-W', 'error::UserWarning', *map(str, args)], cwd=cwd, text=True, capture_output=True,
-        env=environment)
+        [sys.executable, '-W', 'error::UserWarning', *map(str, args)],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        env=environment,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -61,8 +66,16 @@ def published(hub: HubServer, converted: Path, tmp_path_factory: pytest.TempPath
     """What the command prints when it publishes the converted directory."""
     hub.requests.clear()
     shutil.rmtree(hub.root / REPO, ignore_errors=True)
-    result = python('-m', 'conversion.publish', converted, REPO, '--license', 'other', HF_TOKEN=TOKEN,
-                    cwd=tmp_path_factory.mktemp('publisher'))
+    result = python(
+        '-m',
+        'conversion.publish',
+        converted,
+        REPO,
+        '--license',
+        'other',
+        HF_TOKEN=TOKEN,
+        cwd=tmp_path_factory.mktemp('publisher'),
+    )
     assert result.returncode == 0, result.stderr
     assert [method for method, _ in hub.requests].count('PUT') == 1  # of large files, the weights
     return result.stdout
@@ -159,6 +172,7 @@ def names(folder: Path) -> set[str]:
 
 # There
 
+
 def test_published(published: str, hub: HubServer, converted: Path) -> None:
     """Four files, bit by bit, and no other; the commit and the two lines that load it are printed."""
     folder = hub.root / REPO
@@ -168,7 +182,8 @@ def test_published(published: str, hub: HubServer, converted: Path) -> None:
     assert (folder / 'README.md').read_text() == render(converted, REPO, 'other')
     assert re.search(rf'^Published: {hub.url}/{REPO}/commit/[0-9a-f]{{40}}$', published, re.MULTILINE)
     assert published.endswith(
-        f"\nimport timm, xception_hub\nmodel = timm.create_model('hf-hub:{REPO}', pretrained=True)\n")
+        f"\nimport timm, xception_hub\nmodel = timm.create_model('hf-hub:{REPO}', pretrained=True)\n"
+    )
 
 
 def test_once_more(published: str, repo: str, hub: HubServer, directory: Path) -> None:
@@ -248,6 +263,7 @@ def test_from_a_script(repo: str, token: None, hub: HubServer, converted: Path) 
 
 # And back
 
+
 def blocks(hub: HubServer) -> dict[str, str]:
     """The code of the published card, by its heading."""
     card = (hub.root / REPO / 'README.md').read_text()
@@ -263,7 +279,7 @@ def assert_same_logits(result: subprocess.CompletedProcess[str], reader: Path, m
 
 @pytest.mark.parametrize('way', ['timm', 'torch.hub', 'transformers'])
 def test_block(
-        way: str, published: str, hub: HubServer, reader: Path, model: nn.Module, photo: Path, checkpoint: Checkpoint,
+    way: str, published: str, hub: HubServer, reader: Path, model: nn.Module, photo: Path, checkpoint: Checkpoint
 ) -> None:
     """In a fresh process; torch.hub takes a clone instead of GitHub's archive, and the rest as it stands there."""
     code = blocks(hub)[way]
@@ -301,10 +317,13 @@ def mirror(published: str, hub: HubServer, tmp_path: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     (tmp_path / 'olah.toml').write_text(
         f'[basic]\nhost = "127.0.0.1"\nport = {port}\nrepos-path = "{tmp_path}/cache"\n'
-        f'mirrors-path = ["{tmp_path}/mirrors"]\n[accessibility]\noffline = true\n')
+        f'mirrors-path = ["{tmp_path}/mirrors"]\n[accessibility]\noffline = true\n'
+    )
     command = [sys.executable, '-c', 'from olah.server import cli; cli()', '--config', 'olah.toml']
-    with (tmp_path / 'olah.log').open('w') as log, \
-            subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log) as process:
+    with (
+        (tmp_path / 'olah.log').open('w') as log,
+        subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log) as process,
+    ):
         wait_for(f'http://127.0.0.1:{port}/{REPO}/resolve/main/config.json', process, tmp_path / 'olah.log')
         yield f'http://127.0.0.1:{port}'
         process.terminate()
@@ -331,11 +350,15 @@ def test_through_a_mirror(mirror: str, reader: Path, model: nn.Module) -> None:
 
 # Refused before anything is sent
 
-@pytest.mark.parametrize(('repo_id', 'reason'), [
-    ('kitchenware', "repo id 'kitchenware' has no owner. Pass org/name"),
-    ('org/kitchen ware', "repo id 'org/kitchen ware': Repo id must use"),
-    ('https://huggingface.co/org/name', 'Pass org/name'),
-])
+
+@pytest.mark.parametrize(
+    ('repo_id', 'reason'),
+    [
+        ('kitchenware', "repo id 'kitchenware' has no owner. Pass org/name"),
+        ('org/kitchen ware', "repo id 'org/kitchen ware': Repo id must use"),
+        ('https://huggingface.co/org/name', 'Pass org/name'),
+    ],
+)
 def test_wrong_repo_id(repo_id: str, reason: str, converted: Path, hub: HubServer) -> None:
     assert reason in failure(converted, repo_id, '--dry-run')
     assert hub.requests == []
@@ -371,7 +394,9 @@ DAMAGES = {
     'a config that is no JSON': (lambda d: (d / 'config.json').write_text('{'), 'can not be read as JSON'),
     'another network': (lambda d: change(d / 'config.json', architecture='resnet50'), "architecture is 'resnet50'"),
     'an unknown argument': (
-        lambda d: change(d / 'config.json', model_args=dict(depth=3)), "(TypeError: Xception.__init__() got"),
+        lambda d: change(d / 'config.json', model_args=dict(depth=3)),
+        '(TypeError: Xception.__init__() got',
+    ),
     'another width': (lambda d: change(d / 'config.json', model_args=dict(fc_widths=[99])), 'does not fit'),
     'too few names': (lambda d: change(d / 'config.json', label_names=['cup']), 'list of 6 names, one for each class'),
     'a failed proof': (lambda d: change(d / 'parity.json', passed=False), 'says passed: False'),
@@ -391,11 +416,12 @@ def test_damaged_directory(damage: str, directory: Path, hub: HubServer, token: 
 
 # Refused by the hub, or not reached
 
+
 def test_without_a_token(published: str, converted: Path, tmp_path: Path) -> None:
     """As a user sees it: one line, and a status."""
     result = python('-m', 'conversion.publish', converted, 'org/nobody', cwd=tmp_path)
     assert result.returncode == 1
-    line, = result.stderr.splitlines()
+    (line,) = result.stderr.splitlines()
     assert line.startswith('error: There is no token to write to org/nobody with. Log in with `hf auth login`')
 
 
@@ -412,9 +438,7 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize('trouble', TROUBLE)
-def test_trouble(
-        trouble: str, token: None, hub: HubServer, converted: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_trouble(trouble: str, token: None, hub: HubServer, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is committed, the reason is given, and the next attempt succeeds."""
     monkeypatch.setattr('huggingface_hub.utils._http.time.sleep', lambda seconds: None)  # before it tries again
     part, fault, reason = TROUBLE[trouble]
@@ -428,8 +452,7 @@ def test_trouble(
         assert names(hub.root / name) == FILES
 
 
-def test_wrong_token(
-        repo: str, hub: HubServer, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_token(repo: str, hub: HubServer, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('HF_TOKEN', 'hf_of_someone_else')
     message = failure(converted, repo)
     assert f'{repo}: the Hub answers 401, Invalid username or password. Log in with' in message

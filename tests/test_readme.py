@@ -1,4 +1,5 @@
 """The blocks of the README and of the pages below docs/ run as they stand there."""
+
 import json
 import os
 import re
@@ -36,8 +37,12 @@ RUN_HERE = [(language, code) for language, code in BLOCKS if code.strip() not in
 
 @pytest.fixture(scope='module')
 def folder(
-        hub: HubServer, converted: Path, checkpoint: Checkpoint, imagenet_state_dict: dict[str, Tensor],
-        tmp_path_factory: pytest.TempPathFactory) -> Path:
+    hub: HubServer,
+    converted: Path,
+    checkpoint: Checkpoint,
+    imagenet_state_dict: dict[str, Tensor],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """What the reader has: a photo, a Keras model, an old checkpoint, weights of their own, and a clone."""
     folder = tmp_path_factory.mktemp('reader')
     shutil.copy(checkpoint.photos[3], folder / 'photo.jpg')
@@ -86,7 +91,8 @@ def test_block(language: str, code: str, folder: Path) -> None:
         assert output.strip().endswith('All 12 checks hold.')
     if '--figures pictures' in code:
         assert {path.name for path in (folder / 'pictures').iterdir()} == {
-            path.name for path in (ROOT / 'docs' / 'paper').glob('*.png')} - set(TRAINED)
+            path.name for path in (ROOT / 'docs' / 'paper').glob('*.png')
+        } - set(TRAINED)
     if 'merge_towers(figure_2)' in code:
         assert 0 <= float(re.findall(r'tensor\((\S+?),', output)[0]) < 1e-14
     if "'xception_paper_jft'" in code:
@@ -111,8 +117,10 @@ def test_set_up_commands() -> None:
     assert len(SETUP) == 2
     assert all('\n' not in command for command in SETUP)
     script = (ROOT / '.ci' / 'run').read_text()
-    found = [subprocess.run(['bash', '-c', f'cd {ROOT}; {line}'], text=True, capture_output=True).stdout.strip()
-             for line in re.findall(r'\$\((grep .*)\)', script)]
+    found = [
+        subprocess.run(['bash', '-c', f'cd {ROOT}; {line}'], text=True, capture_output=True).stdout.strip()
+        for line in re.findall(r'\$\((grep .*)\)', script)
+    ]
     assert sorted(found) == sorted(SETUP)
 
 

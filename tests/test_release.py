@@ -1,4 +1,5 @@
 """Keras' weights by name: what happens to a download on the way, on a server of this machine."""
+
 import contextlib
 import hashlib
 import importlib.util
@@ -49,10 +50,10 @@ class ReleaseHandler(Handler):
 
     def stop_in_the_middle(self, content: bytes) -> None:
         self.send_head(200, {'Content-Length': str(len(content))})
-        self.wfile.write(content[:len(content) // 2])
+        self.wfile.write(content[: len(content) // 2])
         self.server.goes_on.wait()
         with contextlib.suppress(ConnectionError):  # the other side was killed
-            self.wfile.write(content[len(content) // 2:])
+            self.wfile.write(content[len(content) // 2 :])
 
     def answer(self, status: int, headers: dict[str, str] | None = None) -> None:
         super().answer(self.server.status or status, headers)
@@ -116,6 +117,7 @@ def assert_complete(path: Path, cache: Path) -> None:
 
 # The table
 
+
 def test_table() -> None:
     """What Keras itself has, read from its source."""
     keras = importlib.util.find_spec('keras')
@@ -126,10 +128,12 @@ def test_table() -> None:
         assert f'"{release.url}"' in source
         assert re.search(rf'"{release.filename}",[^)]*file_hash="{release.md5}"', source)
     assert {name: (release.filename, release.md5) for name, release in RELEASES.items()} == {
-        'keras-imagenet':
-            ('xception_weights_tf_dim_ordering_tf_kernels.h5', '0a58e3b7378bc2990ea3b43d5981f1f6'),
-        'keras-imagenet-notop':
-            ('xception_weights_tf_dim_ordering_tf_kernels_notop.h5', 'b0042744bf5b25fce3cb969f33bebb97')}
+        'keras-imagenet': ('xception_weights_tf_dim_ordering_tf_kernels.h5', '0a58e3b7378bc2990ea3b43d5981f1f6'),
+        'keras-imagenet-notop': (
+            'xception_weights_tf_dim_ordering_tf_kernels_notop.h5',
+            'b0042744bf5b25fce3cb969f33bebb97',
+        ),
+    }
 
 
 def test_unknown_name(cache: Path) -> None:
@@ -139,6 +143,7 @@ def test_unknown_name(cache: Path) -> None:
 
 
 # What arrives
+
 
 def test_download(server: ReleaseServer, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Once; the file is readable by others. There is nothing to say where progress bars are switched off."""
@@ -180,13 +185,19 @@ def test_corrupt_file_in_the_cache_without_network(server: ReleaseServer, cache:
 
 # Interruptions
 
-@pytest.mark.parametrize('script', [
-    [Fault.HALF, None],
-    [Fault.SERVER_ERROR, Fault.CLOSED, None],
-    [Fault.SERVER_ERROR, Fault.HALF, Fault.CLOSED, None],
-], ids=str)
+
+@pytest.mark.parametrize(
+    'script',
+    [
+        [Fault.HALF, None],
+        [Fault.SERVER_ERROR, Fault.CLOSED, None],
+        [Fault.SERVER_ERROR, Fault.HALF, Fault.CLOSED, None],
+    ],
+    ids=str,
+)
 def test_goes_on_by_itself(
-        script: list[Fault | None], server: ReleaseServer, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script: list[Fault | None], server: ReleaseServer, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two more attempts after each that got on; what arrived isn't asked for again."""
     server.script = list(script)
     assert_complete(fetch(NAME, cache), cache)
@@ -226,6 +237,7 @@ def test_ignored_range(server: ReleaseServer, cache: Path) -> None:
 
 # Other content
 
+
 @pytest.mark.parametrize('content', [b'', b'<html>Sign in</html>', CONTENT[:-1] + b'x', CONTENT + b'x'], ids=len)
 def test_wrong_md5(content: bytes, server: ReleaseServer, cache: Path) -> None:
     """Nothing of it stays; the error names both sums."""
@@ -251,11 +263,15 @@ def test_part_of_something_else(arrived: bytes, server: ReleaseServer, cache: Pa
 
 # Without the file, and without a network
 
-@pytest.mark.parametrize(('fault', 'reason', 'attempts'), [
-    (Fault.NOT_FOUND, 'HTTP Error 404: Not Found', 1),
-    (Fault.SERVER_ERROR, 'HTTP Error 500: Internal Server Error', 3),
-    (Fault.CLOSED, 'RemoteDisconnected: Remote end closed connection without response', 3),
-])
+
+@pytest.mark.parametrize(
+    ('fault', 'reason', 'attempts'),
+    [
+        (Fault.NOT_FOUND, 'HTTP Error 404: Not Found', 1),
+        (Fault.SERVER_ERROR, 'HTTP Error 500: Internal Server Error', 3),
+        (Fault.CLOSED, 'RemoteDisconnected: Remote end closed connection without response', 3),
+    ],
+)
 def test_refused(fault: Fault, reason: str, attempts: int, server: ReleaseServer, cache: Path) -> None:
     """One error with the cause; what may pass by itself is tried again."""
     server.faults[''] = fault
@@ -274,7 +290,8 @@ def test_server_down(server: ReleaseServer, cache: Path) -> None:
     message, target, (url, md5) = str(error.value), cache / 'weights.h5', astuple(RELEASES[NAME])
     assert re.match(rf'{url} can not be downloaded: .*Connection refused\.\n', message)
     assert message.endswith(
-        f'(md5 {md5}) and put it at {target}, or pass its path to the conversion instead of {NAME!r}.')
+        f'(md5 {md5}) and put it at {target}, or pass its path to the conversion instead of {NAME!r}.'
+    )
     target.write_bytes(CONTENT)
     assert fetch(NAME, cache) == target
 
@@ -298,6 +315,7 @@ def test_offline_mode(server: ReleaseServer, cache: Path, monkeypatch: pytest.Mo
 
 def test_disk_full(server: ReleaseServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is the disk's error, not the network's."""
+
     def fail(file: Path, mode: str) -> IO[bytes]:
         raise OSError(28, 'No space left on device')
 
@@ -309,15 +327,24 @@ def test_disk_full(server: ReleaseServer, cache: Path, monkeypatch: pytest.Monke
 
 # Several processes
 
+
 def start(server: ReleaseServer, cache: Path) -> subprocess.Popen[str]:
     """A process that fetches into the default cache, and prints the path."""
-    script = (f'from conversion.release import RELEASES, Release, fetch\n'
-              f'RELEASES[{NAME!r}] = {RELEASES[NAME]!r}\n'
-              f'print(fetch({NAME!r}))')
+    script = (
+        f'from conversion.release import RELEASES, Release, fetch\n'
+        f'RELEASES[{NAME!r}] = {RELEASES[NAME]!r}\n'
+        f'print(fetch({NAME!r}))'
+    )
     environment = {**os.environ, 'XDG_CACHE_HOME': str(cache.parent)}
     environment.pop('HF_HUB_DISABLE_PROGRESS_BARS')
-    return subprocess.Popen([sys.executable, '-c', script], cwd=ROOT, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, '-c', script],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def wait_for_half(cache: Path) -> None:

@@ -1,4 +1,5 @@
 """Pretrained weights: several sources in order, each checked, and never a model that is half loaded."""
+
 import hashlib
 import json
 import re
@@ -51,7 +52,8 @@ def second_source(hub: HubServer, imagenet_state_dict: dict[str, Tensor], monkey
 @pytest.fixture
 def unreachable_second_source(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        _model_pretrained_cfgs['xception_paper.keras_in1k'], 'url', f'{hub.url}/files/xception-00000000.pth')
+        _model_pretrained_cfgs['xception_paper.keras_in1k'], 'url', f'{hub.url}/files/xception-00000000.pth'
+    )
 
 
 def assert_holds(model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -60,6 +62,7 @@ def assert_holds(model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 # The order, and its pins
+
 
 def test_sources_are_pinned() -> None:
     cfg = get_pretrained_cfg('xception_paper')
@@ -80,7 +83,8 @@ def test_first_source(hub: HubServer, imagenet_state_dict: dict[str, Tensor]) ->
 
 @pytest.mark.parametrize('fault', Fault)
 def test_second_source(
-        fault: Fault, hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
+    fault: Fault, hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]
+) -> None:
     """The first fails in any way: a warning names it, its cause, and the second, whose tensors are as good."""
     hub.faults['smp-hub'] = fault
     with pytest.warns(UserWarning, match=rf'No weights from {FIRST}.*Next: http.*{second_source.name}'):
@@ -89,7 +93,8 @@ def test_second_source(
 
 
 def test_failed_download_leaves_nothing_behind(
-        hub: HubServer, unreachable_second_source: None, imagenet_state_dict: dict[str, Tensor]) -> None:
+    hub: HubServer, unreachable_second_source: None, imagenet_state_dict: dict[str, Tensor]
+) -> None:
     """Half a file, then the whole one: the second attempt succeeds."""
     hub.faults['model.safetensors'] = Fault.HALF
     with pytest.warns(UserWarning, match='No weights from'), pytest.raises(xception_hub.WeightsError):
@@ -121,6 +126,7 @@ def test_release_file_of_another_content(hub: HubServer, second_source: Path) ->
 
 # What a source holds
 
+
 @pytest.fixture
 def served(hub: HubServer) -> Iterator[Path]:
     """The first source's file, put back afterwards."""
@@ -148,8 +154,7 @@ WRONG_CONTENT = {
 
 
 @pytest.mark.parametrize('kind', WRONG_CONTENT)
-def test_wrong_content(
-        kind: str, served: Path, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
+def test_wrong_content(kind: str, served: Path, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
     """Leads to the next source, with the reason."""
     change, reason = WRONG_CONTENT[kind]
     save_repository(served.parent, to_legacy(change(imagenet_state_dict)))
@@ -160,8 +165,8 @@ def test_wrong_content(
 
 @pytest.mark.parametrize('content', [b'', b'<html>503</html>' * 1000, None], ids=['empty', 'foreign', 'truncated'])
 def test_damaged_content(
-        content: bytes | None, hub: HubServer, served: Path, second_source: Path,
-        imagenet_state_dict: dict[str, Tensor]) -> None:
+    content: bytes | None, hub: HubServer, served: Path, second_source: Path, imagenet_state_dict: dict[str, Tensor]
+) -> None:
     """Leads to the next source, and does not stay in the cache."""
     served.write_bytes(served.with_suffix('.backup').read_bytes()[:-100] if content is None else content)
     with pytest.warns(UserWarning, match=r'not a complete safetensors file'):
@@ -178,11 +183,10 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_corrupt_cache_of_the_hub(
-        hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
+def test_corrupt_cache_of_the_hub(hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
     """Bits that change on the disk: the next source serves, and the time after the first one does, downloaded anew."""
     timm.create_model('xception_paper', pretrained=True)
-    blob, = Path(huggingface_hub.constants.HF_HUB_CACHE).glob('models--*/blobs/*')
+    (blob,) = Path(huggingface_hub.constants.HF_HUB_CACHE).glob('models--*/blobs/*')
     flip(blob)
     with pytest.warns(UserWarning, match='233 of 234 tensors bit-identical, 1 different'):
         assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
@@ -190,7 +194,8 @@ def test_corrupt_cache_of_the_hub(
 
 
 def test_corrupt_cache_of_the_release_file(
-        hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
+    hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]
+) -> None:
     """Its sha256 is checked at each use, and it is downloaded anew."""
     hub.faults['smp-hub'] = Fault.NOT_FOUND
     for _ in range(2):
@@ -200,7 +205,8 @@ def test_corrupt_cache_of_the_release_file(
 
 
 def test_source_without_classifier_serves_those_who_need_none(
-        served: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
+    served: Path, imagenet_state_dict: dict[str, Tensor]
+) -> None:
     save_repository(served.parent, to_legacy(headless(imagenet_state_dict)))
     assert_holds(timm.create_model('xception_paper', pretrained=True, num_classes=5), headless(imagenet_state_dict))
     assert timm.create_model('xception_paper', pretrained=True, features_only=True)
@@ -210,7 +216,8 @@ def test_eps_compensation_is_taken_off(served: Path, imagenet_state_dict: dict[s
     """Variances made for eps 1e-5 become those of Keras again, and the model computes what it should."""
     compensated = {
         name: (tensor.double() + EPS_COMPENSATION).float() if name.endswith('running_var') else tensor
-        for name, tensor in imagenet_state_dict.items()}
+        for name, tensor in imagenet_state_dict.items()
+    }
     found = compare(compensated)
     assert (len(found.identical), len(found.compensated), len(found.different)) == (194, 40, 0)
     save_repository(served.parent, to_legacy(compensated))
@@ -227,11 +234,13 @@ def test_eps_compensation_is_taken_off(served: Path, imagenet_state_dict: dict[s
 def test_another_shift_is_no_compensation(change: float, imagenet_state_dict: dict[str, Tensor]) -> None:
     shifted = {
         name: tensor + change if name.endswith('running_var') else tensor
-        for name, tensor in imagenet_state_dict.items()}
+        for name, tensor in imagenet_state_dict.items()
+    }
     assert len(compare(shifted).different) == 40
 
 
 # A repository of the user's own
+
 
 @pytest.fixture(scope='module')
 def own_weights(imagenet_state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -250,15 +259,16 @@ def own_repository(hub: HubServer, own_weights: dict[str, Tensor]) -> Iterator[s
 
 @pytest.mark.parametrize('revision', ['', '@v2'])
 def test_variable_names_a_repository(
-        revision: str, own_repository: str, own_weights: dict[str, Tensor], hub: HubServer,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    revision: str, own_repository: str, own_weights: dict[str, Tensor], hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv('XCEPTION_HUB_REPO', own_repository + revision)
     assert_holds(timm.create_model('xception_paper', pretrained=True), own_weights)
     assert not any(FIRST in path for _, path in hub.requests)
 
 
 def test_variable_names_a_directory(
-        own_weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> None:
+    own_weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer
+) -> None:
     save_repository(tmp_path / 'own', own_weights)
     monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'own'))
     assert_holds(timm.create_model('xception_paper', pretrained=True), own_weights)
@@ -267,8 +277,8 @@ def test_variable_names_a_directory(
 
 @pytest.mark.parametrize('key', ['hf_hub_id', 'file', 'state_dict'])
 def test_keyword(
-        key: str, own_repository: str, own_weights: dict[str, Tensor], hub: HubServer,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    key: str, own_repository: str, own_weights: dict[str, Tensor], hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """timm's own keyword comes before the variable."""
     monkeypatch.setenv('XCEPTION_HUB_REPO', '/nowhere')
     values = dict(hf_hub_id=own_repository, file=str(hub.root / own_repository), state_dict=own_weights)
@@ -277,21 +287,25 @@ def test_keyword(
 
 
 def test_missing_own_repository_leads_to_the_others(
-        imagenet_state_dict: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    imagenet_state_dict: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv('XCEPTION_HUB_REPO', 'org/nothing')
     with pytest.warns(UserWarning, match=rf'No weights from org/nothing.*Next: {FIRST}'):
         model = timm.create_model('xception_paper', pretrained=True)
     assert_holds(model, imagenet_state_dict)
 
 
-@pytest.mark.parametrize(('config', 'reason'), [
-    ('{"architecture": "resnet50"}', "says architecture 'resnet50', not 'xception_paper'"),
-    ('{"architecture": "xception_paper", "model_args": {"bn_eps": 1e-5}}', 'says bn_eps=1e-05, but the model has'),
-    ('{"archit', 'is not JSON'),
-    ('[]', 'holds a list'),
-])
+@pytest.mark.parametrize(
+    ('config', 'reason'),
+    [
+        ('{"architecture": "resnet50"}', "says architecture 'resnet50', not 'xception_paper'"),
+        ('{"architecture": "xception_paper", "model_args": {"bn_eps": 1e-5}}', 'says bn_eps=1e-05, but the model has'),
+        ('{"archit', 'is not JSON'),
+        ('[]', 'holds a list'),
+    ],
+)
 def test_own_repository_of_something_else(
-        config: str, reason: str, own_weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    config: str, reason: str, own_weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_repository(tmp_path / 'own', own_weights, config=config)
     monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'own'))
@@ -300,7 +314,8 @@ def test_own_repository_of_something_else(
 
 
 def test_weights_trained_in_the_legacy_lineage_keep_its_numerics(
-        own_weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are refused in the numerics of Keras, and taken in their own."""
     save_repository(tmp_path / 'own', to_legacy(own_weights))
     monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'own'))
@@ -311,6 +326,7 @@ def test_weights_trained_in_the_legacy_lineage_keep_its_numerics(
 
 
 # What users of timm expect
+
 
 def test_other_number_of_classes(imagenet_state_dict: dict[str, Tensor]) -> None:
     model = timm.create_model('xception_paper', pretrained=True, num_classes=3)
@@ -327,11 +343,12 @@ def test_other_channels(imagenet_state_dict: dict[str, Tensor]) -> None:
         torch.testing.assert_close(grey(x), colour(x.expand(1, 3, 150, 150)), rtol=1e-3, atol=1e-3)
 
 
-def test_hidden_layers_start_afresh(
-        imagenet_state_dict: dict[str, Tensor], unreachable_second_source: None) -> None:
+def test_hidden_layers_start_afresh(imagenet_state_dict: dict[str, Tensor], unreachable_second_source: None) -> None:
     """The paper's fully connected layers on the published backbone."""
-    with pytest.warns(UserWarning, match='does not fit. Missing: head.fc_layers.fc1.weight'), \
-            pytest.raises(xception_hub.WeightsError):
+    with (
+        pytest.warns(UserWarning, match='does not fit. Missing: head.fc_layers.fc1.weight'),
+        pytest.raises(xception_hub.WeightsError),
+    ):
         timm.create_model('xception_paper', pretrained=True, fc_widths=(64, 64))
     model = timm.create_model('xception_paper', pretrained=True, fc_widths=(64, 32), num_classes=3)
     assert_holds(model, headless(imagenet_state_dict))
@@ -352,7 +369,7 @@ def test_device_and_dtype() -> None:
 
 
 def test_cache_dir_and_offline(
-        hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagenet_state_dict: dict[str, Tensor],
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagenet_state_dict: dict[str, Tensor]
 ) -> None:
     """A warm cache needs no network, of which not one request tells."""
     timm.create_model('xception_paper', pretrained=True, cache_dir=tmp_path / 'elsewhere')
@@ -361,8 +378,10 @@ def test_cache_dir_and_offline(
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     model = timm.create_model('xception_paper', pretrained=True, cache_dir=tmp_path / 'elsewhere')
     assert_holds(model, imagenet_state_dict)
-    with pytest.warns(UserWarning, match='No weights'), \
-            pytest.raises(xception_hub.WeightsError, match='HF_HUB_OFFLINE'):
+    with (
+        pytest.warns(UserWarning, match='No weights'),
+        pytest.raises(xception_hub.WeightsError, match='HF_HUB_OFFLINE'),
+    ):
         timm.create_model('xception_paper', pretrained=True, cache_dir=tmp_path / 'empty')
     assert hub.requests == []
 
@@ -406,7 +425,8 @@ def test_config_of_another_architecture(converted: Path, tmp_path: Path) -> None
     shutil.copytree(converted, tmp_path / 'model')
     config = json.loads((converted / 'config.json').read_text())
     (tmp_path / 'model' / 'config.json').write_text(
-        json.dumps({**config, 'architecture': 'resnet18', 'model_args': {}}))
+        json.dumps({**config, 'architecture': 'resnet18', 'model_args': {}})
+    )
     with pytest.raises((RuntimeError, AttributeError), match='ResNet'):
         timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
 
@@ -438,6 +458,7 @@ def test_changing_a_model_leaves_the_cache_alone(imagenet_state_dict: dict[str, 
 
 # Verification
 
+
 def test_verify(hub: HubServer, second_source: Path, converted: Path, own_repository: str) -> None:
     """A hub id, an address, a directory, a file."""
     for location in (FIRST, f'{hub.url}/files/{second_source.name}', converted, converted / 'model.safetensors'):
@@ -447,6 +468,7 @@ def test_verify(hub: HubServer, second_source: Path, converted: Path, own_reposi
 
 def test_shipped_fingerprints_are_those_of_the_checkpoint(genuine_state_dict: dict[str, Tensor]) -> None:
     from xception_hub.fingerprints import fingerprint, genuine
+
     assert fingerprint(genuine_state_dict)['sha256'] == genuine()['sha256']
     assert len(genuine()['sha256']) == 234
     assert len(compare(genuine_state_dict).identical) == 234

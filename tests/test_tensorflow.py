@@ -1,4 +1,5 @@
 """Files that tf_keras itself writes. `pip install tensorflow tf_keras`, then `pytest -m tensorflow`."""
+
 import os
 from collections.abc import Callable
 from pathlib import Path

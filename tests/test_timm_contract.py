@@ -1,4 +1,5 @@
 """What timm's and torch's tools make of the network, beyond what timm's own tests ask for."""
+
 import copy
 import inspect
 import json
@@ -19,7 +20,7 @@ from torch.func import functional_call, grad, vmap
 from xception_hub import Xception
 
 # Two computations of the same, relative and absolute: the same operations; the same in another order; in bfloat16.
-SAME = dict(rtol=0., atol=0.)
+SAME = dict(rtol=0.0, atol=0.0)
 FLOAT64 = dict(rtol=1e-9, atol=1e-11)
 FLOAT32 = dict(rtol=1e-4, atol=1e-5)
 BFLOAT16_ERROR = 0.05  # relative L2 of the logits; measured: 0.01
@@ -35,8 +36,10 @@ def model() -> Xception:
 
 
 def assert_equal_at_all_sizes(
-        program: Callable[[Tensor], Tensor], model: Xception, tolerance: dict[str, float] = SAME,
-        batches: tuple[int, ...] = (1, 3),
+    program: Callable[[Tensor], Tensor],
+    model: Xception,
+    tolerance: dict[str, float] = SAME,
+    batches: tuple[int, ...] = (1, 3),
 ) -> None:
     """A program made from the model computes what the model does, whatever the parity of the sizes."""
     with torch.no_grad():
@@ -55,6 +58,7 @@ def first_modules(model: Xception) -> Xception:
 
 # Compilers and graphs -------------------------------------------------------------------------------------------------
 
+
 def dynamic_axes() -> dict[int, Any]:
     return {0: Dim('batch'), 2: Dim('height', min=71, max=2048), 3: Dim('width', min=71, max=2048)}
 
@@ -72,13 +76,19 @@ def test_onnx(model: Xception, tmp_path: Path) -> None:
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
     torch.onnx.export(
-        model, (images(*EXAMPLE, batch=2),), str(tmp_path / 'model.onnx'), dynamo=True, verbose=False,
-        dynamic_shapes=(dynamic_axes(),))
+        model,
+        (images(*EXAMPLE, batch=2),),
+        str(tmp_path / 'model.onnx'),
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=(dynamic_axes(),),
+    )
     session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
     assert session.get_inputs()[0].shape == ['batch', 3, 'height', 'width']
 
     def run(x: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
     assert_equal_at_all_sizes(run, model, FLOAT32)
 
 
@@ -98,6 +108,7 @@ def test_compile(dynamic: bool | None, graphs: int, model: Xception, compiler: N
     def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable:
         compiled_graphs.append(graph)
         return graph.forward
+
     program = torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)
     with torch.no_grad():
         program(images(*EXAMPLE, batch=2))
@@ -115,19 +126,25 @@ def test_compile_to_machine_code(model: Xception, compiler: None) -> None:
     assert_equal_at_all_sizes(program, model, FLOAT32, batches=(2,))
 
 
-@pytest.mark.parametrize('make', [
-    torch.jit.script,
-    pytest.param(  # the tracer warns of every check of a shape
-        lambda model: torch.jit.trace(model, images(*EXAMPLE)), id='trace',
-        marks=pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')),
-    torch.fx.symbolic_trace,
-])
+@pytest.mark.parametrize(
+    'make',
+    [
+        torch.jit.script,
+        pytest.param(  # the tracer warns of every check of a shape
+            lambda model: torch.jit.trace(model, images(*EXAMPLE)),
+            id='trace',
+            marks=pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning'),
+        ),
+        torch.fx.symbolic_trace,
+    ],
+)
 def test_graphs(make: Callable[[nn.Module], Callable[[Tensor], Tensor]], model: Xception) -> None:
     """TorchScript and torch.fx make programs that don't depend on the size of the example."""
     assert_equal_at_all_sizes(make(model), model)
 
 
 # Layouts, dtypes, transformations -------------------------------------------------------------------------------------
+
 
 def test_channels_last(model: Xception) -> None:
     """Every map keeps the layout of the images, and its values."""
@@ -156,6 +173,7 @@ def test_per_sample_gradients(model: Xception) -> None:
 
     def score(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
         return functional_call(model, parameters, (image[None],))[0, 0]
+
     gradients = vmap(grad(score), (None, 0))(parameters, x)
     for i, image in enumerate(x):
         expected = torch.autograd.grad(model(image[None])[0, 0], list(model.parameters()))
@@ -163,6 +181,7 @@ def test_per_sample_gradients(model: Xception) -> None:
 
 
 # Training -------------------------------------------------------------------------------------------------------------
+
 
 def step(model: Xception, x: Tensor, compiled: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The gradients and the buffers after one training step."""
@@ -216,15 +235,27 @@ def test_layer_decay() -> None:
 # No argument of the network has its default. timm leaves the rates out of config.json: they belong to the training.
 RATES = ('drop_rate', 'drop_path_rate')
 MODEL_ARGS = dict(
-    num_classes=7, in_chans=4, global_pool='catavgmax', output_stride=16, drop_rate=0.1, act_layer='silu', bn_eps=1e-5,
-    pool_padding='symmetric', min_img_size=64, mid_act_layer='elu', segments=2, order='pointwise_first',
+    num_classes=7,
+    in_chans=4,
+    global_pool='catavgmax',
+    output_stride=16,
+    drop_rate=0.1,
+    act_layer='silu',
+    bn_eps=1e-5,
+    pool_padding='symmetric',
+    min_img_size=64,
+    mid_act_layer='elu',
+    segments=2,
+    order='pointwise_first',
     width_multiplier=0.5,
 )
 # of these, a network takes the first or the second: layers before the classifier, and what residual connections allow
 EITHER: list[dict[str, Any]] = [
     dict(fc_widths=[32, 16], drop_path_rate=0.2),
-    dict(head_layers=[{'bn': 1e-5, 'momentum': 0.9}, {'fc': 32, 'bias': False}, {'act': 'gelu'}, {'drop': 0.25}],
-         residual=False),
+    dict(
+        head_layers=[{'bn': 1e-5, 'momentum': 0.9}, {'fc': 32, 'bias': False}, {'act': 'gelu'}, {'drop': 0.25}],
+        residual=False,
+    ),
 ]
 
 

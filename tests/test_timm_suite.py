@@ -1,4 +1,5 @@
 """timm's own model tests, of the installed version and unmodified, on the models of this package."""
+
 import hashlib
 import os
 import subprocess
@@ -29,8 +30,21 @@ def timm_sdist() -> Path:
     path = CACHE / f'{SDIST}.tar.gz'
     if not path.is_file():
         subprocess.run(
-            [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--no-binary', 'timm',
-             '--dest', str(CACHE), f'timm=={timm.__version__}'], check=True)
+            [
+                sys.executable,
+                '-m',
+                'pip',
+                'download',
+                '--quiet',
+                '--no-deps',
+                '--no-binary',
+                'timm',
+                '--dest',
+                str(CACHE),
+                f'timm=={timm.__version__}',
+            ],
+            check=True,
+        )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert sha256 == SHA256.get(SDIST, sha256), f'{path} has sha256 {sha256}; delete it.'
     return path
@@ -49,7 +63,9 @@ def environment(hub: HubServer, folder: Path) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(left_out)},
         'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
-        'HF_ENDPOINT': hub.url, 'HF_HOME': str(folder / 'hf'), 'TORCH_HOME': str(folder / 'torch'),
+        'HF_ENDPOINT': hub.url,
+        'HF_HOME': str(folder / 'hf'),
+        'TORCH_HOME': str(folder / 'torch'),
     }
 
 
@@ -62,10 +78,27 @@ def run(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Run:
             sdist.extract(f'{SDIST}/{name}', folder, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
     before = len(hub.requests)
     process = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'timm_plugin', '-p', 'no:cacheprovider',
-         '-W', 'error::UserWarning', '--junitxml=report.xml', TIMM_FILES[0]],
-        cwd=folder / SDIST, env=environment(hub, folder), timeout=TIMEOUT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        [
+            sys.executable,
+            '-m',
+            'pytest',
+            '-q',
+            '-p',
+            'timm_plugin',
+            '-p',
+            'no:cacheprovider',
+            '-W',
+            'error::UserWarning',
+            '--junitxml=report.xml',
+            TIMM_FILES[0],
+        ],
+        cwd=folder / SDIST,
+        env=environment(hub, folder),
+        timeout=TIMEOUT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert process.returncode == 0, process.stdout
     return Run(list(ElementTree.parse(folder / SDIST / 'report.xml').iter('testcase')), hub.requests[before:])
 
@@ -73,8 +106,9 @@ def run(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.timeout(TIMEOUT + 60)
 def test_timm_accepts_the_models(run: Run) -> None:
     """Every test passed and none was skipped."""
-    not_passed = {case.get('name') for case in run.cases if any(
-        child.tag in ('failure', 'error', 'skipped') for child in case)}
+    not_passed = {
+        case.get('name') for case in run.cases if any(child.tag in ('failure', 'error', 'skipped') for child in case)
+    }
     assert not_passed == set()
     assert len(run.cases) >= MIN_PASSED
 

@@ -1,4 +1,5 @@
 """From a directory that timm loads back to Keras: the same arrays bit by bit, and the same function."""
+
 import json
 import shutil
 from pathlib import Path
@@ -31,6 +32,7 @@ def saved(folder: Path, **kwargs: Any) -> Path:
 def test_keras_to_torch_to_keras(converted: Path, ported: Port, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """All arrays of the original archive return, and Keras predicts the same."""
     import keras
+
     write(*build(converted), tmp_path / 'model.keras')
     back = port(tmp_path / 'model.keras')
     assert back.tensors.keys() == ported.tensors.keys()
@@ -43,22 +45,40 @@ def test_keras_to_torch_to_keras(converted: Path, ported: Port, checkpoint: Chec
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(num_classes=5), dict(num_classes=5, fc_widths=(32, 16)), dict(num_classes=0),
-    dict(num_classes=2, global_pool='max', in_chans=1),
-    dict(num_classes=3, head_layers=[
-        {'bn': 1e-3, 'momentum': 0.9}, {'fc': 24, 'bias': False}, {'bn': 1e-5}, {'act': 'silu'}, {'drop': 0.25},
-        {'fc': 24}, {'act': 'tanh'}]),
-], ids=str)
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(num_classes=5),
+        dict(num_classes=5, fc_widths=(32, 16)),
+        dict(num_classes=0),
+        dict(num_classes=2, global_pool='max', in_chans=1),
+        dict(
+            num_classes=3,
+            head_layers=[
+                {'bn': 1e-3, 'momentum': 0.9},
+                {'fc': 24, 'bias': False},
+                {'bn': 1e-5},
+                {'act': 'silu'},
+                {'drop': 0.25},
+                {'fc': 24},
+                {'act': 'tanh'},
+            ],
+        ),
+    ],
+    ids=str,
+)
 def test_torch_to_keras_to_torch(kwargs: dict[str, Any], tmp_path: Path) -> None:
     """Heads of all kinds; the reloaded network computes the same bit by bit, and Keras the same within rounding."""
     import keras
+
     directory = saved(tmp_path / 'network', **kwargs)
     write(*build(directory), tmp_path / 'model.keras')
     network = timm.create_model(f'local-dir:{directory}', pretrained=True).eval()
     ported = port(tmp_path / 'model.keras')
-    assert ported.model_args == {**dict(global_pool='avg', in_chans=3), **{
-        key: list(value) if isinstance(value, tuple) else value for key, value in kwargs.items()}}
+    assert ported.model_args == {
+        **dict(global_pool='avg', in_chans=3),
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in kwargs.items()},
+    }
     again = ported.model()
     x = images(96, 107, chans=network.in_chans)
     with torch.inference_mode():
@@ -106,13 +126,16 @@ def test_final_activation_returns(activation: str, converted: Path, tmp_path: Pa
     assert port(tmp_path / 'model.keras').final_activation == activation
 
 
-@pytest.mark.parametrize(('kwargs', 'reason'), [
-    (dict(bn_eps=1e-5), "bn_eps=1e-05, but Keras' Xception has bn_eps=0.001"),
-    (dict(pool_padding='symmetric'), "pool_padding='symmetric'"),
-    (dict(output_stride=16), 'output_stride=16'),
-    (dict(act_layer='silu'), "act_layer='silu'"),
-    (dict(global_pool='catavgmax'), "global_pool='catavgmax'"),
-])
+@pytest.mark.parametrize(
+    ('kwargs', 'reason'),
+    [
+        (dict(bn_eps=1e-5), "bn_eps=1e-05, but Keras' Xception has bn_eps=0.001"),
+        (dict(pool_padding='symmetric'), "pool_padding='symmetric'"),
+        (dict(output_stride=16), 'output_stride=16'),
+        (dict(act_layer='silu'), "act_layer='silu'"),
+        (dict(global_pool='catavgmax'), "global_pool='catavgmax'"),
+    ],
+)
 def test_what_keras_does_not_know(kwargs: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(ToKerasError, match=reason):
         build(saved(tmp_path, num_classes=2, **kwargs))

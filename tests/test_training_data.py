@@ -1,4 +1,5 @@
 """Datasets in every form in which people keep them, and the ways in which they are broken."""
+
 import json
 import subprocess
 import sys
@@ -45,14 +46,18 @@ def write_table(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """Relative paths, and columns that are neither images nor labels."""
-    return [dict(file_name=str(path.relative_to(folder)), category=path.parent.name, size=32)
-            for path in sorted(folder.rglob('*.png'))]
+    return [
+        dict(file_name=str(path.relative_to(folder)), category=path.parent.name, size=32)
+        for path in sorted(folder.rglob('*.png'))
+    ]
 
 
 def pictures(per_class: int = 10) -> datasets.Dataset:
     """With images inside, and names in an order of their own."""
-    rows = dict(picture=[image for images in digits(per_class).values() for image in images],
-                digit=[number for number in range(4) for _ in range(per_class)])
+    rows = dict(
+        picture=[image for images in digits(per_class).values() for image in images],
+        digit=[number for number in range(4) for _ in range(per_class)],
+    )
     return datasets.Dataset.from_dict(rows, features=PICTURES)
 
 
@@ -65,6 +70,7 @@ def paths_of(split: Split) -> list[Path]:
 
 
 # Folders, tables, saved datasets, the Hub
+
 
 def test_folder(folder: Path) -> None:
     """Names sorted as strings; every file is in one split, under the name of its folder."""
@@ -139,11 +145,15 @@ def test_images_in_a_table(tmp_path: Path) -> None:
     expected = [encoded(image) for image in digits()['one']]
     labels = [i % 2 for i in range(len(expected))]
     files = [{'bytes': file, 'path': None} for file in expected]
-    for image in (dict(type=datasets.Image(), values=files), dict(type=datasets.Value('binary'), values=expected),
-                  dict(type={'bytes': datasets.Value('binary'), 'path': datasets.Value('string')}, values=files)):
+    for image in (
+        dict(type=datasets.Image(), values=files),
+        dict(type=datasets.Value('binary'), values=expected),
+        dict(type={'bytes': datasets.Value('binary'), 'path': datasets.Value('string')}, values=files),
+    ):
         features = datasets.Features(image=image['type'], label=datasets.Value('int64'))
         datasets.Dataset.from_dict(dict(image=image['values'], label=labels), features=features).to_parquet(
-            tmp_path / 'table.parquet')
+            tmp_path / 'table.parquet'
+        )
         for streaming in (False, True):
             split = load(str(tmp_path / 'table.parquet'), streaming=streaming).train
             assert [content(cell) for _, cell in split.cells()] == expected
@@ -176,6 +186,7 @@ def test_numbers_are_sorted_as_numbers(folder: Path) -> None:
 
 # Splits
 
+
 def test_parts_of_a_split(folder: Path) -> None:
     """Positions count what is left; rows stay those of the dataset."""
     split = load(str(folder)).train
@@ -198,10 +209,13 @@ def test_parts_of_a_stream(folder: Path) -> None:
 
 # Streams
 
+
 def hub_parquet(hub: HubServer, name: str, images: list[bytes]) -> str:
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=['b', 'a']))
-    rows = dict(image=[{'bytes': image, 'path': f'{i}.png'} for i, image in enumerate(images)],
-                label=[i % 2 for i in range(len(images))])
+    rows = dict(
+        image=[{'bytes': image, 'path': f'{i}.png'} for i, image in enumerate(images)],
+        label=[i % 2 for i in range(len(images))],
+    )
     folder = hub.root / 'datasets' / name / 'data'
     folder.mkdir(parents=True)
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / 'train-00000-of-00001.parquet')
@@ -223,8 +237,10 @@ def hub_addresses(hub: HubServer, folder: Path) -> str:
     root = hub.root / 'datasets' / 'org' / 'addresses'
     root.mkdir(parents=True)
     paths = sorted(folder.rglob('*.png'))[::3]
-    write_table(root / 'train.jsonl', [
-        dict(image=path.as_uri(), labels=[] if i < 2 else [path.parent.name]) for i, path in enumerate(paths)])
+    write_table(
+        root / 'train.jsonl',
+        [dict(image=path.as_uri(), labels=[] if i < 2 else [path.parent.name]) for i, path in enumerate(paths)],
+    )
     return 'org/addresses'
 
 
@@ -237,27 +253,41 @@ def everything(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> dict
     for row in rows:
         row['file_name'] = str(folder / row['file_name'])
     found = {kind: str(write_table(root / f'table.{kind}', rows)) for kind in TABLES}
-    found['lists'] = str(write_table(root / 'lists.jsonl', [
-        dict(image=row['file_name'], labels=[row['category']] * (i % 3 > 0)) for i, row in enumerate(rows)]))
+    found['lists'] = str(
+        write_table(
+            root / 'lists.jsonl',
+            [dict(image=row['file_name'], labels=[row['category']] * (i % 3 > 0)) for i, row in enumerate(rows)],
+        )
+    )
     split = pictures(5)
     split.to_parquet(root / 'inside.parquet')
     split.save_to_disk(root / 'saved')
     datasets.DatasetDict(train=split, dev=split.select([3, 9])).save_to_disk(root / 'two')
-    found.update(folder=str(folder), inside=str(root / 'inside.parquet'), saved=str(root / 'saved'),
-                 two=str(root / 'two'))
-    return dict(found, **{
-        'hub parquet': hub_parquet(hub, 'org/digits', [encoded(image) for image in digits()['two']]),
-        'hub folder': hub_folder(hub, folder), 'hub text': hub_addresses(hub, folder)})
+    found.update(
+        folder=str(folder), inside=str(root / 'inside.parquet'), saved=str(root / 'saved'), two=str(root / 'two')
+    )
+    return dict(
+        found,
+        **{
+            'hub parquet': hub_parquet(hub, 'org/digits', [encoded(image) for image in digits()['two']]),
+            'hub folder': hub_folder(hub, folder),
+            'hub text': hub_addresses(hub, folder),
+        },
+    )
 
 
-@pytest.mark.parametrize('kind', [
-    *TABLES, 'lists', 'folder', 'inside', 'saved', 'two', 'hub parquet', 'hub folder', 'hub text'])
+@pytest.mark.parametrize(
+    'kind', [*TABLES, 'lists', 'folder', 'inside', 'saved', 'two', 'hub parquet', 'hub folder', 'hub text']
+)
 def test_stream(kind: str, everything: dict[str, str]) -> None:
     """The same labels, names, rows and files, undecoded, as often as they are asked for."""
     data, stream = (load(everything[kind], streaming=streaming) for streaming in (False, True))
     assert stream.digest() == data.digest()
     assert (stream.class_names, stream.multi_label, stream.has_validation) == (
-        data.class_names, data.multi_label, data.has_validation)
+        data.class_names,
+        data.multi_label,
+        data.has_validation,
+    )
     for split, streamed in ((data.train, stream.train), (data.validation, stream.validation)):
         assert streamed.streamed and not split.streamed
         np.testing.assert_array_equal(streamed.labels, split.labels)
@@ -266,12 +296,14 @@ def test_stream(kind: str, everything: dict[str, str]) -> None:
         assert list(streamed.cells()) == cells or kind == 'hub folder'
         for _ in range(2):
             assert [(position, content(cell)) for position, cell in streamed.cells()] == [
-                (position, content(cell)) for position, cell in cells]
+                (position, content(cell)) for position, cell in cells
+            ]
 
 
 def test_stream_is_split_alike(everything: dict[str, str]) -> None:
-    one, other = (load(everything['inside'], streaming=streaming).with_validation(0.4, 7)
-                  for streaming in (False, True))
+    one, other = (
+        load(everything['inside'], streaming=streaming).with_validation(0.4, 7) for streaming in (False, True)
+    )
     assert one.digest() == other.digest()
     assert list(one.validation.cells()) == list(other.validation.cells())
 
@@ -314,24 +346,41 @@ def test_stream_that_breaks_off(tmp_path: Path) -> None:
 
 # Several labels
 
+
 def lists(values: list[list[Any] | None], feature: Any, **splits: list[list[Any]]) -> datasets.DatasetDict:
     features = datasets.Features(image=datasets.Image(decode=False), labels=datasets.List(feature))
     cell = {'bytes': encoded(digits()['one'][0]), 'path': None}
-    return datasets.DatasetDict({
-        name: datasets.Dataset.from_dict(dict(image=[cell] * len(labels), labels=labels), features=features)
-        for name, labels in dict(train=values, **splits).items()})
+    return datasets.DatasetDict(
+        {
+            name: datasets.Dataset.from_dict(dict(image=[cell] * len(labels), labels=labels), features=features)
+            for name, labels in dict(train=values, **splits).items()
+        }
+    )
 
 
 @pytest.mark.parametrize('streaming', [False, True])
-@pytest.mark.parametrize(('values', 'feature', 'names', 'expected'), [
-    ([['b'], ['a', 'b'], [], ['c', 'c']], datasets.Value('string'), ['a', 'b', 'c'], [
-        [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]]),
-    ([[10], [9, 2], []], datasets.Value('int32'), ['2', '9', '10'], [[0, 0, 1], [1, 1, 0], [0, 0, 0]]),
-    ([[], [2], [0, 1]], datasets.ClassLabel(names=['x', 'd', 'a']), ['x', 'd', 'a'], [
-        [0, 0, 0], [0, 0, 1], [1, 1, 0]]),
-], ids=['names', 'numbers', 'ClassLabel'])
-def test_multi_label(values: list[Any], feature: Any, names: list[str], expected: list[Any], streaming: bool,
-                     tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ('values', 'feature', 'names', 'expected'),
+    [
+        (
+            [['b'], ['a', 'b'], [], ['c', 'c']],
+            datasets.Value('string'),
+            ['a', 'b', 'c'],
+            [[0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]],
+        ),
+        ([[10], [9, 2], []], datasets.Value('int32'), ['2', '9', '10'], [[0, 0, 1], [1, 1, 0], [0, 0, 0]]),
+        (
+            [[], [2], [0, 1]],
+            datasets.ClassLabel(names=['x', 'd', 'a']),
+            ['x', 'd', 'a'],
+            [[0, 0, 0], [0, 0, 1], [1, 1, 0]],
+        ),
+    ],
+    ids=['names', 'numbers', 'ClassLabel'],
+)
+def test_multi_label(
+    values: list[Any], feature: Any, names: list[str], expected: list[Any], streaming: bool, tmp_path: Path
+) -> None:
     """Rows of 0 and 1; an image may have none, and a label that is given twice counts once."""
     lists(values, feature, validation=values[:2]).save_to_disk(tmp_path / 'saved')
     data = load(str(tmp_path / 'saved'), streaming=streaming)
@@ -339,14 +388,21 @@ def test_multi_label(values: list[Any], feature: Any, names: list[str], expected
     assert (data.train.labels.tolist(), data.validation.labels.tolist()) == (expected, expected[:2])
 
 
-@pytest.mark.parametrize(('values', 'feature', 'reason'), [
-    ([['a'], None, ['b']], datasets.Value('string'), '1 rows of the split .* have no label, the first of them row 1'),
-    ([['a'], ['b'], ['b', None]], datasets.Value('string'), 'have no label, the first of them row 2'),
-    ([[0], [-1, 1]], datasets.ClassLabel(names=['x', 'y']), 'have no label, the first of them row 1'),
-    ([[0.5], [1.]], datasets.Value('float32'), "The column 'labels' of .* holds float instead of class names"),
-    ([[], []], datasets.Value('string'), r'has 0 class \(none\)'),
-    ([[['a'], ['b']]], datasets.List(datasets.Value('string')), "The column 'labels' of .* holds list instead of"),
-])
+@pytest.mark.parametrize(
+    ('values', 'feature', 'reason'),
+    [
+        (
+            [['a'], None, ['b']],
+            datasets.Value('string'),
+            '1 rows of the split .* have no label, the first of them row 1',
+        ),
+        ([['a'], ['b'], ['b', None]], datasets.Value('string'), 'have no label, the first of them row 2'),
+        ([[0], [-1, 1]], datasets.ClassLabel(names=['x', 'y']), 'have no label, the first of them row 1'),
+        ([[0.5], [1.0]], datasets.Value('float32'), "The column 'labels' of .* holds float instead of class names"),
+        ([[], []], datasets.Value('string'), r'has 0 class \(none\)'),
+        ([[['a'], ['b']]], datasets.List(datasets.Value('string')), "The column 'labels' of .* holds list instead of"),
+    ],
+)
 def test_broken_lists(values: list[Any], feature: Any, reason: str, tmp_path: Path) -> None:
     lists(values, feature).save_to_disk(tmp_path / 'saved')
     for streaming in (False, True):
@@ -366,6 +422,7 @@ def test_lists_in_one_split_only(tmp_path: Path) -> None:
 
 # What is judged on
 
+
 def test_evaluation_takes_what_there_is(tmp_path: Path) -> None:
     split = pictures()
     for names, expected in ((['train', 'test'], 'test'), (['train', 'test', 'val'], 'val'), (['other'], 'other')):
@@ -373,7 +430,11 @@ def test_evaluation_takes_what_there_is(tmp_path: Path) -> None:
         datasets.DatasetDict(dict.fromkeys(names, split)).save_to_disk(saved)
         data = load(str(saved), train_split=None)
         assert (data.validation.name, len(data.validation), len(data.train), data.has_validation) == (
-            expected, 40, 0, True)
+            expected,
+            40,
+            0,
+            True,
+        )
     assert load(str(tmp_path / 'train-test'), train_split=None, validation_split='train').validation.name == 'train'
 
 
@@ -399,6 +460,7 @@ def test_names_that_differ_between_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize('feature', [datasets.Value('string'), datasets.ClassLabel(names=['cat', 'dog'])])
 def test_classes_that_only_the_validation_split_has(feature: Any, tmp_path: Path) -> None:
     """A split whose names are declared may be judged by one whose names aren't."""
+
     def split(labels: list[str], feature: Any) -> datasets.Dataset:
         features = datasets.Features(image=datasets.Image(decode=False), label=feature)
         rows = dict(image=[{'bytes': b'', 'path': None}] * len(labels), label=labels)
@@ -415,11 +477,14 @@ def test_classes_that_only_the_validation_split_has(feature: Any, tmp_path: Path
 
 # The same everywhere
 
+
 def test_the_same_in_another_process(folder: Path) -> None:
     """Every rank of a distributed training reads and splits the data by itself."""
-    code = ('from xception_hub.training.data import load\n'
-            f'data = load({str(folder)!r})\n'
-            'print(data.digest(), data.with_validation(0.2, 3).validation.rows.tolist())')
+    code = (
+        'from xception_hub.training.data import load\n'
+        f'data = load({str(folder)!r})\n'
+        'print(data.digest(), data.with_validation(0.2, 3).validation.rows.tolist())'
+    )
     other = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, check=True).stdout
     data = load(str(folder))
     rows = data.with_validation(0.2, 3).validation.rows.tolist()
@@ -432,17 +497,25 @@ def test_digest(folder: Path) -> None:
     data = load(str(folder))
     flipped = replace(data.train, labels=data.train.labels[::-1].copy())
     wide = replace(data.train, labels=data.train.labels[:, None])
-    digests = {d.digest() for d in (
-        data, replace(data, class_names=data.class_names[::-1]),
-        replace(data, train=flipped), replace(data, train=wide),
-        replace(data, train=data.train.select(range(39))), replace(data, train=data.validation, validation=data.train),
-        replace(data, train=replace(data.train, name='other')))}
+    digests = {
+        d.digest()
+        for d in (
+            data,
+            replace(data, class_names=data.class_names[::-1]),
+            replace(data, train=flipped),
+            replace(data, train=wide),
+            replace(data, train=data.train.select(range(39))),
+            replace(data, train=data.validation, validation=data.train),
+            replace(data, train=replace(data.train, name='other')),
+        )
+    }
     assert len(digests) == 7
     (folder / 'one' / '0.png').write_bytes(b'')
     assert load(str(folder)).digest() == data.digest()
 
 
 # Stratified
+
 
 @pytest.mark.parametrize('share', [0.01, 0.2, 0.5, 0.99])
 def test_stratified(share: float) -> None:
@@ -480,7 +553,8 @@ def test_classes_that_come_with_rarer_ones_only() -> None:
         stratified(labels, ['animal', 'cat', 'dog', 'rock'], 0.5, 0)
     assert [str(warning.message) for warning in found] == [
         '2 classes have a single image, which is trained on and never judged: cat, dog.',
-        '1 classes are trained on and never judged, for they occur with rarer ones only: animal.']
+        '1 classes are trained on and never judged, for they occur with rarer ones only: animal.',
+    ]
 
 
 def test_class_of_one(folder: Path) -> None:
@@ -513,6 +587,7 @@ def test_bad_share(share: float, reason: str) -> None:
 
 # What can't be trained on
 
+
 def test_one_class(folder: Path) -> None:
     for word in WORDS[1:]:
         (folder / word).rename(folder.parent / word)
@@ -544,17 +619,23 @@ def test_no_rows(tmp_path: Path, streaming: bool) -> None:
 
 
 @pytest.mark.parametrize('streaming', [False, True])
-@pytest.mark.parametrize(('table', 'reason'), [
-    ('image,label\na.png,cat\nb.png,\nc.png,dog\n', '1 rows of the split .* have no label, the first of them row 1'),
-    ('image,label\na.png,1\nb.png,\nc.png,2\n', '1 rows of the split .* have no label, the first of them row 1'),
-    ('photo,kind\na.png,cat\n', 'No column of .* can be told to be the image: it has photo, kind'),
-    ('image,x\na.png,cat\n', 'No column of .* can be told to be the label: it has image, x'),
-    ('image,label\na.png,0.5\nb.png,1.5\n', "The column 'label' of .* holds float instead of class names"),
-    ('image,label\n1,cat\n2,dog\n', "The column 'image' of .* holds int64 instead of images or paths"),
-    ('', 'can not be read as a table'),
-    ('image,label\n', 'is empty|can not be read'),
-    ('image,label\na,b,c\n"', 'can not be read as a table'),
-])
+@pytest.mark.parametrize(
+    ('table', 'reason'),
+    [
+        (
+            'image,label\na.png,cat\nb.png,\nc.png,dog\n',
+            '1 rows of the split .* have no label, the first of them row 1',
+        ),
+        ('image,label\na.png,1\nb.png,\nc.png,2\n', '1 rows of the split .* have no label, the first of them row 1'),
+        ('photo,kind\na.png,cat\n', 'No column of .* can be told to be the image: it has photo, kind'),
+        ('image,x\na.png,cat\n', 'No column of .* can be told to be the label: it has image, x'),
+        ('image,label\na.png,0.5\nb.png,1.5\n', "The column 'label' of .* holds float instead of class names"),
+        ('image,label\n1,cat\n2,dog\n', "The column 'image' of .* holds int64 instead of images or paths"),
+        ('', 'can not be read as a table'),
+        ('image,label\n', 'is empty|can not be read'),
+        ('image,label\na,b,c\n"', 'can not be read as a table'),
+    ],
+)
 def test_broken_table(table: str, reason: str, streaming: bool, tmp_path: Path) -> None:
     (tmp_path / 'table.csv').write_text(table)
     with pytest.raises(DataError, match=reason):
@@ -582,10 +663,13 @@ def test_damaged(streaming: bool, tmp_path: Path) -> None:
         assert len(str(error.value)) < 1000
 
 
-@pytest.mark.parametrize(('name', 'reason'), [
-    ('nobody/nothing', 'neither a path here nor a dataset that can be had from the Hub'),
-    ('table.xls', "ends in '.xls'"),
-])
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        ('nobody/nothing', 'neither a path here nor a dataset that can be had from the Hub'),
+        ('table.xls', "ends in '.xls'"),
+    ],
+)
 def test_no_dataset(name: str, reason: str, tmp_path: Path, hub: HubServer) -> None:
     (tmp_path / 'table.xls').write_text('')
     with pytest.raises(DataError, match=reason):
@@ -594,25 +678,36 @@ def test_no_dataset(name: str, reason: str, tmp_path: Path, hub: HubServer) -> N
 
 # Files
 
+
 def test_content(tmp_path: Path) -> None:
     """Bytes before a path, a path of this machine or an address."""
     file = tmp_path / 'a b%20.png'
     file.write_bytes(b'123')
     for cell, expected in (
-            ({'bytes': b'4', 'path': str(file)}, b'4'), ({'bytes': b'', 'path': str(file)}, b''),
-            ({'bytes': None, 'path': str(file)}, b'123'), ({'path': str(file)}, b'123'),
-            ({'bytes': None, 'path': f'file://{file}'}, b'123')):
+        ({'bytes': b'4', 'path': str(file)}, b'4'),
+        ({'bytes': b'', 'path': str(file)}, b''),
+        ({'bytes': None, 'path': str(file)}, b'123'),
+        ({'path': str(file)}, b'123'),
+        ({'bytes': None, 'path': f'file://{file}'}, b'123'),
+    ):
         assert content(cell) == expected
 
 
-@pytest.mark.parametrize(('path', 'reason'), [
-    (None, 'no image in this row'), ('', 'no image in this row'), ('{}/none.png', 'there is no such file'),
-    ('{}/none/none.png', 'there is no such file'), ('file://{}/none.png', 'there is no such file'),
-    ('{}', 'can not be read: Is a directory'), ('file://{}', 'can not be read: Is a directory'),
-    ('what://{}/a.png', 'can not be read: .*Protocol not known: what'),
-    ('{}/\0.png', 'can not be read: .*embedded null'),
-    ('{}/' + 300 * 'a', 'can not be read: File name too long'),
-])
+@pytest.mark.parametrize(
+    ('path', 'reason'),
+    [
+        (None, 'no image in this row'),
+        ('', 'no image in this row'),
+        ('{}/none.png', 'there is no such file'),
+        ('{}/none/none.png', 'there is no such file'),
+        ('file://{}/none.png', 'there is no such file'),
+        ('{}', 'can not be read: Is a directory'),
+        ('file://{}', 'can not be read: Is a directory'),
+        ('what://{}/a.png', 'can not be read: .*Protocol not known: what'),
+        ('{}/\0.png', 'can not be read: .*embedded null'),
+        ('{}/' + 300 * 'a', 'can not be read: File name too long'),
+    ],
+)
 def test_no_content(path: str | None, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=reason):
         content({'bytes': None, 'path': path and path.format(tmp_path)})
@@ -625,9 +720,11 @@ def test_names_of_cells(tmp_path: Path) -> None:
     image = Image.new('RGB', (4, 4))
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=['a', 'b']))
     datasets.Dataset.from_dict(dict(image=[image, None, image], label=[0, 1, 0]), features=features).save_to_disk(
-        tmp_path / 'saved')
+        tmp_path / 'saved'
+    )
     for streaming in (False, True):
         split = load(str(tmp_path / 'saved'), streaming=streaming).train.select([1, 2])
         assert [split.cell_name(position, cell) for position, cell in split.cells()] == [
-            f"row {row} of the split 'train'" for row in (1, 2)]
+            f"row {row} of the split 'train'" for row in (1, 2)
+        ]
         assert next(split.cells())[1] == {}

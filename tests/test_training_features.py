@@ -1,4 +1,5 @@
 """Features of a frozen network: those that it computes, once for each image, whatever happens in between."""
+
 import itertools
 import os
 import shutil
@@ -65,6 +66,7 @@ class Fill:
 
     def __call__(self, split: Split, until: int | None = None, workers: int = 0) -> list[bytes]:
         """Fills the cache; is interrupted after a number of batches."""
+
         def compute(images: Tensor) -> Tensor:
             if len(self.batches) == until:
                 raise Interruption
@@ -237,13 +239,14 @@ def test_batches(model: nn.Module, paths: list[Path], tmp_path: Path) -> None:
         for batch in loader(kept, TrainingBatches(split, plan, seed=3)):
             assert torch.equal(batch.inputs, vectors(fill.cache, [found[i] for i in batch.positions.tolist()]))
             assert batch.labels.tolist() == split.labels[batch.positions.numpy()].tolist()
-            assert batch.weights.tolist() == [1.] * len(batch.positions)
+            assert batch.weights.tolist() == [1.0] * len(batch.positions)
             positions += batch.positions.tolist()
         assert sorted(positions) == list(range(COUNT))
-    assert kept.__getitems__([Item(3, weight=0.)]).weights.tolist() == [0.]
+    assert kept.__getitems__([Item(3, weight=0.0)]).weights.tolist() == [0.0]
 
 
 # What belongs together
+
 
 def test_context(model: nn.Module) -> None:
     """Another weight, name, dtype or shape, or another preparation, and nothing else, makes another one."""
@@ -257,21 +260,29 @@ def test_context(model: nn.Module) -> None:
 
     last = next(name for name, tensor in reversed(tensors.items()) if tensor.dim() == 1)
     others = [
-        context_of(changed(last, lambda tensor: tensor.index_fill_(0, torch.tensor([0]), -0.)), prepared),
-        context_of(changed(last, lambda tensor: tensor.index_fill_(0, torch.tensor([0]), 0.)), prepared),
+        context_of(changed(last, lambda tensor: tensor.index_fill_(0, torch.tensor([0]), -0.0)), prepared),
+        context_of(changed(last, lambda tensor: tensor.index_fill_(0, torch.tensor([0]), 0.0)), prepared),
         context_of(changed(last, torch.Tensor.double), prepared),
         context_of(changed(last, lambda tensor: tensor[None]), prepared),
         context_of({**tensors, 'more': torch.zeros(())}, prepared),
         context_of({**tensors, 'more': torch.zeros(0)}, prepared),
         context_of({name.upper(): tensor for name, tensor in tensors.items()}, prepared),
-        *(context_of(tensors, dict(prepared, **{key: 'other'})) for key in prepared), context_of(tensors, {})]
+        *(context_of(tensors, dict(prepared, **{key: 'other'})) for key in prepared),
+        context_of(tensors, {}),
+    ]
     assert len({context, *others}) == 1 + len(others)
 
-    same = {name: tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else nn.Parameter(
-        tensor, tensor.is_floating_point()) for name, tensor in reversed(tensors.items())}
+    same = {
+        name: tensor.contiguous(memory_format=torch.channels_last)
+        if tensor.dim() == 4
+        else nn.Parameter(tensor, tensor.is_floating_point())
+        for name, tensor in reversed(tensors.items())
+    }
     assert context_of(same, dict(reversed(prepared.items()))) == context
-    assert len({context_of({'x': torch.ones(3, dtype=dtype)}, {}) for dtype in (torch.bfloat16, torch.half, torch.bool)}
-               ) == 3
+    assert (
+        len({context_of({'x': torch.ones(3, dtype=dtype)}, {}) for dtype in (torch.bfloat16, torch.half, torch.bool)})
+        == 3
+    )
 
 
 def test_the_classifier_does_not_matter(model: nn.Module) -> None:

@@ -1,4 +1,5 @@
 """Memory stays flat when a dataset grows tenfold: an epoch needs what a batch needs, and a stream its buffer."""
+
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,12 +15,12 @@ from xception_hub.training.data import load
 from xception_hub.training.samples import Images, Plan, TrainingBatches, loader
 
 SMALL, LARGE = 200, 2000  # images
-FILE_SIZE = 160           # pixels; about 40 kB at full quality, so that the large dataset is 80 MB
-CROP_SIZE = 64            # pixels; 48 kB as a tensor, so that all crops of the large dataset are 98 MB
+FILE_SIZE = 160  # pixels; about 40 kB at full quality, so that the large dataset is 80 MB
+CROP_SIZE = 64  # pixels; 48 kB as a tensor, so that all crops of the large dataset are 98 MB
 BATCH_SIZE = 32
-ROW_GROUP = 50            # rows of a table that are read together: 2 MB
-BUFFER = 100              # of the stream, smaller than either dataset: 4 MB
-ALLOWANCE = 15            # MB that the large dataset may need more than the small one: allocators are not exact
+ROW_GROUP = 50  # rows of a table that are read together: 2 MB
+BUFFER = 100  # of the stream, smaller than either dataset: 4 MB
+ALLOWANCE = 15  # MB that the large dataset may need more than the small one: allocators are not exact
 
 
 def jpegs(count: int) -> list[bytes]:
@@ -47,8 +48,10 @@ def save_table(path: Path, count: int) -> Path:
     """The same images inside a table."""
     files = jpegs(20)
     features = datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=['one', 'two']))
-    rows = dict(image=[{'bytes': files[i % len(files)], 'path': None} for i in range(count)],
-                label=[i % 2 for i in range(count)])
+    rows = dict(
+        image=[{'bytes': files[i % len(files)], 'path': None} for i in range(count)],
+        label=[i % 2 for i in range(count)],
+    )
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path, batch_size=ROW_GROUP)
     return path
 

@@ -1,4 +1,5 @@
 """Decoding: files that others turn black, white or sideways, and files that others quietly complete."""
+
 import io
 import itertools
 import warnings
@@ -30,22 +31,27 @@ RAMP = np.linspace(0, 1, 64).reshape(8, 8)
 GREY = (RAMP * 255).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize('content', [
-    encoded(Image.fromarray((RAMP * 65535).round().astype(np.uint16)), 'PNG'),
-    encoded(Image.fromarray((RAMP * 65535).round().astype(np.uint16)), 'TIFF'),
-    encoded(Image.fromarray((RAMP * 65535).round().astype(np.int32)), 'TIFF'),
-    encoded(Image.fromarray(RAMP.astype(np.float32)), 'TIFF'),
-    encoded(Image.fromarray((RAMP * 255).astype(np.float32)), 'TIFF'),
-    encoded(Image.fromarray(GREY), 'PNG'),
-    encoded(Image.fromarray(GREY).convert('P'), 'GIF'),
-], ids=['16 bits PNG', '16 bits TIFF', '32 bits TIFF', '0..1 TIFF', '0..255 TIFF', '8 bits', 'palette'])
+@pytest.mark.parametrize(
+    'content',
+    [
+        encoded(Image.fromarray((RAMP * 65535).round().astype(np.uint16)), 'PNG'),
+        encoded(Image.fromarray((RAMP * 65535).round().astype(np.uint16)), 'TIFF'),
+        encoded(Image.fromarray((RAMP * 65535).round().astype(np.int32)), 'TIFF'),
+        encoded(Image.fromarray(RAMP.astype(np.float32)), 'TIFF'),
+        encoded(Image.fromarray((RAMP * 255).astype(np.float32)), 'TIFF'),
+        encoded(Image.fromarray(GREY), 'PNG'),
+        encoded(Image.fromarray(GREY).convert('P'), 'GIF'),
+    ],
+    ids=['16 bits PNG', '16 bits TIFF', '32 bits TIFF', '0..1 TIFF', '0..255 TIFF', '8 bits', 'palette'],
+)
 def test_grey_values(content: bytes) -> None:
     """The same ramp, however many bits it has."""
     assert np.abs(pixels(content).astype(int) - GREY[..., None]).max() <= 1
 
 
 @pytest.mark.parametrize(
-    'values', [RAMP * 1e6, RAMP - 0.5, np.where(RAMP > 0.5, np.nan, RAMP)], ids=['1e6', '<0', 'NaN'])
+    'values', [RAMP * 1e6, RAMP - 0.5, np.where(RAMP > 0.5, np.nan, RAMP)], ids=['1e6', '<0', 'NaN']
+)
 def test_values_that_mean_no_colours(values: np.ndarray) -> None:
     with pytest.raises(ImageError, match='grey values from'):
         decode(encoded(Image.fromarray(values.astype(np.float32)), 'TIFF'))
@@ -108,19 +114,20 @@ def test_damaged(format: str, checkpoint: Checkpoint) -> None:
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
-        for share, in itertools.product((0.01, 0.3, 0.9)):
+        for (share,) in itertools.product((0.01, 0.3, 0.9)):
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # Pillow's, of the TIFF
                 with pytest.raises(ImageError):
-                    decode(content[:int(share * len(content))])
+                    decode(content[: int(share * len(content))])
         assert ImageFile.LOAD_TRUNCATED_IMAGES
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-@pytest.mark.parametrize(('content', 'reason'), [
-    (b'', 'no image of a known format'), (b'<html>not found</html>', 'no image of a known format'),
-])
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [(b'', 'no image of a known format'), (b'<html>not found</html>', 'no image of a known format')],
+)
 def test_no_image(content: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         decode(content)

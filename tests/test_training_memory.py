@@ -1,4 +1,5 @@
 """What a step costs: bytes that can be counted by hand, and seconds that are told apart."""
+
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +23,12 @@ def squares(module: nn.Module, batch: Tensor) -> Callable[[], Tensor]:
 
 # Memory
 
+
 def test_every_byte() -> None:
     """Of a network whose tensors are known; the moving averages of Adam, and the count of its updates."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Flatten(),
-                          nn.Linear(8 * 16, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Flatten(), nn.Linear(8 * 16, 5)
+    )
     trained = 3 * 8 * 9 + 2 * 8 + 8 * 16 * 5 + 5
     buffers = 2 * 8 * FLOAT + 8  # two moving statistics, and the number of batches in 64 bits
     optimizer = torch.optim.Adam(model.parameters())
@@ -62,35 +65,42 @@ def test_frozen_weights() -> None:
 
 def test_the_batch_counts_and_the_rest_does_not() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 4, 3), nn.Sigmoid())
-    one, four = (measure(model, torch.optim.AdamW(model.parameters()), squares(model, images(12, 12, batch=size)), size)
-                 for size in (1, 4))
+    one, four = (
+        measure(model, torch.optim.AdamW(model.parameters()), squares(model, images(12, 12, batch=size)), size)
+        for size in (1, 4)
+    )
     assert 4 * one.activations == four.activations
     assert (one.weights, one.gradients, one.optimizer) == (four.weights, four.gradients, four.optimizer)
 
 
 def test_gradient_checkpointing() -> None:
     """Xception then keeps little more than what goes into each module."""
+
     def footprint(checkpointing: bool) -> Footprint:
         torch.manual_seed(0)
         model = timm.create_model('xception_paper', num_classes=3)
         model.set_grad_checkpointing(checkpointing)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         return measure(model.train(), optimizer, squares(model, images(71, 71, batch=2)), 2)
 
     whole, less = footprint(False), footprint(True)
     assert less.activations < 0.4 * whole.activations
     assert less.loss == pytest.approx(whole.loss, rel=1e-4)
     assert (less.weights, less.gradients, less.optimizer) == (whole.weights, whole.gradients, 0)
-    assert whole.gradients == sum(FLOAT * parameter.numel() for parameter in timm.create_model(
-        'xception_paper', num_classes=3, device='meta').parameters())
+    assert whole.gradients == sum(
+        FLOAT * parameter.numel()
+        for parameter in timm.create_model('xception_paper', num_classes=3, device='meta').parameters()
+    )
 
 
 def test_text_of_a_footprint() -> None:
-    assert str(Footprint(83_000_000, 5_400_000, 0, 999_600_000, 8, 1.)) == (
-        'weights 83 MB, gradients 5 MB, optimizer 0 MB, activations 1000 MB')
+    assert str(Footprint(83_000_000, 5_400_000, 0, 999_600_000, 8, 1.0)) == (
+        'weights 83 MB, gradients 5 MB, optimizer 0 MB, activations 1000 MB'
+    )
 
 
 # Pace
+
 
 def batches(count: int, images: int, making: float, waiting: float) -> Iterator[Batch]:
     """Which take some time to be made, partly by workers."""
@@ -117,7 +127,7 @@ def test_pace_of_what_is_kept() -> None:
     """Features from a cache cost nothing to make; no batches have no pace."""
     assert (str(Pace(0)), Pace(0).model, Pace(0).input) == ('', None, None)
     pace = Pace(0)
-    list(pace.timed(batches(2, 4, 0., 0.)))
+    list(pace.timed(batches(2, 4, 0.0, 0.0)))
     assert pace.input is None
     assert str(pace) == f'network {pace.model:.1f} images/s'
 
@@ -125,7 +135,7 @@ def test_pace_of_what_is_kept() -> None:
 def test_pace_of_some_batches() -> None:
     """What is asked for no longer has a pace as well."""
     pace = Pace(0)
-    feed = pace.timed(batches(9, 2, 0.1, 0.))
+    feed = pace.timed(batches(9, 2, 0.1, 0.0))
     assert len(list(itertools.islice(feed, 3))) == 3
     time.sleep(0.02)
     feed.close()

@@ -1,4 +1,5 @@
 """Figures beside scikit-learn's and torchmetrics', and beside what can be counted by hand."""
+
 import itertools
 import math
 import time
@@ -63,11 +64,18 @@ def test_by_hand() -> None:
     np.testing.assert_allclose(per_class.f1, [2 / 3, 2 / 3, 1])
     np.testing.assert_array_equal(per_class.support, [1, 2, 1])
     figures = summary(predictions, 3)
-    assert figures == pytest.approx(dict(
-        top1=0.75, macro_f1=7 / 9, macro_precision=5 / 6, macro_recall=5 / 6,
-        loss=-np.log([0.7, 0.4, 0.6, 0.4]).mean(),
-        # each is alone in its bin
-        calibration_error=(0.3 + 0.5 + 0.4 + 0.6) / 4, num_samples=4))
+    assert figures == pytest.approx(
+        dict(
+            top1=0.75,
+            macro_f1=7 / 9,
+            macro_precision=5 / 6,
+            macro_recall=5 / 6,
+            loss=-np.log([0.7, 0.4, 0.6, 0.4]).mean(),
+            # each is alone in its bin
+            calibration_error=(0.3 + 0.5 + 0.4 + 0.6) / 4,
+            num_samples=4,
+        )
+    )
     assert predictions.worst(24).tolist() == [1]
 
 
@@ -103,11 +111,13 @@ def test_single_label_as_in_scikit_learn(classes: int) -> None:
         assert figures[f'macro_{name}'] == pytest.approx(expected)
     probabilities = logits.softmax(1).double()
     assert figures['loss'] == pytest.approx(
-        sklearn_metrics.log_loss(labels, probabilities / probabilities.sum(1, keepdim=True)), abs=1e-6)
+        sklearn_metrics.log_loss(labels, probabilities / probabilities.sum(1, keepdim=True)), abs=1e-6
+    )
     assert ('top5' in figures) == (classes > 5)
     if classes > 5:
         assert figures['top5'] == pytest.approx(
-            sklearn_metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(classes)))
+            sklearn_metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(classes))
+        )
     check_per_class(predictions, labels, found, classes)
 
 
@@ -119,16 +129,17 @@ def test_multi_label_as_in_scikit_learn(classes: int) -> None:
     for average in ('macro', 'micro'):
         assert figures[f'{average}_f1'] == pytest.approx(sklearn_metrics.f1_score(labels, found, average=average))
     assert figures['mean_average_precision'] == pytest.approx(
-        sklearn_metrics.average_precision_score(labels, logits.sigmoid()))
-    assert figures['loss'] == pytest.approx(np.mean([
-        sklearn_metrics.log_loss(one, other) for one, other in zip(labels.T, logits.double().sigmoid().T)]))
+        sklearn_metrics.average_precision_score(labels, logits.sigmoid())
+    )
+    assert figures['loss'] == pytest.approx(
+        np.mean([sklearn_metrics.log_loss(one, other) for one, other in zip(labels.T, logits.double().sigmoid().T)])
+    )
     check_per_class(predictions, labels, found, classes)
 
 
 def check_per_class(predictions: Predictions, labels: Tensor, found: Tensor, classes: int) -> None:
     per_class = PerClass.of(predictions, classes)
-    expected = sklearn_metrics.precision_recall_fscore_support(
-        labels, found, labels=range(classes), zero_division=0)
+    expected = sklearn_metrics.precision_recall_fscore_support(labels, found, labels=range(classes), zero_division=0)
     for name, values in zip(('precision', 'recall', 'f1', 'support'), expected):
         np.testing.assert_allclose(getattr(per_class, name), values, **EXACT, err_msg=name)
 
@@ -148,11 +159,13 @@ def test_classes_without_images(multi_label: bool) -> None:
     check_per_class(predictions, labels, found, 8)
     figures = summary(predictions, 8)
     for name in ('f1', 'precision', 'recall'):
-        assert figures[f'macro_{name}'] == pytest.approx(getattr(sklearn_metrics, f'{name}_score')(
-            labels, found, labels=range(7), average='macro', zero_division=0))
+        assert figures[f'macro_{name}'] == pytest.approx(
+            getattr(sklearn_metrics, f'{name}_score')(labels, found, labels=range(7), average='macro', zero_division=0)
+        )
     if multi_label:
         assert figures['mean_average_precision'] == pytest.approx(
-            sklearn_metrics.average_precision_score(labels[:, :6], logits[:, :6].sigmoid()))
+            sklearn_metrics.average_precision_score(labels[:, :6], logits[:, :6].sigmoid())
+        )
     else:
         assert predictions.confusion(8)[:, [5, 7]].sum() == predictions.confusion(8)[[6, 7]].sum() == 0
 
@@ -162,7 +175,8 @@ def test_only_one_class_occurs_in_multi_label() -> None:
     logits, labels = random_logits(50, 3), random_labels(50, 3, True)
     labels[:, 1:] = 0
     assert summary(predictions_of(logits, labels), 3)['mean_average_precision'] == pytest.approx(
-        sklearn_metrics.average_precision_score(labels[:, 0], logits[:, 0]))
+        sklearn_metrics.average_precision_score(labels[:, 0], logits[:, 0])
+    )
 
 
 def test_nothing_occurs_in_multi_label() -> None:
@@ -215,7 +229,7 @@ def test_map_ends_at_rank_100() -> None:
     assert map_at_100(ranked(150, {101})) == 0
     assert map_at_100(ranked(150, {1, 100})) == pytest.approx((1 + 2 / 100) / 2)
     assert map_at_100(ranked(150, {1, 101})) == pytest.approx(1 / 2)
-    importance = [1.] * 150
+    importance = [1.0] * 150
     importance[100] = 4
     assert map_at_100(ranked(150, {1, 101}), importance) == pytest.approx(1 / (1 + 4))
 
@@ -228,7 +242,7 @@ def test_map_of_more_than_100_labels() -> None:
     assert map_at_100(ranked(150, set(range(1, 121)))) == pytest.approx(1)
     assert map_at_100(ranked(150, {*range(1, 100), *range(101, 122)})) == pytest.approx(99 / 100)
     assert map_at_100(ranked(150, set(range(1, 100)))) == pytest.approx(1)
-    importance = [1.] * 100 + [2.] * 50
+    importance = [1.0] * 100 + [2.0] * 50
     assert map_at_100(ranked(150, set(range(1, 131))), importance) == pytest.approx(100 / 130)
     assert map_at_100(ranked(150, set(range(1, 131))), importance[::-1]) == pytest.approx(1)
 
@@ -239,7 +253,8 @@ def test_map_as_in_scikit_learn(classes: int) -> None:
     logits, labels = random_logits(600, classes), random_labels(600, classes, True)
     some = labels.any(1)
     assert map_at_100(predictions_of(logits, labels)) == pytest.approx(
-        sklearn_metrics.label_ranking_average_precision_score(labels[some], logits[some].sigmoid()), rel=1e-12)
+        sklearn_metrics.label_ranking_average_precision_score(labels[some], logits[some].sigmoid()), rel=1e-12
+    )
 
 
 def test_map_as_in_torchmetrics() -> None:
@@ -267,7 +282,7 @@ def test_map_image_by_image() -> None:
     importance = torch.rand(300, generator=torch.Generator().manual_seed(3)).add(0.1).tolist()
     expected = []
     for scores, image in zip(logits.tolist(), labels.tolist()):
-        found, total = 0, 0.
+        found, total = 0, 0.0
         for k, number in enumerate(sorted(range(300), key=lambda number: -scores[number])[:100], 1):
             if image[number]:
                 found += 1
@@ -279,7 +294,7 @@ def test_map_image_by_image() -> None:
 
 def test_map_of_what_is_not_a_number() -> None:
     """It is nothing that was found: of labels 0, which is NaN, and 2, which comes first, only the latter counts."""
-    logits = torch.tensor([[math.nan, 0., 1.], [math.nan] * 3])
+    logits = torch.tensor([[math.nan, 0.0, 1.0], [math.nan] * 3])
     predictions = predictions_of(logits, torch.tensor([[1, 0, 1], [1, 1, 1]]))
     assert map_at_100(predictions) == pytest.approx((1 / 2 + 0) / 2)
 
@@ -325,7 +340,8 @@ def test_ties() -> None:
     assert wrong.tolist() == sorted(wrong)  # of equal losses, in the order of the images
     coarse, several = random_logits(300, 4).round(), random_labels(300, 4, True)
     assert summary(predictions_of(coarse, several), 4)['mean_average_precision'] == pytest.approx(
-        sklearn_metrics.average_precision_score(several, coarse))
+        sklearn_metrics.average_precision_score(several, coarse)
+    )
 
 
 @pytest.mark.parametrize('multi_label', [False, True])
@@ -372,7 +388,7 @@ def test_calibration_in_multi_label_as_in_torchmetrics() -> None:
 
 def test_calibration_bins() -> None:
     """Each image in one; those who are entirely sure in the last; NaN in those without images."""
-    predictions = from_probabilities([[1., 0.], [0.99, 0.01], [0.5, 0.5], [0.6, 0.4]], [0, 1, 0, 0])
+    predictions = from_probabilities([[1.0, 0.0], [0.99, 0.01], [0.5, 0.5], [0.6, 0.4]], [0, 1, 0, 0])
     calibration = Calibration.of(predictions)
     assert calibration.count.sum() == 4
     assert calibration.count[14] == 2
@@ -393,11 +409,12 @@ def test_not_a_number(multi_label: bool) -> None:
 
 def test_better() -> None:
     """By the metric, then by the loss."""
-    def better(metric: str, new: float, old: float, loss: float = 1., old_loss: float = 1.) -> bool:
+
+    def better(metric: str, new: float, old: float, loss: float = 1.0, old_loss: float = 1.0) -> bool:
         return is_better(metric, {'loss': loss, metric: new}, {'loss': old_loss, metric: old})
 
     assert is_better('macro_f1', {}, None)
-    assert better('macro_f1', 0.5, 0.4, loss=9.)
+    assert better('macro_f1', 0.5, 0.4, loss=9.0)
     assert not better('macro_f1', 0.5, 0.5)
     assert better('macro_f1', 0.5, 0.5, loss=0.9)
     assert not better('macro_f1', 0.5, 0.5, loss=math.nan)

@@ -1,4 +1,5 @@
 """timm's models on their way through a fine-tuning: built, taken apart, frozen in part, saved and built again."""
+
 import json
 import math
 import os
@@ -57,14 +58,18 @@ def logits(model: nn.Module, batch: Tensor) -> Tensor:
 
 # Building
 
-@pytest.mark.parametrize(('name', 'args', 'size', 'reason'), [
-    ('test_resnet51', {}, None, r'test_resnet51 can not be built: .*Unknown model'),
-    ('local-dir:/none', {}, None, 'local-dir:/none can not be built: .*/none'),
-    ('test_resnet', dict(frobnicate=1), None, "test_resnet can not be built: TypeError: .*'frobnicate'"),
-    ('xception_paper', dict(output_stride=7), None, 'xception_paper can not be built: ValueError: output_stride'),
-    ('xception_paper', {}, 64, 'xception_paper takes images of 71 pixels at least, not 64. Choose a larger'),
-    ('xception_paper', dict(min_img_size=65), 64, 'takes images of 65 pixels at least, not 64'),
-])
+
+@pytest.mark.parametrize(
+    ('name', 'args', 'size', 'reason'),
+    [
+        ('test_resnet51', {}, None, r'test_resnet51 can not be built: .*Unknown model'),
+        ('local-dir:/none', {}, None, 'local-dir:/none can not be built: .*/none'),
+        ('test_resnet', dict(frobnicate=1), None, "test_resnet can not be built: TypeError: .*'frobnicate'"),
+        ('xception_paper', dict(output_stride=7), None, 'xception_paper can not be built: ValueError: output_stride'),
+        ('xception_paper', {}, 64, 'xception_paper takes images of 71 pixels at least, not 64. Choose a larger'),
+        ('xception_paper', dict(min_img_size=65), 64, 'takes images of 65 pixels at least, not 64'),
+    ],
+)
 def test_what_can_not_be_built(name: str, args: dict[str, Any], size: int | None, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         build(name, 5, False, args, size)
@@ -73,7 +78,7 @@ def test_what_can_not_be_built(name: str, args: dict[str, Any], size: int | None
 def test_sizes_and_arguments() -> None:
     """None stands for a default; a size that the model was told to take is taken."""
     model = build('xception_paper', 5, False, dict(min_img_size=32, drop_rate=None, drop_path_rate=0.5), 32)
-    assert (model.num_classes, model.drop_rate, model.stem.min_img_size) == (5, 0., 32)
+    assert (model.num_classes, model.drop_rate, model.stem.min_img_size) == (5, 0.0, 32)
     assert build('xception_paper', 5, False, {}, 71).num_classes == 5
 
 
@@ -94,6 +99,7 @@ def test_a_new_classifier_is_zero(folder: Path) -> None:
 
 # Transforms
 
+
 def test_config() -> None:
     """timm's own, with the size that is asked for."""
     model = timm.create_model('xception_paper', num_classes=5)
@@ -102,8 +108,8 @@ def test_config() -> None:
     assert Transforms(model, 150).config == dict(expected, input_size=(3, 150, 150))
     assert Transforms(model).needed == math.ceil(299 / expected['crop_pct'])
     assert Transforms(model, 150).needed == math.ceil(150 / expected['crop_pct'])
-    assert Transforms(model, 150).needed_for((0.25, 1.)) == 300
-    assert Transforms(model, 150).needed_for((1., 1.)) == 150
+    assert Transforms(model, 150).needed_for((0.25, 1.0)) == 300
+    assert Transforms(model, 150).needed_for((1.0, 1.0)) == 150
 
 
 @pytest.mark.parametrize('name', ['xception_paper', 'test_resnet', 'test_vit'])
@@ -128,8 +134,8 @@ def test_transforms() -> None:
     assert torch.equal(evaluation(photo()), timm.data.create_transform(**transforms.config)(photo()))
     assert evaluation(photo()).shape == (3, 96, 96)
     mean, std = (np.mean(transforms.config[name]) for name in ('mean', 'std'))
-    for scale in ((0.05, 0.06), (0.9, 1.)):
-        training = transforms.training(scale, hflip=0., color_jitter=0., auto_augment=None)
+    for scale in ((0.05, 0.06), (0.9, 1.0)):
+        training = transforms.training(scale, hflip=0.0, color_jitter=0.0, auto_augment=None)
         seed_all(0)
         square = photo().crop((100, 0, 527, 427))
         found = [training(square) for _ in range(6)]
@@ -141,6 +147,7 @@ def test_transforms() -> None:
 
 
 # Two parts
+
 
 @pytest.mark.parametrize('name', SMALL)
 def test_features_and_head(name: str) -> None:
@@ -168,11 +175,11 @@ def test_features_and_head_of_xception() -> None:
 def test_a_head_is_the_models_own_classifier() -> None:
     """What it learns, the model knows."""
     model = small()
-    head = ProbeHead(model, 0.)
+    head = ProbeHead(model, 0.0)
     assert head.fc is model.get_classifier()
     assert set(head.state_dict()) == {'fc.weight', 'fc.bias'}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = torch.optim.SGD(head.parameters(), lr=1.)
+    optimizer = torch.optim.SGD(head.parameters(), lr=1.0)
     head(torch.ones(2, 96)).sum().backward()
     optimizer.step()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -186,17 +193,20 @@ def test_dropout_of_a_head() -> None:
     torch.manual_seed(0)
     sums = head.train()(torch.ones(200, 96))[:, 0]
     assert sums.std() > 1 and sums.mean().item() == pytest.approx(96, abs=3)
-    assert torch.equal(head.eval()(torch.ones(2, 96)), torch.full((2, 5), 96.))
+    assert torch.equal(head.eval()(torch.ones(2, 96)), torch.full((2, 5), 96.0))
 
 
-@pytest.mark.parametrize(('name', 'options', 'kind'), [
-    ('test_resnet', dict(num_classes=0), 'ResNet ends in Identity'),
-    ('deit_tiny_distilled_patch16_224', dict(img_size=32, depth=1), 'VisionTransformerDistilled ends in tuple'),
-    ('resnetv2_50', dict(layers=(1, 1, 1, 1)), 'ResNetV2 ends in Conv2d'),
-])
+@pytest.mark.parametrize(
+    ('name', 'options', 'kind'),
+    [
+        ('test_resnet', dict(num_classes=0), 'ResNet ends in Identity'),
+        ('deit_tiny_distilled_patch16_224', dict(img_size=32, depth=1), 'VisionTransformerDistilled ends in tuple'),
+        ('resnetv2_50', dict(layers=(1, 1, 1, 1)), 'ResNetV2 ends in Conv2d'),
+    ],
+)
 def test_models_that_have_no_head(name: str, options: dict[str, Any], kind: str) -> None:
     model = timm.create_model(name, **options)
-    for take_apart in (lambda: ProbeHead(model, 0.), lambda: without_classifier(model)):
+    for take_apart in (lambda: ProbeHead(model, 0.0), lambda: without_classifier(model)):
         with pytest.raises(ModelError, match=f'{kind} instead of one Linear layer, so that its features can not be'):
             take_apart()
 
@@ -210,6 +220,7 @@ def test_without_classifier() -> None:
 
 
 # Modes
+
 
 def update(model: nn.Module, frozen: bool) -> dict[str, Tensor]:
     """The buffers before an update."""
@@ -241,8 +252,14 @@ def test_frozen_batch_normalization(name: str, options: dict[str, Any], frozen: 
 
 
 def test_all_kinds_of_batch_normalization() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2), timm.layers.BatchNormAct2d(2),
-                          nn.LayerNorm(2), nn.GroupNorm(1, 2))
+    model = nn.Sequential(
+        nn.BatchNorm1d(2),
+        nn.BatchNorm3d(2),
+        nn.SyncBatchNorm(2),
+        timm.layers.BatchNormAct2d(2),
+        nn.LayerNorm(2),
+        nn.GroupNorm(1, 2),
+    )
     set_mode(model, True)
     assert [layer.training for layer in model] == [False] * 4 + [True] * 2
 
@@ -264,6 +281,7 @@ def test_evaluating() -> None:
 
 # Saving
 
+
 def reloaded(folder: Path, model: nn.Module, size: int) -> nn.Module:
     """Checks that the directory gives the same model again."""
     again = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
@@ -281,7 +299,7 @@ def test_saved_and_built_again(options: dict[str, Any], folder: Path) -> None:
     again = reloaded(folder, model, 64)
     assert again.pretrained_cfg['label_names'] == NAMES
     assert Transforms(again).config == transforms.config
-    assert again.drop_rate == options.get('drop_rate', 0.)
+    assert again.drop_rate == options.get('drop_rate', 0.0)
     config = json.loads((folder / 'config.json').read_text())
     assert (config['architecture'], config['num_classes'], config['label_names']) == ('test_resnet', 5, NAMES)
     assert config['base_model'] == 'org/base' and 'problem_type' not in config
@@ -348,12 +366,18 @@ def test_saved_files(folder: Path) -> None:
 
 # Where weights come from
 
-@pytest.mark.parametrize(('name', 'expected'), [
-    ('resnet50.a1_in1k', 'timm/resnet50.a1_in1k'), ('test_resnet.r160_in1k', 'timm/test_resnet.r160_in1k'),
-    ('test_resnet', 'timm/test_resnet.r160_in1k'), ('xception_paper', 'smp-hub/xception.imagenet'),
-    ('vit_base_patch16_clip_224.openai', 'timm/vit_base_patch16_clip_224.openai'),
-    ('eva02_tiny_patch14_224.mim_in22k', 'timm/eva02_tiny_patch14_224.mim_in22k'),
-])
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('resnet50.a1_in1k', 'timm/resnet50.a1_in1k'),
+        ('test_resnet.r160_in1k', 'timm/test_resnet.r160_in1k'),
+        ('test_resnet', 'timm/test_resnet.r160_in1k'),
+        ('xception_paper', 'smp-hub/xception.imagenet'),
+        ('vit_base_patch16_clip_224.openai', 'timm/vit_base_patch16_clip_224.openai'),
+        ('eva02_tiny_patch14_224.mim_in22k', 'timm/eva02_tiny_patch14_224.mim_in22k'),
+    ],
+)
 def test_hub_id(name: str, expected: str) -> None:
     with torch.device('meta'):
         model = timm.create_model(name)

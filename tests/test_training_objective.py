@@ -1,4 +1,5 @@
 """Losses beside their formulas written out, and batches that are mixed."""
+
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from xception_hub.training.objective import Objective, balancing
 from xception_hub.training.samples import seed_all
 
 CLASSES = 4
-WEIGHTS = torch.tensor([0.5, 1., 2., 0.])
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 0.0])
 CLOSE = dict(rtol=1e-6, atol=1e-6)
 
 
@@ -24,8 +25,9 @@ def image_of(value: float, size: int = 8) -> Tensor:
 
 # Losses
 
+
 @pytest.mark.parametrize('weights', [None, WEIGHTS])
-@pytest.mark.parametrize('smoothing', [0., 0.1, 0.5])
+@pytest.mark.parametrize('smoothing', [0.0, 0.1, 0.5])
 def test_exclusive_classes(smoothing: float, weights: Tensor | None) -> None:
     """Cross-entropy with the true class's share of 1 - e + e / C, each class's part times its weight."""
     logits, labels = logits_of(6), torch.tensor([0, 1, 2, 3, 1, 0])
@@ -36,8 +38,9 @@ def test_exclusive_classes(smoothing: float, weights: Tensor | None) -> None:
     for row, label in zip(logits.double(), labels):
         probabilities = row.exp() / row.exp().sum()
         shares = [smoothing / CLASSES + (1 - smoothing) * (c == label) for c in range(CLASSES)]
-        expected.append(-sum(
-            (1. if weights is None else weights[c]) * shares[c] * probabilities[c].log() for c in range(CLASSES)))
+        expected.append(
+            -sum((1.0 if weights is None else weights[c]) * shares[c] * probabilities[c].log() for c in range(CLASSES))
+        )
     losses = objective.losses(logits, targets)
     torch.testing.assert_close(losses.double(), torch.stack(expected), **CLOSE)
     one_hot = torch.nn.functional.one_hot(labels, CLASSES).float()
@@ -46,7 +49,7 @@ def test_exclusive_classes(smoothing: float, weights: Tensor | None) -> None:
 
 
 @pytest.mark.parametrize('weights', [None, WEIGHTS])
-@pytest.mark.parametrize('smoothing', [0., 0.2])
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
 def test_several_labels(smoothing: float, weights: Tensor | None) -> None:
     """The mean of binary cross-entropies, positives times their class's weight, labels pulled towards 1/2."""
     logits = logits_of(3)
@@ -56,7 +59,7 @@ def test_several_labels(smoothing: float, weights: Tensor | None) -> None:
     positive = labels * (1 - smoothing) + smoothing / 2
     torch.testing.assert_close(targets.float(), positive)
     chance = 1 / (1 + (-logits.double()).exp())
-    weight = 1. if weights is None else weights.double()
+    weight = 1.0 if weights is None else weights.double()
     expected = -(weight * positive * chance.log() + (1 - positive) * (1 - chance).log()).mean(1)
     torch.testing.assert_close(objective.losses(logits, targets).double(), expected, **CLOSE)
 
@@ -74,6 +77,7 @@ def test_half_precision(multi_label: bool) -> None:
 
 
 # Mixing
+
 
 def check_mixed(before: Tensor, labels: Tensor, after: Tensor, targets: Tensor, smoothing: float) -> None:
     """Whether each image is made of itself and its partner as its targets say; each is of one value throughout."""
@@ -97,7 +101,7 @@ def target_of(label: Tensor, smoothing: float) -> Tensor:
 
 
 @pytest.mark.parametrize('batch', [1, 2, 3, 6, 7])
-@pytest.mark.parametrize(('mixup', 'cutmix'), [(0.8, 0.), (0., 1.), (0.5, 0.5)])
+@pytest.mark.parametrize(('mixup', 'cutmix'), [(0.8, 0.0), (0.0, 1.0), (0.5, 0.5)])
 @pytest.mark.parametrize('multi_label', [False, True])
 def test_mixing(batch: int, mixup: float, cutmix: float, multi_label: bool) -> None:
     """Of pairs, in the same proportion as their labels; the last one of an odd batch stays as it is."""
@@ -115,19 +119,21 @@ def test_mixing(batch: int, mixup: float, cutmix: float, multi_label: bool) -> N
         check_mixed(images, labels, mixed, targets, 0.1)
         if batch % 2:
             assert torch.equal(mixed[-1], images[-1])
-        kinds.add('untouched' if torch.equal(mixed, images) else
-                  'cutmix' if torch.equal(mixed, mixed.round()) else 'mixup')
+        kinds.add(
+            'untouched' if torch.equal(mixed, images) else 'cutmix' if torch.equal(mixed, mixed.round()) else 'mixup'
+        )
         seed_all(seed)
         again = objective.prepare(images, labels)
         assert torch.equal(mixed, again[0]) and torch.equal(targets, again[1])
         assert objective.losses(logits_of(batch), targets).shape == (batch,)
     assert kinds - {'untouched'} == ({'mixup'} if mixup and batch > 1 else set()) | (
-        {'cutmix'} if cutmix and batch > 1 else set())
+        {'cutmix'} if cutmix and batch > 1 else set()
+    )
 
 
 def test_seeds_mix_differently() -> None:
-    images, labels = torch.stack([image_of(0.), image_of(1.)]), torch.tensor([0, 1])
-    objective = Objective(CLASSES, mixup=1.)
+    images, labels = torch.stack([image_of(0.0), image_of(1.0)]), torch.tensor([0, 1])
+    objective = Objective(CLASSES, mixup=1.0)
     shares = set()
     for seed in range(10):
         seed_all(seed)
@@ -145,12 +151,13 @@ def test_without_mixing_nothing_is_drawn() -> None:
 
 def test_channels_last_is_kept() -> None:
     images = torch.rand(5, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-    for options in (dict(mixup=1.), dict(cutmix=1.)):
+    for options in (dict(mixup=1.0), dict(cutmix=1.0)):
         mixed, _ = Objective(CLASSES, **options).prepare(images, torch.arange(5) % CLASSES)
         assert mixed.is_contiguous(memory_format=torch.channels_last)
 
 
 # Weights
+
 
 @pytest.mark.parametrize('counts', [[5, 5], [1, 9, 90], [3, 0, 7], [4, 0, 0, 0, 2]])
 def test_balancing(counts: list[int]) -> None:
@@ -168,14 +175,14 @@ def test_balancing(counts: list[int]) -> None:
 def test_balancing_of_several_labels() -> None:
     """The ratio of negatives to positives; a class without positives is no division by zero."""
     labels = np.array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]])
-    assert balancing(labels, 3).tolist() == [3., 0., 4.]
+    assert balancing(labels, 3).tolist() == [3.0, 0.0, 4.0]
 
 
 def test_balanced_losses() -> None:
     """With these weights a guess that ignores the images gains nothing from the frequent classes."""
     labels = np.repeat([0, 1, 2], [80, 15, 5])
     objective = Objective(3, class_weights=balancing(labels, 3))
-    logits = torch.tensor([[2., 1., 0.]]).repeat(100, 1).requires_grad_()
+    logits = torch.tensor([[2.0, 1.0, 0.0]]).repeat(100, 1).requires_grad_()
     objective.losses(logits, torch.from_numpy(labels)).mean().backward()
     gradient: Any = logits.grad
     expected = torch.softmax(logits[0], 0).detach() - 1 / 3

@@ -1,4 +1,5 @@
 """The report of real predictions: complete, well-formed, harmless whatever the data is called, and in one file."""
+
 import base64
 import functools
 import html
@@ -24,9 +25,18 @@ from xception_hub.training.metrics import Calibration, PerClass, Predictions, su
 from xception_hub.training.report import render
 
 NAMES = ['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
-HOSTILE = ['<script>alert(1)</script>', '"><img src=http://example.org/x onerror=alert(1)>', "' onclick='x",
-           '$x_1^{2$ %d', '\u05e9\u05dc\u05d5\u05dd', '\N{CAT FACE}', '{{ 7 * 7 }}', '&amp;', '\udcff',
-           'very long ' * 30]
+HOSTILE = [
+    '<script>alert(1)</script>',
+    '"><img src=http://example.org/x onerror=alert(1)>',
+    "' onclick='x",
+    '$x_1^{2$ %d',
+    '\u05e9\u05dc\u05d5\u05dd',
+    '\N{CAT FACE}',
+    '{{ 7 * 7 }}',
+    '&amp;',
+    '\udcff',
+    'very long ' * 30,
+]
 VOID = {'meta', 'link', 'img', 'br', 'hr', 'input'}
 
 
@@ -79,25 +89,51 @@ class Page(HTMLParser):
 
 
 def epoch(number: int, phase: str = 'all', **figures: Any) -> dict[str, object]:
-    return {**dict(phase=phase, epoch=number, learning_rate=1e-3 / number, train_loss=2 / number, loss=3 / number,
-                   top1=1 - 0.5 / number, macro_f1=1 - 0.6 / number), **figures}
+    return {
+        **dict(
+            phase=phase,
+            epoch=number,
+            learning_rate=1e-3 / number,
+            train_loss=2 / number,
+            loss=3 / number,
+            top1=1 - 0.5 / number,
+            macro_f1=1 - 0.6 / number,
+        ),
+        **figures,
+    }
 
 
 HISTORY = [epoch(1, 'head'), epoch(2, 'head'), epoch(1), epoch(2, best=True), epoch(3)]
 
 
 def page_of(
-        predictions: Predictions, class_names: Sequence[str] = NAMES, *, title: str = 'Digits',
-        facts: Mapping[str, str] = dict(Model='xception'), settings: Mapping[str, object] = dict(epochs=3, mixup=None),
-        history: Sequence[Mapping[str, object]] = HISTORY,
-        thumbnail: Callable[[int], Image.Image] = lambda row: Image.new('RGB', (300, 200), (row % 256, 0, 0)),
-        name: Callable[[int], str] = lambda row: f'{row}.png', warnings: Sequence[str] = (),
-        usage: str = 'import timm\n') -> str:
-    return render(predictions, class_names=class_names, title=title, facts=facts, settings=settings, history=history,
-                  thumbnail=thumbnail, name=name, warnings=warnings, usage=usage)
+    predictions: Predictions,
+    class_names: Sequence[str] = NAMES,
+    *,
+    title: str = 'Digits',
+    facts: Mapping[str, str] = dict(Model='xception'),
+    settings: Mapping[str, object] = dict(epochs=3, mixup=None),
+    history: Sequence[Mapping[str, object]] = HISTORY,
+    thumbnail: Callable[[int], Image.Image] = lambda row: Image.new('RGB', (300, 200), (row % 256, 0, 0)),
+    name: Callable[[int], str] = lambda row: f'{row}.png',
+    warnings: Sequence[str] = (),
+    usage: str = 'import timm\n',
+) -> str:
+    return render(
+        predictions,
+        class_names=class_names,
+        title=title,
+        facts=facts,
+        settings=settings,
+        history=history,
+        thumbnail=thumbnail,
+        name=name,
+        warnings=warnings,
+        usage=usage,
+    )
 
 
-def random_predictions(classes: int, images: int = 400, multi_label: bool = False, right: float = 2.) -> Predictions:
+def random_predictions(classes: int, images: int = 400, multi_label: bool = False, right: float = 2.0) -> Predictions:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (images,), generator=generator)
     logits = torch.randn(images, classes, generator=generator)
@@ -138,11 +174,34 @@ def test_order(source: str, page: Page, digits: Predictions) -> None:
     assert source.startswith('<!DOCTYPE html>')
     figures = summary(digits, 10)
     expected = [
-        'Digits', 'Top-1', f'{figures["top1"]:.2%}', 'Top-5', f'{figures["top5"]:.2%}',
-        'Macro F1', f'{figures["macro_f1"]:.2%}', 'Loss', f'{figures["loss"]:.4f}',
-        'Calibration error', f'{figures["calibration_error"]:.2%}', 'Images', '897',
-        'Model', 'xception', '2 images were left out.', 'Load the model', 'import timm', 'Training', 'Learning rate',
-        'Classes', 'Confusions', 'Worst mistakes', 'Calibration', 'Settings', 'mixup', 'None']
+        'Digits',
+        'Top-1',
+        f'{figures["top1"]:.2%}',
+        'Top-5',
+        f'{figures["top5"]:.2%}',
+        'Macro F1',
+        f'{figures["macro_f1"]:.2%}',
+        'Loss',
+        f'{figures["loss"]:.4f}',
+        'Calibration error',
+        f'{figures["calibration_error"]:.2%}',
+        'Images',
+        '897',
+        'Model',
+        'xception',
+        '2 images were left out.',
+        'Load the model',
+        'import timm',
+        'Training',
+        'Learning rate',
+        'Classes',
+        'Confusions',
+        'Worst mistakes',
+        'Calibration',
+        'Settings',
+        'mixup',
+        'None',
+    ]
     assert re.search('.*'.join(map(re.escape, expected)), page.text)
 
 
@@ -204,14 +263,17 @@ def test_mistakes(page: Page, digits: Predictions) -> None:
     assert len(right) == digits.hits[worst, :3].sum()
     assert f'{len(digits.worst(1000))} images of 897 are wrong' in page.text
     first = worst[0]
-    guesses = ' '.join(f'{NAMES[number]}{probability:.1%}' for number, probability
-                       in zip(digits.classes[first][:3], digits.probabilities[first]))
+    guesses = ' '.join(
+        f'{NAMES[number]}{probability:.1%}'
+        for number, probability in zip(digits.classes[first][:3], digits.probabilities[first])
+    )
     assert f'label{NAMES[digits.labels[first]]} predicted {guesses}' in page.text
     assert f'{digits.rows[first]}.pngloss {digits.losses[first]:.3f}' in page.text.replace('png loss', 'pngloss')
 
 
 def test_large_pictures() -> None:
     """160 pixels at most, in whatever mode; what a camera wrote into them is not passed on."""
+
     def photo(row: int) -> Image.Image:
         image = Image.new(['RGBA', 'L', 'P', 'CMYK'][row % 4], (1000, 500))
         image.info['comment'] = b'secret'
@@ -253,11 +315,19 @@ def test_stopped_by_the_user(digits: Predictions) -> None:
 def test_classes(page: Page, digits: Predictions) -> None:
     """The weakest first."""
     per_class = PerClass.of(digits, 10)
-    expected = [[NAMES[number], str(per_class.support[number]), f'{per_class.precision[number]:.1%}',
-                 f'{per_class.recall[number]:.1%}', f'{per_class.f1[number]:.1%}', '']
-                for number in np.argsort(per_class.f1, kind='stable')]
+    expected = [
+        [
+            NAMES[number],
+            str(per_class.support[number]),
+            f'{per_class.precision[number]:.1%}',
+            f'{per_class.recall[number]:.1%}',
+            f'{per_class.f1[number]:.1%}',
+            '',
+        ]
+        for number in np.argsort(per_class.f1, kind='stable')
+    ]
     start = page.rows.index(['Class', 'Images', 'Precision', 'Recall', 'F1', ''])
-    assert page.rows[start + 1:start + 11] == expected
+    assert page.rows[start + 1 : start + 11] == expected
 
 
 def test_classes_without_images() -> None:
@@ -266,14 +336,14 @@ def test_classes_without_images() -> None:
     page = Page(page_of(predictions))
     assert 'The weakest first, by F1. 2 classes have no image here: eight, nine.' in page.text
     start = page.rows.index(['Class', 'Images', 'Precision', 'Recall', 'F1', ''])
-    assert len([row for row in page.rows[start + 1:] if len(row) == 6]) == 8
+    assert len([row for row in page.rows[start + 1 :] if len(row) == 6]) == 8
 
 
 def test_confusion(page: Page, digits: Predictions) -> None:
     """Rows are labels, and columns predictions; in blue is what is right."""
     matrix = digits.confusion(10)
     start = page.rows.index(['label', *NAMES])
-    for number, row in enumerate(page.rows[start + 1:start + 11]):
+    for number, row in enumerate(page.rows[start + 1 : start + 11]):
         assert row == [NAMES[number], *(str(count) if count else '' for count in matrix[number])]
     right = [attributes['style'] for tag, attributes in page.tags if tag == 'td' and attributes.get('class') == 'right']
     assert right == [f'--share:{(count / total) ** 0.5:.3f}' for count, total in zip(matrix.diagonal(), matrix.sum(1))]
@@ -290,12 +360,12 @@ def test_many_classes(classes: int) -> None:
     sentence = f'The weakest first, by F1. Of {classes} classes, the 30 worst and the 30 best.'
     assert (sentence in page.text) == (classes > 60)
     start = page.rows.index(['Class', 'Images', 'Precision', 'Recall', 'F1', ''])
-    listed = [row[0] for row in page.rows[start + 1:start + 2 + min(classes, 60)] if len(row) == 6]
+    listed = [row[0] for row in page.rows[start + 1 : start + 2 + min(classes, 60)] if len(row) == 6]
     order = np.argsort(PerClass.of(predictions, classes).f1, kind='stable')
     assert listed == [names[number] for number in (order if classes <= 60 else [*order[:30], *order[-30:]])]
     if classes > 40:
         start = page.rows.index(['Label', 'Predicted as', 'Images', 'Share of the label'])
-        pairs = page.rows[start + 1:start + 31]
+        pairs = page.rows[start + 1 : start + 31]
         support = matrix.sum(1)
         np.fill_diagonal(matrix, 0)
         assert [int(pair[2]) for pair in pairs] == sorted(matrix.ravel(), reverse=True)[:30]
@@ -332,8 +402,9 @@ def test_multi_label(classes: int) -> None:
     assert 'Confusions' not in page.text
     first = predictions.worst(1)[0]
     labels = ', '.join(names[number] for number in np.flatnonzero(predictions.labels[first])) or 'none'
-    guesses = ' '.join(f'{names[number]}{predictions.probabilities[first, number]:.1%}'
-                       for number in predictions.classes[first][:3])
+    guesses = ' '.join(
+        f'{names[number]}{predictions.probabilities[first, number]:.1%}' for number in predictions.classes[first][:3]
+    )
     assert f'labels{labels} predicted {guesses}' in page.text
     if classes == 2:
         assert 'labelsnone predicted' in page.text
@@ -343,10 +414,16 @@ def test_multi_label(classes: int) -> None:
 def test_hostile_names(digits: Predictions) -> None:
     """Foreign text is text, wherever it comes from."""
     source = page_of(
-        digits, HOSTILE, title=HOSTILE[0], facts={HOSTILE[1]: HOSTILE[0]},
+        digits,
+        HOSTILE,
+        title=HOSTILE[0],
+        facts={HOSTILE[1]: HOSTILE[0]},
         settings={HOSTILE[2]: HOSTILE, 'b': HOSTILE[1]},
-        history=[epoch(1, HOSTILE[0]), epoch(1, HOSTILE[1])], name=lambda row: HOSTILE[row % 10], warnings=HOSTILE,
-        usage=HOSTILE[0])
+        history=[epoch(1, HOSTILE[0]), epoch(1, HOSTILE[1])],
+        name=lambda row: HOSTILE[row % 10],
+        warnings=HOSTILE,
+        usage=HOSTILE[0],
+    )
     check_nothing_is_loaded(source)
     source.encode()  # a lone surrogate, as of a file name in another encoding, is none any more
     page = Page(source)
@@ -373,7 +450,12 @@ def test_epochs(page: Page) -> None:
     assert rows[0] == ['Phase', 'Epoch', 'Training loss', 'Learning rate', 'Top-1', 'Macro F1', 'Loss']
     assert rows[1] == ['head', '1', '2.0000', '1.00e-03', '50.00%', '40.00%', '3.0000']
     assert [row[:2] for row in rows[1:]] == [
-        ['head', '1'], ['head', '2'], ['all', '1'], ['all', 'best 2'], ['all', '3']]
+        ['head', '1'],
+        ['head', '2'],
+        ['all', '1'],
+        ['all', 'best 2'],
+        ['all', '3'],
+    ]
     assert 'head (2 epochs), all (3 epochs). Rings mark the best epoch.' in page.text
     drawings = [attributes['aria-label'] for tag, attributes in page.tags if tag == 'svg']
     assert drawings == ['Loss', 'Accuracy', 'Learning rate', 'Reliability']
@@ -436,7 +518,10 @@ def test_nothing_in_the_history(nothing: float | None, digits: Predictions) -> N
     page = Page(page_of(digits, history=[epoch(1, **dict.fromkeys(figures, nothing))] * 2))
     assert epoch_rows(page)[0] == ['Phase', 'Epoch', 'Top-1', 'Loss']
     assert [attributes['aria-label'] for tag, attributes in page.tags if tag == 'svg'] == [
-        'Loss', 'Accuracy', 'Reliability']
+        'Loss',
+        'Accuracy',
+        'Reliability',
+    ]
     assert len(page.of_class('key')) == 2
     without = [{key: value for key, value in row.items() if key != 'train_loss'} for row in HISTORY]
     assert 'Training loss' not in Page(page_of(digits, history=without)).text
@@ -475,18 +560,36 @@ CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shuti
 def test_in_a_browser(tmp_path: Path) -> None:
     """Nothing is wider than a phone or a window, but what can be scrolled; and a browser has nothing to complain of."""
     names = [*HOSTILE[:8], 'very_long_' * 30] + [f'class number {number}' for number in range(31)]
-    source = page_of(random_predictions(40, 1000), names, title=names[8],
-                     history=[epoch(number) for number in range(1, 31)],
-                     name=lambda row: f'{"directory/" * 10}{row}.jpg', usage='x = ' + 'f(' * 100)
+    source = page_of(
+        random_predictions(40, 1000),
+        names,
+        title=names[8],
+        history=[epoch(number) for number in range(1, 31)],
+        name=lambda row: f'{"directory/" * 10}{row}.jpg',
+        usage='x = ' + 'f(' * 100,
+    )
     frame = """<iframe style="width: {0}px; height: 900px; border: 0" srcdoc="{1}"
         onload="document.body.dataset.w{0} = contentDocument.documentElement.scrollWidth"></iframe>"""
     path = tmp_path / 'frames.html'
     path.write_text(''.join(frame.format(width, html.escape(source)) for width in (390, 1200)), encoding='utf-8')
     assert CHROMIUM
     result = subprocess.run(
-        [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--hide-scrollbars',
-         '--enable-logging=stderr', f'--user-data-dir={tmp_path / "profile"}', '--dump-dom', path.as_uri()],
-        text=True, capture_output=True, timeout=120)
+        [
+            CHROMIUM,
+            '--headless',
+            '--no-sandbox',
+            '--disable-gpu',
+            '--disable-dev-shm-usage',
+            '--hide-scrollbars',
+            '--enable-logging=stderr',
+            f'--user-data-dir={tmp_path / "profile"}',
+            '--dump-dom',
+            path.as_uri(),
+        ],
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
     assert result.returncode == 0
     assert 'CONSOLE' not in result.stderr
     assert dict(re.findall(r'data-w(\d+)="(\d+)"', result.stdout)) == {'390': '390', '1200': '1200'}

@@ -1,4 +1,5 @@
 """Checkpoints: every bit that was written, or what was there before; optimizers that go on as if nothing had been."""
+
 import math
 import subprocess
 import sys
@@ -35,17 +36,30 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 # Files
 
+
 def test_round_trip(tmp_path: Path) -> None:
     """Every bit of every dtype, shape and memory format; kinds and names with dots; a state in any language."""
-    special = torch.tensor([math.nan, math.inf, -math.inf, -0., 1e-45])
+    special = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e-45])
     shared = torch.randn(4, 6)
     model = {
-        'float32': special, 'bfloat16': special.bfloat16(), 'float16': special.half(), 'float64': special.double(),
-        'int64': torch.tensor([2**63 - 1]), 'uint8': torch.arange(5, dtype=torch.uint8), 'bool': special > 0,
-        'scalar': torch.tensor(7), 'empty': torch.zeros(0, 3), 'a.b.c': torch.zeros(1),
+        'float32': special,
+        'bfloat16': special.bfloat16(),
+        'float16': special.half(),
+        'float64': special.double(),
+        'int64': torch.tensor([2**63 - 1]),
+        'uint8': torch.arange(5, dtype=torch.uint8),
+        'bool': special > 0,
+        'scalar': torch.tensor(7),
+        'empty': torch.zeros(0, 3),
+        'a.b.c': torch.zeros(1),
         'channels_last': torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
-        'transposed': shared.T, 'part': shared[1:3, ::2], 'row': shared[0], 'whole': shared, 'tied': shared,
-        'expanded': torch.randn(3, 1).expand(3, 4), 'parameter': nn.Parameter(torch.randn(2)),
+        'transposed': shared.T,
+        'part': shared[1:3, ::2],
+        'row': shared[0],
+        'whole': shared,
+        'tied': shared,
+        'expanded': torch.randn(3, 1).expand(3, 4),
+        'parameter': nn.Parameter(torch.randn(2)),
     }
     state = dict(progress=dict(epoch=3, loss=0.1, best=None, history=[1, 'zwölf', True]), text='\N{CAT FACE}')
     write(tmp_path / 'new' / 'x.safetensors', {'model': model, 'optimizer': {'0.exp_avg': torch.ones(2)}}, state)
@@ -67,9 +81,16 @@ def damage(content: bytes) -> dict[str, bytes]:
     header = 8 + int.from_bytes(content[:8], 'little')
     other = safetensors.torch.save({'model.weight': torch.zeros(3)})  # without a state
     return {
-        'empty': b'', 'begun': content[:5], 'in the header': content[:header // 2], 'no tensors': content[:header],
-        'cut': content[:-1], 'longer': content + b'\0', 'no header': bytes(8) + content[8:],
-        'huge header': b'\xff' * 8 + content[8:], 'text': b'Not found', 'no state': other,
+        'empty': b'',
+        'begun': content[:5],
+        'in the header': content[: header // 2],
+        'no tensors': content[:header],
+        'cut': content[:-1],
+        'longer': content + b'\0',
+        'no header': bytes(8) + content[8:],
+        'huge header': b'\xff' * 8 + content[8:],
+        'text': b'Not found',
+        'no state': other,
         'state': content.replace(b'{\\"epoch', b'?\\"epoch', 1),
     }
 
@@ -86,7 +107,7 @@ def test_damaged_files(tmp_path: Path) -> None:
             read(path)
 
 
-FULL_DISK = '''
+FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import torch
@@ -101,7 +122,7 @@ for attempt in (lambda: write(file, {'model': {'weight': torch.zeros(200_000)}},
     except ResumeError as e:
         print(e)
 print(read(file).state, read(file).tensors['model']['weight'].sum().item())
-'''
+"""
 
 
 def test_full_disk(tmp_path: Path) -> None:
@@ -149,6 +170,7 @@ def test_several_writers_of_one_file(tmp_path: Path) -> None:
 
 # Folders
 
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -168,7 +190,10 @@ def test_rotation(tmp_path: Path) -> None:
         assert newest is not None
         assert (newest.path, newest.state) == (checkpoints.path(phase, update), dict(phase=phase))
     assert set(names(tmp_path / 'run')) - kept == {
-        '00-000000100.safetensors', '01-000000000.safetensors', '01-000000008.safetensors'}
+        '00-000000100.safetensors',
+        '01-000000000.safetensors',
+        '01-000000008.safetensors',
+    }
     assert set(names(tmp_path / 'run')) >= kept
 
 
@@ -208,6 +233,7 @@ def test_restore(tmp_path: Path) -> None:
 
 # Optimizers
 
+
 def network() -> nn.Module:
     """Of convolutions in the memory format that training takes, with a classifier."""
     torch.manual_seed(0)
@@ -229,11 +255,27 @@ def through_a_file(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
     return read(folder / 'x.safetensors')
 
 
-@pytest.mark.parametrize('name', [
-    'sgd', 'momentum', 'adam', 'adamw', 'nadamw', 'rmsproptf', 'lamb', 'lion', 'adafactor', 'adafactorbv', 'adan',
-    'muon', 'lookahead_adamw'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'sgd',
+        'momentum',
+        'adam',
+        'adamw',
+        'nadamw',
+        'rmsproptf',
+        'lamb',
+        'lion',
+        'adafactor',
+        'adafactorbv',
+        'adan',
+        'muon',
+        'lookahead_adamw',
+    ],
+)
 def test_optimizers_go_on(name: str, tmp_path: Path) -> None:
     """Three updates, a file, three more: bit by bit what six updates give, with a rate of its own for each layer."""
+
     def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
         return create_optimizer_v2(model, opt=name, lr=0.01, weight_decay=0.05, layer_decay=0.75)
 

@@ -1,4 +1,5 @@
 """The order of images and what is done to each: the same whoever asks, from wherever it is begun."""
+
 import gc
 import itertools
 import random
@@ -52,6 +53,7 @@ def positions(batches: Iterable[list[Item]]) -> list[list[int]]:
 
 # Dealing
 
+
 @pytest.mark.parametrize('images', SIZES)
 def test_plan(images: int) -> None:
     """All ranks together see each group of the epoch's order, each image once, in as many steps and evenly."""
@@ -64,11 +66,14 @@ def test_plan(images: int) -> None:
         assert plan.group == batch_size * accumulation * processes
         assert plan.updates == -(-images // plan.group)
         ranks = [list(TrainingBatches(split, own, seed=0)) for own in plans]
-        assert {len(batches) for batches in ranks} == {len(TrainingBatches(split, plan, seed=0))} == {
-            sum(plan.steps(update) for update in range(plan.updates))}
+        assert (
+            {len(batches) for batches in ranks}
+            == {len(TrainingBatches(split, plan, seed=0))}
+            == {sum(plan.steps(update) for update in range(plan.updates))}
+        )
         start = first = 0
         for update in range(plan.updates):
-            group = order[first:first + plan.group]
+            group = order[first : first + plan.group]
             steps = slice(start, start + plan.steps(update))
             dealt = [batch for batches in ranks for batch in batches[steps]]
             real = [[item for item in batch if item.weight] for batch in dealt]
@@ -123,6 +128,7 @@ def test_epoch_of_an_item() -> None:
 
 # Streams
 
+
 @pytest.mark.parametrize('buffer', [1, 4, 100])
 def test_stream(buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shuffled as far as the buffer allows; every image comes with its own file; all ranks agree."""
@@ -145,6 +151,7 @@ def test_a_stream_can_not_be_balanced() -> None:
 
 # Balanced sampling
 
+
 def test_balanced() -> None:
     """All classes equally often, however rare; within a class, all images."""
     labels = np.repeat([0, 1, 2, 3], [2000, 400, 90, 10])
@@ -157,8 +164,9 @@ def test_balanced() -> None:
     assert set(np.flatnonzero(labels == 3)) <= set(order)
     whole = TrainingBatches(split, Plan(2500, 8), seed=0, balanced=True)
     ranks = [TrainingBatches(split, Plan(2500, 2, 2, 2, rank), seed=0, balanced=True) for rank in range(2)]
-    assert Counter(itertools.chain(*positions(whole))) == Counter(itertools.chain(*map(
-        itertools.chain.from_iterable, map(positions, ranks))))
+    assert Counter(itertools.chain(*positions(whole))) == Counter(
+        itertools.chain(*map(itertools.chain.from_iterable, map(positions, ranks)))
+    )
 
 
 def test_class_weights() -> None:
@@ -173,6 +181,7 @@ def test_class_weights() -> None:
 
 
 # A whole split in order
+
 
 @pytest.mark.parametrize('streamed', [False, True])
 def test_in_order(streamed: bool) -> None:
@@ -191,18 +200,33 @@ def test_items_in_order() -> None:
     """Only those of a stream come with their files."""
     assert list(in_order(numbered(3))) == [Item(0), Item(1), Item(2)]
     assert [item.cell for item in in_order(numbered(2, streamed=True))] == [
-        {'bytes': b'0', 'path': None}, {'bytes': b'1', 'path': None}]
+        {'bytes': b'0', 'path': None},
+        {'bytes': b'1', 'path': None},
+    ]
     part = numbered(5, streamed=True).select([1, 4])
     assert [(item.position, (item.cell or {})['bytes']) for item in in_order(part)] == [(0, b'1'), (1, b'4')]
 
 
 # Seeds
 
+
 def test_seeds() -> None:
     """No two alike, with more numbers or fewer, larger or smaller, in any order."""
-    tuples = [*itertools.product(range(12), range(12), range(12)), *itertools.product(range(12), range(12)),
-              *((i,) for i in range(12)), *itertools.product([0, 1], repeat=5), (2**32,), (0, 1, 0), (2**63,), (2**64,),
-              *((seed, 0, 0) for seed in range(1000, 3000)), (-1,), (1, 23), (12, 3), ()]
+    tuples = [
+        *itertools.product(range(12), range(12), range(12)),
+        *itertools.product(range(12), range(12)),
+        *((i,) for i in range(12)),
+        *itertools.product([0, 1], repeat=5),
+        (2**32,),
+        (0, 1, 0),
+        (2**63,),
+        (2**64,),
+        *((seed, 0, 0) for seed in range(1000, 3000)),
+        (-1,),
+        (1, 23),
+        (12, 3),
+        (),
+    ]
     seeds = {seed_of(*numbers) for numbers in set(tuples)}
     assert len(seeds) == len(set(tuples))
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -211,6 +235,7 @@ def test_seeds() -> None:
 
 def test_seed_all() -> None:
     """All three generators; what was drawn before doesn't matter."""
+
     def draw() -> tuple[Any, ...]:
         return random.random(), np.random.random(), torch.rand(1).item()
 
@@ -225,6 +250,7 @@ def test_seed_all() -> None:
 
 # Images
 
+
 @pytest.fixture(scope='module')
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return save_pieces(tmp_path_factory.mktemp('pieces'), 11, size=48)
@@ -232,8 +258,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def augmentation() -> Any:
     return create_transform(
-        (3, 32, 32), is_training=True, scale=(0.3, 1.), hflip=0.5, vflip=0.5, auto_augment='rand-m9-mstd0.5-inc1',
-        re_prob=0.5, re_mode='pixel')
+        (3, 32, 32),
+        is_training=True,
+        scale=(0.3, 1.0),
+        hflip=0.5,
+        vflip=0.5,
+        auto_augment='rand-m9-mstd0.5-inc1',
+        re_prob=0.5,
+        re_mode='pixel',
+    )
 
 
 def batches_of(images: Images, epoch: int, workers: int, first_update: int = 0) -> list[Batch]:
@@ -256,14 +289,16 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(files: list[Path], s
     for workers, first_update in ((0, 0), (2, 0), (0, 1), (2, 2)):
         seed_all(first_update)
         found = batches_of(images, 3, workers, first_update)
-        assert len(found) == len(expected[2 * first_update:])
-        for batch, same in zip(found, expected[2 * first_update:]):
+        assert len(found) == len(expected[2 * first_update :])
+        for batch, same in zip(found, expected[2 * first_update :]):
             assert batch.positions.tolist() == same.positions.tolist()
             assert batch.labels.tolist() == same.labels.tolist() == [i % 2 for i in batch.positions.tolist()]
-            assert batch.weights.tolist() == [1.] * len(batch.positions)
+            assert batch.weights.tolist() == [1.0] * len(batch.positions)
             assert torch.equal(batch.inputs, same.inputs)
-    one, other, seed = (by_position(batches) for batches in (
-        expected, batches_of(images, 4, 0), batches_of(Images(split, augmentation(), seed=2), 3, 0)))
+    one, other, seed = (
+        by_position(batches)
+        for batches in (expected, batches_of(images, 4, 0), batches_of(Images(split, augmentation(), seed=2), 3, 0))
+    )
     assert not any(torch.equal(one[position], other[position]) for position in one)
     assert not any(torch.equal(one[position], seed[position]) for position in one)
 
@@ -297,30 +332,37 @@ def test_filler(files: list[Path]) -> None:
     """A rank without an image computes one that doesn't count."""
     images = Images(split_of(files[:1]), create_transform((3, 32, 32)))
     (batch,) = loader(images, TrainingBatches(images.split, Plan(1, 4, 1, 3, rank=2), 0))
-    assert (batch.positions.tolist(), batch.weights.tolist()) == ([0], [0.])
+    assert (batch.positions.tolist(), batch.weights.tolist()) == ([0], [0.0])
 
 
 def test_large_jpegs_are_decoded_smaller() -> None:
     content = encoded(photo().resize((1280, 856)), 'JPEG')
     sizes = []
-    images = Images(split_of([{'bytes': content, 'path': None}]),
-                    lambda image: sizes.append(image.size) or torch.zeros(3), needed=100)
-    assert images[Item(0)][2:4] == (0, 1.)
+    images = Images(
+        split_of([{'bytes': content, 'path': None}]),
+        lambda image: sizes.append(image.size) or torch.zeros(3),
+        needed=100,
+    )
+    assert images[Item(0)][2:4] == (0, 1.0)
     assert sizes == [(320, 214)]
 
 
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('streamed', [False, True])
-def test_bad_images_are_named(files: list[Path], workers: int, streamed: bool, tmp_path: Path,
-                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_images_are_named(
+    files: list[Path], workers: int, streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # after an error torch waits this long, in seconds, for each worker before it ends it
     monkeypatch.setattr('torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.1)
     (tmp_path / 'bad.png').write_bytes(files[0].read_bytes()[:100])
     cut: Any = {'bytes': files[0].read_bytes()[:100], 'path': None}
     transform = create_transform((3, 32, 32))
-    for bad, name in ((tmp_path / 'bad.png', rf'{tmp_path}/bad.png: damaged'),
-                      (tmp_path / 'none.png', rf'{tmp_path}/none.png: there is no such file'),
-                      (cut, "row 2 of the split 'train': damaged"), ({}, "row 2 of the split 'train': no image")):
+    for bad, name in (
+        (tmp_path / 'bad.png', rf'{tmp_path}/bad.png: damaged'),
+        (tmp_path / 'none.png', rf'{tmp_path}/none.png: there is no such file'),
+        (cut, "row 2 of the split 'train': damaged"),
+        ({}, "row 2 of the split 'train': no image"),
+    ):
         images = Images(split_of([*files[:2], bad, *files[3:]], streamed=streamed), transform)
         with pytest.raises(ImageError, match=name):
             list(loader(images, InOrder(images.split, 4), workers))
@@ -336,6 +378,6 @@ def test_batch_on_a_device(files: list[Path]) -> None:
     moved = batch.to(torch.device('cpu'), torch.channels_last)
     assert moved.inputs.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(moved.inputs, batch.inputs) and torch.equal(moved.labels, batch.labels)
-    features = Batch(torch.ones(2, 5), torch.zeros(2), torch.arange(2), torch.ones(2), 0.)
+    features = Batch(torch.ones(2, 5), torch.zeros(2), torch.arange(2), torch.ones(2), 0.0)
     assert features.to(torch.device('cpu'), torch.channels_last).inputs.shape == (2, 5)
     assert (features.to(torch.device('meta')).inputs.device.type, features.positions.device.type) == ('meta', 'cpu')

@@ -1,4 +1,5 @@
 """Every bad image named, with its reason, whoever looks at it; files known by their content."""
+
 import hashlib
 import struct
 import zlib
@@ -99,7 +100,9 @@ def test_rows_without_a_file() -> None:
     for streamed in (False, True):
         found = scan(split_of(cells, streamed=streamed, name='test').select([1, 2, 3]))
         assert [(bad.position, bad.name, bad.reason.partition(':')[0]) for bad in found.bad] == [
-            (0, "row 1 of the split 'test'", 'damaged'), (1, "row 2 of the split 'test'", 'no image in this row')]
+            (0, "row 1 of the split 'test'", 'damaged'),
+            (1, "row 2 of the split 'test'", 'no image in this row'),
+        ]
         assert found.digests == {0: hashlib.sha256(cut).digest(), 1: b'', 2: hashlib.sha256(good).digest()}
 
 

@@ -1,4 +1,5 @@
 """The paper's variants: each computes what its figure says, is kept as what it is, and takes nobody else's weights."""
+
 import re
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,15 @@ NAMES = {  # parameters: the classifier's share is (2048 or 4096) * 1000 + 1000,
     'xception_paper_jft_fc': 22_855_952 - 2_049_000 + (2048 + 1 + 4096 + 1) * 4096 + (4096 + 1) * 17_000,
 }
 VARIANTS = [
-    dict(residual=False), dict(mid_act_layer='relu'), dict(mid_act_layer='elu'), dict(segments=1), dict(segments=4),
-    dict(order='pointwise_first'), dict(segments=2, order='pointwise_first', mid_act_layer='relu'),
-    dict(width_multiplier=0.25), dict(fc_widths=(16, 8)),
+    dict(residual=False),
+    dict(mid_act_layer='relu'),
+    dict(mid_act_layer='elu'),
+    dict(segments=1),
+    dict(segments=4),
+    dict(order='pointwise_first'),
+    dict(segments=2, order='pointwise_first', mid_act_layer='relu'),
+    dict(width_multiplier=0.25),
+    dict(fc_widths=(16, 8)),
 ]
 
 
@@ -63,6 +70,7 @@ def separable(model: nn.Module) -> list[SegmentedConv2d]:
 
 # By name --------------------------------------------------------------------------------------------------------------
 
+
 def test_names() -> None:
     """All networks that the paper compares Xception with, and none of them pretends to have weights."""
     assert set(timm.list_models('xception_paper*')) == {'xception_paper', *NAMES}
@@ -94,6 +102,7 @@ def test_named_network_has_no_weights(name: str, hub: HubServer) -> None:
 
 
 # What they compute ----------------------------------------------------------------------------------------------------
+
 
 def test_without_residual_connections() -> None:
     """Figure 9: each module is its stack alone."""
@@ -133,10 +142,13 @@ def test_depthwise_is_the_sparsest_of_the_continuum(segments: int, order: str) -
     torch.testing.assert_close(model(images().double()), extreme(images().double()), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(('order', 'expected'), [
-    ('depthwise_first', [183_616_904, 103_132_712, 62_890_616, 42_769_568, 22_855_952]),
-    ('pointwise_first', [221_328_776, 121_988_648, 72_318_584, 47_483_552, 22_873_808]),
-])
+@pytest.mark.parametrize(
+    ('order', 'expected'),
+    [
+        ('depthwise_first', [183_616_904, 103_132_712, 62_890_616, 42_769_568, 22_855_952]),
+        ('pointwise_first', [221_328_776, 121_988_648, 72_318_584, 47_483_552, 22_873_808]),
+    ],
+)
 def test_parameters_along_the_continuum(order: str, expected: list[int]) -> None:
     """9 * width ** 2 / segments for each 3x3 convolution over segments; the width is that before, or after the 1x1."""
     assert [parameters(on_meta(order=order, segments=segments)) for segments in (1, 2, 4, 8, None)] == expected
@@ -186,6 +198,7 @@ def test_tools(kwargs: dict[str, Any]) -> None:
 
 # Their weights --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('kwargs', VARIANTS, ids=str)
 def test_saved_and_loaded(kwargs: dict[str, Any], tmp_path: Path) -> None:
     """A directory's config.json says which variant its weights are."""
@@ -203,21 +216,33 @@ def test_named_network_saved_and_loaded(name: str, tmp_path: Path) -> None:
     loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
     assert torch.equal(loaded(images()), created(images()))
     from_file = xception_hub.from_checkpoint(
-        tmp_path / 'model.safetensors', **arguments, residual='no_residual' not in name,
-        mid_act_layer=name.rpartition('mid_')[2] if 'mid_' in name else None)
+        tmp_path / 'model.safetensors',
+        **arguments,
+        residual='no_residual' not in name,
+        mid_act_layer=name.rpartition('mid_')[2] if 'mid_' in name else None,
+    )
     assert torch.equal(from_file(images()), created(images()))
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(residual=False), dict(mid_act_layer='relu'), dict(segments=8), dict(order='pointwise_first'),
-    dict(width_multiplier=2.),
-], ids=str)
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(residual=False),
+        dict(mid_act_layer='relu'),
+        dict(segments=8),
+        dict(order='pointwise_first'),
+        dict(width_multiplier=2.0),
+    ],
+    ids=str,
+)
 def test_the_weights_of_keras_are_for_none_of_them(kwargs: dict[str, Any], hub: HubServer) -> None:
     """Not even where all shapes fit; and nothing is downloaded."""
-    (name, value), = kwargs.items()
+    ((name, value),) = kwargs.items()
     hub.requests.clear()
-    with pytest.warns(UserWarning, match='Next'), pytest.raises(
-            xception_hub.WeightsError, match=re.escape(f'there are none for {name}={value!r}')):
+    with (
+        pytest.warns(UserWarning, match='Next'),
+        pytest.raises(xception_hub.WeightsError, match=re.escape(f'there are none for {name}={value!r}')),
+    ):
         timm.create_model('xception_paper', pretrained=True, **kwargs)
     assert hub.requests == []
 
@@ -235,32 +260,37 @@ def test_weights_of_another_variant(saved: dict[str, Any], asked: dict[str, Any]
 @pytest.mark.parametrize('kwargs', [dict(residual=False), dict(mid_act_layer='elu'), dict(segments=2)], ids=str)
 def test_keras_has_none_of_them(kwargs: dict[str, Any], tmp_path: Path) -> None:
     save_for_hf(timm.create_model('xception_paper', **{**SMALL, **kwargs}), tmp_path, safe_serialization=True)
-    (name, value), = kwargs.items()
+    ((name, value),) = kwargs.items()
     with pytest.raises(ToKerasError, match=re.escape(f"{name}={value!r}, but Keras' Xception has")):
         build(tmp_path)
 
 
 def test_a_file_without_residual_connections_is_no_xception_paper(tmp_path: Path) -> None:
-    save_repository(tmp_path / 'model', {**small(residual=False, width_multiplier=1., num_classes=1000).state_dict()})
+    save_repository(tmp_path / 'model', {**small(residual=False, width_multiplier=1.0, num_classes=1000).state_dict()})
     with pytest.raises(xception_hub.CheckpointError, match='Missing: entry_flow.0.shortcut.conv.weight'):
         xception_hub.from_checkpoint(tmp_path / 'model' / 'model.safetensors')
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(('kwargs', 'named', 'choices'), [
-    (dict(segments=3), 'segments=3', '(None, 1, 2, 4, 8)'),
-    (dict(segments=0), 'segments=0', '(None, 1, 2, 4, 8)'),
-    (dict(segments=16), 'segments=16', '(None, 1, 2, 4, 8)'),
-    (dict(order='both'), "order='both'", "('depthwise_first', 'pointwise_first')"),
-    (dict(mid_act_layer='rely'), "mid_act_layer='rely'", "'relu' or 'elu'"),
-    (dict(width_multiplier=0.125), 'width_multiplier=0.125', 'above 0.125'),
-    (dict(width_multiplier=0.), 'width_multiplier=0.0', "stem's 32 channels"),
-    (dict(width_multiplier=float('nan')), 'width_multiplier=nan', 'above 0.125'),
-    (dict(width_multiplier=float('inf')), 'width_multiplier=inf', 'above 0.125'),
-    (dict(width_multiplier=-1.), 'width_multiplier=-1.0', 'above 0.125'),
-    (dict(residual=False, drop_path_rate=0.1), 'residual=False', 'True with a drop_path_rate'),
-], ids=str)
+
+@pytest.mark.parametrize(
+    ('kwargs', 'named', 'choices'),
+    [
+        (dict(segments=3), 'segments=3', '(None, 1, 2, 4, 8)'),
+        (dict(segments=0), 'segments=0', '(None, 1, 2, 4, 8)'),
+        (dict(segments=16), 'segments=16', '(None, 1, 2, 4, 8)'),
+        (dict(order='both'), "order='both'", "('depthwise_first', 'pointwise_first')"),
+        (dict(mid_act_layer='rely'), "mid_act_layer='rely'", "'relu' or 'elu'"),
+        (dict(width_multiplier=0.125), 'width_multiplier=0.125', 'above 0.125'),
+        (dict(width_multiplier=0.0), 'width_multiplier=0.0', "stem's 32 channels"),
+        (dict(width_multiplier=float('nan')), 'width_multiplier=nan', 'above 0.125'),
+        (dict(width_multiplier=float('inf')), 'width_multiplier=inf', 'above 0.125'),
+        (dict(width_multiplier=-1.0), 'width_multiplier=-1.0', 'above 0.125'),
+        (dict(residual=False, drop_path_rate=0.1), 'residual=False', 'True with a drop_path_rate'),
+    ],
+    ids=str,
+)
 def test_bad_argument(kwargs: dict[str, Any], named: str, choices: str) -> None:
     """The error names the argument, its value and the choices."""
     with pytest.raises(ValueError, match=f'{re.escape(named)} is not possible.*{re.escape(choices)}'):

@@ -1,4 +1,5 @@
 """`python -m conversion.verify`: with Keras and without, on directories that are right and on one that is not."""
+
 import importlib.util
 import json
 import shutil
@@ -22,7 +23,8 @@ def no_keras(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where it is not installed."""
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, 'find_spec', lambda name, package=None: None if name == 'keras' else find(name, package))
+        importlib.util, 'find_spec', lambda name, package=None: None if name == 'keras' else find(name, package)
+    )
 
 
 @pytest.fixture
@@ -77,7 +79,12 @@ def test_without_keras(checkpoint: Checkpoint, directory: Path, no_keras: None) 
     report = json.loads((directory / 'parity.json').read_text())
     assert report['reference'] is None
     assert {proof['proof'] for proof in report['proofs'] if proof['decisive']} == {
-        'tensors', 'moving statistics', 'residual normalizations', 'class names', 'input'}
+        'tensors',
+        'moving statistics',
+        'residual normalizations',
+        'class names',
+        'input',
+    }
 
 
 def test_wrong_network_without_keras(checkpoint: Checkpoint, wrong_directory: Path, no_keras: None) -> None:

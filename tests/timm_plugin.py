@@ -5,6 +5,7 @@
 Tests that timm runs on all models run on ours alone; `HARD_CODED` lists tests that timm runs on chosen models and that
 run on ours instead. Everything else is deselected.
 """
+
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -49,11 +50,13 @@ MODEL_ARGS: dict[str, dict[str, Any]] = {
 
 def only_ours(list_models: Callable[..., list[str]]) -> Callable[..., list[str]]:
     """Wraps timm's listing: only our models, which are also in any list of modules."""
+
     @functools.wraps(list_models)
     def listing(*args: Any, **kwargs: Any) -> list[str]:
         if kwargs.get('module'):
             kwargs['module'] = [*kwargs['module'], MODULE]
         return [name for name in list_models(*args, **kwargs) if name.split('.')[0] in OUR_MODELS]
+
     return listing
 
 
@@ -74,6 +77,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects what isn't about our models, such as timm's parametrised tests whose lists are now empty."""
+
     def is_ours(item: Any) -> bool:
         params = item.callspec.params if hasattr(item, 'callspec') else {}
         return item.originalname in HARD_CODED or str(params.get('model_name')).split('.')[0] in OUR_MODELS
@@ -87,6 +91,8 @@ def model_args(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """In the tests of `HARD_CODED`, `create_model` creates our model, with `MODEL_ARGS`."""
     test = request.function.__name__
     if test in HARD_CODED:
+
         def create_model(_: str, **kwargs: Any) -> Any:
             return timm.create_model(MODEL, **MODEL_ARGS.get(test, {}), **kwargs)
+
         monkeypatch.setattr(request.module, 'create_model', create_model)

@@ -1,12 +1,16 @@
 """The command `xception-hub`, also `python -m xception_hub`."""
+
 import sys
 
 from cyclopts import App
 
 from . import __version__, fingerprints, sources
 
-app = App(name='xception-hub', help='Xception of arXiv:1610.02357 for timm, exactly as Keras computes it.',
-          version=__version__)
+app = App(
+    name='xception-hub',
+    help='Xception of arXiv:1610.02357 for timm, exactly as Keras computes it.',
+    version=__version__,
+)
 app.register_install_completion_command()
 
 

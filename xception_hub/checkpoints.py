@@ -4,6 +4,7 @@ The legacy lineage is that of tstandley's port, with Cadene's pretrainedmodels, 
 segmentation_models_pytorch's encoder, FaceForensics++ and DeepfakeBench. Its models compute with BatchNorm eps 1e-5 and
 symmetric pool padding, so weights that were *trained* there need these numerics, which `from_checkpoint` sets.
 """
+
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ LEGACY_CLASSIFIERS = ('fc', 'last_linear', 'last_linear.1')
 
 # Tensors that published checkpoints carry beside the network, and why the network does without them.
 LEFT_OUT = {
-    'adjust_channel.': "a projection that DeepfakeBench's other detectors use, beside the path to the classifier",
+    'adjust_channel.': "a projection that DeepfakeBench's other detectors use, beside the path to the classifier"
 }
 
 
@@ -125,10 +126,12 @@ def read_tensors(path: str | Path, mapped: bool = False) -> StateDict:
         checkpoint = load_state_dict(str(path), weights_only=True)
     except safetensors.SafetensorError as e:
         raise DamagedCheckpointError(
-            f'{path} is not a complete safetensors file ({e}). Delete it and download or convert it again.') from e
+            f'{path} is not a complete safetensors file ({e}). Delete it and download or convert it again.'
+        ) from e
     except Exception as e:  # torch.load has no error of its own: anything may come out of a damaged or foreign file
         raise DamagedCheckpointError(
-            f'{path} holds something other than tensors, or is damaged; nothing in it was run ({e}).') from e
+            f'{path} holds something other than tensors, or is damaged; nothing in it was run ({e}).'
+        ) from e
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__} instead of a state dict.')
     return checkpoint
@@ -148,7 +151,7 @@ def recognise(checkpoint: dict[str, Any], source: str = 'the checkpoint') -> Rec
     found = Recognised(layout, {})
     unknown: list[str] = []
     for name, tensor in checkpoint.items():
-        layer, _, kind = name[len(prefix):].rpartition('.')
+        layer, _, kind = name[len(prefix) :].rpartition('.')
         target = _target(layer, layout) if name.startswith(prefix) else None
         reason = next((why for start, why in LEFT_OUT.items() if name.startswith(prefix + start)), None)
         if reason:
@@ -159,12 +162,16 @@ def recognise(checkpoint: dict[str, Any], source: str = 'the checkpoint') -> Rec
             if target.endswith('.conv_pw') and tensor.dim() == 2:
                 tensor = tensor[:, :, None, None]  # the lineage's first file
             found.tensors[f'{target}.{kind}'] = tensor
-    missing = [layer for layer in LEGACY_NAMES.values() if f'{layer}.weight' not in found.tensors
-               and not (layout == 'xception_hub' and '.shortcut.' in layer)]  # which a variant does without
+    missing = [
+        layer
+        for layer in LEGACY_NAMES.values()
+        if f'{layer}.weight' not in found.tensors and not (layout == 'xception_hub' and '.shortcut.' in layer)
+    ]  # which a variant does without
     if unknown or missing:
         raise CheckpointError(
             f'{source} is no checkpoint of this network. '
-            f'Tensors it has no place for: {_listed(unknown)}. Layers that are missing: {_listed(missing)}.')
+            f'Tensors it has no place for: {_listed(unknown)}. Layers that are missing: {_listed(missing)}.'
+        )
     return found
 
 
@@ -179,14 +186,15 @@ def _find_network(checkpoint: dict[str, Any], source: str) -> tuple[str, str]:
     """The prefix of the network's names, and its layout."""
     anchors = {'legacy': 'block12.skipbn.weight', 'xception_hub': 'exit_flow.1.stack.bn2.weight'}
     for layout, anchor in anchors.items():
-        prefixes = [name[:-len(anchor)] for name in checkpoint if name == anchor or name.endswith('.' + anchor)]
+        prefixes = [name[: -len(anchor)] for name in checkpoint if name == anchor or name.endswith('.' + anchor)]
         if len(prefixes) == 1:
             return prefixes[0], layout
         if prefixes:
             raise CheckpointError(f'{source} holds {len(prefixes)} networks, under {_listed(prefixes)}. Save only one.')
     raise CheckpointError(
         f'{source} is no Xception: it has neither {" nor ".join(repr(a) for a in anchors.values())}. '
-        f'It holds {_listed(list(checkpoint))}.')
+        f'It holds {_listed(list(checkpoint))}.'
+    )
 
 
 def _listed(names: list[str], most: int = 6) -> str:
@@ -195,8 +203,7 @@ def _listed(names: list[str], most: int = 6) -> str:
 
 
 def check_against(
-        tensors: StateDict, expected: StateDict, source: str, optional: Sequence[str] = (),
-        verified: Collection[str] = (),
+    tensors: StateDict, expected: StateDict, source: str, optional: Sequence[str] = (), verified: Collection[str] = ()
 ) -> None:
     """Makes sure that tensors can be loaded as a whole, before any of them is.
 
@@ -218,7 +225,8 @@ def check_against(
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
-                f'{source} does not fit: {name} is {list(tensor.shape)} there and {list(expected[name].shape)} here.')
+                f'{source} does not fit: {name} is {list(tensor.shape)} there and {list(expected[name].shape)} here.'
+            )
         if not tensor.is_floating_point():
             raise CheckpointError(f'{source} does not fit: {name} is {tensor.dtype} instead of floating point.')
         if name not in verified and not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():

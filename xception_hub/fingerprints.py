@@ -1,4 +1,5 @@
 """The proof that tensors are those that Keras publishes: a fingerprint of each of the backbone's 234."""
+
 import functools
 import hashlib
 import json

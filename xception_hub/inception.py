@@ -10,6 +10,7 @@
 Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357, sections 1.1
 and 1.2.
 """
+
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -18,8 +19,14 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    'FIGURE_1', 'InceptionModule', 'SegmentTowers', 'SegmentedConv2d', 'exchange_order', 'merge_segments',
-    'merge_towers', 'simplified_towers',
+    'FIGURE_1',
+    'InceptionModule',
+    'SegmentTowers',
+    'SegmentedConv2d',
+    'exchange_order',
+    'merge_segments',
+    'merge_towers',
+    'simplified_towers',
 ]
 
 ORDERS = ('depthwise_first', 'pointwise_first')
@@ -28,12 +35,7 @@ Layer = tuple[int, int] | str  # (kernel size, width) of a convolution, or 'avg_
 Towers = Sequence[Sequence[Layer]]
 
 # The widths are those of Inception V3's first module; as published, its second tower has a 5x5 instead of the 3x3.
-FIGURE_1: Towers = (
-    ((1, 64),),
-    ((1, 48), (3, 64)),
-    ((1, 64), (3, 96), (3, 96)),
-    ('avg_pool', (1, 32)),
-)
+FIGURE_1: Towers = (((1, 64),), ((1, 48), (3, 64)), ((1, 64), (3, 96), (3, 96)), ('avg_pool', (1, 32)))
 
 
 def simplified_towers(count: int, width: int) -> Towers:
@@ -56,18 +58,22 @@ class InceptionModule(nn.Module):
     """
 
     def __init__(
-            self,
-            in_chs: int,
-            towers: Towers = FIGURE_1,
-            norm_layer: Callable[[int], nn.Module] | None = None,
-            act_layer: Callable[[], nn.Module] | None = nn.ReLU,
-            count_include_pad: bool = False,
+        self,
+        in_chs: int,
+        towers: Towers = FIGURE_1,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+        act_layer: Callable[[], nn.Module] | None = nn.ReLU,
+        count_include_pad: bool = False,
     ) -> None:
         super().__init__()
         _check('in_chs', in_chs, in_chs >= 1, 'at least 1')
         self.layout = tuple(tuple(tower) for tower in towers)
-        _check('towers', towers, len(towers) > 0 and all(tower and all(map(_is_layer, tower)) for tower in self.layout),
-               "one or more towers, each of (odd kernel size, width of at least 1) or 'avg_pool'")
+        _check(
+            'towers',
+            towers,
+            len(towers) > 0 and all(tower and all(map(_is_layer, tower)) for tower in self.layout),
+            "one or more towers, each of (odd kernel size, width of at least 1) or 'avg_pool'",
+        )
         self.in_chs, self.out_chs = in_chs, 0
         self.norm_layer, self.act_layer = norm_layer, act_layer
         self.towers = nn.ModuleList()
@@ -90,8 +96,8 @@ class InceptionModule(nn.Module):
         act = [self.act_layer()] if self.act_layer else []
         return nn.Sequential(*norm, *act)
 
-    def forward(self, x: Tensor) -> Tensor:                               # [B, in_chs, H, W]
-        return torch.cat([tower(x) for tower in self.towers], 1)          # [B, out_chs, H, W]
+    def forward(self, x: Tensor) -> Tensor:  # [B, in_chs, H, W]
+        return torch.cat([tower(x) for tower in self.towers], 1)  # [B, out_chs, H, W]
 
 
 class SegmentTowers(nn.Module):
@@ -108,8 +114,8 @@ class SegmentTowers(nn.Module):
         self.act = act or nn.Identity()
         self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(segments))
 
-    def forward(self, x: Tensor) -> Tensor:                               # [B, in_chs, H, W]
-        parts = self.act(self.conv_pw(x)).chunk(len(self.convs), 1)       # each [B, out_chs / segments, H, W]
+    def forward(self, x: Tensor) -> Tensor:  # [B, in_chs, H, W]
+        parts = self.act(self.conv_pw(x)).chunk(len(self.convs), 1)  # each [B, out_chs / segments, H, W]
         return torch.cat([conv(part) for conv, part in zip(self.convs, parts)], 1)
 
 
@@ -143,16 +149,16 @@ class SegmentedConv2d(nn.Module):
     """
 
     def __init__(
-            self,
-            in_chs: int,
-            out_chs: int,
-            *,
-            segments: int | None = None,
-            order: str = 'depthwise_first',
-            act: nn.Module | None = None,
-            dilation: int = 1,
-            device=None,
-            dtype=None,
+        self,
+        in_chs: int,
+        out_chs: int,
+        *,
+        segments: int | None = None,
+        order: str = 'depthwise_first',
+        act: nn.Module | None = None,
+        dilation: int = 1,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         segments = _checked_segments(in_chs, out_chs, segments, order, act)
@@ -163,10 +169,10 @@ class SegmentedConv2d(nn.Module):
         self.act = act or nn.Identity()
         self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False, **dd)
 
-    def forward(self, x: Tensor) -> Tensor:                               # [B, in_chs, H, W]
+    def forward(self, x: Tensor) -> Tensor:  # [B, in_chs, H, W]
         if self.order == 'depthwise_first':
-            return self.conv_pw(self.act(self.conv_dw(x)))                # [B, out_chs, H, W]
-        return self.conv_dw(self.act(self.conv_pw(x)))                    # [B, out_chs, H, W]
+            return self.conv_pw(self.act(self.conv_dw(x)))  # [B, out_chs, H, W]
+        return self.conv_dw(self.act(self.conv_pw(x)))  # [B, out_chs, H, W]
 
     def extra_repr(self) -> str:
         return f'segments={self.conv_dw.groups}, order={self.order!r}'
@@ -182,8 +188,12 @@ def merge_towers(module: InceptionModule) -> nn.Sequential:
         ValueError: The module has other towers.
     """
     count = len(module.layout)
-    _check('towers', module.layout, module.layout == simplified_towers(count, module.out_chs // count),
-           'simplified_towers(count, width)')
+    _check(
+        'towers',
+        module.layout,
+        module.layout == simplified_towers(count, module.out_chs // count),
+        'simplified_towers(count, width)',
+    )
     act, norm_act = module.norm_act(module.out_chs), module.norm_act(module.out_chs)
     conv = SegmentedConv2d(module.in_chs, module.out_chs, segments=count, order='pointwise_first', act=act)
     merged = nn.Sequential(conv, norm_act).to(next(module.parameters())).train(module.training)
@@ -196,7 +206,8 @@ def merge_segments(module: SegmentTowers) -> SegmentedConv2d:
     """Figure 3 or 4 as it is drawn to the same function in two convolutions, with weights of its own."""
     conv_pw, act = copy.deepcopy((module.conv_pw, module.act))
     merged = SegmentedConv2d(
-        conv_pw.in_channels, conv_pw.out_channels, segments=len(module.convs), order='pointwise_first', act=act)
+        conv_pw.in_channels, conv_pw.out_channels, segments=len(module.convs), order='pointwise_first', act=act
+    )
     merged.conv_pw = conv_pw
     merged.conv_dw.to(conv_pw.weight).load_state_dict(_side_by_side(module.convs))
     return merged.train(module.training)
@@ -224,8 +235,9 @@ def exchange_order(stack: Sequence[SegmentedConv2d], act: nn.Module | None = Non
     modules = copy.deepcopy(list(stack))
     exchanged = nn.Sequential(modules[0].conv_pw, modules[0].act)
     for left, right in itertools.pairwise(modules):
-        module = SegmentedConv2d(left.conv_pw.out_channels, right.conv_pw.out_channels, segments=left.conv_dw.groups,
-                                 act=copy.deepcopy(act))
+        module = SegmentedConv2d(
+            left.conv_pw.out_channels, right.conv_pw.out_channels, segments=left.conv_dw.groups, act=copy.deepcopy(act)
+        )
         module.conv_dw, module.conv_pw = left.conv_dw, right.conv_pw
         exchanged.append(module).append(right.act)
     exchanged.append(modules[-1].conv_dw).append(copy.deepcopy(act) or nn.Identity())
@@ -236,8 +248,10 @@ def _side_by_side(modules: Iterable[nn.Module]) -> dict[str, Tensor]:
     """Tensors of the layer that has the output channels of all these layers, which are alike."""
     first, *others = [module.state_dict() for module in modules]
     # a scalar is BatchNorm's count of batches, the same for all
-    return {name: torch.cat([tensor, *(other[name] for other in others)]) if tensor.dim() else tensor
-            for name, tensor in first.items()}
+    return {
+        name: torch.cat([tensor, *(other[name] for other in others)]) if tensor.dim() else tensor
+        for name, tensor in first.items()
+    }
 
 
 def _checked_segments(in_chs: int, out_chs: int, segments: int | None, order: str, act: nn.Module | None) -> int:
@@ -248,8 +262,12 @@ def _checked_segments(in_chs: int, out_chs: int, segments: int | None, order: st
     _check('act', act, act is None or isinstance(act, nn.Module), 'a module, such as nn.ReLU(), or None')
     name, chs = ('in_chs', in_chs) if order == 'depthwise_first' else ('out_chs', out_chs)
     divisors = [i for i in range(1, chs + 1) if chs % i == 0]
-    _check('segments', segments, segments is None or segments in divisors,
-           f'None (one per channel) or a divisor of {name}={chs}, one of {divisors}')
+    _check(
+        'segments',
+        segments,
+        segments is None or segments in divisors,
+        f'None (one per channel) or a divisor of {name}={chs}, one of {divisors}',
+    )
     return chs if segments is None else segments
 
 

@@ -3,6 +3,7 @@
 `build_model` is timm's `build_model_with_cfg` with another way to the weights: several sources in order, each checked
 before anything is loaded, and tensors assigned instead of copied over an initialisation that nobody needs.
 """
+
 import hashlib
 import json
 import os
@@ -41,7 +42,7 @@ CONFIG_FILE = 'config.json'
 # What the same tensors compute depends on these arguments of the network. Those of the paper's variants are another
 # network's: what Keras publishes is never loaded into one.
 NUMERICS = dict(bn_eps=1e-3, pool_padding='same', act_layer='relu')
-VARIANTS = dict(residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.)
+VARIANTS = dict(residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0)
 
 OFFLINE_REMEDY = f"""\
 Without a network:
@@ -91,8 +92,11 @@ class Source:
     def _fetch(self, filename: str, cache_dir: PathLike | None) -> Path:
         if self.kind == 'hub':
             repo, revision = hf_split(self.location)
-            return Path(huggingface_hub.hf_hub_download(
-                repo, filename, revision=revision, cache_dir=cache_dir, library_name='xception_hub'))
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    repo, filename, revision=revision, cache_dir=cache_dir, library_name='xception_hub'
+                )
+            )
         if self.kind == 'url':
             # the file's name holds the beginning of its sha256, which is checked now and after a download
             if not check_cached_file(self.location, check_hash=True, cache_dir=cache_dir):
@@ -159,7 +163,7 @@ def source_of(location: PathLike) -> Source:
     text = os.fspath(location)
     for prefix, kind in (('hf-hub:', 'hub'), ('local-dir:', 'path')):
         if text.startswith(prefix):
-            return Source(kind, text[len(prefix):])
+            return Source(kind, text[len(prefix) :])
     if text.startswith(('https://', 'http://')):
         return Source('url', text)
     if Path(text).expanduser().exists() or text.count('/') != 1 or text.startswith(('.', '~', '/')):
@@ -174,23 +178,25 @@ def sources_of(cfg: PretrainedCfg, genuine: bool = False) -> list[Source]:
     if cfg.source == 'hf-hub':
         return [Source('hub', cfg.hf_hub_id, filename=cfg.hf_hub_filename)]
     named = [
-        Source('tensors', cfg.state_dict), Source('path', cfg.file),
-        Source('hub', cfg.hf_hub_id, genuine, cfg.hf_hub_filename), Source('url', cfg.url, genuine),
+        Source('tensors', cfg.state_dict),
+        Source('path', cfg.file),
+        Source('hub', cfg.hf_hub_id, genuine, cfg.hf_hub_filename),
+        Source('url', cfg.url, genuine),
     ]
     return [source for source in named if source.location]
 
 
 def build_model(
-        model_cls: Callable[..., nn.Module],
-        variant: str,
-        pretrained: bool,
-        variant_args: dict[str, Any],
-        pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
-        pretrained_cfg_overlay: dict[str, Any] | None = None,
-        cache_dir: PathLike | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        **kwargs: Any,
+    model_cls: Callable[..., nn.Module],
+    variant: str,
+    pretrained: bool,
+    variant_args: dict[str, Any],
+    pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: PathLike | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     """`timm.models.build_model_with_cfg` for weights from several sources.
 
@@ -225,7 +231,8 @@ def build_model(
     def build_with_weights(**model_args: Any) -> nn.Module:
         model: Any = model_cls(**model_args, device='meta')
         wanted = _Wanted(
-            model, {**NUMERICS, **VARIANTS, **model_args}, {**VARIANTS, **variant_args}, cfg, features_only, cache_dir)
+            model, {**NUMERICS, **VARIANTS, **model_args}, {**VARIANTS, **variant_args}, cfg, features_only, cache_dir
+        )
         # what may be missing was checked; assigned tensors are neither initialised before nor copied
         model.load_state_dict(_first_that_fits(sources, wanted), strict=False, assign=True)
         for module in model.modules():
@@ -233,7 +240,8 @@ def build_model(
                 model.init_weights(module.to_empty(device='cpu', recurse=False))
         return model.to(
             device=torch.get_default_device() if device is None else device,
-            dtype=torch.get_default_dtype() if dtype is None else dtype)
+            dtype=torch.get_default_dtype() if dtype is None else dtype,
+        )
 
     return build_model_with_cfg(build_with_weights, variant, False, **cfgs, **kwargs)
 
@@ -301,8 +309,10 @@ def _first_that_fits(sources: list[Source], wanted: _Wanted) -> StateDict:
             if following:
                 warnings.warn(f'No weights from {causes[-1]} Next: {following}.', stacklevel=2)
     if not sources:
-        raise WeightsError(f'There are no pretrained weights for {wanted.cfg.architecture}; create it with '
-                           f'pretrained=False, or name a source of your own: pretrained_cfg_overlay=dict(file=...).')
+        raise WeightsError(
+            f'There are no pretrained weights for {wanted.cfg.architecture}; create it with '
+            f'pretrained=False, or name a source of your own: pretrained_cfg_overlay=dict(file=...).'
+        )
     tried = ''.join(f'  {i}. {cause}\n' for i, cause in enumerate(causes, start=1))
     raise WeightsError(f'No source has pretrained weights for this model. Tried, in order:\n{tried}{OFFLINE_REMEDY}')
 
@@ -334,7 +344,8 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
             arguments = ', '.join(f'{name}={value!r}' for name, value in LEGACY_NUMERICS.items())
             raise CheckpointError(
                 'It was trained in the legacy torch lineage, and in the numerics of Keras it would compute something '
-                f'else. Load it with xception_hub.from_checkpoint, or pass {arguments}.')
+                f'else. Load it with xception_hub.from_checkpoint, or pass {arguments}.'
+            )
 
     if not wanted.classifier:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('head.fc.')}
@@ -342,8 +353,12 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     if weight.shape[1] == wanted.cfg.input_size[0]:
         tensors['stem.conv1.weight'] = adapt_input_conv(wanted.model.in_chans, weight, wanted.cfg.input_size[0])
     check_against(
-        tensors, wanted.model.state_dict(), str(source), optional=() if wanted.classifier else ('head.',),
-        verified=verified)
+        tensors,
+        wanted.model.state_dict(),
+        str(source),
+        optional=() if wanted.classifier else ('head.',),
+        verified=verified,
+    )
     return tensors
 
 
@@ -353,7 +368,8 @@ def _check_variant(model_args: dict[str, Any]) -> None:
         if model_args[name] != value:
             raise CheckpointError(
                 f'These are the weights of the network with {name}={value!r}; there are none for '
-                f'{name}={model_args[name]!r}, which has to be trained from scratch (pretrained=False).')
+                f'{name}={model_args[name]!r}, which has to be trained from scratch (pretrained=False).'
+            )
 
 
 def _check_config(config: dict[str, Any], wanted: _Wanted) -> None:
@@ -361,11 +377,13 @@ def _check_config(config: dict[str, Any], wanted: _Wanted) -> None:
     architecture = config.get('architecture', wanted.cfg.architecture)
     if architecture != wanted.cfg.architecture:
         raise CheckpointError(
-            f"{CONFIG_FILE} says architecture {architecture!r}, not {wanted.cfg.architecture!r}. "
-            f'Create the model that it names, or point to another repository.')
+            f'{CONFIG_FILE} says architecture {architecture!r}, not {wanted.cfg.architecture!r}. '
+            f'Create the model that it names, or point to another repository.'
+        )
     args = {**wanted.variant_args, **(config.get('model_args') or {})} if config else {}
     for name, value in args.items():
         if name in {**NUMERICS, **VARIANTS} and wanted.model_args[name] != value:
             raise CheckpointError(
                 f'{CONFIG_FILE} says {name}={value!r}, but the model has {name}={wanted.model_args[name]!r}. '
-                f'Pass {name}={value!r}, or create the model by the name of its repository.')
+                f'Pass {name}={value!r}, or create the model by the name of its repository.'
+            )

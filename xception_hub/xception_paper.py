@@ -4,6 +4,7 @@ Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Conv
 Reference implementation: `keras.applications.Xception`, whose equal this network is at every input size
 that Keras accepts.
 """
+
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -45,12 +46,14 @@ def check_input(x: Tensor, in_chans: int, min_img_size: int) -> Tensor:
     if x.dim() != 4 or x.shape[1] != in_chans:
         raise ValueError(
             f'The input is {list(x.shape)}, but this model takes [batch, {in_chans}, height, width]. '
-            f'Reshape it, or create the model with in_chans=<channels of the input>.')
+            f'Reshape it, or create the model with in_chans=<channels of the input>.'
+        )
     if x.shape[2] < min_img_size or x.shape[3] < min_img_size:
         raise ValueError(
             f'The input is {x.shape[2]}x{x.shape[3]} pixels, but this model takes at least '
             f'{min_img_size}x{min_img_size} (71 is the limit of Keras). Resize the images, or create the model with '
-            f'min_img_size=<smallest size, at least 7>.')
+            f'min_img_size=<smallest size, at least 7>.'
+        )
     return x
 
 
@@ -102,8 +105,14 @@ class Stem(nn.Module):
     """Module 1 of the paper: two regular 3x3 convolutions without padding, the first with stride 2."""
 
     def __init__(
-            self, in_chans: int, widths: tuple[int, int], min_img_size: int, act_layer: ActLayer, bn_eps: float,
-            device=None, dtype=None,
+        self,
+        in_chans: int,
+        widths: tuple[int, int],
+        min_img_size: int,
+        act_layer: ActLayer,
+        bn_eps: float,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
@@ -127,7 +136,7 @@ def _fixed_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
     """Keeps the recomputation from counting a batch twice in the moving statistics."""
     states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0., None
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
@@ -150,22 +159,22 @@ class XceptionModule(nn.Module):
     """
 
     def __init__(
-            self,
-            in_chs: int,
-            widths: Sequence[int],
-            pool_stride: int = 0,
-            dilation: int = 1,
-            conv_layer: Callable[..., nn.Module] = SegmentedConv2d,
-            residual: bool = True,
-            act_first: bool = True,
-            act_at_start: bool = True,
-            act_layer: ActLayer = 'relu',
-            mid_act_layer: ActLayer | None = None,
-            bn_eps: float = BN_EPS,
-            pool_padding: str = 'same',
-            drop_path: float = 0.,
-            device=None,
-            dtype=None,
+        self,
+        in_chs: int,
+        widths: Sequence[int],
+        pool_stride: int = 0,
+        dilation: int = 1,
+        conv_layer: Callable[..., nn.Module] = SegmentedConv2d,
+        residual: bool = True,
+        act_first: bool = True,
+        act_at_start: bool = True,
+        act_layer: ActLayer = 'relu',
+        mid_act_layer: ActLayer | None = None,
+        bn_eps: float = BN_EPS,
+        pool_padding: str = 'same',
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
@@ -214,7 +223,8 @@ class XceptionModule(nn.Module):
             return checkpoint(self._forward, x, use_reentrant=False)
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
         return checkpoint(
-            self._forward, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _fixed_statistics(norms)))
+            self._forward, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _fixed_statistics(norms))
+        )
 
 
 HeadLayer = Mapping[str, Any]
@@ -234,8 +244,14 @@ class Head(nn.Module):
     """
 
     def __init__(
-            self, in_features: int, num_classes: int, pool_type: str, layers: Sequence[HeadLayer], drop_rate: float,
-            device=None, dtype=None,
+        self,
+        in_features: int,
+        num_classes: int,
+        pool_type: str,
+        layers: Sequence[HeadLayer],
+        drop_rate: float,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         self.in_features = in_features
@@ -272,8 +288,7 @@ class Head(nn.Module):
         self.fc.apply(init_weights).train(self.training)
 
     def reset(
-            self, num_classes: int, pool_type: str | None = None, in_features: int | None = None,
-            device=None, dtype=None,
+        self, num_classes: int, pool_type: str | None = None, in_features: int | None = None, device=None, dtype=None
     ) -> None:
         """New classifier, and new layers before it only where another pooling leaves no other way.
 
@@ -296,9 +311,9 @@ class Head(nn.Module):
             self._build_classifier(num_classes, **dd)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(x)                           # [B, 2048]
-        x = self.drop(self.fc_layers(x))                  # [B, num_features]
-        return x if pre_logits else self.fc(x)            # [B, num_classes]
+        x = self.global_pool(x)  # [B, 2048]
+        x = self.drop(self.fc_layers(x))  # [B, num_features]
+        return x if pre_logits else self.fc(x)  # [B, num_classes]
 
 
 def init_weights(module: nn.Module) -> None:
@@ -348,26 +363,26 @@ class Xception(nn.Module):
     """
 
     def __init__(
-            self,
-            num_classes: int = 1000,
-            in_chans: int = 3,
-            global_pool: str = 'avg',
-            output_stride: int = 32,
-            fc_widths: Sequence[int] = (),
-            head_layers: Sequence[HeadLayer] = (),
-            drop_rate: float = 0.,
-            drop_path_rate: float = 0.,
-            act_layer: ActLayer = 'relu',
-            bn_eps: float = BN_EPS,
-            pool_padding: str = 'same',
-            min_img_size: int = MIN_IMG_SIZE,
-            residual: bool = True,
-            mid_act_layer: ActLayer | None = None,
-            segments: int | None = None,
-            order: str = 'depthwise_first',
-            width_multiplier: float = 1.,
-            device=None,
-            dtype=None,
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        output_stride: int = 32,
+        fc_widths: Sequence[int] = (),
+        head_layers: Sequence[HeadLayer] = (),
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act_layer: ActLayer = 'relu',
+        bn_eps: float = BN_EPS,
+        pool_padding: str = 'same',
+        min_img_size: int = MIN_IMG_SIZE,
+        residual: bool = True,
+        mid_act_layer: ActLayer | None = None,
+        segments: int | None = None,
+        order: str = 'depthwise_first',
+        width_multiplier: float = 1.0,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         _check_choice('num_classes', num_classes, num_classes >= 0, 'at least 0')
@@ -376,25 +391,47 @@ class Xception(nn.Module):
         _check_choice('output_stride', output_stride, output_stride in OUTPUT_STRIDES, f'one of {OUTPUT_STRIDES}')
         _check_choice('pool_padding', pool_padding, pool_padding in POOL_PADDINGS, f'one of {POOL_PADDINGS}')
         _check_choice('fc_widths', fc_widths, all(width >= 1 for width in fc_widths), 'a list of positive widths')
-        _check_choice('head_layers', head_layers, all(map(_is_head_layer, head_layers)) and not (
-            fc_widths and head_layers), f"a list of dicts, each with one of {HEAD_LAYERS}, and no fc_widths beside it")
+        _check_choice(
+            'head_layers',
+            head_layers,
+            all(map(_is_head_layer, head_layers)) and not (fc_widths and head_layers),
+            f'a list of dicts, each with one of {HEAD_LAYERS}, and no fc_widths beside it',
+        )
         _check_choice('drop_rate', drop_rate, 0 <= drop_rate < 1, 'in [0, 1)')
         _check_choice('drop_path_rate', drop_path_rate, 0 <= drop_path_rate < 1, 'in [0, 1)')
         _check_choice('bn_eps', bn_eps, bn_eps > 0, 'positive (Keras: 1e-3; legacy torch lineage: 1e-5)')
         _check_choice('min_img_size', min_img_size, min_img_size >= STEM_SIZE, f'at least {STEM_SIZE} pixels')
-        _check_choice('residual', residual, residual or not drop_path_rate,
-                      'True with a drop_path_rate, which drops what is beside the residual connections')
-        _check_choice('mid_act_layer', mid_act_layer, mid_act_layer is None or _is_act_layer(mid_act_layer),
-                      "None, timm's name of an activation such as 'relu' or 'elu', or a class of modules")
+        _check_choice(
+            'residual',
+            residual,
+            residual or not drop_path_rate,
+            'True with a drop_path_rate, which drops what is beside the residual connections',
+        )
+        _check_choice(
+            'mid_act_layer',
+            mid_act_layer,
+            mid_act_layer is None or _is_act_layer(mid_act_layer),
+            "None, timm's name of an activation such as 'relu' or 'elu', or a class of modules",
+        )
         _check_choice('segments', segments, segments in SEGMENTS, f'one of {SEGMENTS}; None is one per channel')
         _check_choice('order', order, order in ORDERS, f'one of {ORDERS}')
-        _check_choice('width_multiplier', width_multiplier, MIN_WIDTH_MULTIPLIER < width_multiplier < math.inf,
-                      f"above {MIN_WIDTH_MULTIPLIER}, for the stem's 32 channels would round to zero")
+        _check_choice(
+            'width_multiplier',
+            width_multiplier,
+            MIN_WIDTH_MULTIPLIER < width_multiplier < math.inf,
+            f"above {MIN_WIDTH_MULTIPLIER}, for the stem's 32 channels would round to zero",
+        )
         dd = {'device': device, 'dtype': dtype}
         width = partial(_scaled, multiplier=width_multiplier)
         layers = dict(
-            conv_layer=partial(SegmentedConv2d, segments=segments, order=order), residual=residual,
-            act_layer=act_layer, mid_act_layer=mid_act_layer, bn_eps=bn_eps, pool_padding=pool_padding, **dd)
+            conv_layer=partial(SegmentedConv2d, segments=segments, order=order),
+            residual=residual,
+            act_layer=act_layer,
+            mid_act_layer=mid_act_layer,
+            bn_eps=bn_eps,
+            pool_padding=pool_padding,
+            **dd,
+        )
 
         def module(in_chs: int, widths: Sequence[int], **kwargs: Any) -> nn.Module:
             return XceptionModule(width(in_chs), [width(chs) for chs in widths], **{**layers, **kwargs})
@@ -405,19 +442,21 @@ class Xception(nn.Module):
         stride32, dilation32 = 2 if output_stride > 16 else 1, 32 // output_stride
 
         # Figure 5 of the paper, and the size of the maps for images of 299x299
-        self.stem = Stem(in_chans, (width(32), width(64)), min_img_size, act_layer, bn_eps, **dd)      # 149, 147
+        self.stem = Stem(in_chans, (width(32), width(64)), min_img_size, act_layer, bn_eps, **dd)  # 149, 147
         self.entry_flow = nn.Sequential(
-            module(64, (128, 128), pool_stride=2, act_at_start=False, drop_path=drop_path[0]),         # 74
-            module(128, (256, 256), pool_stride=2, drop_path=drop_path[1]),                            # 37
-            module(256, (728, 728), pool_stride=stride16, drop_path=drop_path[2]),                     # 19
+            module(64, (128, 128), pool_stride=2, act_at_start=False, drop_path=drop_path[0]),  # 74
+            module(128, (256, 256), pool_stride=2, drop_path=drop_path[1]),  # 37
+            module(256, (728, 728), pool_stride=stride16, drop_path=drop_path[2]),  # 19
         )
-        self.middle_flow = nn.Sequential(*(
-            module(728, (728, 728, 728), dilation=dilation16, drop_path=drop_path[3 + i])              # 19
-            for i in range(8)
-        ))
+        self.middle_flow = nn.Sequential(
+            *(
+                module(728, (728, 728, 728), dilation=dilation16, drop_path=drop_path[3 + i])  # 19
+                for i in range(8)
+            )
+        )
         self.exit_flow = nn.Sequential(
             module(728, (728, 1024), pool_stride=stride32, dilation=dilation16, drop_path=drop_path[11]),  # 10
-            module(1024, (1536, 2048), dilation=dilation32, residual=False, act_first=False),          # 10
+            module(1024, (1536, 2048), dilation=dilation32, residual=False, act_first=False),  # 10
         )
         self.apply(init_weights)
         fc_layers = [layer for units in fc_widths for layer in ({'fc': units}, {'act': act_layer})]
@@ -462,26 +501,26 @@ class Xception(nn.Module):
         self.head.reset(num_classes, global_pool, self.num_features, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
 
-    def forward_features(self, x: Tensor) -> Tensor:      # [B, C, H, W]
-        x = self.stem(x)                                  # [B, 64, ~H/2, ~W/2]
-        x = self.entry_flow(x)                            # [B, 728, ~H/16, ~W/16]
-        x = self.middle_flow(x)                           # [B, 728, ~H/16, ~W/16]
-        return self.exit_flow(x)                          # [B, 2048, ~H/32, ~W/32]
+    def forward_features(self, x: Tensor) -> Tensor:  # [B, C, H, W]
+        x = self.stem(x)  # [B, 64, ~H/2, ~W/2]
+        x = self.entry_flow(x)  # [B, 728, ~H/16, ~W/16]
+        x = self.middle_flow(x)  # [B, 728, ~H/16, ~W/16]
+        return self.exit_flow(x)  # [B, 2048, ~H/32, ~W/32]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits)        # [B, num_classes]
+        return self.head(x, pre_logits=pre_logits)  # [B, num_classes]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
-            self,
-            x: Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """The network's output and the feature maps of `feature_info`.
 
@@ -521,12 +560,12 @@ class Xception(nn.Module):
         return x, intermediates
 
     def prune_intermediate_layers(
-            self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Removes the modules after the last of the chosen feature maps, and with them (or on request) the head."""
         take_indices, max_index = feature_take_indices(5, indices)
         for flow, keep in ((self.entry_flow, max_index), (self.middle_flow, 8 * (max_index > 2))):
-            del flow[min(keep, len(flow)):]
+            del flow[min(keep, len(flow)) :]
         if max_index < 4:
             del self.exit_flow[:]
             self.num_features = self.feature_info[max_index]['num_chs']
@@ -578,18 +617,21 @@ def base_cfg(**kwargs: Any) -> dict[str, Any]:
         'classifier': 'head.fc',
         'paper_name': 'Xception: Deep Learning with Depthwise Separable Convolutions',
         'paper_ids': 'arXiv:1610.02357',
-        **kwargs}
+        **kwargs,
+    }
 
 
-default_cfgs = generate_default_cfgs({
-    'xception_paper.keras_in1k': base_cfg(
-        hf_hub_id='smp-hub/xception.imagenet@01cfaf27c11353b1f0c578e7e26d2c000ea91049',
-        hf_hub_filename='model.safetensors',
-        url='https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth',
-        license='apache-2.0',
-        origin_url='https://keras.io/api/applications/xception/',
-    ),
-})
+default_cfgs = generate_default_cfgs(
+    {
+        'xception_paper.keras_in1k': base_cfg(
+            hf_hub_id='smp-hub/xception.imagenet@01cfaf27c11353b1f0c578e7e26d2c000ea91049',
+            hf_hub_filename='model.safetensors',
+            url='https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth',
+            license='apache-2.0',
+            origin_url='https://keras.io/api/applications/xception/',
+        )
+    }
+)
 
 
 def create_xception(variant: str, pretrained: bool, given: dict[str, Any], **variant_args: Any) -> nn.Module:

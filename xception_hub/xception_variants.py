@@ -2,27 +2,34 @@
 
 Each is `xception_paper` with the arguments in its function, and has no pretrained weights: none were published.
 """
+
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from .xception_paper import base_cfg, create_xception
 
 __all__ = [
-    'xception_paper_fc', 'xception_paper_jft', 'xception_paper_jft_fc', 'xception_paper_mid_elu',
-    'xception_paper_mid_relu', 'xception_paper_no_residual',
+    'xception_paper_fc',
+    'xception_paper_jft',
+    'xception_paper_jft_fc',
+    'xception_paper_mid_elu',
+    'xception_paper_mid_relu',
+    'xception_paper_no_residual',
 ]
 
 FC_WIDTHS = (4096, 4096)
 JFT_CLASSES = 17_000  # an image has any number of them
 
-default_cfgs = generate_default_cfgs({
-    'xception_paper_fc.untrained': base_cfg(),
-    'xception_paper_no_residual.untrained': base_cfg(),
-    'xception_paper_mid_relu.untrained': base_cfg(),
-    'xception_paper_mid_elu.untrained': base_cfg(),
-    'xception_paper_jft.untrained': base_cfg(num_classes=JFT_CLASSES),
-    'xception_paper_jft_fc.untrained': base_cfg(num_classes=JFT_CLASSES),
-})
+default_cfgs = generate_default_cfgs(
+    {
+        'xception_paper_fc.untrained': base_cfg(),
+        'xception_paper_no_residual.untrained': base_cfg(),
+        'xception_paper_mid_relu.untrained': base_cfg(),
+        'xception_paper_mid_elu.untrained': base_cfg(),
+        'xception_paper_jft.untrained': base_cfg(num_classes=JFT_CLASSES),
+        'xception_paper_jft_fc.untrained': base_cfg(num_classes=JFT_CLASSES),
+    }
+)
 
 
 @register_model

@@ -1,4 +1,5 @@
 """The command `python -m xception_hub.paper`."""
+
 import importlib.util
 import json
 import sys
@@ -14,8 +15,10 @@ from .. import __version__
 from . import checks, quoted, speed
 
 app = App(
-    name='python -m xception_hub.paper', version=__version__,
-    help=f'What the paper ({quoted.PAPER}) states, beside what is counted and measured here.')
+    name='python -m xception_hub.paper',
+    version=__version__,
+    help=f'What the paper ({quoted.PAPER}) states, beside what is counted and measured here.',
+)
 
 
 def title(text: str) -> None:
@@ -27,37 +30,51 @@ def print_parameters(counts: checks.Counts) -> None:
     print(f'{"":20}{"paper":>14}{"here":>14}{"difference":>14}')
     for name, found in counts.parameters.items():
         print(f'{name:20}{quoted.PARAMETERS[name]:14,}{found:14,}{found - quoted.PARAMETERS[name]:14,}')
-    print("\nThe paper does not say which Inception V3 it counts. Its number is, to the last parameter, that of\n"
-          f'{checks.INCEPTION_SOURCE}:\n')
+    print(
+        '\nThe paper does not say which Inception V3 it counts. Its number is, to the last parameter, that of\n'
+        f'{checks.INCEPTION_SOURCE}:\n'
+    )
     first, *others = counts.inception
     print(f'{first.change:68}{first.parameters:28,}')
     before = first.parameters
     for step in others:
         print(f'{step.change:68}{step.parameters - before:+14,}{step.parameters:14,}')
         before = step.parameters
-    print('\nTrainable parameters, that is. With moving statistics, Keras of today counts '
-          f'{counts.keras_total["Xception"]:,} and\n{counts.keras_total["Inception V3"]:,} '
-          '(its Inception V3 has neither the three differences nor gamma).')
+    print(
+        '\nTrainable parameters, that is. With moving statistics, Keras of today counts '
+        f'{counts.keras_total["Xception"]:,} and\n{counts.keras_total["Inception V3"]:,} '
+        '(its Inception V3 has neither the three differences nor gamma).'
+    )
 
 
 def print_modules(counts: checks.Counts) -> None:
     title(f'Section 3 and figure 5: layers and modules, counted at {checks.IMAGE_SIZE}x{checks.IMAGE_SIZE} pixels')
-    print(f'{"":3} {"module":15}{"layers":>7}{"residual":>10}{"map":>10}{"channels":>10}{"parameters":>14}'
-          f'{"million MACs":>14}{"share":>8}')
+    print(
+        f'{"":3} {"module":15}{"layers":>7}{"residual":>10}{"map":>10}{"channels":>10}{"parameters":>14}'
+        f'{"million MACs":>14}{"share":>8}'
+    )
     total = counts.macs['Xception']
     for number, module in enumerate(counts.modules, start=1):
         is_head = module.name == checks.HEAD
         size = f'{module.size}x{module.size}' if module.size else '-'
-        print(f'{"" if is_head else number:>3} {module.name:15}{module.layers:7}{"yes" if module.residual else "-":>10}'
-              f'{size:>10}{module.channels:10}{module.parameters:14,}{module.macs / 1e6:14,.1f}'
-              f'{module.macs / total:8.1%}')
-    print(f'{"":3} {"Xception":15}{sum(module.layers for module in counts.modules):7}{"":30}'
-          f'{counts.parameters["Xception"]:14,}{total / 1e6:14,.1f}{1:8.1%}')
+        print(
+            f'{"" if is_head else number:>3} {module.name:15}{module.layers:7}{"yes" if module.residual else "-":>10}'
+            f'{size:>10}{module.channels:10}{module.parameters:14,}{module.macs / 1e6:14,.1f}'
+            f'{module.macs / total:8.1%}'
+        )
+    print(
+        f'{"":3} {"Xception":15}{sum(module.layers for module in counts.modules):7}{"":30}'
+        f'{counts.parameters["Xception"]:14,}{total / 1e6:14,.1f}{1:8.1%}'
+    )
     inception = counts.macs['Inception V3']
-    print(f'{"":3} {checks.MODELS["Inception V3"] + " of timm":52}{counts.inception[0].parameters:14,}'
-          f'{inception / 1e6:14,.1f}{inception / total:8.1%}')
-    print('\nA depthwise separable convolution is one layer; the 1x1 convolutions of residual connections are not\n'
-          'counted as layers. MACs: multiply-adds of convolutions and classifier for one image.')
+    print(
+        f'{"":3} {checks.MODELS["Inception V3"] + " of timm":52}{counts.inception[0].parameters:14,}'
+        f'{inception / 1e6:14,.1f}{inception / total:8.1%}'
+    )
+    print(
+        '\nA depthwise separable convolution is one layer; the 1x1 convolutions of residual connections are not\n'
+        'counted as layers. MACs: multiply-adds of convolutions and classifier for one image.'
+    )
 
 
 def print_quoted() -> None:
@@ -80,18 +97,22 @@ def print_speed(measured: speed.Speed) -> None:
     paper = speed.ratio(quoted.STEPS_PER_SECOND)
     low, high = measured.ratio_range
     print(f'{"ratio":20}{paper:14.2f}{measured.ratio:14.2f}   ({low:.2f} to {high:.2f} in single repeats)')
-    print(f'\npaper: {quoted.STEPS_ON}\n'
-          f'here:  {measured.machine}\n'
-          f'       batch {s.batch_size}, {s.image_size}x{s.image_size} pixels, float32, channels last; '
-          f'medians of {counted(s.repeats, "repeat")} of {counted(s.steps, "step")}, in turn')
+    print(
+        f'\npaper: {quoted.STEPS_ON}\n'
+        f'here:  {measured.machine}\n'
+        f'       batch {s.batch_size}, {s.image_size}x{s.image_size} pixels, float32, channels last; '
+        f'medians of {counted(s.repeats, "repeat")} of {counted(s.steps, "step")}, in turn'
+    )
 
 
 def print_checks(results: list[checks.Check]) -> None:
     title('Checks')
     for result in results:
         verdict = 'holds' if result.holds else 'FAILS'
-        print(f'{verdict}  {result.claim}: {shown(result.expected)}'
-              + ('' if result.expected == result.found else f', found {shown(result.found)}'))
+        print(
+            f'{verdict}  {result.claim}: {shown(result.expected)}'
+            + ('' if result.expected == result.found else f', found {shown(result.found)}')
+        )
 
 
 def counted(number: int, noun: str) -> str:
@@ -139,14 +160,14 @@ def check_outputs(json_file: Path | None, figures: Path | None) -> None:
 
 @app.default
 def main(
-        *,
-        speed_: Annotated[bool, Parameter('--speed')] = True,
-        image_size: int = checks.IMAGE_SIZE,
-        batch_size: int | None = None,
-        repeats: int = 5,
-        steps: int | None = None,
-        json_: Annotated[Path | None, Parameter('--json')] = None,
-        figures: Path | None = None,
+    *,
+    speed_: Annotated[bool, Parameter('--speed')] = True,
+    image_size: int = checks.IMAGE_SIZE,
+    batch_size: int | None = None,
+    repeats: int = 5,
+    steps: int | None = None,
+    json_: Annotated[Path | None, Parameter('--json')] = None,
+    figures: Path | None = None,
 ) -> None:
     """Ends with status 0 if all checks hold; with 1 if one fails, or if an argument is not possible.
 
@@ -184,6 +205,7 @@ def main(
         print(f'\nwritten: {json_}')
     if figures:
         from .drawing import draw_all  # needs matplotlib, which is optional
+
         print('', *(f'written: {path}' for path in draw_all(figures)), sep='\n')
     failed = [result.claim for result in results if not result.holds]
     if failed:

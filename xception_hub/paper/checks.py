@@ -1,4 +1,5 @@
 """What of the paper can be counted, counted on the networks that timm creates, on the meta device: without weights."""
+
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -17,8 +18,10 @@ from . import quoted
 IMAGE_SIZE = 299  # pixels, of the paper's ImageNet experiments
 MODELS = {'Xception': 'xception_paper', 'Inception V3': 'inception_v3'}
 HEAD = 'head'
-INCEPTION_SOURCE = ("the author's own of 9 August 2016 (github.com/fchollet/deep-learning-models, inception_v3.py,\n"
-                    'commit cbf97b0), from which the published network differs')
+INCEPTION_SOURCE = (
+    "the author's own of 9 August 2016 (github.com/fchollet/deep-learning-models, inception_v3.py,\n"
+    'commit cbf97b0), from which the published network differs'
+)
 LINEAR_LAYERS = (nn.Identity, nn.Conv2d, nn.BatchNorm2d)
 
 
@@ -206,8 +209,18 @@ def count_modules(network: nn.Module, size: int = IMAGE_SIZE) -> list[Module]:
     for name in names:
         module, shape = network.get_submodule(name), shapes[name]
         layers, separable = count_layers(module)
-        modules.append(Module(name, layers, separable, name in used, shape[2] if len(shape) == 4 else 0, shape[1],
-                              count_parameters(module), macs.get(name, 0)))
+        modules.append(
+            Module(
+                name,
+                layers,
+                separable,
+                name in used,
+                shape[2] if len(shape) == 4 else 0,
+                shape[1],
+                count_parameters(module),
+                macs.get(name, 0),
+            )
+        )
     return modules
 
 
@@ -236,16 +249,29 @@ def check(counts: Counts) -> list[Check]:
     difference = abs(1 - counts.parameters['Xception'] / counts.parameters['Inception V3'])
     return [
         *(equal(f'table 3: parameters of {name}', quoted.PARAMETERS[name], counts.parameters[name]) for name in MODELS),
-        Check('section 4.5.2: difference in size', f'within {quoted.SIZE_DIFFERENCE:.1%}', f'{difference:.2%}',
-              difference <= quoted.SIZE_DIFFERENCE),
-        *(equal(f'Keras: parameters of {name}, moving statistics included', quoted.KERAS_TOTAL[name],
-                counts.keras_total[name]) for name in MODELS),
+        Check(
+            'section 4.5.2: difference in size',
+            f'within {quoted.SIZE_DIFFERENCE:.1%}',
+            f'{difference:.2%}',
+            difference <= quoted.SIZE_DIFFERENCE,
+        ),
+        *(
+            equal(
+                f'Keras: parameters of {name}, moving statistics included',
+                quoted.KERAS_TOTAL[name],
+                counts.keras_total[name],
+            )
+            for name in MODELS
+        ),
         equal('section 3: convolutional layers', quoted.CONV_LAYERS, sum(module.layers for module in base)),
         equal('figure 5: depthwise separable ones', quoted.SEPARABLE_LAYERS, sum(module.separable for module in base)),
         equal('section 3: modules', quoted.MODULES, len(base)),
         equal('section 3: modules with a linear residual connection', quoted.RESIDUAL_MODULES, residual),
-        equal("sum of the modules' multiply-adds", counts.macs['Xception'],
-              sum(module.macs for module in counts.modules)),
-        *(equal(f'timm: GMACs of {name}', quoted.TIMM_GMACS[name], round(counts.macs[name] / 1e9, 1))
-          for name in MODELS),
+        equal(
+            "sum of the modules' multiply-adds", counts.macs['Xception'], sum(module.macs for module in counts.modules)
+        ),
+        *(
+            equal(f'timm: GMACs of {name}', quoted.TIMM_GMACS[name], round(counts.macs[name] / 1e9, 1))
+            for name in MODELS
+        ),
     ]

@@ -5,6 +5,7 @@ looks at: orange the neighbourhood (3x3), blue all channels of one position (1x1
 
 Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357.
 """
+
 import copy
 import itertools
 import textwrap
@@ -46,6 +47,7 @@ Sizes = dict[nn.Module, tuple[torch.Size, torch.Size]]  # of the maps before and
 
 # The vocabulary: boxes, arrows and columns of layers.
 
+
 class Drawing:
     """A sheet measured in inches from its top left corner; it grows downwards with what is drawn."""
 
@@ -53,7 +55,7 @@ class Drawing:
         self.figure = Figure(figsize=(width, 1), facecolor=WHITE)
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set_axis_off()
-        self.width, self.bottom, self.told = width, 0., ''
+        self.width, self.bottom, self.told = width, 0.0, ''
 
     def text(self, x: float, y: float, text: str, **style: Any) -> None:
         style = dict[str, Any](ha='center', va='center', color=INK, fontsize=FONT, linespacing=1.15) | style
@@ -61,16 +63,32 @@ class Drawing:
         self.bottom = max(self.bottom, y + LINE / 2)
 
     def box(
-            self, x: float, y: float, width: float, text: str, fills: Sequence[str] = (WHITE,),
-            chips: Sequence[str] = (), rounded: bool = False, dashed: bool = False,
+        self,
+        x: float,
+        y: float,
+        width: float,
+        text: str,
+        fills: Sequence[str] = (WHITE,),
+        chips: Sequence[str] = (),
+        rounded: bool = False,
+        dashed: bool = False,
     ) -> float:
         """A box with its top left corner at x, y, chips at its right end; returns the y of its lower edge."""
         free = width - len(chips) * CHIP
         lines = textwrap.wrap(text, max(int((free - 0.06) / CHAR), 1), break_long_words=False)
         height = len(lines) * LINE + (PADDING / 2 if rounded else PADDING)
         shape = 'round,pad=0,rounding_size=0.1' if rounded else 'square,pad=0'
-        outline = FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor='none', edgecolor=INK, linewidth=1,
-                                 linestyle=(0, (3, 2)) if dashed else '-', zorder=3)
+        outline = FancyBboxPatch(
+            (x, y),
+            width,
+            height,
+            boxstyle=shape,
+            facecolor='none',
+            edgecolor=INK,
+            linewidth=1,
+            linestyle=(0, (3, 2)) if dashed else '-',
+            zorder=3,
+        )
         parts = [(free / len(fills), fill, '') for fill in fills] + [(CHIP, NORM, chip) for chip in chips]
         self.axes.add_patch(outline)
         left = x
@@ -86,9 +104,18 @@ class Drawing:
         return y + height
 
     def frame(self, x: float, y: float, width: float, height: float) -> None:
-        self.axes.add_patch(FancyBboxPatch(
-            (x, y), width, height, boxstyle='round,pad=0,rounding_size=0.08', facecolor='none', edgecolor=GREY,
-            linewidth=1, linestyle=(0, (4, 3))))
+        self.axes.add_patch(
+            FancyBboxPatch(
+                (x, y),
+                width,
+                height,
+                boxstyle='round,pad=0,rounding_size=0.08',
+                facecolor='none',
+                edgecolor=GREY,
+                linewidth=1,
+                linestyle=(0, (4, 3)),
+            )
+        )
 
     def plus(self, x: float, y: float) -> float:
         self.axes.add_patch(Circle((x, y + PLUS), PLUS, facecolor=WHITE, edgecolor=INK, linewidth=1, zorder=3))
@@ -109,12 +136,14 @@ class Drawing:
         return y + length
 
     def column(
-            self, x: float, y: float, width: float, layers: Iterable[nn.Module], sizes: Sizes | None = None,
+        self, x: float, y: float, width: float, layers: Iterable[nn.Module], sizes: Sizes | None = None
     ) -> float:
         """Layers from top to bottom, an arrow to each, and beside it the maps' size if the layer before changes it."""
         if width < MIN_COLUMN:
-            raise ValueError(f'There is no room for so many towers or segments side by side: each would be {width:.2f} '
-                             f'inches wide, and must be at least {MIN_COLUMN}.')
+            raise ValueError(
+                f'There is no room for so many towers or segments side by side: each would be {width:.2f} '
+                f'inches wide, and must be at least {MIN_COLUMN}.'
+            )
         layers, above = list(layers), None
         while layers:
             layer = layers.pop(0)
@@ -182,7 +211,7 @@ def label(layer: nn.Module) -> str:
     if isinstance(layer, MaxPool2dSame):
         return f'3x3 max pool, stride {layer.stride}' + (f', dilation {layer.dilation}' if layer.dilation > 1 else '')
     if isinstance(layer, SelectAdaptivePool2d):
-        return f"global {'average' if layer.pool_type == 'avg' else layer.pool_type} pool"
+        return f'global {"average" if layer.pool_type == "avg" else layer.pool_type} pool'
     return 'BN' if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) else type(layer).__name__
 
 
@@ -207,6 +236,7 @@ def _apart(conv: nn.Conv2d) -> str:
 
 
 # Figures 1 to 4, and what is made of them.
+
 
 def draw_inception(module: InceptionModule, path: Path | None = None) -> Figure:
     """Figures 1 and 2: towers side by side, from the input that all of them read to the concatenation.
@@ -245,7 +275,7 @@ def draw_segments(module: Segmented, path: Path | None = None, after: nn.Module 
 
 
 def draw_separable(
-        extreme: Segmented, separable: Segmented, path: Path | None = None, after: nn.Module | None = None,
+    extreme: Segmented, separable: Segmented, path: Path | None = None, after: nn.Module | None = None
 ) -> Figure:
     """Section 1.2: the extreme module, followed by `after`, beside the depthwise separable convolution.
 
@@ -254,24 +284,26 @@ def draw_separable(
     """
     drawing = Drawing()
     width = (drawing.width - 2 * MARGIN - 2 * SPACE) / 2
-    panels = (MARGIN, '"Extreme" Inception module', extreme, after), (
-        drawing.width - MARGIN - width, 'Depthwise separable convolution', separable, None)
+    panels = (
+        (MARGIN, '"Extreme" Inception module', extreme, after),
+        (drawing.width - MARGIN - width, 'Depthwise separable convolution', separable, None),
+    )
     for x, title, module, following in panels:
         drawing.text(x + width / 2, MARGIN + LINE / 2, title, fontweight='bold', fontsize=TITLE)
         _segments(drawing, x, MARGIN + 2 * LINE, width, module, following)
     return drawing.finish(path)
 
 
-def _segments(
-        drawing: Drawing, x: float, y: float, width: float, module: Segmented, after: nn.Module | None,
-) -> None:
+def _segments(drawing: Drawing, x: float, y: float, width: float, module: Segmented, after: nn.Module | None) -> None:
     order = 'pointwise_first'
     if isinstance(module, SegmentTowers):
         convs = [conv for conv in module.convs if isinstance(conv, nn.Conv2d)]
     else:
         order, dw = module.order, module.conv_dw
-        convs = [nn.Conv2d(dw.in_channels // dw.groups, dw.out_channels // dw.groups, dw.kernel_size[0], device='meta')
-                 for _ in range(dw.groups)]
+        convs = [
+            nn.Conv2d(dw.in_channels // dw.groups, dw.out_channels // dw.groups, dw.kernel_size[0], device='meta')
+            for _ in range(dw.groups)
+        ]
     steps: list[Any] = [convs, module.act, module.conv_pw]
     y = drawing.box(x, y, width, f'input, {module.conv_pw.in_channels}')
     for step in (steps if order == 'depthwise_first' else steps[::-1]) + ([] if after is None else [after]):
@@ -300,6 +332,7 @@ def _towers(drawing: Drawing, x: float, y: float, width: float, convs: Sequence[
 
 # The dial from a regular to a depthwise separable convolution.
 
+
 def draw_continuum(path: Path | None = None, width: int = 728) -> Figure:
     """Parameters by the number of segments: of one 3x3 and 1x1 convolution of `width` channels, and of the network."""
     divisors = [i for i in range(1, width + 1) if width % i == 0]
@@ -308,8 +341,8 @@ def draw_continuum(path: Path | None = None, width: int = 728) -> Figure:
     figure = Figure(figsize=(WIDTH, 5), facecolor=WHITE, layout='constrained')
     axes = figure.add_subplot()
     for name, counts, colour, marker in (
-            ('the network', network, STRONG_SPATIAL, 's'),
-            (f'a 3x3 and a 1x1 convolution, {width} to {width} channels', pair, STRONG_POINTWISE, 'o'),
+        ('the network', network, STRONG_SPATIAL, 's'),
+        (f'a 3x3 and a 1x1 convolution, {width} to {width} channels', pair, STRONG_POINTWISE, 'o'),
     ):
         axes.plot(*zip(*sorted(counts.items())), color=colour, marker=marker, linewidth=1.5, markersize=5)
         for i in network:
@@ -320,7 +353,7 @@ def draw_continuum(path: Path | None = None, width: int = 728) -> Figure:
         axes.text(at, 4.2e8, name, ha='center', va='center', color=INK, fontsize=FONT)
         axes.axvline(at, ymax=0.89, color=GREY, linewidth=0.8, linestyle=(0, (2, 4)), zorder=0)
     axes.set(xscale='log', yscale='log', xlim=(0.55, 1.6 * width), ylim=(3e5, 7e8))
-    ticks = [2 ** i for i in range(9)]
+    ticks = [2**i for i in range(9)]
     axes.set_xticks([*ticks, width], [*map(str, ticks), 'one per\nchannel'])
     axes.set_yticks([1e6, 1e7, 1e8], ['1', '10', '100'])
     axes.tick_params(which='minor', bottom=False)
@@ -335,6 +368,7 @@ def parameters(module: nn.Module) -> int:
 
 
 # Figure 5, the network.
+
 
 def map_sizes(model: Xception, pixels: int) -> Sizes:
     """Sizes of all maps, from one pass of an image without data through a network without data."""
@@ -419,6 +453,7 @@ def _look(module: nn.Module) -> tuple[bool, list[str]]:
 
 # All of them.
 
+
 def draw_all(folder: Path) -> list[Path]:
     """Writes the pictures of the documentation into a folder, which it makes; returns their paths.
 
@@ -432,7 +467,8 @@ def draw_all(folder: Path) -> list[Path]:
         'figure_3': lambda path: draw_segments(SegmentTowers(192, 192, 3, nn.ReLU()), path, after=nn.ReLU()),
         'figure_4': lambda path: draw_segments(SegmentTowers(8, 8, None, nn.ReLU()), path, after=nn.ReLU()),
         'separable': lambda path: draw_separable(
-            SegmentTowers(4, 4, None, nn.ReLU()), SegmentedConv2d(4, 4), path, after=nn.ReLU()),
+            SegmentTowers(4, 4, None, nn.ReLU()), SegmentedConv2d(4, 4), path, after=nn.ReLU()
+        ),
         'continuum': draw_continuum,
         'figure_5': lambda path: draw_network(Xception(device='meta'), path),
     }

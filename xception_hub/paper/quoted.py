@@ -3,6 +3,7 @@
 Source: François Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357v3, and where
 it says so, what timm and Keras publish.
 """
+
 from typing import Any
 
 PAPER = 'arXiv:1610.02357v3'
@@ -53,7 +54,8 @@ def as_json() -> dict[str, Any]:
         'source': PAPER,
         'table 1, ImageNet': {name: {'top-1': top1, 'top-5': top5} for name, (top1, top5) in IMAGENET.items()},
         'table 2, JFT, FastEval14k MAP@100': {
-            name: {'without FC layers': without, 'with FC layers': with_} for name, (without, with_) in JFT.items()},
+            name: {'without FC layers': without, 'with FC layers': with_} for name, (without, with_) in JFT.items()
+        },
         'table 3, parameters': PARAMETERS,
         'table 3, steps/s': {**STEPS_PER_SECOND, 'on': STEPS_ON},
         'verdicts': VERDICTS,

@@ -2,6 +2,7 @@
 
 The absolute figures are those of the machine; what can be laid beside the paper is their ratio.
 """
+
 import platform
 import statistics
 import time
@@ -20,7 +21,7 @@ from . import quoted
 from .checks import IMAGE_SIZE, MODELS
 
 MIN_IMAGE_SIZE = 75  # pixels, below which Inception V3 has no last map (Xception takes 71)
-MIN_BATCH_SIZE = 2   # for batch normalization has nothing to normalize in a single image's map of one pixel
+MIN_BATCH_SIZE = 2  # for batch normalization has nothing to normalize in a single image's map of one pixel
 NUM_CLASSES = 1000
 DEFAULTS = {'cpu': (8, 1), 'cuda': (32, 10)}  # images in a batch, steps in a repeat
 
@@ -46,9 +47,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, minimum, reason in (
-                ('image_size', MIN_IMAGE_SIZE, ' pixels, the least that Inception V3 takes'),
-                ('batch_size', MIN_BATCH_SIZE, ', for batch normalization needs more than one image'),
-                ('repeats', 1, ''), ('steps', 1, '')):
+            ('image_size', MIN_IMAGE_SIZE, ' pixels, the least that Inception V3 takes'),
+            ('batch_size', MIN_BATCH_SIZE, ', for batch normalization needs more than one image'),
+            ('repeats', 1, ''),
+            ('steps', 1, ''),
+        ):
             value = getattr(self, name)
             if value < minimum:
                 raise ValueError(f'{name}={value!r} is not possible: it must be at least {minimum}{reason}.')
@@ -78,12 +81,16 @@ def device() -> torch.device:
 
 
 def settings(
-        image_size: int = IMAGE_SIZE, batch_size: int | None = None, repeats: int = 5, steps: int | None = None,
+    image_size: int = IMAGE_SIZE, batch_size: int | None = None, repeats: int = 5, steps: int | None = None
 ) -> Settings:
     """Settings, with the defaults of the device for what is None."""
     default_batch_size, default_steps = DEFAULTS[device().type]
-    return Settings(image_size, default_batch_size if batch_size is None else batch_size, repeats,
-                    default_steps if steps is None else steps)
+    return Settings(
+        image_size,
+        default_batch_size if batch_size is None else batch_size,
+        repeats,
+        default_steps if steps is None else steps,
+    )
 
 
 def machine() -> str:
@@ -105,8 +112,11 @@ class Training:
         self.network = timm.create_model(MODELS[name], pretrained=False, drop_rate=quoted.DROPOUT)
         self.network.to(device(), memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=quoted.LEARNING_RATE, momentum=quoted.MOMENTUM,
-            weight_decay=quoted.WEIGHT_DECAY[name])
+            self.network.parameters(),
+            lr=quoted.LEARNING_RATE,
+            momentum=quoted.MOMENTUM,
+            weight_decay=quoted.WEIGHT_DECAY[name],
+        )
         shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
         self.images = torch.randn(shape, device=device()).contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(NUM_CLASSES, shape[:1], device=device())
@@ -137,8 +147,10 @@ def _finish() -> None:
 def measure(settings: Settings) -> Speed:
     """Measures both networks in turn."""
     trainings = {name: Training(name, settings) for name in MODELS}
-    rounds = [{name: settings.steps / training.seconds(settings.steps) for name, training in trainings.items()}
-              for _ in range(settings.repeats + 1)][1:]
+    rounds = [
+        {name: settings.steps / training.seconds(settings.steps) for name, training in trainings.items()}
+        for _ in range(settings.repeats + 1)
+    ][1:]
     medians = {name: statistics.median(speeds[name] for speeds in rounds) for name in MODELS}
     ratios = [ratio(speeds) for speeds in rounds]
     return Speed(machine(), settings, medians, ratio(medians), (min(ratios), max(ratios)))

@@ -5,6 +5,7 @@
 
 Any of them can be streamed: then only the labels are read beforehand, and images come in the order of the dataset.
 """
+
 import contextlib
 import hashlib
 import warnings
@@ -29,8 +30,9 @@ IMAGE_COLUMNS = ('image', 'img', 'file_name', 'filename', 'file', 'path', 'image
 LABEL_COLUMNS = ('label', 'labels', 'class', 'class_name', 'category', 'target', 'fine_label')
 LISTS = (datasets.List, datasets.LargeList)
 VALIDATION_SPLITS = ('validation', 'val', 'valid', 'dev', 'test')
-IMAGE_SUFFIXES = frozenset(suffix for suffix, format in PillowImage.registered_extensions().items()
-                           if format in PillowImage.OPEN)
+IMAGE_SUFFIXES = frozenset(
+    suffix for suffix, format in PillowImage.registered_extensions().items() if format in PillowImage.OPEN
+)
 
 # An image file: {'path': ..., 'bytes': ...}, of which one may be None; empty where a row has no image.
 Cell = dict[str, Any]
@@ -156,8 +158,14 @@ def _line(error: BaseException) -> str:
 
 
 def load(
-        dataset: str, config: str | None = None, *, image_column: str | None = None, label_column: str | None = None,
-        train_split: str | None = 'train', validation_split: str | None = None, streaming: bool = False,
+    dataset: str,
+    config: str | None = None,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str | None = 'train',
+    validation_split: str | None = None,
+    streaming: bool = False,
 ) -> Data:
     """Reads a dataset; the same arguments give the same rows in the same order in every process.
 
@@ -179,8 +187,9 @@ def load(
     own = validation_split or next((name for name in VALIDATION_SPLITS if name in splits and name != train_split), None)
     if train_split is None and own is None:
         if len(splits) > 1:
-            raise DataError(f'{dataset} has the splits {", ".join(splits)}. Name the one to evaluate on as the '
-                            f'validation split.')
+            raise DataError(
+                f'{dataset} has the splits {", ".join(splits)}. Name the one to evaluate on as the validation split.'
+            )
         own = next(iter(splits))
     wanted = [name for name in (train_split, own) if name]
     for name in wanted:
@@ -232,10 +241,12 @@ def _read(dataset: str, config: str | None, streaming: bool, columns: list[str] 
         return _load(streaming, columns, dataset, config)
     except Exception as e:  # of the dataset's library, of the Hub's and of the network: no error in common
         if path.exists():
-            raise DataError(f'{dataset} can not be read as a {"dataset" if path.is_dir() else "table"} '
-                            f'({_line(e.__cause__ or e)}).') from e
-        raise DataError(f'{dataset} is neither a path here nor a dataset that can be had from the Hub '
-                        f'({_line(e)}).') from e
+            raise DataError(
+                f'{dataset} can not be read as a {"dataset" if path.is_dir() else "table"} ({_line(e.__cause__ or e)}).'
+            ) from e
+        raise DataError(
+            f'{dataset} is neither a path here nor a dataset that can be had from the Hub ({_line(e)}).'
+        ) from e
 
 
 def _in_row_groups(stream: IterableDataset) -> IterableDataset:
@@ -278,15 +289,19 @@ def _image_folder(folder: Path) -> DatasetDict:
 def _columns(features: Features, dataset: str, image: str | None, label: str | None) -> tuple[str, str]:
     found = []
     for kind, given, known, feature in (
-            ('image', image, IMAGE_COLUMNS, Image), ('label', label, LABEL_COLUMNS, ClassLabel)):
+        ('image', image, IMAGE_COLUMNS, Image),
+        ('label', label, LABEL_COLUMNS, ClassLabel),
+    ):
         by_type = [name for name, value in features.items() if isinstance(_item_feature(value), feature)]
         by_name = [name for name in known if name in features]
         choices = by_type if len(by_type) == 1 else by_name
         if given is not None and given not in features:
             raise DataError(f'{dataset} has no column {given!r}, but {", ".join(features)}.')
         if given is None and not choices:
-            raise DataError(f'No column of {dataset} can be told to be the {kind}: it has {", ".join(features)}. '
-                            f'Name one as the {kind} column.')
+            raise DataError(
+                f'No column of {dataset} can be told to be the {kind}: it has {", ".join(features)}. '
+                f'Name one as the {kind} column.'
+            )
         found.append(given or choices[0])
     return found[0], found[1]
 
@@ -307,8 +322,9 @@ def _images(split: Dataset | IterableDataset, dataset: str, column: str) -> Data
     if column != 'image':
         split = split.rename_column(column, 'image')
     if 'string' in dtype and Path(dataset).is_file():
-        return split.map(_full_path, features=Features(image=Image(decode=False)),
-                         fn_kwargs=dict(folder=str(Path(dataset).parent)))
+        return split.map(
+            _full_path, features=Features(image=Image(decode=False)), fn_kwargs=dict(folder=str(Path(dataset).parent))
+        )
     return split.cast_column('image', Image(decode=False))
 
 
@@ -342,13 +358,16 @@ def _check_values(values: dict[str, list[Any]], dataset: str, column: str, multi
             raise _without_label(missing, name, dataset)
         strange = next((value for value in _each(labels, multi_label) if not isinstance(value, (str, int))), None)
         if strange is not None:
-            raise DataError(f'The column {column!r} of {dataset} holds {type(strange).__name__} instead of class names '
-                            f'or numbers.')
+            raise DataError(
+                f'The column {column!r} of {dataset} holds {type(strange).__name__} instead of class names or numbers.'
+            )
 
 
 def _without_label(rows: list[int], name: str, dataset: str) -> DataError:
-    return DataError(f'{len(rows)} rows of the split {name!r} of {dataset} have no label, the first of them row '
-                     f'{rows[0]}. Remove them, or label them.')
+    return DataError(
+        f'{len(rows)} rows of the split {name!r} of {dataset} have no label, the first of them row '
+        f'{rows[0]}. Remove them, or label them.'
+    )
 
 
 def _class_names(kinds: dict[str, Any], values: dict[str, list[Any]], dataset: str, multi_label: bool) -> list[str]:
@@ -357,14 +376,18 @@ def _class_names(kinds: dict[str, Any], values: dict[str, list[Any]], dataset: s
     if declared:
         first, *others = declared.values()
         if any(names != first for names in others):
-            raise DataError(f'The splits of {dataset} name their classes differently: '
-                            f'{"; ".join(f"{name}: {names[:6]}" for name, names in declared.items())}.')
+            raise DataError(
+                f'The splits of {dataset} name their classes differently: '
+                f'{"; ".join(f"{name}: {names[:6]}" for name, names in declared.items())}.'
+            )
         class_names = list(first)
     else:
         class_names = [str(value) for value in sorted(set(_each(next(iter(values.values())), multi_label)))]
     if len(class_names) < 2:
-        raise DataError(f'{dataset} has {len(class_names)} class ({", ".join(class_names) or "none"}); '
-                        f'there is nothing to learn from less than two.')
+        raise DataError(
+            f'{dataset} has {len(class_names)} class ({", ".join(class_names) or "none"}); '
+            f'there is nothing to learn from less than two.'
+        )
     return class_names
 
 
@@ -375,7 +398,8 @@ def _each(labels: Iterable[Any], multi_label: bool) -> Iterator[Any]:
 
 
 def _numbers(
-        values: list[Any], kind: Any, class_names: list[str], multi_label: bool, name: str, dataset: str) -> np.ndarray:
+    values: list[Any], kind: Any, class_names: list[str], multi_label: bool, name: str, dataset: str
+) -> np.ndarray:
     """Labels as numbers of the class names, [N], or as [N, C] of 0 and 1."""
     count = len(class_names)
     if isinstance(kind, ClassLabel):
@@ -385,8 +409,9 @@ def _numbers(
         occurring = set(_each(values, multi_label))
         unknown = sorted(str(value) for value in occurring if str(value) not in named)
         if unknown:
-            raise DataError(f'The split {name!r} of {dataset} has classes that are not trained on: '
-                            f'{", ".join(unknown[:6])}.')
+            raise DataError(
+                f'The split {name!r} of {dataset} has classes that are not trained on: {", ".join(unknown[:6])}.'
+            )
         numbers = {value: named[str(value)] for value in occurring}
     lists = values if multi_label else [[value] for value in values]
     missing = [row for row, items in enumerate(lists) if any(item not in numbers for item in items)]
@@ -436,13 +461,16 @@ def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], s
     if not positions:
         raise DataError('Every class has a single image, so that none can be judged on. Name a validation split.')
     positions.sort()
-    total, judged = (part.sum(0) if part.ndim == 2 else np.bincount(part, minlength=len(class_names))
-                     for part in (labels, labels[positions]))
+    total, judged = (
+        part.sum(0) if part.ndim == 2 else np.bincount(part, minlength=len(class_names))
+        for part in (labels, labels[positions])
+    )
     for found, meaning in (
-            (total == 0, 'have no image'),
-            ((total == 1) & (judged == 0), 'have a single image, which is trained on and never judged'),
-            ((total > 1) & (judged == 0), 'are trained on and never judged, for they occur with rarer ones only'),
-            ((total > 0) & (judged == total), 'are judged and never trained on, for they occur with rarer ones only')):
+        (total == 0, 'have no image'),
+        ((total == 1) & (judged == 0), 'have a single image, which is trained on and never judged'),
+        ((total > 1) & (judged == 0), 'are trained on and never judged, for they occur with rarer ones only'),
+        ((total > 0) & (judged == total), 'are judged and never trained on, for they occur with rarer ones only'),
+    ):
         if found.any():
             names = [class_names[label] for label in np.flatnonzero(found)[:6]]
             warnings.warn(f'{found.sum()} classes {meaning}: {", ".join(names)}.', stacklevel=2)

@@ -1,4 +1,5 @@
 """A module's predictions on a whole split, by all processes together, each image exactly once."""
+
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +18,8 @@ __all__ = ['evaluate', 'evaluation_loader', 'share_buffers', 'share_tensors']
 
 
 def evaluation_loader(
-        dataset: Any, split: Split, accelerator: Accelerator, batch_size: int, workers: int = 0) -> DataLoader:
+    dataset: Any, split: Split, accelerator: Accelerator, batch_size: int, workers: int = 0
+) -> DataLoader:
     """This process' share of a split.
 
     Args:
@@ -32,8 +34,12 @@ def evaluation_loader(
 
 
 def evaluate(
-        module: nn.Module, batches: Iterable[Batch], accelerator: Accelerator, *,
-        memory_format: torch.memory_format = torch.preserve_format, step: Callable[[int], Any] = lambda count: None,
+    module: nn.Module,
+    batches: Iterable[Batch],
+    accelerator: Accelerator,
+    *,
+    memory_format: torch.memory_format = torch.preserve_format,
+    step: Callable[[int], Any] = lambda count: None,
 ) -> Predictions:
     """Computes predictions, the same for every number of processes but for rounding.
 

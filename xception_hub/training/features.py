@@ -3,6 +3,7 @@
 A vector is kept under the sha256 of its image file, in a folder for the weights and the preparation that it was made
 with: another split of the same images, more of them, or another head need no second pass over those seen before.
 """
+
 import hashlib
 import json
 import warnings
@@ -25,7 +26,7 @@ from .samples import Batch, Images, Item, in_order, loader
 __all__ = ['FeatureCache', 'Features', 'cache_folder', 'context_of']
 
 SHARD = 256  # images in a file: what an interruption can cost
-BATCH = 32   # images at a time; divides SHARD, so that no batch depends on what was there before
+BATCH = 32  # images at a time; divides SHARD, so that no batch depends on what was there before
 DIGEST = 32  # bytes
 
 
@@ -66,8 +67,9 @@ class FeatureCache:
                     shard = read(path).tensors['shard']  # mapped: read as it is used
                     digests, features = shard['digests'].numpy(), shard['features']
                 except (ResumeError, KeyError) as e:
-                    warnings.warn(f'{path} is damaged and removed; its features are computed again ({e}).',
-                                  stacklevel=2)
+                    warnings.warn(
+                        f'{path} is damaged and removed; its features are computed again ({e}).', stacklevel=2
+                    )
                     path.unlink(missing_ok=True)
                     continue
                 self._places.update({row.tobytes(): (len(self._shards), i) for i, row in enumerate(digests)})
@@ -88,9 +90,15 @@ class FeatureCache:
         write(self.folder / f'{name}.safetensors', {'shard': {'digests': keys, 'features': features}}, {})
 
     def fill(
-            self, images: Images, digests: Sequence[bytes], compute: Callable[[Tensor], Tensor],
-            accelerator: Accelerator, pace: Pace, workers: int = 0,
-            memory_format: torch.memory_format = torch.preserve_format, step: Callable[[int], Any] = lambda count: None,
+        self,
+        images: Images,
+        digests: Sequence[bytes],
+        compute: Callable[[Tensor], Tensor],
+        accelerator: Accelerator,
+        pace: Pace,
+        workers: int = 0,
+        memory_format: torch.memory_format = torch.preserve_format,
+        step: Callable[[int], Any] = lambda count: None,
     ) -> None:
         """Computes what is missing, each image once, by all processes together.
 
@@ -133,8 +141,11 @@ class _Shards:
     def __init__(self, split: Split, missing: Sequence[int], processes: int, rank: int) -> None:
         self.split = split
         self.missing = missing
-        self.mine = {position for shard in range(rank, -(-len(missing) // SHARD), processes)
-                     for position in missing[shard * SHARD:(shard + 1) * SHARD]}
+        self.mine = {
+            position
+            for shard in range(rank, -(-len(missing) // SHARD), processes)
+            for position in missing[shard * SHARD : (shard + 1) * SHARD]
+        }
 
     def complete(self, positions: Sequence[int]) -> bool:
         """Whether these are all of a file."""
@@ -173,4 +184,7 @@ class Features(Dataset):
         return Batch(
             torch.stack([self.cache[self.digests[position]] for position in positions]),
             torch.from_numpy(self.split.labels[positions]),
-            torch.tensor(positions), torch.tensor([item.weight for item in items]), 0.)
+            torch.tensor(positions),
+            torch.tensor([item.weight for item in items]),
+            0.0,
+        )

@@ -1,4 +1,5 @@
 """Image files as a network should see them: upright, in RGB, with nothing invented where a file is damaged."""
+
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 __all__ = ['ImageError', 'decode']
 
 MAX_PIXELS = 2**27  # 134 million: 400 MB in RGB; ordinary collections hold files that declare far more
-DRAFT_MARGIN = 2    # a JPEG is decoded at no less than this times the size it is needed at, so that resizing averages
+DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this times the size it is needed at, so that resizing averages
 BACKGROUND = (255, 255, 255)  # below transparent pixels, whose own colours are arbitrary
 
 

@@ -1,4 +1,5 @@
 """Which of a trained model's outputs are a dataset's classes, told by their names."""
+
 from collections.abc import Sequence
 
 import torch
@@ -40,8 +41,9 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
     spellings = _spellings(model)
     if not spellings:
         if len(class_names) != model.num_classes:
-            raise ModelError(f'The model has {model.num_classes} outputs without names, and the dataset '
-                             f'{len(class_names)} classes.')
+            raise ModelError(
+                f'The model has {model.num_classes} outputs without names, and the dataset {len(class_names)} classes.'
+            )
         return list(range(len(class_names)))
     found: list[list[int]] = [[] for _ in class_names]
     for fold in (str, _folded):
@@ -55,8 +57,10 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
     if unknown and [str(number) for number in range(model.num_classes)] == list(class_names):
         return list(range(model.num_classes))  # numbers instead of names
     if unknown:
-        raise ModelError(f'{len(unknown)} classes of the dataset are none of the model\'s: {", ".join(unknown[:6])}. '
-                         f'Its own are {", ".join(names[0] for names in spellings[0][:6])}, ...')
+        raise ModelError(
+            f"{len(unknown)} classes of the dataset are none of the model's: {', '.join(unknown[:6])}. "
+            f'Its own are {", ".join(names[0] for names in spellings[0][:6])}, ...'
+        )
     for name, outputs in zip(class_names, found):
         if len(outputs) > 1:
             choices = ' or '.join(f'{spellings[0][output][0]} ({spellings[-1][output][0]})' for output in outputs)
@@ -81,8 +85,12 @@ def _spellings(model: TimmModel) -> list[list[list[str]]]:
     if not descriptions:
         return [[[name] for name in names]]
     lemmas = [descriptions.get(name, name).split(', ') for name in names]
-    return [[[name] for name in names], [[', '.join(words)] for words in lemmas], [words[:1] for words in lemmas],
-            lemmas]
+    return [
+        [[name] for name in names],
+        [[', '.join(words)] for words in lemmas],
+        [words[:1] for words in lemmas],
+        lemmas,
+    ]
 
 
 def _folded(name: str) -> str:

@@ -1,4 +1,5 @@
 """The training loop: a phase from its start, or from a checkpoint, to its end."""
+
 import math
 import os
 import sys
@@ -75,14 +76,20 @@ class Training:
     """
 
     def __init__(
-            self, phase: Phase, data: Data, progress: Progress, checkpoint: Checkpoint | None, folder: Run,
-            accelerator: Accelerator,
+        self,
+        phase: Phase,
+        data: Data,
+        progress: Progress,
+        checkpoint: Checkpoint | None,
+        folder: Run,
+        accelerator: Accelerator,
     ) -> None:
         s, module = phase.settings.optimization, phase.module
         self.phase, self.data, self.progress, self.folder = phase, data, progress, folder
         self.accelerator, self.module, self.settings = accelerator, module, s
         self.plan = Plan(
-            len(data.train), s.batch_size, s.accumulation, accelerator.num_processes, accelerator.process_index)
+            len(data.train), s.batch_size, s.accumulation, accelerator.num_processes, accelerator.process_index
+        )
         self.averages = ModelEmaV3(module, s.ema_decay, use_warmup=True) if s.ema_decay else None
         self.optimizer = make_optimizer(s, module)
         self.schedule = make_schedule(s, self.optimizer, self.plan)
@@ -95,8 +102,9 @@ class Training:
         self.wrapped, self.prepared_optimizer = accelerator.prepare(module, self.optimizer)
         self.order = TrainingBatches(data.train, self.plan, s.seed, s.balanced_sampling)
         self.batches = loader(
-            phase.training, self.order, workers(phase.settings, accelerator), accelerator.device.type == 'cuda')
-        self.saved_at = 0.
+            phase.training, self.order, workers(phase.settings, accelerator), accelerator.device.type == 'cuda'
+        )
+        self.saved_at = 0.0
         if not checkpoint:
             self.save()
 
@@ -119,8 +127,16 @@ class Training:
                 self._epoch(pace, stop)
                 share_buffers(self.module)
                 predictions = judge(self.phase, self.judged, self.data, self.accelerator)
-                end_epoch(self.phase, self.judged, predictions, pace, self.optimizer, self.progress, self.folder,
-                          self.accelerator)
+                end_epoch(
+                    self.phase,
+                    self.judged,
+                    predictions,
+                    pace,
+                    self.optimizer,
+                    self.progress,
+                    self.folder,
+                    self.accelerator,
+                )
                 self.save()
                 if stop.asked and self.accelerator.num_processes == 1:
                     raise Interrupted
@@ -131,8 +147,10 @@ class Training:
         self.order.epoch, self.order.first_update = progress.epoch, progress.update
         set_mode(self.module, self.settings.batch_norm == 'frozen')
         name = f'{self.phase.name} {progress.epoch + 1}/{self.settings.epochs}'
-        with closing(pace.timed(self.batches)) as feed, progress_bar(
-                name, len(self.data.train), self.accelerator, progress.images) as bar:
+        with (
+            closing(pace.timed(self.batches)) as feed,
+            progress_bar(name, len(self.data.train), self.accelerator, progress.images) as bar,
+        ):
             for update in range(progress.update, plan.updates):
                 loss_sum = self._update(feed, update)
                 # all processes see the same sums, and stop at the same update
@@ -188,8 +206,11 @@ class Training:
         tensors['optimizer'], rest = resume.pack_optimizer(self.optimizer)
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         self.folder.checkpoints.save(
-            progress.phase, progress.epoch * self.plan.updates + progress.update, tensors,
-            dict(progress=progress.as_dict(), optimizer=rest, scaler=scaler))
+            progress.phase,
+            progress.epoch * self.plan.updates + progress.update,
+            tensors,
+            dict(progress=progress.as_dict(), optimizer=rest, scaler=scaler),
+        )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         tensors, state = checkpoint.tensors, checkpoint.state
@@ -205,8 +226,14 @@ def make_optimizer(s: Optimization, module: nn.Module) -> torch.optim.Optimizer:
     """timm's, by name."""
     try:
         return create_optimizer_v2(
-            module, opt=s.optimizer, lr=s.learning_rate, weight_decay=s.weight_decay, momentum=s.momentum,
-            layer_decay=s.layer_decay, **s.optimizer_args)
+            module,
+            opt=s.optimizer,
+            lr=s.learning_rate,
+            weight_decay=s.weight_decay,
+            momentum=s.momentum,
+            layer_decay=s.layer_decay,
+            **s.optimizer_args,
+        )
     except (ValueError, TypeError, AssertionError) as e:
         raise ModelError(f'The optimizer {s.optimizer!r} can not be made: {e}.') from e
 
@@ -215,9 +242,16 @@ def make_schedule(s: Optimization, optimizer: torch.optim.Optimizer, plan: Plan)
     """timm's, by update; a function of the update's number alone, so that it needs no state."""
     decay_epochs = s.decay_images / plan.images if s.decay_images else s.decay_epochs
     schedule, _ = create_scheduler_v2(
-        optimizer, s.schedule, num_epochs=s.epochs, decay_epochs=decay_epochs, decay_rate=s.decay_rate,
-        warmup_epochs=s.warmup_epochs, warmup_lr=s.learning_rate / 100, step_on_epochs=False,
-        updates_per_epoch=plan.updates)
+        optimizer,
+        s.schedule,
+        num_epochs=s.epochs,
+        decay_epochs=decay_epochs,
+        decay_rate=s.decay_rate,
+        warmup_epochs=s.warmup_epochs,
+        warmup_lr=s.learning_rate / 100,
+        step_on_epochs=False,
+        updates_per_epoch=plan.updates,
+    )
     return schedule
 
 
@@ -225,9 +259,11 @@ def divergence(s: Optimization, progress: Progress, folder: Run) -> str:
     """What to do about it."""
     best = folder.checkpoints.best
     kept = best if best.exists() else next(iter(folder.checkpoints.all()), None)
-    return (f'The training has diverged in epoch {progress.epoch + 1}: the loss is no finite number any more. Choose '
-            f'another output, and a smaller --learning-rate than {s.learning_rate:g}, a longer --warmup-epochs, or '
-            f'--clip-grad 1. The last good weights are kept in {kept}.')
+    return (
+        f'The training has diverged in epoch {progress.epoch + 1}: the loss is no finite number any more. Choose '
+        f'another output, and a smaller --learning-rate than {s.learning_rate:g}, a longer --warmup-epochs, or '
+        f'--clip-grad 1. The last good weights are kept in {kept}.'
+    )
 
 
 def ran_out_of_patience(phase: Phase, progress: Progress) -> bool:
@@ -244,26 +280,37 @@ def judge(phase: Phase, module: nn.Module, data: Data, accelerator: Accelerator)
     """The predictions of a module on the validation split."""
     with progress_bar('Evaluation', len(data.validation), accelerator) as bar:
         return evaluate(
-            module, phase.validation, accelerator, memory_format=memory_format(phase.settings), step=bar.update)
+            module, phase.validation, accelerator, memory_format=memory_format(phase.settings), step=bar.update
+        )
 
 
 def end_epoch(
-        phase: Phase, judged: nn.Module, predictions: Predictions, pace: Pace, optimizer: torch.optim.Optimizer,
-        progress: Progress, folder: Run, accelerator: Accelerator,
+    phase: Phase,
+    judged: nn.Module,
+    predictions: Predictions,
+    pace: Pace,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    folder: Run,
+    accelerator: Accelerator,
 ) -> None:
     """Writes an epoch down, and keeps its weights if they are the best so far."""
     s = phase.settings.optimization
     row = dict(
-        phase=phase.name, epoch=progress.epoch + 1, train_loss=progress.loss_sum / progress.images,
+        phase=phase.name,
+        epoch=progress.epoch + 1,
+        train_loss=progress.loss_sum / progress.images,
         learning_rate=max(group['lr'] for group in optimizer.param_groups),
-        **summary(predictions, phase.objective.num_classes, phase.importance), images_per_second=pace.model,
-        input_images_per_second=pace.input)
+        **summary(predictions, phase.objective.num_classes, phase.importance),
+        images_per_second=pace.model,
+        input_images_per_second=pace.input,
+    )
     if is_better(s.metric, row, progress.best):
         progress.best = row
         if accelerator.is_main_process:
             resume.write(folder.checkpoints.best, {phase.kind: judged.state_dict()}, row)
     progress.history.append(row)
-    progress.epoch, progress.update, progress.loss_sum, progress.images = progress.epoch + 1, 0, 0., 0
+    progress.epoch, progress.update, progress.loss_sum, progress.images = progress.epoch + 1, 0, 0.0, 0
     figures = {name: value for name, value in row.items() if isinstance(value, (int, float))}
     accelerator.log(figures, step=len(progress.history))
     accelerator.print(results.row(row, best=progress.best is row, heading=progress.epoch == 1))
@@ -285,5 +332,13 @@ def memory_format(settings: Settings) -> torch.memory_format:
 
 def progress_bar(name: str, total: int, accelerator: Accelerator, initial: int = 0) -> tqdm:
     """Of images, with rate and remaining time, in one process only; into a file it writes a line now and then."""
-    return tqdm(desc=name, total=total, initial=initial, unit='img', leave=False, dynamic_ncols=True,
-                mininterval=0.2 if sys.stderr.isatty() else 30., disable=not accelerator.is_main_process)
+    return tqdm(
+        desc=name,
+        total=total,
+        initial=initial,
+        unit='img',
+        leave=False,
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        disable=not accelerator.is_main_process,
+    )

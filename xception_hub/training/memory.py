@@ -1,4 +1,5 @@
 """What a training step keeps in memory, measured on one batch."""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +39,9 @@ class Footprint:
         return ', '.join(f'{part} {getattr(self, part) / 1e6:.0f} MB' for part in parts)
 
 
-def measure(module: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], Tensor], batch_size: int,
-            ) -> Footprint:
+def measure(
+    module: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], Tensor], batch_size: int
+) -> Footprint:
     """Computes one update and counts what it keeps; the module and the optimizer are changed by it.
 
     Args:
@@ -68,4 +70,7 @@ def measure(module: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callab
         sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())),
         sum(parameter.nbytes for parameter in trained),
         sum(value.nbytes for values in state for value in values.values() if isinstance(value, Tensor)),
-        sum(kept.values()), batch_size, loss.item())
+        sum(kept.values()),
+        batch_size,
+        loss.item(),
+    )

@@ -3,6 +3,7 @@
 Figures are computed from every image's own prediction, gathered from all processes: means of the processes' means would
 count images of short batches more than others.
 """
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -117,7 +118,8 @@ class PerClass:
             _ratio(true_positive, true_positive + false_positive),
             _ratio(true_positive, true_positive + false_negative),
             _ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative),
-            support.astype(np.int64))
+            support.astype(np.int64),
+        )
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,10 @@ def map_at_100(predictions: Predictions, importance: Sequence[float] | None = No
     labelled = np.flatnonzero(predictions.labels.any(1))
     values = np.zeros(len(labelled))
     for start in range(0, len(labelled), IMAGES_AT_ONCE):
-        rows = labelled[start:start + IMAGES_AT_ONCE]
-        values[start:start + IMAGES_AT_ONCE] = _average_precisions(
-            predictions.probabilities[rows], predictions.labels[rows].astype(bool), weights)
+        rows = labelled[start : start + IMAGES_AT_ONCE]
+        values[start : start + IMAGES_AT_ONCE] = _average_precisions(
+            predictions.probabilities[rows], predictions.labels[rows].astype(bool), weights
+        )
     return _mean(values)
 
 
@@ -182,7 +185,7 @@ def _average_precisions(probabilities: np.ndarray, labels: np.ndarray, weights: 
     """[N] of images with at least one label each: probabilities and labels [N, C], weights [C]."""
     # Not torchmetrics' retrieval_average_precision: it divides by the labels that it finds, so that one of 36 in front
     # would be 1; its multilabel_ranking_average_precision has no last rank, and neither has weights of classes.
-    probabilities = np.nan_to_num(probabilities, nan=-1.)
+    probabilities = np.nan_to_num(probabilities, nan=-1.0)
     ranked = np.argsort(-probabilities, 1, kind='stable')[:, :RANKS]
     hits = np.take_along_axis(labels & (probabilities >= 0), ranked, 1)
     precision = hits.cumsum(1) / np.arange(1, ranked.shape[1] + 1)
@@ -193,7 +196,7 @@ def _average_precisions(probabilities: np.ndarray, labels: np.ndarray, weights: 
 
 
 def summary(
-        predictions: Predictions, num_classes: int, importance: Sequence[float] | None = None,
+    predictions: Predictions, num_classes: int, importance: Sequence[float] | None = None
 ) -> dict[str, float | int]:
     """The figures of a split.
 
@@ -223,12 +226,18 @@ def summary(
         figures[f'macro_{name}'] = _mean(getattr(per_class, name)[counted])
     if predictions.multi_label:
         found, labels = predictions._tensors()
-        figures['micro_f1'] = float(classification.multilabel_f1_score(
-            found, labels, num_labels=num_classes, average='micro'))
+        figures['micro_f1'] = float(
+            classification.multilabel_f1_score(found, labels, num_labels=num_classes, average='micro')
+        )
         probabilities = torch.from_numpy(predictions.probabilities)
-        figures['mean_average_precision'] = _mean(np.array([
-            float(classification.binary_average_precision(probabilities[:, number], labels[:, number].long()))
-            for number in np.flatnonzero(per_class.support)]))
+        figures['mean_average_precision'] = _mean(
+            np.array(
+                [
+                    float(classification.binary_average_precision(probabilities[:, number], labels[:, number].long()))
+                    for number in np.flatnonzero(per_class.support)
+                ]
+            )
+        )
         figures['map_at_100'] = map_at_100(predictions, importance)
     figures['loss'] = float(predictions.losses.astype(np.float64).mean())
     figures['calibration_error'] = Calibration.of(predictions).error
@@ -238,8 +247,18 @@ def summary(
 
 def figure_names(num_classes: int, multi_label: bool) -> list[str]:
     """What `summary` gives."""
-    names = ['top1', 'top5', 'macro_f1', 'macro_precision', 'macro_recall', 'micro_f1', 'mean_average_precision',
-             'map_at_100', 'loss', 'calibration_error']
+    names = [
+        'top1',
+        'top5',
+        'macro_f1',
+        'macro_precision',
+        'macro_recall',
+        'micro_f1',
+        'mean_average_precision',
+        'map_at_100',
+        'loss',
+        'calibration_error',
+    ]
     absent = (() if num_classes > TOP else ('top5',)) + (() if multi_label else MULTI_LABEL_ONLY)
     return [name for name in names if name not in absent]
 
@@ -251,8 +270,9 @@ def is_better(metric: str, new: Mapping[str, Any], old: Mapping[str, Any] | None
     """
     if old is None:
         return True
-    values, others = ([figures[name] * (1 if name in LOWER_IS_BETTER else -1) for name in (metric, 'loss')]
-                      for figures in (new, old))
+    values, others = (
+        [figures[name] * (1 if name in LOWER_IS_BETTER else -1) for name in (metric, 'loss')] for figures in (new, old)
+    )
     for value, other in zip(values, others):
         if np.isnan(value) or np.isnan(other):
             return bool(np.isnan(other) and not np.isnan(value))
@@ -270,7 +290,7 @@ def _predicted(predictions: Predictions, num_classes: int) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> float:
     """0 of no values."""
-    return float(values.mean()) if len(values) else 0.
+    return float(values.mean()) if len(values) else 0.0
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
 """timm models as a fine-tuning needs them: built for the classes, with their transforms, in two parts, and saved."""
+
 import json
 import math
 import os
@@ -16,8 +17,20 @@ from torch import Tensor, nn
 
 import xception_hub  # noqa: F401  registers the model
 
-__all__ = ['ModelError', 'ProbeHead', 'TimmModel', 'Transforms', 'build', 'evaluating', 'features_of', 'hub_id',
-           'let_transformers_load', 'save', 'set_mode', 'without_classifier']
+__all__ = [
+    'ModelError',
+    'ProbeHead',
+    'TimmModel',
+    'Transforms',
+    'build',
+    'evaluating',
+    'features_of',
+    'hub_id',
+    'let_transformers_load',
+    'save',
+    'set_mode',
+    'without_classifier',
+]
 
 # With what timm's models have beside an nn.Module's: get_classifier, forward_features, pretrained_cfg, ...
 TimmModel = Any
@@ -29,8 +42,9 @@ class ModelError(ValueError):
     """A model can't be used; the message says which, and why."""
 
 
-def build(name: str, num_classes: int | None, pretrained: bool, args: Mapping[str, Any], image_size: int | None,
-          ) -> TimmModel:
+def build(
+    name: str, num_classes: int | None, pretrained: bool, args: Mapping[str, Any], image_size: int | None
+) -> TimmModel:
     """A timm model.
 
     Args:
@@ -57,8 +71,10 @@ def build(name: str, num_classes: int | None, pretrained: bool, args: Mapping[st
     least = (model.pretrained_cfg.get('min_input_size') or (0, 0, 0))[1]
     least = min(least, get_model_args(model).get('min_img_size', least))
     if image_size is not None and image_size < least:
-        raise ModelError(f'{name} takes images of {least} pixels at least, not {image_size}. Choose a larger '
-                         f'--image-size, or pass --model-args.min-img-size {image_size} if the model has that.')
+        raise ModelError(
+            f'{name} takes images of {least} pixels at least, not {image_size}. Choose a larger '
+            f'--image-size, or pass --model-args.min-img-size {image_size} if the model has that.'
+        )
     return model
 
 
@@ -116,8 +132,10 @@ class ProbeHead(nn.Module):
 def _linear_classifier(model: TimmModel) -> nn.Linear:
     classifier = model.get_classifier()
     if not isinstance(classifier, nn.Linear):
-        raise ModelError(f'{type(model).__name__} ends in {type(classifier).__name__} instead of one Linear layer, '
-                         f'so that its features can not be computed once. Choose the recipe full.')
+        raise ModelError(
+            f'{type(model).__name__} ends in {type(classifier).__name__} instead of one Linear layer, '
+            f'so that its features can not be computed once. Choose the recipe full.'
+        )
     return classifier
 
 
@@ -162,8 +180,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             layer.training = training
 
 
-def save(folder: Path, model: TimmModel, data_config: Mapping[str, Any], class_names: Sequence[str],
-         multi_label: bool, base_model: str | None = None) -> None:
+def save(
+    folder: Path,
+    model: TimmModel,
+    data_config: Mapping[str, Any],
+    class_names: Sequence[str],
+    multi_label: bool,
+    base_model: str | None = None,
+) -> None:
     """Writes model.safetensors and config.json, from which `timm.create_model('local-dir:...')` builds the model.
 
     Args:
@@ -175,8 +199,9 @@ def save(folder: Path, model: TimmModel, data_config: Mapping[str, Any], class_n
         base_model: Hub id that the weights came from.
     """
     built_with = getattr(model, '_model_args', {})  # by timm's factory; few models keep their rates themselves
-    rates = {name: rate for name in ('drop_rate', 'drop_path_rate')
-             if (rate := getattr(model, name, built_with.get(name)))}
+    rates = {
+        name: rate for name in ('drop_rate', 'drop_path_rate') if (rate := getattr(model, name, built_with.get(name)))
+    }
     model_config: dict[str, Any] = dict(label_names=list(class_names))
     if base_model:
         model_config['base_model'] = base_model
@@ -187,8 +212,9 @@ def save(folder: Path, model: TimmModel, data_config: Mapping[str, Any], class_n
     model_config['pretrained_cfg'] = dict(tag=None)
     model = model.to('cpu', memory_format=torch.contiguous_format)  # as files have them
     with tempfile.TemporaryDirectory(prefix='.model', dir=folder) as part:
-        save_for_hf(model, part, model_config=model_config, model_args=rates, data_config=config,
-                    safe_serialization=True)
+        save_for_hf(
+            model, part, model_config=model_config, model_args=rates, data_config=config, safe_serialization=True
+        )
         let_transformers_load(Path(part) / 'config.json')
         os.umask(mask := os.umask(0))
         for name in ('model.safetensors', 'config.json'):

@@ -1,4 +1,5 @@
 """The loss of each image, and what is done to images and labels together."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,17 +27,21 @@ class Objective:
 
     num_classes: int
     multi_label: bool = False
-    label_smoothing: float = 0.
+    label_smoothing: float = 0.0
     class_weights: Tensor | None = None
-    mixup: float = 0.
-    cutmix: float = 0.
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         self._mixup = None
         if self.mixup or self.cutmix:
             self._mixup = Mixup(
-                self.mixup, self.cutmix, label_smoothing=self.label_smoothing, num_classes=self.num_classes,
-                multi_label=self.multi_label)
+                self.mixup,
+                self.cutmix,
+                label_smoothing=self.label_smoothing,
+                num_classes=self.num_classes,
+                multi_label=self.multi_label,
+            )
 
     def prepare(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mixes a batch; draws from NumPy's global generator.
@@ -50,7 +55,7 @@ class Objective:
             return inputs, labels
         even = len(inputs) // 2 * 2  # timm mixes pairs; the last one of an odd batch stays as it is
         mixed, targets = self._mixup(inputs[:even].clone(), labels[:even]) if even else (inputs[:0], None)
-        rest = mixup_target(labels[even:], self.num_classes, 1., self.label_smoothing, self.multi_label)
+        rest = mixup_target(labels[even:], self.num_classes, 1.0, self.label_smoothing, self.multi_label)
         return torch.cat([mixed, inputs[even:]]), rest if targets is None else torch.cat([targets, rest])
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -58,8 +63,9 @@ class Objective:
         weight = None if self.class_weights is None else self.class_weights.to(logits)
         if self.multi_label:
             return F.binary_cross_entropy_with_logits(
-                logits, targets.to(logits), pos_weight=weight, reduction='none').mean(1)
-        smoothing = self.label_smoothing if targets.dim() == 1 else 0.  # mixed labels are smooth already
+                logits, targets.to(logits), pos_weight=weight, reduction='none'
+            ).mean(1)
+        smoothing = self.label_smoothing if targets.dim() == 1 else 0.0  # mixed labels are smooth already
         return F.cross_entropy(logits, targets, weight, reduction='none', label_smoothing=smoothing)
 
 

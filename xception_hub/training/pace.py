@@ -1,4 +1,5 @@
 """How fast images are made ready, and how fast the network takes them: the slower of both binds."""
+
 import time
 from collections.abc import Generator, Iterable
 from typing import Any
@@ -22,7 +23,7 @@ class Pace:
         self.makers = max(workers, 1)
         self.processes = processes
         self.images = 0
-        self.making = self.waiting = self.elapsed = 0.
+        self.making = self.waiting = self.elapsed = 0.0
 
     def timed(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
         """The batches, with the clock running."""

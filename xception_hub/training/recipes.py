@@ -3,6 +3,7 @@
 Each says with which command it gave what, on an x86-64 machine with 2 cores: `kitchen` is what
 `python examples/kitchen_photos.py kitchen` writes, `digits` what `python examples/handwritten_digits.py digits` does.
 """
+
 from typing import Any
 
 __all__ = ['RECIPES']
@@ -17,8 +18,7 @@ def probe() -> dict[str, Any]:
     With the weights of Keras: 9 of 9 photos of kitchenware after nine others, in 12 s; 97.5 % of 359 handwritten digits
     after 1,438 others, in 67 s, of which one epoch instead of 100 would take 44.
     """
-    return dict(epochs=100, batch_size=64, optimizer='adamw', learning_rate=3e-3, weight_decay=1e-2,
-                schedule='cosine')
+    return dict(epochs=100, batch_size=64, optimizer='adamw', learning_rate=3e-3, weight_decay=1e-2, schedule='cosine')
 
 
 def transfer() -> dict[str, Any]:
@@ -29,8 +29,18 @@ def transfer() -> dict[str, Any]:
     8 of 9 photos after nine others, whose cross-entropy falls from 0.76 to 0.17, in 31 s: so few are a case for
     probe. The guide itself reports .9712 after its first phase and .9845 after the second, on cats and dogs.
     """
-    return dict(head_epochs=100, epochs=10, batch_size=32, optimizer='adam', learning_rate=1e-5, schedule='constant',
-                drop_rate=0.2, batch_norm='frozen', crop_scale=(0.8, 1.), flip=0.5)
+    return dict(
+        head_epochs=100,
+        epochs=10,
+        batch_size=32,
+        optimizer='adam',
+        learning_rate=1e-5,
+        schedule='constant',
+        drop_rate=0.2,
+        batch_norm='frozen',
+        crop_scale=(0.8, 1.0),
+        flip=0.5,
+    )
 
 
 def full() -> dict[str, Any]:
@@ -42,10 +52,26 @@ def full() -> dict[str, Any]:
     99.4 % of 359 handwritten digits after 1,438 others, in 101 s. It is made for thousands of images: nine photos teach
     the pretrained network 7 of nine others in 20 epochs.
     """
-    return dict(epochs=50, batch_size=32, optimizer='adamw', learning_rate=5e-4, weight_decay=0.05, layer_decay=0.75,
-                schedule='cosine', warmup_epochs=5, clip_grad=1., drop_rate=0.2, drop_path_rate=0.1, batch_norm='train',
-                crop_scale=(0.35, 1.), flip=0.5, auto_augment='rand-m7-mstd0.5-inc1', mixup=0.2, label_smoothing=0.1,
-                ema_decay=0.999)
+    return dict(
+        epochs=50,
+        batch_size=32,
+        optimizer='adamw',
+        learning_rate=5e-4,
+        weight_decay=0.05,
+        layer_decay=0.75,
+        schedule='cosine',
+        warmup_epochs=5,
+        clip_grad=1.0,
+        drop_rate=0.2,
+        drop_path_rate=0.1,
+        batch_norm='train',
+        crop_scale=(0.35, 1.0),
+        flip=0.5,
+        auto_augment='rand-m7-mstd0.5-inc1',
+        mixup=0.2,
+        label_smoothing=0.1,
+        ema_decay=0.999,
+    )
 
 
 def paper_imagenet() -> dict[str, Any]:
@@ -59,9 +85,23 @@ def paper_imagenet() -> dict[str, Any]:
     dropout, Polyak averaging. Not stated, and chosen here: batch size, number of epochs, augmentation (Inception's
     crops and flips) and the decay of the averages.
     """
-    return dict(pretrained=False, epochs=100, batch_size=32, optimizer='sgd', momentum=0.9, learning_rate=0.045,
-                schedule='step', decay_rate=0.94, decay_epochs=2., weight_decay=1e-5, drop_rate=0.5, ema_decay=0.9999,
-                batch_norm='train', crop_scale=(0.08, 1.), flip=0.5)
+    return dict(
+        pretrained=False,
+        epochs=100,
+        batch_size=32,
+        optimizer='sgd',
+        momentum=0.9,
+        learning_rate=0.045,
+        schedule='step',
+        decay_rate=0.94,
+        decay_epochs=2.0,
+        weight_decay=1e-5,
+        drop_rate=0.5,
+        ema_decay=0.9999,
+        batch_norm='train',
+        crop_scale=(0.08, 1.0),
+        flip=0.5,
+    )
 
 
 def paper_jft() -> dict[str, Any]:
@@ -72,9 +112,23 @@ def paper_jft() -> dict[str, Any]:
 
     98.9 % of the same digits. JFT is not public.
     """
-    return dict(pretrained=False, epochs=10, batch_size=32, optimizer='rmsproptf', momentum=0.9, learning_rate=0.001,
-                schedule='step', decay_rate=0.9, decay_images=3_000_000, weight_decay=1e-5, drop_rate=0.,
-                ema_decay=0.9999, batch_norm='train', crop_scale=(0.08, 1.), flip=0.5)
+    return dict(
+        pretrained=False,
+        epochs=10,
+        batch_size=32,
+        optimizer='rmsproptf',
+        momentum=0.9,
+        learning_rate=0.001,
+        schedule='step',
+        decay_rate=0.9,
+        decay_images=3_000_000,
+        weight_decay=1e-5,
+        drop_rate=0.0,
+        ema_decay=0.9999,
+        batch_norm='train',
+        crop_scale=(0.08, 1.0),
+        flip=0.5,
+    )
 
 
 RECIPES = {'probe': probe, 'transfer': transfer, 'full': full, 'paper-imagenet': paper_imagenet, 'paper-jft': paper_jft}

@@ -2,6 +2,7 @@
 
 It is read offline, printed and passed on: all of it is in one file that loads nothing and runs nothing.
 """
+
 import base64
 import io
 import math
@@ -26,13 +27,13 @@ from .metrics import Calibration, PerClass, Predictions, summary
 __all__ = ['render']
 
 MISTAKES = 24
-GUESSES = 3             # classes shown of each mistake
-THUMBNAIL = 160         # pixels of the longer side
-TINY = 64               # below which enlarged pixels look better than blurred ones
-HEAT_MAP_CLASSES = 40   # at most; of more classes the most frequent confusions are listed
+GUESSES = 3  # classes shown of each mistake
+THUMBNAIL = 160  # pixels of the longer side
+TINY = 64  # below which enlarged pixels look better than blurred ones
+HEAT_MAP_CLASSES = 40  # at most; of more classes the most frequent confusions are listed
 CONFUSIONS = 30
-LISTED_CLASSES = 60     # at most; of more classes the worst and the best half of these
-MARKED_EPOCHS = 40      # at most, for markers that can be told apart
+LISTED_CLASSES = 60  # at most; of more classes the worst and the best half of these
+MARKED_EPOCHS = 40  # at most, for markers that can be told apart
 
 # Figure of an epoch -> its name, how it is written, and what it is.
 FIGURES = {
@@ -47,7 +48,8 @@ FIGURES = {
     'num_samples': ('Images', ',', 'evaluated'),
 }
 EPOCH_FIGURES = {
-    'train_loss': ('Training loss', '.4f'), 'learning_rate': ('Learning rate', '.2e'),
+    'train_loss': ('Training loss', '.4f'),
+    'learning_rate': ('Learning rate', '.2e'),
     **{key: (name, spec) for key, (name, spec, _) in FIGURES.items() if key != 'num_samples'},
 }
 # Title of a chart -> figures in it, and their names in its key; of two the first is the orange one.
@@ -61,10 +63,24 @@ CHARTS = {
 INK, GRID, FIRST, SECOND, PAPER = '#010101', '#020202', '#030303', '#040404', '#050505'
 COLOURS = {INK: 'muted', GRID: 'line', FIRST: 'orange', SECOND: 'blue', PAPER: 'surface'}
 STYLE = {
-    'svg.fonttype': 'none', 'font.size': 9, 'text.color': INK, 'text.parse_math': False, 'axes.labelcolor': INK,
-    'axes.edgecolor': GRID, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.spines.left': False,
-    'axes.grid': True, 'axes.grid.axis': 'y', 'axes.axisbelow': True, 'grid.color': GRID, 'xtick.color': GRID,
-    'ytick.color': GRID, 'xtick.labelcolor': INK, 'ytick.labelcolor': INK, 'ytick.left': False,
+    'svg.fonttype': 'none',
+    'font.size': 9,
+    'text.color': INK,
+    'text.parse_math': False,
+    'axes.labelcolor': INK,
+    'axes.edgecolor': GRID,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.spines.left': False,
+    'axes.grid': True,
+    'axes.grid.axis': 'y',
+    'axes.axisbelow': True,
+    'grid.color': GRID,
+    'xtick.color': GRID,
+    'ytick.color': GRID,
+    'xtick.labelcolor': INK,
+    'ytick.labelcolor': INK,
+    'ytick.left': False,
 }
 
 
@@ -73,16 +89,28 @@ def _percent(value: float) -> str:
 
 
 ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-    trim_blocks=True, lstrip_blocks=True)
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 ENVIRONMENT.filters['percent'] = _percent
 
 
 def render(
-        predictions: Predictions, *, class_names: Sequence[str], title: str, facts: Mapping[str, str],
-        settings: Mapping[str, object], history: Sequence[Mapping[str, object]],
-        thumbnail: Callable[[int], Image.Image], name: Callable[[int], str], warnings: Sequence[str], usage: str,
-        importance: Sequence[float] | None = None,
+    predictions: Predictions,
+    *,
+    class_names: Sequence[str],
+    title: str,
+    facts: Mapping[str, str],
+    settings: Mapping[str, object],
+    history: Sequence[Mapping[str, object]],
+    thumbnail: Callable[[int], Image.Image],
+    name: Callable[[int], str],
+    warnings: Sequence[str],
+    usage: str,
+    importance: Sequence[float] | None = None,
 ) -> str:
     """Renders the report of a split as an HTML page.
 
@@ -105,23 +133,40 @@ def render(
     """
     names, count = np.array(class_names, object), len(class_names)
     figures, per_class, calibration = (
-        summary(predictions, count, importance), PerClass.of(predictions, count), Calibration.of(predictions))
+        summary(predictions, count, importance),
+        PerClass.of(predictions, count),
+        Calibration.of(predictions),
+    )
     wrong = predictions.worst(len(predictions))
     with style.context(STYLE, after_reset=True):
         charts, reliability = _charts(history), _reliability(calibration)
     page = ENVIRONMENT.get_template('report.html.jinja').render(
-        title=title, facts=facts, settings=settings, warnings=warnings, usage=usage.strip(),
-        multi_label=predictions.multi_label, class_names=class_names, num_images=len(predictions),
-        figures=[(label, format(figures[key], spec), meaning)
-                 for key, (label, spec, meaning) in FIGURES.items() if key in figures],
+        title=title,
+        facts=facts,
+        settings=settings,
+        warnings=warnings,
+        usage=usage.strip(),
+        multi_label=predictions.multi_label,
+        class_names=class_names,
+        num_images=len(predictions),
+        figures=[
+            (label, format(figures[key], spec), meaning)
+            for key, (label, spec, meaning) in FIGURES.items()
+            if key in figures
+        ],
         phases=[(phase, len(list(epochs))) for phase, epochs in groupby(_phases(history))],
-        charts=charts, epochs=_epochs(history),
-        class_table=_class_table(per_class, names), unmeasured=list(names[per_class.support == 0]),
+        charts=charts,
+        epochs=_epochs(history),
+        class_table=_class_table(per_class, names),
+        unmeasured=list(names[per_class.support == 0]),
         confusion=None if predictions.multi_label else _confusion(predictions, names),
         num_wrong=len(wrong),
         mistakes=[_mistake(predictions, position, names, thumbnail, name) for position in wrong[:MISTAKES]],
-        reliability=reliability, calibration_error=calibration.error, accuracy=figures['top1'],
-        confidence=np.nansum(calibration.confidence * calibration.count) / len(predictions))
+        reliability=reliability,
+        calibration_error=calibration.error,
+        accuracy=figures['top1'],
+        confidence=np.nansum(calibration.confidence * calibration.count) / len(predictions),
+    )
     return page.encode('utf-8', 'backslashreplace').decode()  # file names need not be Unicode
 
 
@@ -137,15 +182,24 @@ def _value(row: Mapping[str, object], key: str) -> float:
 
 def _epochs(history: Sequence[Mapping[str, object]]) -> dict[str, Any]:
     """The table of epochs, without columns in which there is nothing."""
-    shown = {key: label for key, (label, _) in EPOCH_FIGURES.items()
-             if not all(math.isnan(_value(row, key)) for row in history)}
+    shown = {
+        key: label
+        for key, (label, _) in EPOCH_FIGURES.items()
+        if not all(math.isnan(_value(row, key)) for row in history)
+    }
     rows = []
     for row in history:
         values = {key: _value(row, key) for key in shown}
-        rows.append(dict(
-            phase=row.get('phase', ''), epoch=row.get('epoch', ''), best=row.get('best'),
-            figures=['-' if math.isnan(value) else format(value, EPOCH_FIGURES[key][1])
-                     for key, value in values.items()]))
+        rows.append(
+            dict(
+                phase=row.get('phase', ''),
+                epoch=row.get('epoch', ''),
+                best=row.get('best'),
+                figures=[
+                    '-' if math.isnan(value) else format(value, EPOCH_FIGURES[key][1]) for key, value in values.items()
+                ],
+            )
+        )
     return dict(columns=list(shown.values()), rows=rows)
 
 
@@ -215,10 +269,11 @@ def _svg(figure: Figure, name: str) -> str:
     """The drawing as an element of the page, in its colours and font."""
     buffer = io.StringIO()
     with matplotlib.rc_context({'svg.hashsalt': name}):  # the same for each run, and other names than other drawings
-        figure.savefig(buffer, format='svg', transparent=True,
-                       metadata=dict.fromkeys(['Creator', 'Date', 'Format', 'Type']))
+        figure.savefig(
+            buffer, format='svg', transparent=True, metadata=dict.fromkeys(['Creator', 'Date', 'Format', 'Type'])
+        )
     svg = buffer.getvalue()
-    svg = svg[svg.index('<svg'):]
+    svg = svg[svg.index('<svg') :]
     svg = re.sub(r'<defs>\s*<style.*?</style>\s*</defs>', '', svg, flags=re.DOTALL)  # it would hold for all the page
     svg = re.sub(r'<g id="[^"]*"', '<g', svg)
     svg = re.sub(r'font-family: [^;"]*;?', '', svg)
@@ -254,8 +309,12 @@ def _confusion(predictions: Predictions, names: np.ndarray) -> dict[str, Any]:
 
 
 def _mistake(
-        predictions: Predictions, position: int, names: np.ndarray, thumbnail: Callable[[int], Image.Image],
-        name: Callable[[int], str]) -> dict[str, Any]:
+    predictions: Predictions,
+    position: int,
+    names: np.ndarray,
+    thumbnail: Callable[[int], Image.Image],
+    name: Callable[[int], str],
+) -> dict[str, Any]:
     """One of them, as a card shows it."""
     row = int(predictions.rows[position])
     label, classes = predictions.labels[position], predictions.classes[position]
@@ -263,8 +322,12 @@ def _mistake(
     if predictions.multi_label:
         label, probabilities = np.flatnonzero(label), probabilities[classes]
     card = dict(
-        name=name(row), labels=list(names[np.atleast_1d(label)]), loss=predictions.losses[position], picture=None,
-        guesses=list(zip(names[classes[:GUESSES]], probabilities, predictions.hits[position])))
+        name=name(row),
+        labels=list(names[np.atleast_1d(label)]),
+        loss=predictions.losses[position],
+        picture=None,
+        guesses=list(zip(names[classes[:GUESSES]], probabilities, predictions.hits[position])),
+    )
     try:
         card['picture'] = _picture(thumbnail(row))
     except Exception as e:  # whatever a file leads to: the other pictures are still worth showing
@@ -277,5 +340,9 @@ def _picture(image: Image.Image) -> dict[str, Any]:
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, 'JPEG', quality=80, optimize=True, comment=b'')  # not what a camera or a person wrote into it
-    return dict(width=image.width, height=image.height, tiny=max(image.size) < TINY,
-                data=base64.b64encode(buffer.getvalue()).decode())
+    return dict(
+        width=image.width,
+        height=image.height,
+        tiny=max(image.size) < TINY,
+        data=base64.b64encode(buffer.getvalue()).decode(),
+    )

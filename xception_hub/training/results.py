@@ -1,4 +1,5 @@
 """What a run says and leaves behind: rows of a table while it goes on, the report in the end."""
+
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,27 @@ from .samples import Item, cell_of, open_image
 
 __all__ = ['page', 'row', 'table']
 
-COLUMNS = {'phase': 12, 'epoch': 6, 'learning_rate': 10, 'train_loss': 10, 'loss': 8, 'top1': 8, 'top5': 8,
-           'macro_f1': 9, 'mean_average_precision': 9, 'map_at_100': 9, 'images_per_second': 9}
-HEADINGS = {'learning_rate': 'rate', 'train_loss': 'train loss', 'mean_average_precision': 'mAP',
-            'map_at_100': 'MAP@100', 'images_per_second': 'images/s', 'macro_f1': 'macro F1'}
+COLUMNS = {
+    'phase': 12,
+    'epoch': 6,
+    'learning_rate': 10,
+    'train_loss': 10,
+    'loss': 8,
+    'top1': 8,
+    'top5': 8,
+    'macro_f1': 9,
+    'mean_average_precision': 9,
+    'map_at_100': 9,
+    'images_per_second': 9,
+}
+HEADINGS = {
+    'learning_rate': 'rate',
+    'train_loss': 'train loss',
+    'mean_average_precision': 'mAP',
+    'map_at_100': 'MAP@100',
+    'images_per_second': 'images/s',
+    'macro_f1': 'macro F1',
+}
 FORMATS = {'learning_rate': '.2e', 'images_per_second': '.1f'}
 
 
@@ -44,9 +62,16 @@ def table(figures: Mapping[str, Any]) -> str:
 
 
 def page(
-        predictions: Predictions, split: Split, class_names: Sequence[str], history: Sequence[Mapping[str, Any]],
-        settings: Mapping[str, Any], figures: Mapping[str, Any], bad_images: Sequence[str], folder: Path,
-        device: torch.device, importance: Sequence[float] | None = None,
+    predictions: Predictions,
+    split: Split,
+    class_names: Sequence[str],
+    history: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    bad_images: Sequence[str],
+    folder: Path,
+    device: torch.device,
+    importance: Sequence[float] | None = None,
 ) -> str:
     """The report.
 
@@ -65,20 +90,28 @@ def page(
     wanted = [int(predictions.rows[position]) for position in predictions.worst(MISTAKES)]
     items = _items(split, wanted)
     facts = {
-        'Model': settings['model'], 'Dataset': f'{settings["dataset"]}, {figures["split"]}',
+        'Model': settings['model'],
+        'Dataset': f'{settings["dataset"]}, {figures["split"]}',
         'Recipe': 'none: evaluation' if settings['eval_only'] else settings['recipe'],
         'Best epoch': f'{figures["epoch"]} of {figures["phase"]}' if 'epoch' in figures else 'none',
         'Computed on': _hardware(device),
         'Versions': f'xception_hub {__version__}, timm {timm.__version__}, torch {torch.__version__}, '
-                    f'Python {platform.python_version()}',
+        f'Python {platform.python_version()}',
     }
     model = settings['model'] if settings['eval_only'] else f'local-dir:{folder.resolve()}'
     return render(
-        predictions, class_names=class_names, title=f'{settings["model"]} on {settings["dataset"]}', facts=facts,
-        settings=settings, history=history,
+        predictions,
+        class_names=class_names,
+        title=f'{settings["model"]} on {settings["dataset"]}',
+        facts=facts,
+        settings=settings,
+        history=history,
         thumbnail=lambda position: open_image(split, items[position], THUMBNAIL),
         name=lambda position: split.cell_name(position, cell_of(split, items[position])),
-        warnings=[f'Left out: {image}' for image in bad_images], usage=usage(model), importance=importance)
+        warnings=[f'Left out: {image}' for image in bad_images],
+        usage=usage(model),
+        importance=importance,
+    )
 
 
 def _items(split: Split, positions: Sequence[int]) -> dict[int, Item]:
@@ -106,4 +139,3 @@ transform = timm.data.create_transform(**timm.data.resolve_data_config(model=mod
 images = transform(Image.open('photo.jpg').convert('RGB')).unsqueeze(0)
 with torch.inference_mode():
     print(model.pretrained_cfg['label_names'][model(images).argmax()])"""
-

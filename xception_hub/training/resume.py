@@ -3,6 +3,7 @@
 Everything else that a training depends on (order, augmentation, dropout) is a function of the seed and of the counters
 in the checkpoint, so that what goes on from one ends as if it had never been stopped.
 """
+
 import contextlib
 import json
 import os
@@ -76,7 +77,8 @@ def write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappin
         size = sum(tensor.nbytes for tensor in flat.values()) / 1e6
         raise ResumeError(
             f'{path} ({size:.0f} MB) could not be written: {e}. What was written before is still there: make room, '
-            f'and give the same command again.') from e
+            f'and give the same command again.'
+        ) from e
 
 
 def _to_disk(path: Path) -> None:
@@ -133,11 +135,12 @@ class Checkpoints:
             return []
         return sorted((path for path in self.folder.iterdir() if FILE_NAME.fullmatch(path.name)), reverse=True)
 
-    def save(self, phase: int, update: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any],
-             ) -> None:
+    def save(
+        self, phase: int, update: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    ) -> None:
         """Writes one, then removes all but the newest; see `write`."""
         write(self.path(phase, update), tensors, state)
-        for old in self.all()[self.keep:]:
+        for old in self.all()[self.keep :]:
             old.unlink(missing_ok=True)
 
     def newest(self) -> Checkpoint | None:
@@ -170,8 +173,10 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[st
         rest = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         strange = [value for value in rest.values() if not isinstance(value, kinds)]
         if strange:
-            raise ResumeError(f'{type(optimizer).__name__} keeps a {type(strange[0]).__name__} in its state, which a '
-                              f'checkpoint can not hold. Choose another optimizer.')
+            raise ResumeError(
+                f'{type(optimizer).__name__} keeps a {type(strange[0]).__name__} in its state, which a '
+                f'checkpoint can not hold. Choose another optimizer.'
+            )
         tensors.update({f'{owner}.{name}': value for name, value in values.items() if name not in rest})
         return rest
 
@@ -179,8 +184,9 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[st
     groups = []
     for i, group in enumerate(packed['param_groups']):
         # dtypes and names are settings, which a new optimizer has already
-        changing = {name: value for name, value in group.items()
-                    if name != 'param_names' and not isinstance(value, torch.dtype)}
+        changing = {
+            name: value for name, value in group.items() if name != 'param_names' and not isinstance(value, torch.dtype)
+        }
         groups.append(plain(changing, (*NUMBERS, str, list, tuple), f'group{i}'))
     return tensors, dict(numbers=numbers, groups=groups)
 
@@ -188,8 +194,10 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[st
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: StateDict, rest: Mapping[str, Any]) -> None:
     """Puts a packed state into a new optimizer of the same parameters."""
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest['numbers'].items()}
-    groups = [{**new, **{name: value for name, value in old.items() if not isinstance(new.get(name), tuple)}}
-              for new, old in zip(optimizer.state_dict()['param_groups'], rest['groups'])]
+    groups = [
+        {**new, **{name: value for name, value in old.items() if not isinstance(new.get(name), tuple)}}
+        for new, old in zip(optimizer.state_dict()['param_groups'], rest['groups'])
+    ]
     for key, tensor in tensors.items():
         owner, _, name = key.partition('.')
         if owner.startswith('group'):

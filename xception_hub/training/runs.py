@@ -1,11 +1,12 @@
 """The directory of a run: what was asked for, what was found in the data, how far it has come.
 
-    settings.yaml      what was asked for; `--config DIR/settings.yaml` asks for it again
-    data.json          classes and their weights, images left out, rows of the validation split
-    checkpoints/       to go on from, and the best
-    history.json       figures of each epoch; like the following, once it is finished
-    model.safetensors, config.json, README.md, metrics.json, report.html
+settings.yaml      what was asked for; `--config DIR/settings.yaml` asks for it again
+data.json          classes and their weights, images left out, rows of the validation split
+checkpoints/       to go on from, and the best
+history.json       figures of each epoch; like the following, once it is finished
+model.safetensors, config.json, README.md, metrics.json, report.html
 """
+
 import json
 import os
 import signal
@@ -20,9 +21,7 @@ import yaml
 
 from .resume import Checkpoints, ResumeError
 
-__all__ = [
-    'HISTORY_FILE', 'METRICS_FILE', 'SETTINGS_FILE', 'Interrupted', 'Progress', 'Run', 'Stop', 'stop_on_signals',
-]
+__all__ = ['HISTORY_FILE', 'METRICS_FILE', 'SETTINGS_FILE', 'Interrupted', 'Progress', 'Run', 'Stop', 'stop_on_signals']
 
 SETTINGS_FILE, DATA_FILE, HISTORY_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'history.json', 'metrics.json'
 
@@ -48,7 +47,7 @@ class Progress:
     phase: int = 0
     epoch: int = 0
     update: int = 0
-    loss_sum: float = 0.
+    loss_sum: float = 0.0
     images: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
@@ -72,7 +71,7 @@ class Run:
     """
 
     def __init__(
-            self, folder: Path, settings: Mapping[str, Any], processes: int, free: frozenset[str], keep: int,
+        self, folder: Path, settings: Mapping[str, Any], processes: int, free: frozenset[str], keep: int
     ) -> None:
         self.folder = folder
         self.settings = dict(settings)
@@ -87,24 +86,30 @@ class Run:
         file = self.folder / SETTINGS_FILE
         if not file.is_file():
             if any(self.folder.iterdir()):
-                raise ResumeError(f'{self.folder} holds something else than a run. Name another directory as the '
-                                  f'output.')
+                raise ResumeError(
+                    f'{self.folder} holds something else than a run. Name another directory as the output.'
+                )
             return
         there = yaml.safe_load(file.read_text(encoding='utf-8'))
         if not isinstance(there, dict):
             raise ResumeError(f'{file} is damaged. Name another directory as the output.')
         names = sorted({*there, *self.settings} - free)
-        different = [f'{name} is {there.get(name)!r} there and {self.settings.get(name)!r} here'
-                     for name in names if there.get(name) != self.settings.get(name)]
+        different = [
+            f'{name} is {there.get(name)!r} there and {self.settings.get(name)!r} here'
+            for name in names
+            if there.get(name) != self.settings.get(name)
+        ]
         if different:
             raise ResumeError(
                 f'{self.folder} holds a run with other settings: {"; ".join(different)}. Repeat its command to go on '
-                f'with it (--config {file}), or name another directory as the output.')
+                f'with it (--config {file}), or name another directory as the output.'
+            )
         data = self.data
         if data and data['processes'] != self.processes:
             raise ResumeError(
                 f'{self.folder} holds a run of {data["processes"]} processes; {self.processes} would see other '
-                f'batches. Start as many, or name another directory as the output.')
+                f'batches. Start as many, or name another directory as the output.'
+            )
 
     @property
     def finished(self) -> bool:

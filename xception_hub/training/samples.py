@@ -3,6 +3,7 @@ done again, by any number of processes and workers, from any point on.
 
     order of an epoch -> groups, one for each update -> batches of this process -> images, decoded and augmented
 """
+
 import hashlib
 import itertools
 import random
@@ -22,8 +23,21 @@ from torch.utils.data import DataLoader, Dataset
 from .data import Cell, DataError, Split, content
 from .images import ImageError, decode
 
-__all__ = ['Batch', 'Images', 'InOrder', 'Item', 'Plan', 'TrainingBatches', 'cell_of', 'class_weights', 'in_order',
-           'loader', 'open_image', 'seed_all', 'seed_of']
+__all__ = [
+    'Batch',
+    'Images',
+    'InOrder',
+    'Item',
+    'Plan',
+    'TrainingBatches',
+    'cell_of',
+    'class_weights',
+    'in_order',
+    'loader',
+    'open_image',
+    'seed_all',
+    'seed_of',
+]
 
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
 
@@ -40,7 +54,7 @@ class Item(NamedTuple):
 
     position: int
     epoch: int = 0
-    weight: float = 1.
+    weight: float = 1.0
     cell: Cell | None = None
 
 
@@ -72,8 +86,9 @@ class Batch:
 
     def pin_memory(self) -> 'Batch':
         """As torch's loaders do it for faster copies to a GPU."""
-        return Batch(self.inputs.pin_memory(), self.labels.pin_memory(), self.positions, self.weights.pin_memory(),
-                     self.seconds)
+        return Batch(
+            self.inputs.pin_memory(), self.labels.pin_memory(), self.positions, self.weights.pin_memory(), self.seconds
+        )
 
 
 def seed_of(*numbers: int) -> int:
@@ -136,8 +151,8 @@ class Plan:
         """This process' batches of a group."""
         steps = -(-len(group) // (self.batch_size * self.processes))
         for step in range(steps):
-            batch = list(group[step * self.processes + self.rank::steps * self.processes])
-            yield batch or [group[0]._replace(weight=0.)]
+            batch = list(group[step * self.processes + self.rank :: steps * self.processes])
+            yield batch or [group[0]._replace(weight=0.0)]
 
 
 @dataclass
@@ -165,8 +180,10 @@ class TrainingBatches:
 
     def __post_init__(self) -> None:
         if self.balanced and self.split.streamed:
-            raise DataError('Balanced sampling takes images in any order, which a stream does not give. Leave out '
-                            '--balanced-sampling, for which --class-weights may stand, or --streaming.')
+            raise DataError(
+                'Balanced sampling takes images in any order, which a stream does not give. Leave out '
+                '--balanced-sampling, for which --class-weights may stand, or --streaming.'
+            )
 
     def __len__(self) -> int:
         return sum(self.plan.steps(update) for update in range(self.first_update, self.plan.updates))
@@ -259,7 +276,7 @@ class Images(Dataset):
     """
 
     def __init__(
-            self, split: Split, transform: Callable[[Image.Image], Tensor], needed: int | None = None, seed: int = 0,
+        self, split: Split, transform: Callable[[Image.Image], Tensor], needed: int | None = None, seed: int = 0
     ) -> None:
         self.split = split
         self.transform = transform
@@ -307,8 +324,14 @@ def loader(dataset: Any, batches: Any, workers: int = 0, pin_memory: bool = Fals
     """
     collate: Callable[[Any], Batch] = _whole if hasattr(dataset, '__getitems__') else _collate
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin_memory,
-        persistent_workers=workers > 0, worker_init_fn=_leave_signals)
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals,
+    )
 
 
 def _leave_signals(worker: int) -> None:

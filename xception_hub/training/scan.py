@@ -1,4 +1,5 @@
 """Every image of a split looked at once, before anything is trained on: which can't be used, and which occur twice."""
+
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,8 +59,14 @@ class _Files(Dataset):
 
 
 def scan(
-        split: Split, needed: int | None = None, *, workers: int = 0, processes: int = 1, rank: int = 0,
-        decoded: bool = True, step: Callable[[], Any] = lambda: None,
+    split: Split,
+    needed: int | None = None,
+    *,
+    workers: int = 0,
+    processes: int = 1,
+    rank: int = 0,
+    decoded: bool = True,
+    step: Callable[[], Any] = lambda: None,
 ) -> Scan:
     """Decodes every image of a split completely.
 
@@ -73,8 +80,9 @@ def scan(
         step: Called after each image.
     """
     items = (item for item in in_order(split) if item.position % processes == rank)
-    results: Iterator[tuple[int, bytes, BadImage | None]] = iter(DataLoader(
-        _Files(split, needed, decoded), sampler=items, batch_size=None, num_workers=workers))
+    results: Iterator[tuple[int, bytes, BadImage | None]] = iter(
+        DataLoader(_Files(split, needed, decoded), sampler=items, batch_size=None, num_workers=workers)
+    )
     found = Scan([], {})
     for position, digest, bad in results:
         found.digests[position] = digest

@@ -1,4 +1,5 @@
 """Everything that a run of finetune.py depends on, once: its command line and its YAML files are made from this."""
+
 import ast
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,11 +11,21 @@ from cyclopts.validators import Number
 
 from .recipes import RECIPES
 
-__all__ = ['FREE', 'Augmentation', 'DataSettings', 'Machine', 'ModelSettings', 'Optimization', 'Output', 'Settings',
-           'phases']
+__all__ = [
+    'FREE',
+    'Augmentation',
+    'DataSettings',
+    'Machine',
+    'ModelSettings',
+    'Optimization',
+    'Output',
+    'Settings',
+    'phases',
+]
 
-AT_LEAST_1, POSITIVE, SHARE = (Parameter(validator=Number(**bounds)) for bounds in (
-    dict(gte=1), dict(gt=0), dict(gte=0, lt=1)))
+AT_LEAST_1, POSITIVE, SHARE = (
+    Parameter(validator=Number(**bounds)) for bounds in (dict(gte=1), dict(gt=0), dict(gte=0, lt=1))
+)
 NOT_NEGATIVE = Parameter(validator=Number(gte=0))
 SWITCH = Parameter(negative='')  # without a --no-... beside it
 
@@ -73,9 +84,9 @@ class ModelSettings:
     """Further arguments of the model: --model-args.bn_eps 1e-5."""
     image_size: Annotated[int | None, AT_LEAST_1] = None
     """Height and width in pixels; by default the model's."""
-    drop_rate: Annotated[float, SHARE] = 0.
+    drop_rate: Annotated[float, SHARE] = 0.0
     """Dropout before the classifier."""
-    drop_path_rate: Annotated[float, SHARE] = 0.
+    drop_path_rate: Annotated[float, SHARE] = 0.0
     """Stochastic depth."""
 
 
@@ -102,7 +113,7 @@ class Optimization:
     """Further arguments of the optimizer: --optimizer-args.eps 1e-3."""
     learning_rate: Annotated[float, POSITIVE] = 1e-3
     """Highest one, of an update; it is not scaled by the number of processes."""
-    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     """Of weights; biases and normalizations have none."""
     momentum: Annotated[float, SHARE] = 0.9
     """Of optimizers that have one."""
@@ -110,11 +121,11 @@ class Optimization:
     """Factor of the learning rate from each layer to the one before it."""
     schedule: Literal['constant', 'cosine', 'step'] = 'cosine'
     """Of the learning rate, by update."""
-    warmup_epochs: Annotated[float, NOT_NEGATIVE] = 0.
+    warmup_epochs: Annotated[float, NOT_NEGATIVE] = 0.0
     """In which the learning rate rises."""
     decay_rate: Annotated[float, POSITIVE] = 0.1
     """Of the schedule step."""
-    decay_epochs: Annotated[float, POSITIVE] = 30.
+    decay_epochs: Annotated[float, POSITIVE] = 30.0
     """Between steps of the schedule."""
     decay_images: Annotated[int | None, AT_LEAST_1] = None
     """The same, counted in images."""
@@ -122,7 +133,7 @@ class Optimization:
     """Largest norm of the gradient."""
     batch_norm: Literal['frozen', 'train'] = 'frozen'
     """Whether batch normalization keeps to its moving statistics (inference mode) or learns new ones."""
-    label_smoothing: Annotated[float, SHARE] = 0.
+    label_smoothing: Annotated[float, SHARE] = 0.0
     """Share of each label that goes to all classes."""
     class_weights: bool = False
     """Let all classes count the same in the loss."""
@@ -145,21 +156,21 @@ class Optimization:
 @group('Augmentation', 4)
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    crop_scale: tuple[float, float] = (1., 1.)
+    crop_scale: tuple[float, float] = (1.0, 1.0)
     """Least and largest share of an image's area that a random crop takes."""
-    flip: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.
+    flip: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.0
     """Probability of a flip from left to right."""
-    vertical_flip: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.
+    vertical_flip: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.0
     """Probability of a flip upside down."""
-    color_jitter: Annotated[float, NOT_NEGATIVE] = 0.
+    color_jitter: Annotated[float, NOT_NEGATIVE] = 0.0
     """Strength of random changes of brightness, contrast and saturation."""
     auto_augment: str | None = None
     """timm's name of a policy, like rand-m7-mstd0.5-inc1."""
-    random_erasing: Annotated[float, SHARE] = 0.
+    random_erasing: Annotated[float, SHARE] = 0.0
     """Probability that a rectangle is blanked."""
-    mixup: Annotated[float, NOT_NEGATIVE] = 0.
+    mixup: Annotated[float, NOT_NEGATIVE] = 0.0
     """Alpha."""
-    cutmix: Annotated[float, NOT_NEGATIVE] = 0.
+    cutmix: Annotated[float, NOT_NEGATIVE] = 0.0
     """Alpha."""
 
 
@@ -185,7 +196,7 @@ class Machine:
 class Output:
     output: Path = Path('finetuned')
     """Directory of the run, and of the model in the end."""
-    checkpoint_minutes: Annotated[float, NOT_NEGATIVE] = 10.
+    checkpoint_minutes: Annotated[float, NOT_NEGATIVE] = 10.0
     """Between checkpoints, besides that of each epoch; 0 for one after each update."""
     keep_checkpoints: Annotated[int, AT_LEAST_1] = 2
     """How many of the newest; the best is kept besides."""
@@ -214,13 +225,16 @@ class Settings:
     def flat(self) -> dict[str, Any]:
         """Name -> value, as YAML can express it."""
         merged = {name: value for part in asdict(self).values() for name, value in part.items()}
-        return {name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-                for name, value in merged.items()}
+        return {
+            name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            for name, value in merged.items()
+        }
 
 
 # What may differ when a run goes on, for it doesn't change the result.
-FREE = frozenset({'output', 'checkpoint_minutes', 'keep_checkpoints', 'tracker', 'push', 'dry_run', 'workers',
-                  'feature_cache'})
+FREE = frozenset(
+    {'output', 'checkpoint_minutes', 'keep_checkpoints', 'tracker', 'push', 'dry_run', 'workers', 'feature_cache'}
+)
 
 
 def phases(settings: Settings) -> list[tuple[str, Settings]]:
@@ -230,7 +244,14 @@ def phases(settings: Settings) -> list[tuple[str, Settings]]:
         return []
     if s.recipe == 'transfer':
         first = replace(
-            s, layer_decay=None, warmup_epochs=0., ema_decay=None, clip_grad=None, accumulation=1, optimizer_args={},
-            **{**RECIPES['probe'](), 'epochs': s.head_epochs, 'learning_rate': s.head_learning_rate})
+            s,
+            layer_decay=None,
+            warmup_epochs=0.0,
+            ema_decay=None,
+            clip_grad=None,
+            accumulation=1,
+            optimizer_args={},
+            **{**RECIPES['probe'](), 'epochs': s.head_epochs, 'learning_rate': s.head_learning_rate},
+        )
         return [('probe', replace(settings, optimization=first)), ('everything', settings)]
     return [('probe' if s.recipe == 'probe' else 'everything', settings)]
