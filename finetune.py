@@ -25,49 +25,40 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from cyclopts import App, Parameter
 
-from conversion import card, publish
+from xception_hub.directory import card, publish
+from xception_hub.errors import DataError, Diverged, ImageError, ModelError, ResumeError, SettingsError
 from xception_hub.training import data as datasets_of_images
 from xception_hub.training import models, results, resume
-from xception_hub.training.data import Data, DataError
+from xception_hub.training.data import Data
 from xception_hub.training.evaluation import evaluation_loader, share_tensors
 from xception_hub.training.features import FeatureCache, Features, cache_folder, context_of
-from xception_hub.training.images import ImageError
 from xception_hub.training.labels import Selected, outputs_of
-from xception_hub.training.loop import (
-    Diverged,
-    Phase,
-    Training,
-    judge,
-    make_optimizer,
-    memory_format,
-    progress_bar,
-    workers,
-)
+from xception_hub.training.loop import Phase, Training, judge, make_optimizer, memory_format, progress_bar, workers
 from xception_hub.training.memory import measure
 from xception_hub.training.metrics import figure_names, summary
-from xception_hub.training.models import ModelError, ProbeHead, TimmModel, Transforms, set_mode, without_classifier
-from xception_hub.training.objective import Objective, balancing
-from xception_hub.training.pace import Pace, cpu_emulates_bf16
+from xception_hub.training.models import ProbeHead, TimmModel, Transforms, set_mode, without_classifier
+from xception_hub.training.objective import Objective, balanced_class_weights
 from xception_hub.training.recipes import RECIPES
-from xception_hub.training.resume import Checkpoint, ResumeError
+from xception_hub.training.resume import Checkpoint
 from xception_hub.training.runs import HISTORY_FILE, METRICS_FILE, SETTINGS_FILE, Interrupted, Progress, Run
-from xception_hub.training.samples import Batch, Images, InOrder, Plan, TrainingBatches, loader, seed_all
+from xception_hub.training.samples import Batch, Batching, Images, InOrder, TrainingBatches, loader, seed_all
 from xception_hub.training.scan import digests, scan
-from xception_hub.training.settings import FREE, Augmentation, Optimization, Settings, phases
+from xception_hub.training.settings import RESUME_MAY_CHANGE, Augmentation, Optimization, Settings, phases
+from xception_hub.training.throughput import Throughput, cpu_emulates_bf16
 
 SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
 INTERRUPTED = 130  # exit status, as of a process that Ctrl-C has ended
-
-
-class SettingsError(ValueError):
-    """What was asked for can't be had, or not together."""
 
 
 def run(settings: Settings) -> None:
     """The whole of it: data, model, phases, results."""
     accelerator = start(settings)
     folder = Run(
-        settings.output.output, settings.flat(), accelerator.num_processes, FREE, settings.output.keep_checkpoints
+        settings.output.output,
+        settings.flat(),
+        accelerator.num_processes,
+        RESUME_MAY_CHANGE,
+        settings.output.keep_checkpoints,
     )
     if folder.finished:
         accelerator.print(f'{folder.folder} is finished:\n{(folder.folder / METRICS_FILE).read_text()}')
@@ -327,9 +318,9 @@ def prepare(
         len(data.class_names),
         data.multi_label,
         s.label_smoothing,
-        balancing(data.train.labels, len(data.class_names)) if s.class_weights else None,
+        balanced_class_weights(data.train.labels, len(data.class_names)) if s.class_weights else None,
     )
-    plain = [Images(split, transforms.evaluation(), transforms.needed) for split in (data.train, data.validation)]
+    plain = [Images(split, transforms.evaluation(), transforms.min_side) for split in (data.train, data.validation)]
     training: Images | Features
     validation: Images | Features
     if name == 'probe':
@@ -346,7 +337,7 @@ def prepare(
             auto_augment=a.auto_augment,
             re_prob=a.random_erasing,
         )
-        training = Images(data.train, transform, transforms.needed_for(a.crop_scale), s.seed)
+        training = Images(data.train, transform, transforms.min_side_for(a.crop_scale), s.seed)
     judged_on = evaluation_loader(
         validation, data.validation, accelerator, s.batch_size, workers(settings, accelerator)
     )
@@ -362,7 +353,7 @@ def prepare_evaluation(
     importance: Sequence[float] | None = None,
 ) -> Phase:
     """The model as it is, of whose outputs those count that are the dataset's classes."""
-    images = Images(data.validation, transforms.evaluation(), transforms.needed)
+    images = Images(data.validation, transforms.evaluation(), transforms.min_side)
     module = Selected(model, outputs_of(model, data.class_names)).to(accelerator.device)
     judged_on = evaluation_loader(
         images, data.validation, accelerator, settings.optimization.batch_size, workers(settings, accelerator)
@@ -386,12 +377,15 @@ def kept_features(
     context = context_of(
         without_classifier(model),
         dict(
-            transforms.config, needed=images.needed, model=settings.model.model, precision=accelerator.mixed_precision
+            transforms.config,
+            min_side=images.min_side,
+            model=settings.model.model,
+            precision=accelerator.mixed_precision,
         ),
     )
     cache = FeatureCache(settings.machine.feature_cache or cache_folder(), context)
     keys = digests(images.split, workers(settings, accelerator))
-    pace = Pace(workers(settings, accelerator), accelerator.num_processes)
+    throughput = Throughput(workers(settings, accelerator), accelerator.num_processes)
     with (
         progress_bar(f'Features of {images.split.name}', len(images.split), accelerator) as bar,
         models.evaluating(model),
@@ -402,13 +396,13 @@ def kept_features(
             keys,
             partial(models.features_of, model),
             accelerator,
-            pace,
+            throughput,
             workers(settings, accelerator),
             memory_format(settings),
             lambda count: bar.update(count * accelerator.num_processes),
         )
-    if pace.images:
-        accelerator.print(f'Features of {images.split.name}: {pace}')
+    if throughput.images:
+        accelerator.print(f'Features of {images.split.name}: {throughput}')
     return Features(images.split, keys, cache)
 
 
@@ -497,17 +491,17 @@ def try_one_batch(
 ) -> str:
     """What a step of the last phase costs, after the settings that it was made with; changes the model."""
     lines = [f'{name:24} {value}' for name, value in settings.flat().items()]
-    s, pace = settings.optimization, Pace(0)
+    s, throughput = settings.optimization, Throughput(0)
     if settings.output.eval_only or s.recipe == 'probe':
-        images = Images(data.validation, transforms.evaluation(), transforms.needed)
+        images = Images(data.validation, transforms.evaluation(), transforms.min_side)
         batches = loader(images, InOrder(data.validation, s.batch_size))
-        with models.evaluating(model), closing(pace.timed(batches)) as feed:
+        with models.evaluating(model), closing(throughput.timed(batches)) as feed:
             models.features_of(model, next(feed).to(accelerator.device, memory_format(settings)).inputs)
-        passes = (len(data.train) + len(data.validation)) / (pace.model or 1) / accelerator.num_processes
-        lines += ['', f'One batch: {pace}; about {passes / 60:.0f} minutes for one pass over all images']
+        passes = (len(data.train) + len(data.validation)) / (throughput.model or 1) / accelerator.num_processes
+        lines += ['', f'One batch: {throughput}; about {passes / 60:.0f} minutes for one pass over all images']
     else:
         phase = prepare('everything', settings, data, model, transforms, accelerator)
-        order = TrainingBatches(data.train, Plan(len(data.train), s.batch_size), s.seed)
+        order = TrainingBatches(data.train, Batching(len(data.train), s.batch_size), s.seed)
         set_mode(model, s.batch_norm == 'frozen')
 
         def loss_of(batch: Batch) -> torch.Tensor:
@@ -515,12 +509,12 @@ def try_one_batch(
                 inputs, targets = phase.objective.prepare(batch.inputs, batch.labels)
                 return phase.objective.losses(model(inputs), targets).mean()
 
-        with closing(pace.timed(loader(phase.training, order))) as feed:
+        with closing(throughput.timed(loader(phase.training, order))) as feed:
             batch = next(feed).to(accelerator.device, memory_format(settings))
             footprint = measure(model, make_optimizer(s, model), partial(loss_of, batch), len(batch.inputs))
         lines += [
             '',
-            f'One batch of {footprint.batch_size}: loss {footprint.loss:.4f}; {pace}',
+            f'One batch of {footprint.batch_size}: loss {footprint.loss:.4f}; {throughput}',
             f'Memory of a step: {footprint}; {footprint.total(bool(s.ema_decay)) / 1e6:.0f} MB in all, besides '
             f'the libraries',
         ]

@@ -2,9 +2,9 @@
 
 dependencies = ['torch', 'timm', 'huggingface_hub', 'safetensors']
 
-from xception_hub.checkpoints import from_checkpoint
-from xception_hub.xception_paper import xception_paper
-from xception_hub.xception_variants import (
+from xception_hub.weights.checkpoints import from_checkpoint
+from xception_hub.xception_paper import (
+    xception_paper,
     xception_paper_fc,
     xception_paper_jft,
     xception_paper_jft_fc,

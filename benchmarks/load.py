@@ -25,8 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 
 from port_a_keras_model import download
 
-from conversion.port import port
-from xception_hub.checkpoints import to_legacy
+from xception_hub.porting.port import port
+from xception_hub.weights.checkpoints import to_legacy
 
 app = App(help=__doc__, version_flags=[])
 

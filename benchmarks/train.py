@@ -33,10 +33,10 @@ from port_a_keras_model import download
 from xception_hub.training.data import Split
 from xception_hub.training.memory import measure
 from xception_hub.training.models import Transforms, build
-from xception_hub.training.pace import cpu_emulates_bf16
 from xception_hub.training.recipes import RECIPES
-from xception_hub.training.samples import Images, Plan, TrainingBatches, loader
+from xception_hub.training.samples import Batching, Images, TrainingBatches, loader
 from xception_hub.training.settings import Augmentation
+from xception_hub.training.throughput import cpu_emulates_bf16
 
 
 class Variant(NamedTuple):
@@ -138,7 +138,7 @@ def in_turn(steps: dict[Any, Callable[[], float]], repeats: int) -> dict[Any, fl
 
 def input_rate(images: Images, workers: int) -> float:
     """Images per second of the second epoch, for which the workers are there already."""
-    batches = loader(images, TrainingBatches(images.split, Plan(PHOTOS, INPUT_BATCH), 0), workers)
+    batches = loader(images, TrainingBatches(images.split, Batching(PHOTOS, INPUT_BATCH), 0), workers)
     for _ in range(2):
         start = time.perf_counter()
         count = sum(len(batch.inputs) for batch in batches)
@@ -165,7 +165,7 @@ def photos(recipe: str, size: int) -> Images:
         auto_augment=a.auto_augment,
         re_prob=a.random_erasing,
     )
-    return Images(split, transform, transforms.needed_for(a.crop_scale))
+    return Images(split, transform, transforms.min_side_for(a.crop_scale))
 
 
 def cpu_model() -> str:

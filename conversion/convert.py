@@ -14,15 +14,14 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from timm.data import ImageNetInfo
 
-from xception_hub.xception_paper import MIN_IMG_SIZE
-
-from .head import is_number
-from .output import OutputError, write
-from .parity import Parity, ParityError, prove_parity
-from .photos import Photo, find_photos, photo_batch, sample_photos
-from .port import KerasFileError, Port, port
-from .preprocessing import Preprocessing
-from .release import ReleaseError
+from xception_hub.errors import DirectoryError, KerasFileError, ParityError, ReleaseError
+from xception_hub.layers import MIN_IMG_SIZE
+from xception_hub.porting.keras_head import is_number
+from xception_hub.porting.output import write
+from xception_hub.porting.parity import Parity, prove_parity
+from xception_hub.porting.photos import Photo, find_photos, photo_batch, sample_photos
+from xception_hub.porting.port import Port, port
+from xception_hub.porting.preprocessing import Preprocessing
 
 __all__ = ['convert']
 
@@ -58,7 +57,7 @@ def convert(
 
     Raises:
         KerasFileError: The class names don't fit.
-        OutputError: The directory can't be written.
+        DirectoryError: The directory can't be written.
         ParityError: Keras computes something else than the converted network; or it is not installed, and the proofs
             without it failed or lack a photo.
     """
@@ -120,7 +119,7 @@ def main(
         )
         photos = find_photos(images) if images else []
         parity = convert(ported, output, preprocessing, names, photos)
-    except (KerasFileError, ReleaseError, OutputError, ParityError, OSError, ImportError) as e:
+    except (KerasFileError, ReleaseError, DirectoryError, ParityError, OSError, ImportError) as e:
         sys.exit(f'error: {e}')
     print(f'{parity.report()}\n')
     if ported.structure.ignored:

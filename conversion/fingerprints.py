@@ -8,10 +8,9 @@ import sys
 
 from cyclopts import App
 
-from xception_hub.fingerprints import fingerprint
-
-from .port import KerasFileError, port
-from .release import ReleaseError
+from xception_hub.errors import KerasFileError, ReleaseError
+from xception_hub.porting.port import port
+from xception_hub.weights.fingerprints import fingerprint
 
 app = App(name='python -m conversion.fingerprints', help=__doc__, version_flags=[])
 

@@ -16,27 +16,23 @@ import torch
 from cyclopts import App, Parameter
 
 import xception_hub  # noqa: F401  registers the model
-from xception_hub import WeightsError, Xception
-from xception_hub.sources import NUMERICS, VARIANTS
+from xception_hub import Xception
+from xception_hub.errors import KerasFileError, ToKerasError, WeightsError
+from xception_hub.porting import keras_model
+from xception_hub.porting.formats import open_source
+from xception_hub.porting.keras_head import FINAL_ACTIVATIONS
+from xception_hub.porting.keras_model import POOLING_LAYERS, import_keras, structure_of
+from xception_hub.porting.layouts import layout_of
+from xception_hub.porting.port import port, read_layers
+from xception_hub.weights.sources import NUMERICS, VARIANTS
 
-from . import keras_model
-from .formats import open_source
-from .head import FINAL_ACTIVATIONS
-from .keras_model import POOLING_LAYERS, import_keras, structure_of
-from .layouts import layout_of
-from .port import KerasFileError, port, read_layers
-
-__all__ = ['ToKerasError', 'build', 'write']
+__all__ = ['build', 'write']
 
 # What Keras' Xception is; a network with other arguments has no counterpart there.
 KERAS_ARGUMENTS = dict(NUMERICS, **VARIANTS, output_stride=32)
 SUFFIXES = ('.keras', '.weights.h5')
 
 app = App(name='python -m conversion.to_keras', help=__doc__, version_flags=[])
-
-
-class ToKerasError(ValueError):
-    """The network or the file name has no counterpart in Keras; the message says which argument, value and choices."""
 
 
 def build(directory: Path) -> tuple[Any, Xception]:

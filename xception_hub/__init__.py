@@ -3,19 +3,12 @@
 Importing this package registers the models, so that `timm.create_model('xception_paper', pretrained=True)` knows them.
 """
 
-from . import xception_variants
-from .checkpoints import CheckpointError, from_checkpoint
-from .fingerprints import Verification
-from .sources import WeightsError, verify
-from .xception_paper import Xception
+from . import xception_paper as _registered  # noqa: F401
+from .errors import CheckpointError, WeightsError
+from .network import Xception
+from .weights.checkpoints import from_checkpoint
+from .weights.fingerprints import Verification
+from .weights.sources import verify
 
-__all__ = [
-    'CheckpointError',
-    'Verification',
-    'WeightsError',
-    'Xception',
-    'from_checkpoint',
-    'verify',
-    'xception_variants',
-]
+__all__ = ['CheckpointError', 'Verification', 'WeightsError', 'Xception', 'from_checkpoint', 'verify']
 __version__ = '0.1.0'

@@ -19,8 +19,9 @@ from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 from timm.layers import DropPath, SelectAdaptivePool2d
 from torch import nn
 
-from ..inception import InceptionModule, SegmentedConv2d, SegmentTowers, simplified_towers
-from ..xception_paper import SEGMENTS, MaxPool2dSame, Xception, XceptionModule
+from ..layers import MaxPool2dSame, SeparableConv2d
+from ..network import SEGMENTS, Xception, XceptionModule
+from .inception import InceptionModule, SegmentTowers, simplified_towers
 
 __all__ = ['draw_all', 'draw_continuum', 'draw_inception', 'draw_network', 'draw_segments', 'draw_separable']
 
@@ -40,8 +41,8 @@ SPATIAL, POINTWISE, ACT, POOL, NORM = '#f7d9a3', '#b9dcf3', '#c2e5d8', '#ecd0e1'
 STRONG_SPATIAL, STRONG_POINTWISE = '#b86e00', '#0072b2'
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
-UNITS = (SegmentedConv2d, SelectAdaptivePool2d)  # modules with children that are drawn as one box
-Segmented = SegmentTowers | SegmentedConv2d
+UNITS = (SeparableConv2d, SelectAdaptivePool2d)  # modules with children that are drawn as one box
+Segmented = SegmentTowers | SeparableConv2d
 Sizes = dict[nn.Module, tuple[torch.Size, torch.Size]]  # of the maps before and after each layer
 
 
@@ -187,7 +188,7 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
     return [layer for child in children for layer in layers_of(child)]
 
 
-def steps_of(module: SegmentedConv2d) -> list[nn.Module]:
+def steps_of(module: SeparableConv2d) -> list[nn.Module]:
     """The two convolutions in their order, and what stands between them."""
     steps = [module.conv_dw, *layers_of(module.act), module.conv_pw]
     return steps if module.order == 'depthwise_first' else steps[::-1]
@@ -195,7 +196,7 @@ def steps_of(module: SegmentedConv2d) -> list[nn.Module]:
 
 def label(layer: nn.Module) -> str:
     """What a box says: kernel and width of a convolution, and what else is not the rule."""
-    if isinstance(layer, SegmentedConv2d):
+    if isinstance(layer, SeparableConv2d):
         dw, steps = layer.conv_dw, steps_of(layer)
         if dw.groups < dw.in_channels or len(steps) > 2 or layer.order != 'depthwise_first':
             return ' → '.join(map(label, steps))
@@ -217,7 +218,7 @@ def label(layer: nn.Module) -> str:
 
 def fills(layer: nn.Module) -> list[str]:
     """Colours of a box from left to right."""
-    if isinstance(layer, SegmentedConv2d):
+    if isinstance(layer, SeparableConv2d):
         return [fill for step in steps_of(layer) for fill in fills(step)]
     if isinstance(layer, nn.Conv2d):
         return [SPATIAL if layer.kernel_size[0] > 1 else POINTWISE]
@@ -336,7 +337,7 @@ def _towers(drawing: Drawing, x: float, y: float, width: float, convs: Sequence[
 def draw_continuum(path: Path | None = None, width: int = 728) -> Figure:
     """Parameters by the number of segments: of one 3x3 and 1x1 convolution of `width` channels, and of the network."""
     divisors = [i for i in range(1, width + 1) if width % i == 0]
-    pair = {i: parameters(SegmentedConv2d(width, width, segments=i, device='meta')) for i in divisors}
+    pair = {i: parameters(SeparableConv2d(width, width, segments=i, device='meta')) for i in divisors}
     network = {i or width: parameters(Xception(segments=i, device='meta')) for i in SEGMENTS}
     figure = Figure(figsize=(WIDTH, 5), facecolor=WHITE, layout='constrained')
     axes = figure.add_subplot()
@@ -467,7 +468,7 @@ def draw_all(folder: Path) -> list[Path]:
         'figure_3': lambda path: draw_segments(SegmentTowers(192, 192, 3, nn.ReLU()), path, after=nn.ReLU()),
         'figure_4': lambda path: draw_segments(SegmentTowers(8, 8, None, nn.ReLU()), path, after=nn.ReLU()),
         'separable': lambda path: draw_separable(
-            SegmentTowers(4, 4, None, nn.ReLU()), SegmentedConv2d(4, 4), path, after=nn.ReLU()
+            SegmentTowers(4, 4, None, nn.ReLU()), SeparableConv2d(4, 4), path, after=nn.ReLU()
         ),
         'continuum': draw_continuum,
         'figure_5': lambda path: draw_network(Xception(device='meta'), path),

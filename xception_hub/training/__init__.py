@@ -6,7 +6,7 @@
     models, features, labels     networks, what frozen ones compute, and which outputs are which classes
     loop, evaluation, metrics    training, and judging
     runs, resume                 a run's directory, and its checkpoints
-    pace, memory                 what a step costs
+    throughput, memory                 what a step costs
     results, report              what is said and left behind
 
 Needs the `finetune` extra; `import xception_hub` doesn't import it.

@@ -21,9 +21,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset
 from PIL import Image as PillowImage
 
-from .images import ImageError
+from ..errors import DataError, ImageError
 
-__all__ = ['Cell', 'Data', 'DataError', 'Split', 'content', 'load', 'stratified']
+__all__ = ['Cell', 'Data', 'Split', 'content', 'load', 'stratified']
 
 TABLES = {'.csv': 'csv', '.tsv': 'csv', '.json': 'json', '.jsonl': 'json', '.parquet': 'parquet'}
 IMAGE_COLUMNS = ('image', 'img', 'file_name', 'filename', 'file', 'path', 'image_path')
@@ -37,10 +37,6 @@ IMAGE_SUFFIXES = frozenset(
 # An image file: {'path': ..., 'bytes': ...}, of which one may be None; empty where a row has no image.
 Cell = dict[str, Any]
 Splits = dict[str, Dataset | IterableDataset]
-
-
-class DataError(ValueError):
-    """A dataset can't be trained on; the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from huggingface_hub import cached_assets_path
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..errors import ResumeError
 from .data import Split
-from .pace import Pace
-from .resume import ResumeError, read, write
+from .resume import read, write
 from .samples import Batch, Images, Item, in_order, loader
+from .throughput import Throughput
 
 __all__ = ['FeatureCache', 'Features', 'cache_folder', 'context_of']
 
@@ -95,7 +96,7 @@ class FeatureCache:
         digests: Sequence[bytes],
         compute: Callable[[Tensor], Tensor],
         accelerator: Accelerator,
-        pace: Pace,
+        throughput: Throughput,
         workers: int = 0,
         memory_format: torch.memory_format = torch.preserve_format,
         step: Callable[[int], Any] = lambda count: None,
@@ -107,7 +108,7 @@ class FeatureCache:
             digests: Of their files.
             compute: Images [B, 3, H, W] on the accelerator's device -> vectors [B, D].
             accelerator: Of the processes.
-            pace: To be measured.
+            throughput: To be measured.
             workers: Processes that decode images.
             memory_format: Of images.
             step: Called with the number of images just seen.
@@ -119,7 +120,7 @@ class FeatureCache:
             kept: list[Tensor] = []
             positions: list[int] = []
             batches = loader(images, shards, workers, accelerator.device.type == 'cuda') if missing else ()
-            for batch in pace.timed(batches):
+            for batch in throughput.timed(batches):
                 kept.append(compute(batch.to(accelerator.device, memory_format).inputs).float().cpu())
                 positions += batch.positions.tolist()
                 step(len(batch.positions))

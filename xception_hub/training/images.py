@@ -8,23 +8,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
-__all__ = ['ImageError', 'decode']
+from ..errors import ImageError
+
+__all__ = ['decode']
 
 MAX_PIXELS = 2**27  # 134 million: 400 MB in RGB; ordinary collections hold files that declare far more
 DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this times the size it is needed at, so that resizing averages
 BACKGROUND = (255, 255, 255)  # below transparent pixels, whose own colours are arbitrary
 
 
-class ImageError(ValueError):
-    """A file is no image that can be used; the message says why."""
-
-
-def decode(source: bytes | Path, needed: int | None = None) -> Image.Image:
+def decode(source: bytes | Path, min_side: int | None = None) -> Image.Image:
     """Decodes an image file completely.
 
     Args:
         source: The file's content, or its path.
-        needed: Shorter side in pixels that the image will be resized to. A larger JPEG is then decoded at a fraction
+        min_side: Shorter side in pixels that the image will be resized to. A larger JPEG is then decoded at a fraction
             of its size, which is several times faster and differs little after resizing.
 
     Returns:
@@ -36,8 +34,8 @@ def decode(source: bytes | Path, needed: int | None = None) -> Image.Image:
     """
     try:
         with _own_limits(), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if needed and image.format == 'JPEG':
-                image.draft(image.mode, (DRAFT_MARGIN * needed, DRAFT_MARGIN * needed))
+            if min_side and image.format == 'JPEG':
+                image.draft(image.mode, (DRAFT_MARGIN * min_side, DRAFT_MARGIN * min_side))
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f'{image.width}x{image.height} pixels, of {MAX_PIXELS} at most')
             Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # of images within the image, such as an icon's

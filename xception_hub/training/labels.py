@@ -6,7 +6,8 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from .models import ModelError, TimmModel
+from ..errors import ModelError
+from .models import TimmModel
 
 __all__ = ['Selected', 'outputs_of']
 

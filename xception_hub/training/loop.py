@@ -17,25 +17,22 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..errors import Diverged, ModelError
 from . import results, resume
 from .data import Data
 from .evaluation import evaluate, share_buffers
 from .metrics import Predictions, is_better, summary
-from .models import ModelError, set_mode
+from .models import set_mode
 from .objective import Objective
-from .pace import Pace
 from .resume import Checkpoint
 from .runs import Interrupted, Progress, Run, Stop, stop_on_signals
-from .samples import Batch, Plan, TrainingBatches, loader, seed_all
+from .samples import Batch, Batching, TrainingBatches, loader, seed_all
 from .settings import Optimization, Settings
+from .throughput import Throughput
 
-__all__ = ['Diverged', 'Phase', 'Training', 'judge', 'make_optimizer', 'memory_format', 'progress_bar', 'workers']
+__all__ = ['Phase', 'Training', 'judge', 'make_optimizer', 'memory_format', 'progress_bar', 'workers']
 
 MOST_WORKERS = 8
-
-
-class Diverged(RuntimeError):
-    """The loss, or the weights, are no numbers any more."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +84,12 @@ class Training:
         s, module = phase.settings.optimization, phase.module
         self.phase, self.data, self.progress, self.folder = phase, data, progress, folder
         self.accelerator, self.module, self.settings = accelerator, module, s
-        self.plan = Plan(
+        self.batching = Batching(
             len(data.train), s.batch_size, s.accumulation, accelerator.num_processes, accelerator.process_index
         )
         self.averages = ModelEmaV3(module, s.ema_decay, use_warmup=True) if s.ema_decay else None
         self.optimizer = make_optimizer(s, module)
-        self.schedule = make_schedule(s, self.optimizer, self.plan)
+        self.schedule = make_schedule(s, self.optimizer, self.batching)
         if checkpoint:
             self._restore(checkpoint)
         if phase.settings.machine.compile:
@@ -100,7 +97,7 @@ class Training:
         # a phase is prepared anew: what is trained has changed, and so has what the processes share
         accelerator.free_memory()
         self.wrapped, self.prepared_optimizer = accelerator.prepare(module, self.optimizer)
-        self.order = TrainingBatches(data.train, self.plan, s.seed, s.balanced_sampling)
+        self.order = TrainingBatches(data.train, self.batching, s.seed, s.balanced_sampling)
         self.batches = loader(
             phase.training, self.order, workers(phase.settings, accelerator), accelerator.device.type == 'cuda'
         )
@@ -123,15 +120,15 @@ class Training:
         self.saved_at = time.monotonic()
         with stop_on_signals() as stop:
             while self.progress.epoch < self.settings.epochs and not ran_out_of_patience(self.phase, self.progress):
-                pace = Pace(workers(self.phase.settings, self.accelerator), self.accelerator.num_processes)
-                self._epoch(pace, stop)
+                throughput = Throughput(workers(self.phase.settings, self.accelerator), self.accelerator.num_processes)
+                self._epoch(throughput, stop)
                 share_buffers(self.module)
                 predictions = judge(self.phase, self.judged, self.data, self.accelerator)
                 end_epoch(
                     self.phase,
                     self.judged,
                     predictions,
-                    pace,
+                    throughput,
                     self.optimizer,
                     self.progress,
                     self.folder,
@@ -141,17 +138,17 @@ class Training:
                 if stop.asked and self.accelerator.num_processes == 1:
                     raise Interrupted
 
-    def _epoch(self, pace: Pace, stop: Stop) -> None:
+    def _epoch(self, throughput: Throughput, stop: Stop) -> None:
         """What is left of an epoch."""
-        progress, plan = self.progress, self.plan
+        progress, batching = self.progress, self.batching
         self.order.epoch, self.order.first_update = progress.epoch, progress.update
         set_mode(self.module, self.settings.batch_norm == 'frozen')
         name = f'{self.phase.name} {progress.epoch + 1}/{self.settings.epochs}'
         with (
-            closing(pace.timed(self.batches)) as feed,
+            closing(throughput.timed(self.batches)) as feed,
             progress_bar(name, len(self.data.train), self.accelerator, progress.images) as bar,
         ):
-            for update in range(progress.update, plan.updates):
+            for update in range(progress.update, batching.updates):
                 loss_sum = self._update(feed, update)
                 # all processes see the same sums, and stop at the same update
                 sums = torch.stack([loss_sum, loss_sum.new_tensor(float(stop.asked))])
@@ -159,11 +156,11 @@ class Training:
                 if not math.isfinite(loss):
                     raise Diverged(divergence(self.settings, progress, self.folder))
                 progress.update, progress.loss_sum = update + 1, progress.loss_sum + loss
-                progress.images += plan.size(update)
-                bar.update(plan.size(update))
-                bar.set_postfix(loss=f'{loss / plan.size(update):.4f}', refresh=False)
+                progress.images += batching.size(update)
+                bar.update(batching.size(update))
+                bar.set_postfix(loss=f'{loss / batching.size(update):.4f}', refresh=False)
                 due = time.monotonic() - self.saved_at >= 60 * self.phase.settings.output.checkpoint_minutes
-                if stopping or (due and update + 1 < plan.updates):
+                if stopping or (due and update + 1 < batching.updates):
                     self.save()
                 if stopping:
                     raise Interrupted
@@ -171,8 +168,8 @@ class Training:
     def _update(self, feed: Iterator[Batch], update: int) -> Tensor:
         """Takes one step of the optimizer, and returns the sum of this process' losses."""
         accelerator, objective = self.accelerator, self.phase.objective
-        size, steps = self.plan.size(update), self.plan.steps(update)
-        number = self.progress.epoch * self.plan.updates + update
+        size, steps = self.batching.size(update), self.batching.steps(update)
+        number = self.progress.epoch * self.batching.updates + update
         self.schedule.step_update(number)
         loss_sum = torch.zeros((), device=accelerator.device)
         for step in range(steps):
@@ -207,7 +204,7 @@ class Training:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         self.folder.checkpoints.save(
             progress.phase,
-            progress.epoch * self.plan.updates + progress.update,
+            progress.epoch * self.batching.updates + progress.update,
             tensors,
             dict(progress=progress.as_dict(), optimizer=rest, scaler=scaler),
         )
@@ -238,9 +235,9 @@ def make_optimizer(s: Optimization, module: nn.Module) -> torch.optim.Optimizer:
         raise ModelError(f'The optimizer {s.optimizer!r} can not be made: {e}.') from e
 
 
-def make_schedule(s: Optimization, optimizer: torch.optim.Optimizer, plan: Plan) -> Any:
+def make_schedule(s: Optimization, optimizer: torch.optim.Optimizer, batching: Batching) -> Any:
     """timm's, by update; a function of the update's number alone, so that it needs no state."""
-    decay_epochs = s.decay_images / plan.images if s.decay_images else s.decay_epochs
+    decay_epochs = s.decay_images / batching.images if s.decay_images else s.decay_epochs
     schedule, _ = create_scheduler_v2(
         optimizer,
         s.schedule,
@@ -250,7 +247,7 @@ def make_schedule(s: Optimization, optimizer: torch.optim.Optimizer, plan: Plan)
         warmup_epochs=s.warmup_epochs,
         warmup_lr=s.learning_rate / 100,
         step_on_epochs=False,
-        updates_per_epoch=plan.updates,
+        updates_per_epoch=batching.updates,
     )
     return schedule
 
@@ -288,7 +285,7 @@ def end_epoch(
     phase: Phase,
     judged: nn.Module,
     predictions: Predictions,
-    pace: Pace,
+    throughput: Throughput,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     folder: Run,
@@ -302,8 +299,8 @@ def end_epoch(
         train_loss=progress.loss_sum / progress.images,
         learning_rate=max(group['lr'] for group in optimizer.param_groups),
         **summary(predictions, phase.objective.num_classes, phase.importance),
-        images_per_second=pace.model,
-        input_images_per_second=pace.input,
+        images_per_second=throughput.model,
+        input_images_per_second=throughput.input,
     )
     if is_better(s.metric, row, progress.best):
         progress.best = row
@@ -314,8 +311,8 @@ def end_epoch(
     figures = {name: value for name, value in row.items() if isinstance(value, (int, float))}
     accelerator.log(figures, step=len(progress.history))
     accelerator.print(results.row(row, best=progress.best is row, heading=progress.epoch == 1))
-    if pace.input and progress.epoch == 1:
-        accelerator.print(f'Pace: {pace}')
+    if throughput.input and progress.epoch == 1:
+        accelerator.print(f'Throughput: {throughput}')
 
 
 def workers(settings: Settings, accelerator: Accelerator) -> int:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import xception_hub  # noqa: F401  registers the model
 
+from ..errors import ModelError
+
 __all__ = [
-    'ModelError',
     'ProbeHead',
     'TimmModel',
     'Transforms',
@@ -36,10 +37,6 @@ __all__ = [
 TimmModel = Any
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-class ModelError(ValueError):
-    """A model can't be used; the message says which, and why."""
 
 
 def build(
@@ -83,7 +80,7 @@ class Transforms:
 
     Attributes:
         config: timm's data config: input_size, mean, std, interpolation, crop_pct, ...
-        needed: Shorter side in pixels below which an evaluation loses detail; see `images.decode`.
+        min_side: Shorter side in pixels below which an evaluation loses detail; see `images.decode`.
 
     Raises:
         ModelError: The model takes no images of three channels, or none of that size.
@@ -97,7 +94,7 @@ class Transforms:
             self.config = resolve_input_data_config(model, {'img_size': image_size})
         except ValueError as e:
             raise ModelError(f'{e} Choose that --image-size, or pass --model-args.img-size {image_size}.') from e
-        self.needed = math.ceil(max(self.config['input_size'][1:]) / self.config['crop_pct'])
+        self.min_side = math.ceil(max(self.config['input_size'][1:]) / self.config['crop_pct'])
 
     def evaluation(self) -> Callable[[Any], Tensor]:
         """timm's own."""
@@ -108,7 +105,7 @@ class Transforms:
         config = {name: value for name, value in self.config.items() if name not in ('crop_pct', 'crop_mode')}
         return create_transform(**config, is_training=True, scale=scale, **augmentation)
 
-    def needed_for(self, scale: tuple[float, float]) -> int:
+    def min_side_for(self, scale: tuple[float, float]) -> int:
         """Shorter side in pixels below which a random crop would be enlarged."""
         return math.ceil(max(self.config['input_size'][1:]) / math.sqrt(scale[0]))
 

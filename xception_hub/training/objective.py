@@ -9,7 +9,7 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
-__all__ = ['Objective', 'balancing']
+__all__ = ['Objective', 'balanced_class_weights']
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Objective:
         num_classes: C.
         multi_label: Whether labels are [B, C] of 0 and 1.
         label_smoothing: In [0, 1).
-        class_weights: [C], of each class's images (in multi-label: of its positives); see `balancing`.
+        class_weights: [C], of each class's images (in multi-label: of its positives); see `balanced_class_weights`.
         mixup: Alpha; 0 for none.
         cutmix: Alpha; 0 for none. With both, each batch gets one of them.
     """
@@ -69,7 +69,7 @@ class Objective:
         return F.cross_entropy(logits, targets, weight, reduction='none', label_smoothing=smoothing)
 
 
-def balancing(labels: np.ndarray, num_classes: int) -> Tensor:
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
     """Weights [C] with which all classes count the same in the loss, and an image 1 on average.
 
     In multi-label, the ratio of negatives to positives of each class instead.

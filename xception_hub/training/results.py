@@ -8,8 +8,7 @@ from typing import Any
 import timm
 import torch
 
-from xception_hub import __version__
-
+from .. import __version__
 from .data import Split
 from .metrics import Predictions
 from .report import MISTAKES, THUMBNAIL, render

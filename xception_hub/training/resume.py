@@ -20,17 +20,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from xception_hub.checkpoints import StateDict
+from ..errors import ResumeError
+from ..weights.checkpoints import StateDict
 
-__all__ = ['Checkpoint', 'Checkpoints', 'ResumeError', 'pack_optimizer', 'read', 'unpack_optimizer', 'write']
+__all__ = ['Checkpoint', 'Checkpoints', 'pack_optimizer', 'read', 'unpack_optimizer', 'write']
 
 FILE_NAME = re.compile(r'(\d{2})-(\d{9})\.safetensors')
 PART_SUFFIX = '.part'
 NUMBERS = (bool, int, float, type(None))
-
-
-class ResumeError(RuntimeError):
-    """A checkpoint can't be written, or not be gone on from; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from .resume import Checkpoints, ResumeError
+from ..errors import ResumeError
+from .resume import Checkpoints
 
 __all__ = ['HISTORY_FILE', 'METRICS_FILE', 'SETTINGS_FILE', 'Interrupted', 'Progress', 'Run', 'Stop', 'stop_on_signals']
 

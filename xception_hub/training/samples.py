@@ -20,21 +20,22 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .data import Cell, DataError, Split, content
-from .images import ImageError, decode
+from ..errors import DataError, ImageError
+from .data import Cell, Split, content
+from .images import decode
 
 __all__ = [
     'Batch',
+    'Batching',
     'Images',
     'InOrder',
     'Item',
-    'Plan',
     'TrainingBatches',
     'cell_of',
-    'class_weights',
     'in_order',
     'loader',
     'open_image',
+    'sampling_weights',
     'seed_all',
     'seed_of',
 ]
@@ -109,7 +110,7 @@ def seed_all(*numbers: int) -> None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Batching:
     """How the images of an epoch are dealt out.
 
     An update takes the next `group` images; they are dealt to all processes in steps of at most `batch_size` each, and
@@ -161,7 +162,7 @@ class TrainingBatches:
 
     Attributes:
         split: To train on.
-        plan: How to deal it out.
+        batching: How to deal it out.
         seed: Of the order.
         balanced: Draw images so that all classes are seen equally often, rare ones several times and others not at all.
         epoch: To be set before each.
@@ -172,7 +173,7 @@ class TrainingBatches:
     """
 
     split: Split
-    plan: Plan
+    batching: Batching
     seed: int
     balanced: bool = False
     epoch: int = field(default=0, init=False)
@@ -186,12 +187,12 @@ class TrainingBatches:
             )
 
     def __len__(self) -> int:
-        return sum(self.plan.steps(update) for update in range(self.first_update, self.plan.updates))
+        return sum(self.batching.steps(update) for update in range(self.first_update, self.batching.updates))
 
     def __iter__(self) -> Iterator[list[Item]]:
-        order = itertools.islice(self._order(), self.first_update * self.plan.group, None)
-        for update in range(self.first_update, self.plan.updates):
-            yield from self.plan.deal([next(order) for _ in range(self.plan.size(update))])
+        order = itertools.islice(self._order(), self.first_update * self.batching.group, None)
+        for update in range(self.first_update, self.batching.updates):
+            yield from self.batching.deal([next(order) for _ in range(self.batching.size(update))])
 
     def _order(self) -> Iterator[Item]:
         generator = np.random.default_rng([self.seed, self.epoch])
@@ -199,7 +200,7 @@ class TrainingBatches:
         if self.split.streamed:
             return self._buffered(generator)
         if self.balanced:
-            weights = class_weights(self.split.labels)
+            weights = sampling_weights(self.split.labels)
             positions = generator.choice(count, count, p=weights / weights.sum())
         else:
             positions = generator.permutation(count)
@@ -220,7 +221,7 @@ class TrainingBatches:
             yield buffer[drawn]
 
 
-def class_weights(labels: np.ndarray) -> np.ndarray:
+def sampling_weights(labels: np.ndarray) -> np.ndarray:
     """[N], of mean 1, inversely proportional to the size of each image's class; in multi-label of its rarest."""
     if labels.ndim == 2:
         share = 1 / labels.sum(0).clip(1)
@@ -268,7 +269,7 @@ class Images(Dataset):
     Args:
         split: Of labelled images.
         transform: Of Pillow's image to a tensor [3, H, W].
-        needed: As in `images.decode`.
+        min_side: As in `images.decode`.
         seed: Of the transform's random choices; they depend on it, the epoch and the image.
 
     Raises (when an item is asked for):
@@ -276,16 +277,16 @@ class Images(Dataset):
     """
 
     def __init__(
-        self, split: Split, transform: Callable[[Image.Image], Tensor], needed: int | None = None, seed: int = 0
+        self, split: Split, transform: Callable[[Image.Image], Tensor], min_side: int | None = None, seed: int = 0
     ) -> None:
         self.split = split
         self.transform = transform
-        self.needed = needed
+        self.min_side = min_side
         self.seed = seed
 
     def __getitem__(self, item: Item) -> tuple[Tensor, Tensor, int, float, float]:
         start = time.perf_counter()
-        image = open_image(self.split, item, self.needed)
+        image = open_image(self.split, item, self.min_side)
         seed_all(self.seed, item.epoch, item.position)
         inputs = self.transform(image)
         label = torch.as_tensor(self.split.labels[item.position])
@@ -297,13 +298,13 @@ def cell_of(split: Split, item: Item) -> Cell:
     return split.cell(item.position) if item.cell is None else item.cell
 
 
-def open_image(split: Split, item: Item, needed: int | None = None) -> Image.Image:
+def open_image(split: Split, item: Item, min_side: int | None = None) -> Image.Image:
     """Decodes an image of a split; an ImageError names it."""
     cell = cell_of(split, item)
     try:
         path = cell.get('path') or '://'
         local = cell.get('bytes') is None and '://' not in path
-        return decode(Path(path) if local else content(cell), needed)
+        return decode(Path(path) if local else content(cell), min_side)
     except ImageError as e:
         raise ImageError(f'{split.cell_name(item.position, cell)}: {e}') from e
 

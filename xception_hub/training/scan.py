@@ -7,8 +7,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import ImageError
 from .data import Split, content
-from .images import ImageError, decode
+from .images import decode
 from .samples import Item, cell_of, in_order
 
 __all__ = ['BadImage', 'Scan', 'digests', 'scan']
@@ -40,9 +41,9 @@ class Scan:
 class _Files(Dataset):
     """Of each image the sha256 of its file, and why it can't be used, if it can't."""
 
-    def __init__(self, split: Split, needed: int | None, decoded: bool) -> None:
+    def __init__(self, split: Split, min_side: int | None, decoded: bool) -> None:
         self.split = split
-        self.needed = needed
+        self.min_side = min_side
         self.decoded = decoded
 
     def __getitem__(self, item: Item) -> tuple[int, bytes, BadImage | None]:
@@ -52,7 +53,7 @@ class _Files(Dataset):
             file = content(cell)
             digest = hashlib.sha256(file).digest()
             if self.decoded:
-                decode(file, self.needed)
+                decode(file, self.min_side)
         except ImageError as e:
             return item.position, digest, BadImage(item.position, self.split.cell_name(item.position, cell), str(e))
         return item.position, digest, None
@@ -60,7 +61,7 @@ class _Files(Dataset):
 
 def scan(
     split: Split,
-    needed: int | None = None,
+    min_side: int | None = None,
     *,
     workers: int = 0,
     processes: int = 1,
@@ -72,7 +73,7 @@ def scan(
 
     Args:
         split: To be scanned.
-        needed: As in `images.decode`.
+        min_side: As in `images.decode`.
         workers: Processes that decode; 0 for none but this one.
         processes: Among which the images are dealt.
         rank: Whose share this is.
@@ -81,7 +82,7 @@ def scan(
     """
     items = (item for item in in_order(split) if item.position % processes == rank)
     results: Iterator[tuple[int, bytes, BadImage | None]] = iter(
-        DataLoader(_Files(split, needed, decoded), sampler=items, batch_size=None, num_workers=workers)
+        DataLoader(_Files(split, min_side, decoded), sampler=items, batch_size=None, num_workers=workers)
     )
     found = Scan([], {})
     for position, digest, bad in results:

@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 from .recipes import RECIPES
 
 __all__ = [
-    'FREE',
+    'RESUME_MAY_CHANGE',
     'Augmentation',
     'DataSettings',
     'Machine',
@@ -232,7 +232,7 @@ class Settings:
 
 
 # What may differ when a run goes on, for it doesn't change the result.
-FREE = frozenset(
+RESUME_MAY_CHANGE = frozenset(
     {'output', 'checkpoint_minutes', 'keep_checkpoints', 'tracker', 'push', 'dry_run', 'workers', 'feature_cache'}
 )
 

@@ -1,0 +1,473 @@
+"""`python -m conversion.publish`, over HTTP to a hub on this machine and back, by everything that a card names."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from commands import call
+from conftest import ROOT
+from hub_server import TOKEN, Fault, HubServer
+from hub_store import lfs_pointer
+from PIL import Image
+from port_a_keras_model import CLASS_NAMES, Checkpoint
+from torch import Tensor, nn
+
+from conversion.publish import app
+from xception_hub.directory.card import render
+from xception_hub.directory.publish import make_upload, publish, send
+from xception_hub.errors import PublishError
+
+# huggingface_hub's own use of its HTTP library, where Xet is disabled
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+
+REPO = 'org/kitchenware'
+FILES = {'model.safetensors', 'config.json', 'README.md', 'parity.json'}
+
+# In a process of its own, with a cold cache: what a user computes with timm.
+LOGITS = """
+import sys, timm, torch, xception_hub
+model = timm.create_model(sys.argv[1], pretrained=True, **eval(sys.argv[2])).eval()
+with torch.inference_mode():
+    torch.save(model(torch.load('images.pt')), 'logits.pt')
+"""
+# What a block of the card goes on with.
+USE = """
+with torch.inference_mode():
+    torch.save(model(torch.load('images.pt')), 'logits.pt')
+"""
+
+
+def python(*args: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A fresh process, with a cold cache."""
+    environment = dict(os.environ, HF_HOME=str(cwd / 'hf'), PYTHONPATH=str(ROOT), **variables)
+    return subprocess.run(
+        [sys.executable, '-W', 'error::UserWarning', *map(str, args)],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        env=environment,
+    )
+
+
+@pytest.fixture(scope='module')
+def published(hub: HubServer, converted: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the command prints when it publishes the converted directory."""
+    hub.requests.clear()
+    shutil.rmtree(hub.root / REPO, ignore_errors=True)
+    result = python(
+        '-m',
+        'conversion.publish',
+        converted,
+        REPO,
+        '--license',
+        'other',
+        HF_TOKEN=TOKEN,
+        cwd=tmp_path_factory.mktemp('publisher'),
+    )
+    assert result.returncode == 0, result.stderr
+    assert [method for method, _ in hub.requests].count('PUT') == 1  # of large files, the weights
+    return result.stdout
+
+
+@pytest.fixture(scope='module')
+def model(converted: Path) -> nn.Module:
+    """The directory's own."""
+    return timm.create_model(f'local-dir:{converted}', pretrained=True).eval()
+
+
+@pytest.fixture(scope='module')
+def photo(checkpoint: Checkpoint) -> Path:
+    """One with a label."""
+    return next(path for path in checkpoint.photos if path.stem in checkpoint.labels)
+
+
+@pytest.fixture(scope='module')
+def images(photo: Path, model: nn.Module) -> Tensor:
+    """That photo as the directory says it is to be prepared."""
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    return transform(Image.open(photo).convert('RGB')).unsqueeze(0)
+
+
+@pytest.fixture
+def reader(tmp_path: Path, photo: Path, images: Tensor) -> Path:
+    """The folder of someone who has nothing but a photo."""
+    folder = tmp_path / 'reader'
+    folder.mkdir()
+    shutil.copy(photo, folder / 'photo.jpg')
+    torch.save(images, folder / 'images.pt')
+    return folder
+
+
+@pytest.fixture
+def directory(converted: Path, tmp_path: Path) -> Path:
+    """A copy of the directory, to change; the weights are a link."""
+    folder = tmp_path / 'model'
+    folder.mkdir()
+    for file in converted.iterdir():
+        if file.name == 'model.safetensors':
+            (folder / file.name).symlink_to(file)
+        else:
+            shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('HF_TOKEN', TOKEN)
+
+
+@pytest.fixture(autouse=True)
+def clean(hub: HubServer) -> Iterator[None]:
+    """The hub's log is empty, and nothing is wrong with it."""
+    hub.requests.clear()
+    yield
+    hub.faults.clear()
+    hub.store.objects.clear()
+
+
+@pytest.fixture
+def repo(hub: HubServer, published: str) -> Iterator[str]:
+    """A repository that holds the directory, of the test's own."""
+    shutil.copytree(hub.root / REPO, hub.root / 'org' / 'own')
+    yield 'org/own'
+    for folder in (hub.root / 'org').glob('own*'):
+        shutil.rmtree(folder)
+
+
+def command(*args: object) -> str:
+    """What it prints; it must succeed."""
+    result = call(app, *args)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def failure(*args: object) -> str:
+    """The one line that it ends with."""
+    result = call(app, *args)
+    message = result.stderr.removesuffix('\n')
+    assert result.returncode == 1 and message.startswith('error: ') and '\n' not in message
+    return message
+
+
+def sent(hub: HubServer) -> list[str]:
+    """Paths of the requests that change something."""
+    return [path for method, path in hub.requests if method in ('POST', 'PUT')]
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob('*')} - {'.gitattributes'}
+
+
+# There
+
+
+def test_published(published: str, hub: HubServer, converted: Path) -> None:
+    """Four files, bit by bit, and no other; the commit and the two lines that load it are printed."""
+    folder = hub.root / REPO
+    assert names(folder) == FILES
+    for name in FILES - {'README.md'}:
+        assert (folder / name).read_bytes() == (converted / name).read_bytes()
+    assert (folder / 'README.md').read_text() == render(converted, REPO, 'other')
+    assert re.search(rf'^Published: {hub.url}/{REPO}/commit/[0-9a-f]{{40}}$', published, re.MULTILINE)
+    assert published.endswith(
+        f"\nimport timm, xception_hub\nmodel = timm.create_model('hf-hub:{REPO}', pretrained=True)\n"
+    )
+
+
+def test_once_more(published: str, repo: str, hub: HubServer, directory: Path) -> None:
+    """The same content is not sent again, and needs no token."""
+    card = render(directory, repo)
+    (hub.root / repo / 'README.md').write_text(card)
+    output = command(directory, repo)
+    assert output.count('  unchanged\n') == 4 and 'Nothing to do' in output and 'hf-hub:' in output
+    assert sent(hub) == []
+
+
+def test_change(repo: str, token: None, hub: HubServer, directory: Path) -> None:
+    """One commit of what differs."""
+    config = json.loads((directory / 'config.json').read_text())
+    config['label_names'][0] = 'mug'
+    (directory / 'config.json').write_text(json.dumps(config))
+    (directory / 'optimizer.pth').write_bytes(b'')
+    output = command(directory, repo, '--license', 'other', '--message', 'Cups are mugs')
+    assert [line.split()[-1] for line in output.splitlines()[1:5]] == ['unchanged', 'changed', 'changed', 'unchanged']
+    assert 'Not published: optimizer.pth\nIn the repository, and left as it is: .gitattributes\n' in output
+    assert [path for path in sent(hub) if 'commit' in path] == [f'/api/models/{repo}/commit/main']
+    assert not [path for path in sent(hub) if 'lfs' in path]
+    assert json.loads((hub.root / repo / 'config.json').read_text())['label_names'][0] == 'mug'
+    assert 'mug, fork' in (hub.root / repo / 'README.md').read_text()
+    assert names(hub.root / repo) == FILES
+
+
+def test_without_proofs(repo: str, token: None, hub: HubServer, directory: Path) -> None:
+    """A directory that was fine-tuned since takes the place of what was proven, and the proofs go."""
+    (directory / 'parity.json').unlink()
+    assert re.search(r'parity\.json +0\.0 kB  removed\n', command(directory, repo))
+    assert names(hub.root / repo) == FILES - {'parity.json'}
+    assert 'Keras file' not in (hub.root / repo / 'README.md').read_text()
+
+
+def test_dry_run(hub: HubServer, converted: Path) -> None:
+    """Shows the files and the card, asks the hub without a token, and changes nothing."""
+    output = command(converted, 'org/dry', '--dry-run')
+    assert output.startswith(f'{hub.url}/org/dry, branch main: does not exist')
+    assert re.search(r'model\.safetensors +84\.3 MB  new', output)
+    assert f'README.md:\n\n{render(converted, "org/dry")}' in output and output.endswith('nothing was sent.\n')
+    assert sent(hub) == [] and not (hub.root / 'org/dry').exists()
+
+
+def test_dry_run_without_a_hub(hub: HubServer, converted: Path) -> None:
+    hub.faults[''] = Fault.CLOSED
+    output = command(converted, 'org/dry', '--dry-run')
+    assert 'the Hub could not be asked. org/dry: RemoteProtocolError' in output
+    assert output.count('  unknown\n') == 4
+
+
+def test_branch(repo: str, token: None, hub: HubServer, converted: Path) -> None:
+    """It is created, and main stays as it was."""
+    before = (hub.root / repo / 'README.md').read_text()
+    output = command(converted, repo, '--revision', 'v2')
+    assert f"'hf-hub:{repo}@v2'" in output
+    assert f'hf-hub:{repo}@v2' in (hub.root / f'{repo}@v2' / 'README.md').read_text()
+    assert (hub.root / repo / 'README.md').read_text() == before
+    assert 'Nothing to do' in command(converted, repo, '--revision', 'v2')
+
+
+def test_private(repo: str, token: None, hub: HubServer, converted: Path) -> None:
+    """Nobody reads it without the token; and a public repository is not taken for a private one."""
+    command(converted, 'org/private', '--private')
+    assert 'org/private' in hub.store.private
+    assert huggingface_hub.HfApi().model_info('org/private').private
+    with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
+        huggingface_hub.HfApi(token=False).model_info('org/private')
+    assert 'is public, which --private does not change' in failure(converted, repo, '--private')
+
+
+def test_from_a_script(repo: str, token: None, hub: HubServer, converted: Path) -> None:
+    published = publish(converted, repo, license='mit', message='From a script')
+    assert published.commit_url and published.commit_url.startswith(f'{hub.url}/{repo}/commit/')
+    assert [file.name for file in published.plan.to_send] == ['README.md']
+
+
+# And back
+
+
+def blocks(hub: HubServer) -> dict[str, str]:
+    """The code of the published card, by its heading."""
+    card = (hub.root / REPO / 'README.md').read_text()
+    return dict(re.findall(r'^With ([\w.]+)[^\n]*:\n\n```python\n(.*?)^```', card, re.MULTILINE | re.DOTALL))
+
+
+def assert_same_logits(result: subprocess.CompletedProcess[str], reader: Path, model: nn.Module) -> None:
+    """A process has computed, bit by bit, what the directory does."""
+    assert result.returncode == 0, result.stderr
+    with torch.inference_mode():
+        assert torch.equal(torch.load(reader / 'logits.pt'), model(torch.load(reader / 'images.pt')))
+
+
+@pytest.mark.parametrize('way', ['timm', 'torch.hub', 'transformers'])
+def test_block(
+    way: str, published: str, hub: HubServer, reader: Path, model: nn.Module, photo: Path, checkpoint: Checkpoint
+) -> None:
+    """In a fresh process; torch.hub takes a clone instead of GitHub's archive, and the rest as it stands there."""
+    code = blocks(hub)[way]
+    for there, here in {"'OWNER/xception_hub'": repr(str(ROOT)), 'trust_repo=True': "source='local'"}.items():
+        code = code.replace(there, here)
+    result = python('-c', code + ('' if way == 'transformers' else USE), cwd=reader)
+    assert result.returncode == 0, result.stderr
+    if way != 'torch.hub':  # which stops at the model
+        assert re.findall('|'.join(CLASS_NAMES), result.stdout) == [checkpoint.labels[photo.stem]]
+    if way != 'transformers':  # which shows no logits
+        assert_same_logits(result, reader, model)
+
+
+def test_variable(published: str, reader: Path, model: nn.Module) -> None:
+    """The same by XCEPTION_HUB_REPO, with the network's arguments by hand, and its classes in the cfg as well."""
+    arguments = dict(num_classes=6, fc_widths=[100], pretrained_cfg_overlay=dict(num_classes=6))
+    result = python('-c', LOGITS, 'xception_paper', arguments, cwd=reader, XCEPTION_HUB_REPO=REPO)
+    assert_same_logits(result, reader, model)
+
+
+@pytest.fixture
+def mirror(published: str, hub: HubServer, tmp_path: Path) -> Iterator[str]:
+    """olah, offline, on a git clone of the repository with its large files as git-lfs keeps them."""
+    clone = tmp_path / 'mirrors' / 'models' / REPO
+    shutil.copytree(hub.root / REPO, clone)
+    weights = clone / 'model.safetensors'
+    digest, size = hashlib.sha256(weights.read_bytes()).hexdigest(), weights.stat().st_size
+    (objects := clone / '.git' / 'lfs' / 'objects' / digest[:2] / digest[2:4]).mkdir(parents=True)
+    weights.rename(objects / digest)
+    weights.write_bytes(lfs_pointer(digest, size))
+    for arguments in (['init', '-q', '-b', 'main'], ['add', '.'], ['commit', '-qm', 'Publish']):
+        identity = ['-c', 'user.name=a', '-c', 'user.email=a@example.org', '-c', 'filter.lfs.process=']
+        subprocess.run(['git', *identity, *arguments], cwd=clone, check=True)
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / 'olah.toml').write_text(
+        f'[basic]\nhost = "127.0.0.1"\nport = {port}\nrepos-path = "{tmp_path}/cache"\n'
+        f'mirrors-path = ["{tmp_path}/mirrors"]\n[accessibility]\noffline = true\n'
+    )
+    command = [sys.executable, '-c', 'from olah.server import cli; cli()', '--config', 'olah.toml']
+    with (
+        (tmp_path / 'olah.log').open('w') as log,
+        subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log) as process,
+    ):
+        wait_for(f'http://127.0.0.1:{port}/{REPO}/resolve/main/config.json', process, tmp_path / 'olah.log')
+        yield f'http://127.0.0.1:{port}'
+        process.terminate()
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+    """Until a server answers."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            urlopen(url).close()
+            return
+        except URLError:
+            time.sleep(0.2)
+    process.kill()
+    pytest.fail(f'No answer from {url}: {log.read_text()}')
+
+
+def test_through_a_mirror(mirror: str, reader: Path, model: nn.Module) -> None:
+    """A server that others wrote serves the published files, and timm computes the same from them."""
+    result = python('-c', LOGITS, f'hf-hub:{REPO}', {}, cwd=reader, HF_ENDPOINT=mirror)
+    assert_same_logits(result, reader, model)
+
+
+# Refused before anything is sent
+
+
+@pytest.mark.parametrize(
+    ('repo_id', 'reason'),
+    [
+        ('kitchenware', "repo id 'kitchenware' has no owner. Pass org/name"),
+        ('org/kitchen ware', "repo id 'org/kitchen ware': Repo id must use"),
+        ('https://huggingface.co/org/name', 'Pass org/name'),
+    ],
+)
+def test_wrong_repo_id(repo_id: str, reason: str, converted: Path, hub: HubServer) -> None:
+    assert reason in failure(converted, repo_id, '--dry-run')
+    assert hub.requests == []
+
+
+def change(file: Path, **values: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def cut_off(directory: Path) -> None:
+    weights = directory / 'model.safetensors'
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content[:-100])
+
+
+def a_pickle(directory: Path) -> None:
+    (directory / 'model.safetensors').unlink()
+    torch.save({}, directory / 'pytorch_model.bin')
+
+
+def not_finite(directory: Path) -> None:
+    weights = directory / 'model.safetensors'
+    content = bytearray(weights.read_bytes())
+    content[-4:] = b'\0\0\xc0\x7f'  # NaN, in float32
+    weights.unlink()
+    weights.write_bytes(content)
+
+
+DAMAGES = {
+    'no directory': (lambda d: shutil.rmtree(d), 'has no model.safetensors'),
+    'no config': (lambda d: (d / 'config.json').unlink(), 'has no config.json. Name a directory'),
+    'a config that is no JSON': (lambda d: (d / 'config.json').write_text('{'), 'can not be read as JSON'),
+    'another network': (lambda d: change(d / 'config.json', architecture='resnet50'), "architecture is 'resnet50'"),
+    'an unknown argument': (
+        lambda d: change(d / 'config.json', model_args=dict(depth=3)),
+        '(TypeError: Xception.__init__() got',
+    ),
+    'another width': (lambda d: change(d / 'config.json', model_args=dict(fc_widths=[99])), 'does not fit'),
+    'too few names': (lambda d: change(d / 'config.json', label_names=['cup']), 'list of 6 names, one for each class'),
+    'a failed proof': (lambda d: change(d / 'parity.json', passed=False), 'says passed: False'),
+    'half of the weights': (cut_off, 'is not a complete safetensors file'),
+    'a pickle': (a_pickle, 'has no model.safetensors'),
+    'a number that is none': (not_finite, 'holds NaN or infinite values'),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_damaged_directory(damage: str, directory: Path, hub: HubServer, token: None) -> None:
+    act, reason = DAMAGES[damage]
+    act(directory)
+    assert reason in failure(directory, 'org/damaged')
+    assert hub.requests == []
+
+
+# Refused by the hub, or not reached
+
+
+def test_without_a_token(published: str, converted: Path, tmp_path: Path) -> None:
+    """As a user sees it: one line, and a status."""
+    result = python('-m', 'conversion.publish', converted, 'org/nobody', cwd=tmp_path)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith('error: There is no token to write to org/nobody with. Log in with `hf auth login`')
+
+
+TROUBLE = {
+    'no server': ('', Fault.CLOSED, 'RemoteProtocolError: Server disconnected'),
+    'an error at once': ('', Fault.SERVER_ERROR, 'the Hub answers 500, Internal Server Error'),
+    'not their organisation': ('/api/repos/create', Fault.FORBIDDEN, 'the Hub answers 403, Forbidden. Log in with'),
+    'an error before the upload': ('preupload', Fault.SERVER_ERROR, 'the Hub answers 500'),
+    'half of the weights': ('/storage/', Fault.HALF, "Error while uploading 'model.safetensors' to the Hub"),
+    'an error in storage': ('/storage/', Fault.SERVER_ERROR, 'the Hub answers 500'),
+    'half of the commit': ('/commit/', Fault.HALF, 'run the command again, it sends what is missing'),
+    'no answer to the commit': ('/commit/', Fault.CLOSED, 'RemoteProtocolError: Server disconnected'),
+}
+
+
+@pytest.mark.parametrize('trouble', TROUBLE)
+def test_trouble(trouble: str, token: None, hub: HubServer, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is committed, the reason is given, and the next attempt succeeds."""
+    monkeypatch.setattr('huggingface_hub.utils._http.time.sleep', lambda seconds: None)  # before it tries again
+    part, fault, reason = TROUBLE[trouble]
+    name = f'org/{trouble.replace(" ", "-")}'
+    hub.faults[part] = fault
+    assert reason in failure(converted, name)
+    assert not (hub.root / name).exists() or names(hub.root / name) == set()
+    hub.faults.clear()
+    if part == '/storage/':
+        command(converted, name)
+        assert names(hub.root / name) == FILES
+
+
+def test_wrong_token(repo: str, hub: HubServer, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('HF_TOKEN', 'hf_of_someone_else')
+    message = failure(converted, repo)
+    assert f'{repo}: the Hub answers 401, Invalid username or password. Log in with' in message
+
+
+def test_unknown_licence(repo: str, token: None, hub: HubServer, converted: Path) -> None:
+    message = failure(converted, repo, '--license', 'mine')
+    assert 'Invalid metadata in README.md. - "license" must be one of' in message
+
+
+def test_someone_else_was_faster(repo: str, token: None, hub: HubServer, converted: Path) -> None:
+    plan = make_upload(converted, repo)
+    (hub.root / repo / 'config.json').write_text('{}')
+    with pytest.raises(PublishError, match='answers 412, A commit has happened since.*Someone else'):
+        send(plan)
+    assert (hub.root / repo / 'config.json').read_text() == '{}'

@@ -1,0 +1,308 @@
+"""The paper's variants: each computes what its figure says, is kept as what it is, and takes nobody else's weights."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from conftest import save_repository
+from hub_server import HubServer
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+import xception_hub
+from conversion.to_keras import build
+from xception_hub import Xception
+from xception_hub.errors import ToKerasError
+from xception_hub.layers import SeparableConv2d
+from xception_hub.network import XceptionModule
+
+SMALL = dict(width_multiplier=0.1875, min_img_size=33, num_classes=5)
+NAMES = {  # parameters: the classifier's share is (2048 or 4096) * 1000 + 1000, or as many for 17,000 classes
+    'xception_paper_fc': 22_855_952 - 2_049_000 + (2048 + 1 + 4096 + 1) * 4096 + 4096 * 1000 + 1000,
+    'xception_paper_no_residual': 22_855_952 - 977_072,
+    'xception_paper_mid_relu': 22_855_952,
+    'xception_paper_mid_elu': 22_855_952,
+    'xception_paper_jft': 22_855_952 - 2_049_000 + (2048 + 1) * 17_000,
+    'xception_paper_jft_fc': 22_855_952 - 2_049_000 + (2048 + 1 + 4096 + 1) * 4096 + (4096 + 1) * 17_000,
+}
+VARIANTS = [
+    dict(residual=False),
+    dict(mid_act_layer='relu'),
+    dict(mid_act_layer='elu'),
+    dict(segments=1),
+    dict(segments=4),
+    dict(order='pointwise_first'),
+    dict(segments=2, order='pointwise_first', mid_act_layer='relu'),
+    dict(width_multiplier=0.25),
+    dict(fc_widths=(16, 8)),
+]
+
+
+def on_meta(**kwargs: Any) -> Xception:
+    return Xception(**kwargs, device='meta')
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def small(**kwargs: Any) -> Any:
+    """A narrow network, in evaluation mode, whose batch normalizations have statistics of their own."""
+    torch.manual_seed(0)
+    model = Xception(**{**SMALL, **kwargs}).eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith('running_var'):
+            buffer.uniform_(0.5, 2)
+        elif name.endswith('running_mean'):
+            buffer.normal_()
+    return model
+
+
+def images(size: int = 41) -> Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def separable(model: nn.Module) -> list[SeparableConv2d]:
+    return [module for module in model.modules() if isinstance(module, SeparableConv2d)]
+
+
+# By name --------------------------------------------------------------------------------------------------------------
+
+
+def test_names() -> None:
+    """All networks that the paper compares Xception with, and none of them pretends to have weights."""
+    assert set(timm.list_models('xception_paper*')) == {'xception_paper', *NAMES}
+    assert timm.list_pretrained('xception_paper*') == ['xception_paper.keras_in1k']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_named_network(name: str) -> None:
+    model = timm.create_model(name, device='meta')
+    assert parameters(model) == NAMES[name]
+    classes = 17_000 if 'jft' in name else 1000
+    assert model(torch.empty(2, 3, 71, 71, device='meta')).shape == (2, classes)
+    assert model.pretrained_cfg['num_classes'] == classes
+    assert timm.data.resolve_data_config(model=model)['mean'] == (0.5, 0.5, 0.5)
+
+
+def test_arguments_replace_those_of_the_name() -> None:
+    model = timm.create_model('xception_paper_jft_fc', num_classes=7, fc_widths=(8,), device='meta')
+    assert (model.num_classes, model.head_hidden_size) == (7, 8)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_named_network_has_no_weights(name: str, hub: HubServer) -> None:
+    """It says so, without asking anybody."""
+    hub.requests.clear()
+    with pytest.raises(xception_hub.WeightsError, match=f'no pretrained weights for {name}; .*pretrained=False'):
+        timm.create_model(name, pretrained=True)
+    assert hub.requests == []
+
+
+# What they compute ----------------------------------------------------------------------------------------------------
+
+
+def test_without_residual_connections() -> None:
+    """Figure 9: each module is its stack alone."""
+    model = small(residual=False)
+    x = model.stem(images())
+    modules = [*model.entry_flow, *model.middle_flow, *model.exit_flow]
+    assert len(modules) == 13
+    for module in modules:
+        assert not any('shortcut' in name for name, _ in module.named_parameters())
+        x = module.stack(x)
+    assert torch.equal(x, model.forward_features(images()))
+
+
+@pytest.mark.parametrize(('mid_act_layer', 'act'), [('relu', nn.ReLU), ('elu', nn.ELU), (nn.Tanh, nn.Tanh)])
+def test_activation_in_between(mid_act_layer: Any, act: type[nn.Module]) -> None:
+    """Figure 10: after the depthwise convolution, before the pointwise one, in all 34, each with one of its own."""
+    model, plain = small(mid_act_layer=mid_act_layer), small()
+    assert len({id(conv.act) for conv in separable(model)}) == 34
+    plain.load_state_dict(model.state_dict())
+    for conv in separable(plain):
+        conv.conv_dw = nn.Sequential(conv.conv_dw, act())
+    assert torch.equal(model(images()), plain(images()))
+    assert not torch.allclose(model(images()), small()(images()))
+
+
+@pytest.mark.parametrize('segments', [1, 2, 4, 8])
+@pytest.mark.parametrize('order', ['depthwise_first', 'pointwise_first'])
+def test_depthwise_is_the_sparsest_of_the_continuum(segments: int, order: str) -> None:
+    """Fewer segments can compute all that one per channel does: the weights between channels are then zero."""
+    extreme, model = small(order=order).double(), small(order=order, segments=segments).double()
+    tensors = extreme.state_dict()
+    for name, wide in model.state_dict().items():
+        if name.endswith('conv_dw.weight'):
+            own = torch.arange(len(wide)) % wide.shape[1]  # place of a channel in its segment
+            tensors[name] = torch.zeros_like(wide).index_put_((torch.arange(len(wide)), own), tensors[name][:, 0])
+    model.load_state_dict(tensors)
+    torch.testing.assert_close(model(images().double()), extreme(images().double()), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ('order', 'expected'),
+    [
+        ('depthwise_first', [183_616_904, 103_132_712, 62_890_616, 42_769_568, 22_855_952]),
+        ('pointwise_first', [221_328_776, 121_988_648, 72_318_584, 47_483_552, 22_873_808]),
+    ],
+)
+def test_parameters_along_the_continuum(order: str, expected: list[int]) -> None:
+    """9 * width ** 2 / segments for each 3x3 convolution over segments; the width is that before, or after the 1x1."""
+    assert [parameters(on_meta(order=order, segments=segments)) for segments in (1, 2, 4, 8, None)] == expected
+    chs = [64, 128, 128, 256, 256, 728, *[728] * 24, 728, 728, 1024, 1536, 2048]
+    convs = chs[1:] if order == 'pointwise_first' else chs[:-1]
+    assert expected[0] - expected[-1] == sum(9 * width * (width - 1) for width in convs)
+
+
+@pytest.mark.parametrize('multiplier', [0.1875, 0.25, 0.5, 1, 2])
+def test_width_multiplier(multiplier: float) -> None:
+    """Widths are multiples of 8, those that timm is told are those of the maps, and 1 changes nothing."""
+    model = on_meta(width_multiplier=multiplier)
+    widths = [norm.num_features for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
+    plain = [norm.num_features for norm in on_meta().modules() if isinstance(norm, nn.BatchNorm2d)]
+    assert all(width % 8 == 0 and abs(width - multiplier * full) <= 4 for width, full in zip(widths, plain))
+    if multiplier == 1:
+        assert widths == plain
+    maps = model.forward_intermediates(torch.empty(1, 3, 71, 71, device='meta'), intermediates_only=True)
+    assert [x.shape[1] for x in maps] == [info['num_chs'] for info in model.feature_info]
+    assert model.num_features == model.head_hidden_size == model.get_classifier().in_features == maps[-1].shape[1]
+
+
+@pytest.mark.parametrize('kwargs', VARIANTS, ids=str)
+def test_training(kwargs: dict[str, Any]) -> None:
+    """Every weight gets a gradient, the same whether the modules are computed once or twice."""
+    model = small(**kwargs).train()
+    gradients = []
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        model.zero_grad()
+        model(images()).square().sum().backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    assert all(gradient.abs().sum() > 0 for gradient in gradients[0].values())
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize('kwargs', VARIANTS, ids=str)
+def test_tools(kwargs: dict[str, Any]) -> None:
+    """What deployment needs: TorchScript, torch.export, feature maps."""
+    model, x = small(**kwargs), images()
+    expected = model(x)
+    torch.testing.assert_close(torch.jit.script(model)(x), expected)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+    backbone = timm.create_model('xception_paper', **{**SMALL, **kwargs}, features_only=True, output_stride=16)
+    assert [x.shape[1] for x in backbone(x)] == backbone.feature_info.channels()
+
+
+# Their weights --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kwargs', VARIANTS, ids=str)
+def test_saved_and_loaded(kwargs: dict[str, Any], tmp_path: Path) -> None:
+    """A directory's config.json says which variant its weights are."""
+    created = timm.create_model('xception_paper', **{**SMALL, **kwargs}).eval()
+    save_for_hf(created, tmp_path, safe_serialization=True)
+    loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert torch.equal(loaded(images()), created(images()))
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if 'jft' not in name])
+def test_named_network_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    arguments = dict(SMALL, fc_widths=(16, 8)) if name.endswith('fc') else SMALL
+    created = timm.create_model(name, **arguments).eval()
+    save_for_hf(created, tmp_path, safe_serialization=True)
+    loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert torch.equal(loaded(images()), created(images()))
+    from_file = xception_hub.from_checkpoint(
+        tmp_path / 'model.safetensors',
+        **arguments,
+        residual='no_residual' not in name,
+        mid_act_layer=name.rpartition('mid_')[2] if 'mid_' in name else None,
+    )
+    assert torch.equal(from_file(images()), created(images()))
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(residual=False),
+        dict(mid_act_layer='relu'),
+        dict(segments=8),
+        dict(order='pointwise_first'),
+        dict(width_multiplier=2.0),
+    ],
+    ids=str,
+)
+def test_the_weights_of_keras_are_for_none_of_them(kwargs: dict[str, Any], hub: HubServer) -> None:
+    """Not even where all shapes fit; and nothing is downloaded."""
+    ((name, value),) = kwargs.items()
+    hub.requests.clear()
+    with (
+        pytest.warns(UserWarning, match='Next'),
+        pytest.raises(xception_hub.WeightsError, match=re.escape(f'there are none for {name}={value!r}')),
+    ):
+        timm.create_model('xception_paper', pretrained=True, **kwargs)
+    assert hub.requests == []
+
+
+@pytest.mark.filterwarnings('ignore:No weights from')
+@pytest.mark.parametrize(('saved', 'asked'), [({}, dict(mid_act_layer='relu')), (dict(mid_act_layer='relu'), {})])
+def test_weights_of_another_variant(saved: dict[str, Any], asked: dict[str, Any], tmp_path: Path) -> None:
+    """Shapes are the same, and config.json says what it is."""
+    save_for_hf(timm.create_model('xception_paper', **SMALL, **saved), tmp_path, safe_serialization=True)
+    overlay = dict(file=str(tmp_path), num_classes=5)
+    with pytest.raises(xception_hub.WeightsError, match='config.json says mid_act_layer='):
+        timm.create_model('xception_paper', pretrained=True, pretrained_cfg_overlay=overlay, **SMALL, **asked)
+
+
+@pytest.mark.parametrize('kwargs', [dict(residual=False), dict(mid_act_layer='elu'), dict(segments=2)], ids=str)
+def test_keras_has_none_of_them(kwargs: dict[str, Any], tmp_path: Path) -> None:
+    save_for_hf(timm.create_model('xception_paper', **{**SMALL, **kwargs}), tmp_path, safe_serialization=True)
+    ((name, value),) = kwargs.items()
+    with pytest.raises(ToKerasError, match=re.escape(f"{name}={value!r}, but Keras' Xception has")):
+        build(tmp_path)
+
+
+def test_a_file_without_residual_connections_is_no_xception_paper(tmp_path: Path) -> None:
+    save_repository(tmp_path / 'model', {**small(residual=False, width_multiplier=1.0, num_classes=1000).state_dict()})
+    with pytest.raises(xception_hub.CheckpointError, match='Missing: entry_flow.0.shortcut.conv.weight'):
+        xception_hub.from_checkpoint(tmp_path / 'model' / 'model.safetensors')
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'named', 'choices'),
+    [
+        (dict(segments=3), 'segments=3', '(None, 1, 2, 4, 8)'),
+        (dict(segments=0), 'segments=0', '(None, 1, 2, 4, 8)'),
+        (dict(segments=16), 'segments=16', '(None, 1, 2, 4, 8)'),
+        (dict(order='both'), "order='both'", "('depthwise_first', 'pointwise_first')"),
+        (dict(mid_act_layer='rely'), "mid_act_layer='rely'", "'relu' or 'elu'"),
+        (dict(width_multiplier=0.125), 'width_multiplier=0.125', 'above 0.125'),
+        (dict(width_multiplier=0.0), 'width_multiplier=0.0', "stem's 32 channels"),
+        (dict(width_multiplier=float('nan')), 'width_multiplier=nan', 'above 0.125'),
+        (dict(width_multiplier=float('inf')), 'width_multiplier=inf', 'above 0.125'),
+        (dict(width_multiplier=-1.0), 'width_multiplier=-1.0', 'above 0.125'),
+        (dict(residual=False, drop_path_rate=0.1), 'residual=False', 'True with a drop_path_rate'),
+    ],
+    ids=str,
+)
+def test_bad_argument(kwargs: dict[str, Any], named: str, choices: str) -> None:
+    """The error names the argument, its value and the choices."""
+    with pytest.raises(ValueError, match=f'{re.escape(named)} is not possible.*{re.escape(choices)}'):
+        on_meta(**kwargs)
+
+
+def test_smallest_width() -> None:
+    assert on_meta(width_multiplier=0.126).stem.conv1.out_channels == 8
+
+
+def test_module_alone() -> None:
+    """`XceptionModule` has the same arguments."""
+    module = XceptionModule(8, (8, 8), mid_act_layer='relu', residual=False)
+    assert module.shortcut is None and all(isinstance(conv.act, nn.ReLU) for conv in separable(module))

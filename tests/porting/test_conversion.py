@@ -1,0 +1,544 @@
+"""From a Keras file to a directory that timm loads: what is written, what is refused, and what never happens."""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import safetensors
+import timm
+import torch
+from commands import call
+from hub_server import HubServer
+from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint
+
+from conversion import convert as convert_module
+from conversion.convert import app, choose_preprocessing, convert
+from xception_hub.errors import DirectoryError, KerasFileError, ParityError
+from xception_hub.porting.names import KINDS, LAYERS, PREDICTIONS
+from xception_hub.porting.parity import Parity
+from xception_hub.porting.port import Port, port
+from xception_hub.porting.reference import BY_KERAS
+from xception_hub.porting.release import RELEASES, Release, fetch
+from xception_hub.weights.checkpoints import StateDict
+
+MEMBERS = ('metadata.json', 'config.json', 'model.weights.h5')
+
+
+# What is written
+
+
+def test_directory(converted: Path) -> None:
+    """Four files, nothing beside them, readable by others."""
+    assert {path.name for path in converted.iterdir()} == {
+        'model.safetensors',
+        'config.json',
+        'README.md',
+        'parity.json',
+    }
+    assert list(converted.parent.iterdir()) == [converted]
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in converted.iterdir())
+
+
+def test_config(converted: Path) -> None:
+    """Preprocessing, class names, hidden layer and dropout arrive."""
+    config = json.loads((converted / 'config.json').read_text())
+    assert config['architecture'] == 'xception_paper'
+    assert config['label_names'] == list(CLASS_NAMES)
+    assert config['num_classes'] == 6 and 'num_classes' not in config['model_args']  # transformers passes it itself
+    assert config['model_args'].items() >= dict(fc_widths=[100], drop_rate=0.2).items()
+    assert (
+        config['pretrained_cfg'].items()
+        >= dict(
+            input_size=[3, 150, 150],
+            interpolation='nearest',
+            crop_mode='squash',
+            crop_pct=1.0,
+            mean=[0.5] * 3,
+            std=[0.5] * 3,
+        ).items()
+    )
+    assert config['keras']['final_activation'] == 'linear'
+
+
+def test_parity_report(converted: Path) -> None:
+    report = json.loads((converted / 'parity.json').read_text())
+    assert report['passed']
+    with_keras = [proof for proof in report['proofs'] if proof['proof'] == 'Keras']
+    assert {(proof['dtype'], *proof['size']) for proof in with_keras} == {
+        (dtype, *size) for dtype in ('float64', 'float32') for size in ((150, 150), (107, 150))
+    }
+    assert all(proof['worst'] <= proof['tolerance'] for proof in with_keras)
+    assert report['reading'] == BY_KERAS
+    assert [(proof['proof'], proof['passed']) for proof in report['proofs'] if proof not in with_keras] == [
+        ('tensors', True),
+        ('moving statistics', True),
+        ('residual normalizations', True),
+        ('fingerprints', True),
+    ]
+    assert report['declared'] == dict(
+        class_names=list(CLASS_NAMES),
+        preprocessing=dict(
+            input_range='tf',
+            image_size=[150, 150],
+            interpolation='nearest',
+            crop_pct=1.0,
+            crop_mode='squash',
+            rescaling=[1.0, 0.0],
+        ),
+    )
+    assert report['proofs'][-1].items() >= dict(identical=234, compensated=0, different=0, missing=0).items()
+    assert set(report['left_out'].values()) == {"the optimizer's state"}
+    assert report['source']['sha256'] == '0e14f861010eafe9026a9d878b1cd260f705cb311a15226e0fbc0235b5529989'
+
+
+def test_preprocessing_is_that_of_keras(converted: Path, checkpoint: Checkpoint) -> None:
+    """timm's transform from config.json gives the pixels that Keras' loader and preprocess_input give."""
+    import keras
+    from PIL import Image
+
+    model = timm.create_model(f'local-dir:{converted}', pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    for photo in checkpoint.photos[:4]:
+        loaded = keras.utils.img_to_array(keras.utils.load_img(photo, target_size=(150, 150)))
+        expected = keras.applications.xception.preprocess_input(loaded).transpose(2, 0, 1)
+        np.testing.assert_allclose(transform(Image.open(photo).convert('RGB')).numpy(), expected, atol=1e-6)
+
+
+def test_tensors_are_the_files_arrays(converted: Path, checkpoint: Checkpoint) -> None:
+    """One of each kind, read by hand."""
+    with (
+        zipfile.ZipFile(checkpoint.model) as archive,
+        safetensors.safe_open(converted / 'model.safetensors', 'numpy') as tensors,
+    ):
+        file = h5py.File(io.BytesIO(archive.read('model.weights.h5')))
+        layers = file['layers/functional/layers']
+        np.testing.assert_array_equal(
+            tensors.get_tensor('stem.conv1.weight'), np.asarray(layers['conv2d/vars/0']).transpose(3, 2, 0, 1)
+        )
+        np.testing.assert_array_equal(
+            tensors.get_tensor('entry_flow.0.stack.conv1.conv_dw.weight')[:, 0],
+            np.asarray(layers['separable_conv2d/vars/0'])[..., 0].transpose(2, 0, 1),
+        )
+        np.testing.assert_array_equal(
+            tensors.get_tensor('stem.bn1.running_var'), np.asarray(layers['batch_normalization/vars/3'])
+        )
+        np.testing.assert_array_equal(tensors.get_tensor('head.fc.weight'), np.asarray(file['layers/dense_1/vars/0']).T)
+
+
+# The official release, in the layout of Keras 1
+
+
+def keras1_numbers() -> dict[str, list[str]]:
+    """Keras 2 layer name of the n-th layer of each kind in the order of creation, as the release counts them."""
+    numbers: dict[str, list[str]] = {'convolution2d': ['block1_conv1', 'block1_conv2'], 'separableconvolution2d': []}
+    numbers['convolution2d'] += [f'residual {block}' for block in (2, 3, 4, 13)]
+    for block in range(2, 15):
+        repeats = 3 if 5 <= block <= 12 else 2
+        numbers['separableconvolution2d'] += [f'block{block}_sepconv{i + 1}' for i in range(repeats)]
+    norms = {1: 'block1_conv1_bn', 2: 'block1_conv2_bn', 3: 'residual 2', 6: 'residual 3', 9: 'residual 4'}
+    norms.update({36: 'residual 13', 37: 'block13_sepconv1_bn', 38: 'block13_sepconv2_bn'})
+    norms.update({39: 'block14_sepconv1_bn', 40: 'block14_sepconv2_bn'})
+    for block, first in ((2, 4), (3, 7), (4, 10)):
+        norms.update({first: f'block{block}_sepconv1_bn', first + 1: f'block{block}_sepconv2_bn'})
+    for i in range(8):
+        norms.update({12 + 3 * i + k: f'block{5 + i}_sepconv{k + 1}_bn' for k in range(3)})
+    numbers['batchnormalization'] = [norms[i] for i in range(1, 41)]
+    return numbers
+
+
+@pytest.fixture(scope='module', params=['with top', 'without top'])
+def release(request: pytest.FixtureRequest, imagenet_state_dict: StateDict, tmp_path_factory: Any) -> Path:
+    """A file like Keras' release, written from a Keras model in Keras' own order of layers."""
+    import keras
+
+    top = request.param == 'with top'
+    model = keras.applications.Xception(weights=None, include_top=top)
+    generator = np.random.default_rng(0)
+    for layer in model.layers:  # convolutions as initialised; ones and zeros would hide mistakes
+        layer.set_weights([w if w.ndim > 1 else generator.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
+    path = tmp_path_factory.mktemp('release') / 'xception_weights_tf_dim_ordering_tf_kernels.h5'
+    numbers = {
+        name: f'{kind}_{i}'
+        for kind, names in keras1_numbers().items()
+        for i, name in enumerate(names, 1)
+        if kind == 'batchnormalization' or 'residual' not in name
+    }
+    convs = iter(['convolution2d_3', 'convolution2d_4', 'convolution2d_5', 'convolution2d_6'])
+    norms = iter(['batchnormalization_3', 'batchnormalization_6', 'batchnormalization_9', 'batchnormalization_36'])
+    suffixes = {
+        'Conv2D': ['W'],
+        'SeparableConv2D': ['depthwise_kernel', 'pointwise_kernel'],
+        'Dense': ['W', 'b'],
+        'BatchNormalization': ['gamma', 'beta', 'running_mean', 'running_std'],
+    }
+    with h5py.File(path, 'w') as file:
+        layer_names = []
+        for layer in model.layers:
+            kind = type(layer).__name__
+            if not layer.weights:
+                continue
+            unnamed = iter(['dense_2']) if kind == 'Dense' else convs if kind == 'Conv2D' else norms
+            name = numbers.get(layer.name) or next(unnamed)
+            group = file.create_group(name)
+            weight_names = [f'{name}_{suffix}:0' for suffix in suffixes[kind]]
+            group.attrs['weight_names'] = [n.encode() for n in weight_names]
+            for weight_name, value in zip(weight_names, layer.get_weights()):
+                group[weight_name] = value
+            layer_names.append(name.encode())
+        file.attrs['layer_names'] = layer_names
+    return path
+
+
+def test_release(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verified against Keras, which loads the file by itself; the directory serves as a source of the weights."""
+    ported = port(release)
+    small = replace(convert_module.RELEASE_PREPROCESSING, image_size=(71, 96))
+    parity = convert(ported, tmp_path / 'release', small)
+    assert parity.passed
+    monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'release'))
+    classes = ported.model_args['num_classes']
+    assert classes == (1000 if 'dense_2' in h5py.File(release) else 0)
+    model = timm.create_model('xception_paper', pretrained=True, num_classes=classes)
+    assert torch.equal(model.stem.conv1.weight, ported.tensors['stem.conv1.weight'])
+    assert json.loads((tmp_path / 'release' / 'config.json').read_text())['keras']['final_activation'] == (
+        'softmax' if classes else 'linear'
+    )
+
+
+def test_release_by_name(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> None:
+    """`keras-imagenet` is downloaded into the cache, and converted with the preprocessing that is Keras' own."""
+    (hub.root / 'files').mkdir(exist_ok=True)
+    shutil.copy(release, hub.root / 'files' / release.name)
+    entry = Release(f'{hub.url}/files/{release.name}', hashlib.md5(release.read_bytes()).hexdigest())
+    monkeypatch.setitem(RELEASES, 'keras-imagenet', entry)
+    monkeypatch.setattr('xception_hub.porting.port.fetch', partial(fetch, cache=tmp_path))
+    ported = port('keras-imagenet')
+    assert ported.source == tmp_path / release.name
+    assert ported.is_release
+    assert choose_preprocessing(ported) == convert_module.RELEASE_PREPROCESSING
+    assert choose_preprocessing(ported, size=331, interpolation='bilinear') == replace(
+        convert_module.RELEASE_PREPROCESSING, image_size=(331, 331), interpolation='bilinear'
+    )
+
+
+def test_name_table_counts() -> None:
+    """80 layers and 234 arrays; with the classifier 236."""
+    assert len({layer.torch for layer in LAYERS.values()}) == len({layer.keras1 for layer in LAYERS.values()}) == 80
+    assert sum(len(KINDS[layer.kind]) for layer in [*LAYERS.values(), PREDICTIONS]) == 236
+
+
+# What is refused
+
+
+def rewritten(source: Path, target: Path, **members: bytes | None) -> Path:
+    """A copy of an archive with members replaced, or left out if None."""
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, 'w') as out:
+        for name in MEMBERS:
+            content = members.get(name.partition('.')[0], archive.read(name))
+            if content is not None:
+                out.writestr(name, content)
+    return target
+
+
+def with_config(change: Callable[[Any], None]) -> Callable[[Path, Path], Path]:
+    def rewrite(source: Path, target: Path) -> Path:
+        with zipfile.ZipFile(source) as archive:
+            config = json.loads(archive.read('config.json'))
+        change(config)
+        return rewritten(source, target, config=json.dumps(config).encode())
+
+    return rewrite
+
+
+def with_weights(change: Callable[[h5py.File], None]) -> Callable[[Path, Path], Path]:
+    def rewrite(source: Path, target: Path) -> Path:
+        with zipfile.ZipFile(source) as archive:
+            buffer = io.BytesIO(archive.read('model.weights.h5'))
+        with h5py.File(buffer, 'r+') as file:
+            change(file)
+        return rewritten(source, target, model=buffer.getvalue())
+
+    return rewrite
+
+
+def outer(config: Any) -> list[Any]:
+    return config['config']['layers']
+
+
+def backbone(config: Any) -> list[Any]:
+    return outer(config)[1]['config']['layers']
+
+
+def replace_array(path: str, value: Any, **kwargs: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[path]
+        if isinstance(value, (h5py.SoftLink, h5py.ExternalLink)):
+            file[path] = value
+        else:
+            file.create_dataset(path, data=value, **kwargs)
+
+    return change
+
+
+def external_storage(file: h5py.File) -> None:
+    del file[KERNEL]
+    file.create_dataset(KERNEL, (3, 3, 3, 32), 'f4', external=[('/etc/hostname', 0, 4 * 864)])
+
+
+def virtual(file: h5py.File) -> None:
+    del file[KERNEL]
+    layout = h5py.VirtualLayout((3, 3, 3, 32), 'f4')
+    layout[:] = h5py.VirtualSource('other.h5', 'x', (3, 3, 3, 32))
+    file.create_virtual_dataset(KERNEL, layout)
+
+
+def huge(file: h5py.File) -> None:
+    del file[KERNEL]
+    file.create_dataset(KERNEL, (1 << 20, 1 << 20, 1 << 10, 1), 'f4', chunks=(64, 64, 64, 1))
+
+
+def insert_lambda(config: Any) -> None:
+    code = {'class_name': '__lambda__', 'config': {'code': 'aW1wb3J0IG9z', 'defaults': None, 'closure': None}}
+    outer(config).insert(
+        2,
+        {
+            'module': 'keras.layers',
+            'class_name': 'Lambda',
+            'name': 'lambda',
+            'inbound_nodes': [],
+            'config': {'name': 'lambda', 'function': code},
+        },
+    )
+
+
+KERNEL = 'layers/functional/layers/conv2d/vars/0'
+NAN = np.full((3, 3, 3, 32), np.nan, 'f4')
+REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
+    'text': (lambda s, t: t.write_text('not a zip'), 'not a complete .keras archive'),
+    'empty': (lambda s, t: t.write_bytes(b''), 'not a complete .keras archive'),
+    'truncated': (lambda s, t: t.write_bytes(s.read_bytes()[:1_000_000]), 'not a complete .keras archive'),
+    'flipped bit': (lambda s, t: t.write_bytes(flipped(s.read_bytes())), 'not a complete .keras archive'),
+    'no config': (lambda s, t: rewritten(s, t, config=None), 'holds no config.json'),
+    'config is no JSON': (lambda s, t: rewritten(s, t, config=b'{'), 'config.json is not JSON'),
+    'config is a list': (lambda s, t: rewritten(s, t, config=b'[]'), 'holds a list'),
+    'config is deep': (lambda s, t: rewritten(s, t, config=b'[' * 100_000), 'config.json is not JSON'),
+    'config is empty': (lambda s, t: rewritten(s, t, config=b'{}'), 'not that of a Keras model'),
+    'weights are no HDF5': (lambda s, t: rewritten(s, t, model=b'x' * 1000), 'not a complete HDF5 file'),
+    'zip bomb': (lambda s, t: bomb(s, t), 'declares'),
+    'lambda': (with_config(insert_lambda), "the Lambda layer 'lambda' can not be converted"),
+    'another network': (with_config(lambda c: outer(c).pop(1)), "holds no layer called 'block1_conv1'"),
+    'unknown head': (with_config(lambda c: outer(c)[4].update(class_name='Conv1D')), "Conv1D layer 'dropout'"),
+    'hidden softplus': (
+        with_config(lambda c: outer(c)[3]['config'].update(activation='softplus')),
+        "applies 'softplus' before",
+    ),
+    'units': (with_config(lambda c: outer(c)[3]['config'].update(units=10**12)), "layer 'dense' has 1000000000000"),
+    'rate': (with_config(lambda c: outer(c)[4]['config'].update(rate=1.5)), "layer 'dropout' has rate 1.5"),
+    'images below the limit': (
+        with_config(lambda c: [layer['config'].update(batch_shape=[None, 32, 32, 3]) for layer in outer(c)[:1]]),
+        'its images are 32x32',
+    ),
+    'no input': (with_config(lambda c: [backbone(c).pop(0), outer(c).pop(0)]), 'has no input layer'),
+    'a block is missing': (with_config(lambda c: backbone(c).pop(20)), 'lacks block3_sepconv'),
+    'rescaling inside': (
+        with_config(lambda c: backbone(c)[3].update(class_name='Rescaling')),
+        "Rescaling layer 'block1_conv1_act'",
+    ),
+    'missing array': (with_weights(lambda f: f.__delitem__(KERNEL)), f"there is no '{KERNEL}'"),
+    'soft link': (with_weights(replace_array(KERNEL, h5py.SoftLink('/layers'))), 'SoftLink, which is not followed'),
+    'external link': (
+        with_weights(replace_array(KERNEL, h5py.ExternalLink('/etc/passwd', '/'))),
+        'ExternalLink, which is not',
+    ),
+    'external storage': (with_weights(external_storage), 'keeps its values in another file'),
+    'virtual': (with_weights(virtual), 'keeps its values in another file'),
+    'huge': (with_weights(huge), 'has shape'),
+    'another shape': (with_weights(replace_array(KERNEL, np.zeros((5, 5, 3, 32), 'f4'))), 'needs (3, 3, 3, 32)'),
+    'integers': (with_weights(replace_array(KERNEL, np.zeros((3, 3, 3, 32), 'i4'))), 'int32 instead of floating'),
+    'NaN': (with_weights(replace_array(KERNEL, NAN)), 'holds NaN'),
+    'an array too many': (
+        with_weights(lambda f: f.create_dataset('layers/extra/vars/0', data=np.zeros(3))),
+        'layers/extra/vars/0',
+    ),
+    'another name': (
+        with_weights(lambda f: f[KERNEL].parent.attrs.__setitem__('name', 'block9')),
+        "called 'block9', not",
+    ),
+}
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def bomb(source: Path, target: Path) -> None:
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, 'w', zipfile.ZIP_DEFLATED) as out:
+        for name in MEMBERS[:2]:
+            out.writestr(name, archive.read(name))
+        out.writestr(MEMBERS[2], bytes(200_000_000))
+
+
+@pytest.mark.parametrize('kind', REFUSED)
+def test_refused(kind: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """One clear error that names the file and the place."""
+    make, reason = REFUSED[kind]
+    make(checkpoint.model, tmp_path / 'model.keras')
+    with pytest.raises(KerasFileError, match=re.escape(reason)) as error:
+        port(tmp_path / 'model.keras')
+    assert str(tmp_path / 'model.keras') in str(error.value)
+    assert list(tmp_path.iterdir()) == [tmp_path / 'model.keras']
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'reason'),
+    [
+        ('nothing.keras', None, 'There is no file'),
+        ('model.pb', b'', "ends in '.pb'"),
+        ('weights.h5', b'', 'not a complete HDF5 file'),
+    ],
+)
+def test_refused_files(name: str, content: bytes | None, reason: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(KerasFileError, match=reason):
+        port(tmp_path / name)
+
+
+def test_h5_of_another_layout(tmp_path: Path) -> None:
+    h5py.File(tmp_path / 'weights.h5', 'w').close()
+    with pytest.raises(KerasFileError, match="holds no layer called 'block1_conv1'"):
+        port(tmp_path / 'weights.h5')
+
+
+# What never happens
+
+
+def test_wrong_network_is_not_written(ported: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port with two tensors exchanged fails its verification, and leaves nothing behind."""
+    names = ['middle_flow.0.stack.bn1.bias', 'middle_flow.1.stack.bn1.bias']
+    tensors = {**ported.tensors, names[0]: ported.tensors[names[1]], names[1]: ported.tensors[names[0]]}
+    monkeypatch.setattr(ported, 'tensors', tensors)
+    with pytest.raises(ParityError, match='DIFFERENT from middle_flow.0 on'):
+        convert(ported, tmp_path / 'out', PREPROCESSING)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the comparison, which these tests are not about."""
+    proven = type('Proven', (Parity,), dict(passed=True))
+    monkeypatch.setattr(convert_module, 'prove_parity', lambda *args: proven('', '', [], []))
+
+
+def test_other_directories_are_left_alone(ported: Port, tmp_path: Path, quick: None) -> None:
+    (tmp_path / 'letters.txt').write_text('precious')
+    with pytest.raises(DirectoryError, match='something other than a conversion'):
+        convert(ported, tmp_path, PREPROCESSING)
+    with pytest.raises(DirectoryError, match='is a file'):
+        convert(ported, tmp_path / 'letters.txt', PREPROCESSING)
+    assert [path.name for path in tmp_path.iterdir()] == ['letters.txt']
+
+
+def test_a_failure_leaves_the_old_conversion(
+    ported: Port, converted: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk in the middle of writing: the directory is as it was."""
+    shutil.copytree(converted, tmp_path / 'out')
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('xception_hub.porting.output.save_for_hf', fail)
+    with pytest.raises(OSError, match='No space'):
+        convert(ported, tmp_path / 'out', PREPROCESSING)
+    assert {p.name for p in tmp_path.iterdir()} == {'out'}
+    assert (tmp_path / 'out' / 'parity.json').read_text() == (converted / 'parity.json').read_text()
+
+
+def test_without_keras(ported: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proofs that need none decide; confused normalizations fail them, and so does having no photo."""
+    monkeypatch.setattr('xception_hub.porting.parity.keras_is_installed', lambda: False)
+    parity = convert(ported, tmp_path / 'out', PREPROCESSING, CLASS_NAMES)
+    assert (parity.reference, parity.proofs) == (None, [])
+    report = json.loads((tmp_path / 'out' / 'parity.json').read_text())
+    assert [(proof['proof'], proof['passed'], proof['decisive']) for proof in report['proofs']] == [
+        ('tensors', True, True),
+        ('moving statistics', True, True),
+        ('residual normalizations', True, True),
+        ('fingerprints', True, False),
+    ]
+
+    tensors = dict(ported.tensors)
+    for kind in ('weight', 'bias', 'running_mean', 'running_var'):
+        a, b = f'entry_flow.2.shortcut.bn.{kind}', f'entry_flow.2.stack.bn2.{kind}'
+        tensors[a], tensors[b] = tensors[b], tensors[a]
+    with pytest.raises(ParityError, match='residual normalizations: FAILED'):
+        convert(replace(ported, tensors=tensors), tmp_path / 'wrong', PREPROCESSING)
+    monkeypatch.setattr(convert_module, 'sample_photos', list)
+    with pytest.raises(ParityError, match='pass --images'):
+        convert(ported, tmp_path / 'unproven', PREPROCESSING)
+    assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_wrong_number_of_class_names(ported: Port, tmp_path: Path) -> None:
+    with pytest.raises(KerasFileError, match='6 outputs, but 2 class names'):
+        convert(ported, tmp_path / 'out', PREPROCESSING, ['a', 'b'])
+
+
+# The command
+
+
+def test_command(checkpoint: Checkpoint, converted: Path, tmp_path: Path) -> None:
+    """The same directory as by the function, with the names from a file."""
+    (tmp_path / 'names.txt').write_text('\n'.join(CLASS_NAMES) + '\n')
+    result = call(
+        app,
+        checkpoint.model,
+        '-o',
+        tmp_path / 'out',
+        '--input-range',
+        'tf',
+        '--interpolation',
+        'nearest',
+        '--class-names',
+        tmp_path / 'names.txt',
+        '--images',
+        checkpoint.photos[0].parent,
+    )
+    assert result.returncode == 0, result.stderr
+    assert '234 of 234 tensors of the backbone are bit-identical to those that Keras' in result.stdout
+    for name in ('model.safetensors', 'config.json'):
+        assert (tmp_path / 'out' / name).read_bytes() == (converted / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ('args', 'reason'),
+    [
+        ((), 'Pass --input-range and --interpolation and --class-names'),
+        (('--input-range', 'tf', '--class-names', 'none'), 'Pass --interpolation;'),
+        (('--input-range', 'tf', '--interpolation', 'nearest'), 'Pass --class-names;'),
+        (('--input-range', 'tf', '--interpolation', 'nearest', '--class-names', 'a,b'), '6 outputs, but 2 class names'),
+        (('--input-range', 'caffe'), 'Choose from: "tf", "unit", "raw"'),
+        (('--input-range', 'tf', '--interpolation', 'nearest', '--size', '32'), 'Must be >= 71'),
+        (('--frobnicate',), 'Unknown option'),
+    ],
+)
+def test_command_asks_for_what_it_needs(
+    args: tuple[str, ...], reason: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    result = call(app, checkpoint.model, '-o', tmp_path / 'out', *args)
+    assert result.returncode != 0
+    assert reason in re.sub(r'[\s│]+', ' ', result.stderr + result.stdout)
+    assert not (tmp_path / 'out').exists()

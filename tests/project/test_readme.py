@@ -1,0 +1,130 @@
+"""The blocks of the README and of the pages below docs/ run as they stand there."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import ROOT, save_repository
+from hub_server import HubServer
+from kitchen_photos import PHOTOS, kitchen_photos
+from port_a_keras_model import CLASS_NAMES, Checkpoint
+from torch import Tensor
+
+from xception_hub.weights.checkpoints import to_legacy
+
+TRAINED = ('figure_9.png', 'figure_10.png', 'continuum_trained.png')  # by benchmarks/ablations.py
+README = (ROOT / 'README.md').read_text()
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+TRANSLATIONS = [page for page in PAGES if page.suffixes == ['.zh', '.md']]
+
+
+def blocks_of(page: Path, languages: str = 'python|bash') -> list[tuple[str, str]]:
+    """Language and code of each."""
+    return re.findall(rf'^```({languages})\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = [block for page in PAGES if page not in TRANSLATIONS for block in blocks_of(page)]
+SETUP = [code.strip() for language, code in BLOCKS if code.startswith('python3 -m venv')]
+RUN_HERE = [(language, code) for language, code in BLOCKS if code.strip() not in SETUP]
+
+
+@pytest.fixture(scope='module')
+def folder(
+    hub: HubServer,
+    converted: Path,
+    checkpoint: Checkpoint,
+    imagenet_state_dict: dict[str, Tensor],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """What the reader has: a photo, a Keras model, an old checkpoint, weights of their own, and a clone."""
+    folder = tmp_path_factory.mktemp('reader')
+    shutil.copy(checkpoint.photos[3], folder / 'photo.jpg')
+    (folder / 'photos').mkdir()
+    for photo in checkpoint.photos:
+        shutil.copy(photo, folder / 'photos')
+    kitchen_photos(folder / 'photos_by_class')
+    shutil.copy(checkpoint.model, folder / 'model.keras')
+    torch.save(to_legacy(imagenet_state_dict), folder / 'legacy.pth')
+    save_repository(folder / 'weights', imagenet_state_dict)
+    for name in ('hubconf.py', 'finetune.py', 'xception_hub', 'conversion', 'examples'):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run(language: str, code: str, folder: Path) -> str:
+    python = [sys.executable, '-W', 'error::UserWarning', '-c']
+    command = [*(python if language == 'python' else ['bash', '-ec']), code]
+    environment = dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
+    result = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(('language', 'code'), RUN_HERE, ids=[code.splitlines()[-1][:50] for _, code in RUN_HERE])
+def test_block(language: str, code: str, folder: Path) -> None:
+    """Each block by itself, in the reader's order."""
+    output = run(language, code, folder)
+    if 'index_to_description' in code:
+        info = timm.data.ImageNetInfo()
+        assert output.strip() in [info.index_to_description(i) for i in range(1000)]
+    if 'label_names' in code:
+        assert output.strip() in (str(list(CLASS_NAMES)), *CLASS_NAMES, *PHOTOS)
+    if 'output_shape' in code:
+        assert output.strip() == '(None, 6)'
+    if 'conversion.verify' in code:
+        assert (folder / 'converted' / 'parity.png').stat().st_size > 10_000
+    if '--output kitchen-model' in code:
+        assert json.loads((folder / 'kitchen-model' / 'metrics.json').read_text())['top1'] == 1
+        assert (folder / 'kitchen-model' / 'report.html').stat().st_size > 50_000
+    if '--dry-run' in code:
+        assert not (folder / 'kitchen-transfer').exists()
+    if '513, 513' in code:
+        assert output.strip().endswith('(1, 2048, 32, 32)]')
+    if 'xception_hub.paper' in code:
+        assert output.strip().endswith('All 12 checks hold.')
+    if '--figures pictures' in code:
+        assert {path.name for path in (folder / 'pictures').iterdir()} == {
+            path.name for path in (ROOT / 'docs' / 'paper').glob('*.png')
+        } - set(TRAINED)
+    if 'merge_towers(figure_2)' in code:
+        assert 0 <= float(re.findall(r'tensor\((\S+?),', output)[0]) < 1e-14
+    if "'xception_paper_jft'" in code:
+        assert output.strip() == 'torch.Size([1, 17000])'
+
+
+@pytest.mark.parametrize('page', TRANSLATIONS, ids=lambda page: page.name)
+def test_translation(page: Path) -> None:
+    """The same code, links, headings and numbers in tables as in the original."""
+    original = page.with_name(page.name.replace('.zh', ''))
+    assert blocks_of(page, '[a-z]+') == blocks_of(original, '[a-z]+')
+    text, expected = page.read_text(), original.read_text()
+    for pattern in (r'\]\((.*?)\)', r'^#+ '):
+        assert re.findall(pattern, text, re.MULTILINE) == re.findall(pattern, expected, re.MULTILINE)
+    rows, expected_rows = (re.findall(r'^\|.*', page, re.MULTILINE) for page in (text, expected))
+    numbers = r'\d(?:[\d,.]*\d)?'
+    assert [re.findall(numbers, row) for row in rows] == [re.findall(numbers, row) for row in expected_rows]
+
+
+def test_set_up_commands() -> None:
+    """Exactly two, of one line each; `.ci/run` runs them literally."""
+    assert len(SETUP) == 2
+    assert all('\n' not in command for command in SETUP)
+    script = (ROOT / '.ci' / 'run').read_text()
+    found = [
+        subprocess.run(['bash', '-c', f'cd {ROOT}; {line}'], text=True, capture_output=True).stdout.strip()
+        for line in re.findall(r'\$\((grep .*)\)', script)
+    ]
+    assert sorted(found) == sorted(SETUP)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r'\]\((?!https?:)([^)#]+)\)', page.read_text()):
+        assert (page.parent / target).exists(), target

@@ -1,0 +1,730 @@
+"""Datasets in every form in which people keep them, and the ways in which they are broken."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from hub_server import Fault, HubServer
+from PIL import Image
+from small_images import WORDS, digits, encoded, photo, save_digits
+
+from xception_hub.errors import DataError, ImageError
+from xception_hub.training.data import Data, Split, content, load, stratified
+
+TABLES = ('csv', 'tsv', 'json', 'jsonl', 'parquet')
+PICTURES = datasets.Features(picture=datasets.Image(), digit=datasets.ClassLabel(names=list(WORDS)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder for each class."""
+    return save_digits(tmp_path / 'digits')
+
+
+def write_table(file: Path, rows: list[dict[str, Any]]) -> Path:
+    """A table of whatever kind the file's name says."""
+    if file.suffix == '.parquet':
+        datasets.Dataset.from_list(rows).to_parquet(file)
+    elif file.suffix == '.json':
+        file.write_text(json.dumps(rows))
+    elif file.suffix == '.jsonl':
+        file.write_text('\n'.join(map(json.dumps, rows)))
+    else:
+        lines = [rows[0], *(row.values() for row in rows)]
+        separator = '\t' if file.suffix == '.tsv' else ','
+        file.write_text('\n'.join(separator.join('' if cell is None else str(cell) for cell in line) for line in lines))
+    return file
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Relative paths, and columns that are neither images nor labels."""
+    return [
+        dict(file_name=str(path.relative_to(folder)), category=path.parent.name, size=32)
+        for path in sorted(folder.rglob('*.png'))
+    ]
+
+
+def pictures(per_class: int = 10) -> datasets.Dataset:
+    """With images inside, and names in an order of their own."""
+    rows = dict(
+        picture=[image for images in digits(per_class).values() for image in images],
+        digit=[number for number in range(4) for _ in range(per_class)],
+    )
+    return datasets.Dataset.from_dict(rows, features=PICTURES)
+
+
+def names_of(split: Split, data: Data) -> list[str]:
+    return [data.class_names[label] for label in split.labels]
+
+
+def paths_of(split: Split) -> list[Path]:
+    return [Path(cell['path']) for _, cell in split.cells()]
+
+
+# Folders, tables, saved datasets, the Hub
+
+
+def test_folder(folder: Path) -> None:
+    """Names sorted as strings; every file is in one split, under the name of its folder."""
+    data = load(str(folder))
+    assert data.class_names == sorted(WORDS)
+    assert (len(data.train), len(data.validation), data.has_validation, data.multi_label) == (40, 0, False, False)
+    data = data.with_validation(0.2, seed=0)
+    assert (len(data.train), len(data.validation), data.has_validation) == (32, 8, True)
+    assert Counter(names_of(data.validation, data)) == dict.fromkeys(WORDS, 2)
+    for split in (data.train, data.validation):
+        assert [path.parent.name for path in paths_of(split)] == names_of(split, data)
+        assert all(cell['bytes'] is None for _, cell in split.cells())
+    assert set(paths_of(data.train)) | set(paths_of(data.validation)) == set(folder.rglob('*.png'))
+    assert not set(paths_of(data.train)) & set(paths_of(data.validation))
+
+
+@pytest.mark.parametrize('name', ['validation', 'val', 'valid', 'dev', 'test'])
+def test_folder_with_splits(name: str, folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / 'splits'
+    root.mkdir()
+    folder.rename(root / 'train')
+    for word in WORDS:
+        (root / name / word).mkdir(parents=True)
+        (root / 'train' / word / '0.png').rename(root / name / word / '0.png')
+    data = load(str(root))
+    assert (len(data.train), len(data.validation), data.has_validation) == (36, 4, True)
+    assert (data.train.name, data.validation.name) == ('train', name)
+
+
+def test_folder_whose_class_is_called_train(folder: Path) -> None:
+    """Such folders are splits only if there are no others."""
+    (folder / 'one').rename(folder / 'train')
+    assert load(str(folder)).class_names == ['three', 'train', 'two', 'zero']
+
+
+def test_what_is_no_image_in_a_folder(folder: Path) -> None:
+    """Copies that Jupyter hides, what macOS puts beside each file, texts, and a folder with the name of an image."""
+    image = (folder / 'one' / '0.png').read_bytes()
+    (folder / 'one' / '.ipynb_checkpoints').mkdir()
+    (folder / '.ipynb_checkpoints').mkdir()
+    (folder / 'two' / 'more' / 'x.png').mkdir(parents=True)
+    for name in ('one/.ipynb_checkpoints/0.png', 'one/._1.png', 'one/notes.txt', 'two/more/x.png/11.PNG'):
+        (folder / name).write_bytes(image)
+    data = load(str(folder))
+    assert Counter(names_of(data.train, data)) == {**dict.fromkeys(WORDS, 10), 'two': 11}
+
+
+@pytest.mark.parametrize('kind', TABLES)
+def test_table(kind: str, folder: Path) -> None:
+    """Paths relative to the table, labels as words, columns found by their names."""
+    data = load(str(write_table(folder / f'table.{kind}', rows_of(folder))))
+    assert data.class_names == sorted(WORDS)
+    assert paths_of(data.train) == sorted(folder.rglob('*.png'))
+    assert names_of(data.train, data) == [path.parent.name for path in paths_of(data.train)]
+
+
+def test_paths_in_a_table(folder: Path) -> None:
+    """Absolute ones, addresses, rows without an image; in a column of any name."""
+    images = sorted(folder.rglob('*.png'))
+    values = [str(images[0].relative_to(folder)), str(images[1]), images[2].as_uri(), None]
+    rows = [dict(image='no path', where=value, label=i % 2) for i, value in enumerate(values)]
+    split = load(str(write_table(folder / 'table.jsonl', rows)), image_column='where').train
+    assert [cell.get('path') for _, cell in split.cells()] == [str(images[0]), str(images[1]), images[2].as_uri(), None]
+    for position in range(3):
+        assert content(split.cell(position)) == images[position].read_bytes()
+    with pytest.raises(ImageError, match='no image in this row'):
+        content(split.cell(3))
+
+
+def test_images_in_a_table(tmp_path: Path) -> None:
+    """As `datasets` writes them, as others do, and as bytes alone."""
+    expected = [encoded(image) for image in digits()['one']]
+    labels = [i % 2 for i in range(len(expected))]
+    files = [{'bytes': file, 'path': None} for file in expected]
+    for image in (
+        dict(type=datasets.Image(), values=files),
+        dict(type=datasets.Value('binary'), values=expected),
+        dict(type={'bytes': datasets.Value('binary'), 'path': datasets.Value('string')}, values=files),
+    ):
+        features = datasets.Features(image=image['type'], label=datasets.Value('int64'))
+        datasets.Dataset.from_dict(dict(image=image['values'], label=labels), features=features).to_parquet(
+            tmp_path / 'table.parquet'
+        )
+        for streaming in (False, True):
+            split = load(str(tmp_path / 'table.parquet'), streaming=streaming).train
+            assert [content(cell) for _, cell in split.cells()] == expected
+
+
+def test_saved_to_disk(tmp_path: Path) -> None:
+    """With images inside, names in an order of their own, and splits."""
+    split = pictures()
+    datasets.DatasetDict(train=split, test=split.select(range(0, 40, 4))).save_to_disk(tmp_path / 'saved')
+    data = load(str(tmp_path / 'saved'))
+    assert data.class_names == list(WORDS)
+    assert (len(data.train), len(data.validation)) == (40, 10)
+    assert data.train.cell(0)['bytes'].startswith(b'\x89PNG')
+    with pytest.raises(DataError, match=r"no split 'dev', but train, test"):
+        load(str(tmp_path / 'saved'), validation_split='dev')
+    with pytest.raises(DataError, match=r"no column 'image', but picture, digit"):
+        load(str(tmp_path / 'saved'), image_column='image')
+
+
+def test_one_split_saved_to_disk(tmp_path: Path) -> None:
+    pictures().save_to_disk(tmp_path / 'saved')
+    data = load(str(tmp_path / 'saved'))
+    assert (len(data.train), data.train.name, data.has_validation) == (40, 'train', False)
+
+
+def test_numbers_are_sorted_as_numbers(folder: Path) -> None:
+    rows = [dict(image=str(path), label=number) for number, path in zip([9, 10, 2] * 10, sorted(folder.rglob('*.png')))]
+    assert load(str(write_table(folder / 'table.csv', rows))).class_names == ['2', '9', '10']
+
+
+# Splits
+
+
+def test_parts_of_a_split(folder: Path) -> None:
+    """Positions count what is left; rows stay those of the dataset."""
+    split = load(str(folder)).train
+    part = split.select([1, 5, 7]).select(np.array([0, 2]))
+    assert (part.rows.tolist(), len(part)) == ([1, 7], 2)
+    assert part.cell(1) == split.cell(7)
+    assert list(part.cells()) == [(0, split.cell(1)), (1, split.cell(7))]
+    assert part.labels.tolist() == split.labels[[1, 7]].tolist()
+    assert part.cell_name(1, part.cell(1)) == part.cell(1)['path']
+    assert part.cell_name(1, {}) == "row 7 of the split 'train'"
+    assert list(split.select([]).cells()) == []
+
+
+def test_parts_of_a_stream(folder: Path) -> None:
+    split, stream = (load(str(folder), streaming=streaming).train for streaming in (False, True))
+    assert stream.streamed and not split.streamed
+    for rows in ([0, 1, 39], [7], [], range(3, 30, 5)):
+        assert list(stream.select(rows).cells()) == list(split.select(rows).cells())
+
+
+# Streams
+
+
+def hub_parquet(hub: HubServer, name: str, images: list[bytes]) -> str:
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=['b', 'a']))
+    rows = dict(
+        image=[{'bytes': image, 'path': f'{i}.png'} for i, image in enumerate(images)],
+        label=[i % 2 for i in range(len(images))],
+    )
+    folder = hub.root / 'datasets' / name / 'data'
+    folder.mkdir(parents=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / 'train-00000-of-00001.parquet')
+    return name
+
+
+def hub_folder(hub: HubServer, folder: Path) -> str:
+    root = hub.root / 'datasets' / 'org' / 'folder'
+    for split, number in (('train', 1), ('test', 2)):
+        for word in ('one', 'two'):
+            (root / split / word).mkdir(parents=True)
+            (root / split / word / '0.png').write_bytes((folder / word / f'{number}.png').read_bytes())
+    (root / 'train' / 'one' / 'cut.png').write_bytes((folder / 'one' / '3.png').read_bytes()[:50])
+    return 'org/folder'
+
+
+def hub_addresses(hub: HubServer, folder: Path) -> str:
+    """A text whose first rows have no label that would tell the type of the others."""
+    root = hub.root / 'datasets' / 'org' / 'addresses'
+    root.mkdir(parents=True)
+    paths = sorted(folder.rglob('*.png'))[::3]
+    write_table(
+        root / 'train.jsonl',
+        [dict(image=path.as_uri(), labels=[] if i < 2 else [path.parent.name]) for i, path in enumerate(paths)],
+    )
+    return 'org/addresses'
+
+
+@pytest.fixture(scope='module')
+def everything(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A dataset of each kind."""
+    folder = save_digits(tmp_path_factory.mktemp('images') / 'digits', per_class=5)
+    root = tmp_path_factory.mktemp('datasets')
+    rows = rows_of(folder)
+    for row in rows:
+        row['file_name'] = str(folder / row['file_name'])
+    found = {kind: str(write_table(root / f'table.{kind}', rows)) for kind in TABLES}
+    found['lists'] = str(
+        write_table(
+            root / 'lists.jsonl',
+            [dict(image=row['file_name'], labels=[row['category']] * (i % 3 > 0)) for i, row in enumerate(rows)],
+        )
+    )
+    split = pictures(5)
+    split.to_parquet(root / 'inside.parquet')
+    split.save_to_disk(root / 'saved')
+    datasets.DatasetDict(train=split, dev=split.select([3, 9])).save_to_disk(root / 'two')
+    found.update(
+        folder=str(folder), inside=str(root / 'inside.parquet'), saved=str(root / 'saved'), two=str(root / 'two')
+    )
+    return dict(
+        found,
+        **{
+            'hub parquet': hub_parquet(hub, 'org/digits', [encoded(image) for image in digits()['two']]),
+            'hub folder': hub_folder(hub, folder),
+            'hub text': hub_addresses(hub, folder),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    'kind', [*TABLES, 'lists', 'folder', 'inside', 'saved', 'two', 'hub parquet', 'hub folder', 'hub text']
+)
+def test_stream(kind: str, everything: dict[str, str]) -> None:
+    """The same labels, names, rows and files, undecoded, as often as they are asked for."""
+    data, stream = (load(everything[kind], streaming=streaming) for streaming in (False, True))
+    assert stream.digest() == data.digest()
+    assert (stream.class_names, stream.multi_label, stream.has_validation) == (
+        data.class_names,
+        data.multi_label,
+        data.has_validation,
+    )
+    for split, streamed in ((data.train, stream.train), (data.validation, stream.validation)):
+        assert streamed.streamed and not split.streamed
+        np.testing.assert_array_equal(streamed.labels, split.labels)
+        np.testing.assert_array_equal(streamed.rows, split.rows)
+        cells = list(split.cells())
+        assert list(streamed.cells()) == cells or kind == 'hub folder'
+        for _ in range(2):
+            assert [(position, content(cell)) for position, cell in streamed.cells()] == [
+                (position, content(cell)) for position, cell in cells
+            ]
+
+
+def test_stream_is_split_alike(everything: dict[str, str]) -> None:
+    one, other = (
+        load(everything['inside'], streaming=streaming).with_validation(0.4, 7) for streaming in (False, True)
+    )
+    assert one.digest() == other.digest()
+    assert list(one.validation.cells()) == list(other.validation.cells())
+
+
+def test_labels_of_a_stream_are_read_alone(hub: HubServer) -> None:
+    """Of 5 MB of images hardly any byte is sent before they are asked for."""
+    image = photo().resize((400, 300))
+    name = hub_parquet(hub, 'org/large', [encoded(image.rotate(i)) for i in range(20)])
+    before = hub.sent
+    split = load(name, streaming=True).train
+    assert split.labels.tolist() == [0, 1] * 10
+    assert hub.sent - before < 300_000
+    assert sum(len(content(cell)) for _, cell in split.cells()) > 4_000_000
+
+
+def test_files_of_a_stream_that_can_not_be_had(hub: HubServer, everything: dict[str, str]) -> None:
+    """They are named, and the others can be had."""
+    hub.faults.update({'train/two': Fault.FORBIDDEN, 'train/one/cut': Fault.NOT_FOUND})
+    try:
+        (_, there), (_, missing), (_, forbidden) = load(everything['hub folder'], streaming=True).train.cells()
+        assert content(there).startswith(b'\x89PNG')
+        with pytest.raises(ImageError, match='can not be read: .*404'):
+            content(missing)
+        with pytest.raises(ImageError, match='can not be read: .*403'):
+            content(forbidden)
+    finally:
+        hub.faults.clear()
+
+
+def test_stream_that_breaks_off(tmp_path: Path) -> None:
+    """Zeros in the place of images."""
+    pictures().to_parquet(tmp_path / 'hole.parquet')
+    whole = (tmp_path / 'hole.parquet').read_bytes()
+    (tmp_path / 'hole.parquet').write_bytes(whole[:4] + bytes(len(whole) - 5000) + whole[-4996:])
+    split = load(str(tmp_path / 'hole.parquet'), streaming=True).train
+    assert Counter(split.labels.tolist()) == dict.fromkeys(range(4), 10)
+    with pytest.raises(DataError, match="The split 'train' breaks off before row 0"):
+        list(split.cells())
+
+
+# Several labels
+
+
+def lists(values: list[list[Any] | None], feature: Any, **splits: list[list[Any]]) -> datasets.DatasetDict:
+    features = datasets.Features(image=datasets.Image(decode=False), labels=datasets.List(feature))
+    cell = {'bytes': encoded(digits()['one'][0]), 'path': None}
+    return datasets.DatasetDict(
+        {
+            name: datasets.Dataset.from_dict(dict(image=[cell] * len(labels), labels=labels), features=features)
+            for name, labels in dict(train=values, **splits).items()
+        }
+    )
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+@pytest.mark.parametrize(
+    ('values', 'feature', 'names', 'expected'),
+    [
+        (
+            [['b'], ['a', 'b'], [], ['c', 'c']],
+            datasets.Value('string'),
+            ['a', 'b', 'c'],
+            [[0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]],
+        ),
+        ([[10], [9, 2], []], datasets.Value('int32'), ['2', '9', '10'], [[0, 0, 1], [1, 1, 0], [0, 0, 0]]),
+        (
+            [[], [2], [0, 1]],
+            datasets.ClassLabel(names=['x', 'd', 'a']),
+            ['x', 'd', 'a'],
+            [[0, 0, 0], [0, 0, 1], [1, 1, 0]],
+        ),
+    ],
+    ids=['names', 'numbers', 'ClassLabel'],
+)
+def test_multi_label(
+    values: list[Any], feature: Any, names: list[str], expected: list[Any], streaming: bool, tmp_path: Path
+) -> None:
+    """Rows of 0 and 1; an image may have none, and a label that is given twice counts once."""
+    lists(values, feature, validation=values[:2]).save_to_disk(tmp_path / 'saved')
+    data = load(str(tmp_path / 'saved'), streaming=streaming)
+    assert (data.class_names, data.multi_label, data.train.labels.dtype) == (names, True, np.int64)
+    assert (data.train.labels.tolist(), data.validation.labels.tolist()) == (expected, expected[:2])
+
+
+@pytest.mark.parametrize(
+    ('values', 'feature', 'reason'),
+    [
+        (
+            [['a'], None, ['b']],
+            datasets.Value('string'),
+            '1 rows of the split .* have no label, the first of them row 1',
+        ),
+        ([['a'], ['b'], ['b', None]], datasets.Value('string'), 'have no label, the first of them row 2'),
+        ([[0], [-1, 1]], datasets.ClassLabel(names=['x', 'y']), 'have no label, the first of them row 1'),
+        ([[0.5], [1.0]], datasets.Value('float32'), "The column 'labels' of .* holds float instead of class names"),
+        ([[], []], datasets.Value('string'), r'has 0 class \(none\)'),
+        ([[['a'], ['b']]], datasets.List(datasets.Value('string')), "The column 'labels' of .* holds list instead of"),
+    ],
+)
+def test_broken_lists(values: list[Any], feature: Any, reason: str, tmp_path: Path) -> None:
+    lists(values, feature).save_to_disk(tmp_path / 'saved')
+    for streaming in (False, True):
+        with pytest.raises(DataError, match=reason):
+            load(str(tmp_path / 'saved'), streaming=streaming)
+
+
+def test_lists_in_one_split_only(tmp_path: Path) -> None:
+    split = lists([['a'], ['b']], datasets.Value('string'))
+    features = datasets.Features(image=datasets.Image(decode=False), labels=datasets.Value('string'))
+    rows = dict(image=split['train']['image'], labels=['a', 'b'])
+    split['test'] = datasets.Dataset.from_dict(rows, features=features)
+    split.save_to_disk(tmp_path / 'saved')
+    with pytest.raises(DataError, match="The column 'labels' of .* holds lists in one split and no lists in another"):
+        load(str(tmp_path / 'saved'))
+
+
+# What is judged on
+
+
+def test_evaluation_takes_what_there_is(tmp_path: Path) -> None:
+    split = pictures()
+    for names, expected in ((['train', 'test'], 'test'), (['train', 'test', 'val'], 'val'), (['other'], 'other')):
+        saved = tmp_path / '-'.join(names)
+        datasets.DatasetDict(dict.fromkeys(names, split)).save_to_disk(saved)
+        data = load(str(saved), train_split=None)
+        assert (data.validation.name, len(data.validation), len(data.train), data.has_validation) == (
+            expected,
+            40,
+            0,
+            True,
+        )
+    assert load(str(tmp_path / 'train-test'), train_split=None, validation_split='train').validation.name == 'train'
+
+
+def test_evaluation_that_has_to_be_told(tmp_path: Path) -> None:
+    datasets.DatasetDict(train=pictures(), extra=pictures()).save_to_disk(tmp_path / 'saved')
+    with pytest.raises(DataError, match='has the splits train, extra. Name the one to evaluate on'):
+        load(str(tmp_path / 'saved'), train_split=None)
+    with pytest.raises(DataError, match="The split 'extra' .* can not be both trained and judged on"):
+        load(str(tmp_path / 'saved'), train_split='extra', validation_split='extra')
+    assert load(str(tmp_path / 'saved'), train_split='extra').has_validation is False
+
+
+def test_names_that_differ_between_splits(tmp_path: Path) -> None:
+    def split(names: list[str]) -> datasets.Dataset:
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+        return datasets.Dataset.from_dict(dict(image=digits()['zero'][:2], label=[0, 1]), features=features)
+
+    datasets.DatasetDict(train=split(['cat', 'dog']), test=split(['dog', 'cat'])).save_to_disk(tmp_path / 'saved')
+    with pytest.raises(DataError, match=r"differently: train: \['cat', 'dog'\]; test: \['dog', 'cat'\]"):
+        load(str(tmp_path / 'saved'))
+
+
+@pytest.mark.parametrize('feature', [datasets.Value('string'), datasets.ClassLabel(names=['cat', 'dog'])])
+def test_classes_that_only_the_validation_split_has(feature: Any, tmp_path: Path) -> None:
+    """A split whose names are declared may be judged by one whose names aren't."""
+
+    def split(labels: list[str], feature: Any) -> datasets.Dataset:
+        features = datasets.Features(image=datasets.Image(decode=False), label=feature)
+        rows = dict(image=[{'bytes': b'', 'path': None}] * len(labels), label=labels)
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    train = split(['cat', 'dog', 'cat'], feature)
+    for labels, saved in ((['dog', 'cat'], tmp_path / 'good'), (['dog', 'bird', 'ant'], tmp_path / 'bad')):
+        datasets.DatasetDict(train=train, test=split(labels, datasets.Value('string'))).save_to_disk(saved)
+    data = load(str(tmp_path / 'good'))
+    assert (data.train.labels.tolist(), data.validation.labels.tolist()) == ([0, 1, 0], [1, 0])
+    with pytest.raises(DataError, match="The split 'test' of .* has classes that are not trained on: ant, bird"):
+        load(str(tmp_path / 'bad'))
+
+
+# The same everywhere
+
+
+def test_the_same_in_another_process(folder: Path) -> None:
+    """Every rank of a distributed training reads and splits the data by itself."""
+    code = (
+        'from xception_hub.training.data import load\n'
+        f'data = load({str(folder)!r})\n'
+        'print(data.digest(), data.with_validation(0.2, 3).validation.rows.tolist())'
+    )
+    other = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, check=True).stdout
+    data = load(str(folder))
+    rows = data.with_validation(0.2, 3).validation.rows.tolist()
+    assert other.splitlines()[-1] == f'{data.digest()} {rows}'
+    assert rows != data.with_validation(0.2, 4).validation.rows.tolist()
+
+
+def test_digest(folder: Path) -> None:
+    """Changes with names, labels, their order and the split that they are in, and with nothing else."""
+    data = load(str(folder))
+    flipped = replace(data.train, labels=data.train.labels[::-1].copy())
+    wide = replace(data.train, labels=data.train.labels[:, None])
+    digests = {
+        d.digest()
+        for d in (
+            data,
+            replace(data, class_names=data.class_names[::-1]),
+            replace(data, train=flipped),
+            replace(data, train=wide),
+            replace(data, train=data.train.select(range(39))),
+            replace(data, train=data.validation, validation=data.train),
+            replace(data, train=replace(data.train, name='other')),
+        )
+    }
+    assert len(digests) == 7
+    (folder / 'one' / '0.png').write_bytes(b'')
+    assert load(str(folder)).digest() == data.digest()
+
+
+# Stratified
+
+
+@pytest.mark.parametrize('share', [0.01, 0.2, 0.5, 0.99])
+def test_stratified(share: float) -> None:
+    """Each class of more than one member is in both parts, whatever the share."""
+    labels = np.repeat([0, 1, 2], [2, 10, 500])
+    rows = stratified(labels.tolist(), ['a', 'b', 'c'], share, seed=0)
+    assert rows == sorted(set(rows))
+    for label in range(3):
+        members = np.flatnonzero(labels == label)
+        inside = np.isin(members, rows).sum()
+        assert 1 <= inside < len(members)
+        assert inside == pytest.approx(share * len(members), abs=1)
+
+
+@pytest.mark.parametrize('share', [0.1, 0.3, 0.5])
+def test_stratified_with_several_labels(share: float) -> None:
+    """About the same share of every class and of what has none, though common classes come with rare ones."""
+    generator = np.random.default_rng(0)
+    labels = (generator.random((2000, 5)) < [0.9, 0.5, 0.2, 0.05, 0.01]).astype(np.int64)
+    rows = stratified(labels, list('abcde'), share, seed=1)
+    assert rows == sorted(set(rows)) == stratified(labels, list('abcde'), share, seed=1)
+    assert rows != stratified(labels, list('abcde'), share, seed=2)
+    inside = np.isin(np.arange(2000), rows)
+    for members in (*(labels.T == 1), ~labels.any(1)):
+        assert inside[members].sum() == pytest.approx(share * members.sum(), abs=3 + 0.04 * members.sum())
+        assert 0 < inside[members].sum() < members.sum()
+
+
+def test_classes_that_come_with_rarer_ones_only() -> None:
+    """Common classes are no missing ones; no warning without a reason."""
+    labels = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1], [1, 0, 1]])
+    assert len(stratified(labels, ['animal', 'cat', 'dog'], 0.5, 0)) == 2
+    labels = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]])
+    with pytest.warns(UserWarning, match='never judged') as found:
+        stratified(labels, ['animal', 'cat', 'dog', 'rock'], 0.5, 0)
+    assert [str(warning.message) for warning in found] == [
+        '2 classes have a single image, which is trained on and never judged: cat, dog.',
+        '1 classes are trained on and never judged, for they occur with rarer ones only: animal.',
+    ]
+
+
+def test_class_of_one(folder: Path) -> None:
+    for path in sorted((folder / 'two').iterdir())[1:]:
+        path.unlink()
+    data = load(str(folder))
+    with pytest.warns(UserWarning, match='1 classes have a single image, which is trained on and never judged: two'):
+        data = data.with_validation(0.2, 0)
+    assert 'two' in names_of(data.train, data)
+    assert 'two' not in names_of(data.validation, data)
+
+
+def test_class_of_none(tmp_path: Path) -> None:
+    split = pictures().filter(lambda row: row['digit'] != 2, load_from_cache_file=False)
+    split.save_to_disk(tmp_path / 'saved')
+    with pytest.warns(UserWarning, match='1 classes have no image: two'):
+        load(str(tmp_path / 'saved')).with_validation(0.2, 0)
+
+
+def test_classes_of_one() -> None:
+    with pytest.raises(DataError, match='Every class has a single image'):
+        stratified([0, 1, 2], ['a', 'b', 'c'], 0.2, 0)
+
+
+@pytest.mark.parametrize(('share', 'reason'), [(0, 'must lie between'), (1, 'must lie between')])
+def test_bad_share(share: float, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        stratified([0, 1, 0, 1], ['a', 'b'], share, 0)
+
+
+# What can't be trained on
+
+
+def test_one_class(folder: Path) -> None:
+    for word in WORDS[1:]:
+        (folder / word).rename(folder.parent / word)
+    with pytest.raises(DataError, match=r'has 1 class \(zero\)'):
+        load(str(folder))
+
+
+def test_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match='has no folders'):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+def test_no_images(tmp_path: Path, streaming: bool) -> None:
+    (tmp_path / 'a').mkdir()
+    with pytest.raises(DataError, match="The split 'train' of .* is empty"):
+        load(str(tmp_path), streaming=streaming)
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+def test_no_rows(tmp_path: Path, streaming: bool) -> None:
+    pictures().select([]).to_parquet(tmp_path / 'table.parquet')
+    with pytest.raises(DataError, match='is empty|can not be read'):
+        load(str(tmp_path / 'table.parquet'), streaming=streaming)
+    split = pictures()
+    datasets.DatasetDict(train=split, test=split.select([])).save_to_disk(tmp_path / 'saved')
+    with pytest.raises(DataError, match='is empty|can not be read'):
+        load(str(tmp_path / 'saved'), streaming=streaming)
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+@pytest.mark.parametrize(
+    ('table', 'reason'),
+    [
+        (
+            'image,label\na.png,cat\nb.png,\nc.png,dog\n',
+            '1 rows of the split .* have no label, the first of them row 1',
+        ),
+        ('image,label\na.png,1\nb.png,\nc.png,2\n', '1 rows of the split .* have no label, the first of them row 1'),
+        ('photo,kind\na.png,cat\n', 'No column of .* can be told to be the image: it has photo, kind'),
+        ('image,x\na.png,cat\n', 'No column of .* can be told to be the label: it has image, x'),
+        ('image,label\na.png,0.5\nb.png,1.5\n', "The column 'label' of .* holds float instead of class names"),
+        ('image,label\n1,cat\n2,dog\n', "The column 'image' of .* holds int64 instead of images or paths"),
+        ('', 'can not be read as a table'),
+        ('image,label\n', 'is empty|can not be read'),
+        ('image,label\na,b,c\n"', 'can not be read as a table'),
+    ],
+)
+def test_broken_table(table: str, reason: str, streaming: bool, tmp_path: Path) -> None:
+    (tmp_path / 'table.csv').write_text(table)
+    with pytest.raises(DataError, match=reason):
+        load(str(tmp_path / 'table.csv'), streaming=streaming)
+
+
+def damaged(folder: Path) -> Iterator[Path]:
+    """Files and folders that begin well, or that are something else."""
+    pictures().to_parquet(folder / 'whole.parquet')
+    whole = (folder / 'whole.parquet').read_bytes()
+    (folder / 'cut.parquet').write_bytes(whole[:-100])
+    (folder / 'hole.parquet').write_bytes(whole[:-5000] + bytes(4000) + whole[-1000:])
+    (folder / 'table.jsonl').write_text('{"image": "a.png", "label": "x"}\n{"image": ')
+    (folder / 'bytes.csv').write_bytes(b'image,label\n\xff\xfe\x80,a\n')
+    pictures().save_to_disk(folder / 'saved')
+    (folder / 'saved' / 'data-00000-of-00001.arrow').unlink()
+    return (folder / name for name in ('cut.parquet', 'hole.parquet', 'table.jsonl', 'bytes.csv', 'saved'))
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+def test_damaged(streaming: bool, tmp_path: Path) -> None:
+    for path in damaged(tmp_path):
+        with pytest.raises(DataError, match=rf'{path}.* can not be read') as error:
+            load(str(path), streaming=streaming)
+        assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        ('nobody/nothing', 'neither a path here nor a dataset that can be had from the Hub'),
+        ('table.xls', "ends in '.xls'"),
+    ],
+)
+def test_no_dataset(name: str, reason: str, tmp_path: Path, hub: HubServer) -> None:
+    (tmp_path / 'table.xls').write_text('')
+    with pytest.raises(DataError, match=reason):
+        load(str(tmp_path / name) if name.startswith('table') else name)
+
+
+# Files
+
+
+def test_content(tmp_path: Path) -> None:
+    """Bytes before a path, a path of this machine or an address."""
+    file = tmp_path / 'a b%20.png'
+    file.write_bytes(b'123')
+    for cell, expected in (
+        ({'bytes': b'4', 'path': str(file)}, b'4'),
+        ({'bytes': b'', 'path': str(file)}, b''),
+        ({'bytes': None, 'path': str(file)}, b'123'),
+        ({'path': str(file)}, b'123'),
+        ({'bytes': None, 'path': f'file://{file}'}, b'123'),
+    ):
+        assert content(cell) == expected
+
+
+@pytest.mark.parametrize(
+    ('path', 'reason'),
+    [
+        (None, 'no image in this row'),
+        ('', 'no image in this row'),
+        ('{}/none.png', 'there is no such file'),
+        ('{}/none/none.png', 'there is no such file'),
+        ('file://{}/none.png', 'there is no such file'),
+        ('{}', 'can not be read: Is a directory'),
+        ('file://{}', 'can not be read: Is a directory'),
+        ('what://{}/a.png', 'can not be read: .*Protocol not known: what'),
+        ('{}/\0.png', 'can not be read: .*embedded null'),
+        ('{}/' + 300 * 'a', 'can not be read: File name too long'),
+    ],
+)
+def test_no_content(path: str | None, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=reason):
+        content({'bytes': None, 'path': path and path.format(tmp_path)})
+    with pytest.raises(ImageError, match='no image in this row'):
+        content({})
+
+
+def test_names_of_cells(tmp_path: Path) -> None:
+    """What is not in a file has a row of the dataset."""
+    image = Image.new('RGB', (4, 4))
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=['a', 'b']))
+    datasets.Dataset.from_dict(dict(image=[image, None, image], label=[0, 1, 0]), features=features).save_to_disk(
+        tmp_path / 'saved'
+    )
+    for streaming in (False, True):
+        split = load(str(tmp_path / 'saved'), streaming=streaming).train.select([1, 2])
+        assert [split.cell_name(position, cell) for position, cell in split.cells()] == [
+            f"row {row} of the split 'train'" for row in (1, 2)
+        ]
+        assert next(split.cells())[1] == {}

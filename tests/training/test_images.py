@@ -1,0 +1,159 @@
+"""Decoding: files that others turn black, white or sideways, and files that others quietly complete."""
+
+import io
+import itertools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageFile
+from port_a_keras_model import Checkpoint
+
+from xception_hub.errors import ImageError
+from xception_hub.training import images
+from xception_hub.training.images import decode
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def pixels(content: bytes) -> np.ndarray:
+    image = decode(content)
+    assert image.mode == 'RGB'
+    return np.asarray(image)
+
+
+RAMP = np.linspace(0, 1, 64).reshape(8, 8)
+GREY = (RAMP * 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        encoded(Image.fromarray((RAMP * 65535).round().astype(np.uint16)), 'PNG'),
+        encoded(Image.fromarray((RAMP * 65535).round().astype(np.uint16)), 'TIFF'),
+        encoded(Image.fromarray((RAMP * 65535).round().astype(np.int32)), 'TIFF'),
+        encoded(Image.fromarray(RAMP.astype(np.float32)), 'TIFF'),
+        encoded(Image.fromarray((RAMP * 255).astype(np.float32)), 'TIFF'),
+        encoded(Image.fromarray(GREY), 'PNG'),
+        encoded(Image.fromarray(GREY).convert('P'), 'GIF'),
+    ],
+    ids=['16 bits PNG', '16 bits TIFF', '32 bits TIFF', '0..1 TIFF', '0..255 TIFF', '8 bits', 'palette'],
+)
+def test_grey_values(content: bytes) -> None:
+    """The same ramp, however many bits it has."""
+    assert np.abs(pixels(content).astype(int) - GREY[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    'values', [RAMP * 1e6, RAMP - 0.5, np.where(RAMP > 0.5, np.nan, RAMP)], ids=['1e6', '<0', 'NaN']
+)
+def test_values_that_mean_no_colours(values: np.ndarray) -> None:
+    with pytest.raises(ImageError, match='grey values from'):
+        decode(encoded(Image.fromarray(values.astype(np.float32)), 'TIFF'))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_orientation(orientation: int) -> None:
+    """All eight that EXIF knows: the same picture, stored in one of eight ways."""
+    upright = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40)
+    inverse = {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}.get(orientation, [])
+    stored = upright
+    for method in inverse:
+        stored = stored.transpose(Image.Transpose(method))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(pixels(encoded(stored, 'PNG', exif=exif))[..., 0], np.asarray(upright))
+
+
+@pytest.mark.parametrize(('mode', 'colour'), [('RGBA', (255, 0, 0, 0)), ('LA', (0, 0))])
+def test_what_is_transparent_is_white(mode: str, colour: tuple[int, ...]) -> None:
+    """Whatever colour hides below it; half of it is half of white."""
+    image = Image.new(mode, (2, 1), colour)
+    image.putpixel((1, 0), (*colour[:-1], 128))
+    found = pixels(encoded(image, 'PNG'))
+    assert found[0, 0].tolist() == [255, 255, 255]
+    assert np.abs(found[0, 1].astype(int) - ([255, 127, 127] if mode == 'RGBA' else [127] * 3)).max() <= 1
+
+
+def test_transparent_palette() -> None:
+    image = Image.new('P', (2, 2), 0)
+    image.putpalette([200, 10, 10] + [0] * 765)
+    assert pixels(encoded(image, 'PNG', transparency=0)).min() == 255
+
+
+def test_cmyk() -> None:
+    """A JPEG in printing colours is about what it was in RGB; with a profile it is converted by that."""
+    colours = Image.new('RGB', (16, 16), (180, 60, 40))
+    cmyk = colours.convert('CMYK')
+    assert np.abs(pixels(encoded(cmyk, 'JPEG', quality=100)).astype(int) - [180, 60, 40]).max() <= 3
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    with pytest.raises(ImageError, match='damaged'):  # a profile of other colours than the file's
+        decode(encoded(cmyk, 'JPEG', icc_profile=profile))
+
+
+def test_draft(checkpoint: Checkpoint) -> None:
+    """A large JPEG is decoded smaller, but not below twice what is needed, and looks the same."""
+    photo = Image.open(checkpoint.photos[0]).convert('RGB').resize((1600, 1200))
+    content = encoded(photo, 'JPEG', quality=95)
+    small = decode(content, min_side=150)
+    assert (small.size, decode(content).size) == ((400, 300), (1600, 1200))
+    difference = np.asarray(small.resize((200, 150))) - np.asarray(photo.resize((200, 150)), dtype=float)
+    assert np.sqrt((difference**2).mean()) < 4
+    assert decode(content, min_side=700).size == (1600, 1200)
+
+
+@pytest.mark.parametrize('format', ['JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF'])
+def test_damaged(format: str, checkpoint: Checkpoint) -> None:
+    """Cut off anywhere, a file is an error and not half a picture, whatever Pillow was told before."""
+    content = encoded(Image.open(checkpoint.photos[0]).convert('RGB').resize((300, 200)), format)
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        for (share,) in itertools.product((0.01, 0.3, 0.9)):
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # Pillow's, of the TIFF
+                with pytest.raises(ImageError):
+                    decode(content[: int(share * len(content))])
+        assert ImageFile.LOAD_TRUNCATED_IMAGES
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [(b'', 'no image of a known format'), (b'<html>not found</html>', 'no image of a known format')],
+)
+def test_no_image(content: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        decode(content)
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match='no such file'):
+        decode(tmp_path / 'photo.jpg')
+
+
+def test_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header is enough to refuse it; a JPEG counts as it is decoded."""
+    monkeypatch.setattr(images, 'MAX_PIXELS', 100_000)
+    with pytest.raises(ImageError, match='1000x1000 pixels, of 100000 at most'):
+        decode(encoded(Image.new('1', (1000, 1000)), 'PNG'))
+    assert decode(encoded(Image.new('RGB', (1000, 1000)), 'JPEG'), min_side=60).size == (125, 125)
+
+
+def test_limits_of_pillow() -> None:
+    """Its own are lower and for files, not for what is decoded; they are as they were afterwards."""
+    before = Image.MAX_IMAGE_PIXELS
+    large = encoded(Image.new('1', (10000, 10000)), 'PNG')  # from 89 million pixels on Pillow warns
+    assert decode(large).size == (10000, 10000)
+    larger = 16000, 12000  # and from twice that on it refuses
+    assert decode(encoded(Image.new('L', larger), 'JPEG'), min_side=100).size == (2000, 1500)
+    with pytest.raises(ImageError, match='16000x12000 pixels, of 134217728 at most'):
+        decode(encoded(Image.new('1', larger), 'PNG'))
+    assert before == Image.MAX_IMAGE_PIXELS is not None

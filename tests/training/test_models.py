@@ -1,0 +1,392 @@
+"""timm's models on their way through a fine-tuning: built, taken apart, frozen in part, saved and built again."""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from random_model import images, norms_of, random_model
+from small_images import photo
+from torch import Tensor, nn
+
+from xception_hub.errors import ModelError
+from xception_hub.training.models import (
+    ProbeHead,
+    Transforms,
+    build,
+    evaluating,
+    features_of,
+    hub_id,
+    save,
+    set_mode,
+    without_classifier,
+)
+from xception_hub.training.samples import seed_all
+
+NAMES = ['cat', 'dog', 'hen', 'fox', 'owl']
+SMALL = ('test_resnet', 'test_vit', 'test_convnext', 'test_efficientnet', 'test_byobnet')
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / 'model'
+    path.mkdir()
+    return path
+
+
+def small(**options: Any) -> nn.Module:
+    """With weights none of which is like another."""
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', **dict(dict(num_classes=5), **options))
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())):
+            tensor.uniform_(0.01, 0.2)
+    return model.eval()
+
+
+def logits(model: nn.Module, batch: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model.eval()(batch)
+
+
+# Building
+
+
+@pytest.mark.parametrize(
+    ('name', 'args', 'size', 'reason'),
+    [
+        ('test_resnet51', {}, None, r'test_resnet51 can not be built: .*Unknown model'),
+        ('local-dir:/none', {}, None, 'local-dir:/none can not be built: .*/none'),
+        ('test_resnet', dict(frobnicate=1), None, "test_resnet can not be built: TypeError: .*'frobnicate'"),
+        ('xception_paper', dict(output_stride=7), None, 'xception_paper can not be built: ValueError: output_stride'),
+        ('xception_paper', {}, 64, 'xception_paper takes images of 71 pixels at least, not 64. Choose a larger'),
+        ('xception_paper', dict(min_img_size=65), 64, 'takes images of 65 pixels at least, not 64'),
+    ],
+)
+def test_what_can_not_be_built(name: str, args: dict[str, Any], size: int | None, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        build(name, 5, False, args, size)
+
+
+def test_sizes_and_arguments() -> None:
+    """None stands for a default; a size that the model was told to take is taken."""
+    model = build('xception_paper', 5, False, dict(min_img_size=32, drop_rate=None, drop_path_rate=0.5), 32)
+    assert (model.num_classes, model.drop_rate, model.stem.min_img_size) == (5, 0.0, 32)
+    assert build('xception_paper', 5, False, {}, 71).num_classes == 5
+
+
+def test_a_new_classifier_is_zero(folder: Path) -> None:
+    """One that fits the weights is theirs."""
+    save(folder, small(), Transforms(small(), 64).config, NAMES, False)
+    name = f'local-dir:{folder}'
+    whole = small().state_dict()
+    for classes, new in ((5, False), (None, False), (3, True)):
+        tensors = build(name, classes, True, {}, None).state_dict()
+        assert all(torch.equal(tensors[key], whole[key]) for key in whole if not key.startswith('fc.'))
+        assert torch.equal(tensors['fc.weight'], torch.zeros(3, 96) if new else whole['fc.weight'])
+        assert torch.equal(tensors['fc.bias'], torch.zeros(3) if new else whole['fc.bias'])
+    assert not build('test_resnet', 5, False, {}, None).fc.weight.any()
+    assert build('test_resnet', 1000, False, {}, None).fc.weight.any()
+    assert isinstance(build('test_resnet', 0, False, {}, None).get_classifier(), nn.Identity)
+
+
+# Transforms
+
+
+def test_config() -> None:
+    """timm's own, with the size that is asked for."""
+    model = timm.create_model('xception_paper', num_classes=5)
+    expected = timm.data.resolve_data_config(model=model)
+    assert Transforms(model).config == expected
+    assert Transforms(model, 150).config == dict(expected, input_size=(3, 150, 150))
+    assert Transforms(model).min_side == math.ceil(299 / expected['crop_pct'])
+    assert Transforms(model, 150).min_side == math.ceil(150 / expected['crop_pct'])
+    assert Transforms(model, 150).min_side_for((0.25, 1.0)) == 300
+    assert Transforms(model, 150).min_side_for((1.0, 1.0)) == 150
+
+
+@pytest.mark.parametrize('name', ['xception_paper', 'test_resnet', 'test_vit'])
+@pytest.mark.parametrize('size', [None, 128])
+def test_grey_images_are_refused(name: str, size: int | None) -> None:
+    with pytest.raises(ModelError, match='The model takes 1 channels; images have three'):
+        Transforms(timm.create_model(name, in_chans=1), size)
+
+
+def test_sizes_that_are_fixed() -> None:
+    """Networks with an embedding for each place have to be built for a size."""
+    with pytest.raises(ModelError, match='Requested image size .96, 96., but the model requires .224, 224.. Choose'):
+        Transforms(timm.create_model('vit_tiny_patch16_224'), 96)
+    model = timm.create_model('vit_tiny_patch16_224', img_size=96)
+    assert Transforms(model, 96).config['input_size'] == Transforms(model).config['input_size'] == (3, 96, 96)
+
+
+def test_transforms() -> None:
+    """Evaluation is timm's; training crops at random, as far as the scale allows."""
+    transforms = Transforms(small(), 96)
+    evaluation = transforms.evaluation()
+    assert torch.equal(evaluation(photo()), timm.data.create_transform(**transforms.config)(photo()))
+    assert evaluation(photo()).shape == (3, 96, 96)
+    mean, std = (np.mean(transforms.config[name]) for name in ('mean', 'std'))
+    for scale in ((0.05, 0.06), (0.9, 1.0)):
+        training = transforms.training(scale, hflip=0.0, color_jitter=0.0, auto_augment=None)
+        seed_all(0)
+        square = photo().crop((100, 0, 527, 427))
+        found = [training(square) for _ in range(6)]
+        assert all(image.shape == (3, 96, 96) for image in found)
+        assert not any(torch.equal(found[0], image) for image in found[1:])
+        grey = np.array([image.mean().item() * std + mean for image in found]) * 255
+        worst = np.abs(grey - np.asarray(square).mean()).max()
+        assert worst > 20 if scale[0] < 0.1 else worst < 20
+
+
+# Two parts
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_features_and_head(name: str) -> None:
+    """Together they are the model, bit by bit."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5).eval()
+    nn.init.normal_(model.get_classifier().weight)
+    batch = images(160, 160, batch=2)
+    head = ProbeHead(model, 0.5).eval()
+    with torch.inference_mode():
+        features = features_of(model, batch)
+        assert features.shape == (2, model.head_hidden_size)
+        assert torch.equal(head(features), model(batch))
+
+
+def test_features_and_head_of_xception() -> None:
+    """Layers before the classifier belong to the features."""
+    model = random_model(num_classes=5, fc_widths=(16,), drop_rate=0.5)
+    with torch.inference_mode():
+        features = features_of(model, images(71, 71))
+        assert features.shape == (1, 16)
+        assert torch.equal(ProbeHead(model, 0.5).eval()(features), model(images(71, 71)))
+
+
+def test_a_head_is_the_models_own_classifier() -> None:
+    """What it learns, the model knows."""
+    model = small()
+    head = ProbeHead(model, 0.0)
+    assert head.fc is model.get_classifier()
+    assert set(head.state_dict()) == {'fc.weight', 'fc.bias'}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD(head.parameters(), lr=1.0)
+    head(torch.ones(2, 96)).sum().backward()
+    optimizer.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {'fc.weight', 'fc.bias'}
+
+
+def test_dropout_of_a_head() -> None:
+    head = ProbeHead(small(), 0.5)
+    nn.init.ones_(head.fc.weight)
+    nn.init.zeros_(head.fc.bias)
+    torch.manual_seed(0)
+    sums = head.train()(torch.ones(200, 96))[:, 0]
+    assert sums.std() > 1 and sums.mean().item() == pytest.approx(96, abs=3)
+    assert torch.equal(head.eval()(torch.ones(2, 96)), torch.full((2, 5), 96.0))
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'kind'),
+    [
+        ('test_resnet', dict(num_classes=0), 'ResNet ends in Identity'),
+        ('deit_tiny_distilled_patch16_224', dict(img_size=32, depth=1), 'VisionTransformerDistilled ends in tuple'),
+        ('resnetv2_50', dict(layers=(1, 1, 1, 1)), 'ResNetV2 ends in Conv2d'),
+    ],
+)
+def test_models_that_have_no_head(name: str, options: dict[str, Any], kind: str) -> None:
+    model = timm.create_model(name, **options)
+    for take_apart in (lambda: ProbeHead(model, 0.0), lambda: without_classifier(model)):
+        with pytest.raises(ModelError, match=f'{kind} instead of one Linear layer, so that its features can not be'):
+            take_apart()
+
+
+def test_without_classifier() -> None:
+    """Moving statistics are part of it."""
+    model = small()
+    names = set(model.state_dict())
+    assert set(without_classifier(model)) == names - {'fc.weight', 'fc.bias'}
+    assert any('running_mean' in name for name in without_classifier(model))
+
+
+# Modes
+
+
+def update(model: nn.Module, frozen: bool) -> dict[str, Tensor]:
+    """The buffers before an update."""
+    set_mode(model, frozen)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(images(71, 71, batch=2)).square().sum().backward()
+    optimizer.step()
+    return before
+
+
+@pytest.mark.parametrize(('name', 'options'), [('xception_paper', {}), ('test_resnet', dict(zero_init_last=False))])
+@pytest.mark.parametrize('frozen', [True, False])
+def test_frozen_batch_normalization(name: str, options: dict[str, Any], frozen: bool) -> None:
+    """Moving statistics stay as they are, to the bit; scale and offset are trained, and all else is in training."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, drop_rate=0.5, **options)
+    before = update(model, frozen)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]) == frozen, name
+    for norm in norms_of(model):
+        assert norm.training is not frozen
+        assert norm.weight.grad is not None and norm.weight.grad.any()
+        assert norm.bias.grad is not None and norm.bias.grad.any()
+    others = [layer for layer in model.modules() if not isinstance(layer, nn.BatchNorm2d)]
+    assert all(layer.training for layer in others)
+    set_mode(model.eval(), False)
+    assert all(layer.training for layer in model.modules())
+
+
+def test_all_kinds_of_batch_normalization() -> None:
+    model = nn.Sequential(
+        nn.BatchNorm1d(2),
+        nn.BatchNorm3d(2),
+        nn.SyncBatchNorm(2),
+        timm.layers.BatchNormAct2d(2),
+        nn.LayerNorm(2),
+        nn.GroupNorm(1, 2),
+    )
+    set_mode(model, True)
+    assert [layer.training for layer in model] == [False] * 4 + [True] * 2
+
+
+def test_evaluating() -> None:
+    """No gradients, no dropout; each layer has its own mode again, whatever happens."""
+    model = small(drop_rate=0.5)
+    set_mode(model, True)
+    modes = [layer.training for layer in model.modules()]
+    with evaluating(model):
+        assert not any(layer.training for layer in model.modules())
+        assert not model(images(32, 32)).requires_grad
+    assert [layer.training for layer in model.modules()] == modes
+    assert torch.is_grad_enabled() and len(set(modes)) == 2
+    with pytest.raises(KeyError), evaluating(model):
+        raise KeyError
+    assert [layer.training for layer in model.modules()] == modes
+
+
+# Saving
+
+
+def reloaded(folder: Path, model: nn.Module, size: int) -> nn.Module:
+    """Checks that the directory gives the same model again."""
+    again = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    assert type(again) is type(model)
+    assert torch.equal(logits(again, images(size, size, batch=2)), logits(model, images(size, size, batch=2)))
+    return again
+
+
+@pytest.mark.parametrize('options', [{}, dict(drop_rate=0.3, drop_path_rate=0.2), dict(global_pool='max')])
+def test_saved_and_built_again(options: dict[str, Any], folder: Path) -> None:
+    """The same logits to the bit, whatever memory format the training had; the config says all about the images."""
+    model = small(**options)
+    transforms = Transforms(model, 64)
+    save(folder, model.to(memory_format=torch.channels_last), transforms.config, NAMES, False, 'org/base')
+    again = reloaded(folder, model, 64)
+    assert again.pretrained_cfg['label_names'] == NAMES
+    assert Transforms(again).config == transforms.config
+    assert again.drop_rate == options.get('drop_rate', 0.0)
+    config = json.loads((folder / 'config.json').read_text())
+    assert (config['architecture'], config['num_classes'], config['label_names']) == ('test_resnet', 5, NAMES)
+    assert config['base_model'] == 'org/base' and 'problem_type' not in config
+    assert config['pretrained_cfg']['input_size'] == [3, 64, 64]
+    assert 'num_classes' not in config['model_args']
+    assert {name: config['model_args'].get(name) for name in options} == options
+    tensors = safetensors.torch.load_file(folder / 'model.safetensors')
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in tensors.items())
+    assert tensors.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize('name', SMALL[1:])
+def test_other_models_are_saved(name: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, drop_path_rate=0.1).eval()
+    save(folder, model, Transforms(model).config, NAMES, False)
+    again = reloaded(folder, model, 160)
+    assert again.pretrained_cfg['label_names'] == NAMES
+    assert json.loads((folder / 'config.json').read_text())['model_args']['drop_path_rate'] == 0.1
+
+
+def test_xception_is_saved(folder: Path) -> None:
+    """With all of its arguments; it can be fine-tuned again at the size that it was, and is run by transformers."""
+    options = dict(min_img_size=40, drop_rate=0.1, drop_path_rate=0.2, fc_widths=(16,), act_layer='silu')
+    model = random_model(num_classes=5, **options)
+    transforms = Transforms(model, 48)
+    save(folder, model, transforms.config, NAMES, False)
+    again = reloaded(folder, model, 48)
+    assert (again.drop_rate, again.stem.min_img_size) == (0.1, 40)
+    assert any(isinstance(layer, timm.layers.DropPath) for layer in again.modules())
+    more = build(f'local-dir:{folder}', 7, True, {}, 48)
+    assert Transforms(more).config == transforms.config
+    with pytest.raises(ModelError, match='takes images of 40 pixels at least, not 39'):
+        build(f'local-dir:{folder}', 5, True, {}, 39)
+
+    transformers = pytest.importorskip('transformers')
+    classify = transformers.pipeline('image-classification', model=str(folder))
+    found = {result['label']: result['score'] for result in classify(photo())}
+    expected = logits(model, transforms.evaluation()(photo())[None]).softmax(1)[0].tolist()
+    assert found == pytest.approx(dict(zip(NAMES, expected)), abs=1e-5)
+
+
+def test_several_labels_are_saved(folder: Path) -> None:
+    """transformers is told not to take them for exclusive."""
+    save(folder, small(), Transforms(small(), 64).config, NAMES, multi_label=True)
+    assert json.loads((folder / 'config.json').read_text())['problem_type'] == 'multi_label_classification'
+    reloaded(folder, small(), 64)
+
+
+def test_saved_files(folder: Path) -> None:
+    """Are readable as others that this user writes, replace older ones, and are all that there is."""
+    (folder / 'config.json').write_text('old')
+    (folder / 'notes.txt').write_text('mine')
+    before = os.umask(0o027)
+    try:
+        save(folder, small(), Transforms(small(), 64).config, NAMES, False)
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert sorted(path.name for path in folder.iterdir()) == ['config.json', 'model.safetensors', 'notes.txt']
+    assert {stat.S_IMODE((folder / name).stat().st_mode) for name in ('config.json', 'model.safetensors')} == {0o640}
+    reloaded(folder, small(), 64)
+
+
+# Where weights come from
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('resnet50.a1_in1k', 'timm/resnet50.a1_in1k'),
+        ('test_resnet.r160_in1k', 'timm/test_resnet.r160_in1k'),
+        ('test_resnet', 'timm/test_resnet.r160_in1k'),
+        ('xception_paper', 'smp-hub/xception.imagenet'),
+        ('vit_base_patch16_clip_224.openai', 'timm/vit_base_patch16_clip_224.openai'),
+        ('eva02_tiny_patch14_224.mim_in22k', 'timm/eva02_tiny_patch14_224.mim_in22k'),
+    ],
+)
+def test_hub_id(name: str, expected: str) -> None:
+    with torch.device('meta'):
+        model = timm.create_model(name)
+    assert hub_id(model) == expected
+
+
+def test_hub_id_of_what_is_on_no_hub(folder: Path) -> None:
+    save(folder, small(), Transforms(small(), 64).config, NAMES, False)
+    assert hub_id(build(f'local-dir:{folder}', 5, True, {}, None)) is None
+    overlay = dict(hf_hub_id='org/name@v2')
+    assert hub_id(timm.create_model('test_resnet', pretrained_cfg_overlay=overlay)) == 'org/name'
+    assert hub_id(timm.create_model('test_resnet')) == 'timm/test_resnet.r160_in1k'

@@ -1,0 +1,374 @@
+"""Checkpoints: every bit that was written, or what was there before; optimizers that go on as if nothing had been."""
+
+import math
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from random_model import images
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+from xception_hub.errors import ResumeError
+from xception_hub.training.resume import Checkpoint, Checkpoints, pack_optimizer, read, restore, unpack_optimizer, write
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """NaN and the sign of zero included."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return torch.equal(*(tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)))
+
+
+# Files
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """Every bit of every dtype, shape and memory format; kinds and names with dots; a state in any language."""
+    special = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e-45])
+    shared = torch.randn(4, 6)
+    model = {
+        'float32': special,
+        'bfloat16': special.bfloat16(),
+        'float16': special.half(),
+        'float64': special.double(),
+        'int64': torch.tensor([2**63 - 1]),
+        'uint8': torch.arange(5, dtype=torch.uint8),
+        'bool': special > 0,
+        'scalar': torch.tensor(7),
+        'empty': torch.zeros(0, 3),
+        'a.b.c': torch.zeros(1),
+        'channels_last': torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        'transposed': shared.T,
+        'part': shared[1:3, ::2],
+        'row': shared[0],
+        'whole': shared,
+        'tied': shared,
+        'expanded': torch.randn(3, 1).expand(3, 4),
+        'parameter': nn.Parameter(torch.randn(2)),
+    }
+    state = dict(progress=dict(epoch=3, loss=0.1, best=None, history=[1, 'zwölf', True]), text='\N{CAT FACE}')
+    write(tmp_path / 'new' / 'x.safetensors', {'model': model, 'optimizer': {'0.exp_avg': torch.ones(2)}}, state)
+    found = read(tmp_path / 'new' / 'x.safetensors')
+    assert (found.state, set(found.tensors)) == (state, {'model', 'optimizer'})
+    assert found.tensors['model'].keys() == model.keys()
+    for name, tensor in model.items():
+        assert same_bits(found.tensors['model'][name], tensor), name
+        assert found.tensors['model'][name].is_contiguous()
+    assert [path.name for path in (tmp_path / 'new').iterdir()] == ['x.safetensors']
+
+
+def test_nothing_but_a_state(tmp_path: Path) -> None:
+    write(tmp_path / 'x.safetensors', {}, dict(epoch=1))
+    assert read(tmp_path / 'x.safetensors') == Checkpoint(tmp_path / 'x.safetensors', {}, dict(epoch=1))
+
+
+def damage(content: bytes) -> dict[str, bytes]:
+    header = 8 + int.from_bytes(content[:8], 'little')
+    other = safetensors.torch.save({'model.weight': torch.zeros(3)})  # without a state
+    return {
+        'empty': b'',
+        'begun': content[:5],
+        'in the header': content[: header // 2],
+        'no tensors': content[:header],
+        'cut': content[:-1],
+        'longer': content + b'\0',
+        'no header': bytes(8) + content[8:],
+        'huge header': b'\xff' * 8 + content[8:],
+        'text': b'Not found',
+        'no state': other,
+        'state': content.replace(b'{\\"epoch', b'?\\"epoch', 1),
+    }
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    file = tmp_path / 'x.safetensors'
+    write(file, {'model': {'weight': torch.randn(100)}}, dict(epoch=1))
+    for kind, content in damage(file.read_bytes()).items():
+        file.write_bytes(content)
+        with pytest.raises(ResumeError, match=rf'{file} is no checkpoint, or a damaged one'):
+            print(kind, read(file))
+    for path in (tmp_path / 'none.safetensors', tmp_path):
+        with pytest.raises(ResumeError, match=rf'{path} is no checkpoint, or a damaged one'):
+            read(path)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from xception_hub.training.resume import Checkpoints, ResumeError, read, write
+file, folder = Path(sys.argv[1]), Path(sys.argv[2])
+write(file, {'model': {'weight': torch.ones(1000)}}, dict(epoch=1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+for attempt in (lambda: write(file, {'model': {'weight': torch.zeros(200_000)}}, dict(epoch=2)),
+                lambda: Checkpoints(folder).save(0, 1, {'model': {'weight': torch.zeros(200_000)}}, {})):
+    try:
+        attempt()
+    except ResumeError as e:
+        print(e)
+print(read(file).state, read(file).tensors['model']['weight'].sum().item())
+"""
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """An error that says what to do; the old file is whole, and nothing half-written is left."""
+    file, folder = tmp_path / 'x.safetensors', tmp_path / 'run'
+    result = subprocess.run([sys.executable, '-c', FULL_DISK, file, folder], text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    first, second, old = result.stdout.splitlines()
+    for line, path in ((first, file), (second, folder / '00-000000001.safetensors')):
+        assert line.startswith(f'{path} (1 MB) could not be written: ')
+        assert line.endswith('What was written before is still there: make room, and give the same command again.')
+    assert old == "{'epoch': 1} 1000.0"
+    assert sorted(tmp_path.rglob('*')) == [folder, file]
+
+
+def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ResumeError, match='could not be written'):
+        write(tmp_path / 'file' / 'x.safetensors', {}, {})
+
+
+def test_several_writers_of_one_file(tmp_path: Path) -> None:
+    """The last one wins, and what can be read is always whole."""
+    file = tmp_path / 'x.safetensors'
+    tensors = {'model': {'weight': torch.arange(20_000)}}
+    failed: list[BaseException] = []
+
+    def write_often(number: int) -> None:
+        try:
+            for _ in range(10):
+                write(file, tensors, dict(writer=number))
+                read(file)
+        except BaseException as e:
+            failed.append(e)
+
+    threads = [threading.Thread(target=write_often, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert torch.equal(read(file).tensors['model']['weight'], torch.arange(20_000))
+    assert list(tmp_path.iterdir()) == [file]
+
+
+# Folders
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_rotation(tmp_path: Path) -> None:
+    """The newest ones, by phase and update, and the best one; nothing else is touched."""
+    checkpoints = Checkpoints(tmp_path / 'run', keep=3)
+    assert (checkpoints.all(), checkpoints.newest()) == ([], None)
+    checkpoints.clear()
+    write(checkpoints.best, {}, dict(epoch=0))
+    for name in ('notes.txt', 'x.safetensors', '1-2.safetensors'):
+        (tmp_path / 'run' / name).write_text('mine')
+    kept = {'notes.txt', 'x.safetensors', '1-2.safetensors', 'best.safetensors'}
+    for phase, update in ((0, 0), (0, 9), (0, 10), (0, 100), (1, 0), (1, 8)):
+        checkpoints.save(phase, update, {'model': {'weight': torch.tensor(update)}}, dict(phase=phase))
+        newest = checkpoints.newest()
+        assert newest is not None
+        assert (newest.path, newest.state) == (checkpoints.path(phase, update), dict(phase=phase))
+    assert set(names(tmp_path / 'run')) - kept == {
+        '00-000000100.safetensors',
+        '01-000000000.safetensors',
+        '01-000000008.safetensors',
+    }
+    assert set(names(tmp_path / 'run')) >= kept
+
+
+def test_newest_passes_over_damaged_ones(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for update in (1, 2):
+        checkpoints.save(0, update, {'model': {'weight': torch.tensor(update)}}, dict(update=update))
+    damaged = checkpoints.path(0, 2)
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    with pytest.warns(UserWarning, match=rf'{damaged} is no checkpoint, .* The one before it is taken'):
+        newest = checkpoints.newest()
+    assert newest is not None and newest.state == dict(update=1)
+    checkpoints.path(0, 1).write_bytes(b'')
+    with pytest.warns(UserWarning, match='The one before it is taken'):
+        assert checkpoints.newest() is None
+
+
+def test_clear(tmp_path: Path) -> None:
+    """What a crash has left half-written, and nothing else."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(0, 1, {}, {})
+    write(checkpoints.best, {}, {})
+    for name in ('00-000000002.safetensors.part', '00-000000002.safetensors.0123abcd.part'):
+        (tmp_path / name).write_bytes(b'')
+    checkpoints.clear()
+    assert names(tmp_path) == ['00-000000001.safetensors', 'best.safetensors']
+
+
+def test_restore(tmp_path: Path) -> None:
+    one, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    restore(other, one.state_dict(), tmp_path / 'x')
+    assert torch.equal(one.weight, other.weight)
+    for tensors in (dict(weight=one.weight), dict(one.state_dict(), more=one.weight), nn.Linear(2, 3).state_dict()):
+        with pytest.raises(ResumeError, match=rf'{tmp_path}/x does not fit the model \(Error.* in loading'):
+            restore(other, tensors, tmp_path / 'x')
+
+
+# Optimizers
+
+
+def network() -> nn.Module:
+    """Of convolutions in the memory format that training takes, with a classifier."""
+    torch.manual_seed(0)
+    return timm.create_model('test_resnet', num_classes=4).to(memory_format=torch.channels_last).train()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        batch = images(32, 32, batch=4, seed=step).contiguous(memory_format=torch.channels_last)
+        nn.functional.cross_entropy(model(batch), torch.arange(4)).backward()
+        optimizer.param_groups[0]['lr'] *= 0.9  # a schedule's work
+        optimizer.step()
+
+
+def through_a_file(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Checkpoint:
+    tensors, rest = pack_optimizer(optimizer)
+    write(folder / 'x.safetensors', {'model': model.state_dict(), 'optimizer': tensors}, dict(optimizer=rest))
+    return read(folder / 'x.safetensors')
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'sgd',
+        'momentum',
+        'adam',
+        'adamw',
+        'nadamw',
+        'rmsproptf',
+        'lamb',
+        'lion',
+        'adafactor',
+        'adafactorbv',
+        'adan',
+        'muon',
+        'lookahead_adamw',
+    ],
+)
+def test_optimizers_go_on(name: str, tmp_path: Path) -> None:
+    """Three updates, a file, three more: bit by bit what six updates give, with a rate of its own for each layer."""
+
+    def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+        return create_optimizer_v2(model, opt=name, lr=0.01, weight_decay=0.05, layer_decay=0.75)
+
+    expected = network()
+    whole = optimizer_of(expected)
+    train(expected, whole, range(6))
+
+    model = network()
+    optimizer = optimizer_of(model)
+    train(model, optimizer, range(3))
+    checkpoint = through_a_file(tmp_path, model, optimizer)
+    torch.manual_seed(1)
+    model = timm.create_model('test_resnet', num_classes=4).to(memory_format=torch.channels_last).train()
+    model.load_state_dict(checkpoint.tensors['model'])
+    unpacked = optimizer_of(model)
+    unpack_optimizer(unpacked, checkpoint.tensors.get('optimizer', {}), checkpoint.state['optimizer'])
+    assert_same_state(unpacked.state_dict(), optimizer.state_dict())
+    train(model, unpacked, range(3, 6))
+    assert_same_state(unpacked.state_dict(), whole.state_dict())
+    for key, tensor in expected.state_dict().items():
+        assert same_bits(model.state_dict()[key], tensor), key
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """In values, dtypes and memory formats."""
+    assert one['param_groups'] == other['param_groups']
+    assert one['state'].keys() == other['state'].keys()
+    for index, values in other['state'].items():
+        assert one['state'][index].keys() == values.keys()
+        for name, value in values.items():
+            found = one['state'][index][name]
+            if isinstance(value, Tensor):
+                assert same_bits(found, value), name
+                assert is_channels_last(found) == is_channels_last(value), name
+            else:
+                assert (type(found), found) == (type(value), value), name
+
+
+def test_the_memory_format_is_that_of_the_parameters(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create_optimizer_v2(model, opt='adamw')
+    train(model, optimizer, range(1))
+    checkpoint = through_a_file(tmp_path, model, optimizer)
+    other = network()
+    unpacked = create_optimizer_v2(other, opt='adamw')
+    unpack_optimizer(unpacked, checkpoint.tensors['optimizer'], checkpoint.state['optimizer'])
+    for parameter, values in unpacked.state.items():
+        assert values['exp_avg'].stride() == values['exp_avg_sq'].stride() == parameter.stride()
+    assert not unpacked.state[other.conv1[0].weight]['exp_avg'].is_contiguous()
+
+
+def test_state_in_another_dtype(tmp_path: Path) -> None:
+    """As it was, where torch would make it that of the parameters."""
+    model = nn.Linear(3, 2).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    precise = torch.tensor([[1 / 3] * 3] * 2)
+    optimizer.state[model.weight]['momentum_buffer'] = precise
+    optimizer.state[model.bias]['momentum_buffer'] = torch.ones(2, dtype=torch.int32)
+    checkpoint = through_a_file(tmp_path, model, optimizer)
+    other = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    unpack_optimizer(other, checkpoint.tensors['optimizer'], checkpoint.state['optimizer'])
+    assert same_bits(other.state[model.weight]['momentum_buffer'], precise)
+    assert other.state[model.bias]['momentum_buffer'].dtype == torch.int32
+
+
+def test_before_the_first_update(tmp_path: Path) -> None:
+    """There is no state yet, and there may be none."""
+    expected, model = network(), network()
+    optimizer = create_optimizer_v2(model, opt='adamw')
+    checkpoint = through_a_file(tmp_path, model, optimizer)
+    unpack_optimizer(optimizer, checkpoint.tensors.get('optimizer', {}), checkpoint.state['optimizer'])
+    train(model, optimizer, range(2))
+    train(expected, create_optimizer_v2(expected, opt='adamw'), range(2))
+    assert all(same_bits(*pair) for pair in zip(model.state_dict().values(), expected.state_dict().values()))
+
+
+@pytest.mark.parametrize(('value', 'kind'), [([torch.zeros(2)], 'list'), (torch.Generator(), 'Generator')])
+def test_state_that_can_not_be_kept(value: Any, kind: str) -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    of_parameter, of_group = (torch.optim.SGD([parameter], lr=0.1) for _ in range(2))
+    of_parameter.state[parameter]['old'] = value
+    of_group.param_groups[0]['old'] = torch.Generator()
+    for optimizer, found in ((of_parameter, kind), (of_group, 'Generator')):
+        with pytest.raises(ResumeError, match=f'SGD keeps a {found} in its state, which a checkpoint can not hold'):
+            pack_optimizer(optimizer)
+
+
+def test_optimizers_that_can_not_be_kept() -> None:
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.LBFGS(layer.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (layer(torch.ones(1, 3)) - 1).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.raises(ResumeError, match='LBFGS keeps a list in its state'):
+        pack_optimizer(optimizer)

@@ -1,0 +1,474 @@
+"""Pretrained weights: several sources in order, each checked, and never a model that is half loaded."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import timm
+import torch
+from conftest import save_repository
+from hub_server import Fault, HubServer
+from random_model import images
+from timm.models import get_pretrained_cfg
+from timm.models._registry import _model_pretrained_cfgs
+from torch import Tensor
+
+import xception_hub
+from xception_hub.weights.checkpoints import to_legacy
+from xception_hub.weights.fingerprints import EPS_COMPENSATION, compare
+from xception_hub.weights.sources import OFFLINE_REMEDY
+
+FIRST = 'smp-hub/xception.imagenet'
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: HubServer) -> Iterator[None]:
+    """An empty cache for each test, the hub without faults, and no warning left unnoticed."""
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    hub.requests.clear()
+    yield
+    hub.faults.clear()
+
+
+@pytest.fixture
+def second_source(hub: HubServer, imagenet_state_dict: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """timm's release file, served from this machine: a pickle whose name holds the beginning of its sha256."""
+    folder = hub.root / 'files'
+    folder.mkdir(exist_ok=True)
+    torch.save(to_legacy(imagenet_state_dict, 'last_linear'), folder / 'xception.pth')
+    digest = hashlib.sha256((folder / 'xception.pth').read_bytes()).hexdigest()
+    file = (folder / 'xception.pth').rename(folder / f'xception-{digest[:8]}.pth')
+    monkeypatch.setattr(_model_pretrained_cfgs['xception_paper.keras_in1k'], 'url', f'{hub.url}/files/{file.name}')
+    return file
+
+
+@pytest.fixture
+def unreachable_second_source(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        _model_pretrained_cfgs['xception_paper.keras_in1k'], 'url', f'{hub.url}/files/xception-00000000.pth'
+    )
+
+
+def assert_holds(model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
+
+
+# The order, and its pins
+
+
+def test_sources_are_pinned() -> None:
+    cfg = get_pretrained_cfg('xception_paper')
+    assert re.fullmatch(r'smp-hub/xception\.imagenet@[0-9a-f]{40}', cfg.hf_hub_id)
+    assert re.search(r'-[0-9a-f]{8,}\.pth$', cfg.url)
+    assert (cfg.tag, cfg.num_classes) == ('keras_in1k', 1000)
+
+
+def test_first_source(hub: HubServer, imagenet_state_dict: dict[str, Tensor]) -> None:
+    """Bit-equal tensors under this network's names, at the pinned revision, and nothing else is asked."""
+    model = timm.create_model('xception_paper', pretrained=True)
+    assert_holds(model, imagenet_state_dict)
+    revision = get_pretrained_cfg('xception_paper').hf_hub_id.partition('@')[2]
+    assert {path for _, path in hub.requests} >= {f'/{FIRST}/resolve/{revision}/model.safetensors'}
+    assert not any('files' in path for _, path in hub.requests)
+    assert all(p.requires_grad and not p.is_meta and p.dtype is torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize('fault', Fault)
+def test_second_source(
+    fault: Fault, hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]
+) -> None:
+    """The first fails in any way: a warning names it, its cause, and the second, whose tensors are as good."""
+    hub.faults['smp-hub'] = fault
+    with pytest.warns(UserWarning, match=rf'No weights from {FIRST}.*Next: http.*{second_source.name}'):
+        model = timm.create_model('xception_paper', pretrained=True)
+    assert_holds(model, imagenet_state_dict)
+
+
+def test_failed_download_leaves_nothing_behind(
+    hub: HubServer, unreachable_second_source: None, imagenet_state_dict: dict[str, Tensor]
+) -> None:
+    """Half a file, then the whole one: the second attempt succeeds."""
+    hub.faults['model.safetensors'] = Fault.HALF
+    with pytest.warns(UserWarning, match='No weights from'), pytest.raises(xception_hub.WeightsError):
+        timm.create_model('xception_paper', pretrained=True)
+    hub.faults.clear()
+    assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
+
+
+def test_all_sources_fail(hub: HubServer, unreachable_second_source: None) -> None:
+    """One error: each source with its cause, and the command that helps offline."""
+    hub.faults['smp-hub'] = Fault.NOT_FOUND
+    with pytest.warns(UserWarning, match='No weights from'), pytest.raises(xception_hub.WeightsError) as error:
+        timm.create_model('xception_paper', pretrained=True)
+    message = str(error.value)
+    assert re.search(rf'1\. {FIRST}@[0-9a-f]+: \w+: .*404', message)
+    assert re.search(r'2\. http.*xception-00000000\.pth: HTTPError: .*404', message)
+    assert 'python -m conversion.convert xception_weights_tf_dim_ordering_tf_kernels.h5 -o DIR' in message
+    assert OFFLINE_REMEDY in message
+
+
+def test_release_file_of_another_content(hub: HubServer, second_source: Path) -> None:
+    """The beginning of the sha256 in its name is checked, and the file doesn't stay in the cache."""
+    hub.faults['smp-hub'] = Fault.NOT_FOUND
+    second_source.write_bytes(b'something else')
+    with pytest.warns(UserWarning, match='No weights'), pytest.raises(xception_hub.WeightsError, match='invalid hash'):
+        timm.create_model('xception_paper', pretrained=True)
+    assert not list((Path(torch.hub.get_dir()) / 'checkpoints').glob('*.pth'))
+
+
+# What a source holds
+
+
+@pytest.fixture
+def served(hub: HubServer) -> Iterator[Path]:
+    """The first source's file, put back afterwards."""
+    file = hub.root / FIRST / 'model.safetensors'
+    backup = file.rename(file.with_suffix('.backup'))
+    yield file
+    backup.replace(file)
+
+
+def headless(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith('head.')}
+
+
+def changed(tensors: dict[str, Tensor], name: str, value: float) -> dict[str, Tensor]:
+    tensor = tensors[name].clone()
+    tensor.view(-1)[3] = value
+    return {**tensors, name: tensor}
+
+
+WRONG_CONTENT = {
+    'lacks the classifier': (headless, 'Missing: head.fc.weight, head.fc.bias'),
+    'holds other tensors': (lambda t: changed(t, 'middle_flow.2.stack.bn1.weight', 1.25), '233 of 234.*1 different'),
+    'holds NaN': (lambda t: changed(t, 'head.fc.weight', float('nan')), 'head.fc.weight holds NaN'),
+}
+
+
+@pytest.mark.parametrize('kind', WRONG_CONTENT)
+def test_wrong_content(kind: str, served: Path, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
+    """Leads to the next source, with the reason."""
+    change, reason = WRONG_CONTENT[kind]
+    save_repository(served.parent, to_legacy(change(imagenet_state_dict)))
+    with pytest.warns(UserWarning, match=rf'No weights from {FIRST}.*{reason}.*Next: '):
+        model = timm.create_model('xception_paper', pretrained=True)
+    assert_holds(model, imagenet_state_dict)
+
+
+@pytest.mark.parametrize('content', [b'', b'<html>503</html>' * 1000, None], ids=['empty', 'foreign', 'truncated'])
+def test_damaged_content(
+    content: bytes | None, hub: HubServer, served: Path, second_source: Path, imagenet_state_dict: dict[str, Tensor]
+) -> None:
+    """Leads to the next source, and does not stay in the cache."""
+    served.write_bytes(served.with_suffix('.backup').read_bytes()[:-100] if content is None else content)
+    with pytest.warns(UserWarning, match=r'not a complete safetensors file'):
+        model = timm.create_model('xception_paper', pretrained=True)
+    assert_holds(model, imagenet_state_dict)
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    assert not [path for path in cache.rglob('*') if path.is_file() and path.parent.name == 'blobs']
+
+
+def flip(file: Path) -> None:
+    """Changes a byte of a tensor in the middle of a cached file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+
+
+def test_corrupt_cache_of_the_hub(hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
+    """Bits that change on the disk: the next source serves, and the time after the first one does, downloaded anew."""
+    timm.create_model('xception_paper', pretrained=True)
+    (blob,) = Path(huggingface_hub.constants.HF_HUB_CACHE).glob('models--*/blobs/*')
+    flip(blob)
+    with pytest.warns(UserWarning, match='233 of 234 tensors bit-identical, 1 different'):
+        assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
+    assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
+
+
+def test_corrupt_cache_of_the_release_file(
+    hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]
+) -> None:
+    """Its sha256 is checked at each use, and it is downloaded anew."""
+    hub.faults['smp-hub'] = Fault.NOT_FOUND
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=f'No weights from {FIRST}'):
+            assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
+        flip(next((Path(torch.hub.get_dir()) / 'checkpoints').glob('*.pth')))
+
+
+def test_source_without_classifier_serves_those_who_need_none(
+    served: Path, imagenet_state_dict: dict[str, Tensor]
+) -> None:
+    save_repository(served.parent, to_legacy(headless(imagenet_state_dict)))
+    assert_holds(timm.create_model('xception_paper', pretrained=True, num_classes=5), headless(imagenet_state_dict))
+    assert timm.create_model('xception_paper', pretrained=True, features_only=True)
+
+
+def test_eps_compensation_is_taken_off(served: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
+    """Variances made for eps 1e-5 become those of Keras again, and the model computes what it should."""
+    compensated = {
+        name: (tensor.double() + EPS_COMPENSATION).float() if name.endswith('running_var') else tensor
+        for name, tensor in imagenet_state_dict.items()
+    }
+    found = compare(compensated)
+    assert (len(found.identical), len(found.compensated), len(found.different)) == (194, 40, 0)
+    save_repository(served.parent, to_legacy(compensated))
+    restored = timm.create_model('xception_paper', pretrained=True).eval()
+    expected = timm.create_model('xception_paper').eval()
+    expected.load_state_dict(imagenet_state_dict)
+    with torch.inference_mode():
+        torch.testing.assert_close(restored(images(150, 150)), expected(images(150, 150)), rtol=1e-4, atol=1e-4)
+    for name, tensor in imagenet_state_dict.items():
+        torch.testing.assert_close(restored.state_dict()[name], tensor, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize('change', [0.5e-3, 1.01 * EPS_COMPENSATION, 1e-5])
+def test_another_shift_is_no_compensation(change: float, imagenet_state_dict: dict[str, Tensor]) -> None:
+    shifted = {
+        name: tensor + change if name.endswith('running_var') else tensor
+        for name, tensor in imagenet_state_dict.items()
+    }
+    assert len(compare(shifted).different) == 40
+
+
+# A repository of the user's own
+
+
+@pytest.fixture(scope='module')
+def own_weights(imagenet_state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Not those of Keras."""
+    return changed(imagenet_state_dict, 'stem.conv1.weight', 0.5)
+
+
+@pytest.fixture
+def own_repository(hub: HubServer, own_weights: dict[str, Tensor]) -> Iterator[str]:
+    save_repository(hub.root / 'org' / 'own', own_weights)
+    save_repository(hub.root / 'org' / 'own@v2', own_weights)
+    yield 'org/own'
+    for folder in ('own', 'own@v2'):
+        shutil.rmtree(hub.root / 'org' / folder)
+
+
+@pytest.mark.parametrize('revision', ['', '@v2'])
+def test_variable_names_a_repository(
+    revision: str, own_repository: str, own_weights: dict[str, Tensor], hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('XCEPTION_HUB_REPO', own_repository + revision)
+    assert_holds(timm.create_model('xception_paper', pretrained=True), own_weights)
+    assert not any(FIRST in path for _, path in hub.requests)
+
+
+def test_variable_names_a_directory(
+    own_weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer
+) -> None:
+    save_repository(tmp_path / 'own', own_weights)
+    monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'own'))
+    assert_holds(timm.create_model('xception_paper', pretrained=True), own_weights)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize('key', ['hf_hub_id', 'file', 'state_dict'])
+def test_keyword(
+    key: str, own_repository: str, own_weights: dict[str, Tensor], hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm's own keyword comes before the variable."""
+    monkeypatch.setenv('XCEPTION_HUB_REPO', '/nowhere')
+    values = dict(hf_hub_id=own_repository, file=str(hub.root / own_repository), state_dict=own_weights)
+    model = timm.create_model('xception_paper', pretrained=True, pretrained_cfg_overlay={key: values[key]})
+    assert_holds(model, own_weights)
+
+
+def test_missing_own_repository_leads_to_the_others(
+    imagenet_state_dict: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('XCEPTION_HUB_REPO', 'org/nothing')
+    with pytest.warns(UserWarning, match=rf'No weights from org/nothing.*Next: {FIRST}'):
+        model = timm.create_model('xception_paper', pretrained=True)
+    assert_holds(model, imagenet_state_dict)
+
+
+@pytest.mark.parametrize(
+    ('config', 'reason'),
+    [
+        ('{"architecture": "resnet50"}', "says architecture 'resnet50', not 'xception_paper'"),
+        ('{"architecture": "xception_paper", "model_args": {"bn_eps": 1e-5}}', 'says bn_eps=1e-05, but the model has'),
+        ('{"archit', 'is not JSON'),
+        ('[]', 'holds a list'),
+    ],
+)
+def test_own_repository_of_something_else(
+    config: str, reason: str, own_weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_repository(tmp_path / 'own', own_weights, config=config)
+    monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'own'))
+    with pytest.warns(UserWarning, match=re.escape(reason)):
+        timm.create_model('xception_paper', pretrained=True)
+
+
+def test_weights_trained_in_the_legacy_lineage_keep_its_numerics(
+    own_weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused in the numerics of Keras, and taken in their own."""
+    save_repository(tmp_path / 'own', to_legacy(own_weights))
+    monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'own'))
+    with pytest.warns(UserWarning, match='from_checkpoint, or pass bn_eps=1e-05'):
+        timm.create_model('xception_paper', pretrained=True)
+    model = timm.create_model('xception_paper', pretrained=True, bn_eps=1e-5, pool_padding='symmetric')
+    assert_holds(model, own_weights)
+
+
+# What users of timm expect
+
+
+def test_other_number_of_classes(imagenet_state_dict: dict[str, Tensor]) -> None:
+    model = timm.create_model('xception_paper', pretrained=True, num_classes=3)
+    assert_holds(model, headless(imagenet_state_dict))
+    assert model.head.fc.weight.shape == (3, 2048)
+    assert model.head.fc.weight.std() > 0
+
+
+def test_other_channels(imagenet_state_dict: dict[str, Tensor]) -> None:
+    """Grey images: the sum over the colours, so that a grey colour image gives the same."""
+    grey, colour = (timm.create_model('xception_paper', pretrained=True, in_chans=n).eval() for n in (1, 3))
+    x = images(150, 150, chans=1)
+    with torch.inference_mode():
+        torch.testing.assert_close(grey(x), colour(x.expand(1, 3, 150, 150)), rtol=1e-3, atol=1e-3)
+
+
+def test_hidden_layers_start_afresh(imagenet_state_dict: dict[str, Tensor], unreachable_second_source: None) -> None:
+    """The paper's fully connected layers on the published backbone."""
+    with (
+        pytest.warns(UserWarning, match='does not fit. Missing: head.fc_layers.fc1.weight'),
+        pytest.raises(xception_hub.WeightsError),
+    ):
+        timm.create_model('xception_paper', pretrained=True, fc_widths=(64, 64))
+    model = timm.create_model('xception_paper', pretrained=True, fc_widths=(64, 32), num_classes=3)
+    assert_holds(model, headless(imagenet_state_dict))
+    assert model.head.fc_layers.fc2.weight.std() > 0
+
+
+def test_features_only(imagenet_state_dict: dict[str, Tensor]) -> None:
+    features = timm.create_model('xception_paper', pretrained=True, features_only=True, output_stride=16).eval()
+    model = timm.create_model('xception_paper', pretrained=True, output_stride=16).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(features(images(150, 150))[-1], model.forward_features(images(150, 150)))
+
+
+def test_device_and_dtype() -> None:
+    model = timm.create_model('xception_paper', pretrained=True, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert timm.create_model('xception_paper', pretrained=True, device='meta').head.fc.weight.is_meta
+
+
+def test_cache_dir_and_offline(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagenet_state_dict: dict[str, Tensor]
+) -> None:
+    """A warm cache needs no network, of which not one request tells."""
+    timm.create_model('xception_paper', pretrained=True, cache_dir=tmp_path / 'elsewhere')
+    assert list((tmp_path / 'elsewhere').glob('models--smp-hub--xception.imagenet/blobs/*'))
+    hub.requests.clear()
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    model = timm.create_model('xception_paper', pretrained=True, cache_dir=tmp_path / 'elsewhere')
+    assert_holds(model, imagenet_state_dict)
+    with (
+        pytest.warns(UserWarning, match='No weights'),
+        pytest.raises(xception_hub.WeightsError, match='HF_HUB_OFFLINE'),
+    ):
+        timm.create_model('xception_paper', pretrained=True, cache_dir=tmp_path / 'empty')
+    assert hub.requests == []
+
+
+def test_warm_cache_asks_nobody(hub: HubServer) -> None:
+    timm.create_model('xception_paper', pretrained=True)
+    hub.requests.clear()
+    timm.create_model('xception_paper', pretrained=True)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize('source', ['hf-hub:org/kitchenware', 'local-dir'])
+def test_by_the_name_of_a_repository(source: str, hub: HubServer, converted: Path) -> None:
+    """config.json decides: classes, hidden layer, preprocessing, class names; the weights are the repository's."""
+    shutil.copytree(converted, hub.root / 'org' / 'kitchenware', dirs_exist_ok=True)
+    name = f'local-dir:{converted}' if source == 'local-dir' else source
+    model = timm.create_model(name, pretrained=True).eval()
+    assert (model.num_classes, model.head_hidden_size) == (6, 100)
+    data = timm.data.resolve_data_config(model=model)
+    assert (data['input_size'], data['interpolation'], data['crop_mode']) == ((3, 150, 150), 'nearest', 'squash')
+    assert model.pretrained_cfg['label_names'] == ['cup', 'fork', 'glass', 'knife', 'plate', 'spoon']
+    tuned = timm.create_model(name, pretrained=True, num_classes=2).eval()
+    assert torch.equal(tuned.head.fc_layers.fc1.weight, model.head.fc_layers.fc1.weight)
+
+
+def test_repository_by_name_has_no_substitute(hub: HubServer) -> None:
+    with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
+        timm.create_model('hf-hub:org/nothing', pretrained=True)
+
+
+def test_damaged_local_directory(converted: Path, tmp_path: Path) -> None:
+    shutil.copytree(converted, tmp_path / 'model')
+    file = tmp_path / 'model' / 'model.safetensors'
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(xception_hub.WeightsError, match='not a complete safetensors file'):
+        timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
+
+
+def test_config_of_another_architecture(converted: Path, tmp_path: Path) -> None:
+    """timm creates what config.json names, and then finds that the weights aren't its."""
+    shutil.copytree(converted, tmp_path / 'model')
+    config = json.loads((converted / 'config.json').read_text())
+    (tmp_path / 'model' / 'config.json').write_text(
+        json.dumps({**config, 'architecture': 'resnet18', 'model_args': {}})
+    )
+    with pytest.raises((RuntimeError, AttributeError), match='ResNet'):
+        timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
+
+
+def test_weights_of_another_architecture(converted: Path, tmp_path: Path) -> None:
+    shutil.copytree(converted, tmp_path / 'model')
+    other = timm.create_model('resnet18').state_dict()
+    safetensors.torch.save_file(other, tmp_path / 'model' / 'model.safetensors')
+    with pytest.raises(xception_hub.WeightsError, match='is no Xception'):
+        timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
+
+
+def test_a_loaded_directory_may_be_overwritten(converted: Path, tmp_path: Path) -> None:
+    """Local files are read, not mapped: saving a model where it came from must not pull its weights away."""
+    shutil.copytree(converted, tmp_path / 'model')
+    model = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True)
+    before = model.stem.conv1.weight.sum()
+    (tmp_path / 'model' / 'model.safetensors').write_bytes(b'')
+    assert model.stem.conv1.weight.sum() == before
+
+
+def test_changing_a_model_leaves_the_cache_alone(imagenet_state_dict: dict[str, Tensor]) -> None:
+    """Mapped weights are private: training writes into memory, not into the cached file."""
+    with torch.no_grad():
+        for parameter in timm.create_model('xception_paper', pretrained=True).parameters():
+            parameter.zero_()
+    assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
+
+
+# Verification
+
+
+def test_verify(hub: HubServer, second_source: Path, converted: Path, own_repository: str) -> None:
+    """A hub id, an address, a directory, a file."""
+    for location in (FIRST, f'{hub.url}/files/{second_source.name}', converted, converted / 'model.safetensors'):
+        assert xception_hub.verify(location).is_genuine, location
+    assert str(xception_hub.verify('org/own@v2')) == '233 of 234 tensors bit-identical, 1 different'
+
+
+def test_shipped_fingerprints_are_those_of_the_checkpoint(genuine_state_dict: dict[str, Tensor]) -> None:
+    from xception_hub.weights.fingerprints import fingerprint, genuine
+
+    assert fingerprint(genuine_state_dict)['sha256'] == genuine()['sha256']
+    assert len(genuine()['sha256']) == 234
+    assert len(compare(genuine_state_dict).identical) == 234

@@ -1,0 +1,96 @@
+"""What can go wrong. Each message names the thing, the value, the choices and the remedy."""
+
+MAX_MESSAGE = 2000  # characters
+
+__all__ = [
+    'CardError',
+    'CheckpointError',
+    'DamagedCheckpointError',
+    'DataError',
+    'DirectoryError',
+    'Diverged',
+    'ImageError',
+    'KerasFileError',
+    'ModelError',
+    'ParityError',
+    'PublishError',
+    'ReleaseError',
+    'ResumeError',
+    'SettingsError',
+    'ToKerasError',
+    'WeightsError',
+    'XceptionHubError',
+]
+
+
+class XceptionHubError(Exception):
+    """Any failure that this project explains: a command prints the message and ends with status 1."""
+
+
+class CheckpointError(XceptionHubError, ValueError):
+    """A file is not a checkpoint of this network."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint does not hold what its author put there."""
+
+
+class WeightsError(XceptionHubError, RuntimeError):
+    """No source has pretrained weights that fit the model."""
+
+
+class DirectoryError(XceptionHubError, ValueError):
+    """A model directory cannot be read or written."""
+
+
+class CardError(DirectoryError):
+    """A model directory lacks what its card is made of."""
+
+
+class PublishError(XceptionHubError, RuntimeError):
+    """A model directory was not published."""
+
+
+class KerasFileError(XceptionHubError, ValueError):
+    """A Keras file is damaged, unsafe or of a kind that cannot be converted."""
+
+    def __init__(self, message: str) -> None:
+        # names in a file may be of any length and hold anything, and this goes to a terminal
+        short = message if len(message) <= MAX_MESSAGE else f'{message[:MAX_MESSAGE]} ...'
+        super().__init__(''.join(c if c.isprintable() else ascii(c)[1:-1] for c in short))
+
+
+class ReleaseError(XceptionHubError, ValueError):
+    """The weights that Keras publishes could not be downloaded."""
+
+
+class ParityError(XceptionHubError, ValueError):
+    """Two networks do not compute the same, or cannot be compared."""
+
+
+class ToKerasError(XceptionHubError, ValueError):
+    """A model directory cannot become a Keras model."""
+
+
+class DataError(XceptionHubError, ValueError):
+    """A dataset cannot be trained on."""
+
+
+class ImageError(XceptionHubError, ValueError):
+    """An image file cannot be used."""
+
+
+class ModelError(XceptionHubError, ValueError):
+    """A timm model cannot be used."""
+
+
+class SettingsError(XceptionHubError, ValueError):
+    """Settings are impossible, or impossible together."""
+
+
+class ResumeError(XceptionHubError, RuntimeError):
+    """A checkpoint of a run cannot be written or resumed."""
+
+
+class Diverged(XceptionHubError, RuntimeError):
+    """The loss, or a weight, is not a finite number."""

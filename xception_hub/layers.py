@@ -1,0 +1,165 @@
+"""The layers that Xception is made of: the separable convolution, SAME pooling, initialisation as in Keras."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ['MaxPool2dSame', 'SeparableConv2d', 'check_input', 'init_weights', 'max_pool_same']
+
+BN_EPS = 1e-3  # Keras' default is 1e-3, torch's 1e-5; one genuine moving variance is as small as 2.6e-5
+BN_MOMENTUM = 0.01  # the weight of the new batch: Keras counts the other way round and says 0.99
+MIN_IMG_SIZE = 71  # pixels; Keras refuses less, and the last feature map is then 3x3
+
+ORDERS = ('depthwise_first', 'pointwise_first')
+
+
+@torch.fx.wrap  # a leaf of symbolic traces: the checks and the padding depend on the size
+def check_input(x: Tensor, in_chans: int, min_img_size: int) -> Tensor:
+    """Returns `x` [B, C, H, W] as it is, or raises a ValueError that names what is wrong with its shape."""
+    if x.dim() != 4 or x.shape[1] != in_chans:
+        raise ValueError(
+            f'The input is {list(x.shape)}, but this model takes [batch, {in_chans}, height, width]. '
+            f'Reshape it, or create the model with in_chans=<channels of the input>.'
+        )
+    if x.shape[2] < min_img_size or x.shape[3] < min_img_size:
+        raise ValueError(
+            f'The input is {x.shape[2]}x{x.shape[3]} pixels, but this model takes at least '
+            f'{min_img_size}x{min_img_size} (71 is the limit of Keras). Resize the images, or create the model with '
+            f'min_img_size=<smallest size, at least 7>.'
+        )
+    return x
+
+
+@torch.fx.wrap
+def max_pool_same(x: Tensor, stride: int, dilation: int, symmetric: bool) -> Tensor:
+    """3x3 max pooling with TensorFlow's SAME padding: -inf, and on even sizes only below and to the right.
+
+    Args:
+        x: [B, C, H, W].
+        stride: 2, or 1 for the dilated network: every position instead of every second one.
+        dilation: Distance of the taps. The grid that is padded is that of every `dilation`-th position, so that the
+            dilated network pools the same windows as the strided one at the positions they share.
+        symmetric: Pad like the legacy torch lineage instead, one position on every side.
+
+    Returns:
+        [B, C, ceil(H / stride), ceil(W / stride)].
+    """
+    h, w = x.shape[2], x.shape[3]
+    # one position above and to the left if the (strided) grid is odd, none if it is even
+    top = 1 if symmetric else (h + dilation - 1) // dilation % 2
+    left = 1 if symmetric else (w + dilation - 1) // dilation % 2
+    copy_free = stride == 2 and dilation == 1
+    if not torch.jit.is_scripting() and copy_free:
+        # the copy-free form would tie an exported or compiled graph to the parity of the example
+        copy_free = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if copy_free:
+        return F.max_pool2d(x, 3, stride, padding=[top, left], ceil_mode=not symmetric)
+    pad = [left * dilation, (2 - left) * dilation, top * dilation, (2 - top) * dilation]
+    return F.max_pool2d(F.pad(x, pad, value=float('-inf')), 3, stride, dilation=dilation)
+
+
+class MaxPool2dSame(nn.Module):
+    """`max_pool_same` as a layer."""
+
+    def __init__(self, stride: int = 2, dilation: int = 1, padding: str = 'same') -> None:
+        super().__init__()
+        self.stride = stride
+        self.dilation = dilation
+        self.symmetric = padding == 'symmetric'
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool_same(x, self.stride, self.dilation, self.symmetric)
+
+    def extra_repr(self) -> str:
+        return f'stride={self.stride}, dilation={self.dilation}, symmetric={self.symmetric}'
+
+
+class SeparableConv2d(nn.Module):
+    """A 3x3 convolution over segments of the channels and a 1x1 convolution over all of them, without biases.
+
+    The number of segments is the dial from a regular convolution (1) over Inception modules (3 or 4) to the extreme
+    (one per channel). The channels that it divides are those of the 3x3 convolution:
+
+    - 'pointwise_first', Inception's order: 1x1 from `in_chs` to `out_chs`, then 3x3 over segments of these `out_chs`.
+      It has in_chs * out_chs + 9 * out_chs ** 2 / segments parameters.
+    - 'depthwise_first', Xception's order: 3x3 over segments of the `in_chs`, then 1x1 from `in_chs` to `out_chs`.
+      It has 9 * in_chs ** 2 / segments + in_chs * out_chs parameters. This is the mirror image of Inception: each tower
+      reads a segment of its own, with a 3x3 and then a 1x1, and the towers are added up instead of concatenated.
+
+    Every parameter makes one multiply-add per position. With the defaults, it is a depthwise separable convolution.
+
+    Args:
+        in_chs: Channels in.
+        out_chs: Channels out.
+        segments: How many; None for one per channel.
+        order: 'depthwise_first' or 'pointwise_first'.
+        act: Between the two convolutions, with as many channels out as in; None for nothing.
+        dilation: Of the 3x3 convolution.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: A width is below 1, the order is unknown, the segments don't divide the channels of the 3x3
+            convolution, or `act` is not a module.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        *,
+        segments: int | None = None,
+        order: str = 'depthwise_first',
+        act: nn.Module | None = None,
+        dilation: int = 1,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        segments = checked_segments(in_chs, out_chs, segments, order, act)
+        dd = {'device': device, 'dtype': dtype}
+        self.order = order
+        chs = in_chs if order == 'depthwise_first' else out_chs
+        self.conv_dw = nn.Conv2d(chs, chs, 3, padding=dilation, dilation=dilation, groups=segments, bias=False, **dd)
+        self.act = act or nn.Identity()
+        self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, in_chs, H, W]
+        if self.order == 'depthwise_first':
+            return self.conv_pw(self.act(self.conv_dw(x)))  # [B, out_chs, H, W]
+        return self.conv_dw(self.act(self.conv_pw(x)))  # [B, out_chs, H, W]
+
+    def extra_repr(self) -> str:
+        return f'segments={self.conv_dw.groups}, order={self.order!r}'
+
+
+def checked_segments(in_chs: int, out_chs: int, segments: int | None, order: str, act: nn.Module | None) -> int:
+    """The number of segments, if all these arguments are possible."""
+    check_argument('in_chs', in_chs, in_chs >= 1, 'at least 1')
+    check_argument('out_chs', out_chs, out_chs >= 1, 'at least 1')
+    check_argument('order', order, order in ORDERS, f'one of {ORDERS}')
+    check_argument('act', act, act is None or isinstance(act, nn.Module), 'a module, such as nn.ReLU(), or None')
+    name, chs = ('in_chs', in_chs) if order == 'depthwise_first' else ('out_chs', out_chs)
+    divisors = [i for i in range(1, chs + 1) if chs % i == 0]
+    check_argument(
+        'segments',
+        segments,
+        segments is None or segments in divisors,
+        f'None (one per channel) or a divisor of {name}={chs}, one of {divisors}',
+    )
+    return chs if segments is None else segments
+
+
+def check_argument(name: str, value: object, valid: bool, choices: str) -> None:
+    if not valid:
+        raise ValueError(f'{name}={value!r} is not possible: it must be {choices}.')
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialises one layer as Keras does: Glorot uniform, biases zero."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        module.reset_parameters()

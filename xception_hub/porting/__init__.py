@@ -1,0 +1,22 @@
+"""Keras files in, a proven network out, and back; the scripts in `conversion/` put these parts together.
+
+    names             the one name table: Keras' layers, this network's, and the axes between them
+    hdf5              arrays out of HDF5 files, which lead nowhere else, read in a process of its own
+    weights           that process, as the rest of the package sees it
+    archive           a .keras archive as data
+    formats           what a source is: every file and directory in which Keras has kept an Xception
+    layouts           where each layer's arrays lie in a weight file
+    keras_head        what stands around Xception in a Keras model
+    structure         where Xception is in it
+    release           the weights that Keras publishes, by name
+    port              a source becomes an Xception, with every array accounted for
+    keras_model       an Xception becomes a Keras model
+    reference         Keras itself, as the oracle
+    preprocessing     how images were prepared, in Keras' terms and in timm's
+    photos            photos, and whether both prepare them alike
+    consistency       a proof that needs no Keras
+    parity            both networks on the same images, compared after every module
+    output            the directory that timm loads
+
+Each imports only those above it. Needs the `keras` extra; `import xception_hub` does not import it.
+"""

@@ -1,0 +1,279 @@
+"""Arrays out of HDF5 files that nobody vouches for, in a process of its own: `python hdf5.py`.
+
+HDF5's library, given a damaged file, may read beyond its buffers, divide by zero, loop for ever or ask for any amount
+of memory, and no exception comes of that. So `weights.WeightFile` has it run here, where only this process is lost.
+
+    stdin   {"source": "model.h5", "files": ["/path/model.h5"], "size": 0}    or a file of that size after the line
+    stdout  {"groups": {"": {"keras_version": "3.15.1"}, "layers/conv2d/vars": {}}, "arrays": {"layers/...": [3, 3]}}
+    stdin   {"path": "layers/conv2d/vars/0", "shape": [3, 3, 3, 32]}          as often as needed
+    stdout  {}                                                                and after the line the values in float32
+
+Instead of any answer: {"error": "what and where"}.
+"""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import h5py
+import numpy as np
+
+__all__ = ['MAX_SECONDS', 'Reader', 'Unreadable', 'limit', 'serve']
+
+MAX_SECONDS = 8  # of computing; a whole Xception takes 0.4
+MAX_MEMORY = 2**30  # bytes, beside what Python and its libraries take
+MAX_OBJECTS = 10_000  # groups and arrays; a whole Xception with its optimizer has about 2,000
+MAX_DEPTH = 32  # nested models and their layers reach 12
+MAX_PATH = 1000  # characters
+MAX_TEXT = 4 * 2**20  # bytes of an attribute; a config has some 140 thousand
+
+TEXTS = ('keras_version', 'model_config', 'name')  # the attributes that tell something
+
+
+class Unreadable(ValueError):
+    """A file cannot be read; the message says what and where. The caller makes a `KerasFileError` of it."""
+
+
+class Reader:
+    """One or more HDF5 files of which only arrays of known shape are read, and which lead nowhere else.
+
+    Args:
+        files: Open for reading. Of several, the shards of one model, no two hold the same array.
+        source: What the errors call them.
+
+    Attributes:
+        groups: Path of each group, '' for the root -> those of its attributes that tell something.
+        arrays: Path of each array -> its declared shape.
+
+    Raises:
+        Unreadable: A link leads out of a file or back to a group it is in, an array is in two places or keeps its
+            values in another file, there is more in a file than in any model, or something can't be read.
+    """
+
+    def __init__(self, files: Sequence[h5py.File], source: str) -> None:
+        self.source = source
+        self.groups: dict[str, dict[str, str]] = {}
+        self.arrays: dict[str, tuple[int, ...]] = {}
+        self._places: dict[str, h5py.File] = {}
+        for file in files:
+            for path, node in self._walk(file):
+                attributes = self._attributes(node, path)
+                if isinstance(node, h5py.Group):
+                    self.groups[path] = {**attributes, **self.groups.get(path, {})}  # of several files the first tells
+                elif path in self._places:
+                    raise Unreadable(f'{source}: two of its files hold {path!r}.')
+                else:
+                    self._places[path], self.arrays[path] = file, self._shape(node, path)
+
+    def _walk(self, file: h5py.File) -> Iterator[tuple[str, Any]]:
+        """Each group and array with its path, of which every component is a hard link."""
+        seen: dict[int, str] = {}
+        stack: list[tuple[str, Any]] = [('', file)]
+        while stack:
+            path, group = stack.pop()
+            yield path, group
+            if path.count('/') > MAX_DEPTH:
+                raise Unreadable(f'{self.source}: {path!r} is deeper than any model.')
+            for name in self._names(group, path):
+                member = f'{path}/{name}' if path else name
+                node, address = self._node(group, name, member)
+                if address in seen:
+                    raise Unreadable(f'{self.source}: {member!r} and {seen[address]!r} are one and the same.')
+                seen[address] = member
+                if len(seen) > MAX_OBJECTS:
+                    raise Unreadable(f'{self.source} holds more than {MAX_OBJECTS} groups and arrays.')
+                if isinstance(node, h5py.Group):
+                    stack.append((member, node))
+                else:
+                    yield member, node
+
+    def _names(self, group: Any, path: str) -> list[str]:
+        names: list[str] = []
+        try:
+            for name in group:
+                names.append(name)
+                if len(names) > MAX_OBJECTS:
+                    break
+        except Exception as e:
+            raise Unreadable(f'{self.source}: the group {path!r} can not be read: {e}.') from e
+        return names
+
+    def _node(self, group: Any, name: str, member: str) -> tuple[Any, int]:
+        """A member of a group, and its address in the file."""
+        node: Any = None
+        if len(member) > MAX_PATH or not member.isprintable():
+            raise Unreadable(f'{self.source}: {member!r} is no name that Keras gives.')
+        try:
+            link = group.get(name, getlink=True)
+            hard = isinstance(link, h5py.HardLink)  # soft and external links lead anywhere, also to other files
+            if hard:
+                node = group[name]
+                address = h5py.h5o.get_info(node.id).addr
+        except Exception as e:
+            raise Unreadable(f'{self.source}: {member!r} can not be read: {e}.') from e
+        if not hard:
+            raise Unreadable(f'{self.source}: {member!r} is a {type(link).__name__}, which is not followed.')
+        if not isinstance(node, (h5py.Group, h5py.Dataset)):
+            raise Unreadable(f'{self.source}: {member!r} is a {type(node).__name__}.')
+        return node, address
+
+    def _shape(self, dataset: Any, path: str) -> tuple[int, ...]:
+        """The declared shape of an array, of which nothing is read."""
+        try:
+            elsewhere = dataset.is_virtual or bool(dataset.external)
+            shape = None if elsewhere else dataset.shape
+        except Exception as e:
+            raise Unreadable(f'{self.source}: {path!r} can not be read: {e}.') from e
+        if elsewhere:
+            raise Unreadable(f'{self.source}: {path!r} keeps its values in another file, which is not read.')
+        if shape is None:
+            raise Unreadable(f'{self.source}: {path!r} has no values.')
+        return shape
+
+    def _attributes(self, node: Any, path: str) -> dict[str, str]:
+        """Those that tell something; all are read, as Keras will read them, but for any of a size that no model has."""
+        texts: dict[str, str] = {}
+        name = ''
+        try:
+            for name in node.attrs:
+                place = f'{self.source}: the attribute {name!r} of {path!r}'
+                attribute = node.attrs.get_id(name)
+                size = np.prod(attribute.shape or (), dtype=float) * attribute.dtype.itemsize
+                if size > MAX_TEXT or (name in TEXTS and attribute.shape not in ((), (1,))):
+                    raise Unreadable(f'{place} has shape {attribute.shape}.')
+                value = node.attrs[name]
+                if name in TEXTS:
+                    texts[name] = _text(value, place)
+        except (Unreadable, MemoryError):
+            raise
+        except Exception as e:
+            raise Unreadable(f'{self.source}: the attribute {name!r} of {path!r} can not be read: {e}.') from e
+        return texts
+
+    def read(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Reads one array after its kind and size were checked.
+
+        Args:
+            path: Of the array.
+            shape: The only one that is accepted, so that nothing larger is allocated.
+
+        Returns:
+            The values in float32; float16 and bfloat16 lose nothing by it, float64 is rounded.
+
+        Raises:
+            Unreadable: It is not what the network needs.
+        """
+        place = f'{self.source}: {path!r}'
+        if self.arrays[path] != shape:
+            raise Unreadable(f'{place} has shape {self.arrays[path]}; this network needs {shape}.')
+        try:
+            dataset = self._places[path][path]
+            _check_storage(dataset, place)
+            values = _as_float32(dataset, place)
+        except (Unreadable, MemoryError):
+            raise
+        except Exception as e:
+            raise Unreadable(f'{place} can not be read: {e}.') from e
+        if not np.isfinite(values).all():
+            raise Unreadable(f'{place} holds NaN or infinite values.')
+        return values
+
+
+def _text(value: Any, place: str) -> str:
+    if isinstance(value, np.ndarray):
+        value = value[0]
+    if isinstance(value, bytes):
+        value = value.decode()
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise Unreadable(f'{place} is no text.')
+    return value
+
+
+def _check_storage(dataset: h5py.Dataset, place: str) -> None:
+    # a chunk is allocated as a whole: the declared one may be far larger than the array
+    if dataset.chunks and np.prod(dataset.chunks, dtype=float) > 4 * np.prod(dataset.shape, dtype=float) + 2**20:
+        raise Unreadable(f'{place} is stored in chunks of {dataset.chunks}, far larger than itself.')
+    # HDF5 takes a chunk that unpacks to less than it should, with whatever lay in memory for the rest, and looks for
+    # filters that it doesn't have among plugins
+    if dataset.id.get_create_plist().get_nfilters():
+        raise Unreadable(f'{place} is compressed, which Keras never does; `h5repack -f NONE` unpacks it.')
+
+
+def _as_float32(dataset: h5py.Dataset, place: str) -> np.ndarray:
+    """Reads it straight into the array that is returned."""
+    if dataset.dtype == 'V2' and dataset.attrs.get('dtype') == 'bfloat16':
+        # as Keras writes them; they are the upper halves of float32
+        return (dataset[()].view('<u2').astype('<u4') << 16).view('<f4').astype(np.float32, copy=False)
+    if dataset.dtype.kind != 'f' or dataset.dtype.itemsize > 8:
+        raise Unreadable(f'{place} holds {dataset.dtype} instead of floating point numbers.')
+    values = np.zeros(dataset.shape, np.float32)  # for what a file says is stored nowhere and filled with nothing
+    dataset.read_direct(values)
+    return values
+
+
+# The process
+
+
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Opens what the first line says, and answers until there are no more requests, or with one error."""
+
+    def answer(content: dict[str, Any], values: Any = b'') -> None:
+        answers.write(json.dumps(content).encode() + b'\n')
+        answers.write(values)
+        answers.flush()
+
+    first = json.loads(requests.readline())
+    try:
+        reader = Reader(_open(first, requests), first['source'])
+        answer(dict(groups=reader.groups, arrays=reader.arrays))
+        for line in requests:
+            request = json.loads(line)
+            answer({}, reader.read(request['path'], tuple(request['shape'])).data)
+    except Unreadable as e:
+        answer(dict(error=str(e)))
+    except MemoryError:
+        answer(dict(error=f'{first["source"]} asks for more memory than any Xception.'))
+
+
+def _open(first: dict[str, Any], requests: IO[bytes]) -> list[h5py.File]:
+    contents: list[Any] = first['files']
+    if not contents:
+        content = io.BytesIO(bytes(first['size']))  # as large as it gets, and no larger
+        requests.readinto(content.getbuffer())  # type: ignore[attr-defined]
+        contents = [content]
+    opened = []
+    for content in contents:
+        try:
+            opened.append(h5py.File(content, 'r'))
+        except Exception as e:
+            name = content if isinstance(content, str) else first['source']
+            raise Unreadable(f'{name} is not a complete HDF5 file ({e}). Save or download it again.') from e
+    return opened
+
+
+def limit() -> None:
+    """Bounds time and memory of this process where the system can: not on Windows, and memory on Linux alone."""
+    with suppress(ImportError):
+        import resource
+
+        def lower(which: int, most: int) -> None:
+            hard = resource.getrlimit(which)[1]
+            if hard == resource.RLIM_INFINITY or most < hard:
+                resource.setrlimit(which, (most, most))
+
+        lower(resource.RLIMIT_CORE, 0)
+        lower(resource.RLIMIT_CPU, MAX_SECONDS)
+        with suppress(OSError):
+            pages = int(Path('/proc/self/statm').read_text().split()[0])
+            lower(resource.RLIMIT_AS, pages * resource.getpagesize() + MAX_MEMORY)
+
+
+if __name__ == '__main__':
+    limit()
+    serve(sys.stdin.buffer, sys.stdout.buffer)
+    os._exit(0)  # to close damaged files may fail just like reading them

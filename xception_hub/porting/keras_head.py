@@ -1,0 +1,324 @@
+"""What stands around Xception in a Keras model: rescaling before it, and after it a head that this network also has."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import KerasFileError
+from ..head import head_layer_names
+from .layouts import Placed
+from .names import AUGMENTATIONS, KerasLayer
+
+__all__ = ['FINAL_ACTIVATIONS', 'MAX_UNITS', 'KerasHead', 'read_bare_head', 'read_head', 'read_rescaling']
+
+POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
+FINAL_ACTIVATIONS = ('linear', 'softmax', 'sigmoid')
+# Keras' activations -> timm's of the same function
+ACTIVATIONS = {
+    'relu': 'relu',
+    'relu6': 'relu6',
+    'elu': 'elu',
+    'selu': 'selu',
+    'gelu': 'gelu',
+    'tanh': 'tanh',
+    'sigmoid': 'sigmoid',
+    'silu': 'silu',
+    'swish': 'silu',
+    'mish': 'mish',
+}
+# Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda
+OPERATIONS = {
+    'TrueDivide': 'divide',
+    'Divide': 'divide',
+    'math.truediv': 'divide',
+    'math.divide': 'divide',
+    'Subtract': 'subtract',
+    'math.subtract': 'subtract',
+    'Add': 'add',
+    '__operators__.add': 'add',
+    'math.add': 'add',
+    'Multiply': 'multiply',
+    'math.multiply': 'multiply',
+}
+# Whatever may stand around Xception; where, is looked at one by one
+KNOWN_CLASSES = (
+    *POOLS,
+    *AUGMENTATIONS,
+    'InputLayer',
+    'Rescaling',
+    'TFOpLambda',
+    'TrueDivide',
+    'Divide',
+    'Subtract',
+    'Multiply',
+    'Dense',
+    'Dropout',
+    'Flatten',
+    'Softmax',
+)
+MAX_UNITS = 1_000_000  # the paper's largest head has 17,000
+BN_MOMENTUM = 0.99  # Keras' default
+
+
+@dataclass
+class KerasHeadLayer:
+    """One layer between pooling and classifier.
+
+    Attributes:
+        spec: As in `xception_hub.Xception`'s argument `head_layers`.
+        placed: Where its arrays are; None if it has none.
+    """
+
+    spec: dict[str, Any]
+    placed: Placed | None = None
+
+
+@dataclass
+class KerasHead:
+    """What follows the feature maps.
+
+    Attributes:
+        layers: Between pooling and classifier, without the dropout before the classifier.
+        classifier: The last Dense layer; None if there is none.
+        num_classes: Its width, or 0.
+        global_pool: 'avg' or 'max'; '' if the model ends in feature maps.
+        drop_rate: Of the dropout before the classifier.
+        final_activation: What Keras applies to the logits: 'linear', 'softmax' or 'sigmoid'; 'unknown' for weights
+            alone.
+        ignored: Layers that do nothing outside of training.
+    """
+
+    layers: list[KerasHeadLayer] = field(default_factory=list)
+    classifier: Placed | None = None
+    num_classes: int = 0
+    global_pool: str = ''
+    drop_rate: float = 0.0
+    final_activation: str = 'linear'
+    ignored: list[str] = field(default_factory=list)
+
+    def model_args(self) -> dict[str, Any]:
+        """Arguments of `xception_hub.Xception`."""
+        args: dict[str, Any] = dict(num_classes=self.num_classes, global_pool=self.global_pool or 'avg')
+        if self.drop_rate:
+            args['drop_rate'] = self.drop_rate
+        specs = [layer.spec for layer in self.layers]
+        widths = [spec['fc'] for spec in specs[::2] if 'fc' in spec]
+        if specs == [spec for width in widths for spec in ({'fc': width}, {'act': 'relu'})]:
+            return {**args, **({'fc_widths': widths} if widths else {})}
+        return {**args, 'head_layers': specs}
+
+    def placed_layers(self) -> list[tuple[KerasLayer, Placed]]:
+        """This network's layers with arrays and the file's, the classifier last."""
+        found = []
+        for name, layer in zip(head_layer_names([layer.spec for layer in self.layers]), self.layers):
+            if layer.placed is not None:
+                kind = 'bn' if 'bn' in layer.spec else 'dense' if layer.spec.get('bias', True) else 'dense without bias'
+                found.append((_named(layer.placed, f'head.fc_layers.{name}', kind), layer.placed))
+        if self.classifier is not None:
+            found.append((_named(self.classifier, 'head.fc', 'dense'), self.classifier))
+        return found
+
+
+def _named(placed: Placed, torch_name: str, kind: str) -> KerasLayer:
+    name = placed.name or placed.path
+    return KerasLayer(name, torch_name, kind, name)
+
+
+def read_head(after: Sequence[Placed], source: object, way_out: str) -> KerasHead:
+    """Reads the layers that follow Xception, in the order of computation.
+
+    Raises:
+        KerasFileError: One of them is none that this network's head can have.
+    """
+    head = KerasHead()
+    dense = [i for i, layer in enumerate(after) if layer.class_name == 'Dense']
+    last_dense = dense[-1] if dense else len(after)
+    for i, layer in enumerate(after):
+        config, place = layer.config, f'{source}: the {layer.class_name} layer {layer.name!r}'
+        if layer.class_name in AUGMENTATIONS:
+            head.ignored.append(layer.name or '')
+        elif layer.class_name in POOLS and not head.global_pool and not config.get('keepdims'):
+            head.global_pool = POOLS[layer.class_name]
+        elif layer.class_name == 'Flatten' and head.global_pool:
+            head.ignored.append(layer.name or '')  # what the pooling gives is flat already
+        elif layer.class_name == 'Flatten':
+            raise KerasFileError(
+                f"{place} makes the head depend on the place in the image and on its size, which this network's head "
+                f'does not. {way_out}'
+            )
+        elif not head.global_pool:
+            raise KerasFileError(f'{place} can not be converted. {way_out}')
+        elif i == last_dense:
+            _read_classifier(head, layer, place)
+        elif layer.class_name in ('Activation', 'ReLU', 'Softmax') and i > last_dense:
+            _read_final_activation(head, _activation(layer, place), place)
+        elif i > last_dense and layer.class_name != 'Dropout':
+            raise KerasFileError(f'{place} follows the classifier, and can not be converted. {way_out}')
+        else:
+            head.layers += _hidden(layer, place, way_out)
+    if head.layers and 'drop' in head.layers[-1].spec and head.classifier is not None:
+        head.drop_rate = head.layers.pop().spec['drop']
+    return head
+
+
+def _read_classifier(head: KerasHead, layer: Placed, place: str) -> None:
+    if not layer.config.get('use_bias', True):
+        raise KerasFileError(
+            f"{place} is the classifier and has no bias, which this network's has. "
+            f'In Keras, build it with a bias of zeros and copy the kernel.'
+        )
+    head.classifier, head.num_classes = layer, _units(layer, place)
+    _read_final_activation(head, _activation(layer, place), place)
+
+
+def _read_final_activation(head: KerasHead, activation: str, place: str) -> None:
+    if activation == 'linear':
+        return
+    if head.final_activation != 'linear':
+        raise KerasFileError(f'{place} applies {activation!r} after a final {head.final_activation!r}.')
+    if activation not in FINAL_ACTIVATIONS:
+        raise KerasFileError(f'{place} ends the model in {activation!r}, not in one of {FINAL_ACTIVATIONS}.')
+    head.final_activation = activation
+
+
+def _hidden(layer: Placed, place: str, way_out: str) -> list[KerasHeadLayer]:
+    """A layer between pooling and classifier; a Dense layer brings its activation along."""
+    config = layer.config
+    if layer.class_name == 'Dense':
+        spec: dict[str, Any] = {'fc': _units(layer, place)}
+        if not config.get('use_bias', True):
+            spec['bias'] = False
+        return [KerasHeadLayer(spec, layer), *_act(_activation(layer, place), place)]
+    if layer.class_name in ('Activation', 'ReLU'):
+        return _act(_activation(layer, place), place)
+    if layer.class_name == 'Dropout':
+        rate = float(config['rate'])
+        if not 0 <= rate < 1:
+            raise KerasFileError(f'{place} has rate {rate}.')
+        return [KerasHeadLayer({'drop': rate})] if rate else []
+    if layer.class_name == 'BatchNormalization':
+        return [KerasHeadLayer(_norm(config, place), layer)]
+    raise KerasFileError(f'{place} can not be converted. {way_out}')
+
+
+def _norm(config: dict[str, Any], place: str) -> dict[str, Any]:
+    eps, momentum = float(config.get('epsilon', 1e-3)), float(config.get('momentum', BN_MOMENTUM))
+    whole = config.get('center', True) and config.get('scale', True)
+    if not whole or config.get('axis', -1) not in (-1, 1, [-1], [1]):
+        raise KerasFileError(f'{place} has no beta or no gamma, or another axis than the last.')
+    if not (0 < eps < 1 and 0 <= momentum <= 1):
+        raise KerasFileError(f'{place} has epsilon {eps} and momentum {momentum}.')
+    return {'bn': eps} if momentum == BN_MOMENTUM else {'bn': eps, 'momentum': momentum}
+
+
+def _act(activation: str, place: str) -> list[KerasHeadLayer]:
+    if activation == 'linear':
+        return []
+    if activation not in ACTIVATIONS:
+        raise KerasFileError(
+            f'{place} applies {activation!r} before the classifier; those that can be converted are '
+            f'{", ".join(ACTIVATIONS)}.'
+        )
+    return [KerasHeadLayer({'act': ACTIVATIONS[activation]})]
+
+
+def _activation(layer: Placed, place: str) -> str:
+    """Keras' name of the activation that a layer applies."""
+    if layer.class_name == 'Softmax':
+        return 'softmax'
+    if layer.class_name == 'ReLU':
+        config = layer.config
+        if config.get('max_value') is not None or config.get('negative_slope') or config.get('threshold'):
+            raise KerasFileError(f'{place} is not the plain rectifier.')
+        return 'relu'
+    activation = layer.config.get('activation') or 'linear'
+    if isinstance(activation, dict) and activation.get('class_name') == 'function':
+        activation = activation.get('config')
+    if not isinstance(activation, str):
+        raise KerasFileError(f'{place} has an activation of its own, which can not be converted: {activation!r:.200}.')
+    return activation
+
+
+def _units(layer: Placed, place: str) -> int:
+    units = layer.config['units']
+    if not isinstance(units, int) or isinstance(units, bool) or not 0 < units <= MAX_UNITS:
+        raise KerasFileError(f'{place} has {units!r} units.')
+    return units
+
+
+def read_bare_head(rest: Sequence[Placed], source: object) -> KerasHead:
+    """A head of which a file of weights names the layers, but doesn't say what they do.
+
+    Only one pooling and one Dense layer leave no choice.
+
+    Raises:
+        KerasFileError: It could be more than one head.
+    """
+    pools = [layer for layer in rest if layer.class_name in POOLS]
+    dense = [layer for layer in rest if layer.class_name == 'Dense']
+    others = [layer for layer in rest if layer.class_name not in (*POOLS, 'Dense', 'Dropout', *AUGMENTATIONS)]
+    if others or len(dense) > 1 or len(pools) > 1 or (dense and not pools):
+        names = ', '.join(layer.name or layer.path for layer in rest)
+        raise KerasFileError(
+            f'{source} holds weights alone, which do not say how its head ({names}) computes. Pass --config FILE with '
+            f'what model.to_json() gives in Keras, or save the whole model and convert that.'
+        )
+    head = KerasHead(final_activation='unknown' if dense else 'linear')
+    head.global_pool = POOLS[pools[0].class_name] if pools else ''
+    head.classifier = dense[0] if dense else None
+    head.ignored = [layer.name or layer.path for layer in rest if layer.class_name in ('Dropout', *AUGMENTATIONS)]
+    return head
+
+
+def read_rescaling(before: Sequence[Placed], source: object) -> tuple[tuple[float, float], bool, list[str]]:
+    """What a model does to its images before Xception.
+
+    Returns:
+        Scale and offset, whether any layer rescales, and the names of those that do nothing outside of training.
+
+    Raises:
+        KerasFileError: A layer does something else.
+    """
+    scale, offset, rescales, ignored = 1.0, 0.0, False, []
+    for layer in before:
+        operation = OPERATIONS.get(_operation(layer))
+        if layer.class_name in AUGMENTATIONS:
+            ignored.append(layer.name or '')
+            continue
+        if layer.class_name == 'Rescaling':
+            factor, shift = _number(layer, 'scale', source), _number(layer, 'offset', source)
+        elif operation and len(layer.constants) == 1:
+            value = layer.constants[0]
+            factor, shift = {
+                'divide': (1 / value if value else math.nan, 0.0),
+                'multiply': (value, 0.0),
+                'subtract': (1.0, -value),
+                'add': (1.0, value),
+            }[operation]
+        else:
+            raise KerasFileError(
+                f'{source}: the {layer.class_name} layer {layer.name!r} before Xception can not be converted. '
+                f'Rescaling, arithmetic with one number, and random augmentation can: rebuild the model without it, '
+                f'and do what it does to the images beforehand.'
+            )
+        scale, offset, rescales = scale * factor, offset * factor + shift, True
+    if not (math.isfinite(scale) and math.isfinite(offset) and scale):
+        raise KerasFileError(f'{source}: it rescales its images by {scale} and {offset}.')
+    return (scale, offset), rescales, ignored
+
+
+def _operation(layer: Placed) -> str:
+    return str(layer.config.get('function')) if layer.class_name == 'TFOpLambda' else layer.class_name
+
+
+def is_number(value: Any) -> bool:
+    """Of JSON: true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(layer: Placed, name: str, source: object) -> float:
+    value = layer.config.get(name, 0.0)
+    if not is_number(value):
+        raise KerasFileError(f'{source}: the Rescaling layer {layer.name!r} has {name} {value!r}, not one number.')
+    return float(value)

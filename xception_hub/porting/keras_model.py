@@ -1,0 +1,95 @@
+"""This network as a Keras model: Keras' own Xception with the head that the network has, and the network's arrays."""
+
+import json
+import os
+from typing import Any
+
+from .. import Xception
+from .keras_head import ACTIVATIONS
+from .names import LAYERS, to_keras
+from .structure import Structure, parse
+
+__all__ = ['build', 'import_keras', 'structure_of']
+
+POOLING_LAYERS = {'avg': 'GlobalAveragePooling2D', 'max': 'GlobalMaxPooling2D'}
+
+
+def import_keras() -> Any:
+    """Keras, on the backend that KERAS_BACKEND names, or on torch if it names none.
+
+    Raises:
+        ImportError: Keras or the backend is not installed; the message says what to do.
+    """
+    os.environ.setdefault('KERAS_BACKEND', 'torch')
+    try:
+        import keras
+    except ImportError as e:
+        raise ImportError(f"{e}. Install the keras extra: pip install 'xception-hub[keras]'.") from e
+    return keras
+
+
+def build(
+    network: Xception,
+    image_size: tuple[int | None, int | None] = (None, None),
+    final_activation: str = 'linear',
+    rescaling: tuple[float, float] = (1.0, 0.0),
+) -> Any:
+    """A model of the kind that Keras' guide to transfer learning builds: the backbone as one layer, then the head.
+
+    Args:
+        network: Whose pooling is 'avg' or 'max', and whose head's activations are Keras' too.
+        image_size: Height and width, in pixels; None for any.
+        final_activation: Applied to the logits.
+        rescaling: Scale and offset of a Rescaling layer before the backbone; (1, 0) for none.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ImportError: Keras is not installed.
+        ValueError: The head has an activation that Keras doesn't have.
+    """
+    keras = import_keras()
+    shape = (*image_size, network.in_chans)
+    x = inputs = keras.Input(shape)
+    if rescaling != (1.0, 0.0):
+        x = keras.layers.Rescaling(*rescaling)(x)
+    backbone = keras.applications.Xception(weights=None, include_top=False, input_shape=shape)
+    pool = network.head.global_pool.pool_type
+    x = getattr(keras.layers, POOLING_LAYERS[pool])()(backbone(x, training=False))
+    for layer in network.head.layers:
+        x = _head_layer(keras, layer)(x)
+    if network.head.drop.p:
+        x = keras.layers.Dropout(network.head.drop.p)(x)
+    if network.num_classes:
+        x = keras.layers.Dense(network.num_classes, activation=final_activation)(x)
+    model = keras.Model(inputs, x)
+    _set_weights(model, backbone, network)
+    return model
+
+
+def _head_layer(keras: Any, layer: dict[str, Any]) -> Any:
+    if 'fc' in layer:
+        return keras.layers.Dense(layer['fc'], use_bias=layer.get('bias', True))
+    if 'bn' in layer:
+        return keras.layers.BatchNormalization(epsilon=layer['bn'], momentum=layer.get('momentum', 0.99))
+    if 'drop' in layer:
+        return keras.layers.Dropout(layer['drop'])
+    names = {timm_name: keras_name for keras_name, timm_name in reversed(ACTIVATIONS.items())}
+    if layer['act'] not in names:
+        raise ValueError(f'head_layers has the activation {layer["act"]!r}, but Keras has one of {tuple(names)}.')
+    return keras.layers.Activation(names[layer['act']])
+
+
+def _set_weights(model: Any, backbone: Any, network: Xception) -> None:
+    """Finds each layer as the port does, in the config that the model would be saved with."""
+    structure, tensors = structure_of(model), network.state_dict()
+    for name, placed in structure.layers.items():
+        backbone.get_layer(placed.name).set_weights(to_keras(LAYERS[name], tensors))
+    for layer, placed in structure.head.placed_layers():
+        model.get_layer(placed.name).set_weights(to_keras(layer, tensors))
+
+
+def structure_of(model: Any) -> Structure:
+    """What the port makes of a Keras model's config."""
+    return parse(json.loads(model.to_json()), 'the Keras model')

@@ -1,0 +1,315 @@
+"""Both networks on the same images, compared after every module, in the precision in which nothing can hide."""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import Xception
+from ..errors import ParityError
+from ..weights.fingerprints import compare
+from .consistency import MOST, Consistency, check_consistency
+from .photos import Photo, photo_batch
+from .port import Port
+from .reference import TAPS, KerasReference, release_memory
+
+__all__ = ['Check', 'Parity', 'Proof', 'compare_with_keras', 'keras_is_installed', 'prove_parity']
+
+# Relative L2 difference that float arithmetic in another order leaves; a wrong eps, padding or tensor is 1e-2 and more.
+TOLERANCES = {'float64': 1e-12, 'float32': 5e-6}
+# In float32 the modules' roundings add up on the way and average out in the pooling, so that is where to look.
+COMPARED = {'float64': TAPS, 'float32': ['head.global_pool']}
+
+IMAGE_COUNT = 2
+SEED = 20161007  # of the images, if there are no photos: the day of the paper's first version
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One comparison of the two networks.
+
+    Attributes:
+        dtype: 'float64' or 'float32', on both sides.
+        size: Height and width of the images in pixels.
+        images: 'photos' or 'noise'.
+        differences: Tap -> L2 norm of the difference, relative to that of Keras' output.
+        tolerance: That each difference has to meet.
+    """
+
+    dtype: str
+    size: tuple[int, int]
+    images: str
+    differences: dict[str, float]
+    tolerance: float
+
+    @property
+    def worst(self) -> float:
+        return max(self.differences.values())
+
+    @property
+    def first_wrong(self) -> str | None:
+        """The first tap, in the order of computation, that is out of tolerance."""
+        return next((tap for tap, value in self.differences.items() if not value <= self.tolerance), None)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A proof of another kind than a comparison with Keras.
+
+    Attributes:
+        proof: What it is called.
+        passed: Its verdict.
+        decisive: Whether the conversion fails with it: where there is no better proof of the same.
+        summary: One line for people.
+        figures: For parity.json.
+    """
+
+    proof: str
+    passed: bool
+    decisive: bool
+    summary: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Parity:
+    """All that was proven about a conversion.
+
+    Attributes:
+        reference: Version and backend of Keras; None if it is not installed, and nothing was compared with it.
+        reading: Who read the file for Keras.
+        proofs: One for each precision and size that was compared with Keras.
+        checks: The other proofs.
+    """
+
+    reference: str | None
+    reading: str | None
+    proofs: list[Proof]
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        """Whether each proof that decides says so, and there is one."""
+        verdicts = [proof.first_wrong is None for proof in self.proofs]
+        verdicts += [check.passed for check in self.checks if check.decisive]
+        return bool(verdicts) and all(verdicts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For parity.json."""
+        proofs: list[dict[str, Any]] = [
+            {
+                'proof': 'Keras',
+                **asdict(p),
+                'worst': p.worst,
+                'first_wrong': p.first_wrong,
+                'passed': p.first_wrong is None,
+            }
+            for p in self.proofs
+        ]
+        proofs += [
+            dict(proof=c.proof, passed=c.passed, decisive=c.decisive, summary=c.summary, **c.figures)
+            for c in self.checks
+        ]
+        return dict(passed=self.passed, reference=self.reference, reading=self.reading, proofs=proofs)
+
+    def report(self) -> str:
+        """All proofs, for people."""
+        lines = []
+        if self.proofs:
+            lines += [self.table(), '', f'Reference: {self.reference}, given {self.reading}.']
+        else:
+            lines += ['Keras is not installed, so the computation was NOT compared. What was shown without it:']
+        for check in self.checks:
+            verdict = 'passed' if check.passed else 'FAILED' if check.decisive else 'NOTE'
+            lines.append(f'{check.proof}: {verdict}, {check.summary}')
+        return '\n'.join(lines)
+
+    def tap_table(self) -> str:
+        """A row for each tap, a column for each size, in float64; an asterisk where it is out of tolerance."""
+        proofs = [proof for proof in self.proofs if proof.dtype == 'float64']
+        lines = [f'{"after":18}' + ''.join(f'{f"{p.size[0]}x{p.size[1]}":>11}' for p in proofs)]
+        for tap in proofs[0].differences:
+            values = [(proof.differences[tap], proof.tolerance) for proof in proofs]
+            lines.append(f'{tap:18}' + ''.join(f'{v:10.1e}{" " if v <= most else "*"}' for v, most in values))
+        return '\n'.join(lines)
+
+    def table(self) -> str:
+        """A row for each proof, with its worst tap."""
+        lines = [f'{"precision":10}{"size":>10}  {"worst difference":18}{"tolerance":>10}  result']
+        for p in self.proofs:
+            result = 'equal' if p.first_wrong is None else f'DIFFERENT from {p.first_wrong} on'
+            size = f'{p.size[0]}x{p.size[1]}'
+            lines.append(f'{p.dtype:10}{size:>10}  {p.worst:<18.1e}{p.tolerance:>10.0e}  {result}')
+        return '\n'.join(lines)
+
+
+def keras_is_installed() -> bool:
+    """Whether networks can be compared with Keras; without it there are the other proofs."""
+    return importlib.util.find_spec('keras') is not None
+
+
+def prove_parity(
+    ported: Port,
+    model: Xception,
+    sizes: Sequence[tuple[int, int]],
+    photos: Sequence[Photo] = (),
+    consistency_images: np.ndarray | None = None,
+) -> Parity:
+    """Compares a model with the Keras file that it came from, if Keras is installed, and makes the other proofs.
+
+    Args:
+        ported: The file.
+        model: That is to be the same; it is left in float32.
+        sizes: Heights and widths to compare at, in pixels.
+        photos: To compare on; uniform noise without any.
+        consistency_images: [B, H, W, C], prepared as in training, for the proofs that need no Keras.
+
+    Raises:
+        ParityError: Keras is not installed, and there are no images for the proofs without it.
+    """
+    proofs: list[Proof] = []
+    version = reading = None
+    by_keras = False
+    if keras_is_installed():
+        for dtype in TOLERANCES:
+            reference = KerasReference(ported, dtype)
+            version, reading, by_keras = reference.version, reference.reading, reference.by_keras
+            proofs += [compare_with_keras(reference, model, size, photos) for size in sizes]
+            del reference
+            release_memory()
+    elif consistency_images is None:
+        raise ParityError(
+            f'{ported.source}: Keras is not installed, and there is no photo for the proofs without it. Install '
+            f"Keras (pip install 'xception-hub[keras]'), or pass --images FOLDER."
+        )
+    checks = [same_tensors(ported, model)]
+    if consistency_images is None:  # noise tells the normalizations apart, but not how far off they may be
+        checks.append(_residuals(check_consistency(model, _noise(sizes[0], model.in_chans)), not by_keras))
+    else:
+        found = check_consistency(model, consistency_images)
+        checks += [_statistics(found, not proofs), _residuals(found, not by_keras)]
+    return Parity(version, reading, proofs, [*checks, _fingerprints(ported)])
+
+
+def same_tensors(ported: Port, model: nn.Module) -> Check:
+    """Whether the network holds the file's arrays, bit by bit."""
+    state = model.state_dict()
+    unequal = [name for name, tensor in ported.tensors.items() if name not in state or not tensor.equal(state[name])]
+    more = [name for name in state if name not in ported.tensors and not name.endswith('num_batches_tracked')]
+    equal = len(ported.tensors) - len(unequal)
+    summary = f'{equal} of {len(ported.tensors)} tensors are bit-identical to the arrays of the file'
+    if unequal or more:
+        summary += f'; not so {", ".join((unequal + more)[:3])}'
+    return Check('tensors', not unequal and not more, True, summary, dict(unequal=unequal, more=more))
+
+
+def _statistics(found: Consistency, decisive: bool) -> Check:
+    """What the moving statistics say of the images; decisive without a comparison with Keras."""
+    where = f', wrong from {found.first_wrong} on: check how images are prepared' if found.first_wrong else ''
+    return Check(
+        'moving statistics',
+        found.first_wrong is None,
+        decisive,
+        f'on {found.images} images the worst of {len(found.deviations)} normalizations is off by {found.worst:.2f} '
+        f'standard deviations, of {MOST:.0f} at most{where}',
+        dict(images=found.images, deviations=found.deviations, limit=MOST),
+    )
+
+
+def _residuals(found: Consistency, decisive: bool) -> Check:
+    """What they say of the residual normalizations; decisive unless Keras has found these in the file by itself."""
+    now = '; '.join(f'{name} {a:.2f} against {b:.2f}' for name, (a, b) in found.exchanged.items())
+    return Check(
+        'residual normalizations',
+        found.first_exchanged is None,
+        decisive,
+        f'deviations as they are, and exchanged with the last of their module: {now}',
+        dict(exchanged=found.exchanged, first_exchanged=found.first_exchanged),
+    )
+
+
+def _fingerprints(ported: Port) -> Check:
+    """How the backbone compares with Keras' own, which a fine-tuned one need not equal."""
+    found = compare(ported.tensors)
+    counts = {kind: len(getattr(found, kind)) for kind in ('identical', 'compensated', 'different', 'missing')}
+    total = sum(counts.values())
+    return Check(
+        'fingerprints',
+        counts['identical'] == total,
+        False,
+        f'{counts["identical"]} of {total} tensors of the backbone are bit-identical to those that Keras publishes',
+        counts,
+    )
+
+
+def compare_with_keras(
+    reference: KerasReference, model: Xception, size: tuple[int, int], photos: Sequence[Photo] = ()
+) -> Proof:
+    """Runs both networks on the same images and compares them tap by tap."""
+    scale, offset = reference.rescaling
+    on_photos = bool(photos) and model.in_chans == 3
+    images = photo_batch(photos[:IMAGE_COUNT], size) if on_photos else _noise(size, model.in_chans)
+    # in float32 on both sides, also where the network computes in float64: that is what images come in
+    taken = ((images - offset) / scale).astype(np.float32)
+    with one_thread() if reference.dtype == 'float64' else nullcontext():
+        expected = reference(taken)
+        found = torch_taps(model, taken * np.float64(scale) + offset, reference.dtype)
+    return compare_taps(expected, found, reference.dtype, size, 'photos' if on_photos else 'noise')
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Depthwise convolutions in float64 run channel by channel, and threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def compare_taps(
+    expected: dict[str, np.ndarray], found: dict[str, np.ndarray], dtype: str, size: tuple[int, int], images: str
+) -> Proof:
+    """Compares what both networks computed from the same images."""
+    differences = {
+        tap: float(np.linalg.norm(found[tap] - expected[tap]) / np.linalg.norm(expected[tap]))
+        for tap in COMPARED[dtype]
+        if tap in expected
+    }
+    return Proof(dtype, size, images, differences, TOLERANCES[dtype])
+
+
+@torch.no_grad()
+def torch_taps(model: Xception, images: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """Runs the network on images [B, H, W, C].
+
+    Returns:
+        Tap -> [B, h, w, c], from 'head.global_pool' on [B, c].
+    """
+    taps: dict[str, np.ndarray] = {}
+
+    def keep(tap: str):
+        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            axes = (0, 2, 3, 1) if output.dim() == 4 else (0, 1)
+            taps[tap] = output.permute(axes).numpy().copy()
+
+        return hook
+
+    handles = [model.get_submodule(tap).register_forward_hook(keep(tap)) for tap in TAPS]
+    try:
+        model.to(getattr(torch, dtype)).eval()(torch.from_numpy(images.transpose(0, 3, 1, 2)).to(getattr(torch, dtype)))
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.float()
+    return taps
+
+
+def _noise(size: tuple[int, int], channels: int) -> np.ndarray:
+    return np.random.default_rng(SEED).uniform(-1, 1, (IMAGE_COUNT, *size, channels))

@@ -1,0 +1,262 @@
+"""A Keras file becomes an Xception: every array it holds is used exactly once, or listed with the reason why not.
+
+source -> formats.open_source -> config? -> structure -> layouts: path of each array -> checked, then read
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from .. import Xception
+from ..errors import KerasFileError
+from ..weights.checkpoints import check_against
+from .formats import Opened, open_source, read_json
+from .keras_head import FINAL_ACTIVATIONS, MAX_UNITS, is_number
+from .layouts import Keras1Layout, Layout, Placed, layout_of
+from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
+from .release import RELEASES, fetch
+from .structure import MAX_CHANNELS, Structure, bare, check_image_size, parse
+from .weights import WeightFile
+
+__all__ = ['KerasFileError', 'Port', 'port', 'read_layers']
+
+# Arrays that are not the network's: how their paths begin, or a part of their path, and what they are.
+LEFT_OUT = {
+    'optimizer/': "the optimizer's state",
+    'optimizer_weights/': "the optimizer's state",
+    'metrics/': 'the state of a metric',
+}
+LEFT_OUT_PARTS = {'seed_generator': 'the state of a random generator', 'StateVar': 'the state of a random generator'}
+
+MAX_PARAMETERS = 2**27  # 512 MB; with the paper's largest head it has 117 million
+
+
+@dataclass
+class Port:
+    """An Xception read from a Keras file.
+
+    Attributes:
+        source: The file or directory.
+        kind: Of the source, as in `formats.Opened`.
+        sha256: Of its files, one after the other.
+        tensors: Under this network's names.
+        model_args: Arguments of `timm.create_model('xception_paper', ...)`.
+        structure: Where each layer is in the file, and what stands around Xception.
+        left_out: Array in the file -> why it isn't used.
+        keras_version: That wrote the file, if it says so.
+        is_release: The file is one of the two that Keras publishes, or has their layout.
+        config: Of the model, if it was given or is in the file.
+        image_converter: What a KerasHub preset says of its images.
+    """
+
+    source: Path
+    kind: str
+    sha256: str
+    tensors: dict[str, Tensor]
+    model_args: dict[str, Any]
+    structure: Structure
+    left_out: dict[str, str] = field(default_factory=dict)
+    keras_version: str = 'unknown'
+    is_release: bool = False
+    config: dict[str, Any] | None = None
+    image_converter: dict[str, Any] | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width that the file says, in pixels."""
+        return self.structure.image_size
+
+    @property
+    def final_activation(self) -> str:
+        """What Keras applies to the logits, which is left to the user of the network."""
+        return self.structure.head.final_activation
+
+    def model(self) -> Xception:
+        """The network with its weights, in evaluation mode."""
+        with torch.device('meta'):
+            model = timm.create_model('xception_paper', **self.model_args)
+        check_against(self.tensors, model.state_dict(), str(self.source))
+        counters = {
+            name: torch.zeros((), dtype=torch.long)
+            for name in model.state_dict()
+            if name.endswith('num_batches_tracked')
+        }
+        own = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        model.load_state_dict({**own, **counters}, assign=True)
+        return model.eval()
+
+
+def port(source: str | Path, config: Path | None = None) -> Port:
+    """Reads an Xception from any file or directory in which Keras has kept one.
+
+    Args:
+        source: What `formats.open_source` takes, or 'keras-imagenet' or 'keras-imagenet-notop', which are downloaded.
+        config: What `model.to_json()` gave, for weights alone that don't tell their head.
+
+    Raises:
+        KerasFileError: The source is missing, damaged, unsafe, no Xception, or holds arrays that it has no place for.
+        ReleaseError: The download failed.
+    """
+    path = fetch(str(source)) if str(source) in RELEASES and not Path(source).exists() else Path(source)
+    with open_source(path) as opened:
+        if config is not None:
+            if opened.config is not None:
+                raise KerasFileError(f'{path} holds the config of its model; leave out {config}.')
+            opened.config = read_json(config)
+        # a config is read before anything of the weights
+        known = parse(opened.config, path) if opened.config is not None and opened.kind != 'preset' else None
+        layout = layout_of(opened.weights)
+        structure = known or _structure(opened, layout)
+        tensors, model_args, left_out = read_layers(structure, layout)
+        return Port(
+            path,
+            opened.kind,
+            _sha256(opened.files),
+            tensors,
+            model_args,
+            structure,
+            left_out,
+            opened.keras_version,
+            isinstance(layout, Keras1Layout),
+            opened.config if opened.kind != 'preset' else None,
+            _preset_config(opened, 'image_converter.json') or None,
+        )
+
+
+def _structure(opened: Opened, layout: Layout) -> Structure:
+    """What weights tell that come without a config."""
+    if opened.kind == 'preset':
+        return _preset(opened, bare(layout.layers(), opened.path))
+    structure = bare(layout.layers(), opened.path)
+    if isinstance(layout, Keras1Layout):
+        structure.image_size = 299, 299
+        structure.head.final_activation = 'softmax' if structure.head.classifier else 'linear'
+    return structure
+
+
+def _preset(opened: Opened, structure: Structure) -> Structure:
+    """Adds what the preset's task says of the head, and its backbone of the images."""
+    backbone = (opened.config or {}).get('class_name')
+    if backbone != 'XceptionBackbone':
+        raise KerasFileError(f"{opened.path}: its backbone is a {backbone!r}, not an 'XceptionBackbone'.")
+    task, converter = _preset_config(opened, 'task.json'), _preset_config(opened, 'image_converter.json')
+    if structure.head.classifier is not None:
+        activation, dropout = task.get('activation') or 'linear', task.get('dropout') or 0.0
+        if activation not in FINAL_ACTIVATIONS or not is_number(dropout) or not 0 <= dropout < 1:
+            raise KerasFileError(f'{opened.path}: its classifier has activation {activation!r}, dropout {dropout!r}.')
+        structure.head = replace(structure.head, final_activation=activation, drop_rate=float(dropout))
+    for name in ('scale', 'offset'):
+        if isinstance(converter.get(name), float) and not math.isfinite(converter[name]):
+            raise KerasFileError(f'{opened.path}: its image converter has {name} {converter[name]}.')
+    size = converter.get('image_size')
+    if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        check_image_size(size[0], size[1], opened.path)
+        structure.image_size = size[0], size[1]
+    return structure
+
+
+def _preset_config(opened: Opened, file: str) -> dict[str, Any]:
+    """The config in a preset's file; empty without the file."""
+    config = opened.preset.get(file, {'config': {}}).get('config')
+    if not isinstance(config, dict):
+        raise KerasFileError(f"{opened.path / file}: its 'config' is a {type(config).__name__} instead of an object.")
+    return config
+
+
+def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
+    """Reads the arrays of a model, after all of their names and shapes were checked.
+
+    Returns:
+        Tensors under this network's names, the network's arguments, and array -> why it isn't used.
+    """
+    weights, head = layout.weights, structure.head
+    placed = [(LAYERS[name], layer) for name, layer in structure.layers.items()] + head.placed_layers()
+    if head.classifier is not None and not head.num_classes:
+        head.num_classes = _last_axis(weights, layout, *placed[-1])
+    first, place = placed[0]
+    kernel = weights.shape(layout.paths(place, first.kind)['kernel'])
+    channels = structure.channels or (kernel[2] if len(kernel) == 4 else 3)
+    if not 0 < channels <= MAX_CHANNELS:
+        raise KerasFileError(f'{weights.source}: its images would have {channels} channels.')
+    model_args = dict(head.model_args(), in_chans=channels)
+    expected = Xception(**model_args, device='meta').state_dict()
+    if sum(tensor.numel() for tensor in expected.values()) > MAX_PARAMETERS:
+        raise KerasFileError(f'{weights.source}: with its head it would have more than {MAX_PARAMETERS:,} parameters.')
+    account = _Account(weights)
+    plan: list[tuple[KerasLayer, dict[str, tuple[str, tuple[int, ...]]]]] = []
+    for layer, place in placed:
+        paths = layout.paths(place, layer.kind)
+        shapes = {
+            keras: keras_shape(tuple(expected[f'{layer.torch}.{torch_name}'].shape), axes)
+            for keras, torch_name, axes in KINDS[layer.kind]
+        }
+        for keras, path in paths.items():
+            account.use(path, shapes[keras], layer.torch)
+        plan.append((layer, {keras: (path, shapes[keras]) for keras, path in paths.items()}))
+    left_out = account.left_out()
+    tensors: dict[str, Tensor] = {}
+    for layer, arrays in plan:
+        tensors.update(to_torch(layer, {keras: weights.read(*place) for keras, place in arrays.items()}))
+    return tensors, model_args, left_out
+
+
+def _last_axis(weights: WeightFile, layout: Layout, layer: KerasLayer, placed: Placed) -> int:
+    """Width of a Dense layer, of which only the arrays are known."""
+    shape = weights.shape(layout.paths(placed, layer.kind)['kernel'])
+    if len(shape) != 2 or not 0 < shape[1] <= MAX_UNITS:
+        raise KerasFileError(f'{weights.source}: the kernel of {layer.keras!r} has shape {shape}.')
+    return shape[1]
+
+
+class _Account:
+    """Which arrays of a file are used, and for what."""
+
+    def __init__(self, weights: WeightFile) -> None:
+        self.weights = weights
+        self.used: dict[str, str] = {}
+
+    def use(self, path: str, shape: tuple[int, ...], layer: str) -> None:
+        if path in self.used:
+            raise KerasFileError(f'{self.weights.source}: {path!r} would be both {self.used[path]} and {layer}.')
+        found = self.weights.shape(path)
+        if found != shape:
+            raise KerasFileError(
+                f'{self.weights.source}: {path!r} has shape {found}; this network needs {shape} for {layer}.'
+            )
+        self.used[path] = layer
+
+    def left_out(self) -> dict[str, str]:
+        """Array -> why it isn't used; raises if there is no reason."""
+        reasons = {path: _reason(path) for path in self.weights.arrays() if path not in self.used}
+        unknown = [path for path, reason in reasons.items() if not reason]
+        if unknown:
+            raise KerasFileError(
+                f'{self.weights.source} holds {len(unknown)} arrays that Xception has no place for: '
+                f'{_listed(unknown)}. Used were {len(self.used)}: {_listed(list(self.used))}.'
+            )
+        return reasons
+
+
+def _reason(path: str) -> str:
+    start = next((why for start, why in LEFT_OUT.items() if path.startswith(start)), '')
+    return start or next((why for part, why in LEFT_OUT_PARTS.items() if part in path), '')
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, 'rb') as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()

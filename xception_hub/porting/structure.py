@@ -1,0 +1,402 @@
+"""What a Keras model is: where Xception is in it, and what stands before and after it, as data.
+
+config   -> models within models -> one line of layers -> before | Xception | after
+weights alone -> the layers that have arrays, and a head that leaves no choice
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import KerasFileError
+from ..layers import BN_EPS, MIN_IMG_SIZE
+from .keras_head import KNOWN_CLASSES, KerasHead, is_number, read_bare_head, read_head, read_rescaling
+from .layouts import Placed, numbered
+from .names import KERAS_CLASSES, LAYERS, LISTED, group_name
+
+__all__ = ['Structure', 'bare', 'check_image_size', 'parse']
+
+MODELS = ('Functional', 'Model', 'Sequential')
+MAX_CHANNELS = 1024
+MAX_IMG_SIZE = 4096  # pixels; both networks are compared at this size
+MAX_NESTING = 16
+MAX_LAYERS = 2000  # Xception has 132
+MAX_NAME = 200  # characters
+FIRST, LAST = 'block1_conv1', 'block14_sepconv2_bn'
+RESIDUAL_BLOCKS = (2, 3, 4, 13)
+BACKBONE_CLASSES = (*(KERAS_CLASSES[kind] for kind in LISTED), 'Activation', 'ReLU', 'MaxPooling2D', 'Add')
+
+# How many layers without arrays Xception has, by which a file of weights shows that others stand in its head.
+COUNTS = {'Activation': 35, 'MaxPooling2D': 4, 'Add': 12}
+
+WAY_OUT = (
+    'Heads of global pooling, Dense, BatchNormalization, Dropout and activations can be converted, as can the features '
+    "alone: in Keras, save keras.Model(xception.input, xception.get_layer('block14_sepconv2_act').output)."
+)
+
+
+@dataclass
+class Structure:
+    """An Xception with what stands around it.
+
+    Attributes:
+        layers: Key of `names.LAYERS` -> the file's layer.
+        head: What follows the feature maps.
+        rescaling: Scale and offset that the model itself applies to its images.
+        rescales: Whether it has a layer that does.
+        image_size: Height and width in pixels, None if the model takes any.
+        channels: Of the images, None if the file doesn't say.
+        residuals_by: What told the residual layers: 'name', 'graph' or 'order'.
+        ignored: Layers that do nothing outside of training.
+    """
+
+    layers: dict[str, Placed]
+    head: KerasHead = field(default_factory=KerasHead)
+    rescaling: tuple[float, float] = (1.0, 0.0)
+    rescales: bool = False
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
+    residuals_by: str = 'name'
+    ignored: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Model:
+    """A Keras model: its layers in Keras' order, some of which are models."""
+
+    class_name: str
+    layers: list[Placed]
+    nested: dict[str, 'Model']
+
+    def all(self) -> Iterator['Model']:
+        yield self
+        for model in self.nested.values():
+            yield from model.all()
+
+
+def parse(config: Any, source: object) -> Structure:
+    """Reads a model's config as data; nothing in it is deserialised.
+
+    Raises:
+        KerasFileError: It is no Xception, or has a layer that the conversion doesn't know.
+    """
+    try:
+        outer = _read_model(config, 'layers')
+        home, layers, by = _find_xception(outer, source)
+        _check_classes(outer, source)
+        structure = Structure(layers, residuals_by=by)
+        structure.image_size, structure.channels = _input_of(outer, source)
+        _check_numerics(layers, source)
+        before, after = _around_xception(outer, home, layers, source)
+        structure.rescaling, structure.rescales, ignored = read_rescaling(before, source)
+        structure.head = read_head(after, source, WAY_OUT)
+        structure.ignored = ignored + structure.head.ignored
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as e:
+        if isinstance(e, KerasFileError):
+            raise
+        raise KerasFileError(f'{source}: its config is not that of a Keras model ({type(e).__name__}: {e}).') from e
+    return structure
+
+
+def bare(layers: list[Placed], source: object) -> Structure:
+    """What weights that come without a config tell.
+
+    Args:
+        layers: That the file knows of, in Keras' order.
+        source: What the errors call it.
+
+    Raises:
+        KerasFileError: It is no Xception, or its head could be one of several.
+    """
+    if len(layers) > MAX_LAYERS:
+        raise KerasFileError(f'{source} holds {len(layers)} layers, more than any Xception.')
+    homes: dict[str, list[Placed]] = {}
+    for layer in layers:
+        homes.setdefault(layer.path.rpartition('/')[0] or layer.top, []).append(layer)
+    # Keras 2 gives a group to each layer of a model that isn't nested
+    candidates = [layers, *homes.values()] if len(homes) > 1 else [layers]
+    for home in reversed(candidates):
+        found = _identify(home, graph=False)
+        if found:
+            ours = {id(layer) for layer in found[0].values()}
+            rest = [layer for layer in layers if id(layer) not in ours]
+            head = read_bare_head(list(_without_backbone(rest)), source)
+            return Structure(found[0], head, residuals_by=found[1], ignored=head.ignored)
+    raise KerasFileError(f'{source} {_no_xception(layers)}')
+
+
+def _without_backbone(layers: Iterable[Placed]) -> Iterator[Placed]:
+    """Leaves out as many layers of each class as Xception itself has."""
+    counts = dict(COUNTS)
+    for layer in layers:
+        own = re.match(r'block\d+_(\w*act|pool)$|add(_\d+)?$', layer.name or '')
+        class_name = layer.class_name
+        if own or counts.get(class_name, 0) > 0:
+            counts[class_name] = counts.get(class_name, 1) - 1
+        elif class_name not in MODELS and class_name != 'InputLayer':
+            yield layer
+
+
+def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0) -> Model:
+    """A model of a config and those in it, with the places of their layers in weight files."""
+    config = layer['config']
+    if depth > MAX_NESTING:
+        raise ValueError('models are nested without end')
+    entries = config if isinstance(config, list) else config['layers']  # a list in the Sequential of early Keras 2
+    if len(entries) > MAX_LAYERS:
+        raise ValueError(f'it has {len(entries)} layers')
+    model = Model(layer['class_name'], [], {})
+    counts: dict[str, int] = {}
+    for entry in entries:
+        # Keras keeps arrays under the snake-case name of the class, numbered within the model
+        group = group_name(entry['class_name'])
+        counts[group] = counts.get(group, -1) + 1
+        place = f'{path}/{group}' + (f'_{counts[group]}' if counts[group] else '')
+        is_model = entry['class_name'] in MODELS
+        settings = {} if is_model and isinstance(entry['config'], list) else entry['config']
+        name = entry.get('name') or settings['name']
+        for text in (name, entry['class_name']):
+            if not isinstance(text, str) or not text.isprintable() or len(text) > MAX_NAME:
+                raise ValueError(f'a layer or its class is called {text!r:.300}')
+        model.layers.append(
+            Placed(
+                name,
+                entry['class_name'],
+                place,
+                top or name,
+                settings,
+                tuple(_inbound(entry)),
+                tuple(_constants(entry)),
+            )
+        )
+        if is_model:
+            model.nested[name] = _read_model(entry, f'{place}/layers', top or name, depth + 1)
+    names = [placed.name for placed in model.layers]
+    if len(set(names)) < len(names):
+        raise ValueError('two layers have the same name')
+    return model
+
+
+def _inbound(layer: dict[str, Any]) -> Iterator[str]:
+    """Names of the layers that feed a layer; Keras 2 lists them, Keras 3 hides them in the call's arguments."""
+
+    def search(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            if 'keras_history' in node:
+                yield node['keras_history'][0]
+            else:
+                for value in node.values():
+                    yield from search(value)
+        elif isinstance(node, (list, tuple)):
+            if len(node) >= 3 and isinstance(node[0], str) and all(isinstance(i, int) for i in node[1:3]):
+                yield node[0]
+            else:
+                for value in node:
+                    yield from search(value)
+
+    return search(layer.get('inbound_nodes', []))
+
+
+def _constants(layer: dict[str, Any]) -> Iterator[float]:
+    """Numbers that a layer is called with: `x / 127.5` is a layer with one, in Keras 3 beside the tensor, in tf_keras
+    under 'y'."""
+    for node in layer.get('inbound_nodes', []):
+        if isinstance(node, dict):
+            for value in node.get('args', []):
+                if is_number(value):
+                    yield float(value)
+        elif isinstance(node, list) and len(node) == 4 and isinstance(node[3], dict) and is_number(node[3].get('y')):
+            yield float(node[3]['y'])
+
+
+def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, Placed], str]:
+    for model in outer.all():
+        found = _identify(model.layers, graph=True)
+        if found:
+            return model, *found
+    raise KerasFileError(f'{source} {_no_xception([layer for model in outer.all() for layer in model.layers])}')
+
+
+def _no_xception(layers: list[Placed]) -> str:
+    """Which layers are missing, or that all are."""
+    names = {layer.name for layer in layers}
+    missing = [name for name in LAYERS if name not in names and 'residual' not in name]
+    if FIRST in missing:
+        return f'holds no layer called {FIRST!r}, nor 34 SeparableConv2D in a row: this is no Xception of Keras.'
+    if not missing:
+        return (
+            'holds the layers of an Xception, but which of its unnamed ones are residual can not be told. '
+            'Pass --config FILE with what model.to_json() gives in Keras.'
+        )
+    return f'holds an Xception that lacks {", ".join(missing[:6])}, {len(missing)} layers in all.'
+
+
+def _identify(layers: list[Placed], graph: bool) -> tuple[dict[str, Placed], str] | None:
+    """Key of `names.LAYERS` -> layer, and what told the residual ones; None if this is no whole Xception."""
+    by_name = {layer.name: layer for layer in layers if layer.name}
+    found = {name: by_name[name] for name in LAYERS if name in by_name}
+    if FIRST not in found:
+        return _by_order(layers)
+    how = 'name'
+    if len(found) < len(LAYERS):  # Keras leaves the residual layers unnamed
+        how = 'graph' if graph else 'order'
+        found.update(_residuals_by_graph(layers, by_name) if graph else _residuals_by_order(layers, found))
+    return (found, how) if len(found) == len(LAYERS) else None
+
+
+def _residuals_by_graph(layers: list[Placed], by_name: dict[str, Placed]) -> dict[str, Placed]:
+    """Each is what is added to a block's pooled output."""
+    found = {}
+    for block in RESIDUAL_BLOCKS:
+        for add in layers:
+            if add.class_name == 'Add' and f'block{block}_pool' in add.inbound:
+                (norm,) = (by_name[name] for name in add.inbound if name != f'block{block}_pool')
+                (conv,) = (by_name[name] for name in norm.inbound)
+                found[f'block{block}_residual_bn'], found[f'block{block}_residual_conv'] = norm, conv
+    return found
+
+
+def _residuals_by_order(layers: list[Placed], named: dict[str, Placed]) -> dict[str, Placed]:
+    """Those of the four blocks have other widths, and numbers that rise with the block."""
+    found = {}
+    known = {id(layer) for layer in named.values()}
+    for kind in ('conv', 'bn'):
+        rest = [layer for layer in layers if layer.class_name == KERAS_CLASSES[kind] and id(layer) not in known]
+        rest.sort(key=lambda layer: numbered(layer.name or '')[1])
+        if len(rest) == len(RESIDUAL_BLOCKS):
+            found.update({f'block{block}_residual_{kind}': layer for block, layer in zip(RESIDUAL_BLOCKS, rest)})
+    return found
+
+
+def _by_order(layers: list[Placed]) -> tuple[dict[str, Placed], str] | None:
+    """Without names: the n-th of each class, of exactly as many as there must be before a head's."""
+    found: dict[str, Placed] = {}
+    for kind, names in LISTED.items():
+        of_class = [layer for layer in layers if layer.class_name == KERAS_CLASSES[kind]]
+        enough = len(of_class) >= len(names) if kind == 'bn' else len(of_class) == len(names)
+        if not enough:
+            return None
+        found.update(zip(names, of_class))
+    return {name: found[name] for name in LAYERS}, 'order'
+
+
+def _check_classes(outer: Model, source: object) -> None:
+    for model in outer.all():
+        for layer in model.layers:
+            if layer.class_name not in (*MODELS, *BACKBONE_CLASSES, *KNOWN_CLASSES):
+                hint = ' It holds code, which is never run.' if layer.class_name == 'Lambda' else ''
+                raise KerasFileError(
+                    f'{source}: the {layer.class_name} layer {layer.name!r} can not be converted.{hint} {WAY_OUT}'
+                )
+
+
+def _check_numerics(layers: dict[str, Placed], source: object) -> None:
+    """What a config may change without another name or shape."""
+    for name, layer in layers.items():
+        is_norm = LAYERS[name].kind == 'bn'
+        axis = layer.config.get('axis', -1)
+        if is_norm and (layer.config.get('epsilon', BN_EPS) != BN_EPS or axis not in (-1, 3, [-1], [3])):
+            raise KerasFileError(
+                f'{source}: the normalization {layer.name!r} has epsilon {layer.config.get("epsilon")} and axis '
+                f"{axis}; Keras' Xception has {BN_EPS} and the last axis."
+            )
+        if not is_norm and layer.config.get('data_format', 'channels_last') != 'channels_last':
+            raise KerasFileError(f"{source}: {layer.name!r} is {layer.config['data_format']!r}, not 'channels_last'.")
+        if not is_norm and layer.config.get('use_bias', False):
+            raise KerasFileError(f'{source}: {layer.name!r} has a bias, which no convolution of Xception has.')
+
+
+def _input_of(outer: Model, source: object) -> tuple[tuple[int, int] | None, int]:
+    for model in outer.all():
+        for layer in model.layers:
+            shape = layer.config.get('batch_shape') or layer.config.get('batch_input_shape')
+            if isinstance(shape, list) and len(shape) == 4 and shape[3] in range(1, MAX_CHANNELS + 1):
+                _, height, width, channels = shape
+                known = all(isinstance(side, int) and side > 0 for side in (height, width))
+                if known:
+                    check_image_size(height, width, source)
+                return ((height, width) if known else None), int(channels)
+    raise KerasFileError(f'{source}: its config has no input layer with [batch, height, width, channels].')
+
+
+def check_image_size(height: int, width: int, source: object) -> None:
+    if min(height, width) < MIN_IMG_SIZE:
+        raise KerasFileError(f'{source}: its images are {height}x{width}, but Xception takes at least {MIN_IMG_SIZE}.')
+    if max(height, width) > MAX_IMG_SIZE:
+        raise KerasFileError(f'{source}: its images are {height}x{width}, more than {MAX_IMG_SIZE}.')
+
+
+def _around_xception(
+    outer: Model, home: Model, layers: dict[str, Placed], source: object
+) -> tuple[list[Placed], list[Placed]]:
+    """The layers before and after Xception, each of which takes what the last one gives."""
+    before: list[Placed] = []
+    after: list[Placed] = []
+    side = before
+    for layer in _line(outer, home, layers, source):
+        if layer is layers[FIRST]:
+            side = after
+        elif layer.class_name != 'InputLayer':
+            side.append(layer)
+    return before, after
+
+
+def _line(model: Model, home: Model, layers: dict[str, Placed], source: object) -> Iterator[Placed]:
+    """All layers from image to output, nested models opened; Xception's first stands for all of its."""
+    line = model.layers if model.class_name == 'Sequential' else _walk(model, home, layers, source)
+    for layer in line:
+        if layer.name in model.nested:
+            yield from _line(model.nested[layer.name], home, layers, source)
+        else:
+            yield layer
+
+
+def _walk(model: Model, home: Model, layers: dict[str, Placed], source: object) -> Iterator[Placed]:
+    by_name = {layer.name or '': layer for layer in model.layers}
+    consumers: dict[str, list[str]] = {}
+    for layer in model.layers:
+        for name in dict.fromkeys(layer.inbound):
+            consumers.setdefault(name, []).append(layer.name or '')
+    xception, end = _inside_xception(by_name, layers, source) if model is home else (set(), '')
+    inputs = [layer.name or '' for layer in model.layers if not layer.inbound]
+    if len(inputs) != 1:
+        raise KerasFileError(f'{source}: a model in it has {len(inputs)} inputs: {", ".join(inputs[:6])}.')
+    name, seen = inputs[0], set(xception)
+    while True:
+        yield by_name[name]
+        seen.add(name)
+        name = end if name in xception else name
+        following = [after for after in consumers.get(name, []) if name not in xception or after not in xception]
+        if len(following) > 1:
+            raise KerasFileError(f'{source}: the model branches after {name!r}, into {", ".join(following[:6])}.')
+        if not following:
+            break
+        name = following[0]
+        if name in seen and name not in xception:
+            raise KerasFileError(f'{source}: the layer {name!r} is used twice.')
+    beside = [name for name in by_name if name not in seen]
+    if beside:
+        raise KerasFileError(f'{source}: not on the way from image to output: {", ".join(beside[:6])}. {WAY_OUT}')
+
+
+def _inside_xception(by_name: dict[str, Placed], layers: dict[str, Placed], source: object) -> tuple[set[str], str]:
+    """Names of all layers from the first convolution to the last activation, and of that activation."""
+    last = layers[LAST].name
+    activations = [name for name, layer in by_name.items() if last in layer.inbound]
+    if len(activations) != 1 or by_name[activations[0]].class_name not in ('Activation', 'ReLU'):
+        raise KerasFileError(f'{source}: {last!r} is followed by {activations[:6]}, not by one activation.')
+    inside: set[str] = set()
+    stack = activations[:]
+    while stack:
+        name = stack.pop()
+        if name not in inside:
+            inside.add(name)
+            if by_name[name].class_name not in BACKBONE_CLASSES:
+                raise KerasFileError(
+                    f'{source}: the {by_name[name].class_name} layer {name!r} can not be converted; no Xception of '
+                    f'Keras has one inside.'
+                )
+            if by_name[name] is not layers[FIRST]:
+                stack += by_name[name].inbound
+    return inside, activations[0]

@@ -1,0 +1,127 @@
+"""The arrays of a source, read by a process of its own: if they are too much for HDF5, that is what dies of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import KerasFileError
+from .hdf5 import MAX_SECONDS
+
+__all__ = ['WeightFile']
+
+
+class WeightFile:
+    """One or more HDF5 files: what is in them, and arrays of known shape. A context manager.
+
+    Nothing is opened before the first question; every one may be answered by a KerasFileError.
+
+    Args:
+        source: What the errors call them.
+        files: Of several, the shards of one model, no two hold the same array.
+        content: One file's, in blocks, if there are no files.
+        size: Of the content, in bytes.
+    """
+
+    def __init__(self, source: Path, files: Sequence[Path] = (), content: Iterable[bytes] = (), size: int = 0) -> None:
+        self.source = source
+        self._files, self._content, self._size = files, content, size
+        self._process: Any = None
+
+    def __enter__(self) -> 'WeightFile':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._index['arrays'] or path in self._index['groups']
+
+    def arrays(self) -> list[str]:
+        """The paths of all arrays."""
+        return list(self._index['arrays'])
+
+    def groups(self) -> list[str]:
+        """The paths of all groups; '' is the root."""
+        return list(self._index['groups'])
+
+    def attribute(self, path: str, name: str) -> str | None:
+        """'name', 'keras_version' or 'model_config' of a group; None if it has none, or there is no such group."""
+        return self._index['groups'].get(path, {}).get(name)
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        """The declared shape of an array, of which nothing is read."""
+        if path in self._index['groups']:
+            raise KerasFileError(f'{self.source}: {path!r} is a group instead of an array.')
+        if path not in self._index['arrays']:
+            raise KerasFileError(f'{self.source}: there is no {path!r} in its weights.')
+        return tuple(self._index['arrays'][path])
+
+    def read(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Reads one array into float32; float16 and bfloat16 lose nothing by it, float64 is rounded.
+
+        Args:
+            path: Of the array.
+            shape: The only one that is accepted.
+        """
+        place = f'{self.source}: {path!r}'
+        if self.shape(path) != shape:
+            raise KerasFileError(f'{place} has shape {self.shape(path)}; this network needs {shape}.')
+        values = np.empty(shape, np.float32)
+        self._ask(dict(path=path, shape=shape), place)
+        if self._process.stdout.readinto(values.data) != values.nbytes:
+            raise self._death(place)
+        return values
+
+    @cached_property
+    def _index(self) -> dict[str, dict[str, Any]]:
+        """Groups with their attributes, and arrays with their shapes."""
+        self._process = start()
+        files = [str(file.absolute()) for file in self._files]
+        return self._ask(dict(source=str(self.source), files=files, size=self._size), str(self.source), self._content)
+
+    def _ask(self, request: dict[str, Any], place: str, content: Iterable[bytes] = ()) -> dict[str, Any]:
+        with suppress(BrokenPipeError):  # whoever is dead doesn't answer either
+            self._process.stdin.write(json.dumps(request).encode() + b'\n')
+            for block in content:
+                self._process.stdin.write(block)
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line.endswith(b'\n'):
+            raise self._death(place)
+        answer = json.loads(line)
+        if 'error' in answer:
+            raise KerasFileError(answer['error'])
+        return answer
+
+    def _death(self, place: str) -> KerasFileError:
+        code = self._process.wait()
+        name = next((known.name for known in signal.Signals if known == -code), f'exit code {code}')
+        why = f"HDF5's library does not survive it ({name})"
+        if name == 'SIGXCPU':
+            why = f'it takes more than {MAX_SECONDS} s'
+        return KerasFileError(f'{place} is damaged: {why}. Save or download it again.')
+
+
+def start() -> subprocess.Popen[bytes]:
+    """A process that reads, with the protocol of hdf5.py. Its stderr is discarded.
+
+    It runs the file rather than the module, whose package imports torch.
+    """
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name('hdf5.py'))],
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONSAFEPATH': '1'},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )

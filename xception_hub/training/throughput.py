@@ -1,0 +1,63 @@
+"""How fast images are made ready, and how fast the network takes them: the slower of both binds."""
+
+import time
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import torch
+
+from .samples import Batch
+
+__all__ = ['Throughput', 'cpu_emulates_bf16']
+
+
+class Throughput:
+    """Measures both while batches pass.
+
+    Args:
+        workers: Processes that make the batches; 0 for none but this one.
+        processes: That train, at the same throughput.
+    """
+
+    def __init__(self, workers: int, processes: int = 1) -> None:
+        self.makers = max(workers, 1)
+        self.processes = processes
+        self.images = 0
+        self.making = self.waiting = self.elapsed = 0.0
+
+    def timed(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
+        """The batches, with the clock running."""
+        start = asked = time.perf_counter()
+        try:
+            for batch in batches:
+                self.waiting += time.perf_counter() - asked
+                self.images += len(batch.inputs)
+                self.making += batch.seconds
+                yield batch
+                asked = time.perf_counter()
+        finally:
+            self.elapsed += time.perf_counter() - start
+
+    @property
+    def model(self) -> float | None:
+        """Images per second that the network takes, of all processes."""
+        computing = self.elapsed - self.waiting
+        return self.processes * self.images / computing if computing > 0 else None
+
+    @property
+    def input(self) -> float | None:
+        """Images per second that are made ready, of all processes; None if they were read from a cache."""
+        return self.processes * self.makers * self.images / self.making if self.making else None
+
+    def __str__(self) -> str:
+        measured = {'network': self.model, 'input': self.input}
+        rates = [f'{name} {rate:.1f} images/s' for name, rate in measured.items() if rate]
+        if self.model and self.input:
+            rates.append(f'{"input" if self.input < self.model else "network"} binds')
+        return ', '.join(rates)
+
+
+def cpu_emulates_bf16() -> bool:
+    """Whether bf16 is slower here than float32, many times: x86 without AVX-512, as far as torch can tell."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
+    return capabilities.get('architecture') == 'x86_64' and not capabilities.get('avx512_f')

@@ -1,0 +1,1 @@
+"""Weights: any published torch layout read, each tensor proven, and the places where weights come from."""

@@ -1,0 +1,378 @@
+"""Where pretrained weights come from, and in which order.
+
+`build_model` is timm's `build_model_with_cfg` with another way to the weights: several sources in order, each checked
+before anything is loaded, and tensors assigned instead of copied over an initialisation that nobody needs.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from timm.models import PretrainedCfg, adapt_input_conv, build_model_with_cfg, resolve_pretrained_cfg
+from timm.models._hub import check_cached_file, download_cached_file, get_cache_dir, hf_split
+from torch import nn
+
+from ..errors import CheckpointError, DamagedCheckpointError, WeightsError
+from .checkpoints import LEGACY_NUMERICS, StateDict, check_against, read_tensors, recognise
+from .fingerprints import Verification, compare, restore_variances
+
+__all__ = ['build_model', 'verify']
+
+REPO_VARIABLE = 'XCEPTION_HUB_REPO'
+GENUINE_TAG = 'keras_in1k'  # pretrained cfgs with this tag promise what Keras publishes
+WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
+CONFIG_FILE = 'config.json'
+
+# What the same tensors compute depends on these arguments of the network. Those of the paper's variants are another
+# network's: what Keras publishes is never loaded into one.
+NUMERICS = dict(bn_eps=1e-3, pool_padding='same', act_layer='relu')
+VARIANTS = dict(residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0)
+
+OFFLINE_REMEDY = f"""\
+Without a network:
+  1. get xception_weights_tf_dim_ordering_tf_kernels.h5 (md5 0a58e3b7378bc2990ea3b43d5981f1f6) by any means from
+     https://storage.googleapis.com/tensorflow/keras-applications/xception/
+  2. in a clone of xception_hub: python -m conversion.convert xception_weights_tf_dim_ordering_tf_kernels.h5 -o DIR
+  3. set {REPO_VARIABLE}=DIR
+For random weights: pretrained=False."""
+
+PathLike = str | Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place where weights may be.
+
+    Attributes:
+        kind: 'hub' (id[@revision]), 'url', 'path' (file or directory) or 'tensors' (a state dict in memory).
+        location: The id, address, path or state dict.
+        genuine: It promises the weights that Keras publishes, so anything else is refused.
+        filename: Of the weights on the hub, if not one of `WEIGHT_FILES`.
+    """
+
+    kind: str
+    location: Any
+    genuine: bool = False
+    filename: str | None = None
+
+    def __str__(self) -> str:
+        return 'the given state dict' if self.kind == 'tensors' else str(self.location)
+
+    def fetch(self, filenames: Sequence[str], cache_dir: PathLike | None = None) -> Path:
+        """The first of these files that the source has, on this machine; downloaded if it isn't yet."""
+        for filename in filenames[:-1]:
+            try:
+                return self._fetch(filename, cache_dir)
+            except LocalEntryNotFoundError:  # the hub can't be asked, which says nothing about the file
+                raise
+            except (EntryNotFoundError, FileNotFoundError):
+                continue
+        return self._fetch(filenames[-1], cache_dir)
+
+    def _fetch(self, filename: str, cache_dir: PathLike | None) -> Path:
+        if self.kind == 'hub':
+            repo, revision = hf_split(self.location)
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    repo, filename, revision=revision, cache_dir=cache_dir, library_name='xception_hub'
+                )
+            )
+        if self.kind == 'url':
+            # the file's name holds the beginning of its sha256, which is checked now and after a download
+            if not check_cached_file(self.location, check_hash=True, cache_dir=cache_dir):
+                if huggingface_hub.constants.HF_HUB_OFFLINE:
+                    raise FileNotFoundError('It is not in the cache, and HF_HUB_OFFLINE forbids the download.')
+                folder = Path(cache_dir or get_cache_dir())
+                (folder / Path(urlsplit(self.location).path).name).unlink(missing_ok=True)
+            return Path(download_cached_file(self.location, check_hash=True, cache_dir=cache_dir))
+        path = Path(self.location).expanduser()
+        path = path / filename if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f'There is no {path}.')
+        return path
+
+    def read(self, cache_dir: PathLike | None = None) -> StateDict:
+        """The tensors, under the names of whoever saved them.
+
+        Raises:
+            CheckpointError: The file is no checkpoint; if it is a damaged download, it leaves the cache.
+            Exception: What networks have to offer.
+        """
+        if self.kind == 'tensors':
+            return self.location
+        path = self.fetch([self.filename] if self.filename else WEIGHT_FILES, cache_dir)
+        try:
+            return read_tensors(path, mapped=self.kind == 'hub')
+        except DamagedCheckpointError:
+            self.forget(path)
+            raise
+
+    def forget(self, path: Path) -> None:
+        """Removes a download from its cache, so that the next attempt starts afresh."""
+        if self.kind in ('hub', 'url'):
+            for name in (path.resolve(), path):  # the blob, and the name that points to it
+                name.unlink(missing_ok=True)
+
+    def forget_if_corrupt(self, cache_dir: PathLike | None = None) -> None:
+        """Removes a cached file that is not what the hub sent: the cache names large files by their sha256."""
+        if self.kind == 'hub':
+            path = self.fetch([self.filename] if self.filename else WEIGHT_FILES, cache_dir)
+            name = path.resolve().name
+            if len(name) == 64 and hashlib.sha256(path.read_bytes()).hexdigest() != name:
+                self.forget(path)
+
+    def read_config(self, cache_dir: PathLike | None = None) -> dict[str, Any]:
+        """The repository's or directory's config.json; {} if there is none."""
+        if self.kind != 'hub' and not (self.kind == 'path' and Path(self.location).expanduser().is_dir()):
+            return {}
+        try:
+            config = json.loads(self.fetch([CONFIG_FILE], cache_dir).read_text(encoding='utf-8'))
+        except LocalEntryNotFoundError:
+            raise
+        except (EntryNotFoundError, FileNotFoundError):
+            return {}
+        except ValueError as e:
+            raise CheckpointError(f'{self}: {CONFIG_FILE} is not JSON ({e}).') from e
+        if not isinstance(config, dict):
+            raise CheckpointError(f'{self}: {CONFIG_FILE} holds a {type(config).__name__} instead of an object.')
+        return config
+
+
+def source_of(location: PathLike) -> Source:
+    """The source meant by an existing file or directory, a hub id ('org/name', 'org/name@revision') or an address."""
+    text = os.fspath(location)
+    for prefix, kind in (('hf-hub:', 'hub'), ('local-dir:', 'path')):
+        if text.startswith(prefix):
+            return Source(kind, text[len(prefix) :])
+    if text.startswith(('https://', 'http://')):
+        return Source('url', text)
+    if Path(text).expanduser().exists() or text.count('/') != 1 or text.startswith(('.', '~', '/')):
+        return Source('path', text)
+    return Source('hub', text)
+
+
+def sources_of(cfg: PretrainedCfg, genuine: bool = False) -> list[Source]:
+    """The sources that a pretrained cfg names, in timm's order of preference."""
+    if cfg.source == 'local-dir':
+        return [Source('path', cfg.file)]
+    if cfg.source == 'hf-hub':
+        return [Source('hub', cfg.hf_hub_id, filename=cfg.hf_hub_filename)]
+    named = [
+        Source('tensors', cfg.state_dict),
+        Source('path', cfg.file),
+        Source('hub', cfg.hf_hub_id, genuine, cfg.hf_hub_filename),
+        Source('url', cfg.url, genuine),
+    ]
+    return [source for source in named if source.location]
+
+
+def build_model(
+    model_cls: Callable[..., nn.Module],
+    variant: str,
+    pretrained: bool,
+    variant_args: dict[str, Any],
+    pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: PathLike | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """`timm.models.build_model_with_cfg` for weights from several sources.
+
+    They are, in order: what `pretrained_cfg_overlay` names (`hf_hub_id`, `file`, `url` or `state_dict`), what the
+    environment variable XCEPTION_HUB_REPO names, what the model's pretrained cfg names. A model created as `hf-hub:` or
+    `local-dir:` has the one source of that name.
+
+    Args:
+        model_cls: The network.
+        variant: Its name, as it is registered.
+        pretrained: Load weights.
+        variant_args: Arguments of the network that the name stands for; `kwargs` come before them.
+        pretrained_cfg: As in timm, like the next one.
+        pretrained_cfg_overlay: See above.
+        cache_dir: For downloads.
+        device: Of the parameters.
+        dtype: Of the parameters.
+        **kwargs: Further arguments of the network and of timm's function.
+
+    Raises:
+        WeightsError: No source has weights that fit; nothing was loaded.
+    """
+    cfgs = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=_without_tensors(pretrained_cfg_overlay))
+    kwargs = {**variant_args, **kwargs}
+    if not pretrained:
+        return build_model_with_cfg(model_cls, variant, False, device=device, dtype=dtype, **cfgs, **kwargs)
+
+    sources = _all_sources(variant, pretrained_cfg, pretrained_cfg_overlay)
+    cfg = resolve_pretrained_cfg(variant, **cfgs)
+    features_only = kwargs.get('features_only', False)
+
+    def build_with_weights(**model_args: Any) -> nn.Module:
+        model: Any = model_cls(**model_args, device='meta')
+        wanted = _Wanted(
+            model, {**NUMERICS, **VARIANTS, **model_args}, {**VARIANTS, **variant_args}, cfg, features_only, cache_dir
+        )
+        # what may be missing was checked; assigned tensors are neither initialised before nor copied
+        model.load_state_dict(_first_that_fits(sources, wanted), strict=False, assign=True)
+        for module in model.modules():
+            if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+                model.init_weights(module.to_empty(device='cpu', recurse=False))
+        return model.to(
+            device=torch.get_default_device() if device is None else device,
+            dtype=torch.get_default_dtype() if dtype is None else dtype,
+        )
+
+    return build_model_with_cfg(build_with_weights, variant, False, **cfgs, **kwargs)
+
+
+def verify(location: PathLike, cache_dir: PathLike | None = None) -> Verification:
+    """Compares the weights of any hub id, address, file or directory with those that Keras publishes.
+
+    Raises:
+        CheckpointError: What is there is no checkpoint of Xception.
+    """
+    source = source_of(location)
+    return compare(recognise(source.read(cache_dir), str(source)).tensors)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a source's weights have to fit.
+
+    Attributes:
+        model: On the meta device: names and shapes without values.
+        model_args: With at least `NUMERICS` and `VARIANTS`.
+        variant_args: Of `VARIANTS`, what a config.json means that doesn't name them: the model's name stands for it.
+        cfg: Says how many classes and channels the weights should have.
+        features_only: The classifier isn't wanted.
+        cache_dir: For downloads.
+    """
+
+    model: nn.Module
+    model_args: dict[str, Any]
+    variant_args: dict[str, Any]
+    cfg: PretrainedCfg
+    features_only: bool
+    cache_dir: PathLike | None
+
+    @property
+    def classifier(self) -> bool:
+        """Whether the weights have to bring it; as in timm, one of another width starts afresh."""
+        return not self.features_only and self.model.num_classes == self.cfg.num_classes
+
+
+def _without_tensors(overlay: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Keeps the model's pretrained cfg from holding a second copy of a state dict."""
+    return overlay and {key: value for key, value in overlay.items() if key != 'state_dict'}
+
+
+def _all_sources(variant: str, pretrained_cfg: Any, overlay: dict[str, Any] | None) -> list[Source]:
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg)
+    if cfg.source in ('hf-hub', 'local-dir'):
+        return sources_of(cfg)
+    keys = ('state_dict', 'file', 'hf_hub_id', 'hf_hub_filename', 'url')
+    sources = sources_of(PretrainedCfg(**{key: (overlay or {}).get(key) for key in keys}))
+    if os.environ.get(REPO_VARIABLE):
+        sources.append(source_of(os.environ[REPO_VARIABLE]))
+    return sources + sources_of(cfg, genuine=cfg.tag == GENUINE_TAG)
+
+
+def _first_that_fits(sources: list[Source], wanted: _Wanted) -> StateDict:
+    """The tensors of the first source that has what is wanted; a failure is a warning, the last one an error."""
+    causes: list[str] = []
+    for source, following in zip(sources, [*sources[1:], None]):
+        try:
+            return _tensors_that_fit(source, wanted)
+        except Exception as e:  # networks fail in ways that have no class in common; each is reported
+            causes.append(f'{source}: {_described(e)}')
+            if following:
+                warnings.warn(f'No weights from {causes[-1]} Next: {following}.', stacklevel=2)
+    if not sources:
+        raise WeightsError(
+            f'There are no pretrained weights for {wanted.cfg.architecture}; create it with '
+            f'pretrained=False, or name a source of your own: pretrained_cfg_overlay=dict(file=...).'
+        )
+    tried = ''.join(f'  {i}. {cause}\n' for i, cause in enumerate(causes, start=1))
+    raise WeightsError(f'No source has pretrained weights for this model. Tried, in order:\n{tried}{OFFLINE_REMEDY}')
+
+
+def _described(error: BaseException) -> str:
+    """An error in a line, with the one that caused it: the hub's client says what it could not do, not why."""
+    text = ' '.join(f'{type(error).__name__}: {error}'.split())
+    return f'{text} (because of {_described(error.__cause__)})' if error.__cause__ else text
+
+
+def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
+    """The source's tensors, after all checks: numerics, genuineness, names, shapes, values."""
+    if source.genuine:
+        _check_variant(wanted.model_args)
+    else:
+        _check_config(source.read_config(wanted.cache_dir), wanted)
+    found = recognise(source.read(wanted.cache_dir), str(source))
+    tensors = found.tensors
+    verified: set[str] = set()
+    if source.genuine or found.layout == 'legacy':
+        verification = compare(tensors)
+        verified.update(verification.identical)
+        if verification.is_genuine:
+            tensors = restore_variances(tensors, verification)
+        elif source.genuine:
+            source.forget_if_corrupt(wanted.cache_dir)
+            raise CheckpointError(f'It holds other weights than Keras publishes: {verification}.')
+        elif any(wanted.model_args[name] != value for name, value in LEGACY_NUMERICS.items()):
+            arguments = ', '.join(f'{name}={value!r}' for name, value in LEGACY_NUMERICS.items())
+            raise CheckpointError(
+                'It was trained in the legacy torch lineage, and in the numerics of Keras it would compute something '
+                f'else. Load it with xception_hub.from_checkpoint, or pass {arguments}.'
+            )
+
+    if not wanted.classifier:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('head.fc.')}
+    weight = tensors['stem.conv1.weight']
+    if weight.shape[1] == wanted.cfg.input_size[0]:
+        tensors['stem.conv1.weight'] = adapt_input_conv(wanted.model.in_chans, weight, wanted.cfg.input_size[0])
+    check_against(
+        tensors,
+        wanted.model.state_dict(),
+        str(source),
+        optional=() if wanted.classifier else ('head.',),
+        verified=verified,
+    )
+    return tensors
+
+
+def _check_variant(model_args: dict[str, Any]) -> None:
+    """Refuses the weights of the paper's figure 5 to another network, whose shapes they may even fit."""
+    for name, value in VARIANTS.items():
+        if model_args[name] != value:
+            raise CheckpointError(
+                f'These are the weights of the network with {name}={value!r}; there are none for '
+                f'{name}={model_args[name]!r}, which has to be trained from scratch (pretrained=False).'
+            )
+
+
+def _check_config(config: dict[str, Any], wanted: _Wanted) -> None:
+    """Refuses a repository whose config.json says that its weights belong to something else."""
+    architecture = config.get('architecture', wanted.cfg.architecture)
+    if architecture != wanted.cfg.architecture:
+        raise CheckpointError(
+            f'{CONFIG_FILE} says architecture {architecture!r}, not {wanted.cfg.architecture!r}. '
+            f'Create the model that it names, or point to another repository.'
+        )
+    args = {**wanted.variant_args, **(config.get('model_args') or {})} if config else {}
+    for name, value in args.items():
+        if name in {**NUMERICS, **VARIANTS} and wanted.model_args[name] != value:
+            raise CheckpointError(
+                f'{CONFIG_FILE} says {name}={value!r}, but the model has {name}={wanted.model_args[name]!r}. '
+                f'Pass {name}={value!r}, or create the model by the name of its repository.'
+            )
