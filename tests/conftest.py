@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'examples'), str(ROOT / 'tests' / 'support')]
 
 from hub_server import HubServer
+from patience import measure, patience
 
 # a thread for each of pytest-xdist's processes, and for those that the tests start
 if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -41,6 +42,12 @@ from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint, download
 from conversion.convert import convert
 from xception_hub.porting.port import Port, port
 from xception_hub.weights.checkpoints import to_legacy
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-timeout looks
+def pytest_configure(config: pytest.Config) -> None:
+    measure()
+    config.option.timeout = patience(float(config.getini('timeout')))
 
 
 @pytest.fixture(scope='session')
