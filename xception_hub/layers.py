@@ -1,33 +1,21 @@
 """The layers that Xception is made of: the separable convolution, SAME pooling, initialisation as in Keras."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ['MaxPool2dSame', 'SeparableConv2d', 'check_input', 'init_weights', 'max_pool_same']
+__all__ = ['MaxPool2dSame', 'SeparableConv2d', 'init_weights', 'max_pool_same']
 
 BN_EPS = 1e-3  # Keras' default is 1e-3, torch's 1e-5; one genuine moving variance is as small as 2.6e-5
 BN_MOMENTUM = 0.01  # the weight of the new batch: Keras counts the other way round and says 0.99
 MIN_IMG_SIZE = 71  # pixels; Keras refuses less, and the last feature map is then 3x3
+STEM_SIZE = 7  # pixels; below, the stem's two VALID convolutions have no output
 
 ORDERS = ('depthwise_first', 'pointwise_first')
-
-
-@torch.fx.wrap  # a leaf of symbolic traces: the checks and the padding depend on the size
-def check_input(x: Tensor, in_chans: int, min_img_size: int) -> Tensor:
-    """Returns `x` [B, C, H, W] as it is, or raises a ValueError that names what is wrong with its shape."""
-    if x.dim() != 4 or x.shape[1] != in_chans:
-        raise ValueError(
-            f'The input is {list(x.shape)}, but this model takes [batch, {in_chans}, height, width]. '
-            f'Reshape it, or create the model with in_chans=<channels of the input>.'
-        )
-    if x.shape[2] < min_img_size or x.shape[3] < min_img_size:
-        raise ValueError(
-            f'The input is {x.shape[2]}x{x.shape[3]} pixels, but this model takes at least '
-            f'{min_img_size}x{min_img_size} (71 is the limit of Keras). Resize the images, or create the model with '
-            f'min_img_size=<smallest size, at least 7>.'
-        )
-    return x
 
 
 @torch.fx.wrap
@@ -163,3 +151,24 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         module.reset_parameters()
+
+
+def recomputed_in_backward(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Computes `forward(x)` of a module now and, instead of keeping its activations, once more in the backward pass."""
+    if torch.compiler.is_compiling():  # the compiler recomputes without side effects, and takes no contexts
+        return checkpoint(forward, x, use_reentrant=False)
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    return checkpoint(forward, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _fixed_statistics(norms)))
+
+
+@contextmanager
+def _fixed_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
+    """Keeps the recomputation from counting a batch twice in the moving statistics."""
+    states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, state in zip(norms, states):
+            norm.momentum, norm.num_batches_tracked = state

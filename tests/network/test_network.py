@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xception_hub import Xception
 from xception_hub.layers import SeparableConv2d, max_pool_same
-from xception_hub.network import XceptionModule
+from xception_hub.modules import XceptionModule
 from xception_hub.porting.parity import one_thread
 
 # Two computations of the same in float64, relative and absolute.

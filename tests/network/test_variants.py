@@ -17,7 +17,7 @@ from conversion.to_keras import build
 from xception_hub import Xception
 from xception_hub.errors import ToKerasError
 from xception_hub.layers import SeparableConv2d
-from xception_hub.network import XceptionModule
+from xception_hub.modules import XceptionModule
 
 SMALL = dict(width_multiplier=0.1875, min_img_size=33, num_classes=5)
 NAMES = {  # parameters: the classifier's share is (2048 or 4096) * 1000 + 1000, or as many for 17,000 classes
@@ -306,3 +306,24 @@ def test_module_alone() -> None:
     """`XceptionModule` has the same arguments."""
     module = XceptionModule(8, (8, 8), mid_act_layer='relu', residual=False)
     assert module.shortcut is None and all(isinstance(conv.act, nn.ReLU) for conv in separable(module))
+
+
+def test_poolings_of_faded_features() -> None:
+    """timm tells poolings apart by untrained features, which fade to zero where nothing but the stack carries them.
+
+    Normalized by their own statistics they do not, and `reset_classifier` keeps or changes the pooling as it must.
+    """
+    x = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    model = timm.create_model('xception_paper_no_residual', global_pool='max').eval()
+    with torch.no_grad():
+        assert model.forward_features(x).abs().max() < 1e-6  # far below the tolerance of timm's comparison
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train()
+        model.reset_classifier(5)
+        assert model.head.global_pool.pool_type == 'max'
+        pooled = {'max': model.forward_head(model.forward_features(x), pre_logits=True)}
+        model.reset_classifier(5, 'avg')
+        pooled['avg'] = model.forward_head(model.forward_features(x), pre_logits=True)
+        torch.testing.assert_close(pooled['max'], model.forward_features(x).amax((2, 3)))
+    assert not torch.allclose(pooled['avg'], pooled['max'])

@@ -31,7 +31,8 @@ from conversion.convert import choose_preprocessing
 from xception_hub.errors import KerasFileError
 from xception_hub.porting.parity import compare_with_keras
 from xception_hub.porting.port import Port, port
-from xception_hub.porting.reference import TAPS, KerasReference
+from xception_hub.porting.reference import KerasReference
+from xception_hub.topology import TAPS
 
 Writer = Callable[[Any, Path], Path]
 

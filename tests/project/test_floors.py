@@ -13,7 +13,7 @@ from conftest import ROOT
 FLOORS = [
     ['errors', 'topology'],
     ['layers'],
-    ['head'],
+    ['head', 'modules'],
     ['network'],
     ['weights'],
     ['xception_paper'],
@@ -44,6 +44,7 @@ LIGHT_ROOM = {  # what figure 5 is made of
     'typing',
     'xception_hub.head',
     'xception_hub.layers',
+    'xception_hub.modules',
 }
 
 

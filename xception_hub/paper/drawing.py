@@ -20,7 +20,8 @@ from timm.layers import DropPath, SelectAdaptivePool2d
 from torch import nn
 
 from ..layers import MaxPool2dSame, SeparableConv2d
-from ..network import SEGMENTS, Xception, XceptionModule
+from ..modules import XceptionModule
+from ..network import SEGMENTS, Xception
 from .inception import InceptionModule, SegmentTowers, simplified_towers
 
 __all__ = ['draw_all', 'draw_continuum', 'draw_inception', 'draw_network', 'draw_segments', 'draw_separable']

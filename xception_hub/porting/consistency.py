@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..topology import MODULES
+
 __all__ = ['MOST', 'Consistency', 'check_consistency']
 
 # Median over the channels of |mean of the input - moving mean| / moving standard deviation. The genuine weights reach
 # 0.7 on few photos; a confused normalization is at 1.4 and more.
 MOST = 1.0
-
-RESIDUAL_MODULES = ('entry_flow.0', 'entry_flow.1', 'entry_flow.2', 'exit_flow.0')
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def check_consistency(model: nn.Module, images: np.ndarray) -> Consistency:
         return ((means[entering] - norm.get_buffer('running_mean')) / variance.sqrt()).abs().median().item()
 
     exchanged = {}
-    for module in RESIDUAL_MODULES:
+    for module in (module.torch for module in MODULES if module.strided):
         a, b = f'{module}.shortcut.bn', f'{module}.stack.bn2'
         exchanged[module] = deviation(a, a) + deviation(b, b), deviation(a, b) + deviation(b, a)
     return Consistency({name: deviation(name, name) for name in means}, exchanged, len(images))

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .. import topology
 
 __all__ = [
     'AUGMENTATIONS',
@@ -76,16 +78,14 @@ def group_name(class_name: str) -> str:
 KERAS1_NAMES = {'conv': 'convolution2d', 'sepconv': 'separableconvolution2d', 'bn': 'batchnormalization'}
 
 
-@dataclass(frozen=True)
-class KerasLayer:
+class KerasLayer(NamedTuple):
     """One layer with weights.
 
     Attributes:
-        keras: Its name in Keras 2 and 3. Keras leaves the residual layers unnamed; here they are
-            'block2_residual_conv' and so on, and the reader finds them by the graph.
-        torch: Its name in `xception_hub.Xception`.
+        keras: Name in Keras 2 and 3, see `xception_hub.topology.Layer`.
+        torch: Name in `xception_hub.Xception`.
         kind: A key of `KINDS`.
-        keras1: Its name in the official weight files, which Keras 1 wrote.
+        keras1: Name in the official weight files, which Keras 1 wrote.
     """
 
     keras: str
@@ -94,28 +94,11 @@ class KerasLayer:
     keras1: str
 
 
-def _layers() -> Iterator[tuple[str, str, str]]:
-    """Keras' name, ours and kind of all layers of the backbone, in the order in which Keras creates them."""
-    for i in (1, 2):
-        yield f'block1_conv{i}', f'stem.conv{i}', 'conv'
-        yield f'block1_conv{i}_bn', f'stem.bn{i}', 'bn'
-    modules = [(2, 'entry_flow.0'), (3, 'entry_flow.1'), (4, 'entry_flow.2')]
-    modules += [(block, f'middle_flow.{block - 5}') for block in range(5, 13)]
-    modules += [(13, 'exit_flow.0'), (14, 'exit_flow.1')]
-    for block, module in modules:
-        if block in (2, 3, 4, 13):
-            yield f'block{block}_residual_conv', f'{module}.shortcut.conv', 'conv'
-            yield f'block{block}_residual_bn', f'{module}.shortcut.bn', 'bn'
-        for i in range(1, 4 if 5 <= block <= 12 else 3):
-            yield f'block{block}_sepconv{i}', f'{module}.stack.conv{i}', 'sepconv'
-            yield f'block{block}_sepconv{i}_bn', f'{module}.stack.bn{i}', 'bn'
-
-
 def _numbered() -> Iterator[KerasLayer]:
     counts = dict.fromkeys(KERAS1_NAMES, 0)
-    for keras, torch_name, kind in _layers():
-        counts[kind] += 1
-        yield KerasLayer(keras, torch_name, kind, f'{KERAS1_NAMES[kind]}_{counts[kind]}')
+    for layer in topology.LAYERS:
+        counts[layer.kind] += 1
+        yield KerasLayer(layer.keras, layer.torch, layer.kind, f'{KERAS1_NAMES[layer.kind]}_{counts[layer.kind]}')
 
 
 def _place_in_list(name: str) -> tuple[int, int]:
@@ -125,7 +108,6 @@ def _place_in_list(name: str) -> tuple[int, int]:
 
 
 LAYERS: dict[str, KerasLayer] = {layer.keras: layer for layer in _numbered()}
-assert len(LAYERS) == 80 and sum(len(KINDS[layer.kind]) for layer in LAYERS.values()) == 234
 
 # The order in which Keras lists its layers, and counts the groups of those that it saves without a name: as above, but
 # residual normalizations come after those that they are computed before.

@@ -12,11 +12,12 @@ from torch import nn
 
 from .. import Xception
 from ..errors import ParityError
+from ..topology import TAPS
 from ..weights.fingerprints import compare
 from .consistency import MOST, Consistency, check_consistency
 from .photos import Photo, photo_batch
 from .port import Port
-from .reference import TAPS, KerasReference, release_memory
+from .reference import KerasReference, release_memory
 
 __all__ = ['Check', 'Parity', 'Proof', 'compare_with_keras', 'keras_is_installed', 'prove_parity']
 

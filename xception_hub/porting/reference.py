@@ -17,24 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..topology import TAPS
 from .keras_head import ACTIVATIONS, POOLS
 from .keras_model import build, import_keras
 from .names import AUGMENTATIONS
 from .port import Port
 from .structure import BACKBONE_CLASSES, FIRST, MODELS
 
-__all__ = ['TAPS', 'KerasReference']
-
-# Where the networks are compared: after each of the 14 modules, after pooling, and at the end.
-TAPS = [
-    'stem',
-    *(f'entry_flow.{i}' for i in range(3)),
-    *(f'middle_flow.{i}' for i in range(8)),
-    *(f'exit_flow.{i}' for i in range(2)),
-    'head.global_pool',
-    'head',
-]
-
+__all__ = ['KerasReference']
 
 STEM_ACTIVATION, LAST_ACTIVATION = 'block1_conv2_act', 'block14_sepconv2_act'
 BY_KERAS = 'the file as Keras itself reads it'

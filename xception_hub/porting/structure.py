@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import KerasFileError
 from ..layers import BN_EPS, MIN_IMG_SIZE
+from ..topology import MODULES
 from .keras_head import KNOWN_CLASSES, KerasHead, is_number, read_bare_head, read_head, read_rescaling
 from .layouts import Placed, numbered
 from .names import KERAS_CLASSES, LAYERS, LISTED, group_name
@@ -24,7 +25,7 @@ MAX_NESTING = 16
 MAX_LAYERS = 2000  # Xception has 132
 MAX_NAME = 200  # characters
 FIRST, LAST = 'block1_conv1', 'block14_sepconv2_bn'
-RESIDUAL_BLOCKS = (2, 3, 4, 13)
+RESIDUAL_BLOCKS = [module.number for module in MODULES if module.strided]
 BACKBONE_CLASSES = (*(KERAS_CLASSES[kind] for kind in LISTED), 'Activation', 'ReLU', 'MaxPooling2D', 'Add')
 
 # How many layers without arrays Xception has, by which a file of weights shows that others stand in its head.

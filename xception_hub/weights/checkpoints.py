@@ -19,6 +19,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, DamagedCheckpointError
+from ..topology import LEGACY_NAMES
 
 __all__ = ['from_checkpoint']
 
@@ -33,33 +34,6 @@ LEGACY_CLASSIFIERS = ('fc', 'last_linear', 'last_linear.1')
 LEFT_OUT = {
     'adjust_channel.': "a projection that DeepfakeBench's other detectors use, beside the path to the classifier"
 }
-
-
-def _legacy_names() -> dict[str, str]:
-    """Layer names: legacy lineage -> this network. Block k of the lineage is module k + 1 of the paper."""
-    names = {f'{layer}{i}': f'stem.{layer}{i}' for layer in ('conv', 'bn') for i in (1, 2)}
-    modules = {k: f'entry_flow.{k - 1}' for k in (1, 2, 3)}
-    modules.update({k: f'middle_flow.{k - 4}' for k in range(4, 12)})
-    modules[12] = 'exit_flow.0'
-    for k, module in modules.items():
-        # `rep` also numbers the activations: one stands before each convolution but the first of block 1
-        first = 0 if k == 1 else 1
-        for i in range(3 if 4 <= k <= 11 else 2):
-            names[f'block{k}.rep.{first + 3 * i}.conv1'] = f'{module}.stack.conv{i + 1}.conv_dw'
-            names[f'block{k}.rep.{first + 3 * i}.pointwise'] = f'{module}.stack.conv{i + 1}.conv_pw'
-            names[f'block{k}.rep.{first + 3 * i + 1}'] = f'{module}.stack.bn{i + 1}'
-        if k in (1, 2, 3, 12):
-            names[f'block{k}.skip'] = f'{module}.shortcut.conv'
-            names[f'block{k}.skipbn'] = f'{module}.shortcut.bn'
-    for i in (1, 2):
-        names[f'conv{i + 2}.conv1'] = f'exit_flow.1.stack.conv{i}.conv_dw'
-        names[f'conv{i + 2}.pointwise'] = f'exit_flow.1.stack.conv{i}.conv_pw'
-        names[f'bn{i + 2}'] = f'exit_flow.1.stack.bn{i}'
-    return names
-
-
-LEGACY_NAMES = _legacy_names()
-assert len(LEGACY_NAMES) == 2 + 2 * 34 + 4 + 40
 
 
 def to_legacy(tensors: StateDict, classifier: str = 'fc') -> StateDict:
