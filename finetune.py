@@ -1,590 +1,378 @@
 """accelerate launch finetune.py --recipe transfer --dataset photos --output DIR
 
 Adapts xception_paper, or any timm model, to a Hugging Face dataset or a folder of images, on a CPU, a GPU or many
-machines. DIR becomes a model directory for timm, with a report. The same command goes on where it was stopped.
+machines. DIR becomes a model directory for timm, with a report. Interrupt it, run the command again: the final weights
+are bit-identical.
 """
 
-import json
+import math
 import os
 import sys
+import time
 import warnings
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import cyclopts
-import numpy as np
-import timm
 import torch
-import yaml
-from accelerate import Accelerator, DistributedType
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import gather_object
 from cyclopts import App, Parameter
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 
-from xception_hub.directory import card, publish
-from xception_hub.errors import DataError, Diverged, ImageError, ModelError, ResumeError, SettingsError
-from xception_hub.training import data as datasets_of_images
+from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError
+from xception_hub.training import machine as machines
 from xception_hub.training import models, results, resume
 from xception_hub.training.data import Data
-from xception_hub.training.evaluation import evaluation_loader, share_tensors
-from xception_hub.training.features import FeatureCache, Features, cache_folder, context_of
+from xception_hub.training.dry_run import dry_run
+from xception_hub.training.features import frozen_features
 from xception_hub.training.labels import Selected, outputs_of
-from xception_hub.training.loop import Phase, Training, judge, make_optimizer, memory_format, progress_bar, workers
-from xception_hub.training.memory import measure
-from xception_hub.training.metrics import figure_names, summary
-from xception_hub.training.models import ProbeHead, TimmModel, Transforms, set_mode, without_classifier
+from xception_hub.training.machine import Machine
+from xception_hub.training.manifest import find_data
+from xception_hub.training.metrics import Predictions, is_better, summary
 from xception_hub.training.objective import Objective, balanced_class_weights
-from xception_hub.training.recipes import RECIPES
+from xception_hub.training.optimization import make_optimizer, make_schedule
 from xception_hub.training.resume import Checkpoint
-from xception_hub.training.runs import HISTORY_FILE, METRICS_FILE, SETTINGS_FILE, Interrupted, Progress, Run
-from xception_hub.training.samples import Batch, Batching, Images, InOrder, TrainingBatches, loader, seed_all
-from xception_hub.training.scan import digests, scan
-from xception_hub.training.settings import RESUME_MAY_CHANGE, Augmentation, Optimization, Settings, phases
-from xception_hub.training.throughput import Throughput, cpu_emulates_bf16
+from xception_hub.training.runs import SETTINGS_FILE, Interrupted, Progress, Run, Stop, stop_on_signals
+from xception_hub.training.samples import Batch, Batching, Images, InOrder, TrainingBatches, seed_all
+from xception_hub.training.settings import RESUME_MAY_CHANGE, Settings, phases, with_recipe
+from xception_hub.training.task import Phase, Task
+from xception_hub.training.throughput import Throughput
 
-SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
-INTERRUPTED = 130  # exit status, as of a process that Ctrl-C has ended
+INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
 
 
 def run(settings: Settings) -> None:
     """The whole of it: data, model, phases, results."""
-    accelerator = start(settings)
-    folder = Run(
-        settings.output.output,
-        settings.flat(),
-        accelerator.num_processes,
-        RESUME_MAY_CHANGE,
-        settings.output.keep_checkpoints,
-    )
-    if folder.finished:
-        accelerator.print(f'{folder.folder} is finished:\n{(folder.folder / METRICS_FILE).read_text()}')
-        if settings.output.push and accelerator.is_main_process:
-            push(settings.output.push, folder.folder)
+    machine = machines.start(settings)
+    output = settings.output
+    directory = Run(output.output, settings.flat(), machine.processes, RESUME_MAY_CHANGE, output.keep_checkpoints)
+    if directory.finished:
+        results.show_finished(directory, output.push, machine)
         return
-    data, kept = find_data(settings, folder, accelerator)
-    importance = kept['class_importance']
-    checkpoint = folder.checkpoints.newest()
-    model, transforms = build_model(settings, data, accelerator, resumed=checkpoint)
-    if settings.output.dry_run:
-        accelerator.print(try_one_batch(settings, data, model, transforms, accelerator))
+    make_optimizer(replace(settings.optimization, layer_decay=None), nn.Linear(1, 1))  # refuses an unknown one
+    data, manifest = find_data(settings, directory, machine)
+    checkpoint = directory.checkpoints.newest()
+    model, transforms = build_model(settings, data, machine, checkpoint)
+    task = Task(settings, machine, directory, data, manifest, model, transforms)
+    if output.dry_run:
+        machine.print(dry_run(task, whole_phase))
         return
-    if len(set(gather_object([checkpoint and checkpoint.path.name]))) > 1:
-        raise ResumeError(f'{folder.folder} is not the same for all processes: put it where all machines see it.')
+    if len(set(machine.gather([checkpoint and checkpoint.path.name]))) > 1:
+        raise ResumeError(f'{output.output} is not the same for all processes: put it where all machines see it.')
     progress = Progress(**checkpoint.state['progress']) if checkpoint else Progress()
     if checkpoint:
-        accelerator.print(f'Going on from {checkpoint.path}')
-    accelerator.wait_for_everyone()  # all have read what is there; from here on there will be more
-    if accelerator.is_main_process:
-        folder.start(kept)
-    accelerator.init_trackers('xception_hub', {name: str(value) for name, value in settings.flat().items()})
+        machine.print(f'Going on from {checkpoint.path}')
+    machine.accelerator.wait_for_everyone()  # all have read what is there; from here on there will be more
+    if machine.is_main:
+        directory.start(manifest)
+    machine.accelerator.init_trackers('xception_hub', {name: str(value) for name, value in settings.flat().items()})
+    phase = evaluation_phase(task) if output.eval_only else None
     stages = phases(settings)
     for number in range(progress.phase, len(stages)):
-        phase = prepare(*stages[number], data, model, transforms, accelerator, importance)
-        Training(phase, data, progress, checkpoint, folder, accelerator).run()
-        restore_best(phase, model, folder, accelerator)
+        name, phase_settings = stages[number]
+        prepare = probe_phase if name == 'probe' else whole_phase
+        phase = prepare(replace(task, settings=phase_settings))
+        Training(phase, progress, checkpoint).run()
+        restore_best(phase)
         checkpoint, progress = None, replace(progress, phase=number + 1, epoch=0, update=0, loss_sum=0.0, images=0)
-    if settings.output.eval_only:
-        phase = prepare_evaluation(settings, data, model, transforms, accelerator, importance)
-    finish(phase, progress, data, model, transforms, kept, folder, accelerator)
-    accelerator.end_training()
-
-
-def start(settings: Settings) -> Accelerator:
-    """The processes that work together.
-
-    Raises:
-        SettingsError: A tracker that isn't installed or fp16 on a CPU, which accelerate would ignore; or a way of
-            sharing work that isn't supported.
-    """
-    available = [str(tracker) for tracker in get_available_trackers()]
-    missing = [tracker for tracker in settings.output.tracker if tracker not in available]
-    if missing:
-        raise SettingsError(
-            f'The tracker {missing[0]!r} is not installed (pip install {missing[0]}). '
-            f'Available: {", ".join(available) or "none"}.'
-        )
-    accelerator = Accelerator(
-        mixed_precision=settings.machine.mixed_precision,
-        log_with=list(settings.output.tracker) or None,
-        project_dir=str(settings.output.output),
-    )
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise SettingsError(f'{accelerator.distributed_type} is not supported. Choose plain data parallelism.')
-    if accelerator.mixed_precision == 'fp16' and accelerator.device.type == 'cpu':
-        raise SettingsError('fp16 needs a GPU. On a CPU choose --mixed-precision bf16 or no.')
-    if not accelerator.is_main_process:
-        warnings.simplefilter('ignore')  # all have the same to say
-    if accelerator.mixed_precision == 'bf16' and accelerator.device.type == 'cpu' and cpu_emulates_bf16():
-        warnings.warn(
-            'This CPU has no arithmetic for bf16, which is many times slower than float32 here.', stacklevel=2
-        )
-    return accelerator
-
-
-def find_data(settings: Settings, folder: Run, accelerator: Accelerator) -> tuple[Data, dict[str, Any]]:
-    """Reads the dataset, checks the settings against it, looks at every image, and splits what can be used.
-
-    Returns:
-        The data, and what the run's directory keeps of it.
-
-    Raises:
-        DataError: It can't be trained on, holds bad images that are not to be skipped, or has changed.
-        SettingsError: Settings don't go together, or with it.
-        ModelError: timm has no such optimizer, or it doesn't take the arguments.
-    """
-    s = settings.data
-    found = datasets_of_images.load(
-        s.dataset,
-        s.dataset_config,
-        image_column=s.image_column,
-        label_column=s.label_column,
-        train_split=None if settings.output.eval_only else s.train_split,
-        validation_split=s.validation_split,
-        streaming=s.streaming,
-    )
-    check(settings, found)
-    file = settings.optimization.class_importance
-    importance = read_importance(file, found) if file else None
-    kept = folder.data or dict(
-        digest=found.digest(), class_names=found.class_names, class_importance=importance, bad_images=[]
-    )
-    if kept['digest'] != found.digest():
-        raise DataError(
-            f'{s.dataset} has changed since {folder.folder} was begun. Name another directory as the output.'
-        )
-    if kept.setdefault('class_importance') != importance:
-        raise SettingsError(
-            f'{file} has changed since {folder.folder} was begun. Name another directory as the output.'
-        )
-    files: dict[str, dict[int, bytes]] = {}
-    if folder.data is None and s.scan:
-        kept['bad_images'], files = look_at_all(settings, found, accelerator)
-    for name in ('train', 'validation'):
-        split = getattr(found, name)
-        bad = [image['position'] for image in kept['bad_images'] if image['split'] == split.name and len(split)]
-        if bad:
-            found = replace(found, **{name: split.select(np.setdiff1d(np.arange(len(split)), bad))})
-    if not found.has_validation:
-        found = found.with_validation(s.validation_share, settings.optimization.seed)
-        kept['validation_rows'] = found.validation.rows.tolist()
-    if not len(found.validation) or not (len(found.train) or settings.output.eval_only):
-        raise DataError(f'A split of {s.dataset} has no image that can be used.')
-    train, validation = (
-        {files[split.name][row] for row in split.rows.tolist()} if split.name in files else set()
-        for split in (found.train, found.validation)
-    )
-    if train & validation:
-        warnings.warn(
-            f'{len(train & validation)} image files are both in the training and in the validation split: '
-            f'the figures will be better than the model is.',
-            stacklevel=2,
-        )
-    accelerator.print(
-        f'{s.dataset}: {len(found.class_names)} classes, {len(found.train)} images to train on, '
-        f'{len(found.validation)} to judge on'
-    )
-    return found, kept
-
-
-def read_importance(file: Path, data: Data) -> list[float]:
-    """Weights [C] of the classes in `metrics.map_at_100`, from a JSON object of a number > 0 for each class's name.
-
-    Raises:
-        SettingsError: It holds something else, or the classes are exclusive.
-    """
-    name = f'--class-importance {file}'
-    if not data.multi_label:
-        raise SettingsError(f'{name} weights classes in map_at_100, which exclusive classes do not have. Leave it out.')
-    try:
-        weights = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e:
-        raise SettingsError(f'{name} can not be read as JSON ({e}).') from e
-    if not isinstance(weights, dict):
-        raise SettingsError(f'{name} holds a {type(weights).__name__} instead of an object: {{"class": weight, ...}}.')
-    missing, unknown = sorted({*data.class_names} - {*weights}), sorted({*weights} - {*data.class_names})
-    if missing or unknown:
-        raise SettingsError(
-            f'{name} does not name the classes of the dataset: {listed(missing)} missing, {listed(unknown)} unknown. '
-            f'It has to have a weight for each class, and for nothing else.'
-        )
-    for key, weight in weights.items():
-        if type(weight) not in (int, float) or not 0 < weight <= sys.float_info.max:  # NaN isn't, either
-            raise SettingsError(f'{name} gives the class {key!r} the weight {weight!r} instead of a finite number > 0.')
-    return [float(weights[key]) for key in data.class_names]
-
-
-def listed(names: list[str]) -> str:
-    """How many these are, and the first ones."""
-    return f'{len(names)} ({", ".join(names[:6])}{", ..." if len(names) > 6 else ""})' if names else 'none'
-
-
-def look_at_all(
-    settings: Settings, data: Data, accelerator: Accelerator
-) -> tuple[list[dict[str, Any]], dict[str, dict[int, bytes]]]:
-    """Scans all splits, by all processes together, and says what is wrong with them.
-
-    Returns:
-        What is to be left out, and the sha256 of each file, by split and row.
-
-    Raises:
-        DataError: There are bad images, which are not to be skipped.
-    """
-    bad: list[dict[str, Any]] = []
-    files: dict[str, dict[int, bytes]] = {}
-    for split in (split for split in (data.train, data.validation) if len(split)):
-        with progress_bar(f'Scanning {split.name}', len(split), accelerator) as bar:
-            scanned = scan(
-                split,
-                SCAN_SIZE,
-                workers=workers(settings, accelerator),
-                processes=accelerator.num_processes,
-                rank=accelerator.process_index,
-                step=partial(bar.update, accelerator.num_processes),
-            )
-        bad += [dict(asdict(image), split=split.name) for image in gather_object(scanned.bad)]
-        files[split.name] = {
-            split.rows[position]: digest
-            for part in gather_object([scanned.digests])
-            for position, digest in part.items()
-        }
-    bad.sort(key=lambda image: (image['split'], image['position']))
-    for image in bad:
-        accelerator.print(f'Bad image: {image["name"]}: {image["reason"]}')
-    if bad and settings.data.bad_images == 'error':
-        raise DataError(
-            f'{len(bad)} images can not be used; they are named above. Mend or remove them, or leave them '
-            f'out with --bad-images skip.'
-        )
-    return bad, files
-
-
-def check(settings: Settings, data: Data) -> None:
-    """Looks for settings that don't go together, before any time is spent.
-
-    Raises:
-        SettingsError: There are such.
-        ModelError: timm has no such optimizer, or it doesn't take the arguments.
-    """
-    s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
-    if s.metric not in figures:
-        raise SettingsError(f'--metric {s.metric} is none of this dataset: {", ".join(figures)}.')
-    if s.recipe == 'probe' and settings.augmentation != Augmentation():
-        raise SettingsError(
-            'The recipe probe computes the features of each image once, so that nothing can be '
-            'augmented. Choose the recipe transfer or full.'
-        )
-    make_optimizer(replace(s, layer_decay=None), torch.nn.Linear(1, 1))
-    if s.balanced_sampling and settings.data.streaming:
-        raise SettingsError('--balanced-sampling can not choose images of a stream. Use --class-weights instead.')
+    assert phase is not None
+    results.finish(task, evaluate(phase, phase.module), progress)
+    machine.accelerator.end_training()
 
 
 def build_model(
-    settings: Settings, data: Data, accelerator: Accelerator, resumed: Checkpoint | None
-) -> tuple[TimmModel, Transforms]:
-    """The network, the same in every process, and what is done to its images."""
+    settings: Settings, data: Data, machine: Machine, resumed: Checkpoint | None
+) -> tuple[models.TimmModel, models.Transforms]:
+    """The network, the same in every process, and the transforms of its images."""
     s = settings.model
-    seed_all(settings.optimization.seed)  # of the new classifier
+    seed_all(settings.optimization.seed)  # for the new classifier
     args = dict(s.model_args, drop_rate=s.drop_rate or None, drop_path_rate=s.drop_path_rate or None)
-    whole = resumed is not None and 'model' in resumed.tensors  # then other weights needn't be had first
-    model = models.build(
-        s.model,
-        None if settings.output.eval_only else len(data.class_names),
-        s.pretrained and not whole,
-        args,
-        s.image_size,
-    )
-    transforms = Transforms(model, s.image_size)
+    pretrained = s.pretrained and not (resumed and 'model' in resumed.tensors)
+    num_classes = None if settings.output.eval_only else len(data.class_names)
+    model = models.build(s.model, num_classes, pretrained, args, s.image_size)
     if settings.machine.gradient_checkpointing:
         model.set_grad_checkpointing(True)
-    return model.to(accelerator.device, memory_format=memory_format(settings)), transforms
+    return model.to(machine.device, memory_format=machine.memory_format), models.Transforms(model, s.image_size)
 
 
-def prepare(
-    name: str,
-    settings: Settings,
-    data: Data,
-    model: TimmModel,
-    transforms: Transforms,
-    accelerator: Accelerator,
-    importance: Sequence[float] | None = None,
-) -> Phase:
-    """What a phase trains, on what, towards what."""
-    s, a = settings.optimization, settings.augmentation
-    objective = Objective(
-        len(data.class_names),
-        data.multi_label,
-        s.label_smoothing,
-        balanced_class_weights(data.train.labels, len(data.class_names)) if s.class_weights else None,
+# The phases of a recipe
+
+
+def probe_phase(task: Task) -> Phase:
+    """The classifier alone, on features that the frozen network computes once."""
+    module = models.ProbeHead(task.model, task.settings.model.drop_rate)
+    training, validation = (frozen_features(task.images(split), task) for split in ('train', 'validation'))
+    return Phase('probe', task, module, 'head', training, validation, make_objective(task))
+
+
+def whole_phase(task: Task) -> Phase:
+    """The whole network, on augmented images."""
+    a, transforms = task.settings.augmentation, task.transforms
+    transform = transforms.training(
+        a.crop_scale,
+        hflip=a.flip,
+        vflip=a.vertical_flip,
+        color_jitter=a.color_jitter,
+        auto_augment=a.auto_augment,
+        re_prob=a.random_erasing,
     )
-    plain = [Images(split, transforms.evaluation(), transforms.min_side) for split in (data.train, data.validation)]
-    training: Images | Features
-    validation: Images | Features
-    if name == 'probe':
-        module, kind = ProbeHead(model, settings.model.drop_rate), 'head'
-        training, validation = (kept_features(images, settings, model, transforms, accelerator) for images in plain)
-    else:
-        module, kind, validation = model, 'model', plain[1]
-        objective = replace(objective, mixup=a.mixup, cutmix=a.cutmix)
-        transform = transforms.training(
-            a.crop_scale,
-            hflip=a.flip,
-            vflip=a.vertical_flip,
-            color_jitter=a.color_jitter,
-            auto_augment=a.auto_augment,
-            re_prob=a.random_erasing,
+    seed = task.settings.optimization.seed
+    training = Images(task.data.train, transform, transforms.min_side_for(a.crop_scale), seed)
+    objective = replace(make_objective(task), mixup=a.mixup, cutmix=a.cutmix)
+    return Phase('everything', task, task.model, 'model', training, task.images('validation'), objective)
+
+
+def evaluation_phase(task: Task) -> Phase:
+    """The model as it is. Of its outputs those count that are the dataset's classes."""
+    names = task.data.class_names
+    module = Selected(task.model, outputs_of(task.model, names)).to(task.machine.device)
+    objective = Objective(len(names), task.data.multi_label)
+    return Phase('evaluation', task, module, 'model', None, task.images('validation'), objective)
+
+
+def make_objective(task: Task) -> Objective:
+    s, data = task.settings.optimization, task.data
+    weights = balanced_class_weights(data.train.labels, len(data.class_names)) if s.class_weights else None
+    return Objective(len(data.class_names), data.multi_label, s.label_smoothing, weights)
+
+
+# Training
+
+
+class Training:
+    """A phase from its start, or from a checkpoint, to its end.
+
+    Args:
+        phase: The phase.
+        progress: How far the run has come; it is kept up to date.
+        checkpoint: The checkpoint to continue from; None at the start of the phase.
+    """
+
+    def __init__(self, phase: Phase, progress: Progress, checkpoint: Checkpoint | None) -> None:
+        task, module = phase.task, phase.module
+        s, machine, train = task.settings.optimization, task.machine, task.data.train
+        self.phase, self.progress, self.settings, self.machine = phase, progress, s, machine
+        self.checkpoints = task.run.checkpoints
+        self.batching = Batching(len(train), s.batch_size, s.accumulation, machine.processes, machine.rank)
+        self.averages = ModelEmaV3(module, s.ema_decay, use_warmup=True) if s.ema_decay else None
+        self.optimizer = make_optimizer(s, module)
+        self.schedule = make_schedule(s, self.optimizer, self.batching)
+        if checkpoint:
+            self.restore(checkpoint)
+        if task.settings.machine.compile:
+            module.compile()
+        # a phase is prepared anew: what is trained has changed, and so has what the processes share
+        machine.accelerator.free_memory()
+        self.wrapped, self.prepared_optimizer = machine.accelerator.prepare(module, self.optimizer)
+        self.order = TrainingBatches(train, self.batching, s.seed, s.balanced_sampling)
+        self.batches = machine.loader(phase.training, self.order)
+        self.saved_at = time.monotonic()
+        if not checkpoint:
+            self.save()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The averages, if there are any, else the module itself."""
+        return self.averages.module if self.averages else self.phase.module
+
+    def run(self) -> None:
+        """Trains to the end.
+
+        Raises:
+            Diverged: The loss is not a finite number.
+            Interrupted: A signal asked to stop; everything is saved.
+        """
+        progress = self.progress
+        with stop_on_signals() as stop:
+            while progress.epoch < self.settings.epochs and not self.is_out_of_patience():
+                throughput = self.machine.throughput()
+                self.run_epoch(throughput, stop)
+                self.machine.share(self.phase.module.buffers())  # moving statistics, which differ a little
+                self.end_epoch(evaluate(self.phase, self.evaluated), throughput)
+                self.save()
+                if stop.asked and self.machine.processes == 1:
+                    raise Interrupted
+
+    def run_epoch(self, throughput: Throughput, stop: Stop) -> None:
+        """Trains for what is left of an epoch."""
+        progress, batching, machine = self.progress, self.batching, self.machine
+        self.order.epoch, self.order.first_update = progress.epoch, progress.update
+        models.set_mode(self.phase.module, self.settings.batch_norm == 'frozen')
+        name = f'{self.phase.name} {progress.epoch + 1}/{self.settings.epochs}'
+        minutes = self.phase.task.settings.output.checkpoint_minutes
+        with (
+            closing(throughput.timed(self.batches)) as feed,
+            machine.progress(name, batching.images, progress.images) as bar,
+        ):
+            for update in range(progress.update, batching.updates):
+                loss_sum = self.run_update(feed, update)
+                # all processes see the same sums, and stop at the same update
+                sums = torch.stack([loss_sum, loss_sum.new_tensor(float(stop.asked))])
+                loss, stopping = machine.accelerator.reduce(sums).tolist()
+                if not math.isfinite(loss):
+                    raise self.diverged()
+                size = batching.size(update)
+                progress.update, progress.loss_sum = update + 1, progress.loss_sum + loss
+                progress.images += size
+                bar.update(size)
+                bar.set_postfix(loss=f'{loss / size:.4f}', refresh=False)
+                is_due = time.monotonic() - self.saved_at >= 60 * minutes
+                if stopping or (is_due and update + 1 < batching.updates):
+                    self.save()
+                if stopping:
+                    raise Interrupted
+
+    def run_update(self, feed: Iterator[Batch], update: int) -> Tensor:
+        """Takes one step of the optimizer; returns the sum of this process' losses."""
+        accelerator, objective = self.machine.accelerator, self.phase.objective
+        size, steps = self.batching.size(update), self.batching.steps(update)
+        number = self.progress.epoch * self.batching.updates + update
+        self.schedule.step_update(number)
+        loss_sum = torch.zeros((), device=accelerator.device)
+        for step in range(steps):
+            batch = self.machine.put(next(feed))
+            # for dropout and mixup
+            seed_all(self.settings.seed, self.progress.phase, number, step, self.machine.rank)
+            inputs, targets = objective.prepare(batch.inputs, batch.labels)
+            with nullcontext() if step + 1 == steps else accelerator.no_sync(self.wrapped):
+                losses = objective.losses(self.wrapped(inputs), targets) * batch.weights
+                # gradients become the mean over processes; this makes it that over all images of the update
+                accelerator.backward(losses.sum() * accelerator.num_processes / size)
+            loss_sum += losses.detach().sum()
+        if self.settings.clip_grad:
+            accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip_grad)
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+        if self.averages:
+            self.averages.update(self.phase.module, step=number + 1)
+        return loss_sum
+
+    def end_epoch(self, predictions: Predictions, throughput: Throughput) -> None:
+        """Writes an epoch down, and keeps its weights if they are the best so far."""
+        progress, accelerator = self.progress, self.machine.accelerator
+        row = dict(
+            phase=self.phase.name,
+            epoch=progress.epoch + 1,
+            train_loss=progress.loss_sum / progress.images,
+            learning_rate=max(group['lr'] for group in self.optimizer.param_groups),
+            **summary(predictions, self.phase.objective.num_classes, self.phase.task.manifest['class_importance']),
+            images_per_second=throughput.model,
+            input_images_per_second=throughput.input,
         )
-        training = Images(data.train, transform, transforms.min_side_for(a.crop_scale), s.seed)
-    judged_on = evaluation_loader(
-        validation, data.validation, accelerator, s.batch_size, workers(settings, accelerator)
-    )
-    return Phase(name, settings, module, kind, training, judged_on, objective, importance)
+        if is_better(self.settings.metric, row, progress.best):
+            progress.best = row
+            if self.machine.is_main:
+                resume.write(self.checkpoints.best, {self.phase.kind: self.evaluated.state_dict()}, row)
+        progress.history.append(row)
+        progress.epoch, progress.update, progress.loss_sum, progress.images = progress.epoch + 1, 0, 0.0, 0
+        figures = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        accelerator.log(figures, step=len(progress.history))
+        self.machine.print(results.row(row, best=progress.best is row, heading=progress.epoch == 1))
+        if throughput.input and progress.epoch == 1:
+            self.machine.print(f'Throughput: {throughput}')
 
+    def is_out_of_patience(self) -> bool:
+        """Whether as many epochs as `early_stopping` have passed without a better one."""
+        best, since = None, 0
+        for row in self.progress.history:
+            if row['phase'] == self.phase.name:
+                best, since = (row, 0) if is_better(self.settings.metric, row, best) else (best, since + 1)
+        return self.settings.early_stopping is not None and since >= self.settings.early_stopping
 
-def prepare_evaluation(
-    settings: Settings,
-    data: Data,
-    model: TimmModel,
-    transforms: Transforms,
-    accelerator: Accelerator,
-    importance: Sequence[float] | None = None,
-) -> Phase:
-    """The model as it is, of whose outputs those count that are the dataset's classes."""
-    images = Images(data.validation, transforms.evaluation(), transforms.min_side)
-    module = Selected(model, outputs_of(model, data.class_names)).to(accelerator.device)
-    judged_on = evaluation_loader(
-        images, data.validation, accelerator, settings.optimization.batch_size, workers(settings, accelerator)
-    )
-    return Phase(
-        'evaluation',
-        settings,
-        module,
-        'model',
-        None,
-        judged_on,
-        Objective(len(data.class_names), data.multi_label),
-        importance,
-    )
+    def save(self) -> None:
+        """Writes a checkpoint, unless a weight is not a finite number."""
+        self.saved_at = time.monotonic()
+        if not self.machine.is_main:
+            return
+        progress, scaler = self.progress, self.machine.accelerator.scaler
+        tensors = {self.phase.kind: self.phase.module.state_dict()}
+        if not all(tensor.isfinite().all() for tensor in tensors[self.phase.kind].values()):
+            raise self.diverged()
+        if self.averages:
+            tensors['averages'] = self.averages.module.state_dict()
+        tensors['optimizer'], rest = resume.pack_optimizer(self.optimizer)
+        state = dict(progress=progress.as_dict(), optimizer=rest, scaler=scaler.state_dict() if scaler else None)
+        self.checkpoints.save(progress.phase, progress.epoch * self.batching.updates + progress.update, tensors, state)
 
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continues where a checkpoint was written."""
+        tensors, state = checkpoint.tensors, checkpoint.state
+        resume.restore(self.phase.module, tensors[self.phase.kind], checkpoint.path)
+        if self.averages:
+            resume.restore(self.averages.module, tensors['averages'], checkpoint.path)
+        resume.unpack_optimizer(self.optimizer, tensors.get('optimizer', {}), state['optimizer'])
+        if self.machine.accelerator.scaler:
+            self.machine.accelerator.scaler.load_state_dict(state['scaler'])
 
-def kept_features(
-    images: Images, settings: Settings, model: TimmModel, transforms: Transforms, accelerator: Accelerator
-) -> Features:
-    """What the network makes of each image, from the cache; what is missing there is computed first."""
-    context = context_of(
-        without_classifier(model),
-        dict(
-            transforms.config,
-            min_side=images.min_side,
-            model=settings.model.model,
-            precision=accelerator.mixed_precision,
-        ),
-    )
-    cache = FeatureCache(settings.machine.feature_cache or cache_folder(), context)
-    keys = digests(images.split, workers(settings, accelerator))
-    throughput = Throughput(workers(settings, accelerator), accelerator.num_processes)
-    with (
-        progress_bar(f'Features of {images.split.name}', len(images.split), accelerator) as bar,
-        models.evaluating(model),
-        accelerator.autocast(),
-    ):
-        cache.fill(
-            images,
-            keys,
-            partial(models.features_of, model),
-            accelerator,
-            throughput,
-            workers(settings, accelerator),
-            memory_format(settings),
-            lambda count: bar.update(count * accelerator.num_processes),
+    def diverged(self) -> Diverged:
+        return Diverged(
+            f'The training has diverged in epoch {self.progress.epoch + 1}: the loss is not a finite number. Choose '
+            f'another output, and a smaller --learning-rate than {self.settings.learning_rate:g}, a longer '
+            f'--warmup-epochs, or --clip-grad 1. The last good weights are kept in {self.checkpoints.last_good}.'
         )
-    if throughput.images:
-        accelerator.print(f'Features of {images.split.name}: {throughput}')
-    return Features(images.split, keys, cache)
 
 
-def restore_best(phase: Phase, model: TimmModel, folder: Run, accelerator: Accelerator) -> None:
-    """Gives the model the best weights so far, and keeps them whole, for the next phase changes what they rest on."""
-    if accelerator.is_main_process:
-        best = resume.read(folder.checkpoints.best)
+def evaluate(phase: Phase, module: nn.Module) -> Predictions:
+    """Predictions of a module on the validation split, by all processes together, each image exactly once."""
+    machine, split = phase.task.machine, phase.task.data.validation
+    order = InOrder(split, phase.task.settings.optimization.batch_size, machine.processes, machine.rank)
+    parts = []
+    machine.share(module.buffers())
+    with models.evaluating(module), machine.accelerator.autocast(), machine.progress('Evaluation', len(split)) as bar:
+        for batch in map(machine.put, machine.loader(phase.validation, order)):
+            parts.append(Predictions.of(module(batch.inputs), batch.labels, batch.positions))
+            bar.update(len(batch.positions) * machine.processes)
+    return Predictions.joined(machine.gather(parts))
+
+
+def restore_best(phase: Phase) -> None:
+    """Gives the model the best weights, and keeps them whole, for the next phase changes what a head rests on."""
+    model, machine = phase.task.model, phase.task.machine
+    if machine.is_main:
+        file = phase.task.run.checkpoints.best
+        best = resume.read(file)
         kind = 'model' if 'model' in best.tensors else 'head'
-        resume.restore(model if kind == 'model' else phase.module, best.tensors[kind], best.path)
-        resume.write(folder.checkpoints.best, {'model': model.state_dict()}, best.state)
-    share_tensors(model.state_dict().values())
+        resume.restore(model if kind == 'model' else phase.module, best.tensors[kind], file)
+        resume.write(file, {'model': model.state_dict()}, best.state)
+    machine.share(model.state_dict().values())
 
 
-def finish(
-    phase: Phase,
-    progress: Progress,
-    data: Data,
-    model: TimmModel,
-    transforms: Transforms,
-    kept: dict[str, Any],
-    folder: Run,
-    accelerator: Accelerator,
-) -> None:
-    """Judges the best weights once more, and writes the model, its figures and the report."""
-    settings, split = phase.settings, data.validation
-    predictions = judge(phase, phase.module, data, accelerator)
-    if not accelerator.is_main_process:
-        return
-    figures: dict[str, Any] = dict(
-        summary(predictions, len(data.class_names), phase.importance),
-        bad_images=len(kept['bad_images']),
-        num_classes=len(data.class_names),
-        model=settings.model.model,
-        dataset=settings.data.dataset,
-        split=f'{settings.data.validation_share:.0%} of {split.name}' if 'validation_rows' in kept else split.name,
-    )
-    if progress.best:
-        figures.update({name: progress.best[name] for name in ('phase', 'epoch')})
-    if not settings.output.eval_only:
-        base = models.hub_id(model) if settings.model.pretrained else None
-        models.save(folder.folder, model, transforms.config, data.class_names, data.multi_label, base)
-    bad = [f'{image["name"]}: {image["reason"]}' for image in kept['bad_images']]
-    folder.write_text(
-        'report.html',
-        results.page(
-            predictions,
-            split,
-            data.class_names,
-            [dict(row, best=row == progress.best) for row in progress.history],
-            settings.flat(),
-            figures,
-            bad,
-            folder.folder,
-            accelerator.device,
-            phase.importance,
-        ),
-    )
-    folder.write_text(HISTORY_FILE, json.dumps(progress.history, indent=2))
-    folder.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # the last one: from here on it is finished
-    if not settings.output.eval_only and is_xception(folder.folder):
-        folder.write_text('README.md', card.render(folder.folder))
-    print(f'\n{results.table(figures)}\nWritten: {folder.folder}, with report.html')
-    if settings.output.push:
-        push(settings.output.push, folder.folder)
+# The command
 
-
-def is_xception(folder: Path) -> bool:
-    """Whether a directory is what this project has cards for."""
-    return card.is_xception(card.read_json(folder / card.CONFIG_FILE))
-
-
-def push(repo_id: str, folder: Path) -> None:
-    """Publishes a finished run, with this project's model card or, for other networks, timm's."""
-    if is_xception(folder):
-        published = publish.publish(folder, repo_id, message='Publish a fine-tuned xception_paper')
-        print(f'Published: {published.commit_url or "nothing to do, the repository holds all of this"}')
-    else:
-        model = timm.create_model(f'local-dir:{folder}', pretrained=True)
-        config = {'label_names': model.pretrained_cfg['label_names']}
-        timm.models.push_to_hf_hub(model, repo_id, model_config=config, safe_serialization=True)
-        print(f'Published: {repo_id}')
-
-
-def try_one_batch(
-    settings: Settings, data: Data, model: TimmModel, transforms: Transforms, accelerator: Accelerator
-) -> str:
-    """What a step of the last phase costs, after the settings that it was made with; changes the model."""
-    lines = [f'{name:24} {value}' for name, value in settings.flat().items()]
-    s, throughput = settings.optimization, Throughput(0)
-    if settings.output.eval_only or s.recipe == 'probe':
-        images = Images(data.validation, transforms.evaluation(), transforms.min_side)
-        batches = loader(images, InOrder(data.validation, s.batch_size))
-        with models.evaluating(model), closing(throughput.timed(batches)) as feed:
-            models.features_of(model, next(feed).to(accelerator.device, memory_format(settings)).inputs)
-        passes = (len(data.train) + len(data.validation)) / (throughput.model or 1) / accelerator.num_processes
-        lines += ['', f'One batch: {throughput}; about {passes / 60:.0f} minutes for one pass over all images']
-    else:
-        phase = prepare('everything', settings, data, model, transforms, accelerator)
-        order = TrainingBatches(data.train, Batching(len(data.train), s.batch_size), s.seed)
-        set_mode(model, s.batch_norm == 'frozen')
-
-        def loss_of(batch: Batch) -> torch.Tensor:
-            with accelerator.autocast():
-                inputs, targets = phase.objective.prepare(batch.inputs, batch.labels)
-                return phase.objective.losses(model(inputs), targets).mean()
-
-        with closing(throughput.timed(loader(phase.training, order))) as feed:
-            batch = next(feed).to(accelerator.device, memory_format(settings))
-            footprint = measure(model, make_optimizer(s, model), partial(loss_of, batch), len(batch.inputs))
-        lines += [
-            '',
-            f'One batch of {footprint.batch_size}: loss {footprint.loss:.4f}; {throughput}',
-            f'Memory of a step: {footprint}; {footprint.total(bool(s.ema_decay)) / 1e6:.0f} MB in all, besides '
-            f'the libraries',
-        ]
-    return '\n'.join([*lines, 'Dry run: nothing was written.'])
-
-
-app = App(name='finetune.py', help=__doc__, version_flags=[])
+app = App(help=__doc__, version_flags=[])
 
 
 @app.default
 def main(settings: Settings) -> None:
     """Adapts a timm model to a dataset."""
-    main_process = int(os.environ.get('RANK', '0')) == 0
-    warnings.showwarning = show_warning
+    is_main = int(os.environ.get('RANK', '0')) == 0
+    warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     try:
         run(settings)
-    except (
-        DataError,
-        ImageError,
-        ModelError,
-        ResumeError,
-        SettingsError,
-        Diverged,
-        card.CardError,
-        publish.PublishError,
-    ) as e:
+    except XceptionHubError as e:
         text = str(e)
-        if isinstance(e, ImageError):  # of a worker's, only the last line is for the user
+        if isinstance(e, ImageError):  # from a worker, only the last line is for the user
             text = text.strip().splitlines()[-1].rpartition('ImageError: ')[2]
-        sys.exit(f'error: {text}' if main_process else 1)
+        sys.exit(f'error: {text}' if is_main else 1)
     except (Interrupted, KeyboardInterrupt):
-        file = settings.output.output / SETTINGS_FILE  # not there yet if nothing has been trained
+        file = settings.output.output / SETTINGS_FILE  # not there if nothing has been trained
         again = f', or: finetune.py --config {file}' if file.is_file() else ''
         print(f'\nStopped. The same command goes on from here{again}', file=sys.stderr)
         sys.exit(INTERRUPTED)
-
-
-def show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-    print(f'warning: {message}', file=sys.stderr)
 
 
 @app.meta.default
 def launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], config: Path | None = None
 ) -> None:
-    """Settings from the command line, before those of a YAML file, before those of the recipe.
+    """Settings come from the command line, else from the YAML file, else from the recipe.
 
     Args:
-        config: A YAML file of settings, such as DIR/settings.yaml of another run.
+        config: YAML file with settings, such as DIR/settings.yaml of another run.
     """
-    found: dict[str, Any] = {}
-    if config:
-        try:
-            found = yaml.safe_load(config.read_text(encoding='utf-8'))
-        except (OSError, yaml.YAMLError) as e:
-            sys.exit(f'error: {config} can not be read ({e}).')
-        if not isinstance(found, dict):
-            sys.exit(f'error: {config} holds no settings.')
-    named = [
-        token.partition('=')[2] or following
-        for token, following in zip(tokens, [*tokens[1:], ''])
-        if token.partition('=')[0] == '--recipe'
-    ]
-    recipe = (named or [found.get('recipe', Optimization.recipe)])[-1]
-    values = {name: value for name, value in found.items() if value is not None and value != {} and value != []}
-    presets = RECIPES[recipe]() if recipe in RECIPES else {}
-    app.config = [
-        cyclopts.config.Dict(values, source=str(config), use_commands_as_keys=False),
-        cyclopts.config.Dict(presets, source=f'the recipe {recipe}', use_commands_as_keys=False),
-    ]
+    app.config = with_recipe(tokens, config)
     app(tokens)
 
 

@@ -131,7 +131,7 @@ def main(repeats: int = 7) -> None:
             )
     print(
         '\npeak: resident memory above that of the imports, mapped pages of the weight file included, which the '
-        'system\ntakes back when it needs to. private: resident memory that it can not take back, imports included.'
+        'system\ntakes back when it needs to. private: resident memory that it cannot take back, imports included.'
     )
 
 

@@ -6,9 +6,10 @@ pooled features, in float32, on the photos of examples/port_a_keras_model.py. Ze
 
 import sys
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
-from cyclopts import App
+from cyclopts import App, Parameter
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
@@ -16,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 from port_a_keras_model import download
 
 from xception_hub import Xception
-from xception_hub.porting.parity import photo_batch
+from xception_hub.porting.photos import photo_batch
 from xception_hub.porting.port import port
 from xception_hub.weights.checkpoints import LEGACY_NUMERICS
 
@@ -27,15 +28,18 @@ app = App(help=__doc__, version_flags=[])
 
 @app.default
 @torch.inference_mode()
-def main(photos: int = 6) -> None:
+def main(
+    *, photos: int = 6, sizes: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative='')] = SIZES
+) -> None:
     """Prints a row for each image size.
 
     Args:
-        photos: How many of the 18.
+        photos: Number of photos, of 18.
+        sizes: Heights and widths of the images in pixels.
     """
     checkpoint = download()
     backbone = {name: t for name, t in port(checkpoint.model).tensors.items() if not name.startswith('head.')}
-    variants = {
+    variants: dict[str, dict[str, Any]] = {
         'exact': {},
         'pool padding': dict(pool_padding=LEGACY_NUMERICS['pool_padding']),
         'eps': dict(bn_eps=LEGACY_NUMERICS['bn_eps']),
@@ -45,8 +49,8 @@ def main(photos: int = 6) -> None:
     for model in models.values():
         model.load_state_dict(backbone)
     print(f'{"pixels":>6}' + ''.join(f'{name:>14}' for name in list(models)[1:]) + f'{"cosine, both":>14}')
-    for size in SIZES:
-        images = photo_batch(checkpoint.photos[:photos], (size, size), photos)
+    for size in sizes:
+        images = photo_batch(checkpoint.photos[:photos], (size, size))
         x = torch.from_numpy(images).float().permute(0, 3, 1, 2)
         pooled = {name: model(x) for name, model in models.items()}
         exact = pooled.pop('exact')

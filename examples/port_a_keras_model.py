@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -118,7 +119,7 @@ class Prediction:
 
 
 @torch.inference_mode()
-def classify(model: torch.nn.Module, checkpoint: Checkpoint) -> list[Prediction]:
+def classify(model: Any, checkpoint: Checkpoint) -> list[Prediction]:
     """Classifies the photos as any timm model would: the preprocessing and the names are in its config."""
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
     names = model.pretrained_cfg['label_names']

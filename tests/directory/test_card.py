@@ -208,7 +208,7 @@ def test_results(dataset: str, shown: str, directory: Path) -> None:
         ('config.json', None, 'has no config.json. Name a directory that conversion.convert wrote'),
         ('config.json', '[]', 'config.json holds a list instead of an object'),
         ('config.json', '{}', "lacks what a card needs (KeyError: 'num_classes')"),
-        ('parity.json', '{', 'parity.json can not be read as JSON'),
+        ('parity.json', '{', 'parity.json cannot be read as JSON'),
         ('parity.json', '{"proofs": [{}]}', "lacks what a card needs (KeyError: 'proof')"),
         ('model.safetensors', None, 'has no model.safetensors of an Xception'),
     ],

@@ -393,7 +393,7 @@ def not_finite(directory: Path) -> None:
 DAMAGES = {
     'no directory': (lambda d: shutil.rmtree(d), 'has no model.safetensors'),
     'no config': (lambda d: (d / 'config.json').unlink(), 'has no config.json. Name a directory'),
-    'a config that is no JSON': (lambda d: (d / 'config.json').write_text('{'), 'can not be read as JSON'),
+    'a config that is no JSON': (lambda d: (d / 'config.json').write_text('{'), 'cannot be read as JSON'),
     'another network': (lambda d: change(d / 'config.json', architecture='resnet50'), "architecture is 'resnet50'"),
     'an unknown argument': (
         lambda d: change(d / 'config.json', model_args=dict(depth=3)),

@@ -12,9 +12,7 @@ from conftest import ROOT
 from handwritten_digits import handwritten_digits
 from PIL import Image
 
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-import ablations
+from xception_hub.paper import ablations
 
 COMMITTED = ROOT / 'docs' / 'paper' / 'ablations.json'
 

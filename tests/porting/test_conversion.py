@@ -336,7 +336,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     'config is empty': (lambda s, t: rewritten(s, t, config=b'{}'), 'not that of a Keras model'),
     'weights are no HDF5': (lambda s, t: rewritten(s, t, model=b'x' * 1000), 'not a complete HDF5 file'),
     'zip bomb': (lambda s, t: bomb(s, t), 'declares'),
-    'lambda': (with_config(insert_lambda), "the Lambda layer 'lambda' can not be converted"),
+    'lambda': (with_config(insert_lambda), "the Lambda layer 'lambda' cannot be converted"),
     'another network': (with_config(lambda c: outer(c).pop(1)), "holds no layer called 'block1_conv1'"),
     'unknown head': (with_config(lambda c: outer(c)[4].update(class_name='Conv1D')), "Conv1D layer 'dropout'"),
     'hidden softplus': (

@@ -276,7 +276,7 @@ def test_part_of_something_else(arrived: bytes, server: ReleaseServer, cache: Pa
 def test_refused(fault: Fault, reason: str, attempts: int, server: ReleaseServer, cache: Path) -> None:
     """One error with the cause; what may pass by itself is tried again."""
     server.faults[''] = fault
-    with pytest.raises(ReleaseError, match=re.escape(f'{RELEASES[NAME].url} can not be downloaded: {reason}.\n')):
+    with pytest.raises(ReleaseError, match=re.escape(f'{RELEASES[NAME].url} cannot be downloaded: {reason}.\n')):
         fetch(NAME, cache)
     assert len(server.requests) == attempts
     assert not part(cache).exists()
@@ -289,7 +289,7 @@ def test_server_down(server: ReleaseServer, cache: Path) -> None:
     with pytest.raises(ReleaseError) as error:
         fetch(NAME, cache)
     message, target, (url, md5) = str(error.value), cache / 'weights.h5', astuple(RELEASES[NAME])
-    assert re.match(rf'{url} can not be downloaded: .*Connection refused\.\n', message)
+    assert re.match(rf'{url} cannot be downloaded: .*Connection refused\.\n', message)
     assert message.endswith(
         f'(md5 {md5}) and put it at {target}, or pass its path to the conversion instead of {NAME!r}.'
     )

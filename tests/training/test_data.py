@@ -325,9 +325,9 @@ def test_files_of_a_stream_that_can_not_be_had(hub: HubServer, everything: dict[
     try:
         (_, there), (_, missing), (_, forbidden) = load(everything['hub folder'], streaming=True).train.cells()
         assert content(there).startswith(b'\x89PNG')
-        with pytest.raises(ImageError, match='can not be read: .*404'):
+        with pytest.raises(ImageError, match='cannot be read: .*404'):
             content(missing)
-        with pytest.raises(ImageError, match='can not be read: .*403'):
+        with pytest.raises(ImageError, match='cannot be read: .*403'):
             content(forbidden)
     finally:
         hub.faults.clear()
@@ -442,7 +442,7 @@ def test_evaluation_that_has_to_be_told(tmp_path: Path) -> None:
     datasets.DatasetDict(train=pictures(), extra=pictures()).save_to_disk(tmp_path / 'saved')
     with pytest.raises(DataError, match='has the splits train, extra. Name the one to evaluate on'):
         load(str(tmp_path / 'saved'), train_split=None)
-    with pytest.raises(DataError, match="The split 'extra' .* can not be both trained and judged on"):
+    with pytest.raises(DataError, match="The split 'extra' .* cannot be both trained and judged on"):
         load(str(tmp_path / 'saved'), train_split='extra', validation_split='extra')
     assert load(str(tmp_path / 'saved'), train_split='extra').has_validation is False
 
@@ -610,11 +610,11 @@ def test_no_images(tmp_path: Path, streaming: bool) -> None:
 @pytest.mark.parametrize('streaming', [False, True])
 def test_no_rows(tmp_path: Path, streaming: bool) -> None:
     pictures().select([]).to_parquet(tmp_path / 'table.parquet')
-    with pytest.raises(DataError, match='is empty|can not be read'):
+    with pytest.raises(DataError, match='is empty|cannot be read'):
         load(str(tmp_path / 'table.parquet'), streaming=streaming)
     split = pictures()
     datasets.DatasetDict(train=split, test=split.select([])).save_to_disk(tmp_path / 'saved')
-    with pytest.raises(DataError, match='is empty|can not be read'):
+    with pytest.raises(DataError, match='is empty|cannot be read'):
         load(str(tmp_path / 'saved'), streaming=streaming)
 
 
@@ -631,9 +631,9 @@ def test_no_rows(tmp_path: Path, streaming: bool) -> None:
         ('image,x\na.png,cat\n', 'No column of .* can be told to be the label: it has image, x'),
         ('image,label\na.png,0.5\nb.png,1.5\n', "The column 'label' of .* holds float instead of class names"),
         ('image,label\n1,cat\n2,dog\n', "The column 'image' of .* holds int64 instead of images or paths"),
-        ('', 'can not be read as a table'),
-        ('image,label\n', 'is empty|can not be read'),
-        ('image,label\na,b,c\n"', 'can not be read as a table'),
+        ('', 'cannot be read as a table'),
+        ('image,label\n', 'is empty|cannot be read'),
+        ('image,label\na,b,c\n"', 'cannot be read as a table'),
     ],
 )
 def test_broken_table(table: str, reason: str, streaming: bool, tmp_path: Path) -> None:
@@ -658,7 +658,7 @@ def damaged(folder: Path) -> Iterator[Path]:
 @pytest.mark.parametrize('streaming', [False, True])
 def test_damaged(streaming: bool, tmp_path: Path) -> None:
     for path in damaged(tmp_path):
-        with pytest.raises(DataError, match=rf'{path}.* can not be read') as error:
+        with pytest.raises(DataError, match=rf'{path}.* cannot be read') as error:
             load(str(path), streaming=streaming)
         assert len(str(error.value)) < 1000
 
@@ -701,11 +701,11 @@ def test_content(tmp_path: Path) -> None:
         ('{}/none.png', 'there is no such file'),
         ('{}/none/none.png', 'there is no such file'),
         ('file://{}/none.png', 'there is no such file'),
-        ('{}', 'can not be read: Is a directory'),
-        ('file://{}', 'can not be read: Is a directory'),
-        ('what://{}/a.png', 'can not be read: .*Protocol not known: what'),
-        ('{}/\0.png', 'can not be read: .*embedded null'),
-        ('{}/' + 300 * 'a', 'can not be read: File name too long'),
+        ('{}', 'cannot be read: Is a directory'),
+        ('file://{}', 'cannot be read: Is a directory'),
+        ('what://{}/a.png', 'cannot be read: .*Protocol not known: what'),
+        ('{}/\0.png', 'cannot be read: .*embedded null'),
+        ('{}/' + 300 * 'a', 'cannot be read: File name too long'),
     ],
 )
 def test_no_content(path: str | None, reason: str, tmp_path: Path) -> None:

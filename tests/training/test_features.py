@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from xception_hub.training import features
 from xception_hub.training.data import Split
 from xception_hub.training.features import FeatureCache, Features, cache_folder, context_of
+from xception_hub.training.machine import Machine
 from xception_hub.training.models import Transforms, evaluating, features_of, without_classifier
 from xception_hub.training.samples import Batching, Images, InOrder, Item, TrainingBatches, loader
 from xception_hub.training.scan import digests
@@ -79,7 +80,8 @@ class Fill:
         found = digests(split)
         images = Images(split, Transforms(self.model, 64).evaluation())
         with evaluating(self.model):
-            self.cache.fill(images, found, compute, Accelerator(cpu=True), Throughput(workers), workers, step=step)
+            machine = Machine(Accelerator(cpu=True), workers)
+            self.cache.fill(images, found, compute, machine, machine.throughput(), step)
         return found
 
 
@@ -210,7 +212,9 @@ def fill_a_share(folder: str, paths: list[Path], log: str) -> None:
     cache = FeatureCache(Path(folder), 'context')
     found = digests(split)
     with torch.no_grad():
-        cache.fill(Images(split, Transforms(model, 64).evaluation()), found, compute, accelerator, Throughput(0))
+        cache.fill(
+            Images(split, Transforms(model, 64).evaluation()), found, compute, Machine(accelerator), Throughput(0)
+        )
     assert all(digest in cache for digest in found)
     Path(f'{log}{accelerator.process_index}').write_text(f'{accelerator.num_processes} {count}')
 

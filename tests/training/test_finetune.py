@@ -24,8 +24,9 @@ from hub_server import TOKEN, HubServer
 from kitchen_photos import PHOTOS, kitchen_photos
 from torch import Tensor, nn
 
-from finetune import SettingsError, read_importance
+from xception_hub.errors import SettingsError
 from xception_hub.training.data import Data, Split
+from xception_hub.training.manifest import read_importance
 from xception_hub.training.results import usage
 from xception_hub.training.resume import Checkpoints, read
 
@@ -273,7 +274,7 @@ def test_two_processes_are_one(folder: Path, tmp_path: Path, log: Path) -> None:
     assert figures_of(tmp_path / 'one')['num_samples'] == figures_of(tmp_path / 'two')['num_samples'] == 12
     losses = [figures_of(tmp_path / name)['loss'] for name in ('one', 'two')]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert result.stdout.count('6 classes, 48 images to train on, 12 to judge on') == 1
+    assert result.stdout.count('6 classes, 48 images for training, 12 for validation') == 1
 
 
 def test_multi_label(folder: Path, tmp_path: Path, log: Path) -> None:
@@ -349,8 +350,8 @@ def test_class_importance(several: Path, tmp_path: Path, log: Path) -> None:
 @pytest.mark.parametrize(
     ('text', 'reason'),
     [
-        (None, 'can not be read as JSON ([Errno 2] No such file'),
-        ('any: 1', 'can not be read as JSON (Expecting value'),
+        (None, 'cannot be read as JSON ([Errno 2] No such file'),
+        ('any: 1', 'cannot be read as JSON (Expecting value'),
         ('[1, 1, 1]', 'holds a list instead of an object: {"class": weight, ...}'),
         ('{"a": 1, "b": 1}', 'does not name the classes of the dataset: 1 (c) missing, none unknown'),
         ('{"a": 1, "b": 1, "c": 1, "d": 1}', 'does not name the classes of the dataset: none missing, 1 (d) unknown'),
@@ -444,7 +445,7 @@ def test_stream(folder: Path, tmp_path: Path, log: Path) -> None:
     text = finetune(
         *SMALL, *FEW, '--dataset', tmp_path / 'table.csv', '--streaming', '--output', tmp_path / 'model', log=log
     )
-    assert '6 classes, 48 images to train on, 12 to judge on' in text
+    assert '6 classes, 48 images for training, 12 for validation' in text
     assert figures_of(tmp_path / 'model')['num_samples'] == 12
 
 
@@ -510,7 +511,7 @@ def test_bad_images(folder: Path, tmp_path: Path, log: Path) -> None:
     assert ended.status == 1
     for name in ('one/001.png: damaged', 'two/notes.jpg: no image of a known format'):
         assert f'Bad image: {data}/{name}' in ended.text
-    assert '2 images can not be used' in ended.text
+    assert '2 images cannot be used' in ended.text
     assert not (tmp_path / 'model').exists()
     finetune(*SMALL, *FEW, '--dataset', data, '--bad-images', 'skip', '--output', tmp_path / 'model', log=log)
     assert figures_of(tmp_path / 'model')['bad_images'] == 2
@@ -583,18 +584,18 @@ def test_divergence(folder: Path, tmp_path: Path, log: Path) -> None:
             'weights.json weights classes in map_at_100, which exclusive classes do',
         ),
         (('--recipe', 'probe', '--flip', 0.5), 'nothing can be augmented'),
-        (('--streaming', '--balanced-sampling'), 'can not choose images of a stream'),
-        (('--model', 'resnet51'), 'resnet51 can not be built'),
+        (('--streaming', '--balanced-sampling'), 'cannot choose images of a stream'),
+        (('--model', 'resnet51'), 'resnet51 cannot be built'),
         (('--model', 'xception_paper', '--image-size', 40), 'takes images of 71 pixels at least, not 40'),
         (('--model-args.depth', 7), "unexpected keyword argument 'depth'"),
-        (('--optimizer', 'adamn'), "The optimizer 'adamn' can not be made"),
+        (('--optimizer', 'adamn'), "The optimizer 'adamn' cannot be made"),
         (('--label-column', 'kind'), "no column 'kind', but image, label"),
         (('--validation-split', 'dev'), "no split 'dev', but train"),
         (('--dataset', 'nobody/nothing'), 'neither a path here nor a dataset that can be had from the Hub'),
         (('--epochs', 0), 'Invalid value "0" for --epochs. Must be >= 1'),
         (('--recipe', 'half'), 'Invalid value "half" for --recipe'),
         (('--epoch', 3), 'Unknown option: --epoch. Did you mean --epochs?'),
-        (('--config', 'nowhere.yaml'), 'nowhere.yaml can not be read'),
+        (('--config', 'nowhere.yaml'), 'nowhere.yaml cannot be read'),
     ],
     ids=lambda value: ' '.join(map(str, value)) if isinstance(value, tuple) else '',
 )
@@ -729,7 +730,7 @@ def test_duplicates_are_named(folder: Path, tmp_path: Path, log: Path) -> None:
     for path in list((data / 'one').iterdir()):
         shutil.copy(path, path.with_name(f'copy of {path.name}'))
     text = finetune(*SMALL, *FEW, '--dataset', data, '--output', tmp_path / 'model', log=log)
-    assert re.search(r'warning: \d+ image files are both in the training and in the validation split', text)
+    assert re.search(r'warning: \d+ image files are in the training and in the validation split', text)
 
 
 def test_class_of_one(folder: Path, tmp_path: Path, log: Path) -> None:

@@ -62,10 +62,10 @@ def logits(model: nn.Module, batch: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ('name', 'args', 'size', 'reason'),
     [
-        ('test_resnet51', {}, None, r'test_resnet51 can not be built: .*Unknown model'),
-        ('local-dir:/none', {}, None, 'local-dir:/none can not be built: .*/none'),
-        ('test_resnet', dict(frobnicate=1), None, "test_resnet can not be built: TypeError: .*'frobnicate'"),
-        ('xception_paper', dict(output_stride=7), None, 'xception_paper can not be built: ValueError: output_stride'),
+        ('test_resnet51', {}, None, r'test_resnet51 cannot be built: .*Unknown model'),
+        ('local-dir:/none', {}, None, 'local-dir:/none cannot be built: .*/none'),
+        ('test_resnet', dict(frobnicate=1), None, "test_resnet cannot be built: TypeError: .*'frobnicate'"),
+        ('xception_paper', dict(output_stride=7), None, 'xception_paper cannot be built: ValueError: output_stride'),
         ('xception_paper', {}, 64, 'xception_paper takes images of 71 pixels at least, not 64. Choose a larger'),
         ('xception_paper', dict(min_img_size=65), 64, 'takes images of 65 pixels at least, not 64'),
     ],
@@ -207,7 +207,7 @@ def test_dropout_of_a_head() -> None:
 def test_models_that_have_no_head(name: str, options: dict[str, Any], kind: str) -> None:
     model = timm.create_model(name, **options)
     for take_apart in (lambda: ProbeHead(model, 0.0), lambda: without_classifier(model)):
-        with pytest.raises(ModelError, match=f'{kind} instead of one Linear layer, so that its features can not be'):
+        with pytest.raises(ModelError, match=f'{kind} instead of one Linear layer, so that its features cannot be'):
             take_apart()
 
 

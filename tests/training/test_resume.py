@@ -355,7 +355,7 @@ def test_state_that_can_not_be_kept(value: Any, kind: str) -> None:
     of_parameter.state[parameter]['old'] = value
     of_group.param_groups[0]['old'] = torch.Generator()
     for optimizer, found in ((of_parameter, kind), (of_group, 'Generator')):
-        with pytest.raises(ResumeError, match=f'SGD keeps a {found} in its state, which a checkpoint can not hold'):
+        with pytest.raises(ResumeError, match=f'SGD keeps a {found} in its state, which a checkpoint cannot hold'):
             pack_optimizer(optimizer)
 
 

@@ -47,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             (folder / name).write_bytes(content)
     found = {str(folder / name): reason for name, (_, reason) in bad.items()}
     (folder / 'folder.png').mkdir()
-    found[str(folder / 'folder.png')] = 'can not be read: Is a directory'
+    found[str(folder / 'folder.png')] = 'cannot be read: Is a directory'
     order = list(found)
     for position, path in zip(GOOD, good):
         order.insert(position, str(path))
@@ -89,7 +89,7 @@ def test_bad_images(files: dict[str, str], workers: int, streamed: bool) -> None
 def test_files_that_are_only_read(files: dict[str, str], streamed: bool) -> None:
     """What isn't decoded can't be damaged."""
     found = scan(split_with(files, streamed), decoded=False)
-    assert [bad.reason for bad in found.bad] == ['there is no such file', 'can not be read: Is a directory']
+    assert [bad.reason for bad in found.bad] == ['there is no such file', 'cannot be read: Is a directory']
     assert found.digests == scan(split_with(files)).digests
 
 

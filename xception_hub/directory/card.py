@@ -1,35 +1,28 @@
-"""The model card of a directory: its README.md, from what the directory itself holds.
+"""The model card of a directory: README.md, from `card.md.jinja` and what the directory itself holds.
 
-What the directory doesn't tell, the card doesn't either: one that a fine-tuning wrote has no parity.json, and its card
-no word of Keras' file or of proofs, but its figures.
+What the directory does not tell, the card does not either: a fine-tuned one has no parity.json, and its card no word of
+Keras' file or of proofs, but its figures.
 """
 
-import json
 import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils.sha import sha_fileobj
 from timm.data import resolve_data_config
 
-from .. import verify
-from ..errors import CardError, CheckpointError
+from ..errors import CardError, CheckpointError, DirectoryError
+from ..weights.sources import verify
+from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, read_json
 
-__all__ = ['CONFIG_FILE', 'METRICS_FILE', 'PARITY_FILE', 'WEIGHTS_FILE', 'is_xception', 'read_json', 'render']
-
-WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE = (
-    'model.safetensors',
-    'config.json',
-    'parity.json',
-    'metrics.json',
-)
+__all__ = ['is_xception', 'render']
 
 PROJECT = 'OWNER/xception_hub'  # on GitHub; README.md calls it so too
 PLACEHOLDER = 'ORG/NAME'  # of a card whose repository isn't known yet
-PAPER = 'https://arxiv.org/abs/1610.02357'
 
 LISTED_CLASSES = 20  # of more, the card says how many
 LINE_LENGTH = 100  # of code, so that the Hub's pages show it without scrolling
@@ -60,52 +53,89 @@ def render(directory: Path, repo_id: str | None = None, license: str | None = No
     """The text of README.md, the same for the same files.
 
     Args:
-        directory: With config.json and model.safetensors. parity.json adds the source and the proofs; config.json's
-            `base_model`, if it has one, the repository that a fine-tuning started from; metrics.json its figures.
-        repo_id: The repository that the code refers to, 'org/name' or 'org/name@revision'; a placeholder without it.
-        license: The Hub's identifier of the weights' licence, like 'mit'. That in config.json's pretrained_cfg isn't
-            taken for it: a fine-tuning may have left it there from what it started from.
+        directory: A directory with config.json and model.safetensors. parity.json adds the source and the proofs;
+            config.json's `base_model`, if it has one, the repository that a fine-tuning started from; metrics.json its
+            figures.
+        repo_id: The repository that the code refers to, 'org/name' or 'org/name@revision'; None for a placeholder.
+        license: The Hub's identifier of the weights' licence, like 'mit'. The one in config.json's pretrained_cfg is
+            not used: a fine-tuning may have left it there from what it started from.
 
     Raises:
-        CardError: A file is missing, or isn't what its name says.
+        CardError: A file is missing, or is not what its name says.
     """
-    config = read_json(directory / CONFIG_FILE)
-    parity, metrics = (
-        read_json(directory / name) if (directory / name).is_file() else {} for name in (PARITY_FILE, METRICS_FILE)
-    )
     try:
-        sections = [
-            _metadata(config, parity, metrics, repo_id, license),
-            _introduction(config, parity, repo_id),
-            _usage(config, repo_id or PLACEHOLDER),
-            _facts(directory, config),
-            _results(metrics),
-            _parity(parity),
-            _licence(parity, license),
-        ]
-    except (KeyError, TypeError, AttributeError) as e:
+        config = read_json(directory / CONFIG_FILE)
+        parity, metrics = (
+            read_json(directory / name) if (directory / name).is_file() else {} for name in (PARITY_FILE, METRICS_FILE)
+        )
+    except DirectoryError as e:
+        raise CardError(str(e)) from e
+    try:
+        context = _context(directory, config, parity, metrics, repo_id, license)
+        return ENVIRONMENT.get_template('card.md.jinja').render(context)
+    except (KeyError, TypeError, AttributeError, jinja2.UndefinedError) as e:
         raise CardError(
             f'{directory}: {CONFIG_FILE} or {PARITY_FILE} lacks what a card needs ({type(e).__name__}: {e}). Write the '
-            f'directory with conversion.convert, or its {CONFIG_FILE} with timm.models.save_for_hf.'
+            f'directory with xception-hub convert, or its {CONFIG_FILE} with timm.models.save_for_hf.'
         ) from e
-    return '\n\n'.join(section for section in sections if section) + '\n'
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
+def _context(
+    directory: Path,
+    config: dict[str, Any],
+    parity: dict[str, Any],
+    metrics: dict[str, Any],
+    repo_id: str | None,
+    license: str | None,
+) -> dict[str, Any]:
+    """What the template is filled with."""
+    data, args, num_classes = _data_config(config), config.get('model_args') or {}, config['num_classes']
+    backbone, sha256 = _weights(directory)
+    proofs = parity.get('proofs') or []
+    colour = args.get('in_chans', 3) == 3
+    return dict(
+        metadata=_metadata(config, parity, metrics, repo_id, license),
+        title=_title(repo_id),
+        project=PROJECT,
+        repo_id=repo_id or PLACEHOLDER,
+        license=license,
+        architecture=config['architecture'],
+        num_classes=num_classes,
+        label_names=config.get('label_names'),
+        task=_task(config),
+        data=data,
+        image_mode=IMAGE_MODES.get(data['input_size'][0]),
+        model_args={**args, 'num_classes': num_classes},
+        # without the classes in the overlay, timm takes the classifier for one of another task and starts it afresh
+        overlay=dict(hf_hub_id=repo_id or PLACEHOLDER, num_classes=num_classes, **data),
+        # the pipelines run colour images, give a vector, and pass the number of classes themselves
+        has_pipeline=bool(config.get('global_pool')) and colour and 'num_classes' not in args,
+        classes=_classes(config),
+        preparation=_preparation(data),
+        final_activation=_final_activation(config),
+        backbone=backbone,
+        weights_file=WEIGHTS_FILE,
+        sha256=sha256,
+        metrics=dict(metrics, bad_images=metrics.get('bad_images', 0)),
+        dataset=_dataset_name(metrics),
+        results=[(label, metrics[name]) for name, label in FIGURES.items() if name in metrics],
+        source=parity.get('source'),
+        proofs=proofs,
+        compared=[proof for proof in proofs if {'dtype', 'size', 'worst', 'tolerance'} <= proof.keys()],
+        reference=parity.get('reference') or 'Keras',
+        reading=parity.get('reading'),
+    )
 
-    Raises:
-        CardError: There is no such file, or it holds something else.
-    """
+
+def _weights(directory: Path) -> tuple[str, str]:
+    """How the backbone compares with what Keras publishes, and the sha256 of the file."""
+    weights = directory / WEIGHTS_FILE
     try:
-        content = json.loads(file.read_text(encoding='utf-8'))
-    except FileNotFoundError as e:
-        raise CardError(f'{file.parent} has no {file.name}. Name a directory that conversion.convert wrote.') from e
-    except (OSError, ValueError) as e:
-        raise CardError(f'{file} can not be read as JSON ({e}). Write the directory anew.') from e
-    if not isinstance(content, dict):
-        raise CardError(f'{file} holds a {type(content).__name__} instead of an object. Write the directory anew.')
-    return content
+        backbone = verify(weights)
+        with weights.open('rb') as file:
+            return str(backbone), sha_fileobj(file).hex()
+    except (OSError, CheckpointError) as e:
+        raise CardError(f'{directory} has no {WEIGHTS_FILE} of an Xception ({e}). Write the directory anew.') from e
 
 
 def is_xception(config: dict[str, Any]) -> bool:
@@ -135,7 +165,7 @@ def _metadata(
         eval_results=results or None,
         tags=[task, 'timm', 'xception', *(['keras'] if parity.get('source') else [])],
     )
-    return f'---\n{data.to_yaml()}\n---'
+    return data.to_yaml()
 
 
 def _title(repo_id: str | None) -> str:
@@ -144,142 +174,6 @@ def _title(repo_id: str | None) -> str:
 
 def _task(config: dict[str, Any]) -> str:
     return 'image-classification' if config['num_classes'] else 'image-feature-extraction'
-
-
-def _introduction(config: dict[str, Any], parity: dict[str, Any], repo_id: str | None) -> str:
-    source = parity.get('source')
-    text = (
-        f"# {_title(repo_id)}\n\nThe Xception of [Chollet's paper]({PAPER}) as the timm model "
-        f'`{config["architecture"]}`'
-    )
-    if not source:
-        return f'{text}.'
-    known = [_code(source['file'])]
-    if source.get('sha256'):
-        known.append(f'sha256 `{source["sha256"]}`')
-    if source.get('keras_version') not in (None, 'unknown'):
-        known.append(f'written by Keras {source["keras_version"]}')
-    return f'{text}, converted from a Keras model: {", ".join(known)}.'
-
-
-def _usage(config: dict[str, Any], repo_id: str) -> str:
-    """Code that runs as it stands there, once the repository is on the Hub."""
-    blocks = [
-        f'## Use\n\nThe network is in [{PROJECT}](https://github.com/{PROJECT}): '
-        f'`pip install git+https://github.com/{PROJECT}`.',
-        _timm(config, repo_id),
-        _torch_hub(config, repo_id),
-        _transformers(config, repo_id),
-    ]
-    return '\n\n'.join(block for block in blocks if block)
-
-
-def _timm(config: dict[str, Any], repo_id: str) -> str:
-    size = _data_config(config)['input_size']
-    if size[0] in IMAGE_MODES:
-        imports, image = (
-            'import timm, torch, xception_hub\nfrom PIL import Image',
-            (
-                'transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))\n'
-                f"images = transform(Image.open('photo.jpg').convert({IMAGE_MODES[size[0]]!r})).unsqueeze(0)"
-            ),
-        )
-    else:
-        imports, image = 'import timm, torch, xception_hub', f'images = torch.zeros(1, {", ".join(map(str, size))})'
-    return f"""\
-With timm:
-
-```python
-{imports}
-
-model = timm.create_model('hf-hub:{repo_id}', pretrained=True).eval()  # or 'local-dir:' and a folder
-{image}
-with torch.inference_mode():
-    print({_result(config)})
-```"""
-
-
-def _result(config: dict[str, Any]) -> str:
-    """The expression of what a user wants to know of `model(images)`."""
-    if config['num_classes'] < 2:
-        return 'model(images)'
-    if config.get('label_names'):
-        return "model.pretrained_cfg['label_names'][model(images).argmax()]"
-    return 'model(images).argmax().item()'
-
-
-def _torch_hub(config: dict[str, Any], repo_id: str) -> str:
-    """Pretrained weights of another repository, by timm's overlay; the network's arguments come with them."""
-    args = {**(config.get('model_args') or {}), 'num_classes': config['num_classes']}
-    # without the classes in the overlay, timm takes the classifier for one of another task and starts it afresh
-    overlay = dict(hf_hub_id=repo_id, num_classes=config['num_classes'], **_data_config(config))
-    return f"""\
-With torch.hub, and nothing installed but its dependencies:
-
-```python
-import torch
-
-model = torch.hub.load(
-    '{PROJECT}', '{config['architecture']}', trust_repo=True, pretrained=True,
-{_arguments(args, 4)},
-    pretrained_cfg_overlay=dict(
-{_arguments(overlay, 8)})).eval()
-```"""
-
-
-def _transformers(config: dict[str, Any], repo_id: str) -> str | None:
-    """For what its pipelines can run: colour images, a vector, arguments without the one that they pass themselves."""
-    args = config.get('model_args') or {}
-    if not config.get('global_pool') or args.get('in_chans', 3) != 3 or 'num_classes' in args:
-        return None
-    name, _, revision = repo_id.partition('@')
-    model = f"model='{name}', revision='{revision}'" if revision else f"model='{name}'"
-    pooled, first = ('', '[0]') if config['num_classes'] else (', pool=True', '')
-    return f"""\
-With transformers:
-
-```python
-import xception_hub
-from transformers import pipeline
-
-compute = pipeline('{_task(config)}', {model}{pooled})
-print(compute('photo.jpg'){first})
-```"""
-
-
-def _arguments(values: dict[str, Any], indent: int) -> str:
-    """Keyword arguments of a call, in lines."""
-    # a line ends between arguments, never within one, whose spaces are hidden meanwhile
-    text = ', '.join(f'{name}={value!r}'.replace(' ', '\0') for name, value in values.items())
-    spaces = ' ' * indent
-    lines = textwrap.wrap(
-        text,
-        LINE_LENGTH,
-        initial_indent=spaces,
-        subsequent_indent=spaces,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return '\n'.join(lines).replace('\0', ' ')
-
-
-def _facts(directory: Path, config: dict[str, Any]) -> str:
-    weights = directory / WEIGHTS_FILE
-    try:
-        backbone = verify(weights)
-        with weights.open('rb') as f:
-            digest = sha_fileobj(f).hex()
-    except (OSError, CheckpointError) as e:
-        raise CardError(f'{directory} has no {WEIGHTS_FILE} of an Xception ({e}). Write the directory anew.') from e
-    rows = {
-        'classes': _classes(config),
-        'images': _preparation(_data_config(config)),
-        'final activation in Keras': _final_activation(config),
-        'backbone, against what Keras publishes': str(backbone),
-        f'`{WEIGHTS_FILE}`': f'sha256 `{digest}`',
-    }
-    lines = [f'| {name} | {value} |' for name, value in rows.items() if value]
-    return '\n'.join(['## The model', '', '| | |', '|---|---|', *lines])
 
 
 def _classes(config: dict[str, Any]) -> str:
@@ -315,12 +209,12 @@ def _value_range(mean: Sequence[float], std: Sequence[float]) -> str:
 
 
 def _final_activation(config: dict[str, Any]) -> str | None:
-    """What Keras does with the logits, if it is known and does anything."""
+    """What Keras does with the logits, if it is known."""
     activation = (config.get('keras') or {}).get('final_activation')
     if not config['num_classes'] or activation is None:
         return None
     known = {'linear': 'none', 'unknown': 'not known, for the file held weights alone'}
-    return f'{known.get(activation, activation)}; this network returns the logits'
+    return known.get(activation, activation)
 
 
 def _dataset_name(metrics: dict[str, Any]) -> str:
@@ -329,64 +223,26 @@ def _dataset_name(metrics: dict[str, Any]) -> str:
     return dataset if HUB_ID.fullmatch(dataset) and not Path(dataset).exists() else Path(dataset).name
 
 
-def _results(metrics: dict[str, Any]) -> str | None:
-    """What a fine-tuning has measured."""
-    rows = [f'| {label} | {metrics[name]:.4f} |' for name, label in FIGURES.items() if name in metrics]
-    if not rows:
-        return None
-    left_out = metrics.get('bad_images', 0)
-    text = (
-        f'Fine-tuned on {_code(_dataset_name(metrics))} and judged on {metrics["num_samples"]} images '
-        f'({_plain(metrics["split"])}) that it was not trained on'
-    )
-    text += f'; {left_out} images that could not be decoded were left out.' if left_out else '.'
-    return '\n'.join(['## Results', '', text, '', '| | |', '|---|---|', *rows])
-
-
-def _licence(parity: dict[str, Any], license: str | None) -> str:
-    weights = f'The weights: {_code(license)}.' if license else 'No licence of the weights was given with them.'
-    source = f' They come from {_code(parity["source"]["file"])}.' if parity.get('source') else ''
-    return f'## Licence\n\n{weights}{source} The code of {PROJECT}: Apache-2.0.'
-
-
-def _parity(parity: dict[str, Any]) -> str | None:
-    """The proofs: a table of the comparisons with Keras, a line for each other."""
-    proofs = parity.get('proofs')
-    if not proofs:
-        return None
-    compared = [proof for proof in proofs if {'dtype', 'size', 'worst', 'tolerance'} <= proof.keys()]
-    lines = ['## Parity with Keras' if compared else '## What was shown', '']
-    if compared:
-        given = f', given {parity["reading"]},' if parity.get('reading') else ''
-        lines += [
-            f'Compared with {parity.get("reference") or "Keras"}{given} on the same images: the L2 norm of the '
-            f"difference, relative to that of Keras' output, the largest of all taps.",
-            '',
-            '| precision | images | taps | difference | tolerance | |',
-            '|---|---|---|---|---|---|',
-        ]
-        lines += [_comparison(proof) for proof in compared] + ['']
-    lines += [f'- {_plain(proof["proof"])}: {_verdict(proof)}' for proof in proofs if proof not in compared]
-    return '\n'.join(lines).rstrip()
-
-
-def _comparison(proof: dict[str, Any]) -> str:
-    size = 'x'.join(str(side) for side in proof['size'])
-    return (
-        f'| {proof["dtype"]} | {size} | {len(proof.get("differences") or [0])} | {proof["worst"]:.1e} | '
-        f'{proof["tolerance"]:.0e} | {"equal" if proof["passed"] else "**different**"} |'
-    )
-
-
-def _verdict(proof: dict[str, Any]) -> str:
-    verdict = 'passed' if proof['passed'] else '**failed**' if proof.get('decisive', True) else 'not decisive'
-    return f'{verdict}; {_plain(proof["summary"])}' if proof.get('summary') else verdict
-
-
 def _data_config(config: dict[str, Any]) -> dict[str, Any]:
     """timm's own reading of the preprocessing, with its defaults for what is missing."""
     data = resolve_data_config(pretrained_cfg=config['pretrained_cfg'])
     return {name: tuple(data[name]) if isinstance(data[name], list) else data[name] for name in DATA_FIELDS}
+
+
+def _arguments(values: dict[str, Any], indent: int) -> str:
+    """Keyword arguments of a call, in lines."""
+    # a line ends between arguments, never within one, whose spaces are hidden meanwhile
+    text = ', '.join(f'{name}={value!r}'.replace(' ', '\0') for name, value in values.items())
+    spaces = ' ' * indent
+    lines = textwrap.wrap(
+        text,
+        LINE_LENGTH,
+        initial_indent=spaces,
+        subsequent_indent=spaces,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return '\n'.join(lines).replace('\0', ' ')
 
 
 def _plain(text: object) -> str:
@@ -398,3 +254,14 @@ def _plain(text: object) -> str:
 def _code(text: object) -> str:
     """Foreign text as code; a backtick would end it."""
     return f'`{" ".join(str(text).split()).replace("`", "")}`'
+
+
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    undefined=jinja2.Undefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,
+)
+ENVIRONMENT.filters.update(plain=_plain, code=_code, arguments=_arguments)

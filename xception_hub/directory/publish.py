@@ -17,7 +17,8 @@ import xception_hub  # noqa: F401  registers the model
 
 from ..errors import PublishError, WeightsError
 from ..weights.sources import OFFLINE_REMEDY
-from .card import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, is_xception, read_json, render
+from .card import is_xception, render
+from .write import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, read_json
 
 __all__ = ['Published', 'Upload', 'make_upload', 'publish', 'send']
 

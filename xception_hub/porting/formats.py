@@ -157,7 +157,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return parse_json(path.read_bytes(), str(path))
     except OSError as e:
-        raise KerasFileError(f'{path} can not be read: {e}.') from e
+        raise KerasFileError(f'{path} cannot be read: {e}.') from e
 
 
 def _version(value: Any) -> str:

@@ -100,7 +100,7 @@ class Reader:
                 if len(names) > MAX_OBJECTS:
                     break
         except Exception as e:
-            raise Unreadable(f'{self.source}: the group {path!r} can not be read: {e}.') from e
+            raise Unreadable(f'{self.source}: the group {path!r} cannot be read: {e}.') from e
         return names
 
     def _node(self, group: Any, name: str, member: str) -> tuple[Any, int]:
@@ -115,7 +115,7 @@ class Reader:
                 node = group[name]
                 address = h5py.h5o.get_info(node.id).addr
         except Exception as e:
-            raise Unreadable(f'{self.source}: {member!r} can not be read: {e}.') from e
+            raise Unreadable(f'{self.source}: {member!r} cannot be read: {e}.') from e
         if not hard:
             raise Unreadable(f'{self.source}: {member!r} is a {type(link).__name__}, which is not followed.')
         if not isinstance(node, (h5py.Group, h5py.Dataset)):
@@ -128,7 +128,7 @@ class Reader:
             elsewhere = dataset.is_virtual or bool(dataset.external)
             shape = None if elsewhere else dataset.shape
         except Exception as e:
-            raise Unreadable(f'{self.source}: {path!r} can not be read: {e}.') from e
+            raise Unreadable(f'{self.source}: {path!r} cannot be read: {e}.') from e
         if elsewhere:
             raise Unreadable(f'{self.source}: {path!r} keeps its values in another file, which is not read.')
         if shape is None:
@@ -152,7 +152,7 @@ class Reader:
         except (Unreadable, MemoryError):
             raise
         except Exception as e:
-            raise Unreadable(f'{self.source}: the attribute {name!r} of {path!r} can not be read: {e}.') from e
+            raise Unreadable(f'{self.source}: the attribute {name!r} of {path!r} cannot be read: {e}.') from e
         return texts
 
     def read(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -178,7 +178,7 @@ class Reader:
         except (Unreadable, MemoryError):
             raise
         except Exception as e:
-            raise Unreadable(f'{place} can not be read: {e}.') from e
+            raise Unreadable(f'{place} cannot be read: {e}.') from e
         if not np.isfinite(values).all():
             raise Unreadable(f'{place} holds NaN or infinite values.')
         return values

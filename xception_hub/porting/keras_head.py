@@ -148,13 +148,13 @@ def read_head(after: Sequence[Placed], source: object, way_out: str) -> KerasHea
                 f'does not. {way_out}'
             )
         elif not head.global_pool:
-            raise KerasFileError(f'{place} can not be converted. {way_out}')
+            raise KerasFileError(f'{place} cannot be converted. {way_out}')
         elif i == last_dense:
             _read_classifier(head, layer, place)
         elif layer.class_name in ('Activation', 'ReLU', 'Softmax') and i > last_dense:
             _read_final_activation(head, _activation(layer, place), place)
         elif i > last_dense and layer.class_name != 'Dropout':
-            raise KerasFileError(f'{place} follows the classifier, and can not be converted. {way_out}')
+            raise KerasFileError(f'{place} follows the classifier, and cannot be converted. {way_out}')
         else:
             head.layers += _hidden(layer, place, way_out)
     if head.layers and 'drop' in head.layers[-1].spec and head.classifier is not None:
@@ -199,7 +199,7 @@ def _hidden(layer: Placed, place: str, way_out: str) -> list[KerasHeadLayer]:
         return [KerasHeadLayer({'drop': rate})] if rate else []
     if layer.class_name == 'BatchNormalization':
         return [KerasHeadLayer(_norm(config, place), layer)]
-    raise KerasFileError(f'{place} can not be converted. {way_out}')
+    raise KerasFileError(f'{place} cannot be converted. {way_out}')
 
 
 def _norm(config: dict[str, Any], place: str) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _activation(layer: Placed, place: str) -> str:
     if isinstance(activation, dict) and activation.get('class_name') == 'function':
         activation = activation.get('config')
     if not isinstance(activation, str):
-        raise KerasFileError(f'{place} has an activation of its own, which can not be converted: {activation!r:.200}.')
+        raise KerasFileError(f'{place} has an activation of its own, which cannot be converted: {activation!r:.200}.')
     return activation
 
 
@@ -298,7 +298,7 @@ def read_rescaling(before: Sequence[Placed], source: object) -> tuple[tuple[floa
             }[operation]
         else:
             raise KerasFileError(
-                f'{source}: the {layer.class_name} layer {layer.name!r} before Xception can not be converted. '
+                f'{source}: the {layer.class_name} layer {layer.name!r} before Xception cannot be converted. '
                 f'Rescaling, arithmetic with one number, and random augmentation can: rebuild the model without it, '
                 f'and do what it does to the images beforehand.'
             )

@@ -124,7 +124,7 @@ class KerasReference:
             try:
                 return self._load_by_keras(ported)
             except Exception as e:  # Keras has no error of its own for what it can't read
-                reason = f'Keras can not read the file ({type(e).__name__}: {str(e).splitlines()[0][:200]})'
+                reason = f'Keras cannot read the file ({type(e).__name__}: {str(e).splitlines()[0][:200]})'
         self.reading = f"Keras' own Xception with the arrays as the port has read them, for {reason}"
         return build(ported.model(), rescaling=ported.structure.rescaling)
 

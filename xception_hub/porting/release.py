@@ -142,7 +142,7 @@ def _download(name: str, release: Release, target: Path) -> None:
         _receive(name, release.url, part)
     except _NetworkError as e:
         kept = f' The {_size(part):,} bytes that arrived are kept for the next try.' if _size(part) else ''
-        raise ReleaseError(f'{release.url} can not be downloaded: {e}.{kept}\n{otherwise}') from e
+        raise ReleaseError(f'{release.url} cannot be downloaded: {e}.{kept}\n{otherwise}') from e
     md5 = _md5(part)
     if md5 != release.md5:
         part.unlink(missing_ok=True)

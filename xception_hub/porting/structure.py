@@ -227,7 +227,7 @@ def _no_xception(layers: list[Placed]) -> str:
         return f'holds no layer called {FIRST!r}, nor 34 SeparableConv2D in a row: this is no Xception of Keras.'
     if not missing:
         return (
-            'holds the layers of an Xception, but which of its unnamed ones are residual can not be told. '
+            'holds the layers of an Xception, but which of its unnamed ones are residual cannot be told. '
             'Pass --config FILE with what model.to_json() gives in Keras.'
         )
     return f'holds an Xception that lacks {", ".join(missing[:6])}, {len(missing)} layers in all.'
@@ -288,7 +288,7 @@ def _check_classes(outer: Model, source: object) -> None:
             if layer.class_name not in (*MODELS, *BACKBONE_CLASSES, *KNOWN_CLASSES):
                 hint = ' It holds code, which is never run.' if layer.class_name == 'Lambda' else ''
                 raise KerasFileError(
-                    f'{source}: the {layer.class_name} layer {layer.name!r} can not be converted.{hint} {WAY_OUT}'
+                    f'{source}: the {layer.class_name} layer {layer.name!r} cannot be converted.{hint} {WAY_OUT}'
                 )
 
 
@@ -395,7 +395,7 @@ def _inside_xception(by_name: dict[str, Placed], layers: dict[str, Placed], sour
             inside.add(name)
             if by_name[name].class_name not in BACKBONE_CLASSES:
                 raise KerasFileError(
-                    f'{source}: the {by_name[name].class_name} layer {name!r} can not be converted; no Xception of '
+                    f'{source}: the {by_name[name].class_name} layer {name!r} cannot be converted; no Xception of '
                     f'Keras has one inside.'
                 )
             if by_name[name] is not layers[FIRST]:

@@ -145,7 +145,7 @@ def content(cell: Cell) -> bytes:
     except FileNotFoundError as e:
         raise ImageError('there is no such file') from e
     except Exception as e:  # of the network, which have no class in common
-        raise ImageError(f'can not be read: {getattr(e, "strerror", None) or _line(e)}') from e
+        raise ImageError(f'cannot be read: {getattr(e, "strerror", None) or _line(e)}') from e
 
 
 def _line(error: BaseException) -> str:
@@ -192,7 +192,7 @@ def load(
         if name not in splits:
             raise DataError(f'{dataset} has no split {name!r}, but {", ".join(splits)}. Name one of these.')
     if train_split is not None and train_split == own:
-        raise DataError(f'The split {own!r} of {dataset} can not be both trained and judged on.')
+        raise DataError(f'The split {own!r} of {dataset} cannot be both trained and judged on.')
     splits = {name: splits[name] for name in wanted}
     image, label = _columns(splits[wanted[0]].features, dataset, image_column, label_column)
     for name, split in splits.items():
@@ -238,7 +238,7 @@ def _read(dataset: str, config: str | None, streaming: bool, columns: list[str] 
     except Exception as e:  # of the dataset's library, of the Hub's and of the network: no error in common
         if path.exists():
             raise DataError(
-                f'{dataset} can not be read as a {"dataset" if path.is_dir() else "table"} ({_line(e.__cause__ or e)}).'
+                f'{dataset} cannot be read as a {"dataset" if path.is_dir() else "table"} ({_line(e.__cause__ or e)}).'
             ) from e
         raise DataError(
             f'{dataset} is neither a path here nor a dataset that can be had from the Hub ({_line(e)}).'
@@ -341,7 +341,7 @@ def _label_values(splits: Splits, dataset: str, config: str | None, column: str)
         try:
             values[name] = list(split[column]) if isinstance(split, Dataset) else [row[column] for row in split]
         except Exception as e:  # as above: streams are read only now
-            raise DataError(f'The labels of {dataset} can not be read ({_line(e)}).') from e
+            raise DataError(f'The labels of {dataset} cannot be read ({_line(e)}).') from e
         if not values[name]:
             raise DataError(f'The split {name!r} of {dataset} is empty.')
     return values

@@ -8,23 +8,27 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from huggingface_hub import cached_assets_path
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ResumeError
 from .data import Split
+from .machine import Machine
+from .models import evaluating, features_of, without_classifier
 from .resume import read, write
-from .samples import Batch, Images, Item, in_order, loader
+from .samples import Batch, Images, Item, in_order
+from .scan import digests
+from .task import Task
 from .throughput import Throughput
 
-__all__ = ['FeatureCache', 'Features', 'cache_folder', 'context_of']
+__all__ = ['FeatureCache', 'Features', 'cache_folder', 'context_of', 'frozen_features']
 
 SHARD = 256  # images in a file: what an interruption can cost
 BATCH = 32  # images at a time; divides SHARD, so that no batch depends on what was there before
@@ -95,39 +99,34 @@ class FeatureCache:
         images: Images,
         digests: Sequence[bytes],
         compute: Callable[[Tensor], Tensor],
-        accelerator: Accelerator,
+        machine: Machine,
         throughput: Throughput,
-        workers: int = 0,
-        memory_format: torch.memory_format = torch.preserve_format,
         step: Callable[[int], Any] = lambda count: None,
     ) -> None:
         """Computes what is missing, each image once, by all processes together.
 
         Args:
-            images: Whose features are wanted, transformed without random choices.
-            digests: Of their files.
-            compute: Images [B, 3, H, W] on the accelerator's device -> vectors [B, D].
-            accelerator: Of the processes.
-            throughput: To be measured.
-            workers: Processes that decode images.
-            memory_format: Of images.
+            images: Images whose features are wanted, transformed without random choices.
+            digests: The sha256 of their files.
+            compute: Images [B, 3, H, W] on the machine's device -> vectors [B, D].
+            machine: The processes.
+            throughput: The measurement to add to.
             step: Called with the number of images just seen.
         """
         # the second round finds nothing to do, unless the machines that work together don't share their caches
-        for processes, rank in ((accelerator.num_processes, accelerator.process_index), (1, 0)):
+        for processes, rank in ((machine.processes, machine.rank), (1, 0)):
             missing = self._missing(digests)
             shards = _Shards(images.split, missing, processes, rank)
-            kept: list[Tensor] = []
+            computed: list[Tensor] = []
             positions: list[int] = []
-            batches = loader(images, shards, workers, accelerator.device.type == 'cuda') if missing else ()
-            for batch in throughput.timed(batches):
-                kept.append(compute(batch.to(accelerator.device, memory_format).inputs).float().cpu())
+            for batch in throughput.timed(machine.loader(images, shards) if missing else ()):
+                computed.append(compute(machine.put(batch).inputs).float().cpu())
                 positions += batch.positions.tolist()
                 step(len(batch.positions))
                 if shards.complete(positions):
-                    self.add([digests[position] for position in positions], torch.cat(kept))
-                    kept, positions = [], []
-            accelerator.wait_for_everyone()
+                    self.add([digests[position] for position in positions], torch.cat(computed))
+                    computed, positions = [], []
+            machine.accelerator.wait_for_everyone()
             self.refresh()
 
     def _missing(self, digests: Sequence[bytes]) -> list[int]:
@@ -189,3 +188,33 @@ class Features(Dataset):
             torch.tensor([item.weight for item in items]),
             0.0,
         )
+
+
+def frozen_features(images: Images, task: Task) -> Features:
+    """What the task's network makes of each image, from the cache; what is missing there is computed first."""
+    machine, settings, model = task.machine, task.settings, task.model
+    preparation = dict(
+        task.transforms.config,
+        needed=images.min_side,  # the key of existing caches
+        model=settings.model.model,
+        precision=machine.accelerator.mixed_precision,
+    )
+    folder = settings.machine.feature_cache or cache_folder()
+    cache = FeatureCache(folder, context_of(without_classifier(model), preparation))
+    keys, throughput, split = digests(images.split, machine.workers), machine.throughput(), images.split
+    with (
+        machine.progress(f'Features of {split.name}', len(split)) as bar,
+        evaluating(model),
+        machine.accelerator.autocast(),
+    ):
+        cache.fill(
+            images,
+            keys,
+            partial(features_of, model),
+            machine,
+            throughput,
+            lambda count: bar.update(count * machine.processes),
+        )
+    if throughput.images:
+        machine.print(f'Features of {split.name}: {throughput}')
+    return Features(split, keys, cache)

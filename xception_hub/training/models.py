@@ -1,9 +1,6 @@
 """timm models as a fine-tuning needs them: built for the classes, with their transforms, in two parts, and saved."""
 
-import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +9,12 @@ from typing import Any
 import timm
 import torch
 from timm.data import create_transform, resolve_input_data_config
-from timm.models import get_model_args, get_model_input_config, save_for_hf
+from timm.models import get_model_args, get_model_input_config
 from torch import Tensor, nn
 
 import xception_hub  # noqa: F401  registers the model
 
+from ..directory.write import write_model
 from ..errors import ModelError
 
 __all__ = [
@@ -27,7 +25,6 @@ __all__ = [
     'evaluating',
     'features_of',
     'hub_id',
-    'let_transformers_load',
     'save',
     'set_mode',
     'without_classifier',
@@ -60,7 +57,7 @@ def build(
     try:
         model = timm.create_model(name, pretrained=pretrained, **given)
     except Exception as e:  # timm's models raise whatever their arguments, the Hub or the network lead them to
-        raise ModelError(f'{name} can not be built: {type(e).__name__}: {e}') from e
+        raise ModelError(f'{name} cannot be built: {type(e).__name__}: {e}') from e
     classifier = model.get_classifier()
     if num_classes not in (None, model.pretrained_cfg['num_classes']) and isinstance(classifier, nn.Linear):
         nn.init.zeros_(classifier.weight)  # all classes the same, instead of random preferences to unlearn first
@@ -131,7 +128,7 @@ def _linear_classifier(model: TimmModel) -> nn.Linear:
     if not isinstance(classifier, nn.Linear):
         raise ModelError(
             f'{type(model).__name__} ends in {type(classifier).__name__} instead of one Linear layer, '
-            f'so that its features can not be computed once. Choose the recipe full.'
+            f'so that its features cannot be computed once. Choose the recipe full.'
         )
     return classifier
 
@@ -178,7 +175,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def save(
-    folder: Path,
+    directory: Path,
     model: TimmModel,
     data_config: Mapping[str, Any],
     class_names: Sequence[str],
@@ -188,45 +185,26 @@ def save(
     """Writes model.safetensors and config.json, from which `timm.create_model('local-dir:...')` builds the model.
 
     Args:
-        folder: Where to.
-        model: In its final state; it is moved to the CPU.
-        data_config: Of the images, as `Transforms.config`.
-        class_names: In the order of the logits.
-        multi_label: For the pipelines of transformers, which take scores for exclusive otherwise.
+        directory: An existing directory.
+        model: The model in its final state; it is moved to the CPU.
+        data_config: Preparation of the images, as `Transforms.config`.
+        class_names: Names in the order of the logits.
+        multi_label: Whether an image has any number of labels; the pipelines of transformers need to be told.
         base_model: Hub id that the weights came from.
     """
     built_with = getattr(model, '_model_args', {})  # by timm's factory; few models keep their rates themselves
     rates = {
         name: rate for name in ('drop_rate', 'drop_path_rate') if (rate := getattr(model, name, built_with.get(name)))
     }
-    model_config: dict[str, Any] = dict(label_names=list(class_names))
+    model_config: dict[str, Any] = dict(label_names=list(class_names), pretrained_cfg=dict(tag=None))
     if base_model:
         model_config['base_model'] = base_model
     if multi_label:
         model_config['problem_type'] = 'multi_label_classification'
     keys = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
     config = {key: data_config[key] for key in keys if key in data_config}
-    model_config['pretrained_cfg'] = dict(tag=None)
     model = model.to('cpu', memory_format=torch.contiguous_format)  # as files have them
-    with tempfile.TemporaryDirectory(prefix='.model', dir=folder) as part:
-        save_for_hf(
-            model, part, model_config=model_config, model_args=rates, data_config=config, safe_serialization=True
-        )
-        let_transformers_load(Path(part) / 'config.json')
-        os.umask(mask := os.umask(0))
-        for name in ('model.safetensors', 'config.json'):
-            (Path(part) / name).chmod(0o666 & ~mask)  # temporary files are private
-            os.replace(Path(part) / name, folder / name)
-
-
-def let_transformers_load(config_file: Path) -> None:
-    """Makes config.json what the pipelines of transformers take as well; timm builds the same model from it.
-
-    They pass `num_classes` themselves, beside `model_args`.
-    """
-    config = json.loads(config_file.read_text(encoding='utf-8'))
-    config.get('model_args', {}).pop('num_classes', None)
-    config_file.write_text(json.dumps(config, indent=2), encoding='utf-8')
+    write_model(directory, model, model_config, rates, config)
 
 
 def hub_id(model: TimmModel) -> str | None:

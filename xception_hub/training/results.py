@@ -1,5 +1,6 @@
 """What a run says and leaves behind: rows of a table while it goes on, the report in the end."""
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,12 +10,18 @@ import timm
 import torch
 
 from .. import __version__
+from ..directory import card, publish
+from ..directory.write import CONFIG_FILE, read_json
+from . import models
 from .data import Split
-from .metrics import Predictions
+from .machine import Machine
+from .metrics import Predictions, summary
 from .report import MISTAKES, THUMBNAIL, render
+from .runs import HISTORY_FILE, METRICS_FILE, Progress, Run
 from .samples import Item, cell_of, open_image
+from .task import Task
 
-__all__ = ['page', 'row', 'table']
+__all__ = ['finish', 'row', 'show_finished', 'table', 'usage']
 
 COLUMNS = {
     'phase': 12,
@@ -60,56 +67,90 @@ def table(figures: Mapping[str, Any]) -> str:
     return '\n'.join(f'{name:24} {_cell(name, value)}' for name, value in figures.items())
 
 
-def page(
-    predictions: Predictions,
-    split: Split,
-    class_names: Sequence[str],
-    history: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    figures: Mapping[str, Any],
-    bad_images: Sequence[str],
-    folder: Path,
-    device: torch.device,
-    importance: Sequence[float] | None = None,
-) -> str:
-    """The report.
+def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
+    """Writes the model, its figures and the report into the run's directory, in one process.
 
     Args:
-        predictions: On the split.
-        split: That was judged on.
-        class_names: In the order of the classes.
-        history: Figures of each epoch.
-        settings: All of them.
-        figures: As in metrics.json.
-        bad_images: That were left out, with the reasons.
-        folder: Of the model.
-        device: It was computed on.
-        importance: [C] weights of the classes in `metrics.map_at_100`.
+        task: The task, with the settings of the run.
+        predictions: Predictions of the final network on the validation split.
+        progress: The run's history.
     """
-    wanted = [int(predictions.rows[position]) for position in predictions.worst(MISTAKES)]
-    items = _items(split, wanted)
+    if not task.machine.is_main:
+        return
+    settings, manifest, run, class_names = task.settings, task.manifest, task.run, task.data.class_names
+    split, share = task.data.validation.name, settings.data.validation_share
+    figures: dict[str, Any] = dict(
+        summary(predictions, len(class_names), manifest['class_importance']),
+        bad_images=len(manifest['bad_images']),
+        num_classes=len(class_names),
+        model=settings.model.model,
+        dataset=settings.data.dataset,
+        split=f'{share:.0%} of {split}' if 'validation_rows' in manifest else split,
+    )
+    if progress.best:
+        figures.update({name: progress.best[name] for name in ('phase', 'epoch')})
+    if not settings.output.eval_only:
+        base = models.hub_id(task.model) if settings.model.pretrained else None
+        models.save(run.directory, task.model, task.transforms.config, class_names, task.data.multi_label, base)
+    run.write_text('report.html', report(task, predictions, progress, figures))
+    run.write_text(HISTORY_FILE, json.dumps(progress.history, indent=2))
+    run.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # the last one: from here on the run is finished
+    if not settings.output.eval_only and is_xception(run.directory):
+        run.write_text('README.md', card.render(run.directory))
+    print(f'\n{table(figures)}\nWritten: {run.directory}, with report.html')
+    if settings.output.push:
+        push(settings.output.push, run.directory)
+
+
+def show_finished(run: Run, push_to: str | None, machine: Machine) -> None:
+    """Prints the figures of a finished run, and publishes it on request."""
+    machine.print(f'{run.directory} is finished:\n{(run.directory / METRICS_FILE).read_text()}')
+    if push_to and machine.is_main:
+        push(push_to, run.directory)
+
+
+def is_xception(directory: Path) -> bool:
+    """Whether a directory is of the kind that this project has cards for."""
+    return card.is_xception(read_json(directory / CONFIG_FILE))
+
+
+def push(repo_id: str, directory: Path) -> None:
+    """Publishes a finished run, with this project's model card or, for other networks, timm's."""
+    if is_xception(directory):
+        published = publish.publish(directory, repo_id, message='Publish a fine-tuned xception_paper')
+        print(f'Published: {published.commit_url or "nothing to do, the repository holds all of this"}')
+    else:
+        model = timm.create_model(f'local-dir:{directory}', pretrained=True)
+        config = {'label_names': model.pretrained_cfg['label_names']}
+        timm.models.push_to_hf_hub(model, repo_id, model_config=config, safe_serialization=True)
+        print(f'Published: {repo_id}')
+
+
+def report(task: Task, predictions: Predictions, progress: Progress, figures: Mapping[str, Any]) -> str:
+    """The page about a run: figures, curves, classes, mistakes."""
+    settings, split, run = task.settings.flat(), task.data.validation, task.run
+    items = _items(split, [int(predictions.rows[number]) for number in predictions.worst(MISTAKES)])
     facts = {
         'Model': settings['model'],
         'Dataset': f'{settings["dataset"]}, {figures["split"]}',
         'Recipe': 'none: evaluation' if settings['eval_only'] else settings['recipe'],
         'Best epoch': f'{figures["epoch"]} of {figures["phase"]}' if 'epoch' in figures else 'none',
-        'Computed on': _hardware(device),
+        'Computed on': _hardware(task.machine.device),
         'Versions': f'xception_hub {__version__}, timm {timm.__version__}, torch {torch.__version__}, '
         f'Python {platform.python_version()}',
     }
-    model = settings['model'] if settings['eval_only'] else f'local-dir:{folder.resolve()}'
     return render(
         predictions,
-        class_names=class_names,
+        class_names=task.data.class_names,
         title=f'{settings["model"]} on {settings["dataset"]}',
         facts=facts,
         settings=settings,
-        history=history,
+        history=[dict(row, best=row == progress.best) for row in progress.history],
         thumbnail=lambda position: open_image(split, items[position], THUMBNAIL),
         name=lambda position: split.cell_name(position, cell_of(split, items[position])),
-        warnings=[f'Left out: {image}' for image in bad_images],
-        usage=usage(model),
-        importance=importance,
+        warnings=[f'Left out: {image["name"]}: {image["reason"]}' for image in task.manifest['bad_images']],
+        usage=usage(settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}'),
+        importance=task.manifest['class_importance'],
     )
 
 

@@ -122,6 +122,11 @@ class Checkpoints:
         """That of the best evaluation, which is kept."""
         return self.folder / 'best.safetensors'
 
+    @property
+    def last_good(self) -> Path | None:
+        """The file with the best weights, else with the newest; None if there is none."""
+        return self.best if self.best.exists() else next(iter(self.all()), None)
+
     def path(self, phase: int, update: int) -> Path:
         """Of the checkpoint after an update of a phase."""
         return self.folder / f'{phase:02}-{update:09}.safetensors'
@@ -172,7 +177,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[st
         if strange:
             raise ResumeError(
                 f'{type(optimizer).__name__} keeps a {type(strange[0]).__name__} in its state, which a '
-                f'checkpoint can not hold. Choose another optimizer.'
+                f'checkpoint cannot hold. Choose another optimizer.'
             )
         tensors.update({f'{owner}.{name}': value for name, value in values.items() if name not in rest})
         return rest

@@ -61,40 +61,40 @@ class Run:
     """A directory that belongs to one run.
 
     Args:
-        folder: It may not exist yet, or be empty.
+        directory: The directory; it may not exist yet, or be empty.
         settings: What was asked for, as YAML can express it.
-        processes: That work together.
-        free: Names of settings that don't change the result, and may differ when a run goes on.
-        keep: How many checkpoints.
+        processes: Number of processes that work together.
+        may_change: Names of settings that do not change the result, and may differ when the run continues.
+        keep: Number of checkpoints.
 
     Raises:
         ResumeError: The directory holds something else, or a run with other settings.
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], processes: int, free: frozenset[str], keep: int
+        self, directory: Path, settings: Mapping[str, Any], processes: int, may_change: frozenset[str], keep: int
     ) -> None:
-        self.folder = folder
+        self.directory = directory
         self.settings = dict(settings)
         self.processes = processes
-        self.checkpoints = Checkpoints(folder / 'checkpoints', keep)
-        if folder.exists():
-            self._check(free)
+        self.checkpoints = Checkpoints(directory / 'checkpoints', keep)
+        if directory.exists():
+            self._check(may_change)
 
-    def _check(self, free: frozenset[str]) -> None:
-        if not self.folder.is_dir():
-            raise ResumeError(f'{self.folder} is a file. Name a directory as the output.')
-        file = self.folder / SETTINGS_FILE
+    def _check(self, may_change: frozenset[str]) -> None:
+        if not self.directory.is_dir():
+            raise ResumeError(f'{self.directory} is a file. Name a directory as the output.')
+        file = self.directory / SETTINGS_FILE
         if not file.is_file():
-            if any(self.folder.iterdir()):
+            if any(self.directory.iterdir()):
                 raise ResumeError(
-                    f'{self.folder} holds something else than a run. Name another directory as the output.'
+                    f'{self.directory} holds something else than a run. Name another directory as the output.'
                 )
             return
         there = yaml.safe_load(file.read_text(encoding='utf-8'))
         if not isinstance(there, dict):
             raise ResumeError(f'{file} is damaged. Name another directory as the output.')
-        names = sorted({*there, *self.settings} - free)
+        names = sorted({*there, *self.settings} - may_change)
         different = [
             f'{name} is {there.get(name)!r} there and {self.settings.get(name)!r} here'
             for name in names
@@ -102,33 +102,33 @@ class Run:
         ]
         if different:
             raise ResumeError(
-                f'{self.folder} holds a run with other settings: {"; ".join(different)}. Repeat its command to go on '
-                f'with it (--config {file}), or name another directory as the output.'
+                f'{self.directory} holds a run with other settings: {"; ".join(different)}. Repeat its command to '
+                f'continue it (--config {file}), or name another directory as the output.'
             )
-        data = self.data
-        if data and data['processes'] != self.processes:
+        manifest = self.manifest
+        if manifest and manifest['processes'] != self.processes:
             raise ResumeError(
-                f'{self.folder} holds a run of {data["processes"]} processes; {self.processes} would see other '
+                f'{self.directory} holds a run of {manifest["processes"]} processes; {self.processes} would see other '
                 f'batches. Start as many, or name another directory as the output.'
             )
 
     @property
     def finished(self) -> bool:
-        return (self.folder / METRICS_FILE).is_file()
+        return (self.directory / METRICS_FILE).is_file()
 
     @property
-    def data(self) -> dict[str, Any] | None:
-        """What was found in the data; None before."""
-        file = self.folder / DATA_FILE
+    def manifest(self) -> dict[str, Any] | None:
+        """What was found in the data; None before the run has begun."""
+        file = self.directory / DATA_FILE
         return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else None
 
-    def start(self, data: Mapping[str, Any]) -> None:
+    def start(self, manifest: Mapping[str, Any]) -> None:
         """Writes down what was asked for and what was found in the data."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         self.checkpoints.clear()
         self.write_text(SETTINGS_FILE, yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
-        if self.data is None:
-            self.write_text(DATA_FILE, json.dumps(dict(processes=self.processes, **data)))
+        if self.manifest is None:
+            self.write_text(DATA_FILE, json.dumps(dict(processes=self.processes, **manifest)))
 
     def write_text(self, name: str, text: str) -> None:
         """A file that is there completely or not at all.
@@ -136,12 +136,12 @@ class Run:
         Raises:
             ResumeError: It can't be written.
         """
-        part = self.folder / f'{name}.part'
+        part = self.directory / f'{name}.part'
         try:
             part.write_text(text, encoding='utf-8')
-            os.replace(part, self.folder / name)
+            os.replace(part, self.directory / name)
         except OSError as e:
-            raise ResumeError(f'{self.folder / name} could not be written: {e}.') from e
+            raise ResumeError(f'{self.directory / name} could not be written: {e}.') from e
 
 
 @dataclass

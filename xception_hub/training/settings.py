@@ -1,11 +1,14 @@
 """Everything that a run of finetune.py depends on, once: its command line and its YAML files are made from this."""
 
 import ast
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import cyclopts
+import yaml
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
@@ -15,12 +18,13 @@ __all__ = [
     'RESUME_MAY_CHANGE',
     'Augmentation',
     'DataSettings',
-    'Machine',
+    'MachineSettings',
     'ModelSettings',
     'Optimization',
-    'Output',
+    'OutputSettings',
     'Settings',
     'phases',
+    'with_recipe',
 ]
 
 AT_LEAST_1, POSITIVE, SHARE = (
@@ -51,161 +55,167 @@ def group(name: str, position: int) -> Callable[[type], type]:
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     dataset: str
-    """A name on the Hub, or a path: of a folder with a folder of images for each class; of a table (.csv, .tsv, .json,
-    .jsonl, .parquet) with a column of paths or images; of what `save_to_disk` wrote."""
+    """Dataset to learn from: a name on the Hub, or a path. The path is a folder with a folder of images for each class;
+    a table (.csv, .tsv, .json, .jsonl, .parquet) with a column of paths or images; or what `save_to_disk` wrote."""
     dataset_config: str | None = None
-    """Of a dataset on the Hub that has several."""
+    """Configuration of a dataset on the Hub that has several. By default the only one."""
     image_column: str | None = None
-    """If it can't be told which one it is."""
+    """Column with the images or their paths. By default it is found by type, then by name."""
     label_column: str | None = None
-    """The same. With lists of labels in it, an image has any number of classes (multi-label)."""
+    """Column with the labels. By default it is found by type, then by name. Lists of labels mean that an image has any
+    number of classes (multi-label)."""
     train_split: str = 'train'
-    """To train on."""
+    """Split with the training images."""
     validation_split: str | None = None
-    """To judge on; by default the dataset's own, or a stratified part of the training split."""
+    """Split with the validation images. By default the dataset's own (validation, val, valid, dev or test), else a
+    stratified share of the training split."""
     validation_share: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2
-    """Of that part."""
+    """Share of the training images held out for validation, where the dataset has no validation split."""
     streaming: bool = False
-    """Read images in the order of the dataset, through a buffer for shuffling, without copying it first."""
+    """Read images in the order of the dataset, through a buffer that shuffles them, without copying the dataset
+    first."""
     bad_images: Literal['error', 'skip'] = 'error'
-    """What to do about images that can't be decoded. They are named in any case, and never replaced by others."""
+    """What to do with images that cannot be decoded: stop with an error, or skip them. They are named in any case, and
+    never silently replaced."""
     scan: bool = True
-    """Decode every image once beforehand. Without, a bad one ends the run when it is met."""
+    """Decode every image once before training. Without the scan, a bad image ends the run when it is met."""
 
 
 @group('Model', 2)
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     model: str = 'xception_paper'
-    """What timm.create_model takes: a name, hf-hub:org/name or local-dir:DIR."""
+    """Model to adapt, as timm.create_model takes it: a name, hf-hub:org/name or local-dir:DIR."""
     pretrained: bool = True
-    """Start from the weights that go with the name."""
+    """Start from the pretrained weights of the model."""
     model_args: Choices = field(default_factory=dict)
-    """Further arguments of the model: --model-args.bn_eps 1e-5."""
+    """Further arguments of the model, for example --model-args.bn_eps 1e-5."""
     image_size: Annotated[int | None, AT_LEAST_1] = None
-    """Height and width in pixels; by default the model's."""
+    """Height and width of the images in pixels. By default the model's own."""
     drop_rate: Annotated[float, SHARE] = 0.0
-    """Dropout before the classifier."""
+    """Dropout before the classifier, from 0 up to 1 (excluded)."""
     drop_path_rate: Annotated[float, SHARE] = 0.0
-    """Stochastic depth."""
+    """Stochastic depth: the share of images for which the last residual branch is left out."""
 
 
 @group('Optimization', 3)
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
     recipe: Literal['probe', 'transfer', 'full', 'paper-imagenet', 'paper-jft'] = 'transfer'
-    """Which values the settings have that are not given: probe, a new classifier on the features of the frozen network;
-    transfer, that, then everything at a small rate; full, everything from the start; paper-..., the paper's training
-    from scratch."""
+    """Recipe, which sets all values that are not given. probe: a new classifier on features of the frozen network;
+    transfer: the same, then the whole network at a small rate; full: the whole network from the start; paper-imagenet
+    and paper-jft: the paper's training from scratch."""
     epochs: Annotated[int, AT_LEAST_1] = 10
     """Passes over the training images."""
     head_epochs: Annotated[int, AT_LEAST_1] = 100
-    """Of the classifier alone, in the recipe transfer."""
+    """Passes over the training images while only the classifier trains (recipe transfer)."""
     head_learning_rate: Annotated[float, POSITIVE] = 3e-3
-    """The same."""
+    """Learning rate while only the classifier trains (recipe transfer)."""
     batch_size: Annotated[int, AT_LEAST_1] = 32
-    """Images in a step of one process; an update sees this times --accumulation times the number of processes."""
+    """Images in one step of one process. An update of the weights sees batch size x accumulation x number of
+    processes."""
     accumulation: Annotated[int, AT_LEAST_1] = 1
-    """Steps of an update."""
+    """Steps whose gradients are added up before the weights are updated."""
     optimizer: str = 'adamw'
-    """timm's name of one."""
+    """timm's name of the optimizer."""
     optimizer_args: Choices = field(default_factory=dict)
-    """Further arguments of the optimizer: --optimizer-args.eps 1e-3."""
+    """Further arguments of the optimizer, for example --optimizer-args.eps 1e-3."""
     learning_rate: Annotated[float, POSITIVE] = 1e-3
-    """Highest one, of an update; it is not scaled by the number of processes."""
+    """Highest learning rate of the schedule. It is not scaled by the batch size or the number of processes."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Of weights; biases and normalizations have none."""
+    """Weight decay. Biases and normalizations have none."""
     momentum: Annotated[float, SHARE] = 0.9
-    """Of optimizers that have one."""
+    """Momentum, for optimizers that have one."""
     layer_decay: Annotated[float | None, Parameter(validator=Number(gt=0, lte=1))] = None
-    """Factor of the learning rate from each layer to the one before it."""
+    """Factor of the learning rate from each layer to the one before it. By default all layers learn alike."""
     schedule: Literal['constant', 'cosine', 'step'] = 'cosine'
-    """Of the learning rate, by update."""
+    """Course of the learning rate over the updates."""
     warmup_epochs: Annotated[float, NOT_NEGATIVE] = 0.0
-    """In which the learning rate rises."""
+    """Epochs of learning-rate warm-up."""
     decay_rate: Annotated[float, POSITIVE] = 0.1
-    """Of the schedule step."""
+    """Factor of the learning rate at each step of the schedule step."""
     decay_epochs: Annotated[float, POSITIVE] = 30.0
-    """Between steps of the schedule."""
+    """Epochs between two steps of the schedule step."""
     decay_images: Annotated[int | None, AT_LEAST_1] = None
-    """The same, counted in images."""
+    """Images between two steps of the schedule step, instead of epochs."""
     clip_grad: Annotated[float | None, POSITIVE] = None
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; a larger one is scaled down. By default gradients are not clipped."""
     batch_norm: Literal['frozen', 'train'] = 'frozen'
-    """Whether batch normalization keeps to its moving statistics (inference mode) or learns new ones."""
+    """Batch normalization: frozen keeps the moving statistics (inference mode), train learns new ones."""
     label_smoothing: Annotated[float, SHARE] = 0.0
-    """Share of each label that goes to all classes."""
+    """Share of each label that is spread over all classes."""
     class_weights: bool = False
-    """Let all classes count the same in the loss."""
+    """Weight the loss so that all classes count the same, however many images they have."""
     balanced_sampling: bool = False
-    """Show images of all classes equally often."""
+    """Show images of all classes equally often, rare ones several times an epoch."""
     ema_decay: Annotated[float | None, SHARE] = None
-    """Of a moving average of the weights (Polyak), which is what is judged and kept then."""
+    """Decay of a moving average of the weights (Polyak averaging), which is evaluated and kept instead of the last
+    weights. By default there is no average."""
     metric: str = 'top1'
-    """By which the best epoch is chosen: top1, top5, macro_f1, loss, ...; micro_f1, mean_average_precision and
-    map_at_100 in multi-label."""
+    """Figure that chooses the best epoch: top1, top5, macro_f1, loss, ...; for multi-label datasets micro_f1,
+    mean_average_precision or map_at_100, too."""
     class_importance: Path | None = None
-    """A JSON object of the weight of each class, by name, in map_at_100: {"dog": 2.5, "cat": 1}; by default all weigh
-    the same."""
+    """JSON file with an object that gives each class, by name, its weight in map_at_100: {"dog": 2.5, "cat": 1}. By
+    default all classes weigh the same."""
     early_stopping: Annotated[int | None, AT_LEAST_1] = None
-    """Epochs without a better one after which a phase ends."""
+    """Epochs without a better one after which a phase ends. By default all epochs are run."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
-    """Of everything that is drawn: split, order, augmentation, dropout."""
+    """Seed of everything random: split, order, augmentation, dropout."""
 
 
 @group('Augmentation', 4)
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     crop_scale: tuple[float, float] = (1.0, 1.0)
-    """Least and largest share of an image's area that a random crop takes."""
+    """Smallest and largest share of the image area in a random crop. 1 1 takes the whole image."""
     flip: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.0
     """Probability of a flip from left to right."""
     vertical_flip: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.0
     """Probability of a flip upside down."""
     color_jitter: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Strength of random changes of brightness, contrast and saturation."""
+    """Strength of random changes of brightness, contrast and saturation; 0 for none."""
     auto_augment: str | None = None
-    """timm's name of a policy, like rand-m7-mstd0.5-inc1."""
+    """timm's name of an augmentation policy, such as rand-m7-mstd0.5-inc1. By default there is none."""
     random_erasing: Annotated[float, SHARE] = 0.0
-    """Probability that a rectangle is blanked."""
+    """Probability that a random rectangle of an image is blanked."""
     mixup: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Alpha."""
+    """Alpha of mixup, which blends pairs of images and their labels; 0 for none."""
     cutmix: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Alpha."""
+    """Alpha of cutmix, which pastes a rectangle of one image into another; 0 for none."""
 
 
-@group('Machine', 5)
+@group('MachineSettings', 5)
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class MachineSettings:
     mixed_precision: Literal['no', 'bf16', 'fp16'] | None = None
-    """By default as `accelerate config` says."""
+    """Precision of the computation: no is float32. By default what `accelerate config` chose."""
     gradient_checkpointing: bool = False
-    """Less memory for more computing."""
+    """Recompute activations in the backward pass: less memory, about a fifth more time."""
     compile: bool = False
-    """torch.compile."""
+    """Compile the network with torch.compile."""
     channels_last: bool = True
-    """Memory format of images and weights."""
+    """Keep images and weights in the memory format channels_last, which is faster for convolutions."""
     workers: Annotated[int | None, NOT_NEGATIVE] = None
-    """Processes that decode images, for each process that trains; by default up to 8 on a GPU and none on a CPU."""
+    """Processes that decode images, for each process that trains. By default up to 8 on a GPU, and none on a CPU."""
     feature_cache: Path | None = None
-    """Where the features of frozen networks are kept; by default in the cache of the Hugging Face libraries."""
+    """Folder for the features of frozen networks. By default in the cache of the Hugging Face libraries."""
 
 
-@group('Output', 6)
+@group('OutputSettings', 6)
 @dataclass(frozen=True, kw_only=True)
-class Output:
+class OutputSettings:
     output: Path = Path('finetuned')
-    """Directory of the run, and of the model in the end."""
+    """Directory of the run; in the end it is the model directory, with the report."""
     checkpoint_minutes: Annotated[float, NOT_NEGATIVE] = 10.0
-    """Between checkpoints, besides that of each epoch; 0 for one after each update."""
+    """Minutes between two checkpoints, beside the one after each epoch; 0 writes one after each update."""
     keep_checkpoints: Annotated[int, AT_LEAST_1] = 2
-    """How many of the newest; the best is kept besides."""
+    """Number of checkpoints to keep, the newest ones; the best is kept besides."""
     tracker: tuple[str, ...] = ()
-    """tensorboard, trackio, wandb: where to log to as well."""
+    """Trackers to log to as well: tensorboard, trackio, wandb."""
     push: str | None = None
-    """org/name: publish on the Hub in the end."""
+    """Repository org/name on the Hub to publish the finished model to."""
     eval_only: Annotated[bool, SWITCH] = False
-    """Evaluate the model as it is on the validation split (or the only one), and train nothing."""
+    """Evaluate the model as it is on the validation split (or the only split), and train nothing."""
     dry_run: Annotated[bool, SWITCH] = False
     """Scan the data, try one batch, estimate the memory, and write nothing."""
 
@@ -219,8 +229,8 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     optimization: Optimization = field(default_factory=Optimization)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    machine: Machine = field(default_factory=Machine)
-    output: Output = field(default_factory=Output)
+    machine: MachineSettings = field(default_factory=MachineSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
 
     def flat(self) -> dict[str, Any]:
         """Name -> value, as YAML can express it."""
@@ -238,7 +248,7 @@ RESUME_MAY_CHANGE = frozenset(
 
 
 def phases(settings: Settings) -> list[tuple[str, Settings]]:
-    """The parts of a recipe, each with its settings."""
+    """Directory of the run; in the end it is the model directory, with the report."""
     s = settings.optimization
     if settings.output.eval_only:
         return []
@@ -255,3 +265,38 @@ def phases(settings: Settings) -> list[tuple[str, Settings]]:
         )
         return [('probe', replace(settings, optimization=first)), ('everything', settings)]
     return [('probe' if s.recipe == 'probe' else 'everything', settings)]
+
+
+def with_recipe(tokens: Sequence[str], config: Path | None) -> list[Any]:
+    """Where cyclopts finds the settings that the command line does not give.
+
+    Args:
+        tokens: The command line.
+        config: YAML file with settings.
+
+    Returns:
+        The settings of the file, and after them those of the recipe that the command line or the file names.
+
+    Raises:
+        SystemExit: The file cannot be read.
+    """
+    found: dict[str, Any] = {}
+    if config:
+        try:
+            found = yaml.safe_load(config.read_text(encoding='utf-8'))
+        except (OSError, yaml.YAMLError) as e:
+            sys.exit(f'error: {config} cannot be read ({e}).')
+        if not isinstance(found, dict):
+            sys.exit(f'error: {config} holds no settings.')
+    named = [
+        token.partition('=')[2] or following
+        for token, following in zip(tokens, [*tokens[1:], ''])
+        if token.partition('=')[0] == '--recipe'
+    ]
+    recipe = (named or [found.get('recipe', Optimization.recipe)])[-1]
+    values = {name: value for name, value in found.items() if value is not None and value != {} and value != []}
+    presets = RECIPES[recipe]() if recipe in RECIPES else {}
+    return [
+        cyclopts.config.Dict(values, source=str(config), use_commands_as_keys=False),
+        cyclopts.config.Dict(presets, source=f'the recipe {recipe}', use_commands_as_keys=False),
+    ]

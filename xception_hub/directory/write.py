@@ -1,0 +1,116 @@
+"""The files of a model directory, which `timm.create_model('local-dir:DIR', pretrained=True)` loads."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from timm.models import save_for_hf
+from torch import nn
+
+from ..errors import DirectoryError
+
+__all__ = ['CONFIG_FILE', 'METRICS_FILE', 'PARITY_FILE', 'WEIGHTS_FILE', 'new_directory', 'read_json', 'write_model']
+
+WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE = (
+    'model.safetensors',
+    'config.json',
+    'parity.json',
+    'metrics.json',
+)
+
+
+def write_model(
+    directory: Path,
+    model: nn.Module,
+    model_config: Mapping[str, Any],
+    model_args: Mapping[str, Any],
+    data_config: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes model.safetensors and config.json; each replaces the old file when it is complete.
+
+    Args:
+        directory: An existing directory.
+        model: A timm model in its final state.
+        model_config: Entries of config.json, as `timm.models.save_for_hf` takes them.
+        model_args: Arguments of the model beside those that timm saves by itself.
+        data_config: Preparation of the images, if the model's own is another.
+    """
+    with tempfile.TemporaryDirectory(prefix='.model', dir=directory) as part:
+        save_for_hf(
+            model,
+            part,
+            model_config=dict(model_config),
+            model_args=dict(model_args) or None,
+            data_config=data_config and dict(data_config),
+            safe_serialization=True,
+        )
+        config_file = Path(part) / CONFIG_FILE
+        config = json.loads(config_file.read_text(encoding='utf-8'))
+        # the pipelines of transformers pass it themselves, beside model_args
+        config.get('model_args', {}).pop('num_classes', None)
+        config_file.write_text(json.dumps(config, indent=2), encoding='utf-8')
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            _make_public(Path(part) / name)
+            os.replace(Path(part) / name, directory / name)
+
+
+@contextmanager
+def new_directory(directory: Path, marker: str) -> Iterator[Path]:
+    """A folder beside the directory, which takes its place once the block has ended well.
+
+    Args:
+        directory: The directory to write. It may hold what an earlier run wrote, which goes.
+        marker: Name of a file by which an earlier run is recognised.
+
+    Raises:
+        DirectoryError: The directory holds something else, or cannot be written.
+    """
+    if directory.exists():
+        if not directory.is_dir():
+            raise DirectoryError(f'{directory} is a file; name a directory.')
+        if any(directory.iterdir()) and not (directory / marker).is_file():
+            raise DirectoryError(f'{directory} holds something other than a conversion; name another directory.')
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
+    except OSError as e:
+        raise DirectoryError(f'{directory} cannot be written: {e}.') from e
+    try:
+        yield folder
+        for path in (folder, *folder.iterdir()):
+            _make_public(path)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(folder, directory)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_public(path: Path) -> None:
+    """Gives a temporary file or folder, which is private, the mode that a new one has."""
+    os.umask(mask := os.umask(0))
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        DirectoryError: There is no such file, or it holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+    except FileNotFoundError as e:
+        raise DirectoryError(
+            f'{file.parent} has no {file.name}. Name a directory that xception-hub convert wrote.'
+        ) from e
+    except (OSError, ValueError) as e:
+        raise DirectoryError(f'{file} cannot be read as JSON ({e}). Write the directory anew.') from e
+    if not isinstance(content, dict):
+        raise DirectoryError(f'{file} holds a {type(content).__name__} instead of an object. Write the directory anew.')
+    return content

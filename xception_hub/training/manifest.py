@@ -1,0 +1,179 @@
+"""What a run finds in its data, once, and keeps in its directory: classes, bad images, rows of the validation split."""
+
+import json
+import sys
+import warnings
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError, SettingsError
+from . import data as datasets_of_images
+from .data import Data
+from .machine import Machine
+from .metrics import figure_names
+from .runs import Run
+from .scan import scan
+from .settings import Augmentation, Settings
+
+__all__ = ['find_data', 'read_importance']
+
+SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
+
+Manifest = dict[str, Any]
+
+
+def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Manifest]:
+    """Reads the dataset, checks the settings against it, decodes every image, and splits what can be used.
+
+    Returns:
+        The data, and the manifest for the run's directory.
+
+    Raises:
+        DataError: The data cannot be trained on, holds bad images that are not to be skipped, or has changed.
+        SettingsError: Settings do not go together, or with the data.
+    """
+    s = settings.data
+    found = datasets_of_images.load(
+        s.dataset,
+        s.dataset_config,
+        image_column=s.image_column,
+        label_column=s.label_column,
+        train_split=None if settings.output.eval_only else s.train_split,
+        validation_split=s.validation_split,
+        streaming=s.streaming,
+    )
+    _check(settings, found)
+    file = settings.optimization.class_importance
+    importance = read_importance(file, found) if file else None
+    manifest = run.manifest or dict(
+        digest=found.digest(), class_names=found.class_names, class_importance=importance, bad_images=[]
+    )
+    for name, same in (
+        (s.dataset, manifest['digest'] == found.digest()),
+        (file, manifest.setdefault('class_importance') == importance),
+    ):
+        if not same:
+            error = DataError if name == s.dataset else SettingsError
+            raise error(f'{name} has changed since {run.directory} was begun. Name another directory as the output.')
+    digests: dict[str, dict[int, bytes]] = {}
+    if run.manifest is None and s.scan:
+        manifest['bad_images'], digests = _scan_all(settings, found, machine)
+    for name in ('train', 'validation'):
+        split = getattr(found, name)
+        bad = [image['position'] for image in manifest['bad_images'] if image['split'] == split.name and len(split)]
+        if bad:
+            found = replace(found, **{name: split.select(np.setdiff1d(np.arange(len(split)), bad))})
+    if not found.has_validation:
+        found = found.with_validation(s.validation_share, settings.optimization.seed)
+        manifest['validation_rows'] = found.validation.rows.tolist()
+    if not len(found.validation) or not (len(found.train) or settings.output.eval_only):
+        raise DataError(f'A split of {s.dataset} has no image that can be used.')
+    _warn_of_leaks(found, digests)
+    machine.print(
+        f'{s.dataset}: {len(found.class_names)} classes, {len(found.train)} images for training, '
+        f'{len(found.validation)} for validation'
+    )
+    return found, manifest
+
+
+def read_importance(file: Path, data: Data) -> list[float]:
+    """Weights [C] of the classes in `metrics.map_at_100`, from a JSON object of a number > 0 for each class's name.
+
+    Raises:
+        SettingsError: The file holds something else, or the classes are exclusive.
+    """
+    name = f'--class-importance {file}'
+    if not data.multi_label:
+        raise SettingsError(f'{name} weights classes in map_at_100, which exclusive classes do not have. Leave it out.')
+    try:
+        weights = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e:
+        raise SettingsError(f'{name} cannot be read as JSON ({e}).') from e
+    if not isinstance(weights, dict):
+        raise SettingsError(f'{name} holds a {type(weights).__name__} instead of an object: {{"class": weight, ...}}.')
+    missing, unknown = sorted({*data.class_names} - {*weights}), sorted({*weights} - {*data.class_names})
+    if missing or unknown:
+        raise SettingsError(
+            f'{name} does not name the classes of the dataset: {_listed(missing)} missing, {_listed(unknown)} unknown. '
+            f'It needs a weight for each class, and for nothing else.'
+        )
+    for key, weight in weights.items():
+        if type(weight) not in (int, float) or not 0 < weight <= sys.float_info.max:  # NaN isn't, either
+            raise SettingsError(f'{name} gives the class {key!r} the weight {weight!r} instead of a finite number > 0.')
+    return [float(weights[key]) for key in data.class_names]
+
+
+def _check(settings: Settings, data: Data) -> None:
+    """Raises a SettingsError for settings that do not go together, before any time is spent."""
+    s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
+    if s.metric not in figures:
+        raise SettingsError(f'--metric {s.metric} is none of this dataset: {", ".join(figures)}.')
+    if s.recipe == 'probe' and settings.augmentation != Augmentation():
+        raise SettingsError(
+            'The recipe probe computes the features of each image once, so that nothing can be augmented. Choose the '
+            'recipe transfer or full.'
+        )
+    if s.balanced_sampling and settings.data.streaming:
+        raise SettingsError('--balanced-sampling cannot choose images of a stream. Use --class-weights instead.')
+
+
+def _scan_all(
+    settings: Settings, data: Data, machine: Machine
+) -> tuple[list[dict[str, Any]], dict[str, dict[int, bytes]]]:
+    """Scans all splits, by all processes together, and names what is wrong with them.
+
+    Returns:
+        The bad images, and the sha256 of each file, by split and row.
+
+    Raises:
+        DataError: There are bad images, and they are not to be skipped.
+    """
+    bad: list[dict[str, Any]] = []
+    digests: dict[str, dict[int, bytes]] = {}
+    for split in (split for split in (data.train, data.validation) if len(split)):
+        with machine.progress(f'Scanning {split.name}', len(split)) as bar:
+            scanned = scan(
+                split,
+                SCAN_SIZE,
+                workers=machine.workers,
+                processes=machine.processes,
+                rank=machine.rank,
+                step=partial(bar.update, machine.processes),
+            )
+        bad += [dict(asdict(image), split=split.name) for image in machine.gather(scanned.bad)]
+        digests[split.name] = {
+            split.rows[position]: digest
+            for part in machine.gather([scanned.digests])
+            for position, digest in part.items()
+        }
+    bad.sort(key=lambda image: (image['split'], image['position']))
+    for image in bad:
+        machine.print(f'Bad image: {image["name"]}: {image["reason"]}')
+    if bad and settings.data.bad_images == 'error':
+        raise DataError(
+            f'{len(bad)} images cannot be used; they are named above. Mend or remove them, or leave them out with '
+            f'--bad-images skip.'
+        )
+    return bad, digests
+
+
+def _warn_of_leaks(data: Data, digests: dict[str, dict[int, bytes]]) -> None:
+    train, validation = (
+        {digests[split.name][row] for row in split.rows.tolist()} if split.name in digests else set()
+        for split in (data.train, data.validation)
+    )
+    if train & validation:
+        warnings.warn(
+            f'{len(train & validation)} image files are in the training and in the validation split: the figures '
+            f'will be better than the model is.',
+            stacklevel=3,
+        )
+
+
+def _listed(names: list[str]) -> str:
+    """The number of names, and the first ones."""
+    return f'{len(names)} ({", ".join(names[:6])}{", ..." if len(names) > 6 else ""})' if names else 'none'
