@@ -19,6 +19,7 @@ from typing import IO
 import pytest
 from conftest import ROOT
 from hub_server import Fault, Handler, HubServer
+from patience import patience
 
 from xception_hub.errors import ReleaseError
 from xception_hub.porting import release as release_module
@@ -270,7 +271,7 @@ def test_part_of_something_else(arrived: bytes, server: ReleaseServer, cache: Pa
     [
         (Fault.NOT_FOUND, 'HTTP Error 404: Not Found', 1),
         (Fault.SERVER_ERROR, 'HTTP Error 500: Internal Server Error', 3),
-        (Fault.CLOSED, 'RemoteDisconnected: Remote end closed connection without response', 3),
+        (Fault.CLOSED, 'RemoteProtocolError: Server disconnected without sending a response', 3),
     ],
 )
 def test_refused(fault: Fault, reason: str, attempts: int, server: ReleaseServer, cache: Path) -> None:
@@ -332,7 +333,7 @@ def test_disk_full(server: ReleaseServer, cache: Path, monkeypatch: pytest.Monke
 def start(server: ReleaseServer, cache: Path) -> subprocess.Popen[str]:
     """A process that fetches into the default cache, and prints the path."""
     script = (
-        f'from conversion.release import RELEASES, Release, fetch\n'
+        f'from xception_hub.porting.release import RELEASES, Release, fetch\n'
         f'RELEASES[{NAME!r}] = {RELEASES[NAME]!r}\n'
         f'print(fetch({NAME!r}))'
     )
@@ -349,7 +350,7 @@ def start(server: ReleaseServer, cache: Path) -> subprocess.Popen[str]:
 
 
 def wait_for_half(cache: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while not part(cache).exists() or part(cache).stat().st_size < HALF:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -1,21 +1,17 @@
 """Keras' official ImageNet weights by name: downloaded once, resumed after an interruption, known by their md5.
 
-huggingface_hub has a download that resumes, but it writes blocks of 10 MB and loses what arrived of the last one when a
-connection breaks, which a slow line never gets past. torch.hub's and Keras' own start anew.
+Ours because no library leaves less: huggingface_hub's download resumes, but loses up to 10 MB when a connection breaks,
+which a slow line never gets past; those of torch.hub, Keras and pooch start anew.
 """
 
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
+import httpx
 import huggingface_hub
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from huggingface_hub.utils import tqdm
@@ -56,18 +52,6 @@ RELEASES = {
         f'{_FOLDER}/xception_weights_tf_dim_ordering_tf_kernels_notop.h5', 'b0042744bf5b25fce3cb969f33bebb97'
     ),
 }
-
-
-class _NetworkError(Exception):
-    """What an attempt to download ended with.
-
-    Attributes:
-        status: The server's answer, None if there was none or it broke off.
-    """
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def fetch(name: str, cache: Path = CACHE) -> Path:
@@ -139,10 +123,12 @@ def _download(name: str, release: Release, target: Path) -> None:
         f'or pass its path to the conversion instead of {name!r}.'
     )
     try:
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            raise httpx.TransportError('HF_HUB_OFFLINE forbids it')
         _receive(name, release.url, part)
-    except _NetworkError as e:
+    except httpx.HTTPError as e:
         kept = f' The {_size(part):,} bytes that arrived are kept for the next try.' if _size(part) else ''
-        raise ReleaseError(f'{release.url} cannot be downloaded: {e}.{kept}\n{otherwise}') from e
+        raise ReleaseError(f'{release.url} cannot be downloaded: {_described(e)}.{kept}\n{otherwise}') from e
     md5 = _md5(part)
     if md5 != release.md5:
         part.unlink(missing_ok=True)
@@ -154,62 +140,45 @@ def _download(name: str, release: Release, target: Path) -> None:
 
 
 def _receive(name: str, url: str, part: Path) -> None:
-    """Downloads what is missing of a file, with as many attempts as it takes while they get on."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise _NetworkError('HF_HUB_OFFLINE forbids it')
-    delays = iter(RETRY_DELAYS)
+    """Downloads what is missing of a file, with as many attempts as it takes while they make progress."""
+    delays = list(RETRY_DELAYS)
     while True:
         before = _size(part)
         try:
-            _attempt(name, url, part)
-            return
-        except _NetworkError as e:
-            if before and e.status == RANGE_NOT_SATISFIABLE:
-                return
+            return _attempt(name, url, part)
+        except httpx.HTTPError as e:
+            status = e.response.status_code if isinstance(e, httpx.HTTPStatusError) else None
+            if before and status == RANGE_NOT_SATISFIABLE:
+                return None
             if _size(part) > before:
-                delays = iter(RETRY_DELAYS)
-            delay = next(delays, None)
-            if delay is None or (e.status is not None and e.status not in TRANSIENT_STATUS):
+                delays = list(RETRY_DELAYS)
+            if not delays or (status is not None and status not in TRANSIENT_STATUS):
                 raise
-            print(f'{name}: {e}; next attempt in {delay} s', file=sys.stderr, flush=True)
+            delay = delays.pop(0)
+            print(f'{name}: {_described(e)}; next attempt in {delay} s', file=sys.stderr, flush=True)
         time.sleep(delay)
 
 
 def _attempt(name: str, url: str, part: Path) -> None:
     start = _size(part)
-    request = Request(url, headers={'Range': f'bytes={start}-'} if start else {})
-    with _network():
-        response = urlopen(request, timeout=TIMEOUT)
-    resumed = response.status == 206  # else this is the whole file, whatever was asked for
-    with response, open(part, 'ab' if resumed else 'wb') as file:
-        length = response.headers['Content-Length']
-        total = int(length) + file.tell() if length else None
-        # the hub's tqdm, so that HF_HUB_DISABLE_PROGRESS_BARS holds here too
-        with tqdm(desc=name, initial=file.tell(), total=total, unit='B', unit_scale=True) as bar:
-            while block := _read(response):
-                file.write(block)
-                bar.update(len(block))
-        if total and file.tell() < total:  # of which http.client says nothing
-            raise _NetworkError(f'the connection ended after {file.tell():,} of {total:,} bytes')
+    headers = {'Accept-Encoding': 'identity', **({'Range': f'bytes={start}-'} if start else {})}
+    with httpx.stream('GET', url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as response:
+        response.raise_for_status()
+        resumed = response.status_code == 206  # else this is the whole file, whatever was asked for
+        with open(part, 'ab' if resumed else 'wb') as file:
+            length = response.headers.get('Content-Length')
+            total = int(length) + file.tell() if length else None
+            # the hub's tqdm, so that HF_HUB_DISABLE_PROGRESS_BARS holds here too
+            with tqdm(desc=name, initial=file.tell(), total=total, unit='B', unit_scale=True) as bar:
+                for block in response.iter_raw(BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
 
 
-def _read(response: HTTPResponse) -> bytes:
-    with _network():
-        return response.read(BLOCK)
-
-
-@contextmanager
-def _network() -> Iterator[None]:
-    """What the network does wrong becomes a `_NetworkError`; an OSError from elsewhere is the disk's."""
-    try:
-        yield
-    except HTTPError as e:
-        e.close()  # it holds the connection, and newer Pythons warn if nobody closes it
-        raise _NetworkError(str(e), e.code) from e
-    except URLError as e:
-        raise _NetworkError(str(e.reason)) from e
-    except (OSError, HTTPException) as e:
-        raise _NetworkError(f'{type(e).__name__}: {e}') from e
+def _described(error: httpx.HTTPError) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f'HTTP Error {error.response.status_code}: {error.response.reason_phrase}'
+    return f'{type(error).__name__}: {error}'.rstrip('.')
 
 
 def _size(path: Path) -> int:

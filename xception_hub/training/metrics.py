@@ -46,15 +46,16 @@ class Predictions:
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, rows: Tensor) -> 'Predictions':
         """Of a batch: logits [B, C], labels [B] or [B, C], rows [B]."""
-        logits = logits.float()
+        logits = logits.double()  # in float32, the last bit depends on where in a batch an image stands
         if labels.dim() == 2:
             probabilities = logits.sigmoid()
             classes = probabilities.topk(min(TOP, logits.shape[1])).indices
-            losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction='none').mean(1)
+            losses = F.binary_cross_entropy_with_logits(logits, labels.double(), reduction='none').mean(1)
         else:
             probabilities, classes = logits.softmax(1).topk(min(TOP, logits.shape[1]))
             losses = F.cross_entropy(logits, labels, reduction='none')
-        return cls(*(tensor.cpu().numpy() for tensor in (rows, labels, classes, probabilities, losses)))
+        found = (rows, labels, classes, probabilities.float(), losses.float())
+        return cls(*(tensor.cpu().numpy() for tensor in found))
 
     @classmethod
     def joined(cls, parts: Sequence['Predictions']) -> 'Predictions':
