@@ -1,7 +1,8 @@
-"""python -m conversion.publish DIR org/name --dry-run
+"""xception-hub publish DIR org/name --dry-run
 
 Publishes a converted or a fine-tuned directory on the Hugging Face Hub, in one commit: model.safetensors, config.json,
-the model card, and parity.json if there is one; if not, the repository's is removed. What is there isn't sent again.
+the model card, and parity.json if there is one; if not, the repository's is removed. What is there is not sent again.
+In a clone: python -m conversion.publish.
 """
 
 import sys
@@ -11,7 +12,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from xception_hub.directory.publish import CARD_FILE, MESSAGE, describe, make_upload, send
-from xception_hub.errors import CardError, PublishError
+from xception_hub.errors import XceptionHubError
 
 app = App(name='python -m conversion.publish', help=__doc__, version_flags=[])
 
@@ -28,33 +29,34 @@ def main(
     license: str | None = None,
     message: str = MESSAGE,
 ) -> None:
-    """Publishes DIRECTORY as the model REPO_ID of the Hugging Face Hub.
+    """Publish DIRECTORY as the model REPO_ID of the Hugging Face Hub.
 
     Args:
-        directory: What `python -m conversion.convert` wrote, or a fine-tuned model in the same form.
-        repo_id: The repository, org/name. It is created if it doesn't exist.
-        dry_run: Show what would be done, and send nothing. Needs no token.
-        private: Create the repository as a private one.
-        revision: A branch instead of main; created if it doesn't exist.
-        license: The licence of the weights, in the Hub's words: apache-2.0, mit, other, ...
-        message: Of the commit.
+        directory: Directory that `xception-hub convert` or a fine-tuning wrote.
+        repo_id: Repository org/name. It is created if it does not exist.
+        dry_run: Show what would be done, with the model card, and send nothing. No token is needed.
+        private: Create the repository as a private one. By default it is public.
+        revision: Branch to publish on; it is created if it does not exist. By default main.
+        license: Licence of the weights, in the Hub's words: apache-2.0, mit, other, ... By default the card says that
+            none was given.
+        message: Message of the commit.
     """
     try:
-        plan = make_upload(directory, repo_id, revision, license)
-        if plan.remote.problem and not dry_run:
-            raise plan.remote.problem
-        print(describe(plan))
+        upload = make_upload(directory, repo_id, revision, license)
+        if upload.remote.problem and not dry_run:
+            raise upload.remote.problem
+        print(describe(upload, compared=dry_run))
         if dry_run:
-            print(f'\n{CARD_FILE}:\n\n{plan.card}\nDry run: nothing was sent.')
+            print(f'\n{CARD_FILE}:\n\n{upload.card}\nDry run: nothing was sent.')
             return
-        published = send(plan, private, message)
-    except (CardError, PublishError) as e:
+        published = send(upload, private, message)
+    except XceptionHubError as e:
         sys.exit(f'error: {e}')
     if published.commit_url:
         print(f'\nPublished: {published.commit_url}')
     else:
         print('\nNothing to do: the repository holds all of this.')
-    print(f"\nimport timm, xception_hub\nmodel = timm.create_model('{plan.model_name}', pretrained=True)")
+    print(f"\nimport timm, xception_hub\nmodel = timm.create_model('{upload.model_name}', pretrained=True)")
 
 
 if __name__ == '__main__':

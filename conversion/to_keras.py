@@ -1,129 +1,35 @@
-"""python -m conversion.to_keras DIR -o model.keras
+"""xception-hub to-keras DIR -o model.keras
 
 Builds the Keras model of a directory that timm loads, and writes it as a Keras 3 archive (.keras) or its weights alone
-(.weights.h5). The arrays are read back and compared bit by bit before the file takes its place.
+(.weights.h5). The arrays are read back and compared bit by bit before the file takes its place. In a clone: python -m
+conversion.to_keras.
 """
 
-import json
-import os
 import sys
-import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import timm
-import torch
 from cyclopts import App, Parameter
 
 import xception_hub  # noqa: F401  registers the model
-from xception_hub import Xception
-from xception_hub.errors import KerasFileError, ToKerasError, WeightsError
-from xception_hub.porting import keras_model
-from xception_hub.porting.formats import open_source
-from xception_hub.porting.keras_head import FINAL_ACTIVATIONS
-from xception_hub.porting.keras_model import POOLING_LAYERS, import_keras, structure_of
-from xception_hub.porting.layouts import layout_of
-from xception_hub.porting.port import port, read_layers
-from xception_hub.weights.sources import NUMERICS, VARIANTS
-
-__all__ = ['build', 'write']
-
-# What Keras' Xception is; a network with other arguments has no counterpart there.
-KERAS_ARGUMENTS = dict(NUMERICS, **VARIANTS, output_stride=32)
-SUFFIXES = ('.keras', '.weights.h5')
+from xception_hub.errors import XceptionHubError
+from xception_hub.porting.keras_file import build_keras, write_keras
 
 app = App(name='python -m conversion.to_keras', help=__doc__, version_flags=[])
 
 
-def build(directory: Path) -> tuple[Any, Xception]:
-    """The Keras model of a directory.
-
-    Args:
-        directory: With config.json and model.safetensors. What config.json says under `keras` of the original, its
-            final activation and the rescaling of its images, is restored.
-
-    Returns:
-        A `keras.Model` (the backbone as one layer, pooling, the head's layers), and the network.
-
-    Raises:
-        ToKerasError: The network has arguments that Keras' Xception doesn't know.
-        WeightsError: The directory's weights don't fit its config.
-        ImportError: Keras is not installed.
-    """
-    import_keras()
-    config = _read_config(directory)
-    args, original = config.get('model_args') or {}, config.get('keras') or {}
-    for name, value in KERAS_ARGUMENTS.items():
-        if args.get(name, value) != value:
-            raise ToKerasError(f"{directory}: {name}={args[name]!r}, but Keras' Xception has {name}={value!r}.")
-    network = timm.create_model(f'local-dir:{directory}', pretrained=True)
-    pool = network.head.global_pool.pool_type
-    if pool not in POOLING_LAYERS:
-        raise ToKerasError(f'{directory}: global_pool={pool!r}, but Keras has one of {tuple(POOLING_LAYERS)}.')
-    activation = original.get('final_activation', 'linear')
-    activation = 'linear' if activation == 'unknown' else activation
-    if activation not in FINAL_ACTIVATIONS:
-        raise ToKerasError(f'{directory}: final_activation={activation!r}; it must be one of {FINAL_ACTIVATIONS}.')
-    size = network.pretrained_cfg['input_size'][1:]
-    try:
-        model = keras_model.build(network, tuple(size), activation, tuple(original.get('rescaling', (1.0, 0.0))))
-    except ValueError as e:
-        raise ToKerasError(f'{directory}: {e}') from e
-    return model, network
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((directory / 'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e:
-        raise ToKerasError(f'{directory} has no config.json that can be read ({e}).') from e
-    if config.get('architecture') != 'xception_paper':
-        raise ToKerasError(f"{directory}: its architecture is {config.get('architecture')!r}, not 'xception_paper'.")
-    return config
-
-
-def write(model: Any, network: Xception, output: Path) -> int:
-    """Saves the model, reads the file back, compares every tensor bit by bit, and only then puts it in its place.
-
-    Returns:
-        How many tensors were compared.
-
-    Raises:
-        ToKerasError: The file's name has another ending, or Keras wrote something else than the network.
-    """
-    suffix = next((suffix for suffix in SUFFIXES if output.name.endswith(suffix)), None)
-    if suffix is None:
-        raise ToKerasError(f'{output} must end in one of {SUFFIXES}.')
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-        file = Path(folder) / f'model{suffix}'
-        if suffix == '.keras':
-            model.save(file)
-            written = port(file).tensors
-        else:
-            model.save_weights(file)
-            with open_source(file) as opened:
-                written, _, _ = read_layers(structure_of(model), layout_of(opened.weights))
-        expected = {name: t for name, t in network.state_dict().items() if not name.endswith('num_batches_tracked')}
-        different = [name for name, t in expected.items() if name not in written or not torch.equal(written[name], t)]
-        if different or len(written) != len(expected):
-            raise ToKerasError(f'{output} was not written: Keras saved something else for {different[:6]}.')
-        os.replace(file, output)
-    return len(expected)
-
-
 @app.default
 def main(directory: Path, /, *, output: Annotated[Path, Parameter(alias='-o')]) -> None:
-    """Writes the Keras model of DIRECTORY.
+    """Write the Keras model of DIRECTORY.
 
     Args:
-        directory: A model directory, such as `python -m conversion.convert` or a fine-tuning writes.
-        output: A file that ends in .keras or .weights.h5.
+        directory: Model directory, such as `xception-hub convert` or a fine-tuning writes.
+        output: File to write; its name ends in .keras or .weights.h5.
     """
     try:
-        model, network = build(directory)
-        count = write(model, network, output)
-    except (ToKerasError, KerasFileError, WeightsError, OSError, ImportError) as e:
+        model, network = build_keras(directory)
+        count = write_keras(model, network, output)
+    except (XceptionHubError, OSError, ImportError) as e:
         sys.exit(f'error: {e}')
     print(f'Written: {output}. Read back, its {count} arrays are bit-identical to those of {directory}.')
 

@@ -194,7 +194,7 @@ def test_results(dataset: str, shown: str, directory: Path) -> None:
     figures = dict(top1=0.75, macro_f1=0.5, num_samples=20, bad_images=3, split='test', dataset=dataset)
     (directory / 'metrics.json').write_text(json.dumps(figures))
     card = render(directory, 'org/mine')
-    assert f'Fine-tuned on `{shown}` and judged on 20 images (test)' in card
+    assert f'Fine-tuned on `{shown}` and evaluated on 20 images (test)' in card
     assert '3 images that could not be decoded were left out' in card
     assert '| top-1 | 0.7500 |\n| macro F1 | 0.5000 |' in card
     [result] = ModelCard(card).data.eval_results[:1]
@@ -205,11 +205,11 @@ def test_results(dataset: str, shown: str, directory: Path) -> None:
 @pytest.mark.parametrize(
     ('name', 'content', 'reason'),
     [
-        ('config.json', None, 'has no config.json. Name a directory that conversion.convert wrote'),
+        ('config.json', None, 'has no config.json. Name a directory that xception-hub convert wrote'),
         ('config.json', '[]', 'config.json holds a list instead of an object'),
         ('config.json', '{}', "lacks what a card needs (KeyError: 'num_classes')"),
         ('parity.json', '{', 'parity.json cannot be read as JSON'),
-        ('parity.json', '{"proofs": [{}]}', "lacks what a card needs (KeyError: 'proof')"),
+        ('parity.json', '{"proofs": [{}]}', "has no attribute 'proof'"),
         ('model.safetensors', None, 'has no model.safetensors of an Xception'),
     ],
 )

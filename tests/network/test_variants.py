@@ -13,11 +13,11 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import xception_hub
-from conversion.to_keras import build
 from xception_hub import Xception
 from xception_hub.errors import ToKerasError
 from xception_hub.layers import SeparableConv2d
 from xception_hub.modules import XceptionModule
+from xception_hub.porting.keras_file import build_keras
 
 SMALL = dict(width_multiplier=0.1875, min_img_size=33, num_classes=5)
 NAMES = {  # parameters: the classifier's share is (2048 or 4096) * 1000 + 1000, or as many for 17,000 classes
@@ -263,7 +263,7 @@ def test_keras_has_none_of_them(kwargs: dict[str, Any], tmp_path: Path) -> None:
     save_for_hf(timm.create_model('xception_paper', **{**SMALL, **kwargs}), tmp_path, safe_serialization=True)
     ((name, value),) = kwargs.items()
     with pytest.raises(ToKerasError, match=re.escape(f"{name}={value!r}, but Keras' Xception has")):
-        build(tmp_path)
+        build_keras(tmp_path)
 
 
 def test_a_file_without_residual_connections_is_no_xception_paper(tmp_path: Path) -> None:

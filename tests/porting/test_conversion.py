@@ -23,8 +23,9 @@ from hub_server import HubServer
 from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint
 
 from conversion import convert as convert_module
-from conversion.convert import app, choose_preprocessing, convert
+from conversion.convert import app, convert
 from xception_hub.errors import DirectoryError, KerasFileError, ParityError
+from xception_hub.porting.declared import choose_preprocessing
 from xception_hub.porting.names import KINDS, LAYERS, PREDICTIONS
 from xception_hub.porting.parity import Parity
 from xception_hub.porting.port import Port, port

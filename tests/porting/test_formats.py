@@ -27,8 +27,8 @@ from keras_files import (
     whole_h5_of_keras2,
 )
 
-from conversion.convert import choose_preprocessing
 from xception_hub.errors import KerasFileError
+from xception_hub.porting.declared import choose_preprocessing
 from xception_hub.porting.parity import compare_with_keras
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.reference import KerasReference

@@ -17,8 +17,9 @@ from keras_files import archive, randomised
 from port_a_keras_model import Checkpoint
 from torch import nn
 
-from conversion.verify import check_declared, verify
+from conversion.verify import prove
 from xception_hub import Xception
+from xception_hub.porting.declared import check_declared
 from xception_hub.porting.parity import Check, compare_taps, compare_with_keras, torch_taps
 from xception_hub.porting.photos import photo_batch
 from xception_hub.porting.port import Port, port
@@ -250,7 +251,7 @@ def test_verify_brings_all_together(directory: Path, ported: Port, checkpoint: C
         interpolation='bilinear',
         model_args={**ported.model_args, 'pool_padding': 'symmetric'},
     )
-    parity = verify(ported, directory, (), checkpoint.photos)
+    parity = prove(ported, directory, (), checkpoint.photos)
     assert not parity.passed
     assert {proof.first_wrong for proof in parity.proofs} == {'entry_flow.0', 'head.global_pool'}
     assert failed(parity.checks).keys() == {'class names', 'input'}

@@ -14,9 +14,11 @@ from keras_files import archive, randomised, sequential
 from port_a_keras_model import Checkpoint
 from random_model import images, random_model
 
-from conversion.convert import choose_preprocessing, convert
-from conversion.to_keras import app, build, write
+from conversion.convert import convert
+from conversion.to_keras import app
 from xception_hub.errors import ToKerasError
+from xception_hub.porting.declared import choose_preprocessing
+from xception_hub.porting.keras_file import build_keras, write_keras
 from xception_hub.porting.port import Port, port
 
 FLOAT32 = dict(rtol=1e-4, atol=1e-4)
@@ -34,7 +36,7 @@ def test_keras_to_torch_to_keras(converted: Path, ported: Port, checkpoint: Chec
     """All arrays of the original archive return, and Keras predicts the same."""
     import keras
 
-    write(*build(converted), tmp_path / 'model.keras')
+    write_keras(*build_keras(converted), tmp_path / 'model.keras')
     back = port(tmp_path / 'model.keras')
     assert back.tensors.keys() == ported.tensors.keys()
     assert all(torch.equal(back.tensors[name], tensor) for name, tensor in ported.tensors.items())
@@ -73,7 +75,7 @@ def test_torch_to_keras_to_torch(kwargs: dict[str, Any], tmp_path: Path) -> None
     import keras
 
     directory = saved(tmp_path / 'network', **kwargs)
-    write(*build(directory), tmp_path / 'model.keras')
+    write_keras(*build_keras(directory), tmp_path / 'model.keras')
     network = timm.create_model(f'local-dir:{directory}', pretrained=True).eval()
     ported = port(tmp_path / 'model.keras')
     assert ported.model_args == {
@@ -97,7 +99,7 @@ def test_rescaling_returns(tmp_path: Path) -> None:
     preprocessing = choose_preprocessing(ported, interpolation='bilinear')
     assert (preprocessing.input_range, preprocessing.mean_and_std()) == ('raw', (0.5, 0.5))
     convert(ported, tmp_path / 'network', preprocessing)
-    write(*build(tmp_path / 'network'), tmp_path / 'back.keras')
+    write_keras(*build_keras(tmp_path / 'network'), tmp_path / 'back.keras')
     back = port(tmp_path / 'back.keras')
     assert back.structure.rescaling == ported.structure.rescaling
     assert (back.model_args, back.final_activation) == (ported.model_args, 'softmax')
@@ -106,8 +108,8 @@ def test_rescaling_returns(tmp_path: Path) -> None:
 
 def test_weights_alone(converted: Path, tmp_path: Path) -> None:
     """A .weights.h5 that Keras loads into the same model."""
-    model, network = build(converted)
-    assert write(model, network, tmp_path / 'model.weights.h5') == 238
+    model, network = build_keras(converted)
+    assert write_keras(model, network, tmp_path / 'model.weights.h5') == 238
     expected = model.get_weights()
     for weight in model.weights:
         weight.assign(weight * 0)
@@ -123,7 +125,7 @@ def test_final_activation_returns(activation: str, converted: Path, tmp_path: Pa
     config = json.loads((converted / 'config.json').read_text())
     config['keras']['final_activation'] = activation
     (tmp_path / 'network' / 'config.json').write_text(json.dumps(config))
-    write(*build(tmp_path / 'network'), tmp_path / 'model.keras')
+    write_keras(*build_keras(tmp_path / 'network'), tmp_path / 'model.keras')
     assert port(tmp_path / 'model.keras').final_activation == activation
 
 
@@ -139,17 +141,17 @@ def test_final_activation_returns(activation: str, converted: Path, tmp_path: Pa
 )
 def test_what_keras_does_not_know(kwargs: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(ToKerasError, match=reason):
-        build(saved(tmp_path, num_classes=2, **kwargs))
+        build_keras(saved(tmp_path, num_classes=2, **kwargs))
 
 
 def test_a_mistake_is_not_written(converted: Path, tmp_path: Path) -> None:
     """A Keras model that isn't the network, and a name that says no format, leave nothing behind."""
-    model, network = build(converted)
+    model, network = build_keras(converted)
     model.layers[-1].set_weights([w + 1 for w in model.layers[-1].get_weights()])
     with pytest.raises(ToKerasError, match=r"something else for \['head.fc.weight', 'head.fc.bias'\]"):
-        write(model, network, tmp_path / 'model.keras')
+        write_keras(model, network, tmp_path / 'model.keras')
     with pytest.raises(ToKerasError, match='must end in one of'):
-        write(model, network, tmp_path / 'model.h5')
+        write_keras(model, network, tmp_path / 'model.h5')
     assert list(tmp_path.iterdir()) == []
 
 

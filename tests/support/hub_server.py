@@ -196,13 +196,17 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_json(dict(errors=errors, warnings=[]), 400 if wrong else 200)
 
     def preupload(self, repo: str, revision: str) -> None:
-        """POST /api/models/ORG/NAME/preupload/REVISION: which files are large."""
-        if self.existing(repo, revision):
+        """POST /api/models/ORG/NAME/preupload/REVISION: which files are large, and the hashes of those there are."""
+        folder = self.existing(repo, revision)
+        if folder:
+            there = {entry['path']: entry for entry in self.server.store.tree(folder, '', recursive=True)}
+            oids = {path: entry.get('lfs', entry)['oid'] for path, entry in there.items()}
             files = [
                 dict(
                     path=file['path'],
                     shouldIgnore=False,
                     uploadMode='lfs' if file['path'].endswith(LFS_SUFFIXES) else 'regular',
+                    oid=oids.get(file['path']),
                 )
                 for file in json.loads(self.body)['files']
             ]
@@ -210,8 +214,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def lfs_batch(self, repo: str) -> None:
         """POST /ORG/NAME.git/info/lfs/objects/batch: where each large file is to be put."""
+        folder = self.server.store.branch(repo, 'main')
+        tree = self.server.store.tree(folder, '', recursive=True) if folder else []
+        there = {entry['lfs']['oid'] for entry in tree if 'lfs' in entry}
         objects = [
             dict(file, actions=dict(upload=dict(href=f'{self.server.url}/storage/{file["oid"]}')))
+            if file['oid'] not in there
+            else file
             for file in json.loads(self.body)['objects']
         ]
         self.answer_json(dict(transfer='basic', objects=objects))

@@ -89,7 +89,8 @@ def _context(
     license: str | None,
 ) -> dict[str, Any]:
     """What the template is filled with."""
-    data, args, num_classes = _data_config(config), config.get('model_args') or {}, config['num_classes']
+    num_classes, args = config['num_classes'], config.get('model_args') or {}
+    data = _data_config(config)
     backbone, sha256 = _weights(directory)
     proofs = parity.get('proofs') or []
     colour = args.get('in_chans', 3) == 3
@@ -258,7 +259,7 @@ def _code(text: object) -> str:
 
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    undefined=jinja2.Undefined,
+    undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,

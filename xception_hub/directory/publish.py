@@ -1,6 +1,5 @@
 """A model directory on the Hugging Face Hub, in one commit: checked, compared with what is there, and sent."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,39 +41,14 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
-class File:
-    """A file of the repository, as it is to be.
-
-    Attributes:
-        name: In the repository.
-        content: Itself, or where it is; None to remove what the Hub has.
-        status: Beside what the Hub has: 'new', 'changed', 'removed', 'unchanged'; 'unknown' if it could not be asked.
-    """
-
-    name: str
-    content: Path | bytes | None
-    status: str
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return 0 if self.content is None else _size(self.content)
-
-    @property
-    def operation(self) -> CommitOperationAdd | CommitOperationDelete:
-        """Its part in a commit."""
-        return CommitOperationDelete(self.name) if self.content is None else CommitOperationAdd(self.name, self.content)
-
-
-@dataclass(frozen=True)
 class Remote:
     """What the Hub has.
 
     Attributes:
         exists: Whether it has the repository, as far as the token shows.
-        private: Whether that is private.
+        private: Whether the repository is private.
         head: The commit that the branch is at; None if there is no such branch.
-        files: Name -> huggingface_hub's description of the file, without those in folders.
+        files: Name -> huggingface_hub's description of each file outside of folders.
         problem: Why the Hub could not be asked; then the rest says nothing.
     """
 
@@ -91,33 +65,49 @@ class Upload:
 
     Attributes:
         repo_id: 'org/name'.
-        branch: Of the repository.
-        card: The text of the model card.
-        files: All that the repository is to have of the directory, the card among them.
+        branch: Branch of the repository.
+        card: Text of the model card.
+        contents: Name in the repository -> content, or the file with it.
         left_out: Names in the directory that are not published.
-        remote: What they were compared with.
+        remote: What the Hub has.
     """
 
     repo_id: str
     branch: str
     card: str
-    files: list[File]
+    contents: dict[str, Path | bytes]
     left_out: list[str]
     remote: Remote
 
     @property
     def url(self) -> str:
-        """Of the repository's page."""
+        """Address of the repository's page."""
         return f'{HfApi().endpoint}/{self.repo_id}'
 
     @property
-    def to_send(self) -> list[File]:
-        return [file for file in self.files if file.status != 'unchanged']
+    def removed(self) -> list[str]:
+        """Names of the files that go: the proofs of weights that are there no more."""
+        return [PARITY_FILE] if PARITY_FILE in self.remote.files and PARITY_FILE not in self.contents else []
 
     @property
     def model_name(self) -> str:
         """What `timm.create_model` takes."""
         return f'hf-hub:{_pinned(self.repo_id, self.branch)}'
+
+    def status(self, name: str) -> str:
+        """'new', 'changed', 'unchanged' or 'removed'; 'unknown' if the Hub could not be asked."""
+        if self.remote.problem:
+            return 'unknown'
+        if name in self.removed:
+            return 'removed'
+        if name not in self.remote.files:
+            return 'new'
+        there, content = self.remote.files[name], self.contents[name]
+        if there.lfs:  # the Hub knows large files by their sha256, others by git's hash
+            same = there.lfs.sha256 == CommitOperationAdd(name, content).upload_info.sha256.hex()
+        else:
+            same = there.blob_id == git_hash(content if isinstance(content, bytes) else content.read_bytes())
+        return 'unchanged' if same else 'changed'
 
 
 @dataclass(frozen=True)
@@ -125,11 +115,11 @@ class Published:
     """What was done.
 
     Attributes:
-        plan: What was to be done.
-        commit_url: The commit's page; None if the repository held everything already.
+        upload: What was to be done.
+        commit_url: Address of the commit's page; None if the repository held everything already.
     """
 
-    plan: Upload
+    upload: Upload
     commit_url: str | None
 
 
@@ -142,25 +132,25 @@ def publish(
     license: str | None = None,
     message: str = MESSAGE,
 ) -> Published:
-    """Checks a directory, compares it with the Hub, and commits what differs.
+    """Checks a directory, and commits what the Hub does not have, in one commit.
 
     Args:
-        directory: With config.json and model.safetensors; nothing is written to it.
-        repo_id: 'org/name'; the repository is created if it doesn't exist.
+        directory: Directory with config.json and model.safetensors; nothing is written to it.
+        repo_id: 'org/name'; the repository is created if it does not exist.
         private: Whether a repository that is created is private.
-        revision: The branch, 'main' if None; created from there if it doesn't exist.
+        revision: Branch, 'main' if None; it is created from main if it does not exist.
         license: The Hub's identifier of the weights' licence, for the card.
-        message: Of the commit.
+        message: Message of the commit.
 
     Raises:
-        CardError: A file of the directory is missing or can't be read.
+        CardError: A file of the directory is missing or cannot be read.
         PublishError: Any other reason for which nothing was published.
     """
     return send(make_upload(directory, repo_id, revision, license), private, message)
 
 
 def make_upload(directory: Path, repo_id: str, revision: str | None = None, license: str | None = None) -> Upload:
-    """Checks a directory and compares it with the Hub, which is only asked; see `publish`."""
+    """Checks a directory and asks the Hub what it has; see `publish`."""
     _check_repo_id(repo_id)
     _check_directory(directory)
     branch = revision or MAIN
@@ -172,42 +162,40 @@ def make_upload(directory: Path, repo_id: str, revision: str | None = None, lice
     }
     if (directory / PARITY_FILE).is_file():
         contents[PARITY_FILE] = directory / PARITY_FILE
-    remote = _ask(repo_id, branch)
-    files = [File(name, content, _status(name, content, remote)) for name, content in contents.items()]
-    if PARITY_FILE in remote.files and PARITY_FILE not in contents:  # the proofs of weights that are there no more
-        files.append(File(PARITY_FILE, None, 'removed'))
     names = sorted(path.name + ('/' if path.is_dir() else '') for path in directory.iterdir())
-    return Upload(repo_id, branch, card, files, [name for name in names if name not in (*contents, CARD_FILE)], remote)
+    left_out = [name for name in names if name not in (*contents, CARD_FILE)]
+    return Upload(repo_id, branch, card, contents, left_out, _ask(repo_id, branch))
 
 
-def send(plan: Upload, private: bool = False, message: str = MESSAGE) -> Published:
-    """Carries a plan out, in one commit; see `publish`."""
-    remote = plan.remote
+def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> Published:
+    """Makes the commit. The Hub's client leaves out of it what has not changed; see `publish`."""
+    remote = upload.remote
     if remote.problem:
         raise remote.problem
     if private and remote.exists and not remote.private:
         raise PublishError(
-            f'{plan.repo_id} exists and is public, which --private does not change. Make it private on '
-            f'{plan.url}/settings, or leave --private out.'
+            f'{upload.repo_id} exists and is public, which --private does not change. Make it private on '
+            f'{upload.url}/settings, or leave --private out.'
         )
-    if not plan.to_send:
-        return Published(plan, None)
-    with _explained(plan.repo_id):
+    operations = [CommitOperationAdd(name, content) for name, content in upload.contents.items()]
+    with _explained(upload.repo_id):
         if get_token() is None:
-            raise PublishError(f'There is no token to write to {plan.repo_id} with. {TOKEN_REMEDY}')
+            if {upload.status(name) for name in (*upload.contents, *upload.removed)} == {'unchanged'}:
+                return Published(upload, None)
+            raise PublishError(f'There is no token to write to {upload.repo_id} with. {TOKEN_REMEDY}')
         api = HfApi(library_name='xception_hub')
         if not remote.exists:
-            api.create_repo(plan.repo_id, private=private or None, exist_ok=True)
-        if remote.head is None and plan.branch != MAIN:
-            api.create_branch(plan.repo_id, branch=plan.branch, exist_ok=True)
+            api.create_repo(upload.repo_id, private=private or None, exist_ok=True)
+        if remote.head is None and upload.branch != MAIN:
+            api.create_branch(upload.repo_id, branch=upload.branch, exist_ok=True)
         commit = api.create_commit(
-            plan.repo_id,
-            [file.operation for file in plan.to_send],
+            upload.repo_id,
+            [*operations, *map(CommitOperationDelete, upload.removed)],
             commit_message=message,
-            revision=plan.branch,
+            revision=upload.branch,
             parent_commit=remote.head,
         )
-    return Published(plan, commit.commit_url)
+    return Published(upload, None if commit.oid == remote.head else commit.commit_url)
 
 
 def _pinned(repo_id: str, branch: str) -> str:
@@ -226,7 +214,7 @@ def _check_repo_id(repo_id: str) -> None:
 def _check_directory(directory: Path) -> None:
     """Makes sure that what is published loads, and that nothing in it is known to be wrong."""
     if not (directory / WEIGHTS_FILE).is_file():  # timm would be content with a pickle
-        raise PublishError(f'{directory} has no {WEIGHTS_FILE}. Name a directory that conversion.convert wrote.')
+        raise PublishError(f'{directory} has no {WEIGHTS_FILE}. Name a directory that xception-hub convert wrote.')
     config = read_json(directory / CONFIG_FILE)
     if not is_xception(config):
         raise PublishError(
@@ -244,7 +232,7 @@ def _check_directory(directory: Path) -> None:
         if passed is not True:
             raise PublishError(
                 f'{directory / PARITY_FILE} says passed: {passed}, so the network is not shown to be that of its '
-                f'source. `python -m conversion.verify` says where they differ.'
+                f'source. `xception-hub prove` says where they differ.'
             )
     try:
         timm.create_model(f'local-dir:{directory}', pretrained=True)
@@ -276,27 +264,6 @@ def _ask(repo_id: str, branch: str) -> Remote:
             return Remote(True, bool(info.private), head, files)
     except PublishError as e:
         return Remote(problem=e)
-
-
-def _status(name: str, content: Path | bytes, remote: Remote) -> str:
-    if remote.problem:
-        return 'unknown'
-    if name not in remote.files:
-        return 'new'
-    there = remote.files[name]
-    if there.size != _size(content):
-        return 'changed'
-    if there.lfs:  # the Hub knows large files by their sha256, others by git's hash
-        return 'unchanged' if there.lfs.sha256 == hashlib.sha256(_read(content)).hexdigest() else 'changed'
-    return 'unchanged' if there.blob_id == git_hash(_read(content)) else 'changed'
-
-
-def _size(content: Path | bytes) -> int:
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def _read(content: Path | bytes) -> bytes:
-    return content if isinstance(content, bytes) else content.read_bytes()
 
 
 @contextmanager
@@ -331,9 +298,14 @@ def _described(error: BaseException) -> str:
     return ' '.join(text.split()).rstrip('.')
 
 
-def describe(plan: Upload) -> str:
-    """A plan for people."""
-    remote = plan.remote
+def describe(upload: Upload, compared: bool = False) -> str:
+    """An upload in words.
+
+    Args:
+        upload: What publishing would do.
+        compared: Whether to compare each file with the Hub's, which reads all of them.
+    """
+    remote = upload.remote
     if remote.problem:
         state = f'the Hub could not be asked. {remote.problem}'
     elif not remote.exists:
@@ -341,11 +313,14 @@ def describe(plan: Upload) -> str:
     else:
         state = 'private' if remote.private else 'public'
     at = f', at {remote.head[:8]}' if remote.head else ''
-    lines = [f'{plan.url}, branch {plan.branch}: {state}{at}']
-    lines += [f'  {file.name:20}{_human(file.size):>10}  {file.status}' for file in plan.files]
-    if plan.left_out:
-        lines.append(f'Not published: {", ".join(plan.left_out)}')
-    if others := sorted(set(remote.files) - {file.name for file in plan.files}):
+    lines = [f'{upload.url}, branch {upload.branch}: {state}{at}']
+    for name, content in upload.contents.items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        lines.append(f'  {name:20}{_human(size):>10}' + (f'  {upload.status(name)}' if compared else ''))
+    lines += [f'  {name:20}{"":>10}  removed' for name in upload.removed]
+    if upload.left_out:
+        lines.append(f'Not published: {", ".join(upload.left_out)}')
+    if others := sorted(set(remote.files) - {*upload.contents, *upload.removed}):
         lines.append(f'In the repository, and left as it is: {", ".join(others)}')
     return '\n'.join(lines)
 

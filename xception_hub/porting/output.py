@@ -1,6 +1,8 @@
 """What a conversion writes: a directory that `timm.create_model('local-dir:DIR', pretrained=True)` loads."""
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +17,7 @@ from .parity import Parity
 from .port import Port
 from .preprocessing import Preprocessing
 
-__all__ = ['write']
+__all__ = ['PARITY_FILE', 'read_report', 'update_report', 'write']
 
 
 def write(
@@ -54,3 +56,23 @@ def write(
         write_model(folder, model, model_config, dict(drop_rate=rate) if rate else {})
         (folder / PARITY_FILE).write_text(json.dumps(report, indent=2), encoding='utf-8')
         (folder / 'README.md').write_text(render(folder), encoding='utf-8')
+
+
+def read_report(directory: Path) -> dict[str, Any]:
+    """What parity.json says; {} if there is none.
+
+    Raises:
+        OSError: It is not JSON.
+    """
+    file = directory / PARITY_FILE
+    try:
+        return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    except ValueError as e:
+        raise OSError(f'{file} is not JSON ({e}); convert again.') from e
+
+
+def update_report(directory: Path, parity: Parity) -> None:
+    """Replaces the proofs in parity.json, and keeps what it says of the source."""
+    with tempfile.NamedTemporaryFile('w', dir=directory, delete=False, encoding='utf-8') as temporary:
+        json.dump({**read_report(directory), **parity.as_dict()}, temporary, indent=2)
+    os.replace(temporary.name, directory / PARITY_FILE)

@@ -54,6 +54,22 @@ def photo_batch(photos: Sequence[Photo], size: tuple[int, int]) -> np.ndarray:
     return np.stack([_resized(photo, size, 'nearest') for photo in open_photos(photos)]) / 127.5 - 1
 
 
+def keras_batch(preprocessing: Preprocessing, photos: Sequence[Photo]) -> np.ndarray | None:
+    """Photos [B, H, W, 3] as the model saw its training images; None without photos."""
+    if not photos:
+        return None
+    mean, std = preprocessing.mean_and_std()
+    return ((photo_batch(photos, preprocessing.image_size) + 1) / 2 - mean) / std
+
+
+def timm_batch(network: Any, photos: Sequence[Photo]) -> np.ndarray | None:
+    """Photos [B, H, W, 3] as timm prepares them for a network; None without photos."""
+    if not photos:
+        return None
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=network))
+    return np.stack([transform(photo).permute(1, 2, 0).numpy() for photo in open_photos(photos)])
+
+
 def _resized(photo: Image.Image, size: tuple[int, int], interpolation: str) -> np.ndarray:
     height, width = size
     return np.asarray(photo.resize((width, height), Image.Resampling[interpolation.upper()]))

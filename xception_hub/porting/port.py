@@ -78,6 +78,15 @@ class Port:
         """What Keras applies to the logits, which is left to the user of the network."""
         return self.structure.head.final_activation
 
+    def notes(self) -> list[str]:
+        """Lines about what of the file the network does without."""
+        ignored = self.structure.ignored
+        lines = [f'Ignored (training-only layers): {", ".join(ignored)}'] if ignored else []
+        for reason in dict.fromkeys(self.left_out.values()):
+            arrays = [array for array, why in self.left_out.items() if why == reason]
+            lines.append(f'Left out: {reason}, {len(arrays)} arrays from {arrays[0]} on')
+        return lines
+
     def model(self) -> Xception:
         """The network with its weights, in evaluation mode."""
         with torch.device('meta'):

@@ -1,0 +1,139 @@
+"""What a user declares of a Keras file, beside what the file says: preparation of images, names of classes."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import ImageNetInfo
+
+from ..errors import KerasFileError
+from .keras_head import is_number
+from .output import read_report
+from .parity import Check
+from .photos import Photo, compare_pixels
+from .port import Port
+from .preprocessing import Preprocessing
+
+__all__ = ['check_declared', 'choose_preprocessing', 'read_class_names']
+
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
+MOST_SCALE_OF_BYTES = 1 / 64
+PIXELS = 1e-6  # relative difference of prepared images, in float32; another interpolation or range is 1e-1
+
+# Preparation of keras.applications, with timm's crop for 299 pixels.
+RELEASE_PREPROCESSING = Preprocessing('tf', (299, 299), 'bicubic', crop_pct=0.8975, crop_mode='center')
+
+
+def choose_preprocessing(
+    ported: Port,
+    input_range: str | None = None,
+    interpolation: str | None = None,
+    size: int | None = None,
+    class_names: Sequence[str] | None = (),
+) -> Preprocessing:
+    """How images were prepared, by the flags, else by the file.
+
+    Args:
+        ported: What `port` read.
+        input_range: Value of --input-range.
+        interpolation: Value of --interpolation.
+        size: Value of --size.
+        class_names: Value of --class-names; None if it was not given, which is asked for together with the rest.
+
+    Raises:
+        KerasFileError: Something is said by neither; the message names all flags that are missing.
+    """
+    known = _known_preprocessing(ported)
+    flags = dict(input_range=input_range, interpolation=interpolation, image_size=(size, size) if size else None)
+    known.update({name: value for name, value in flags.items() if value})
+    options = {'input_range': '--input-range', 'interpolation': '--interpolation', 'image_size': '--size'}
+    missing = [option for name, option in options.items() if not known.get(name)]
+    if class_names is None and ported.model_args['num_classes'] and read_class_names(ported, None) is None:
+        missing.append('--class-names')
+    if missing:
+        raise KerasFileError(
+            f'{ported.source} does not say how its images were prepared, which changes what the model computes, or '
+            f'what its classes are called. Pass {" and ".join(missing)}; --help explains the choices.'
+        )
+    return Preprocessing(**known)
+
+
+def _known_preprocessing(ported: Port) -> dict[str, Any]:
+    """Arguments of `Preprocessing` that the file tells."""
+    if ported.is_release:
+        return asdict(RELEASE_PREPROCESSING)
+    known: dict[str, Any] = dict(image_size=ported.image_size, rescaling=ported.structure.rescaling)
+    converter = ported.image_converter
+    if converter:
+        scale, offset = converter.get('scale'), converter.get('offset')
+        rescaling = (1.0 if scale is None else scale), (0.0 if offset is None else offset)
+        if not all(map(is_number, rescaling)) or not rescaling[0]:
+            raise KerasFileError(f'{ported.source}: its image converter has scale {scale!r} and offset {offset!r}.')
+        known.update(input_range='raw', rescaling=rescaling)
+        known.update(crop_mode='center' if converter.get('crop_to_aspect_ratio', True) else 'squash')
+        if converter.get('interpolation') in INTERPOLATIONS:
+            known['interpolation'] = converter['interpolation']
+    elif ported.structure.rescales and abs(ported.structure.rescaling[0]) <= MOST_SCALE_OF_BYTES:
+        known['input_range'] = 'raw'  # a model that divides its images by something near 127 or 255 takes bytes
+    return known
+
+
+def read_class_names(ported: Port, class_names: list[str] | None) -> list[str] | None:
+    """Names of the classes in order; None if there are none.
+
+    Args:
+        ported: What `port` read. Keras' release has the classes of ImageNet.
+        class_names: Value of --class-names: names, names separated by commas, a file with one a line, or 'none'.
+    """
+    if class_names is None and ported.is_release and ported.model_args['num_classes'] == 1000:
+        return ImageNetInfo().label_names()
+    if class_names == ['none']:
+        return None
+    if class_names and len(class_names) == 1:
+        if Path(class_names[0]).is_file():
+            return Path(class_names[0]).read_text(encoding='utf-8').splitlines()
+        return [name.strip() for name in class_names[0].split(',')]
+    return class_names
+
+
+def check_declared(directory: Path, photos: Sequence[Photo]) -> list[Check]:
+    """Whether timm prepares images, and names classes, as was declared when the file was converted.
+
+    Args:
+        directory: With config.json, from which timm takes both, and parity.json, where they were declared.
+        photos: To prepare in both ways.
+    """
+    declared = read_report(directory).get('declared')
+    if not declared:
+        return []
+    network = timm.create_model(f'local-dir:{directory}')
+    cfg: Any = network.pretrained_cfg
+    names, found = declared['class_names'], cfg.get('label_names')
+    same = (names or None) == (list(found) if found else None)
+    checks = [
+        Check(
+            'class names',
+            same,
+            True,
+            f'{"as" if same else "NOT as"} they were declared',
+            dict(declared=names, found=found),
+        )
+    ]
+    if photos:
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in declared['preprocessing'].items()
+        }
+        error = compare_pixels(network, Preprocessing(**settings), photos)
+        checks.append(
+            Check(
+                'input',
+                error <= PIXELS,
+                True,
+                f"on {len(photos)} images timm's transform differs by {error:.1e} from the declared preprocessing "
+                f'({settings["input_range"]}, {settings["interpolation"]}), of {PIXELS:.0e} at most',
+                dict(difference=error, limit=PIXELS),
+            )
+        )
+    return checks
