@@ -11,4 +11,4 @@ from .weights.fingerprints import Verification
 from .weights.sources import verify
 
 __all__ = ['CheckpointError', 'Verification', 'WeightsError', 'Xception', 'from_checkpoint', 'verify']
-__version__ = '0.1.0'
+__version__ = '0.2.0'

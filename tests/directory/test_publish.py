@@ -22,6 +22,7 @@ from commands import call
 from conftest import ROOT
 from hub_server import TOKEN, Fault, HubServer
 from hub_store import lfs_pointer
+from patience import patience
 from PIL import Image
 from port_a_keras_model import CLASS_NAMES, Checkpoint
 from torch import Tensor, nn
@@ -336,7 +337,7 @@ def mirror(published: str, hub: HubServer, tmp_path: Path) -> Iterator[str]:
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
     """Until a server answers."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + patience(seconds)
     while time.monotonic() < end and process.poll() is None:
         try:
             urlopen(url).close()

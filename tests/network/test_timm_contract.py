@@ -71,6 +71,7 @@ def test_export(model: Xception) -> None:
         program(images(70, 90))
 
 
+@pytest.mark.slow
 def test_onnx(model: Xception, tmp_path: Path) -> None:
     """One ONNX file takes any batch, height and width in onnxruntime."""
     pytest.importorskip('onnxscript')
@@ -100,7 +101,7 @@ def compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(('dynamic', 'graphs'), [(True, 1), (None, 2)])
+@pytest.mark.parametrize(('dynamic', 'graphs'), [(True, 1), pytest.param(None, 2, marks=pytest.mark.slow)])
 def test_compile(dynamic: bool | None, graphs: int, model: Xception, compiler: None) -> None:
     """One graph without breaks serves all sizes and batches; by default, a first one serves the first size alone."""
     compiled_graphs: list[Any] = []
@@ -117,6 +118,7 @@ def test_compile(dynamic: bool | None, graphs: int, model: Xception, compiler: N
 
 
 @pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='inductor needs a C++ compiler')
+@pytest.mark.slow
 def test_compile_to_machine_code(model: Xception, compiler: None) -> None:
     """inductor's code for dynamic sizes computes the same, in the modules that have all kinds of layers."""
     model = first_modules(model)

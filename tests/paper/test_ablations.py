@@ -17,6 +17,7 @@ from xception_hub.paper import ablations
 COMMITTED = ROOT / 'docs' / 'paper' / 'ablations.json'
 
 
+@pytest.mark.slow
 def test_run(tmp_path: Path) -> None:
     """Two variants, one seed: settings of each, figures of each epoch, curves. Once more, it finds all of it done."""
     digits = handwritten_digits(tmp_path / 'digits', per_class=8)

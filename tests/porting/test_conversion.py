@@ -25,7 +25,7 @@ from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint
 from conversion import convert as convert_module
 from conversion.convert import app, convert
 from xception_hub.errors import DirectoryError, KerasFileError, ParityError
-from xception_hub.porting.declared import choose_preprocessing
+from xception_hub.porting.declared import RELEASE_PREPROCESSING, choose_preprocessing
 from xception_hub.porting.names import KINDS, LAYERS, PREDICTIONS
 from xception_hub.porting.parity import Parity
 from xception_hub.porting.port import Port, port
@@ -204,7 +204,7 @@ def release(request: pytest.FixtureRequest, imagenet_state_dict: StateDict, tmp_
 def test_release(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verified against Keras, which loads the file by itself; the directory serves as a source of the weights."""
     ported = port(release)
-    small = replace(convert_module.RELEASE_PREPROCESSING, image_size=(71, 96))
+    small = replace(RELEASE_PREPROCESSING, image_size=(71, 96))
     parity = convert(ported, tmp_path / 'release', small)
     assert parity.passed
     monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'release'))
@@ -227,9 +227,9 @@ def test_release_by_name(release: Path, tmp_path: Path, monkeypatch: pytest.Monk
     ported = port('keras-imagenet')
     assert ported.source == tmp_path / release.name
     assert ported.is_release
-    assert choose_preprocessing(ported) == convert_module.RELEASE_PREPROCESSING
+    assert choose_preprocessing(ported) == RELEASE_PREPROCESSING
     assert choose_preprocessing(ported, size=331, interpolation='bilinear') == replace(
-        convert_module.RELEASE_PREPROCESSING, image_size=(331, 331), interpolation='bilinear'
+        RELEASE_PREPROCESSING, image_size=(331, 331), interpolation='bilinear'
     )
 
 
@@ -461,7 +461,7 @@ def test_a_failure_leaves_the_old_conversion(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('xception_hub.porting.output.save_for_hf', fail)
+    monkeypatch.setattr('xception_hub.directory.write.save_for_hf', fail)
     with pytest.raises(OSError, match='No space'):
         convert(ported, tmp_path / 'out', PREPROCESSING)
     assert {p.name for p in tmp_path.iterdir()} == {'out'}

@@ -40,6 +40,7 @@ from damages import (
     of_a_file,
     of_hdf5,
 )
+from patience import patience
 from small_files import Base
 
 SEED = os.environ.get('FUZZ_SEED', '20161007')
@@ -103,16 +104,16 @@ class Spec:
         return f'{self.kind}: {self.damage}: {self.base}: {self.number}'
 
     def __str__(self) -> str:
-        again = f'FUZZ_SEED={SEED} FUZZ_ONLY="{self.name}" pytest -n 0 tests/test_fuzz.py -k {self.kind}'
+        again = f'FUZZ_SEED={SEED} FUZZ_ONLY="{self.name}" pytest -n 0 -m slow tests -k {self.kind}'
         return f'{self.name}\n    {again}'
 
 
-def specs(kind: str) -> Iterator[tuple[Spec, Damage]]:
+def specs(kind: str, share: float) -> Iterator[tuple[Spec, Damage]]:
     """Where a damage is to be done less than once to each file, it is done to some of them."""
     choice = Random(f'{SEED} {kind}')
     for table, bases, often in PLAN[kind]:
         for (damage, function), base in itertools.product(table.items(), bases):
-            count = often * REPEATS
+            count = often * REPEATS * share
             for number in range(int(count) + (choice.random() < count % 1)):
                 spec = Spec(kind, damage, base, number)
                 if ONLY in ('', spec.name):
@@ -152,7 +153,7 @@ class Worker:
         self._practice = practice
         self._process: Any = None
 
-    def ask(self, case: dict[str, Any], patience: float = PATIENCE) -> dict[str, Any]:
+    def ask(self, case: dict[str, Any], seconds: float = PATIENCE) -> dict[str, Any]:
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, ROOT / 'tests' / 'support' / 'fuzz_worker.py', self._practice],
@@ -165,9 +166,9 @@ class Worker:
             self._process.stdout.readline()
         self._process.stdin.write(json.dumps(case) + '\n')
         self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], patience)[0]:
+        if not select.select([self._process.stdout], [], [], patience(seconds))[0]:
             self.close()
-            return dict(outcome=f'no answer in {patience} s')
+            return dict(outcome=f'no answer in {patience(seconds):.0f} s')
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
@@ -253,9 +254,11 @@ def judged(
     return found
 
 
+# a sample, and all of it
+@pytest.mark.parametrize('share', [0.02, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('kind', PLAN)
 def test_fuzz(
-    kind: str, bases: dict[str, Base], workers: 'SimpleQueue[Worker]', outside: Outside, tmp_path: Path
+    kind: str, share: float, bases: dict[str, Base], workers: 'SimpleQueue[Worker]', outside: Outside, tmp_path: Path
 ) -> None:
     def run(numbered: tuple[int, tuple[Spec, Damage]]) -> tuple[Spec, list[str]]:
         number, (spec, damage) = numbered
@@ -268,5 +271,5 @@ def test_fuzz(
             workers.put(worker)
 
     with ThreadPoolExecutor(PROCESSES) as pool:
-        found = [(spec, what) for spec, what in pool.map(run, enumerate(specs(kind))) if what]
+        found = [(spec, what) for spec, what in pool.map(run, enumerate(specs(kind, share))) if what]
     assert not found, '\n'.join(f'{spec}\n    {" | ".join(what)}' for spec, what in found)

@@ -243,6 +243,7 @@ def test_class_names(directory: Path, checkpoint: Checkpoint) -> None:
     assert failed(check_declared(directory, checkpoint.photos)) == {'class names': 'NOT as they were declared'}
 
 
+@pytest.mark.slow
 def test_verify_brings_all_together(directory: Path, ported: Port, checkpoint: Checkpoint) -> None:
     """A directory that is wrong in three ways fails in three proofs, each of which says where."""
     change_config(

@@ -356,6 +356,7 @@ def wait_for_half(cache: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed(server: ReleaseServer, cache: Path) -> None:
     """Another process goes on where one was killed; its progress bar starts there, and has a rate and the time left."""
     server.goes_on.clear()
@@ -372,6 +373,7 @@ def test_killed(server: ReleaseServer, cache: Path) -> None:
     assert re.search(r'stand-in: 100%.* 1\.05M/1\.05M \[\d\d:\d\d<00:00, [\d.]+[kMG]?B/s\]', err)
 
 
+@pytest.mark.slow
 def test_two_processes(server: ReleaseServer, cache: Path) -> None:
     """One downloads, the other waits and says so."""
     server.goes_on.clear()

@@ -51,10 +51,10 @@ def test_keras_to_torch_to_keras(converted: Path, ported: Port, checkpoint: Chec
 @pytest.mark.parametrize(
     'kwargs',
     [
-        dict(num_classes=5),
-        dict(num_classes=5, fc_widths=(32, 16)),
-        dict(num_classes=0),
-        dict(num_classes=2, global_pool='max', in_chans=1),
+        pytest.param(dict(num_classes=5), marks=pytest.mark.slow),
+        pytest.param(dict(num_classes=5, fc_widths=(32, 16)), marks=pytest.mark.slow),
+        pytest.param(dict(num_classes=0), marks=pytest.mark.slow),
+        pytest.param(dict(num_classes=2, global_pool='max', in_chans=1), marks=pytest.mark.slow),
         dict(
             num_classes=3,
             head_layers=[
@@ -92,6 +92,7 @@ def test_torch_to_keras_to_torch(kwargs: dict[str, Any], tmp_path: Path) -> None
         torch.testing.assert_close(found.detach(), network(square), **FLOAT32)
 
 
+@pytest.mark.slow
 def test_rescaling_returns(tmp_path: Path) -> None:
     """A model that took bytes takes bytes again."""
     model = randomised(sequential())

@@ -60,6 +60,7 @@ def test_with_keras(checkpoint: Checkpoint, directory: Path) -> None:
         assert picture.size == (1350, 675)
 
 
+@pytest.mark.slow
 def test_wrong_network(checkpoint: Checkpoint, wrong_directory: Path) -> None:
     """The exit status, the report and the screen say that it is another network, and where it begins to be."""
     result = call(app, checkpoint.model, wrong_directory, '--sizes', 71)

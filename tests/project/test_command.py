@@ -1,5 +1,6 @@
-"""`xception-hub` and `python -m xception_hub`."""
+"""One tool: `xception-hub COMMAND` and `python -m xception_hub COMMAND`."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from conftest import ROOT, save_repository
 from hub_server import HubServer
 from torch import Tensor
 
-from xception_hub.__main__ import app
+from xception_hub.cli import RECIPES, Recipe, main, script
 
 
 def test_verify_genuine(converted: Path) -> None:
@@ -25,27 +26,27 @@ def test_verify_genuine(converted: Path) -> None:
 
 
 def test_verify_on_the_hub(hub: HubServer) -> None:
-    assert call(app, 'verify', 'smp-hub/xception.imagenet').returncode == 0
+    assert call(main, 'verify', 'smp-hub/xception.imagenet').returncode == 0
 
 
 def test_verify_other_weights(imagenet_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
     save_repository(tmp_path, {**imagenet_state_dict, 'stem.bn1.bias': imagenet_state_dict['stem.bn1.bias'] + 1})
-    result = call(app, 'verify', tmp_path / 'model.safetensors')
+    result = call(main, 'verify', tmp_path / 'model.safetensors')
     assert result.returncode == 1
     assert re.search(r'^ +1 +different: stem.bn1.bias', result.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize('source', ['nowhere/model.safetensors', 'org/nothing', str(ROOT / 'README.md')])
 def test_verify_what_is_no_checkpoint(source: str, hub: HubServer) -> None:
-    result = call(app, 'verify', source)
+    result = call(main, 'verify', source)
     assert result.returncode == 1
     assert result.stderr.startswith(f'error: {source}: ')
 
 
 def test_help_and_version() -> None:
-    text = call(app, '--help').stdout
+    text = call(main, '--help').stdout
     assert 'verify' in text and '--install-completion' in text
-    assert re.fullmatch(r'\d+\.\d+\.\d+', call(app, '--version').stdout.strip())
+    assert re.fullmatch(r'\d+\.\d+\.\d+', call(main, '--version').stdout.strip())
 
 
 def test_import_is_light() -> None:
@@ -54,3 +55,51 @@ def test_import_is_light() -> None:
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True, check=True)
     roots = {name.partition('.')[0] for name in result.stdout.split()}
     assert roots.isdisjoint({'cyclopts', 'rich', 'keras', 'h5py', 'conversion', 'accelerate', 'datasets'})
+
+
+def test_help_of_every_command() -> None:
+    """Every command is listed, and each option has a sentence."""
+    listed = call(main, '--help').stdout
+    assert all(name in listed for name in ('verify', *RECIPES))
+    for name in ('verify', *RECIPES):
+        text = call(main, name, '--help').stdout
+        assert f'Usage: xception-hub {name}' in text
+
+
+@pytest.mark.parametrize('recipe', RECIPES.values(), ids=RECIPES)
+def test_recipes_are_there(recipe: Recipe) -> None:
+    """In a clone, the tool runs the clone's scripts."""
+    if recipe.place.endswith('.py'):
+        assert script(recipe.place) == ROOT / recipe.place and script(recipe.place).is_file()
+
+
+@pytest.mark.parametrize(
+    ('given', 'hint'), [('convrt', 'Did you mean convert?'), ('prove-it', 'Did you mean prove?'), ('x', '')]
+)
+def test_unknown_command(given: str, hint: str) -> None:
+    result = call(main, given)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f'error: There is no command {given!r}. {hint}')
+    assert 'verify, convert, prove' in result.stderr
+
+
+@pytest.mark.parametrize(
+    ('command', 'module', 'extra'), [('convert', 'h5py', 'keras'), ('finetune', 'datasets', 'finetune')]
+)
+def test_missing_extra(command: str, module: str, extra: str, tmp_path: Path) -> None:
+    """A command whose packages are not there says which `pip install` brings them."""
+    (tmp_path / f'{module}.py').write_text(f'raise ModuleNotFoundError("No module named {module!r}", name={module!r})')
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    result = subprocess.run(
+        [sys.executable, '-m', 'xception_hub', command, '--help'],
+        env={**os.environ, 'PYTHONPATH': path}, cwd=tmp_path, text=True, capture_output=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith(f"xception-hub {command} needs: pip install 'xception-hub[{extra}]'")
+    assert 'Traceback' not in result.stderr
+
+
+def test_finetune(tmp_path: Path) -> None:
+    """The same program as `accelerate launch finetune.py`, with its exit status."""
+    result = call(main, 'finetune', '--dataset', tmp_path / 'nothing', '--output', tmp_path / 'run', '--metric', 'top1')
+    assert result.returncode == 1 and result.stderr.startswith('error: ')

@@ -4,13 +4,12 @@ That each command runs as a process, too, is what the tests of the README's bloc
 """
 
 import io
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from subprocess import CompletedProcess
 
-import cyclopts
 
-
-def call(app: cyclopts.App, *args: object) -> CompletedProcess[str]:
+def call(app: Callable[[list[str]], object], *args: object) -> CompletedProcess[str]:
     """What the process would print, and its status. An exception that would be a traceback there is one here."""
     argv, code = [str(arg) for arg in args], None
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:

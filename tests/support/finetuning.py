@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patience import patience
+
 CONTEXT: Any = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['finetune'])
 
@@ -60,16 +62,16 @@ class Running:
 
     def until(self, pattern: str, timeout: float = 60) -> None:
         """Waits for a file whose path matches."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + patience(timeout)
         while not glob.glob(pattern):
             assert self.processes[0].is_alive() and time.monotonic() < end, self.log.read_text()
             time.sleep(0.02)
 
     def wait(self, timeout: float = 120) -> Ended:
         """Until all have ended; where one fails, the others are ended, as a launcher does it."""
-        self.processes[0].join(timeout)
+        self.processes[0].join(patience(timeout))
         for process in self.processes[1:]:
-            process.join(timeout if self.processes[0].exitcode == 0 else 5)
+            process.join(patience(timeout) if self.processes[0].exitcode == 0 else 5)
             process.kill()
             process.join()
         assert not self.processes[0].is_alive(), self.log.read_text()

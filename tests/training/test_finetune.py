@@ -173,6 +173,7 @@ def test_transfer_keeps_statistics(
     assert len(moved) == 234 - 80
 
 
+@pytest.mark.slow
 def test_digits_reach(tmp_path: Path, log: Path) -> None:
     """A small network learns handwritten digits from scratch, with everything that the recipe full has."""
     data = handwritten_digits(tmp_path / 'digits', per_class=60)
@@ -428,6 +429,7 @@ def test_settings(arguments: Any, folder: Path, tmp_path: Path, log: Path) -> No
     assert 0 <= figures_of(tmp_path / 'model')['top1'] <= 1
 
 
+@pytest.mark.slow
 def test_compile(folder: Path, tmp_path: Path, log: Path) -> None:
     """The same training, compiled; names of tensors are those of the model."""
     running = Running(

@@ -82,11 +82,11 @@ def outcome(output: Path) -> dict[str, Any]:
     ('recipe', 'processes', 'workers'),
     [
         (EVERYTHING, 1, 0),
-        (EVERYTHING, 1, 2),
-        (EVERYTHING, 2, 0),
-        ((*EVERYTHING, '--streaming'), 2, 0),
-        (TRANSFER, 1, 0),
-        (TRANSFER, 2, 0),
+        pytest.param(EVERYTHING, 1, 2, marks=pytest.mark.slow),
+        pytest.param(EVERYTHING, 2, 0, marks=pytest.mark.slow),
+        pytest.param((*EVERYTHING, '--streaming'), 2, 0, marks=pytest.mark.slow),
+        pytest.param(TRANSFER, 1, 0, marks=pytest.mark.slow),
+        pytest.param(TRANSFER, 2, 0, marks=pytest.mark.slow),
     ],
     ids=[
         'full',
@@ -135,7 +135,7 @@ def test_killed_at_random_moments(recipe: Any, processes: int, workers: int, fol
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize('processes', [1, 2])
+@pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_asked_to_stop(number: int, processes: int, folder: Path, tmp_path: Path) -> None:
     """Ctrl-C, and a batch system's signal: saved where it is, and said how to go on."""
     arguments = (*EVERYTHING, '--dataset', folder, '--output')

@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from patience import patience
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -588,7 +589,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
         ],
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=patience(120),
     )
     assert result.returncode == 0
     assert 'CONSOLE' not in result.stderr

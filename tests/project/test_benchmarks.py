@@ -1,0 +1,52 @@
+"""The benchmarks run, each at a size that only shows that it does."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+def run(script: str, *arguments: object) -> str:
+    result = subprocess.run(
+        [sys.executable, ROOT / 'benchmarks' / script, *map(str, arguments)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        text=True,
+        capture_output=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_numerics() -> None:
+    """At 71 pixels both paddings agree, and at 96 they do not."""
+    rows = re.findall(r'^ +(\d+)((?: +-?[\d.]+)+)$', run('numerics.py', '--photos', 1, '--sizes', 71, 96), re.MULTILINE)
+    errors = {int(size): [float(value) for value in values.split()] for size, values in rows}
+    assert errors.keys() == {71, 96}
+    assert errors[71][0] == 0 and errors[71][1] > 0.01 and errors[96][0] > 0.05
+
+
+@pytest.mark.slow
+def test_load() -> None:
+    assert re.search(r'xception_paper.*\d', run('load.py', '--repeats', 1))
+
+
+@pytest.mark.slow
+def test_convert() -> None:
+    assert 'without Keras' in run('convert.py')
+
+
+@pytest.mark.slow
+def test_train() -> None:
+    text = run('train.py', '--size', 71, '--batch-size', 2, '--repeats', 1, '--threads', 1)
+    assert 'gradient checkpointing' in text and 'images/s' in text
+
+
+def test_ablations(tmp_path: Path) -> None:
+    """The door in benchmarks/; what is behind it is tested in tests/paper."""
+    text = run('ablations.py', 'draw', ROOT / 'docs' / 'paper' / 'ablations.json', '--folder', tmp_path)
+    assert 'figure 9: residual connections help' in text
+    assert {path.name for path in tmp_path.iterdir()} == {'figure_9.png', 'figure_10.png', 'continuum_trained.png'}
