@@ -21,8 +21,6 @@ from xception_hub.porting.photos import Photo, find_photos, keras_batch, sample_
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.preprocessing import Preprocessing
 
-__all__ = ['convert']
-
 # Beside the model's own: at this size the poolings meet odd and even maps, in height and in width.
 SECOND_SIZE = (107, 150)
 

@@ -22,8 +22,6 @@ from xception_hub.porting.photos import Photo, find_photos, sample_photos, timm_
 from xception_hub.porting.plot import draw
 from xception_hub.porting.port import Port, port
 
-__all__ = ['prove']
-
 SIZES = (71, 150, 224, 299, 331)  # pixels: Keras' smallest, its users' and the paper's usual
 PHOTOS = 16  # for the moving statistics: means need more than two
 PLOT_FILE = 'parity.png'

@@ -43,15 +43,7 @@ RECIPES = {
     'ablations': Recipe('xception_hub.paper.ablations', 'finetune,paper', "Train the paper's variants."),
 }
 
-app = App(
-    name='xception-hub',
-    help='Xception of arXiv:1610.02357 for timm, exactly as Keras computes it.',
-    version=__version__,
-)
-app.register_install_completion_command()
 
-
-@app.command
 def verify(source: str, /) -> None:
     """Count how many of the backbone's 234 tensors are those that Keras publishes.
 
@@ -127,6 +119,13 @@ def main(tokens: Sequence[str] | None = None) -> None:
         sys.argv[0] = f'xception-hub {called}'
         loaded(called)(tokens[1:])
         return
+    app = App(
+        name='xception-hub',
+        help='Xception of arXiv:1610.02357 for timm, exactly as Keras computes it.',
+        version=__version__,
+    )
+    app.register_install_completion_command()
+    app.command(verify)
     for name, recipe in RECIPES.items():
         app.command(loaded(name) if name == called else App(help=recipe.help), name=name)
     app(tokens)

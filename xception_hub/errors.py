@@ -2,26 +2,6 @@
 
 MAX_MESSAGE = 2000  # characters
 
-__all__ = [
-    'CardError',
-    'CheckpointError',
-    'DamagedCheckpointError',
-    'DataError',
-    'DirectoryError',
-    'Diverged',
-    'ImageError',
-    'KerasFileError',
-    'ModelError',
-    'ParityError',
-    'PublishError',
-    'ReleaseError',
-    'ResumeError',
-    'SettingsError',
-    'ToKerasError',
-    'WeightsError',
-    'XceptionHubError',
-]
-
 
 class XceptionHubError(Exception):
     """Any failure that this project explains: a command prints the message and ends with status 1."""

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from .layers import BN_MOMENTUM, init_weights
 
-__all__ = ['HEAD_LAYERS', 'Head', 'HeadLayer', 'head_layer_names', 'is_head_layer']
-
 HEAD_LAYERS = ('fc', 'bn', 'act', 'drop')
 
 HeadLayer = Mapping[str, Any]

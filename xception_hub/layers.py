@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ['MaxPool2dSame', 'SeparableConv2d', 'init_weights', 'max_pool_same']
-
 BN_EPS = 1e-3  # Keras' default is 1e-3, torch's 1e-5; one genuine moving variance is as small as 2.6e-5
 BN_MOMENTUM = 0.01  # the weight of the new batch: Keras counts the other way round and says 0.99
 MIN_IMG_SIZE = 71  # pixels; Keras refuses less, and the last feature map is then 3x3

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from .layers import BN_EPS, BN_MOMENTUM, MaxPool2dSame, SeparableConv2d, recomputed_in_backward
 
-__all__ = ['ActLayer', 'Stem', 'XceptionModule']
-
 ActLayer = str | type[nn.Module]
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ['LAYERS', 'LEGACY_NAMES', 'MODULES', 'TAPS', 'Layer', 'Module']
-
 
 class Module(NamedTuple):
     """One of the paper's 14 modules.

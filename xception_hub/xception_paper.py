@@ -13,16 +13,6 @@ from .layers import MIN_IMG_SIZE
 from .network import Xception
 from .weights.sources import build_model
 
-__all__ = [
-    'xception_paper',
-    'xception_paper_fc',
-    'xception_paper_jft',
-    'xception_paper_jft_fc',
-    'xception_paper_mid_elu',
-    'xception_paper_mid_relu',
-    'xception_paper_no_residual',
-]
-
 FC_WIDTHS = (4096, 4096)
 JFT_CLASSES = 17_000  # an image has any number of them
 

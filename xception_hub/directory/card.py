@@ -19,8 +19,6 @@ from ..errors import CardError, CheckpointError, DirectoryError
 from ..weights.sources import verify
 from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, read_json
 
-__all__ = ['is_xception', 'render']
-
 PROJECT = 'OWNER/xception_hub'  # on GitHub; README.md calls it so too
 PLACEHOLDER = 'ORG/NAME'  # of a card whose repository isn't known yet
 

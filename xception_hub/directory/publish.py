@@ -19,8 +19,6 @@ from ..weights.sources import OFFLINE_REMEDY
 from .card import is_xception, render
 from .write import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, read_json
 
-__all__ = ['Published', 'Upload', 'make_upload', 'publish', 'send']
-
 CARD_FILE = 'README.md'
 MESSAGE = 'Publish xception_paper'
 MAIN = 'main'  # the Hub's default branch

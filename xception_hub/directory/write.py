@@ -14,8 +14,6 @@ from torch import nn
 
 from ..errors import DirectoryError
 
-__all__ = ['CONFIG_FILE', 'METRICS_FILE', 'PARITY_FILE', 'WEIGHTS_FILE', 'new_directory', 'read_json', 'write_model']
-
 WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE = (
     'model.safetensors',
     'config.json',

@@ -24,8 +24,6 @@ from ..modules import XceptionModule
 from ..network import SEGMENTS, Xception
 from .inception import InceptionModule, SegmentTowers, simplified_towers
 
-__all__ = ['draw_all', 'draw_continuum', 'draw_inception', 'draw_network', 'draw_segments', 'draw_separable']
-
 DPI = 150
 WIDTH = 8.8  # of a figure, like everything that is measured here in inches
 MARGIN, GAP, SPACE = 0.12, 0.2, 0.3  # around the figure, between boxes along the flow, between columns

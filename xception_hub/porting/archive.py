@@ -12,8 +12,6 @@ from typing import Any
 
 from ..errors import KerasFileError
 
-__all__ = ['MAX_JSON', 'parse_json', 'read_archive', 'read_weights']
-
 METADATA, CONFIG, WEIGHTS = 'metadata.json', 'config.json', 'model.weights.h5'
 MAX_JSON = 4 * 2**20  # bytes; in memory JSON takes 20 times as much
 MAX_DIGITS = 30

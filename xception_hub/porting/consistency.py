@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from ..topology import MODULES
 
-__all__ = ['MOST', 'Consistency', 'check_consistency']
-
 # Median over the channels of |mean of the input - moving mean| / moving standard deviation. The genuine weights reach
 # 0.7 on few photos; a confused normalization is at 1.4 and more.
 MOST = 1.0

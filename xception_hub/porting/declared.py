@@ -16,8 +16,6 @@ from .photos import Photo, compare_pixels
 from .port import Port
 from .preprocessing import Preprocessing
 
-__all__ = ['check_declared', 'choose_preprocessing', 'read_class_names']
-
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
 MOST_SCALE_OF_BYTES = 1 / 64
 PIXELS = 1e-6  # relative difference of prepared images, in float32; another interpolation or range is 1e-1

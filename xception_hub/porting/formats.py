@@ -19,8 +19,6 @@ from ..errors import KerasFileError
 from .archive import MAX_JSON, parse_json, read_archive, read_weights
 from .weights import WeightFile
 
-__all__ = ['Opened', 'open_source', 'read_json']
-
 MAX_FILE = 2**31  # bytes; with the state of an optimizer it may be three times as large as its arrays
 MAX_SHARDS = 500
 SHARDED = '.weights.json'

@@ -23,8 +23,6 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-__all__ = ['MAX_SECONDS', 'Reader', 'Unreadable', 'limit', 'serve']
-
 MAX_SECONDS = 8  # of computing; a whole Xception takes 0.4
 MAX_MEMORY = 2**30  # bytes, beside what Python and its libraries take
 MAX_OBJECTS = 10_000  # groups and arrays; a whole Xception with its optimizer has about 2,000

@@ -19,8 +19,6 @@ from .keras_model import POOLING_LAYERS, import_keras, structure_of
 from .layouts import layout_of
 from .port import port, read_layers
 
-__all__ = ['build_keras', 'write_keras']
-
 # What Keras' Xception is; a network with other arguments has no counterpart there.
 KERAS_ARGUMENTS = dict(NUMERICS, **VARIANTS, output_stride=32)
 SUFFIXES = ('.keras', '.weights.h5')

@@ -10,8 +10,6 @@ from ..head import head_layer_names
 from .layouts import Placed
 from .names import AUGMENTATIONS, KerasLayer
 
-__all__ = ['FINAL_ACTIVATIONS', 'MAX_UNITS', 'KerasHead', 'read_bare_head', 'read_head', 'read_rescaling']
-
 POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
 FINAL_ACTIVATIONS = ('linear', 'softmax', 'sigmoid')
 # Keras' activations -> timm's of the same function

@@ -9,8 +9,6 @@ from .keras_head import ACTIVATIONS
 from .names import LAYERS, to_keras
 from .structure import Structure, parse
 
-__all__ = ['build', 'import_keras', 'structure_of']
-
 POOLING_LAYERS = {'avg': 'GlobalAveragePooling2D', 'max': 'GlobalMaxPooling2D'}
 
 

@@ -14,8 +14,6 @@ from ..errors import KerasFileError
 from .names import AUGMENTATIONS, KERAS_CLASSES, KINDS, LAYERS, PREDICTIONS, KerasLayer, group_name
 from .weights import WeightFile
 
-__all__ = ['Keras1Layout', 'Layout', 'Placed', 'layout_of']
-
 
 @dataclass(frozen=True)
 class Placed:

@@ -10,18 +10,6 @@ from torch import Tensor
 
 from .. import topology
 
-__all__ = [
-    'AUGMENTATIONS',
-    'KERAS_CLASSES',
-    'KINDS',
-    'LAYERS',
-    'KerasLayer',
-    'group_name',
-    'keras_shape',
-    'to_keras',
-    'to_torch',
-]
-
 # Kind of layer -> its arrays in Keras' order: Keras' name, ours, and which axis of Keras each axis of torch is.
 KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
     'conv': [('kernel', 'weight', (3, 2, 0, 1))],  # H W I O -> O I H W
@@ -43,30 +31,15 @@ KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
 KERAS_CLASSES = {'conv': 'Conv2D', 'sepconv': 'SeparableConv2D', 'bn': 'BatchNormalization', 'dense': 'Dense'}
 
 # Layers that do nothing outside of training.
+# fmt: off
 AUGMENTATIONS = (
-    'RandomFlip',
-    'RandomRotation',
-    'RandomZoom',
-    'RandomContrast',
-    'RandomBrightness',
-    'RandomTranslation',
-    'RandomShear',
-    'RandomHue',
-    'RandomSaturation',
-    'RandomColorJitter',
-    'RandomColorDegeneration',
-    'RandomGrayscale',
-    'RandomPosterization',
-    'RandomSharpness',
-    'RandomErasing',
-    'RandomGaussianBlur',
-    'RandomInvert',
-    'RandomPerspective',
-    'RandomElasticTransform',
-    'GaussianNoise',
-    'GaussianDropout',
+    'RandomFlip', 'RandomRotation', 'RandomZoom', 'RandomContrast', 'RandomBrightness', 'RandomTranslation',
+    'RandomShear', 'RandomHue', 'RandomSaturation', 'RandomColorJitter', 'RandomColorDegeneration',
+    'RandomGrayscale', 'RandomPosterization', 'RandomSharpness', 'RandomErasing', 'RandomGaussianBlur',
+    'RandomInvert', 'RandomPerspective', 'RandomElasticTransform', 'GaussianNoise', 'GaussianDropout',
     'AlphaDropout',
 )
+# fmt: on
 
 
 def group_name(class_name: str) -> str:

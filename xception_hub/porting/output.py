@@ -17,8 +17,6 @@ from .parity import Parity
 from .port import Port
 from .preprocessing import Preprocessing
 
-__all__ = ['PARITY_FILE', 'read_report', 'update_report', 'write']
-
 
 def write(
     directory: Path,

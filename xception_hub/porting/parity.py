@@ -19,8 +19,6 @@ from .photos import Photo, photo_batch
 from .port import Port
 from .reference import KerasReference, release_memory
 
-__all__ = ['Check', 'Parity', 'Proof', 'compare_with_keras', 'keras_is_installed', 'prove_parity']
-
 # Relative L2 difference that float arithmetic in another order leaves; a wrong eps, padding or tensor is 1e-2 and more.
 TOLERANCES = {'float64': 1e-12, 'float32': 5e-6}
 # In float32 the modules' roundings add up on the way and average out in the pooling, so that is where to look.

@@ -11,8 +11,6 @@ from PIL import Image
 
 from .preprocessing import Preprocessing
 
-__all__ = ['compare_pixels', 'find_photos', 'open_photos', 'photo_batch', 'sample_photos']
-
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 Photo = Path | Image.Image
 

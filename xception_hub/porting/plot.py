@@ -4,8 +4,6 @@ from pathlib import Path
 
 from .parity import Parity
 
-__all__ = ['draw']
-
 
 def draw(parity: Parity, path: Path) -> str:
     """Draws the relative difference after each module, a line for each size, with the tolerance.

@@ -25,8 +25,6 @@ from .release import RELEASES, fetch
 from .structure import MAX_CHANNELS, Structure, bare, check_image_size, parse
 from .weights import WeightFile
 
-__all__ = ['KerasFileError', 'Port', 'port', 'read_layers']
-
 # Arrays that are not the network's: how their paths begin, or a part of their path, and what they are.
 LEFT_OUT = {
     'optimizer/': "the optimizer's state",

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ['Preprocessing']
-
 # Keras' name of an input range -> scale and offset that make it of pixels in 0..255.
 INPUT_RANGES: dict[str, tuple[float, float]] = {
     'tf': (1 / 127.5, -1.0),  # -1..1, keras.applications.xception.preprocess_input

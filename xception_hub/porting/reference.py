@@ -24,56 +24,19 @@ from .names import AUGMENTATIONS
 from .port import Port
 from .structure import BACKBONE_CLASSES, FIRST, MODELS
 
-__all__ = ['KerasReference']
-
 STEM_ACTIVATION, LAST_ACTIVATION = 'block1_conv2_act', 'block14_sepconv2_act'
 BY_KERAS = 'the file as Keras itself reads it'
 
 # Whatever a config may name for Keras to be allowed to read it.
-LOADED_CLASSES = frozenset(
-    (
-        *MODELS,
-        *BACKBONE_CLASSES,
-        *AUGMENTATIONS,
-        *POOLS,
-        'InputLayer',
-        'Dense',
-        'Dropout',
-        'Flatten',
-        'Softmax',
-        'Rescaling',
-        'TrueDivide',
-        'Divide',
-        'Subtract',
-        'Multiply',
-        '__keras_tensor__',
-        '__tuple__',
-        'DTypePolicy',
-        'Policy',
-        'SeedGenerator',
-        'L1',
-        'L2',
-        'L1L2',
-        'MaxNorm',
-        'NonNeg',
-        'UnitNorm',
-        'MinMaxNorm',
-        'Zeros',
-        'Ones',
-        'Constant',
-        'GlorotUniform',
-        'GlorotNormal',
-        'HeUniform',
-        'HeNormal',
-        'LecunUniform',
-        'LecunNormal',
-        'RandomUniform',
-        'RandomNormal',
-        'TruncatedNormal',
-        'VarianceScaling',
-        'Orthogonal',
-    )
-)
+# fmt: off
+LOADED_CLASSES = frozenset((
+    *MODELS, *BACKBONE_CLASSES, *AUGMENTATIONS, *POOLS, 'InputLayer', 'Dense', 'Dropout', 'Flatten', 'Softmax',
+    'Rescaling', 'TrueDivide', 'Divide', 'Subtract', 'Multiply', '__keras_tensor__', '__tuple__', 'DTypePolicy',
+    'Policy', 'SeedGenerator', 'L1', 'L2', 'L1L2', 'MaxNorm', 'NonNeg', 'UnitNorm', 'MinMaxNorm', 'Zeros', 'Ones',
+    'Constant', 'GlorotUniform', 'GlorotNormal', 'HeUniform', 'HeNormal', 'LecunUniform', 'LecunNormal',
+    'RandomUniform', 'RandomNormal', 'TruncatedNormal', 'VarianceScaling', 'Orthogonal',
+))
+# fmt: on
 LOADED_MODULES = re.compile(r'keras(\.[a-z_.0-9]+)?|builtins')
 
 

@@ -18,8 +18,6 @@ from huggingface_hub.utils import tqdm
 
 from ..errors import ReleaseError
 
-__all__ = ['CACHE', 'RELEASES', 'Release', 'fetch']
-
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'xception_hub'
 
 BLOCK = 2**16  # bytes; what is lost when a connection breaks

@@ -16,8 +16,6 @@ from .keras_head import KNOWN_CLASSES, KerasHead, is_number, read_bare_head, rea
 from .layouts import Placed, numbered
 from .names import KERAS_CLASSES, LAYERS, LISTED, group_name
 
-__all__ = ['Structure', 'bare', 'check_image_size', 'parse']
-
 MODELS = ('Functional', 'Model', 'Sequential')
 MAX_CHANNELS = 1024
 MAX_IMG_SIZE = 4096  # pixels; both networks are compared at this size

@@ -16,8 +16,6 @@ import numpy as np
 from ..errors import KerasFileError
 from .hdf5 import MAX_SECONDS
 
-__all__ = ['WeightFile']
-
 
 class WeightFile:
     """One or more HDF5 files: what is in them, and arrays of known shape. A context manager.

@@ -23,8 +23,6 @@ from PIL import Image as PillowImage
 
 from ..errors import DataError, ImageError
 
-__all__ = ['Cell', 'Data', 'Split', 'content', 'load', 'stratified']
-
 TABLES = {'.csv': 'csv', '.tsv': 'csv', '.json': 'json', '.jsonl': 'json', '.parquet': 'parquet'}
 IMAGE_COLUMNS = ('image', 'img', 'file_name', 'filename', 'file', 'path', 'image_path')
 LABEL_COLUMNS = ('label', 'labels', 'class', 'class_name', 'category', 'target', 'fine_label')

@@ -12,8 +12,6 @@ from .optimization import make_optimizer
 from .samples import Batch, Batching, InOrder, TrainingBatches
 from .task import Phase, Task
 
-__all__ = ['dry_run']
-
 
 def dry_run(task: Task, prepare: Callable[[Task], Phase]) -> str:
     """The settings, and below them the throughput and memory of a step; changes the model.

@@ -28,8 +28,6 @@ from .scan import digests
 from .task import Task
 from .throughput import Throughput
 
-__all__ = ['FeatureCache', 'Features', 'cache_folder', 'context_of', 'frozen_features']
-
 SHARD = 256  # images in a file: what an interruption can cost
 BATCH = 32  # images at a time; divides SHARD, so that no batch depends on what was there before
 DIGEST = 32  # bytes

@@ -10,8 +10,6 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from ..errors import ImageError
 
-__all__ = ['decode']
-
 MAX_PIXELS = 2**27  # 134 million: 400 MB in RGB; ordinary collections hold files that declare far more
 DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this times the size it is needed at, so that resizing averages
 BACKGROUND = (255, 255, 255)  # below transparent pixels, whose own colours are arbitrary

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .models import TimmModel
 
-__all__ = ['Selected', 'outputs_of']
-
 IMAGENET_CLASSES = 1000
 
 

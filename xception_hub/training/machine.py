@@ -19,8 +19,6 @@ from .samples import Batch, loader
 from .settings import Settings
 from .throughput import Throughput, cpu_emulates_bf16
 
-__all__ = ['Machine', 'start']
-
 MAX_WORKERS = 8
 
 

@@ -19,8 +19,6 @@ from .runs import Run
 from .scan import scan
 from .settings import Augmentation, Settings
 
-__all__ = ['find_data', 'read_importance']
-
 SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
 
 Manifest = dict[str, Any]

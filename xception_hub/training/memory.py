@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ['Footprint', 'measure']
-
 
 @dataclass(frozen=True)
 class Footprint:

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional import classification
 
-__all__ = ['Calibration', 'PerClass', 'Predictions', 'figure_names', 'is_better', 'map_at_100', 'summary']
-
 TOP = 5
 LOWER_IS_BETTER = ('loss', 'calibration_error')
 CALIBRATION_BINS = 15

@@ -17,19 +17,6 @@ import xception_hub  # noqa: F401  registers the model
 from ..directory.write import write_model
 from ..errors import ModelError
 
-__all__ = [
-    'ProbeHead',
-    'TimmModel',
-    'Transforms',
-    'build',
-    'evaluating',
-    'features_of',
-    'hub_id',
-    'save',
-    'set_mode',
-    'without_classifier',
-]
-
 # With what timm's models have beside an nn.Module's: get_classifier, forward_features, pretrained_cfg, ...
 TimmModel = Any
 

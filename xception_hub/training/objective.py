@@ -9,8 +9,6 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
-__all__ = ['Objective', 'balanced_class_weights']
-
 
 @dataclass
 class Objective:

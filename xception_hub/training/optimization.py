@@ -11,8 +11,6 @@ from ..errors import ModelError
 from .samples import Batching
 from .settings import Optimization
 
-__all__ = ['make_optimizer', 'make_schedule']
-
 
 def make_optimizer(s: Optimization, module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a module.

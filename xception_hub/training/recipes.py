@@ -6,8 +6,6 @@ Each says with which command it gave what, on an x86-64 machine with 2 cores: `k
 
 from typing import Any
 
-__all__ = ['RECIPES']
-
 
 def probe() -> dict[str, Any]:
     """Trains a new classifier on the features of the frozen network, which are computed once and kept.

@@ -24,8 +24,6 @@ from PIL import Image
 
 from .metrics import Calibration, PerClass, Predictions, summary
 
-__all__ = ['render']
-
 MISTAKES = 24
 GUESSES = 3  # classes shown of each mistake
 THUMBNAIL = 160  # pixels of the longer side

@@ -21,8 +21,6 @@ from .runs import HISTORY_FILE, METRICS_FILE, Progress, Run
 from .samples import Item, cell_of, open_image
 from .task import Task
 
-__all__ = ['finish', 'row', 'show_finished', 'table', 'usage']
-
 COLUMNS = {
     'phase': 12,
     'epoch': 6,

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from ..errors import ResumeError
 from ..weights.checkpoints import StateDict
 
-__all__ = ['Checkpoint', 'Checkpoints', 'pack_optimizer', 'read', 'unpack_optimizer', 'write']
-
 FILE_NAME = re.compile(r'(\d{2})-(\d{9})\.safetensors')
 PART_SUFFIX = '.part'
 NUMBERS = (bool, int, float, type(None))

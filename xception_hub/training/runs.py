@@ -22,8 +22,6 @@ import yaml
 from ..errors import ResumeError
 from .resume import Checkpoints
 
-__all__ = ['HISTORY_FILE', 'METRICS_FILE', 'SETTINGS_FILE', 'Interrupted', 'Progress', 'Run', 'Stop', 'stop_on_signals']
-
 SETTINGS_FILE, DATA_FILE, HISTORY_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'history.json', 'metrics.json'
 
 

@@ -24,22 +24,6 @@ from ..errors import DataError, ImageError
 from .data import Cell, Split, content
 from .images import decode
 
-__all__ = [
-    'Batch',
-    'Batching',
-    'Images',
-    'InOrder',
-    'Item',
-    'TrainingBatches',
-    'cell_of',
-    'in_order',
-    'loader',
-    'open_image',
-    'sampling_weights',
-    'seed_all',
-    'seed_of',
-]
-
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
 
 

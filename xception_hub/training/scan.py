@@ -12,8 +12,6 @@ from .data import Split, content
 from .images import decode
 from .samples import Item, cell_of, in_order
 
-__all__ = ['BadImage', 'Scan', 'digests', 'scan']
-
 
 @dataclass(frozen=True)
 class BadImage:

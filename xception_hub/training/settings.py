@@ -14,19 +14,6 @@ from cyclopts.validators import Number
 
 from .recipes import RECIPES
 
-__all__ = [
-    'RESUME_MAY_CHANGE',
-    'Augmentation',
-    'DataSettings',
-    'MachineSettings',
-    'ModelSettings',
-    'Optimization',
-    'OutputSettings',
-    'Settings',
-    'phases',
-    'with_recipe',
-]
-
 AT_LEAST_1, POSITIVE, SHARE = (
     Parameter(validator=Number(**bounds)) for bounds in (dict(gte=1), dict(gt=0), dict(gte=0, lt=1))
 )

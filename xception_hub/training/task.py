@@ -14,8 +14,6 @@ from .runs import Run
 from .samples import Images
 from .settings import Settings
 
-__all__ = ['Phase', 'Task']
-
 
 @dataclass
 class Task:

@@ -8,8 +8,6 @@ import torch
 
 from .samples import Batch
 
-__all__ = ['Throughput', 'cpu_emulates_bf16']
-
 
 class Throughput:
     """Measures both while batches pass.

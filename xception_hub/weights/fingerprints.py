@@ -13,8 +13,6 @@ from torch import Tensor
 
 from .checkpoints import StateDict
 
-__all__ = ['Verification', 'compare', 'fingerprint', 'restore_variances']
-
 # A network that runs with eps 1e-5 computes what Keras does with 1e-3 if its variances are larger by the difference.
 EPS_COMPENSATION = 1e-3 - 1e-5
 

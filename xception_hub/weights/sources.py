@@ -25,8 +25,6 @@ from ..errors import CheckpointError, DamagedCheckpointError, WeightsError
 from .checkpoints import LEGACY_NUMERICS, StateDict, check_against, read_tensors, recognise
 from .fingerprints import Verification, compare, restore_variances
 
-__all__ = ['build_model', 'verify']
-
 REPO_VARIABLE = 'XCEPTION_HUB_REPO'
 GENUINE_TAG = 'keras_in1k'  # pretrained cfgs with this tag promise what Keras publishes
 WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
