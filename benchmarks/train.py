@@ -108,7 +108,7 @@ def megabytes(key: str) -> float:
 
 
 def peak(variant: Variant, size: int, batch_size: int, threads: int) -> Memory:
-    """Of this process, which has to be a new one: later steps find pages that the first one has left."""
+    """Peak memory of this process, which has to be new: later steps find pages that the first one has left."""
     torch.set_num_threads(threads)
     Training(variant, 71, 1).step()  # the libraries' own buffers
     training = Training(variant, size, batch_size)
@@ -222,8 +222,8 @@ def main(*, size: int = 299, batch_size: int = 8, repeats: int = 5, threads: int
     Args:
         size: Height and width of the images in pixels.
         batch_size: Images in a step.
-        repeats: Of which the median is taken, after one that isn't counted.
-        threads: Of torch; by default as many as it chooses.
+        repeats: Number of repeats, of which the median is taken, after one that is not counted.
+        threads: Threads of torch. By default torch chooses.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     shape = (size, batch_size, repeats, torch.get_num_threads())

@@ -41,7 +41,7 @@ def convert(
     Args:
         ported: What `port` read.
         output: Directory for model.safetensors, config.json, README.md and parity.json.
-        preprocessing: Of the images that the model was trained on.
+        preprocessing: Preparation of the images that the model was trained on.
         class_names: One for each output, in order.
         photos: Image files to compare on; without any, a photo of Matplotlib's, or noise for other than three channels.
 

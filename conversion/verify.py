@@ -36,7 +36,7 @@ def prove(ported: Port, directory: Path, sizes: tuple[int, ...] = SIZES, photos:
         ported: What `port` reads from the file.
         directory: What the conversion wrote.
         sizes: Heights and widths of square images in pixels, beside the model's own.
-        photos: To compare on; without any, a photo of Matplotlib's.
+        photos: Image files to compare on; without any, a photo of Matplotlib's.
 
     Raises:
         WeightsError: The directory's weights don't fit its config.

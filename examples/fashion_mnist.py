@@ -52,9 +52,9 @@ def fashion_mnist(
 
     Args:
         folder: Where to.
-        source: Of train-images-idx3-ubyte.gz and the three others.
+        source: Folder with train-images-idx3-ubyte.gz and the three other files.
         train: How many images at most, the first ones; they are in no order.
-        validation: The same of those to judge on.
+        validation: Largest number of validation images, the first ones. By default all.
     """
 
     def images(name: str, count: int | None) -> Iterator[dict[str, Any]]:

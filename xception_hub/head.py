@@ -77,7 +77,8 @@ class Head(nn.Module):
 
         Args:
             num_classes: 0 for none.
-            pool_type: As it is if None; with '' the layers before the classifier go too, for they take pooled features.
+            pool_type: Kind of pooling; None keeps it. With '' the layers before the classifier go too, for they take
+                pooled features.
             in_features: For a head on other, pruned features, which the layers before the classifier don't fit.
         """
         dd = {'device': device, 'dtype': dtype}

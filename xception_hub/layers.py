@@ -80,9 +80,9 @@ class SeparableConv2d(nn.Module):
         segments: How many; None for one per channel.
         order: 'depthwise_first' or 'pointwise_first'.
         act: Between the two convolutions, with as many channels out as in; None for nothing.
-        dilation: Of the 3x3 convolution.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        dilation: Distance of the taps of the 3x3 convolution.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
 
     Raises:
         ValueError: A width is below 1, the order is unknown, the segments don't divide the channels of the 3x3

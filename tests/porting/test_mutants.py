@@ -20,7 +20,7 @@ from torch import nn
 from conversion.verify import prove
 from xception_hub import Xception
 from xception_hub.porting.declared import check_declared
-from xception_hub.porting.parity import Check, compare_taps, compare_with_keras, torch_taps
+from xception_hub.porting.parity import Finding, compare_taps, compare_with_keras, torch_taps
 from xception_hub.porting.photos import photo_batch
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.reference import KerasReference
@@ -214,7 +214,7 @@ def change_config(directory: Path, **changes: Any) -> None:
     file.write_text(json.dumps(config))
 
 
-def failed(checks: list[Check]) -> dict[str, str]:
+def failed(checks: list[Finding]) -> dict[str, str]:
     return {check.proof: check.summary for check in checks if not check.passed and check.decisive}
 
 

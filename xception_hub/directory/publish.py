@@ -276,7 +276,7 @@ def _explained(repo_id: str) -> Iterator[None]:
 
 
 def _remedy(error: BaseException) -> str:
-    """By the status of the Hub's answer, if one is behind the error."""
+    """What to do about an error, by the status of the Hub's answer if there was one."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__

@@ -177,8 +177,8 @@ def main(
         speed_: Measure training steps per second; without, the command takes seconds.
         image_size: Height and width in pixels of the images for the speed, at least 75.
         batch_size: Images in a training step, at least 2; by default 8, or 32 on a GPU.
-        repeats: Of which the median is taken, after one that isn't counted.
-        steps: In a repeat; by default 1, or 10 on a GPU.
+        repeats: Number of repeats, of which the median is taken, after one that is not counted.
+        steps: Training steps in a repeat. By default 1, or 10 on a GPU.
         json_: File to write everything to, in machine-readable form.
         figures: Folder to draw the paper's figures 1 to 5 into, from the live networks; needs matplotlib.
     """

@@ -302,7 +302,7 @@ def curves(found: Mapping[str, Any], variants: Sequence[str], title: str) -> Fig
 
 
 def continuum(found: Mapping[str, Any]) -> Figure:
-    """By the number of segments: accuracy by epoch, and in the end, with the number of parameters."""
+    """Accuracy by the number of segments: after each epoch, and in the end beside the number of parameters."""
     figure, (accuracy, end) = new_figure(2)
     figure.suptitle('From regular to depthwise separable convolutions, by the number of segments', fontsize=11)
     present = [variant for variant in CONTINUUM if variant in found['variants']]

@@ -38,12 +38,12 @@ class Module(NamedTuple):
     """One of the paper's modules, or the head.
 
     Attributes:
-        name: In the network.
+        name: Name in the network.
         layers: Convolutional layers in it, those of the residual connection not counted.
         separable: How many of them are depthwise separable.
         residual: Whether a residual connection was computed, and has nothing but linear layers.
         size: Height of the map that leaves it in pixels; 0 if it isn't a map.
-        channels: That leave it.
+        channels: Number of channels that leave it.
         parameters: Trainable ones.
         macs: Multiply-adds for one image.
     """
@@ -72,7 +72,7 @@ class Counts(NamedTuple):
         parameters: Trainable ones, of the networks that the paper compares.
         keras_total: All that Keras 3 counts, moving statistics included.
         inception: How timm's Inception V3 becomes that of the paper's count.
-        modules: Of Xception, with its head.
+        modules: The modules of Xception, with its head.
         macs: Multiply-adds for one image of 299x299 pixels.
     """
 
@@ -95,7 +95,7 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def count_channels(network: nn.Module) -> int:
-    """Of all layers of batch normalization."""
+    """The number of channels in all layers of batch normalization."""
     return sum(layer.num_features for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
 
 

@@ -262,8 +262,8 @@ def draw_segments(module: Segmented, path: Path | None = None, after: nn.Module 
     """Figures 3 and 4: a 1x1 convolution, then a 3x3 convolution for each segment of its channels.
 
     Args:
-        module: As the paper draws it, or in two convolutions, whose order is then that of the picture.
-        path: Of the PNG.
+        module: The module as the paper draws it, or in two convolutions, whose order is that of the picture.
+        path: The PNG file to write.
         after: What follows the module.
 
     Raises:
@@ -391,7 +391,7 @@ def draw_network(model: Xception, path: Path | None = None, pixels: int = 299) -
 
     Args:
         model: Whose layers are drawn; it stays as it is.
-        path: Of the PNG.
+        path: The PNG file to write.
         pixels: Height and width of the images.
 
     Raises:

@@ -33,8 +33,9 @@ class Settings:
     Attributes:
         image_size: Height and width of the images in pixels.
         batch_size: Images in a step.
-        repeats: Of which the median is taken, after one that isn't counted; the networks take turns in each.
-        steps: In a repeat.
+        repeats: Number of repeats, of which the median is taken, after one that is not counted. The networks take
+            turns in each.
+        steps: Training steps in a repeat.
 
     Raises:
         ValueError: One of them is too small.
@@ -62,9 +63,9 @@ class Speed(NamedTuple):
 
     Attributes:
         machine: Device, threads, version of torch.
-        settings: As they were.
-        steps_per_second: Of each network of `MODELS`, the median of the repeats.
-        ratio: Of these medians, Xception's divided by Inception V3's.
+        settings: The settings of the measurement.
+        steps_per_second: Median of the repeats, for each network of `MODELS`.
+        ratio: Xception's median divided by Inception V3's.
         ratio_range: The lowest and the highest ratio of a repeat, which tell how quiet the machine was.
     """
 
@@ -129,7 +130,7 @@ class Training:
         self.optimizer.zero_grad()
 
     def seconds(self, steps: int) -> float:
-        """That so many steps take."""
+        """Seconds that a number of steps takes."""
         _finish()
         start = time.perf_counter()
         for _ in range(steps):

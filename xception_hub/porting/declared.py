@@ -11,7 +11,7 @@ from timm.data import ImageNetInfo
 from ..errors import KerasFileError
 from .keras_head import is_number
 from .output import read_report
-from .parity import Check
+from .parity import Finding
 from .photos import Photo, compare_pixels
 from .port import Port
 from .preprocessing import Preprocessing
@@ -96,12 +96,12 @@ def read_class_names(ported: Port, class_names: list[str] | None) -> list[str] |
     return class_names
 
 
-def check_declared(directory: Path, photos: Sequence[Photo]) -> list[Check]:
+def check_declared(directory: Path, photos: Sequence[Photo]) -> list[Finding]:
     """Whether timm prepares images, and names classes, as was declared when the file was converted.
 
     Args:
-        directory: With config.json, from which timm takes both, and parity.json, where they were declared.
-        photos: To prepare in both ways.
+        directory: Directory with config.json, which timm reads, and parity.json, which keeps what was declared.
+        photos: Photos to prepare in both ways.
     """
     declared = read_report(directory).get('declared')
     if not declared:
@@ -111,7 +111,7 @@ def check_declared(directory: Path, photos: Sequence[Photo]) -> list[Check]:
     names, found = declared['class_names'], cfg.get('label_names')
     same = (names or None) == (list(found) if found else None)
     checks = [
-        Check(
+        Finding(
             'class names',
             same,
             True,
@@ -125,7 +125,7 @@ def check_declared(directory: Path, photos: Sequence[Photo]) -> list[Check]:
         }
         error = compare_pixels(network, Preprocessing(**settings), photos)
         checks.append(
-            Check(
+            Finding(
                 'input',
                 error <= PIXELS,
                 True,

@@ -34,12 +34,12 @@ class Opened:
     """A source, open for reading.
 
     Attributes:
-        path: Of the file or directory.
-        files: That it consists of.
+        path: The file or directory.
+        files: The files that it consists of.
         kind: 'archive', 'whole model', 'weights', 'shards' or 'preset'.
         weights: Its arrays.
-        config: Of the model, as Keras serialised it; None for weights alone.
-        keras_version: That wrote it, if it says so.
+        config: The model's config, as Keras serialised it; None for weights alone.
+        keras_version: The version that wrote it, if it says so.
         preset: What a KerasHub preset says beside the backbone's config: file name -> content.
     """
 

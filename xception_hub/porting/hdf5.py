@@ -157,7 +157,7 @@ class Reader:
         """Reads one array after its kind and size were checked.
 
         Args:
-            path: Of the array.
+            path: Path of the array.
             shape: The only one that is accepted, so that nothing larger is allocated.
 
         Returns:

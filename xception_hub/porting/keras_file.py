@@ -28,7 +28,8 @@ def build_keras(directory: Path) -> tuple[Any, Xception]:
     """The Keras model of a directory.
 
     Args:
-        directory: With config.json and model.safetensors. What config.json says under `keras` of the original, its
+        directory: Directory with config.json and model.safetensors. What config.json says under `keras` of the
+            original, its
             final activation and the rescaling of its images, is restored.
 
     Returns:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import KerasFileError
 from ..head import head_layer_names
-from .layouts import Placed
+from .layouts import FileLayer
 from .names import AUGMENTATIONS, KerasLayer
 
 POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
@@ -60,20 +60,20 @@ BN_MOMENTUM = 0.99  # Keras' default
 
 
 @dataclass
-class KerasHeadLayer:
+class HiddenLayer:
     """One layer between pooling and classifier.
 
     Attributes:
-        spec: As in `xception_hub.Xception`'s argument `head_layers`.
-        placed: Where its arrays are; None if it has none.
+        spec: The layer, as `xception_hub.Xception` takes it in `head_layers`.
+        file_layer: Layer of the file with its arrays; None if it has none.
     """
 
     spec: dict[str, Any]
-    placed: Placed | None = None
+    file_layer: FileLayer | None = None
 
 
 @dataclass
-class KerasHead:
+class FileHead:
     """What follows the feature maps.
 
     Attributes:
@@ -81,14 +81,14 @@ class KerasHead:
         classifier: The last Dense layer; None if there is none.
         num_classes: Its width, or 0.
         global_pool: 'avg' or 'max'; '' if the model ends in feature maps.
-        drop_rate: Of the dropout before the classifier.
+        drop_rate: Rate of the dropout before the classifier.
         final_activation: What Keras applies to the logits: 'linear', 'softmax' or 'sigmoid'; 'unknown' for weights
             alone.
         ignored: Layers that do nothing outside of training.
     """
 
-    layers: list[KerasHeadLayer] = field(default_factory=list)
-    classifier: Placed | None = None
+    layers: list[HiddenLayer] = field(default_factory=list)
+    classifier: FileLayer | None = None
     num_classes: int = 0
     global_pool: str = ''
     drop_rate: float = 0.0
@@ -106,30 +106,30 @@ class KerasHead:
             return {**args, **({'fc_widths': widths} if widths else {})}
         return {**args, 'head_layers': specs}
 
-    def placed_layers(self) -> list[tuple[KerasLayer, Placed]]:
+    def layers_with_arrays(self) -> list[tuple[KerasLayer, FileLayer]]:
         """This network's layers with arrays and the file's, the classifier last."""
         found = []
         for name, layer in zip(head_layer_names([layer.spec for layer in self.layers]), self.layers):
-            if layer.placed is not None:
+            if layer.file_layer is not None:
                 kind = 'bn' if 'bn' in layer.spec else 'dense' if layer.spec.get('bias', True) else 'dense without bias'
-                found.append((_named(layer.placed, f'head.fc_layers.{name}', kind), layer.placed))
+                found.append((_named(layer.file_layer, f'head.fc_layers.{name}', kind), layer.file_layer))
         if self.classifier is not None:
             found.append((_named(self.classifier, 'head.fc', 'dense'), self.classifier))
         return found
 
 
-def _named(placed: Placed, torch_name: str, kind: str) -> KerasLayer:
-    name = placed.name or placed.path
+def _named(file_layer: FileLayer, torch_name: str, kind: str) -> KerasLayer:
+    name = file_layer.name or file_layer.path
     return KerasLayer(name, torch_name, kind, name)
 
 
-def read_head(after: Sequence[Placed], source: object, way_out: str) -> KerasHead:
+def read_head(after: Sequence[FileLayer], source: object, way_out: str) -> FileHead:
     """Reads the layers that follow Xception, in the order of computation.
 
     Raises:
         KerasFileError: One of them is none that this network's head can have.
     """
-    head = KerasHead()
+    head = FileHead()
     dense = [i for i, layer in enumerate(after) if layer.class_name == 'Dense']
     last_dense = dense[-1] if dense else len(after)
     for i, layer in enumerate(after):
@@ -160,7 +160,7 @@ def read_head(after: Sequence[Placed], source: object, way_out: str) -> KerasHea
     return head
 
 
-def _read_classifier(head: KerasHead, layer: Placed, place: str) -> None:
+def _read_classifier(head: FileHead, layer: FileLayer, place: str) -> None:
     if not layer.config.get('use_bias', True):
         raise KerasFileError(
             f"{place} is the classifier and has no bias, which this network's has. "
@@ -170,7 +170,7 @@ def _read_classifier(head: KerasHead, layer: Placed, place: str) -> None:
     _read_final_activation(head, _activation(layer, place), place)
 
 
-def _read_final_activation(head: KerasHead, activation: str, place: str) -> None:
+def _read_final_activation(head: FileHead, activation: str, place: str) -> None:
     if activation == 'linear':
         return
     if head.final_activation != 'linear':
@@ -180,23 +180,23 @@ def _read_final_activation(head: KerasHead, activation: str, place: str) -> None
     head.final_activation = activation
 
 
-def _hidden(layer: Placed, place: str, way_out: str) -> list[KerasHeadLayer]:
+def _hidden(layer: FileLayer, place: str, way_out: str) -> list[HiddenLayer]:
     """A layer between pooling and classifier; a Dense layer brings its activation along."""
     config = layer.config
     if layer.class_name == 'Dense':
         spec: dict[str, Any] = {'fc': _units(layer, place)}
         if not config.get('use_bias', True):
             spec['bias'] = False
-        return [KerasHeadLayer(spec, layer), *_act(_activation(layer, place), place)]
+        return [HiddenLayer(spec, layer), *_act(_activation(layer, place), place)]
     if layer.class_name in ('Activation', 'ReLU'):
         return _act(_activation(layer, place), place)
     if layer.class_name == 'Dropout':
         rate = float(config['rate'])
         if not 0 <= rate < 1:
             raise KerasFileError(f'{place} has rate {rate}.')
-        return [KerasHeadLayer({'drop': rate})] if rate else []
+        return [HiddenLayer({'drop': rate})] if rate else []
     if layer.class_name == 'BatchNormalization':
-        return [KerasHeadLayer(_norm(config, place), layer)]
+        return [HiddenLayer(_norm(config, place), layer)]
     raise KerasFileError(f'{place} cannot be converted. {way_out}')
 
 
@@ -210,7 +210,7 @@ def _norm(config: dict[str, Any], place: str) -> dict[str, Any]:
     return {'bn': eps} if momentum == BN_MOMENTUM else {'bn': eps, 'momentum': momentum}
 
 
-def _act(activation: str, place: str) -> list[KerasHeadLayer]:
+def _act(activation: str, place: str) -> list[HiddenLayer]:
     if activation == 'linear':
         return []
     if activation not in ACTIVATIONS:
@@ -218,10 +218,10 @@ def _act(activation: str, place: str) -> list[KerasHeadLayer]:
             f'{place} applies {activation!r} before the classifier; those that can be converted are '
             f'{", ".join(ACTIVATIONS)}.'
         )
-    return [KerasHeadLayer({'act': ACTIVATIONS[activation]})]
+    return [HiddenLayer({'act': ACTIVATIONS[activation]})]
 
 
-def _activation(layer: Placed, place: str) -> str:
+def _activation(layer: FileLayer, place: str) -> str:
     """Keras' name of the activation that a layer applies."""
     if layer.class_name == 'Softmax':
         return 'softmax'
@@ -238,14 +238,14 @@ def _activation(layer: Placed, place: str) -> str:
     return activation
 
 
-def _units(layer: Placed, place: str) -> int:
+def _units(layer: FileLayer, place: str) -> int:
     units = layer.config['units']
     if not isinstance(units, int) or isinstance(units, bool) or not 0 < units <= MAX_UNITS:
         raise KerasFileError(f'{place} has {units!r} units.')
     return units
 
 
-def read_bare_head(rest: Sequence[Placed], source: object) -> KerasHead:
+def read_bare_head(rest: Sequence[FileLayer], source: object) -> FileHead:
     """A head of which a file of weights names the layers, but doesn't say what they do.
 
     Only one pooling and one Dense layer leave no choice.
@@ -262,14 +262,14 @@ def read_bare_head(rest: Sequence[Placed], source: object) -> KerasHead:
             f'{source} holds weights alone, which do not say how its head ({names}) computes. Pass --config FILE with '
             f'what model.to_json() gives in Keras, or save the whole model and convert that.'
         )
-    head = KerasHead(final_activation='unknown' if dense else 'linear')
+    head = FileHead(final_activation='unknown' if dense else 'linear')
     head.global_pool = POOLS[pools[0].class_name] if pools else ''
     head.classifier = dense[0] if dense else None
     head.ignored = [layer.name or layer.path for layer in rest if layer.class_name in ('Dropout', *AUGMENTATIONS)]
     return head
 
 
-def read_rescaling(before: Sequence[Placed], source: object) -> tuple[tuple[float, float], bool, list[str]]:
+def read_rescaling(before: Sequence[FileLayer], source: object) -> tuple[tuple[float, float], bool, list[str]]:
     """What a model does to its images before Xception.
 
     Returns:
@@ -306,16 +306,16 @@ def read_rescaling(before: Sequence[Placed], source: object) -> tuple[tuple[floa
     return (scale, offset), rescales, ignored
 
 
-def _operation(layer: Placed) -> str:
+def _operation(layer: FileLayer) -> str:
     return str(layer.config.get('function')) if layer.class_name == 'TFOpLambda' else layer.class_name
 
 
 def is_number(value: Any) -> bool:
-    """Of JSON: true and false are none."""
+    """Whether a value of JSON is a number; true and false are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _number(layer: Placed, name: str, source: object) -> float:
+def _number(layer: FileLayer, name: str, source: object) -> float:
     value = layer.config.get(name, 0.0)
     if not is_number(value):
         raise KerasFileError(f'{source}: the Rescaling layer {layer.name!r} has {name} {value!r}, not one number.')

@@ -82,10 +82,10 @@ def _head_layer(keras: Any, layer: dict[str, Any]) -> Any:
 def _set_weights(model: Any, backbone: Any, network: Xception) -> None:
     """Finds each layer as the port does, in the config that the model would be saved with."""
     structure, tensors = structure_of(model), network.state_dict()
-    for name, placed in structure.layers.items():
-        backbone.get_layer(placed.name).set_weights(to_keras(LAYERS[name], tensors))
-    for layer, placed in structure.head.placed_layers():
-        model.get_layer(placed.name).set_weights(to_keras(layer, tensors))
+    for name, file_layer in structure.layers.items():
+        backbone.get_layer(file_layer.name).set_weights(to_keras(LAYERS[name], tensors))
+    for layer, file_layer in structure.head.layers_with_arrays():
+        model.get_layer(file_layer.name).set_weights(to_keras(layer, tensors))
 
 
 def structure_of(model: Any) -> Structure:

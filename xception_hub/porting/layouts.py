@@ -16,13 +16,13 @@ from .weights import WeightFile
 
 
 @dataclass(frozen=True)
-class Placed:
+class FileLayer:
     """A layer and where its arrays are.
 
     Attributes:
         name: None if the file doesn't tell.
         class_name: Keras' name of its class; as the file abbreviates it, if that is no layer known here.
-        path: Of its group in the layout since Keras 3.
+        path: Path of its group in the layout since Keras 3.
         top: The layer of the outermost model that it is, or is in: the group that Keras 2 keeps its arrays in.
         config: Its arguments; empty for weights alone.
         inbound: Names of the layers that feed it.
@@ -45,11 +45,11 @@ class Layout(ABC):
         self.weights = weights
 
     @abstractmethod
-    def layers(self) -> list[Placed]:
+    def layers(self) -> list[FileLayer]:
         """The layers that the file knows of, in Keras' order; for weights that come without a config."""
 
     @abstractmethod
-    def paths(self, placed: Placed, kind: str) -> dict[str, str]:
+    def paths(self, file_layer: FileLayer, kind: str) -> dict[str, str]:
         """A layer's arrays: Keras' name of each -> its path, which need not exist.
 
         Raises:
@@ -103,7 +103,7 @@ class VarsLayout(Layout):
         super().__init__(weights)
         self.prefix = PREFIX if PREFIX in weights else OLD_PREFIX
 
-    def layers(self) -> list[Placed]:
+    def layers(self) -> list[FileLayer]:
         found = []
         for group in self.weights.groups():
             parent, _, last = group.removesuffix('/vars').rpartition('/')
@@ -111,14 +111,14 @@ class VarsLayout(Layout):
                 stem, number = numbered(last)
                 name = self.weights.attribute(group, 'name')
                 path = f'{parent}/{last}'.replace(OLD_PREFIX, PREFIX)
-                found.append(((parent, stem, number), Placed(name, CLASSES.get(stem, stem), path)))
-        return [placed for _, placed in sorted(found, key=lambda item: item[0])]
+                found.append(((parent, stem, number), FileLayer(name, CLASSES.get(stem, stem), path)))
+        return [layer for _, layer in sorted(found, key=lambda item: item[0])]
 
-    def paths(self, placed: Placed, kind: str) -> dict[str, str]:
-        group = placed.path.replace(PREFIX, self.prefix) + '/vars'
+    def paths(self, file_layer: FileLayer, kind: str) -> dict[str, str]:
+        group = file_layer.path.replace(PREFIX, self.prefix) + '/vars'
         saved_name = self.weights.attribute(group, 'name')
-        if placed.name is not None and saved_name not in (None, placed.name):
-            raise KerasFileError(f'{self.weights.source}: {group!r} is called {saved_name!r}, not {placed.name!r}.')
+        if file_layer.name is not None and saved_name not in (None, file_layer.name):
+            raise KerasFileError(f'{self.weights.source}: {group!r} is called {saved_name!r}, not {file_layer.name!r}.')
         return {keras: f'{group}/{i}' for i, (keras, _, _) in enumerate(KINDS[kind])}
 
 
@@ -144,18 +144,18 @@ class NamedLayout(Layout):
                     raise KerasFileError(f'{weights.source}: {path!r} and {self._index[key]!r} have the same name.')
                 self._index[key] = path
 
-    def layers(self) -> list[Placed]:
+    def layers(self) -> list[FileLayer]:
         found: dict[tuple[str, str], list[str]] = {}
         for top, layer, variable in self._index:
             found.setdefault((top, layer), []).append(variable)
-        placed = [Placed(layer, self._class_of(top, layer, names), top=top) for (top, layer), names in found.items()]
+        layers = [FileLayer(layer, self._class_of(top, layer, names), top=top) for (top, layer), names in found.items()]
         known = {*(top for top, _ in found), *NO_LAYERS}
         for group in self.weights.groups():
             top = group.removeprefix(self.root)
             if group.startswith(self.root) and top and '/' not in top and top not in known:
                 stem = numbered(top)[0]
-                placed.append(Placed(top, CLASSES.get(stem, stem), top=top))
-        return sorted(placed, key=lambda layer: numbered(layer.name or ''))
+                layers.append(FileLayer(top, CLASSES.get(stem, stem), top=top))
+        return sorted(layers, key=lambda layer: numbered(layer.name or ''))
 
     def _class_of(self, top: str, layer: str, variables: list[str]) -> str:
         if 'depthwise_kernel' in variables:
@@ -166,10 +166,10 @@ class NamedLayout(Layout):
             return 'Conv2D' if len(self.weights.shape(self._index[top, layer, 'kernel'])) == 4 else 'Dense'
         return layer
 
-    def paths(self, placed: Placed, kind: str) -> dict[str, str]:
-        missing = f'{self.root}{placed.top}/{placed.name}'
+    def paths(self, file_layer: FileLayer, kind: str) -> dict[str, str]:
+        missing = f'{self.root}{file_layer.top}/{file_layer.name}'
         return {
-            keras: self._index.get((placed.top, placed.name or '', keras), f'{missing}/{keras}')
+            keras: self._index.get((file_layer.top, file_layer.name or '', keras), f'{missing}/{keras}')
             for keras, _, _ in KINDS[kind]
         }
 
@@ -181,15 +181,16 @@ KERAS1_VARIABLES = {'kernel': 'W', 'bias': 'b', 'moving_mean': 'running_mean', '
 class Keras1Layout(Layout):
     """The two files that Keras publishes. Layers are numbered by kind, in the order of creation."""
 
-    def layers(self) -> list[Placed]:
+    def layers(self) -> list[FileLayer]:
         top = [PREDICTIONS] if PREDICTIONS.keras1 in self.weights else []
-        pool = [Placed('avg_pool', 'GlobalAveragePooling2D')] if top else []
+        pool = [FileLayer('avg_pool', 'GlobalAveragePooling2D')] if top else []
         return [*(self._placed(layer) for layer in [*LAYERS.values(), *top]), *pool]
 
-    def _placed(self, layer: KerasLayer) -> Placed:
-        return Placed(layer.keras, KERAS_CLASSES[layer.kind], top=layer.keras1)
+    def _placed(self, layer: KerasLayer) -> FileLayer:
+        return FileLayer(layer.keras, KERAS_CLASSES[layer.kind], top=layer.keras1)
 
-    def paths(self, placed: Placed, kind: str) -> dict[str, str]:
+    def paths(self, file_layer: FileLayer, kind: str) -> dict[str, str]:
         return {
-            keras: f'{placed.top}/{placed.top}_{KERAS1_VARIABLES.get(keras, keras)}:0' for keras, _, _ in KINDS[kind]
+            keras: f'{file_layer.top}/{file_layer.top}_{KERAS1_VARIABLES.get(keras, keras)}:0'
+            for keras, _, _ in KINDS[kind]
         }

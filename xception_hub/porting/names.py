@@ -109,7 +109,7 @@ def to_torch(layer: KerasLayer, arrays: Mapping[str, np.ndarray]) -> dict[str, T
 
 
 def to_keras(layer: KerasLayer, tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
-    """The same table read backwards: tensors by this network's names -> a layer's arrays in Keras' order."""
+    """Tensors by this network's names -> a layer's arrays in Keras' order; the table read backwards."""
     return [
         np.ascontiguousarray(tensors[f'{layer.torch}.{torch_name}'].detach().cpu().numpy().transpose(np.argsort(axes)))
         for _, torch_name, axes in KINDS[layer.kind]

@@ -29,7 +29,7 @@ SEED = 20161007  # of the images, if there are no photos: the day of the paper's
 
 
 @dataclass(frozen=True)
-class Proof:
+class Comparison:
     """One comparison of the two networks.
 
     Attributes:
@@ -37,7 +37,7 @@ class Proof:
         size: Height and width of the images in pixels.
         images: 'photos' or 'noise'.
         differences: Tap -> L2 norm of the difference, relative to that of Keras' output.
-        tolerance: That each difference has to meet.
+        tolerance: Largest difference that passes.
     """
 
     dtype: str
@@ -57,7 +57,7 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """A proof of another kind than a comparison with Keras.
 
     Attributes:
@@ -88,8 +88,8 @@ class Parity:
 
     reference: str | None
     reading: str | None
-    proofs: list[Proof]
-    checks: list[Check]
+    proofs: list[Comparison]
+    checks: list[Finding]
 
     @property
     def passed(self) -> bool:
@@ -163,15 +163,15 @@ def prove_parity(
 
     Args:
         ported: The file.
-        model: That is to be the same; it is left in float32.
+        model: The network that is compared; it is left in float32.
         sizes: Heights and widths to compare at, in pixels.
-        photos: To compare on; uniform noise without any.
+        photos: Photos to compare on; without any, uniform noise.
         consistency_images: [B, H, W, C], prepared as in training, for the proofs that need no Keras.
 
     Raises:
         ParityError: Keras is not installed, and there are no images for the proofs without it.
     """
-    proofs: list[Proof] = []
+    proofs: list[Comparison] = []
     version = reading = None
     by_keras = False
     if keras_is_installed():
@@ -195,7 +195,7 @@ def prove_parity(
     return Parity(version, reading, proofs, [*checks, _fingerprints(ported)])
 
 
-def same_tensors(ported: Port, model: nn.Module) -> Check:
+def same_tensors(ported: Port, model: nn.Module) -> Finding:
     """Whether the network holds the file's arrays, bit by bit."""
     state = model.state_dict()
     unequal = [name for name, tensor in ported.tensors.items() if name not in state or not tensor.equal(state[name])]
@@ -204,13 +204,13 @@ def same_tensors(ported: Port, model: nn.Module) -> Check:
     summary = f'{equal} of {len(ported.tensors)} tensors are bit-identical to the arrays of the file'
     if unequal or more:
         summary += f'; not so {", ".join((unequal + more)[:3])}'
-    return Check('tensors', not unequal and not more, True, summary, dict(unequal=unequal, more=more))
+    return Finding('tensors', not unequal and not more, True, summary, dict(unequal=unequal, more=more))
 
 
-def _statistics(found: Consistency, decisive: bool) -> Check:
+def _statistics(found: Consistency, decisive: bool) -> Finding:
     """What the moving statistics say of the images; decisive without a comparison with Keras."""
     where = f', wrong from {found.first_wrong} on: check how images are prepared' if found.first_wrong else ''
-    return Check(
+    return Finding(
         'moving statistics',
         found.first_wrong is None,
         decisive,
@@ -220,10 +220,10 @@ def _statistics(found: Consistency, decisive: bool) -> Check:
     )
 
 
-def _residuals(found: Consistency, decisive: bool) -> Check:
+def _residuals(found: Consistency, decisive: bool) -> Finding:
     """What they say of the residual normalizations; decisive unless Keras has found these in the file by itself."""
     now = '; '.join(f'{name} {a:.2f} against {b:.2f}' for name, (a, b) in found.exchanged.items())
-    return Check(
+    return Finding(
         'residual normalizations',
         found.first_exchanged is None,
         decisive,
@@ -232,12 +232,12 @@ def _residuals(found: Consistency, decisive: bool) -> Check:
     )
 
 
-def _fingerprints(ported: Port) -> Check:
+def _fingerprints(ported: Port) -> Finding:
     """How the backbone compares with Keras' own, which a fine-tuned one need not equal."""
     found = compare(ported.tensors)
     counts = {kind: len(getattr(found, kind)) for kind in ('identical', 'compensated', 'different', 'missing')}
     total = sum(counts.values())
-    return Check(
+    return Finding(
         'fingerprints',
         counts['identical'] == total,
         False,
@@ -248,7 +248,7 @@ def _fingerprints(ported: Port) -> Check:
 
 def compare_with_keras(
     reference: KerasReference, model: Xception, size: tuple[int, int], photos: Sequence[Photo] = ()
-) -> Proof:
+) -> Comparison:
     """Runs both networks on the same images and compares them tap by tap."""
     scale, offset = reference.rescaling
     on_photos = bool(photos) and model.in_chans == 3
@@ -274,14 +274,14 @@ def one_thread() -> Iterator[None]:
 
 def compare_taps(
     expected: dict[str, np.ndarray], found: dict[str, np.ndarray], dtype: str, size: tuple[int, int], images: str
-) -> Proof:
+) -> Comparison:
     """Compares what both networks computed from the same images."""
     differences = {
         tap: float(np.linalg.norm(found[tap] - expected[tap]) / np.linalg.norm(expected[tap]))
         for tap in COMPARED[dtype]
         if tap in expected
     }
-    return Proof(dtype, size, images, differences, TOLERANCES[dtype])
+    return Comparison(dtype, size, images, differences, TOLERANCES[dtype])
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ def compare_pixels(model: Any, declared: Preprocessing, photos: Sequence[Photo])
     Args:
         model: Whose pretrained cfg says how timm prepares its images.
         declared: How Keras prepared them.
-        photos: To compare on.
+        photos: Photos to compare on.
 
     Returns:
         L2 norm of the difference, relative to that of Keras' images; infinite if even the size differs.

@@ -19,7 +19,7 @@ from ..errors import KerasFileError
 from ..weights.checkpoints import check_against
 from .formats import Opened, open_source, read_json
 from .keras_head import FINAL_ACTIVATIONS, MAX_UNITS, is_number
-from .layouts import Keras1Layout, Layout, Placed, layout_of
+from .layouts import FileLayer, Keras1Layout, Layout, layout_of
 from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
 from .release import RELEASES, fetch
 from .structure import MAX_CHANNELS, Structure, bare, check_image_size, parse
@@ -42,15 +42,15 @@ class Port:
 
     Attributes:
         source: The file or directory.
-        kind: Of the source, as in `formats.Opened`.
-        sha256: Of its files, one after the other.
+        kind: Kind of the source, as in `formats.Opened`.
+        sha256: Digest of its files, one after the other.
         tensors: Under this network's names.
         model_args: Arguments of `timm.create_model('xception_paper', ...)`.
         structure: Where each layer is in the file, and what stands around Xception.
         left_out: Array in the file -> why it isn't used.
-        keras_version: That wrote the file, if it says so.
+        keras_version: The version that wrote the file, if it says so.
         is_release: The file is one of the two that Keras publishes, or has their layout.
-        config: Of the model, if it was given or is in the file.
+        config: The model's config, if it was given or is in the file.
         image_converter: What a KerasHub preset says of its images.
     """
 
@@ -184,10 +184,10 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
         Tensors under this network's names, the network's arguments, and array -> why it isn't used.
     """
     weights, head = layout.weights, structure.head
-    placed = [(LAYERS[name], layer) for name, layer in structure.layers.items()] + head.placed_layers()
+    pairs = [(LAYERS[name], layer) for name, layer in structure.layers.items()] + head.layers_with_arrays()
     if head.classifier is not None and not head.num_classes:
-        head.num_classes = _last_axis(weights, layout, *placed[-1])
-    first, place = placed[0]
+        head.num_classes = _last_axis(weights, layout, *pairs[-1])
+    first, place = pairs[0]
     kernel = weights.shape(layout.paths(place, first.kind)['kernel'])
     channels = structure.channels or (kernel[2] if len(kernel) == 4 else 3)
     if not 0 < channels <= MAX_CHANNELS:
@@ -198,7 +198,7 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
         raise KerasFileError(f'{weights.source}: with its head it would have more than {MAX_PARAMETERS:,} parameters.')
     account = _Account(weights)
     plan: list[tuple[KerasLayer, dict[str, tuple[str, tuple[int, ...]]]]] = []
-    for layer, place in placed:
+    for layer, place in pairs:
         paths = layout.paths(place, layer.kind)
         shapes = {
             keras: keras_shape(tuple(expected[f'{layer.torch}.{torch_name}'].shape), axes)
@@ -214,9 +214,9 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     return tensors, model_args, left_out
 
 
-def _last_axis(weights: WeightFile, layout: Layout, layer: KerasLayer, placed: Placed) -> int:
+def _last_axis(weights: WeightFile, layout: Layout, layer: KerasLayer, file_layer: FileLayer) -> int:
     """Width of a Dense layer, of which only the arrays are known."""
-    shape = weights.shape(layout.paths(placed, layer.kind)['kernel'])
+    shape = weights.shape(layout.paths(file_layer, layer.kind)['kernel'])
     if len(shape) != 2 or not 0 < shape[1] <= MAX_UNITS:
         raise KerasFileError(f'{weights.source}: the kernel of {layer.keras!r} has shape {shape}.')
     return shape[1]

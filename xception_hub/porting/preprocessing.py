@@ -19,7 +19,7 @@ class Preprocessing:
         input_range: A key of `INPUT_RANGES`: what the Keras model takes.
         image_size: Height and width in pixels.
         interpolation: timm's name of the resampling.
-        crop_pct: Of the resized image's sides that is kept.
+        crop_pct: Share of the resized image's sides that is kept.
         crop_mode: timm's: 'squash' resizes without regard to the aspect ratio, as Keras does; 'center' keeps it.
         rescaling: Scale and offset that the Keras model, or its preprocessor, itself applies to that range.
     """
@@ -32,7 +32,8 @@ class Preprocessing:
     rescaling: tuple[float, float] = (1.0, 0.0)
 
     def mean_and_std(self) -> tuple[float, float]:
-        """Of the images, whose values timm gives in 0..1, so that the network gets what Keras' Xception gets."""
+        """Mean and deviation for timm, whose images are in 0..1, with which the network gets what Keras' Xception
+        gets."""
         scale, offset = INPUT_RANGES[self.input_range]
         scale, offset = scale * self.rescaling[0], offset * self.rescaling[0] + self.rescaling[1]
         std = 1 / (255 * scale)

@@ -178,10 +178,10 @@ def _why_not_loaded(ported: Port) -> str:
     if ported.kind == 'preset':
         return 'the preset belongs to KerasHub'
     if ported.kind in ('weights', 'shards') and not ported.is_release:
-        placed = ported.structure.layers[FIRST]
-        if not placed.path:
+        first = ported.structure.layers[FIRST]
+        if not first.path:
             return 'Keras would read it by positions that depend on which layers were frozen'
-        if ported.config is None and placed.path.count('/') > 1:
+        if ported.config is None and first.path.count('/') > 1:
             return 'it does not tell the model around Xception'
     return ''
 

@@ -12,8 +12,8 @@ from typing import Any
 from ..errors import KerasFileError
 from ..layers import BN_EPS, MIN_IMG_SIZE
 from ..topology import MODULES
-from .keras_head import KNOWN_CLASSES, KerasHead, is_number, read_bare_head, read_head, read_rescaling
-from .layouts import Placed, numbered
+from .keras_head import KNOWN_CLASSES, FileHead, is_number, read_bare_head, read_head, read_rescaling
+from .layouts import FileLayer, numbered
 from .names import KERAS_CLASSES, LAYERS, LISTED, group_name
 
 MODELS = ('Functional', 'Model', 'Sequential')
@@ -45,13 +45,13 @@ class Structure:
         rescaling: Scale and offset that the model itself applies to its images.
         rescales: Whether it has a layer that does.
         image_size: Height and width in pixels, None if the model takes any.
-        channels: Of the images, None if the file doesn't say.
+        channels: Channels of the images; None if the file does not say.
         residuals_by: What told the residual layers: 'name', 'graph' or 'order'.
         ignored: Layers that do nothing outside of training.
     """
 
-    layers: dict[str, Placed]
-    head: KerasHead = field(default_factory=KerasHead)
+    layers: dict[str, FileLayer]
+    head: FileHead = field(default_factory=FileHead)
     rescaling: tuple[float, float] = (1.0, 0.0)
     rescales: bool = False
     image_size: tuple[int, int] | None = None
@@ -65,7 +65,7 @@ class Model:
     """A Keras model: its layers in Keras' order, some of which are models."""
 
     class_name: str
-    layers: list[Placed]
+    layers: list[FileLayer]
     nested: dict[str, 'Model']
 
     def all(self) -> Iterator['Model']:
@@ -98,11 +98,11 @@ def parse(config: Any, source: object) -> Structure:
     return structure
 
 
-def bare(layers: list[Placed], source: object) -> Structure:
+def bare(layers: list[FileLayer], source: object) -> Structure:
     """What weights that come without a config tell.
 
     Args:
-        layers: That the file knows of, in Keras' order.
+        layers: The layers that the file knows of, in Keras' order.
         source: What the errors call it.
 
     Raises:
@@ -110,7 +110,7 @@ def bare(layers: list[Placed], source: object) -> Structure:
     """
     if len(layers) > MAX_LAYERS:
         raise KerasFileError(f'{source} holds {len(layers)} layers, more than any Xception.')
-    homes: dict[str, list[Placed]] = {}
+    homes: dict[str, list[FileLayer]] = {}
     for layer in layers:
         homes.setdefault(layer.path.rpartition('/')[0] or layer.top, []).append(layer)
     # Keras 2 gives a group to each layer of a model that isn't nested
@@ -125,7 +125,7 @@ def bare(layers: list[Placed], source: object) -> Structure:
     raise KerasFileError(f'{source} {_no_xception(layers)}')
 
 
-def _without_backbone(layers: Iterable[Placed]) -> Iterator[Placed]:
+def _without_backbone(layers: Iterable[FileLayer]) -> Iterator[FileLayer]:
     """Leaves out as many layers of each class as Xception itself has."""
     counts = dict(COUNTS)
     for layer in layers:
@@ -159,7 +159,7 @@ def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0)
             if not isinstance(text, str) or not text.isprintable() or len(text) > MAX_NAME:
                 raise ValueError(f'a layer or its class is called {text!r:.300}')
         model.layers.append(
-            Placed(
+            FileLayer(
                 name,
                 entry['class_name'],
                 place,
@@ -171,7 +171,7 @@ def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0)
         )
         if is_model:
             model.nested[name] = _read_model(entry, f'{place}/layers', top or name, depth + 1)
-    names = [placed.name for placed in model.layers]
+    names = [layer.name for layer in model.layers]
     if len(set(names)) < len(names):
         raise ValueError('two layers have the same name')
     return model
@@ -209,7 +209,7 @@ def _constants(layer: dict[str, Any]) -> Iterator[float]:
             yield float(node[3]['y'])
 
 
-def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, Placed], str]:
+def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileLayer], str]:
     for model in outer.all():
         found = _identify(model.layers, graph=True)
         if found:
@@ -217,7 +217,7 @@ def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, Place
     raise KerasFileError(f'{source} {_no_xception([layer for model in outer.all() for layer in model.layers])}')
 
 
-def _no_xception(layers: list[Placed]) -> str:
+def _no_xception(layers: list[FileLayer]) -> str:
     """Which layers are missing, or that all are."""
     names = {layer.name for layer in layers}
     missing = [name for name in LAYERS if name not in names and 'residual' not in name]
@@ -231,7 +231,7 @@ def _no_xception(layers: list[Placed]) -> str:
     return f'holds an Xception that lacks {", ".join(missing[:6])}, {len(missing)} layers in all.'
 
 
-def _identify(layers: list[Placed], graph: bool) -> tuple[dict[str, Placed], str] | None:
+def _identify(layers: list[FileLayer], graph: bool) -> tuple[dict[str, FileLayer], str] | None:
     """Key of `names.LAYERS` -> layer, and what told the residual ones; None if this is no whole Xception."""
     by_name = {layer.name: layer for layer in layers if layer.name}
     found = {name: by_name[name] for name in LAYERS if name in by_name}
@@ -244,7 +244,7 @@ def _identify(layers: list[Placed], graph: bool) -> tuple[dict[str, Placed], str
     return (found, how) if len(found) == len(LAYERS) else None
 
 
-def _residuals_by_graph(layers: list[Placed], by_name: dict[str, Placed]) -> dict[str, Placed]:
+def _residuals_by_graph(layers: list[FileLayer], by_name: dict[str, FileLayer]) -> dict[str, FileLayer]:
     """Each is what is added to a block's pooled output."""
     found = {}
     for block in RESIDUAL_BLOCKS:
@@ -256,7 +256,7 @@ def _residuals_by_graph(layers: list[Placed], by_name: dict[str, Placed]) -> dic
     return found
 
 
-def _residuals_by_order(layers: list[Placed], named: dict[str, Placed]) -> dict[str, Placed]:
+def _residuals_by_order(layers: list[FileLayer], named: dict[str, FileLayer]) -> dict[str, FileLayer]:
     """Those of the four blocks have other widths, and numbers that rise with the block."""
     found = {}
     known = {id(layer) for layer in named.values()}
@@ -268,9 +268,9 @@ def _residuals_by_order(layers: list[Placed], named: dict[str, Placed]) -> dict[
     return found
 
 
-def _by_order(layers: list[Placed]) -> tuple[dict[str, Placed], str] | None:
+def _by_order(layers: list[FileLayer]) -> tuple[dict[str, FileLayer], str] | None:
     """Without names: the n-th of each class, of exactly as many as there must be before a head's."""
-    found: dict[str, Placed] = {}
+    found: dict[str, FileLayer] = {}
     for kind, names in LISTED.items():
         of_class = [layer for layer in layers if layer.class_name == KERAS_CLASSES[kind]]
         enough = len(of_class) >= len(names) if kind == 'bn' else len(of_class) == len(names)
@@ -290,7 +290,7 @@ def _check_classes(outer: Model, source: object) -> None:
                 )
 
 
-def _check_numerics(layers: dict[str, Placed], source: object) -> None:
+def _check_numerics(layers: dict[str, FileLayer], source: object) -> None:
     """What a config may change without another name or shape."""
     for name, layer in layers.items():
         is_norm = LAYERS[name].kind == 'bn'
@@ -327,11 +327,11 @@ def check_image_size(height: int, width: int, source: object) -> None:
 
 
 def _around_xception(
-    outer: Model, home: Model, layers: dict[str, Placed], source: object
-) -> tuple[list[Placed], list[Placed]]:
+    outer: Model, home: Model, layers: dict[str, FileLayer], source: object
+) -> tuple[list[FileLayer], list[FileLayer]]:
     """The layers before and after Xception, each of which takes what the last one gives."""
-    before: list[Placed] = []
-    after: list[Placed] = []
+    before: list[FileLayer] = []
+    after: list[FileLayer] = []
     side = before
     for layer in _line(outer, home, layers, source):
         if layer is layers[FIRST]:
@@ -341,7 +341,7 @@ def _around_xception(
     return before, after
 
 
-def _line(model: Model, home: Model, layers: dict[str, Placed], source: object) -> Iterator[Placed]:
+def _line(model: Model, home: Model, layers: dict[str, FileLayer], source: object) -> Iterator[FileLayer]:
     """All layers from image to output, nested models opened; Xception's first stands for all of its."""
     line = model.layers if model.class_name == 'Sequential' else _walk(model, home, layers, source)
     for layer in line:
@@ -351,7 +351,7 @@ def _line(model: Model, home: Model, layers: dict[str, Placed], source: object) 
             yield layer
 
 
-def _walk(model: Model, home: Model, layers: dict[str, Placed], source: object) -> Iterator[Placed]:
+def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: object) -> Iterator[FileLayer]:
     by_name = {layer.name or '': layer for layer in model.layers}
     consumers: dict[str, list[str]] = {}
     for layer in model.layers:
@@ -379,7 +379,9 @@ def _walk(model: Model, home: Model, layers: dict[str, Placed], source: object) 
         raise KerasFileError(f'{source}: not on the way from image to output: {", ".join(beside[:6])}. {WAY_OUT}')
 
 
-def _inside_xception(by_name: dict[str, Placed], layers: dict[str, Placed], source: object) -> tuple[set[str], str]:
+def _inside_xception(
+    by_name: dict[str, FileLayer], layers: dict[str, FileLayer], source: object
+) -> tuple[set[str], str]:
     """Names of all layers from the first convolution to the last activation, and of that activation."""
     last = layers[LAST].name
     activations = [name for name, layer in by_name.items() if last in layer.inbound]

@@ -24,9 +24,9 @@ class WeightFile:
 
     Args:
         source: What the errors call them.
-        files: Of several, the shards of one model, no two hold the same array.
+        files: One file, or the shards of one model, of which no two hold the same array.
         content: One file's, in blocks, if there are no files.
-        size: Of the content, in bytes.
+        size: Size of the content in bytes.
     """
 
     def __init__(self, source: Path, files: Sequence[Path] = (), content: Iterable[bytes] = (), size: int = 0) -> None:
@@ -69,7 +69,7 @@ class WeightFile:
         """Reads one array into float32; float16 and bfloat16 lose nothing by it, float64 is rounded.
 
         Args:
-            path: Of the array.
+            path: Path of the array.
             shape: The only one that is accepted.
         """
         place = f'{self.source}: {path!r}'

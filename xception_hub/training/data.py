@@ -42,8 +42,8 @@ class Split:
     """Labelled images, by position.
 
     Attributes:
-        name: In the dataset.
-        source: With a column `image` of `Cell`s.
+        name: Name in the dataset.
+        source: Dataset with a column `image` of `Cell`s.
         rows: [N], numbers of the rows of the source, rising.
         labels: [N] class numbers, or [N, C] of 0 and 1 in multi-label.
     """
@@ -99,7 +99,7 @@ class Data:
     Attributes:
         train: Empty if only an evaluation was asked for.
         validation: Empty until `with_validation` makes one, if the dataset has none of its own.
-        class_names: In the order of the numbers.
+        class_names: Names in the order of the class numbers.
         multi_label: Whether an image may have any number of labels.
         has_validation: Whether there is one by now.
     """
@@ -111,7 +111,7 @@ class Data:
     has_validation: bool
 
     def digest(self) -> str:
-        """Of classes and labels, by which a run that goes on sees that they are still the same."""
+        """Digest of classes and labels, by which a run that continues sees that they are the same."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for split in (self.train, self.validation):
             digest.update(f'{split.name} {split.labels.shape}'.encode() + split.labels.tobytes())
@@ -166,12 +166,13 @@ def load(
     Args:
         dataset: A name on the Hub, or a path: of a folder with a folder of images for each class (or, above these, one
             for each split), of a table with a column of paths or images, or of what `save_to_disk` wrote.
-        config: Of a dataset on the Hub.
+        config: Configuration of a dataset on the Hub.
         image_column: If there is more than one that could be it, or none.
-        label_column: The same. Of class names or numbers; of lists of them in multi-label.
+        label_column: Column of class names or numbers, or of lists of them (multi-label), if it cannot be told by
+            itself.
         train_split: Name of the split that is trained on; None for an evaluation, which takes the validation split, or
             the only one that there is.
-        validation_split: Of the split that is judged on; by default the first of `VALIDATION_SPLITS` that there is.
+        validation_split: Name of the validation split; by default the first of `VALIDATION_SPLITS` that there is.
         streaming: Read images in the order of the dataset, without a copy of it here.
 
     Raises:
@@ -244,7 +245,7 @@ def _read(dataset: str, config: str | None, streaming: bool, columns: list[str] 
 
 
 def _in_row_groups(stream: IterableDataset) -> IterableDataset:
-    """The same rows, of Parquet one row group at a time; of a whole file, Arrow reads up to a gigabyte ahead."""
+    """A stream that reads Parquet by row groups; of a whole file, Arrow reads up to a gigabyte ahead."""
     return stream.reshard() if hasattr(stream, 'reshard') else stream
 
 
@@ -301,7 +302,7 @@ def _columns(features: Features, dataset: str, image: str | None, label: str | N
 
 
 def _item_feature(feature: Any) -> Any:
-    """Of a list the feature of its items."""
+    """The feature of a list's items; that of anything else is itself."""
     return feature.feature if isinstance(feature, LISTS) else feature
 
 
@@ -432,11 +433,12 @@ def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], s
     """Positions of a validation split with about the same share of each class.
 
     Args:
-        labels: Of all images: [N] class numbers, of which each with two images or more is in both parts; or [N, C] of 0
+        labels: Labels of all images: [N] class numbers, of which each with two images or more is in both parts; or [N,
+            C] of 0
             and 1, of which the rarest class of each image counts.
         class_names: For the warning about classes that are missing in one of the parts.
-        share: In (0, 1).
-        seed: The same seed gives the same rows, on any machine and in any process.
+        share: Share of the images, in (0, 1).
+        seed: Seed; it decides the rows on any machine and in any process.
 
     Returns:
         In rising order.

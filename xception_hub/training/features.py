@@ -51,7 +51,7 @@ class FeatureCache:
     """Vectors on disk, by the sha256 of their images.
 
     Args:
-        folder: Of all caches.
+        folder: Folder of all caches.
         context: See `context_of`.
     """
 
@@ -168,8 +168,8 @@ class Features(Dataset):
 
     Args:
         split: Whose labels go with them.
-        digests: Of its files.
-        cache: That was filled with them.
+        digests: The sha256 of its files.
+        cache: Cache that holds their vectors.
     """
 
     def __init__(self, split: Split, digests: Sequence[bytes], cache: FeatureCache) -> None:

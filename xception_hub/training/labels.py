@@ -31,7 +31,7 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
         model: With the names of its outputs in its pretrained cfg, or one of ImageNet-1k, whose classes are known by
             their WordNet ids (n01440764), by all of their names (tench, Tinca tinca), by the first or by any one of
             them. The surest spelling that fits decides; upper case, hyphens and underscores count only where needed.
-        class_names: Of the dataset.
+        class_names: Names of the dataset's classes.
 
     Raises:
         ModelError: A class is none of its outputs, or may be several of them; or the names are not known and the counts

@@ -17,8 +17,8 @@ class Footprint:
         gradients: One for each trained parameter.
         optimizer: Its state, after one update.
         activations: What the forward pass keeps for the backward pass, of the whole batch.
-        batch_size: Of the batch.
-        loss: Of the batch.
+        batch_size: Images in the batch.
+        loss: Mean loss of the batch.
     """
 
     weights: int
@@ -29,7 +29,7 @@ class Footprint:
     loss: float
 
     def total(self, averages: bool = False) -> int:
-        """Of all, with a second copy of the weights for moving averages on request."""
+        """Bytes in all, with a second copy of the weights for moving averages on request."""
         return self.weights * (1 + averages) + self.gradients + self.optimizer + self.activations
 
     def __str__(self) -> str:
@@ -43,10 +43,10 @@ def measure(
     """Computes one update and counts what it keeps; the module and the optimizer are changed by it.
 
     Args:
-        module: That is trained.
-        optimizer: Of its parameters.
+        module: The module to train.
+        optimizer: Optimizer of its parameters.
         loss_of: Computes the loss of a batch.
-        batch_size: Of this batch.
+        batch_size: Images in this batch.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}

@@ -25,7 +25,7 @@ MULTI_LABEL_ONLY = ('micro_f1', 'mean_average_precision', 'map_at_100')
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of N images; in single-label of the K = min(5, C) likeliest of C classes, in multi-label of all C.
+    """Predictions for N images: of the K = min(5, C) likeliest of C classes, or in multi-label of all C.
 
     Attributes:
         rows: [N], numbers of the images in their split.
@@ -43,7 +43,7 @@ class Predictions:
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, rows: Tensor) -> 'Predictions':
-        """Of a batch: logits [B, C], labels [B] or [B, C], rows [B]."""
+        """Predictions of a batch: logits [B, C], labels [B] or [B, C], rows [B]."""
         logits = logits.double()  # in float32, the last bit depends on where in a batch an image stands
         if labels.dim() == 2:
             probabilities = logits.sigmoid()
@@ -57,7 +57,7 @@ class Predictions:
 
     @classmethod
     def joined(cls, parts: Sequence['Predictions']) -> 'Predictions':
-        """Of all images of the parts, in the order of their rows."""
+        """Predictions of all images of the parts, in the order of their rows."""
         whole = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)}
         order = np.argsort(whole['rows'], kind='stable')
         return cls(**{name: values[order] for name, values in whole.items()})
@@ -200,13 +200,13 @@ def summary(
     """The figures of a split.
 
     Args:
-        predictions: Of the split.
+        predictions: Predictions on the split.
         num_classes: C.
         importance: [C] weights of the classes in `map_at_100`.
 
     Returns:
         top1: Share of images whose likeliest class is right; in multi-label, is one of the labels.
-        top5: The same of the five likeliest; only with more than five classes.
+        top5: Share of images whose label is among the five likeliest; only with more than five classes.
         macro_f1: Mean over the classes that are labels or predictions of some image.
         macro_precision, macro_recall: Means over the same classes.
         micro_f1, mean_average_precision: Only in multi-label; the latter over the classes that occur.

@@ -17,7 +17,7 @@ class Objective:
     Attributes:
         num_classes: C.
         multi_label: Whether labels are [B, C] of 0 and 1.
-        label_smoothing: In [0, 1).
+        label_smoothing: Share of each label that is spread over all classes, in [0, 1).
         class_weights: [C], of each class's images (in multi-label: of its positives); see `balanced_class_weights`.
         mixup: Alpha; 0 for none.
         cutmix: Alpha; 0 for none. With both, each batch gets one of them.
@@ -57,7 +57,7 @@ class Objective:
         return torch.cat([mixed, inputs[even:]]), rest if targets is None else torch.cat([targets, rest])
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Of each image, [B]."""
+        """Loss of each image, [B]."""
         weight = None if self.class_weights is None else self.class_weights.to(logits)
         if self.multi_label:
             return F.binary_cross_entropy_with_logits(

@@ -113,12 +113,12 @@ def render(
     """Renders the report of a split as an HTML page.
 
     Args:
-        predictions: Of the split.
-        class_names: In the order of the classes' numbers.
-        title: Of the page.
+        predictions: Predictions on the split.
+        class_names: Names in the order of the class numbers.
+        title: Title of the page.
         facts: What was evaluated, on what: in a few words each, by name.
         settings: All of them, by name.
-        history: Of each epoch, `phase`, `epoch` (from 1 in each phase), `learning_rate`, `train_loss`, the figures of
+        history: For each epoch `phase`, `epoch` (from 1 in each phase), `learning_rate`, `train_loss`, the figures of
             `metrics.summary`, and `best` of the best one. What is missing is left out; empty where nothing was trained.
         thumbnail: Makes the picture of a row of the split. What it raises is shown instead.
         name: Tells the file name of a row.
@@ -202,7 +202,7 @@ def _epochs(history: Sequence[Mapping[str, object]]) -> dict[str, Any]:
 
 
 def _charts(history: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
-    """Of each chart the title, the names in its key, and the drawing."""
+    """Title, names in the key, and drawing of each chart."""
     charts = []
     for title, names in CHARTS.items():
         series = np.array([[_value(row, key) for row in history] for key in names])

@@ -33,7 +33,7 @@ class Checkpoint:
     """What a file holds.
 
     Attributes:
-        path: Of the file.
+        path: The file.
         tensors: Kind -> name -> tensor; kinds are 'model' or 'head', 'averages' and 'optimizer'.
         state: Whatever JSON can express.
     """
@@ -117,7 +117,7 @@ class Checkpoints:
 
     @property
     def best(self) -> Path:
-        """That of the best evaluation, which is kept."""
+        """The file with the weights of the best evaluation, which is kept."""
         return self.folder / 'best.safetensors'
 
     @property
@@ -126,7 +126,7 @@ class Checkpoints:
         return self.best if self.best.exists() else next(iter(self.all()), None)
 
     def path(self, phase: int, update: int) -> Path:
-        """Of the checkpoint after an update of a phase."""
+        """The file of the checkpoint after an update of a phase."""
         return self.folder / f'{phase:02}-{update:09}.safetensors'
 
     def all(self) -> list[Path]:

@@ -34,13 +34,13 @@ class Progress:
     """How far a run has come; what a checkpoint holds beside tensors.
 
     Attributes:
-        phase: Of the recipe, from 0.
-        epoch: Of the phase, from 0.
-        update: Of the epoch, from 0: the next one.
-        loss_sum: Over the images of the epoch so far.
-        images: How many these are.
+        phase: Number of the recipe's phase, from 0.
+        epoch: Number of the phase's epoch, from 0.
+        update: Number of the epoch's next update, from 0.
+        loss_sum: Sum of the losses over the images of the epoch so far.
+        images: Number of these images.
         history: Figures of each epoch that has ended.
-        best: That of them whose weights are kept.
+        best: Figures of the epoch whose weights are kept.
     """
 
     phase: int = 0

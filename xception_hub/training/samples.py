@@ -33,7 +33,7 @@ class Item(NamedTuple):
     Attributes:
         position: In the split.
         epoch: For the augmentation, which differs from epoch to epoch.
-        weight: 1, or 0 to give a process something to compute where a step has fewer images than there are processes.
+        weight: 1, or 0 for a padding image that fills an idle rank.
         cell: The image file, of a stream, which can't be asked for a position.
     """
 
@@ -101,10 +101,10 @@ class Batching:
     evenly, so that the last, shorter group has fewer steps or smaller batches, and no image is left out or seen twice.
 
     Attributes:
-        images: In the split.
+        images: Images in the split.
         batch_size: Images in a step of one process, at most.
         accumulation: Steps of an update.
-        processes: That work together.
+        processes: Processes that work together.
         rank: This one.
     """
 
@@ -121,7 +121,7 @@ class Batching:
 
     @property
     def updates(self) -> int:
-        """In an epoch."""
+        """Updates in an epoch."""
         return -(-self.images // self.group)
 
     def size(self, update: int) -> int:
@@ -129,7 +129,7 @@ class Batching:
         return min(self.group, self.images - update * self.group)
 
     def steps(self, update: int) -> int:
-        """Of an update."""
+        """Steps of an update."""
         return -(-self.size(update) // (self.batch_size * self.processes))
 
     def deal(self, group: Sequence[Item]) -> Iterator[list[Item]]:
@@ -145,11 +145,11 @@ class TrainingBatches:
     """This process' batches of an epoch, as a batch sampler.
 
     Attributes:
-        split: To train on.
+        split: The training split.
         batching: How to deal it out.
-        seed: Of the order.
+        seed: Seed of the order.
         balanced: Draw images so that all classes are seen equally often, rare ones several times and others not at all.
-        epoch: To be set before each.
+        epoch: Number of the epoch, to be set before each.
         first_update: Where to begin in it.
 
     Raises:
@@ -251,10 +251,10 @@ class Images(Dataset):
     """Images of a split, decoded and transformed.
 
     Args:
-        split: Of labelled images.
-        transform: Of Pillow's image to a tensor [3, H, W].
-        min_side: As in `images.decode`.
-        seed: Of the transform's random choices; they depend on it, the epoch and the image.
+        split: The labelled images.
+        transform: Function of Pillow's image to a tensor [3, H, W].
+        min_side: Shorter side in pixels, as in `images.decode`.
+        seed: Seed of the transform's random choices; they depend on it, the epoch and the image.
 
     Raises (when an item is asked for):
         ImageError: The image can't be used; the message names it.
@@ -302,7 +302,7 @@ def loader(dataset: Any, batches: Any, workers: int = 0, pin_memory: bool = Fals
     """Batches of a dataset, made by worker processes.
 
     Args:
-        dataset: Of `Item`s; what has `__getitems__` makes whole batches itself.
+        dataset: Dataset that takes `Item`s; one with `__getitems__` makes whole batches itself.
         batches: A batch sampler.
         workers: Processes; 0 for none but this one.
         pin_memory: For a GPU.

@@ -20,7 +20,7 @@ class BadImage:
     Attributes:
         position: In its split.
         name: Its path, or its row.
-        reason: As `images.decode` gives it.
+        reason: Reason, as `images.decode` gives it.
     """
 
     position: int
@@ -37,7 +37,7 @@ class Scan:
 
 
 class _Files(Dataset):
-    """Of each image the sha256 of its file, and why it can't be used, if it can't."""
+    """The sha256 of each image's file, and why an image cannot be used."""
 
     def __init__(self, split: Split, min_side: int | None, decoded: bool) -> None:
         self.split = split
@@ -70,10 +70,10 @@ def scan(
     """Decodes every image of a split completely.
 
     Args:
-        split: To be scanned.
-        min_side: As in `images.decode`.
+        split: The split to scan.
+        min_side: Shorter side in pixels, as in `images.decode`.
         workers: Processes that decode; 0 for none but this one.
-        processes: Among which the images are dealt.
+        processes: Number of processes among which the images are dealt.
         rank: Whose share this is.
         decoded: False to read the files only.
         step: Called after each image.

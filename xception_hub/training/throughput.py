@@ -14,7 +14,7 @@ class Throughput:
 
     Args:
         workers: Processes that make the batches; 0 for none but this one.
-        processes: That train, at the same throughput.
+        processes: Number of processes that train, at the same throughput.
     """
 
     def __init__(self, workers: int, processes: int = 1) -> None:

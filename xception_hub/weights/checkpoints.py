@@ -37,7 +37,7 @@ LEFT_OUT = {
 
 
 def to_legacy(tensors: StateDict, classifier: str = 'fc') -> StateDict:
-    """The same table read backwards: this network's tensors under the names of the legacy lineage."""
+    """This network's tensors under the names of the legacy lineage; the table read backwards."""
     names = {ours: legacy for legacy, ours in LEGACY_NAMES.items()} | {'head.fc': classifier}
     split = {name: name.rpartition('.') for name in tensors}
     return {f'{names[layer]}.{kind}': tensors[name] for name, (layer, _, kind) in split.items()}

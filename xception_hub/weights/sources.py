@@ -54,7 +54,7 @@ class Source:
         kind: 'hub' (id[@revision]), 'url', 'path' (file or directory) or 'tensors' (a state dict in memory).
         location: The id, address, path or state dict.
         genuine: It promises the weights that Keras publishes, so anything else is refused.
-        filename: Of the weights on the hub, if not one of `WEIGHT_FILES`.
+        filename: Name of the weights on the Hub, if not one of `WEIGHT_FILES`.
     """
 
     kind: str
@@ -103,7 +103,7 @@ class Source:
 
         Raises:
             CheckpointError: The file is no checkpoint; if it is a damaged download, it leaves the cache.
-            Exception: What networks have to offer.
+            Exception: Any failure of the network.
         """
         if self.kind == 'tensors':
             return self.location
@@ -196,11 +196,11 @@ def build_model(
         variant: Its name, as it is registered.
         pretrained: Load weights.
         variant_args: Arguments of the network that the name stands for; `kwargs` come before them.
-        pretrained_cfg: As in timm, like the next one.
-        pretrained_cfg_overlay: See above.
+        pretrained_cfg: timm's argument.
+        pretrained_cfg_overlay: timm's argument, whose sources come first.
         cache_dir: For downloads.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
         **kwargs: Further arguments of the network and of timm's function.
 
     Raises:
@@ -249,7 +249,7 @@ class _Wanted:
 
     Attributes:
         model: On the meta device: names and shapes without values.
-        model_args: With at least `NUMERICS` and `VARIANTS`.
+        model_args: Arguments of the model, with at least `NUMERICS` and `VARIANTS`.
         variant_args: Of `VARIANTS`, what a config.json means that doesn't name them: the model's name stands for it.
         cfg: Says how many classes and channels the weights should have.
         features_only: The classifier isn't wanted.
