@@ -322,8 +322,8 @@ def evaluate(phase: Phase, module: nn.Module) -> Predictions:
     machine.share(module.buffers())
     with models.evaluating(module), machine.accelerator.autocast(), machine.progress('Evaluation', len(split)) as bar:
         for batch in map(machine.put, machine.loader(phase.validation, order)):
-            parts.append(Predictions.of(module(batch.inputs), batch.labels, batch.positions))
-            bar.update(len(batch.positions) * machine.processes)
+            parts.append(Predictions.of(module(batch.inputs), batch.labels, batch.indices))
+            bar.update(len(batch.indices) * machine.processes)
     return Predictions.joined(machine.gather(parts))
 
 

@@ -28,8 +28,8 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / 'env' / 'bin' / 'python'
     subprocess.run([*pip, '--python', python, 'install', '--no-deps', wheel], check=True)
     (site,) = (folder / 'env' / 'lib').glob('python*/site-packages')
-    others = folder / 'dependencies'
-    others.mkdir()
+    others = folder / 'dependencies' / 'site-packages'  # a name by which packages know each other
+    others.mkdir(parents=True)
     for path in Path(sysconfig.get_path('purelib')).iterdir():  # all but the clone, if it is installed in place
         if not path.name.startswith(('xception_hub', '_xception_hub', '__editable__')):
             (others / path.name).symlink_to(path)

@@ -134,8 +134,8 @@ def test_paths_in_a_table(folder: Path) -> None:
     rows = [dict(image='no path', where=value, label=i % 2) for i, value in enumerate(values)]
     split = load(str(write_table(folder / 'table.jsonl', rows)), image_column='where').train
     assert [cell.get('path') for _, cell in split.cells()] == [str(images[0]), str(images[1]), images[2].as_uri(), None]
-    for position in range(3):
-        assert content(split.cell(position)) == images[position].read_bytes()
+    for index in range(3):
+        assert content(split.cell(index)) == images[index].read_bytes()
     with pytest.raises(ImageError, match='no image in this row'):
         content(split.cell(3))
 
@@ -191,7 +191,7 @@ def test_parts_of_a_split(folder: Path) -> None:
     """Positions count what is left; rows stay those of the dataset."""
     split = load(str(folder)).train
     part = split.select([1, 5, 7]).select(np.array([0, 2]))
-    assert (part.rows.tolist(), len(part)) == ([1, 7], 2)
+    assert (part.source_rows.tolist(), len(part)) == ([1, 7], 2)
     assert part.cell(1) == split.cell(7)
     assert list(part.cells()) == [(0, split.cell(1)), (1, split.cell(7))]
     assert part.labels.tolist() == split.labels[[1, 7]].tolist()
@@ -291,12 +291,12 @@ def test_stream(kind: str, everything: dict[str, str]) -> None:
     for split, streamed in ((data.train, stream.train), (data.validation, stream.validation)):
         assert streamed.streamed and not split.streamed
         np.testing.assert_array_equal(streamed.labels, split.labels)
-        np.testing.assert_array_equal(streamed.rows, split.rows)
+        np.testing.assert_array_equal(streamed.source_rows, split.source_rows)
         cells = list(split.cells())
         assert list(streamed.cells()) == cells or kind == 'hub folder'
         for _ in range(2):
-            assert [(position, content(cell)) for position, cell in streamed.cells()] == [
-                (position, content(cell)) for position, cell in cells
+            assert [(index, content(cell)) for index, cell in streamed.cells()] == [
+                (index, content(cell)) for index, cell in cells
             ]
 
 
@@ -483,13 +483,13 @@ def test_the_same_in_another_process(folder: Path) -> None:
     code = (
         'from xception_hub.training.data import load\n'
         f'data = load({str(folder)!r})\n'
-        'print(data.digest(), data.with_validation(0.2, 3).validation.rows.tolist())'
+        'print(data.digest(), data.with_validation(0.2, 3).validation.source_rows.tolist())'
     )
     other = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, check=True).stdout
     data = load(str(folder))
-    rows = data.with_validation(0.2, 3).validation.rows.tolist()
+    rows = data.with_validation(0.2, 3).validation.source_rows.tolist()
     assert other.splitlines()[-1] == f'{data.digest()} {rows}'
-    assert rows != data.with_validation(0.2, 4).validation.rows.tolist()
+    assert rows != data.with_validation(0.2, 4).validation.source_rows.tolist()
 
 
 def test_digest(folder: Path) -> None:
@@ -724,7 +724,7 @@ def test_names_of_cells(tmp_path: Path) -> None:
     )
     for streaming in (False, True):
         split = load(str(tmp_path / 'saved'), streaming=streaming).train.select([1, 2])
-        assert [split.cell_name(position, cell) for position, cell in split.cells()] == [
+        assert [split.cell_name(index, cell) for index, cell in split.cells()] == [
             f"row {row} of the split 'train'" for row in (1, 2)
         ]
         assert next(split.cells())[1] == {}

@@ -239,13 +239,13 @@ def test_batches(model: nn.Module, paths: list[Path], tmp_path: Path) -> None:
         found = fill(split)
         kept = Features(split, found, fill.cache)
         plan = Batching(COUNT, 4, 2)
-        positions: list[int] = []
+        indices: list[int] = []
         for batch in loader(kept, TrainingBatches(split, plan, seed=3)):
-            assert torch.equal(batch.inputs, vectors(fill.cache, [found[i] for i in batch.positions.tolist()]))
-            assert batch.labels.tolist() == split.labels[batch.positions.numpy()].tolist()
-            assert batch.weights.tolist() == [1.0] * len(batch.positions)
-            positions += batch.positions.tolist()
-        assert sorted(positions) == list(range(COUNT))
+            assert torch.equal(batch.inputs, vectors(fill.cache, [found[i] for i in batch.indices.tolist()]))
+            assert batch.labels.tolist() == split.labels[batch.indices.numpy()].tolist()
+            assert batch.weights.tolist() == [1.0] * len(batch.indices)
+            indices += batch.indices.tolist()
+        assert sorted(indices) == list(range(COUNT))
     assert kept.__getitems__([Item(3, weight=0.0)]).weights.tolist() == [0.0]
 
 

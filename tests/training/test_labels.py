@@ -186,14 +186,12 @@ def test_names_of_two_classes(name: str, choices: str, imagenet: nn.Module) -> N
 
 
 @pytest.mark.parametrize('position', [0, 1, 2, -1])
-def test_every_name_of_one_class(position: int, imagenet: nn.Module) -> None:
+def test_every_name_of_one_class(index: int, imagenet: nn.Module) -> None:
     """Leads to it."""
     lemmas = [description.split(', ') for description in DESCRIPTIONS]
     counts = Counter(itertools.chain.from_iterable(lemmas))
     expected = {
-        output: words[position]
-        for output, words in enumerate(lemmas)
-        if position < len(words) and counts[words[position]] == 1
+        output: words[index] for output, words in enumerate(lemmas) if index < len(words) and counts[words[index]] == 1
     }
     assert outputs_of(imagenet, list(expected.values())) == list(expected)
 

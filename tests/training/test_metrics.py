@@ -363,7 +363,7 @@ def test_worst(multi_label: bool) -> None:
     logits, labels = random_logits(100, 4), random_labels(100, 4, multi_label)
     predictions = predictions_of(logits, labels)
     wrong = (((logits > 0) != labels).any(1) if multi_label else logits.argmax(1) != labels).numpy()
-    expected = sorted(np.flatnonzero(wrong), key=lambda position: -predictions.losses[position])
+    expected = sorted(np.flatnonzero(wrong), key=lambda index: -predictions.losses[index])
     assert predictions.worst(1000).tolist() == expected
     assert predictions.worst(10).tolist() == expected[:10]
 

@@ -254,10 +254,10 @@ def test_mistakes(page: Page, digits: Predictions) -> None:
     """The pictures are those of the worst, and the right answer is marked where it is among three."""
     worst = digits.worst(24)
     images = [attributes for tag, attributes in page.tags if tag == 'img']
-    assert [image['alt'] for image in images] == [f'{digits.rows[position]}.png' for position in worst]
-    for image, position in zip(images, worst):
+    assert [image['alt'] for image in images] == [f'{digits.indices[index]}.png' for index in worst]
+    for image, index in zip(images, worst):
         shown = Image.open(io.BytesIO(base64.b64decode((image['src'] or '').split(',')[1])))
-        difference = np.asarray(shown.convert('L'), float) - np.asarray(digit(digits.rows[position]), float)
+        difference = np.asarray(shown.convert('L'), float) - np.asarray(digit(digits.indices[index]), float)
         assert shown.size == (8, 8) and np.abs(difference).mean() < 10
     assert len(page.of_class('guess')) == 3 * 24
     right = [card for card in page.of_class('guess') if 'right' in (card['class'] or '')]
@@ -269,7 +269,7 @@ def test_mistakes(page: Page, digits: Predictions) -> None:
         for number, probability in zip(digits.classes[first][:3], digits.probabilities[first])
     )
     assert f'label{NAMES[digits.labels[first]]} predicted {guesses}' in page.text
-    assert f'{digits.rows[first]}.pngloss {digits.losses[first]:.3f}' in page.text.replace('png loss', 'pngloss')
+    assert f'{digits.indices[first]}.pngloss {digits.losses[first]:.3f}' in page.text.replace('png loss', 'pngloss')
 
 
 def test_large_pictures() -> None:
@@ -292,7 +292,10 @@ def test_large_pictures() -> None:
 
 def test_failing_thumbnail(digits: Predictions) -> None:
     """The others are shown, and the reason, harmless."""
-    failing = {digits.rows[digits.worst(3)[1]]: ValueError('damaged: <b>'), digits.rows[digits.worst(3)[2]]: OSError()}
+    failing = {
+        digits.indices[digits.worst(3)[1]]: ValueError('damaged: <b>'),
+        digits.indices[digits.worst(3)[2]]: OSError(),
+    }
 
     def thumbnail(row: int) -> Image.Image:
         if row in failing:

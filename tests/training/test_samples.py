@@ -44,11 +44,11 @@ def order_of(split: Split, epoch: int = 0, seed: int = 0, balanced: bool = False
     """Of an epoch, by one process that takes one image at a time."""
     batches = TrainingBatches(split, Batching(len(split), 1), seed, balanced)
     batches.epoch = epoch
-    return [item.position for batch in batches for item in batch]
+    return [item.index for batch in batches for item in batch]
 
 
-def positions(batches: Iterable[list[Item]]) -> list[list[int]]:
-    return [[item.position for item in batch if item.weight] for batch in batches]
+def indices(batches: Iterable[list[Item]]) -> list[list[int]]:
+    return [[item.index for item in batch if item.weight] for batch in batches]
 
 
 # Dealing
@@ -78,13 +78,13 @@ def test_plan(images: int) -> None:
             dealt = [batch for batches in ranks for batch in batches[steps]]
             real = [[item for item in batch if item.weight] for batch in dealt]
             assert plan.size(update) == len(group) == sum(map(len, real))
-            assert Counter(item.position for batch in real for item in batch) == Counter(group)
+            assert Counter(item.index for batch in real for item in batch) == Counter(group)
             assert {item.epoch for batch in dealt for item in batch} == {0}
             sizes = {len(batch) for batch in real}
             assert max(sizes) - min(sizes) <= 1 and max(sizes) <= batch_size
             assert 1 <= plan.steps(update) <= accumulation
             filled = [batch for batch in dealt if not all(item.weight for item in batch)]
-            assert all(len(batch) == 1 and batch[0].position == group[0] for batch in filled)
+            assert all(len(batch) == 1 and batch[0].index == group[0] for batch in filled)
             assert len(filled) == max(plan.steps(update) * processes - len(group), 0)
             assert not filled or len(group) < processes or batch_size == 1
             start, first = steps.stop, first + plan.group
@@ -136,12 +136,12 @@ def test_stream(buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     split = numbered(30, streamed=True)
     order = order_of(split)
     assert sorted(order) == list(range(30)) and order == order_of(split)
-    assert all(position <= place + buffer for place, position in enumerate(order))
+    assert all(index <= place + buffer for place, index in enumerate(order))
     assert (order == sorted(order)) == (buffer == 1)
     ranks = [TrainingBatches(split, Batching(30, 4, 1, 3, rank), seed=0) for rank in range(3)]
     items = [item for batches in ranks for batch in batches for item in batch]
-    assert sorted(item.position for item in items) == sorted(order)
-    assert all(item.cell == {'bytes': b'%d' % item.position, 'path': None} for item in items)
+    assert sorted(item.index for item in items) == sorted(order)
+    assert all(item.cell == {'bytes': b'%d' % item.index, 'path': None} for item in items)
 
 
 def test_a_stream_can_not_be_balanced() -> None:
@@ -164,8 +164,8 @@ def test_balanced() -> None:
     assert set(np.flatnonzero(labels == 3)) <= set(order)
     whole = TrainingBatches(split, Batching(2500, 8), seed=0, balanced=True)
     ranks = [TrainingBatches(split, Batching(2500, 2, 2, 2, rank), seed=0, balanced=True) for rank in range(2)]
-    assert Counter(itertools.chain(*positions(whole))) == Counter(
-        itertools.chain(*map(itertools.chain.from_iterable, map(positions, ranks)))
+    assert Counter(itertools.chain(*indices(whole))) == Counter(
+        itertools.chain(*map(itertools.chain.from_iterable, map(indices, ranks)))
     )
 
 
@@ -189,7 +189,7 @@ def test_in_order(streamed: bool) -> None:
     for images, batch_size, processes in itertools.product(SIZES, (1, 3, 8), (1, 2, 3, 5)):
         split = numbered(images, streamed=streamed)
         ranks = [InOrder(split, batch_size, processes, rank) for rank in range(processes)]
-        own = [list(itertools.chain(*positions(batches))) for batches in ranks]
+        own = [list(itertools.chain(*indices(batches))) for batches in ranks]
         assert sorted(itertools.chain(*own)) == list(range(images))
         assert all(numbers == sorted(numbers) for numbers in own)
         assert [len(list(batches)) for batches in ranks] == [len(batches) for batches in ranks]
@@ -204,7 +204,7 @@ def test_items_in_order() -> None:
         {'bytes': b'1', 'path': None},
     ]
     part = numbered(5, streamed=True).select([1, 4])
-    assert [(item.position, (item.cell or {})['bytes']) for item in in_order(part)] == [(0, b'1'), (1, b'4')]
+    assert [(item.index, (item.cell or {})['bytes']) for item in in_order(part)] == [(0, b'1'), (1, b'4')]
 
 
 # Seeds
@@ -276,7 +276,7 @@ def batches_of(images: Images, epoch: int, workers: int, first_update: int = 0) 
 
 
 def by_position(batches: list[Batch]) -> dict[int, Tensor]:
-    return {position: inputs for batch in batches for position, inputs in zip(batch.positions.tolist(), batch.inputs)}
+    return {index: inputs for batch in batches for index, inputs in zip(batch.indices.tolist(), batch.inputs)}
 
 
 @pytest.mark.parametrize('streamed', [False, True])
@@ -291,16 +291,16 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(files: list[Path], s
         found = batches_of(images, 3, workers, first_update)
         assert len(found) == len(expected[2 * first_update :])
         for batch, same in zip(found, expected[2 * first_update :]):
-            assert batch.positions.tolist() == same.positions.tolist()
-            assert batch.labels.tolist() == same.labels.tolist() == [i % 2 for i in batch.positions.tolist()]
-            assert batch.weights.tolist() == [1.0] * len(batch.positions)
+            assert batch.indices.tolist() == same.indices.tolist()
+            assert batch.labels.tolist() == same.labels.tolist() == [i % 2 for i in batch.indices.tolist()]
+            assert batch.weights.tolist() == [1.0] * len(batch.indices)
             assert torch.equal(batch.inputs, same.inputs)
     one, other, seed = (
         by_position(batches)
         for batches in (expected, batches_of(images, 4, 0), batches_of(Images(split, augmentation(), seed=2), 3, 0))
     )
-    assert not any(torch.equal(one[position], other[position]) for position in one)
-    assert not any(torch.equal(one[position], seed[position]) for position in one)
+    assert not any(torch.equal(one[index], other[index]) for index in one)
+    assert not any(torch.equal(one[index], seed[index]) for index in one)
 
 
 def test_two_images_of_one_file_are_augmented_apart(files: list[Path]) -> None:
@@ -317,22 +317,22 @@ def test_workers_are_used_for_all_epochs(files: list[Path]) -> None:
         sampler.epoch = epoch
         found, expected = by_position(list(kept)), by_position(batches_of(images, epoch, 0))
         assert found.keys() == expected.keys()
-        assert all(torch.equal(found[position], expected[position]) for position in expected)
+        assert all(torch.equal(found[index], expected[index]) for index in expected)
 
 
 def test_evaluation_is_the_same_in_every_epoch(files: list[Path]) -> None:
     images = Images(split_of(files), create_transform((3, 32, 32)))
     one, other = (by_position(batches_of(images, epoch, 0)) for epoch in (0, 1))
-    assert all(torch.equal(one[position], other[position]) for position in range(11))
+    assert all(torch.equal(one[index], other[index]) for index in range(11))
     parts = [batch for rank in range(3) for batch in loader(images, InOrder(images.split, 2, 3, rank), 2 * (rank == 1))]
-    assert all(torch.equal(one[position], image) for position, image in by_position(parts).items())
+    assert all(torch.equal(one[index], image) for index, image in by_position(parts).items())
 
 
 def test_filler(files: list[Path]) -> None:
     """A rank without an image computes one that doesn't count."""
     images = Images(split_of(files[:1]), create_transform((3, 32, 32)))
     (batch,) = loader(images, TrainingBatches(images.split, Batching(1, 4, 1, 3, rank=2), 0))
-    assert (batch.positions.tolist(), batch.weights.tolist()) == ([0], [0.0])
+    assert (batch.indices.tolist(), batch.weights.tolist()) == ([0], [0.0])
 
 
 def test_large_jpegs_are_decoded_smaller() -> None:
@@ -371,7 +371,7 @@ def test_bad_images_are_named(
 
 
 def test_batch_on_a_device(files: list[Path]) -> None:
-    """Images in the memory format, features as they are, positions where they were."""
+    """Images in the memory format, features as they are, indices where they were."""
     images = Images(split_of(files, [[0, 1]] * 11), create_transform((3, 32, 32)))
     (batch,) = loader(images, InOrder(images.split, 16))
     assert (batch.labels.shape, batch.labels.dtype) == ((11, 2), torch.int64)
@@ -380,4 +380,4 @@ def test_batch_on_a_device(files: list[Path]) -> None:
     assert torch.equal(moved.inputs, batch.inputs) and torch.equal(moved.labels, batch.labels)
     features = Batch(torch.ones(2, 5), torch.zeros(2), torch.arange(2), torch.ones(2), 0.0)
     assert features.to(torch.device('cpu'), torch.channels_last).inputs.shape == (2, 5)
-    assert (features.to(torch.device('meta')).inputs.device.type, features.positions.device.type) == ('meta', 'cpu')
+    assert (features.to(torch.device('meta')).inputs.device.type, features.indices.device.type) == ('meta', 'cpu')

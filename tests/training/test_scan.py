@@ -14,7 +14,7 @@ from xception_hub.training import images
 from xception_hub.training.data import Split
 from xception_hub.training.scan import BadImage, Scan, digests, scan
 
-GOOD = (0, 2, 5, 8)  # positions among the bad ones
+GOOD = (0, 2, 5, 8)  # indices among the bad ones
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -49,8 +49,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / 'folder.png').mkdir()
     found[str(folder / 'folder.png')] = 'cannot be read: Is a directory'
     order = list(found)
-    for position, path in zip(GOOD, good):
-        order.insert(position, str(path))
+    for index, path in zip(GOOD, good):
+        order.insert(index, str(path))
     return {path: found.get(path, '') for path in order}
 
 
@@ -58,16 +58,16 @@ def split_with(files: dict[str, str], streamed: bool = False) -> Split:
     return split_of([Path(path) for path in files], streamed=streamed)
 
 
-def check(found: Scan, files: dict[str, str], positions: range) -> None:
-    """Whether these positions were looked at, and found to be what they are."""
+def check(found: Scan, files: dict[str, str], indices: range) -> None:
+    """Whether these indices were looked at, and found to be what they are."""
     paths = list(files)
-    assert sorted(found.digests) == list(positions)
-    assert [bad.position for bad in found.bad] == [i for i in positions if files[paths[i]]]
+    assert sorted(found.digests) == list(indices)
+    assert [bad.index for bad in found.bad] == [i for i in indices if files[paths[i]]]
     for bad in found.bad:
-        assert bad.name == paths[bad.position]
+        assert bad.name == paths[bad.index]
         assert bad.reason.startswith(files[bad.name])
-    for position, digest in found.digests.items():
-        path = Path(paths[position])
+    for index, digest in found.digests.items():
+        path = Path(paths[index])
         assert digest == (hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b'')
 
 
@@ -99,7 +99,7 @@ def test_rows_without_a_file() -> None:
     cells: list[Any] = [{'bytes': good, 'path': None}, {'bytes': cut, 'path': None}, {}, {'bytes': good, 'path': None}]
     for streamed in (False, True):
         found = scan(split_of(cells, streamed=streamed, name='test').select([1, 2, 3]))
-        assert [(bad.position, bad.name, bad.reason.partition(':')[0]) for bad in found.bad] == [
+        assert [(bad.index, bad.name, bad.reason.partition(':')[0]) for bad in found.bad] == [
             (0, "row 1 of the split 'test'", 'damaged'),
             (1, "row 2 of the split 'test'", 'no image in this row'),
         ]
@@ -118,7 +118,7 @@ def test_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_digests(workers: int, tmp_path: Path) -> None:
-    """By position; equal for equal files, wherever they are."""
+    """By index; equal for equal files, wherever they are."""
     paths = save_pieces(tmp_path, 5, size=16)
     copy = {'bytes': paths[3].read_bytes(), 'path': None}
     for streamed in (False, True):

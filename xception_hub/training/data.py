@@ -39,57 +39,57 @@ Splits = dict[str, Dataset | IterableDataset]
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images, by position.
+    """Labelled images, by index.
 
     Attributes:
         name: Name in the dataset.
         source: Dataset with a column `image` of `Cell`s.
-        rows: [N], numbers of the rows of the source, rising.
+        source_rows: [N], rising numbers of rows in the source.
         labels: [N] class numbers, or [N, C] of 0 and 1 in multi-label.
     """
 
     name: str
     source: Dataset | IterableDataset
-    rows: np.ndarray
+    source_rows: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.source_rows)
 
     @property
     def streamed(self) -> bool:
         """Whether images can only be had in order, by `cells`."""
         return isinstance(self.source, IterableDataset)
 
-    def cell(self, position: int) -> Cell:
-        """The image file at a position."""
-        return self.source[int(self.rows[position])]['image'] or {}
+    def cell(self, index: int) -> Cell:
+        """The image file at an index."""
+        return self.source[int(self.source_rows[index])]['image'] or {}
 
     def cells(self) -> Iterator[tuple[int, Cell]]:
-        """All positions with their image files, in order.
+        """All indices with their image files, in order.
 
         Raises:
             DataError: A stream breaks off.
         """
         if not self.streamed:
-            yield from ((position, self.cell(position)) for position in range(len(self)))
+            yield from ((index, self.cell(index)) for index in range(len(self)))
             return
         rows = enumerate(self.source)
-        for position, wanted in enumerate(self.rows):
+        for index, wanted in enumerate(self.source_rows):
             try:
                 cell = next(columns['image'] for row, columns in rows if row == wanted)
             except Exception as e:  # of files, formats and the network: no error in common
                 raise DataError(f'The split {self.name!r} breaks off before row {wanted} ({_line(e)}).') from e
-            yield position, cell or {}
+            yield index, cell or {}
 
-    def select(self, positions: Sequence[int] | np.ndarray) -> 'Split':
-        """A part of it; the positions must rise."""
-        chosen = np.asarray(positions, np.int64)
-        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen])
+    def select(self, indices: Sequence[int] | np.ndarray) -> 'Split':
+        """A part of it; the indices must rise."""
+        chosen = np.asarray(indices, np.int64)
+        return replace(self, source_rows=self.source_rows[chosen], labels=self.labels[chosen])
 
-    def cell_name(self, position: int, cell: Cell) -> str:
+    def cell_name(self, index: int, cell: Cell) -> str:
         """What an image is called in messages: its path, or its row."""
-        return cell.get('path') or f'row {self.rows[position]} of the split {self.name!r}'
+        return cell.get('path') or f'row {self.source_rows[index]} of the split {self.name!r}'
 
 
 @dataclass(frozen=True)
@@ -449,17 +449,17 @@ def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], s
     labels = np.asarray(labels)
     values = _groups(labels)
     counts = Counter(values.tolist())
-    positions: list[int] = []
+    indices: list[int] = []
     for label in sorted(counts):
         if counts[label] > 1:
             count = min(max(round(share * counts[label]), 1), counts[label] - 1)
-            positions += generator.permutation(np.flatnonzero(values == label))[:count].tolist()
-    if not positions:
+            indices += generator.permutation(np.flatnonzero(values == label))[:count].tolist()
+    if not indices:
         raise DataError('Every class has a single image, so that none can be judged on. Name a validation split.')
-    positions.sort()
+    indices.sort()
     total, judged = (
         part.sum(0) if part.ndim == 2 else np.bincount(part, minlength=len(class_names))
-        for part in (labels, labels[positions])
+        for part in (labels, labels[indices])
     )
     for found, meaning in (
         (total == 0, 'have no image'),
@@ -470,4 +470,4 @@ def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], s
         if found.any():
             names = [class_names[label] for label in np.flatnonzero(found)[:6]]
             warnings.warn(f'{found.sum()} classes {meaning}: {", ".join(names)}.', stacklevel=2)
-    return positions
+    return indices

@@ -116,20 +116,20 @@ class FeatureCache:
             missing = self._missing(digests)
             shards = _Shards(images.split, missing, processes, rank)
             computed: list[Tensor] = []
-            positions: list[int] = []
+            indices: list[int] = []
             for batch in throughput.timed(machine.loader(images, shards) if missing else ()):
                 computed.append(compute(machine.put(batch).inputs).float().cpu())
-                positions += batch.positions.tolist()
-                step(len(batch.positions))
-                if shards.complete(positions):
-                    self.add([digests[position] for position in positions], torch.cat(computed))
-                    computed, positions = [], []
+                indices += batch.indices.tolist()
+                step(len(batch.indices))
+                if shards.complete(indices):
+                    self.add([digests[index] for index in indices], torch.cat(computed))
+                    computed, indices = [], []
             machine.accelerator.wait_for_everyone()
             self.refresh()
 
     def _missing(self, digests: Sequence[bytes]) -> list[int]:
         """Positions of images that have no vector yet, each image once."""
-        first = {digest: position for position, digest in reversed(list(enumerate(digests))) if digest not in self}
+        first = {digest: index for index, digest in reversed(list(enumerate(digests))) if digest not in self}
         return sorted(first.values())
 
 
@@ -140,14 +140,14 @@ class _Shards:
         self.split = split
         self.missing = missing
         self.mine = {
-            position
+            index
             for shard in range(rank, -(-len(missing) // SHARD), processes)
-            for position in missing[shard * SHARD : (shard + 1) * SHARD]
+            for index in missing[shard * SHARD : (shard + 1) * SHARD]
         }
 
-    def complete(self, positions: Sequence[int]) -> bool:
+    def complete(self, indices: Sequence[int]) -> bool:
         """Whether these are all of a file."""
-        return len(positions) == SHARD or positions[-1] == self.missing[-1]
+        return len(indices) == SHARD or indices[-1] == self.missing[-1]
 
     def __len__(self) -> int:
         return -(-len(self.mine) // BATCH)
@@ -156,9 +156,9 @@ class _Shards:
         batch: list[Item] = []
         items = in_order(self.split) if self.split.streamed else map(Item, sorted(self.mine))
         for item in items:
-            if item.position in self.mine:
+            if item.index in self.mine:
                 batch.append(item)
-                if len(batch) == BATCH or item.position == self.missing[-1]:
+                if len(batch) == BATCH or item.index == self.missing[-1]:
                     yield batch
                     batch = []
 
@@ -178,11 +178,11 @@ class Features(Dataset):
         self.cache = cache
 
     def __getitems__(self, items: Sequence[Item]) -> Batch:
-        positions = [item.position for item in items]
+        indices = [item.index for item in items]
         return Batch(
-            torch.stack([self.cache[self.digests[position]] for position in positions]),
-            torch.from_numpy(self.split.labels[positions]),
-            torch.tensor(positions),
+            torch.stack([self.cache[self.digests[index]] for index in indices]),
+            torch.from_numpy(self.split.labels[indices]),
+            torch.tensor(indices),
             torch.tensor([item.weight for item in items]),
             0.0,
         )

@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Man
             found = replace(found, **{name: split.select(np.setdiff1d(np.arange(len(split)), bad))})
     if not found.has_validation:
         found = found.with_validation(s.validation_share, settings.optimization.seed)
-        manifest['validation_rows'] = found.validation.rows.tolist()
+        manifest['validation_rows'] = found.validation.source_rows.tolist()
     if not len(found.validation) or not (len(found.train) or settings.output.eval_only):
         raise DataError(f'A split of {s.dataset} has no image that can be used.')
     _warn_of_leaks(found, digests)
@@ -142,11 +142,14 @@ def _scan_all(
                 rank=machine.rank,
                 step=partial(bar.update, machine.processes),
             )
-        bad += [dict(asdict(image), split=split.name) for image in machine.gather(scanned.bad)]
+        bad += [
+            dict(position=image.index, name=image.name, reason=image.reason, split=split.name)
+            for image in machine.gather(scanned.bad)
+        ]
         digests[split.name] = {
-            split.rows[position]: digest
+            split.source_rows[index]: digest
             for part in machine.gather([scanned.digests])
-            for position, digest in part.items()
+            for index, digest in part.items()
         }
     bad.sort(key=lambda image: (image['split'], image['position']))
     for image in bad:
@@ -161,7 +164,7 @@ def _scan_all(
 
 def _warn_of_leaks(data: Data, digests: dict[str, dict[int, bytes]]) -> None:
     train, validation = (
-        {digests[split.name][row] for row in split.rows.tolist()} if split.name in digests else set()
+        {digests[split.name][row] for row in split.source_rows.tolist()} if split.name in digests else set()
         for split in (data.train, data.validation)
     )
     if train & validation:

@@ -28,22 +28,22 @@ class Predictions:
     """Predictions for N images: of the K = min(5, C) likeliest of C classes, or in multi-label of all C.
 
     Attributes:
-        rows: [N], numbers of the images in their split.
+        indices: [N], numbers of the images in their split.
         labels: [N] class numbers, or [N, C] of 0 and 1 in multi-label.
         classes: [N, K] class numbers, the likeliest first.
         probabilities: [N, K] of these classes; [N, C] in the order of the classes in multi-label.
         losses: [N], cross-entropy, without label smoothing and weights; in multi-label the mean over the classes.
     """
 
-    rows: np.ndarray
+    indices: np.ndarray
     labels: np.ndarray
     classes: np.ndarray
     probabilities: np.ndarray
     losses: np.ndarray
 
     @classmethod
-    def of(cls, logits: Tensor, labels: Tensor, rows: Tensor) -> 'Predictions':
-        """Predictions of a batch: logits [B, C], labels [B] or [B, C], rows [B]."""
+    def of(cls, logits: Tensor, labels: Tensor, indices: Tensor) -> 'Predictions':
+        """Predictions of a batch: logits [B, C], labels [B] or [B, C], indices [B]."""
         logits = logits.double()  # in float32, the last bit depends on where in a batch an image stands
         if labels.dim() == 2:
             probabilities = logits.sigmoid()
@@ -52,18 +52,18 @@ class Predictions:
         else:
             probabilities, classes = logits.softmax(1).topk(min(TOP, logits.shape[1]))
             losses = F.cross_entropy(logits, labels, reduction='none')
-        found = (rows, labels, classes, probabilities.float(), losses.float())
+        found = (indices, labels, classes, probabilities.float(), losses.float())
         return cls(*(tensor.cpu().numpy() for tensor in found))
 
     @classmethod
     def joined(cls, parts: Sequence['Predictions']) -> 'Predictions':
-        """Predictions of all images of the parts, in the order of their rows."""
+        """Predictions of all images of the parts, in the order of their indices."""
         whole = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)}
         order = np.argsort(whole['rows'], kind='stable')
         return cls(**{name: values[order] for name, values in whole.items()})
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.indices)
 
     @property
     def multi_label(self) -> bool:
@@ -79,8 +79,8 @@ class Predictions:
     def worst(self, count: int) -> np.ndarray:
         """Positions [<= count] in these arrays of the wrongly classified images, the largest loss first."""
         wrong = (self._found() != self.labels).any(1) if self.multi_label else ~self.hits[:, 0]
-        positions = np.flatnonzero(wrong)
-        return positions[np.argsort(-self.losses[positions], kind='stable')][:count]
+        indices = np.flatnonzero(wrong)
+        return indices[np.argsort(-self.losses[indices], kind='stable')][:count]
 
     def confusion(self, num_classes: int) -> np.ndarray:
         """[C, C] counts, a row for each label, a column for each prediction; single-label only."""

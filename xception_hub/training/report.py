@@ -159,7 +159,7 @@ def render(
         unmeasured=list(names[per_class.support == 0]),
         confusion=None if predictions.multi_label else _confusion(predictions, names),
         num_wrong=len(wrong),
-        mistakes=[_mistake(predictions, position, names, thumbnail, name) for position in wrong[:MISTAKES]],
+        mistakes=[_mistake(predictions, index, names, thumbnail, name) for index in wrong[:MISTAKES]],
         reliability=reliability,
         calibration_error=calibration.error,
         accuracy=figures['top1'],
@@ -308,23 +308,23 @@ def _confusion(predictions: Predictions, names: np.ndarray) -> dict[str, Any]:
 
 def _mistake(
     predictions: Predictions,
-    position: int,
+    index: int,
     names: np.ndarray,
     thumbnail: Callable[[int], Image.Image],
     name: Callable[[int], str],
 ) -> dict[str, Any]:
     """One of them, as a card shows it."""
-    row = int(predictions.rows[position])
-    label, classes = predictions.labels[position], predictions.classes[position]
-    probabilities = predictions.probabilities[position]
+    row = int(predictions.indices[index])
+    label, classes = predictions.labels[index], predictions.classes[index]
+    probabilities = predictions.probabilities[index]
     if predictions.multi_label:
         label, probabilities = np.flatnonzero(label), probabilities[classes]
     card = dict(
         name=name(row),
         labels=list(names[np.atleast_1d(label)]),
-        loss=predictions.losses[position],
+        loss=predictions.losses[index],
         picture=None,
-        guesses=list(zip(names[classes[:GUESSES]], probabilities, predictions.hits[position])),
+        guesses=list(zip(names[classes[:GUESSES]], probabilities, predictions.hits[index])),
     )
     try:
         card['picture'] = _picture(thumbnail(row))

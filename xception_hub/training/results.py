@@ -127,7 +127,7 @@ def push(repo_id: str, directory: Path) -> None:
 def report(task: Task, predictions: Predictions, progress: Progress, figures: Mapping[str, Any]) -> str:
     """The page about a run: figures, curves, classes, mistakes."""
     settings, split, run = task.settings.flat(), task.data.validation, task.run
-    items = _items(split, [int(predictions.rows[number]) for number in predictions.worst(MISTAKES)])
+    items = _items(split, [int(predictions.indices[number]) for number in predictions.worst(MISTAKES)])
     facts = {
         'Model': settings['model'],
         'Dataset': f'{settings["dataset"]}, {figures["split"]}',
@@ -144,20 +144,20 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
         facts=facts,
         settings=settings,
         history=[dict(row, best=row == progress.best) for row in progress.history],
-        thumbnail=lambda position: open_image(split, items[position], THUMBNAIL),
-        name=lambda position: split.cell_name(position, cell_of(split, items[position])),
+        thumbnail=lambda index: open_image(split, items[index], THUMBNAIL),
+        name=lambda index: split.cell_name(index, cell_of(split, items[index])),
         warnings=[f'Left out: {image["name"]}: {image["reason"]}' for image in task.manifest['bad_images']],
         usage=usage(settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}'),
         importance=task.manifest['class_importance'],
     )
 
 
-def _items(split: Split, positions: Sequence[int]) -> dict[int, Item]:
+def _items(split: Split, indices: Sequence[int]) -> dict[int, Item]:
     """What opens images of a split; of a stream they are looked up in one pass."""
     if not split.streamed:
-        return {position: Item(position) for position in positions}
-    wanted = set(positions)
-    return {position: Item(position, cell=cell) for position, cell in split.cells() if position in wanted}
+        return {index: Item(index) for index in indices}
+    wanted = set(indices)
+    return {index: Item(index, cell=cell) for index, cell in split.cells() if index in wanted}
 
 
 def _hardware(device: torch.device) -> str:

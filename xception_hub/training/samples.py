@@ -10,9 +10,9 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,17 +27,18 @@ from .images import decode
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
 
 
-class Item(NamedTuple):
+@dataclass(frozen=True)
+class Item:
     """What a sampler asks a dataset for.
 
     Attributes:
-        position: In the split.
+        index: Number of the image in the split.
         epoch: For the augmentation, which differs from epoch to epoch.
         weight: 1, or 0 for a padding image that fills an idle rank.
-        cell: The image file, of a stream, which can't be asked for a position.
+        cell: The image file, of a stream, which can't be asked for an index.
     """
 
-    position: int
+    index: int
     epoch: int = 0
     weight: float = 1.0
     cell: Cell | None = None
@@ -50,14 +51,14 @@ class Batch:
     Attributes:
         inputs: [B, ...], images or features.
         labels: [B] or [B, C].
-        positions: [B], in the split.
+        indices: [B], in the split.
         weights: [B], see `Item`.
         seconds: It took one worker to make it.
     """
 
     inputs: Tensor
     labels: Tensor
-    positions: Tensor
+    indices: Tensor
     weights: Tensor
     seconds: float
 
@@ -67,12 +68,12 @@ class Batch:
         if inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=memory_format)
         labels, weights = (tensor.to(device, non_blocking=True) for tensor in (self.labels, self.weights))
-        return Batch(inputs, labels, self.positions, weights, self.seconds)
+        return Batch(inputs, labels, self.indices, weights, self.seconds)
 
     def pin_memory(self) -> 'Batch':
         """As torch's loaders do it for faster copies to a GPU."""
         return Batch(
-            self.inputs.pin_memory(), self.labels.pin_memory(), self.positions, self.weights.pin_memory(), self.seconds
+            self.inputs.pin_memory(), self.labels.pin_memory(), self.indices, self.weights.pin_memory(), self.seconds
         )
 
 
@@ -137,7 +138,7 @@ class Batching:
         steps = -(-len(group) // (self.batch_size * self.processes))
         for step in range(steps):
             batch = list(group[step * self.processes + self.rank :: steps * self.processes])
-            yield batch or [group[0]._replace(weight=0.0)]
+            yield batch or [replace(group[0], weight=0.0)]
 
 
 @dataclass
@@ -185,16 +186,16 @@ class TrainingBatches:
             return self._buffered(generator)
         if self.balanced:
             weights = sampling_weights(self.split.labels)
-            positions = generator.choice(count, count, p=weights / weights.sum())
+            indices = generator.choice(count, count, p=weights / weights.sum())
         else:
-            positions = generator.permutation(count)
-        return (Item(position, self.epoch) for position in positions.tolist())
+            indices = generator.permutation(count)
+        return (Item(index, self.epoch) for index in indices.tolist())
 
     def _buffered(self, generator: np.random.Generator) -> Iterator[Item]:
         """A stream, shuffled as far as a buffer of it allows."""
         buffer: list[Item] = []
-        for position, cell in self.split.cells():
-            item = Item(position, self.epoch, cell=cell)
+        for index, cell in self.split.cells():
+            item = Item(index, self.epoch, cell=cell)
             if len(buffer) < SHUFFLE_BUFFER:
                 buffer.append(item)
             else:
@@ -231,7 +232,7 @@ class InOrder:
     def __iter__(self) -> Iterator[list[Item]]:
         batch: list[Item] = []
         for item in in_order(self.split):
-            if item.position % self.processes == self.rank:
+            if item.index % self.processes == self.rank:
                 batch.append(item)
             if len(batch) == self.batch_size:
                 yield batch
@@ -243,8 +244,8 @@ class InOrder:
 def in_order(split: Split) -> Iterator[Item]:
     """All images of a split; only those of a stream come with their files."""
     if split.streamed:
-        return (Item(position, cell=cell) for position, cell in split.cells())
-    return (Item(position) for position in range(len(split)))
+        return (Item(index, cell=cell) for index, cell in split.cells())
+    return (Item(index) for index in range(len(split)))
 
 
 class Images(Dataset):
@@ -271,15 +272,15 @@ class Images(Dataset):
     def __getitem__(self, item: Item) -> tuple[Tensor, Tensor, int, float, float]:
         start = time.perf_counter()
         image = open_image(self.split, item, self.min_side)
-        seed_all(self.seed, item.epoch, item.position)
+        seed_all(self.seed, item.epoch, item.index)
         inputs = self.transform(image)
-        label = torch.as_tensor(self.split.labels[item.position])
-        return inputs, label, item.position, item.weight, time.perf_counter() - start
+        label = torch.as_tensor(self.split.labels[item.index])
+        return inputs, label, item.index, item.weight, time.perf_counter() - start
 
 
 def cell_of(split: Split, item: Item) -> Cell:
     """The image file that an item stands for."""
-    return split.cell(item.position) if item.cell is None else item.cell
+    return split.cell(item.index) if item.cell is None else item.cell
 
 
 def open_image(split: Split, item: Item, min_side: int | None = None) -> Image.Image:
@@ -290,12 +291,12 @@ def open_image(split: Split, item: Item, min_side: int | None = None) -> Image.I
         local = cell.get('bytes') is None and '://' not in path
         return decode(Path(path) if local else content(cell), min_side)
     except ImageError as e:
-        raise ImageError(f'{split.cell_name(item.position, cell)}: {e}') from e
+        raise ImageError(f'{split.cell_name(item.index, cell)}: {e}') from e
 
 
 def _collate(samples: list[tuple[Tensor, Tensor, int, float, float]]) -> Batch:
-    inputs, labels, positions, weights, seconds = zip(*samples)
-    return Batch(torch.stack(inputs), torch.stack(labels), torch.tensor(positions), torch.tensor(weights), sum(seconds))
+    inputs, labels, indices, weights, seconds = zip(*samples)
+    return Batch(torch.stack(inputs), torch.stack(labels), torch.tensor(indices), torch.tensor(weights), sum(seconds))
 
 
 def loader(dataset: Any, batches: Any, workers: int = 0, pin_memory: bool = False) -> DataLoader:

@@ -18,19 +18,19 @@ class BadImage:
     """An image that can't be used.
 
     Attributes:
-        position: In its split.
+        index: Number of the image in its split.
         name: Its path, or its row.
         reason: Reason, as `images.decode` gives it.
     """
 
-    position: int
+    index: int
     name: str
     reason: str
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found; `digests` are the sha256 of the files, by position, empty where there is none."""
+    """What was found; `digests` are the sha256 of the files, by index, empty where there is none."""
 
     bad: list[BadImage]
     digests: dict[int, bytes]
@@ -53,8 +53,8 @@ class _Files(Dataset):
             if self.decoded:
                 decode(file, self.min_side)
         except ImageError as e:
-            return item.position, digest, BadImage(item.position, self.split.cell_name(item.position, cell), str(e))
-        return item.position, digest, None
+            return item.index, digest, BadImage(item.index, self.split.cell_name(item.index, cell), str(e))
+        return item.index, digest, None
 
 
 def scan(
@@ -78,13 +78,13 @@ def scan(
         decoded: False to read the files only.
         step: Called after each image.
     """
-    items = (item for item in in_order(split) if item.position % processes == rank)
+    items = (item for item in in_order(split) if item.index % processes == rank)
     results: Iterator[tuple[int, bytes, BadImage | None]] = iter(
         DataLoader(_Files(split, min_side, decoded), sampler=items, batch_size=None, num_workers=workers)
     )
     found = Scan([], {})
-    for position, digest, bad in results:
-        found.digests[position] = digest
+    for index, digest, bad in results:
+        found.digests[index] = digest
         if bad:
             found.bad.append(bad)
         step()
@@ -100,4 +100,4 @@ def digests(split: Split, workers: int = 0) -> list[bytes]:
     found = scan(split, workers=workers, decoded=False)
     if found.bad:
         raise ImageError(f'{found.bad[0].name}: {found.bad[0].reason}')
-    return [found.digests[position] for position in range(len(split))]
+    return [found.digests[index] for index in range(len(split))]

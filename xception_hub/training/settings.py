@@ -33,9 +33,9 @@ def literal(type_: Any, tokens: Sequence[Token]) -> Any:
 Choices = dict[str, Annotated[Any, Parameter(converter=literal, n_tokens=1)]]
 
 
-def group(name: str, position: int) -> Callable[[type], type]:
+def group(name: str, index: int) -> Callable[[type], type]:
     """Settings that --help shows together."""
-    return Parameter(name='*', group=Group(name, sort_key=position), negative_iterable='')
+    return Parameter(name='*', group=Group(name, sort_key=index), negative_iterable='')
 
 
 @group('Data', 1)
