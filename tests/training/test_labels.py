@@ -185,7 +185,7 @@ def test_names_of_two_classes(name: str, choices: str, imagenet: nn.Module) -> N
     assert outputs_of(imagenet, ['n02012849', 'n03126707']) == [134, 517]
 
 
-@pytest.mark.parametrize('position', [0, 1, 2, -1])
+@pytest.mark.parametrize('index', [0, 1, 2, -1])
 def test_every_name_of_one_class(index: int, imagenet: nn.Module) -> None:
     """Leads to it."""
     lemmas = [description.split(', ') for description in DESCRIPTIONS]

@@ -16,7 +16,10 @@
     photos            photos, and whether both prepare them alike
     consistency       a proof that needs no Keras
     parity            both networks on the same images, compared after every module
-    output            the directory that timm loads
+    output            the directory that timm loads, and the report of its proofs
+    declared          what a user declares of a file, beside what the file says
+    plot              the picture of a proof
+    keras_file        a model directory becomes a Keras file
 
 Each imports only those above it. Needs the `keras` extra; `import xception_hub` does not import it.
 """

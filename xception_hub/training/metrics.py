@@ -59,7 +59,7 @@ class Predictions:
     def joined(cls, parts: Sequence['Predictions']) -> 'Predictions':
         """Predictions of all images of the parts, in the order of their indices."""
         whole = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)}
-        order = np.argsort(whole['rows'], kind='stable')
+        order = np.argsort(whole['indices'], kind='stable')
         return cls(**{name: values[order] for name, values in whole.items()})
 
     def __len__(self) -> int:
