@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from xception_hub.training import features
 from xception_hub.training.data import Split
-from xception_hub.training.features import FeatureCache, Features, cache_folder, context_of
+from xception_hub.training.features import FeatureCache, Features, cache_directory, context_of
 from xception_hub.training.machine import Machine
 from xception_hub.training.models import Transforms, evaluating, features_of, without_classifier
 from xception_hub.training.samples import Batching, Images, InOrder, Item, TrainingBatches, loader
@@ -300,10 +300,10 @@ def test_contexts_are_kept_apart(model: nn.Module, paths: list[Path], tmp_path: 
     split = split_of(paths[:3])
     one, other = (Fill(tmp_path, model, context_of(without_classifier(model), dict(size=size))) for size in (64, 32))
     found = one(split)
-    assert one.cache.folder != other.cache.folder and found[0] not in other.cache
+    assert one.cache.directory != other.cache.directory and found[0] not in other.cache
     other(split)
     assert sum(other.batches) == 3
 
 
 def test_features_are_kept_in_the_cache_of_the_hub() -> None:
-    assert cache_folder().is_relative_to(Path(os.environ['HF_HOME']) / 'assets' / 'xception_hub' / 'features')
+    assert cache_directory().is_relative_to(Path(os.environ['HF_HOME']) / 'assets' / 'xception_hub' / 'features')

@@ -617,7 +617,7 @@ def test_output_of_something_else(folder: Path, tmp_path: Path, log: Path) -> No
     (tmp_path / 'mine' / 'thesis.txt').write_text('...')
     ended = run(*SMALL, *FEW, '--dataset', folder, '--output', tmp_path / 'mine', log=log)
     assert ended.status == 1
-    assert 'holds something else than a run' in ended.text
+    assert 'holds files, but no run' in ended.text
     assert [path.name for path in (tmp_path / 'mine').iterdir()] == ['thesis.txt']
 
 

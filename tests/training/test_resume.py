@@ -92,10 +92,10 @@ def test_damaged_files(tmp_path: Path) -> None:
     write(file, {'model': {'weight': torch.randn(100)}}, dict(epoch=1))
     for kind, content in damage(file.read_bytes()).items():
         file.write_bytes(content)
-        with pytest.raises(ResumeError, match=rf'{file} is no checkpoint, or a damaged one'):
+        with pytest.raises(ResumeError, match=rf'{file} is damaged, or not a checkpoint'):
             print(kind, read(file))
     for path in (tmp_path / 'none.safetensors', tmp_path):
-        with pytest.raises(ResumeError, match=rf'{path} is no checkpoint, or a damaged one'):
+        with pytest.raises(ResumeError, match=rf'{path} is damaged, or not a checkpoint'):
             read(path)
 
 
@@ -125,7 +125,7 @@ def test_full_disk(tmp_path: Path) -> None:
     first, second, old = result.stdout.splitlines()
     for line, path in ((first, file), (second, folder / '00-000000001.safetensors')):
         assert line.startswith(f'{path} (1 MB) could not be written: ')
-        assert line.endswith('What was written before is still there: make room, and give the same command again.')
+        assert line.endswith('Files written before are unchanged: make room, and run the same command again.')
     assert old == "{'epoch': 1} 1000.0"
     assert sorted(tmp_path.rglob('*')) == [folder, file]
 
@@ -195,11 +195,13 @@ def test_newest_passes_over_damaged_ones(tmp_path: Path) -> None:
         checkpoints.save(0, update, {'model': {'weight': torch.tensor(update)}}, dict(update=update))
     damaged = checkpoints.path(0, 2)
     damaged.write_bytes(damaged.read_bytes()[:50])
-    with pytest.warns(UserWarning, match=rf'{damaged} is no checkpoint, .* The one before it is taken'):
+    with pytest.warns(
+        UserWarning, match=rf'{damaged} is damaged, or not a checkpoint .* The checkpoint before it is used'
+    ):
         newest = checkpoints.newest()
     assert newest is not None and newest.state == dict(update=1)
     checkpoints.path(0, 1).write_bytes(b'')
-    with pytest.warns(UserWarning, match='The one before it is taken'):
+    with pytest.warns(UserWarning, match='The checkpoint before it is used'):
         assert checkpoints.newest() is None
 
 

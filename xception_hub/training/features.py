@@ -1,7 +1,7 @@
-"""What a frozen network makes of images, computed once and kept.
+"""Features of images, computed once by a frozen network and cached on disk.
 
-A vector is kept under the sha256 of its image file, in a folder for the weights and the preparation that it was made
-with: another split of the same images, more of them, or another head need no second pass over those seen before.
+A feature vector is stored under the sha256 of its image file. Each combination of weights and preparation of images has
+a directory of its own. Another split, further images or another head need no second pass over images seen before.
 """
 
 import hashlib
@@ -28,18 +28,18 @@ from .scan import digests
 from .task import Task
 from .throughput import Throughput
 
-SHARD = 256  # images in a file: what an interruption can cost
-BATCH = 32  # images at a time; divides SHARD, so that no batch depends on what was there before
-DIGEST = 32  # bytes
+SHARD = 256  # images in a file, and so the most that an interruption can lose
+BATCH = 32  # images at a time; it divides SHARD, so that batches do not depend on what is cached already
+DIGEST = 32  # bytes of a sha256
 
 
-def cache_folder() -> Path:
-    """Where features are kept, in the cache of the Hugging Face libraries."""
+def cache_directory() -> Path:
+    """The default directory of feature caches, inside the cache of the Hugging Face libraries."""
     return cached_assets_path('xception_hub', namespace='features')
 
 
 def context_of(tensors: Mapping[str, Tensor], preparation: Mapping[str, Any]) -> str:
-    """A name that is the same only for the same weights and the same preparation of images."""
+    """A name that two caches share only if their weights and their preparation of images are the same."""
     digest = hashlib.sha256(json.dumps(preparation, sort_keys=True, default=str).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
@@ -48,26 +48,26 @@ def context_of(tensors: Mapping[str, Tensor], preparation: Mapping[str, Any]) ->
 
 
 class FeatureCache:
-    """Vectors on disk, by the sha256 of their images.
+    """Feature vectors on disk, each found by the sha256 of its image file.
 
     Args:
-        folder: Folder of all caches.
-        context: See `context_of`.
+        directory: Directory of all caches.
+        context: Name of this cache; see `context_of`.
     """
 
-    def __init__(self, folder: Path, context: str) -> None:
-        self.folder = folder / context
+    def __init__(self, directory: Path, context: str) -> None:
+        self.directory = directory / context
         self._files: set[Path] = set()
         self._shards: list[Tensor] = []
         self._places: dict[bytes, tuple[int, int]] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes up files that other processes have written; removes damaged ones, whose features are missing then."""
-        for path in sorted(self.folder.glob('*.safetensors')):
+        """Reads new files of other processes. A damaged file is removed, and its features are missing then."""
+        for path in sorted(self.directory.glob('*.safetensors')):
             if path not in self._files:
                 try:
-                    shard = read(path).tensors['shard']  # mapped: read as it is used
+                    shard = read(path).tensors['shard']  # memory-mapped: read from disk when it is used
                     digests, features = shard['digests'].numpy(), shard['features']
                 except (ResumeError, KeyError) as e:
                     warnings.warn(
@@ -87,10 +87,10 @@ class FeatureCache:
         return self._shards[shard][row]
 
     def add(self, digests: Sequence[bytes], features: Tensor) -> None:
-        """Keeps vectors [N, D]."""
+        """Stores the vectors [N, D] of N digests."""
         name = hashlib.sha256(b''.join(digests)).hexdigest()[:16]
         keys = torch.from_numpy(np.frombuffer(b''.join(digests), np.uint8).reshape(-1, DIGEST).copy())
-        write(self.folder / f'{name}.safetensors', {'shard': {'digests': keys, 'features': features}}, {})
+        write(self.directory / f'{name}.safetensors', {'shard': {'digests': keys, 'features': features}}, {})
 
     def fill(
         self,
@@ -101,17 +101,17 @@ class FeatureCache:
         throughput: Throughput,
         step: Callable[[int], Any] = lambda count: None,
     ) -> None:
-        """Computes what is missing, each image once, by all processes together.
+        """Computes all missing vectors. The processes share the work, and compute each image once.
 
         Args:
-            images: Images whose features are wanted, transformed without random choices.
-            digests: The sha256 of their files.
-            compute: Images [B, 3, H, W] on the machine's device -> vectors [B, D].
-            machine: The processes.
-            throughput: The measurement to add to.
-            step: Called with the number of images just seen.
+            images: Images whose features are wanted. Their transform makes no random choices.
+            digests: The sha256 of each image file.
+            compute: Function from images [B, 3, H, W] on the machine's device to vectors [B, D].
+            machine: The processes that share the work.
+            throughput: Measurement that these images are added to.
+            step: Function that is called with the number of images in each finished batch.
         """
-        # the second round finds nothing to do, unless the machines that work together don't share their caches
+        # the second round only has work if the machines do not share a cache
         for processes, rank in ((machine.processes, machine.rank), (1, 0)):
             missing = self._missing(digests)
             shards = _Shards(images.split, missing, processes, rank)
@@ -128,13 +128,13 @@ class FeatureCache:
             self.refresh()
 
     def _missing(self, digests: Sequence[bytes]) -> list[int]:
-        """Positions of images that have no vector yet, each image once."""
+        """Indices of the images without a vector. Identical images are named once."""
         first = {digest: index for index, digest in reversed(list(enumerate(digests))) if digest not in self}
         return sorted(first.values())
 
 
 class _Shards:
-    """Batches of the missing images of a split, in order; each run of `SHARD` of them belongs to one process."""
+    """Batches of a split's missing images, in order. Each process takes whole runs of `SHARD` images."""
 
     def __init__(self, split: Split, missing: Sequence[int], processes: int, rank: int) -> None:
         self.split = split
@@ -146,7 +146,7 @@ class _Shards:
         }
 
     def complete(self, indices: Sequence[int]) -> bool:
-        """Whether these are all of a file."""
+        """Whether these images fill a file, or are the last ones."""
         return len(indices) == SHARD or indices[-1] == self.missing[-1]
 
     def __len__(self) -> int:
@@ -164,12 +164,12 @@ class _Shards:
 
 
 class Features(Dataset):
-    """The kept vectors of a split, whole batches at a time.
+    """The cached vectors of a split, read as whole batches.
 
     Args:
-        split: Whose labels go with them.
-        digests: The sha256 of its files.
-        cache: Cache that holds their vectors.
+        split: The split, which has the labels.
+        digests: The sha256 of each image file of the split.
+        cache: Cache that holds all vectors of the split.
     """
 
     def __init__(self, split: Split, digests: Sequence[bytes], cache: FeatureCache) -> None:
@@ -189,7 +189,7 @@ class Features(Dataset):
 
 
 def frozen_features(images: Images, task: Task) -> Features:
-    """What the task's network makes of each image, from the cache; what is missing there is computed first."""
+    """Features of images from the frozen network of a task. Those that the cache lacks are computed first."""
     machine, settings, model = task.machine, task.settings, task.model
     preparation = dict(
         task.transforms.config,
@@ -197,8 +197,8 @@ def frozen_features(images: Images, task: Task) -> Features:
         model=settings.model.model,
         precision=machine.accelerator.mixed_precision,
     )
-    folder = settings.machine.feature_cache or cache_folder()
-    cache = FeatureCache(folder, context_of(without_classifier(model), preparation))
+    directory = settings.machine.feature_cache or cache_directory()
+    cache = FeatureCache(directory, context_of(without_classifier(model), preparation))
     keys, throughput, split = digests(images.split, machine.workers), machine.throughput(), images.split
     with (
         machine.progress(f'Features of {split.name}', len(split)) as bar,

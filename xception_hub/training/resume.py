@@ -1,7 +1,7 @@
-"""Checkpoints of a training: one safetensors file each, which is there completely or not at all.
+"""Checkpoints of our own: those of accelerate do not resume with the same bits in the middle of an epoch.
 
-Everything else that a training depends on (order, augmentation, dropout) is a function of the seed and of the counters
-in the checkpoint, so that what goes on from one ends as if it had never been stopped.
+A checkpoint is one safetensors file, written completely or not at all. Order, augmentation and dropout depend on the
+seed and on the counters in the checkpoint alone, so a resumed training ends as if it had never been stopped.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ NUMBERS = (bool, int, float, type(None))
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """The content of a checkpoint file.
 
     Attributes:
-        path: The file.
-        tensors: Kind -> name -> tensor; kinds are 'model' or 'head', 'averages' and 'optimizer'.
-        state: Whatever JSON can express.
+        path: Path of the file.
+        tensors: Tensors by kind and name. Kinds are 'model' or 'head', 'averages' and 'optimizer'.
+        state: Further values that JSON can express.
     """
 
     path: Path
@@ -44,21 +44,21 @@ class Checkpoint:
 
 
 def write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Writes a file that takes its place only when it is complete and on the disk.
+    """Writes a file. It replaces an earlier one only when it is complete and on the disk.
 
     Raises:
-        ResumeError: The disk is full or can't be written; what was there is still there.
+        ResumeError: The disk is full or cannot be written. An earlier file is unchanged.
     """
     flat: StateDict = {}
     storages: set[int] = set()
     for kind, named in tensors.items():
         for name, tensor in named.items():
             tensor = tensor.detach().cpu().contiguous()
-            if tensor.untyped_storage().data_ptr() in storages:  # tied weights, which the format can't express
+            if tensor.untyped_storage().data_ptr() in storages:  # tied weights, which safetensors cannot express
                 tensor = tensor.clone()
             storages.add(tensor.untyped_storage().data_ptr())
             flat[f'{kind}.{name}'] = tensor
-    # of a name of its own: several runs may fill the same cache of features
+    # a name that no other run uses: several runs may write into the same feature cache
     part = path.with_name(f'{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,13 @@ def write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappin
             part.unlink(missing_ok=True)
         size = sum(tensor.nbytes for tensor in flat.values()) / 1e6
         raise ResumeError(
-            f'{path} ({size:.0f} MB) could not be written: {e}. What was written before is still there: make room, '
-            f'and give the same command again.'
+            f'{path} ({size:.0f} MB) could not be written: {e}. Files written before are unchanged: make room, '
+            f'and run the same command again.'
         ) from e
 
 
 def _to_disk(path: Path) -> None:
-    """So that a power failure, too, finds the file complete."""
+    """Waits until a file or directory is on the disk, where it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -86,10 +86,10 @@ def _to_disk(path: Path) -> None:
 
 
 def read(path: Path) -> Checkpoint:
-    """Reads what `write` wrote.
+    """Reads a file that `write` wrote.
 
     Raises:
-        ResumeError: It is damaged, or something else.
+        ResumeError: The file is missing, damaged or not a checkpoint.
     """
     try:
         with safetensors.safe_open(path, 'pt') as file:
@@ -100,7 +100,7 @@ def read(path: Path) -> Checkpoint:
                 tensors.setdefault(kind, {})[rest] = file.get_tensor(name)
         return Checkpoint(path, tensors, json.loads(metadata['state']))
     except (OSError, safetensors.SafetensorError, KeyError, ValueError) as e:
-        raise ResumeError(f'{path} is no checkpoint, or a damaged one ({e}).') from e
+        raise ResumeError(f'{path} is damaged, or not a checkpoint ({e}).') from e
 
 
 @dataclass(frozen=True)
@@ -108,68 +108,68 @@ class Checkpoints:
     """The checkpoints of a run, named by phase and update.
 
     Attributes:
-        folder: They lie in.
-        keep: How many of the newest.
+        directory: Directory of the checkpoints, which may not exist yet.
+        keep: Number of checkpoints to keep; older ones are removed.
     """
 
-    folder: Path
+    directory: Path
     keep: int = 2
 
     @property
     def best(self) -> Path:
-        """The file with the weights of the best evaluation, which is kept."""
-        return self.folder / 'best.safetensors'
+        """The file with the weights of the best evaluation, which is never removed."""
+        return self.directory / 'best.safetensors'
 
     @property
     def last_good(self) -> Path | None:
-        """The file with the best weights, else with the newest; None if there is none."""
+        """The file with the best weights, else the newest checkpoint; None if there is neither."""
         return self.best if self.best.exists() else next(iter(self.all()), None)
 
     def path(self, phase: int, update: int) -> Path:
         """The file of the checkpoint after an update of a phase."""
-        return self.folder / f'{phase:02}-{update:09}.safetensors'
+        return self.directory / f'{phase:02}-{update:09}.safetensors'
 
     def all(self) -> list[Path]:
-        """The newest first."""
-        if not self.folder.is_dir():
+        """Files of all checkpoints, the newest first."""
+        if not self.directory.is_dir():
             return []
-        return sorted((path for path in self.folder.iterdir() if FILE_NAME.fullmatch(path.name)), reverse=True)
+        return sorted((path for path in self.directory.iterdir() if FILE_NAME.fullmatch(path.name)), reverse=True)
 
     def save(
         self, phase: int, update: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
     ) -> None:
-        """Writes one, then removes all but the newest; see `write`."""
+        """Writes a checkpoint, then removes all but the newest; see `write`."""
         write(self.path(phase, update), tensors, state)
         for old in self.all()[self.keep :]:
             old.unlink(missing_ok=True)
 
     def newest(self) -> Checkpoint | None:
-        """The newest one that can be read; a damaged one is passed over with a warning."""
+        """The newest checkpoint that can be read; None without any. Damaged ones are skipped with a warning."""
         for path in self.all():
             try:
                 return read(path)
             except ResumeError as e:
-                warnings.warn(f'{e} The one before it is taken.', stacklevel=2)
+                warnings.warn(f'{e} The checkpoint before it is used.', stacklevel=2)
         return None
 
     def clear(self) -> None:
-        """Removes what an interruption has left half-written."""
-        if self.folder.is_dir():
-            for part in self.folder.glob(f'*{PART_SUFFIX}'):
+        """Removes half-written files of an interrupted run."""
+        if self.directory.is_dir():
+            for part in self.directory.glob(f'*{PART_SUFFIX}'):
                 part.unlink(missing_ok=True)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[str, Any]]:
-    """An optimizer's state as tensors, and the rest as JSON can express it.
+    """An optimizer's state in two parts: its tensors, and other values that JSON can express.
 
     Raises:
-        ResumeError: The optimizer keeps something else than tensors and numbers.
+        ResumeError: The state holds values other than tensors and numbers.
     """
     packed = optimizer.state_dict()
     tensors: StateDict = {}
 
     def plain(values: Mapping[str, Any], kinds: Any, owner: str) -> dict[str, Any]:
-        """What is no tensor."""
+        """Moves the tensors to `tensors` under the owner's name, and returns the other values."""
         rest = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         strange = [value for value in rest.values() if not isinstance(value, kinds)]
         if strange:
@@ -183,7 +183,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[st
     numbers = {str(index): plain(values, NUMBERS, str(index)) for index, values in packed['state'].items()}
     groups = []
     for i, group in enumerate(packed['param_groups']):
-        # dtypes and names are settings, which a new optimizer has already
+        # a new optimizer already has the dtypes and names
         changing = {
             name: value for name, value in group.items() if name != 'param_names' and not isinstance(value, torch.dtype)
         }
@@ -192,7 +192,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[st
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: StateDict, rest: Mapping[str, Any]) -> None:
-    """Puts a packed state into a new optimizer of the same parameters."""
+    """Loads a packed state into a new optimizer of the same parameters."""
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest['numbers'].items()}
     groups = [
         {**new, **{name: value for name, value in old.items() if not isinstance(new.get(name), tuple)}}
@@ -205,8 +205,8 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: StateDict, rest:
         else:
             state[int(owner)][name] = tensor
     optimizer.load_state_dict(dict(state=state, param_groups=groups))
-    # torch has loaded all of it in the dtype of the parameters and in the memory format of the file, on which the last
-    # bit of a sum depends
+    # torch has loaded the state in the dtype of the parameters and in the memory format of the file; the last bit of a
+    # sum depends on both
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
     for index, values in optimizer.state_dict()['state'].items():
         for name, loaded in values.items():
@@ -217,10 +217,10 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: StateDict, rest:
 
 
 def restore(module: nn.Module, tensors: StateDict, path: Path) -> None:
-    """Loads a module's tensors.
+    """Loads the tensors of a file into a module.
 
     Raises:
-        ResumeError: They are not this module's.
+        ResumeError: The tensors belong to another module.
     """
     try:
         module.load_state_dict(tensors)

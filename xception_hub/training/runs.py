@@ -1,10 +1,11 @@
-"""The directory of a run: what was asked for, what was found in the data, how far it has come.
+"""The directory of a run: its settings, what was found in its data, and how far it has come.
 
-settings.yaml      what was asked for; `--config DIR/settings.yaml` asks for it again
+settings.yaml      settings of the run; `--config DIR/settings.yaml` uses them again
 data.json          classes and their weights, images left out, rows of the validation split
-checkpoints/       to go on from, and the best
-history.json       figures of each epoch; like the following, once it is finished
-model.safetensors, config.json, README.md, metrics.json, report.html
+checkpoints/       checkpoints to continue from, and the best weights
+
+A finished run also has model.safetensors, config.json, README.md, metrics.json, report.html, and history.json with the
+figures of each epoch.
 """
 
 import json
@@ -26,21 +27,21 @@ SETTINGS_FILE, DATA_FILE, HISTORY_FILE, METRICS_FILE = 'settings.yaml', 'data.js
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has saved where it is."""
+    """A signal asked the run to stop, and the run has saved a checkpoint."""
 
 
 @dataclass
 class Progress:
-    """How far a run has come; what a checkpoint holds beside tensors.
+    """How far a run has come. A checkpoint holds this beside the tensors.
 
     Attributes:
-        phase: Number of the recipe's phase, from 0.
-        epoch: Number of the phase's epoch, from 0.
-        update: Number of the epoch's next update, from 0.
-        loss_sum: Sum of the losses over the images of the epoch so far.
-        images: Number of these images.
-        history: Figures of each epoch that has ended.
-        best: Figures of the epoch whose weights are kept.
+        phase: Number of the current phase in the recipe, from 0.
+        epoch: Number of the current epoch in the phase, from 0.
+        update: Number of the next update in the epoch, from 0.
+        loss_sum: Sum of the losses of all images in the epoch so far.
+        images: Number of images in the epoch so far.
+        history: Figures of each finished epoch.
+        best: Figures of the best epoch, whose weights are kept; None before the first evaluation.
     """
 
     phase: int = 0
@@ -59,14 +60,14 @@ class Run:
     """A directory that belongs to one run.
 
     Args:
-        directory: The directory; it may not exist yet, or be empty.
-        settings: What was asked for, as YAML can express it.
-        processes: Number of processes that work together.
+        directory: Path of the directory, which may be empty or not exist yet.
+        settings: Settings of the run, as YAML can express them.
+        processes: Number of training processes.
         may_change: Names of settings that do not change the result, and may differ when the run continues.
-        keep: Number of checkpoints.
+        keep: Number of checkpoints to keep.
 
     Raises:
-        ResumeError: The directory holds something else, or a run with other settings.
+        ResumeError: The directory holds other files than a run's, or a run with other settings or processes.
     """
 
     def __init__(
@@ -85,9 +86,7 @@ class Run:
         file = self.directory / SETTINGS_FILE
         if not file.is_file():
             if any(self.directory.iterdir()):
-                raise ResumeError(
-                    f'{self.directory} holds something else than a run. Name another directory as the output.'
-                )
+                raise ResumeError(f'{self.directory} holds files, but no run. Name another directory as the output.')
             return
         there = yaml.safe_load(file.read_text(encoding='utf-8'))
         if not isinstance(there, dict):
@@ -116,12 +115,12 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """What was found in the data; None before the run has begun."""
+        """The content of data.json: what was found in the data. None before the run has begun."""
         file = self.directory / DATA_FILE
         return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else None
 
     def start(self, manifest: Mapping[str, Any]) -> None:
-        """Writes down what was asked for and what was found in the data."""
+        """Writes the settings and the manifest into the directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.checkpoints.clear()
         self.write_text(SETTINGS_FILE, yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
@@ -129,10 +128,10 @@ class Run:
             self.write_text(DATA_FILE, json.dumps(dict(processes=self.processes, **manifest)))
 
     def write_text(self, name: str, text: str) -> None:
-        """A file that is there completely or not at all.
+        """Writes a file completely or not at all.
 
         Raises:
-            ResumeError: It can't be written.
+            ResumeError: The file cannot be written.
         """
         part = self.directory / f'{name}.part'
         try:
@@ -151,7 +150,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Lets Ctrl-C, and SIGTERM of a batch system, wait for a good moment; a second one doesn't wait."""
+    """Notes the first Ctrl-C or SIGTERM, so that the run can save before it stops. A second one stops at once."""
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
