@@ -1,4 +1,4 @@
-"""Which of a trained model's outputs are a dataset's classes, told by their names."""
+"""Finds the outputs of a trained model that are the classes of a dataset, by their names."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ IMAGENET_CLASSES = 1000
 
 
 class Selected(nn.Module):
-    """A model's logits of some of its outputs, [B, len(outputs)]."""
+    """A model reduced to some of its outputs: images -> logits [B, len(outputs)]."""
 
     def __init__(self, model: nn.Module, outputs: Sequence[int]) -> None:
         super().__init__()
@@ -28,14 +28,14 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
     """The model's output for each class of a dataset.
 
     Args:
-        model: With the names of its outputs in its pretrained cfg, or one of ImageNet-1k, whose classes are known by
-            their WordNet ids (n01440764), by all of their names (tench, Tinca tinca), by the first or by any one of
-            them. The surest spelling that fits decides; upper case, hyphens and underscores count only where needed.
+        model: A model whose pretrained cfg names its outputs, or one of ImageNet-1k. A class of ImageNet-1k is found by
+            its WordNet id (n01440764), by all of its names (tench, Tinca tinca), by the first or by any of them. The
+            most specific match decides. Case, hyphens and underscores are ignored where no name fits exactly.
         class_names: Names of the dataset's classes.
 
     Raises:
-        ModelError: A class is none of its outputs, or may be several of them; or the names are not known and the counts
-            differ.
+        ModelError: A class is none of the model's outputs, or may be several of them. Or the model's outputs have no
+            names and the dataset has another number of classes.
     """
     spellings = _spellings(model)
     if not spellings:
@@ -54,7 +54,7 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
             found = [outputs or places.get(fold(name), []) for name, outputs in zip(class_names, found)]
     unknown = [name for name, outputs in zip(class_names, found) if not outputs]
     if unknown and [str(number) for number in range(model.num_classes)] == list(class_names):
-        return list(range(model.num_classes))  # numbers instead of names
+        return list(range(model.num_classes))  # classes named by the numbers of the outputs
     if unknown:
         raise ModelError(
             f"{len(unknown)} classes of the dataset are none of the model's: {', '.join(unknown[:6])}. "
@@ -72,7 +72,7 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
 
 
 def _spellings(model: TimmModel) -> list[list[list[str]]]:
-    """Names of all outputs in each spelling, the surest first; none if they are not known."""
+    """The names of all outputs in each spelling, the most specific spelling first; empty if the names are unknown."""
     names = model.pretrained_cfg.get('label_names') or []
     names = list(names.values() if isinstance(names, dict) else names)
     descriptions = model.pretrained_cfg.get('label_descriptions') or {}

@@ -1,4 +1,4 @@
-"""What a training step keeps in memory, measured on one batch."""
+"""The memory of a training step, measured on one batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes, and the loss of the batch.
+    """The memory of a training step in bytes, and its loss.
 
     Attributes:
-        weights: Parameters and buffers.
-        gradients: One for each trained parameter.
-        optimizer: Its state, after one update.
-        activations: What the forward pass keeps for the backward pass, of the whole batch.
-        batch_size: Images in the batch.
+        weights: Bytes of parameters and buffers.
+        gradients: Bytes of the gradients of all trained parameters.
+        optimizer: Bytes of the optimizer's state after one update.
+        activations: Bytes that the forward pass saves for the backward pass, for the whole batch.
+        batch_size: Number of images in the batch.
         loss: Mean loss of the batch.
     """
 
@@ -29,7 +29,7 @@ class Footprint:
     loss: float
 
     def total(self, averages: bool = False) -> int:
-        """Bytes in all, with a second copy of the weights for moving averages on request."""
+        """Sum of all bytes. `averages` counts the weights twice, for a copy with their moving averages."""
         return self.weights * (1 + averages) + self.gradients + self.optimizer + self.activations
 
     def __str__(self) -> str:
@@ -40,13 +40,13 @@ class Footprint:
 def measure(
     module: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], Tensor], batch_size: int
 ) -> Footprint:
-    """Computes one update and counts what it keeps; the module and the optimizer are changed by it.
+    """Computes one update and counts its memory. This changes the module and the optimizer.
 
     Args:
         module: The module to train.
-        optimizer: Optimizer of its parameters.
-        loss_of: Computes the loss of a batch.
-        batch_size: Images in this batch.
+        optimizer: Optimizer of the module's parameters.
+        loss_of: Function that computes the loss of a batch.
+        batch_size: Number of images in that batch.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}

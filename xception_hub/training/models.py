@@ -1,4 +1,4 @@
-"""timm models as a fine-tuning needs them: built for the classes, with their transforms, in two parts, and saved."""
+"""timm models for fine-tuning: built for a number of classes, with transforms, split into two parts, and saved."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ import xception_hub  # noqa: F401  registers the model
 from ..directory.write import write_model
 from ..errors import ModelError
 
-# With what timm's models have beside an nn.Module's: get_classifier, forward_features, pretrained_cfg, ...
+# An nn.Module with what timm's models add: get_classifier, forward_features, pretrained_cfg, ...
 TimmModel = Any
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -30,44 +30,44 @@ def build(
 
     Args:
         name: What `timm.create_model` takes: a registered name, 'hf-hub:org/name' or 'local-dir:DIR'.
-        num_classes: Width of its logits; None for those that the weights were trained on.
-        pretrained: Load the weights that go with the name.
-        args: Further arguments of the model; None stands for its default.
-        image_size: Height and width of the images that it will be trained on, in pixels.
+        num_classes: Number of logits; None for the classes that the weights were trained on.
+        pretrained: Whether to load the weights that belong to the name.
+        args: Further arguments of the model; a value of None stands for the model's default.
+        image_size: Height and width of the training images in pixels; None for the model's default.
 
     Raises:
-        ModelError: There is no such model, it doesn't take the arguments, or its weights can't be had.
+        ModelError: There is no such model, it refuses the arguments or the image size, or it has no weights to load.
     """
     given = {key: value for key, value in args.items() if value is not None}
     if num_classes is not None:
         given['num_classes'] = num_classes
     try:
         model = timm.create_model(name, pretrained=pretrained, **given)
-    except Exception as e:  # timm's models raise whatever their arguments, the Hub or the network lead them to
+    except Exception as e:  # timm, the Hub and the network raise errors of many types
         raise ModelError(f'{name} cannot be built: {type(e).__name__}: {e}') from e
     classifier = model.get_classifier()
     if num_classes not in (None, model.pretrained_cfg['num_classes']) and isinstance(classifier, nn.Linear):
-        nn.init.zeros_(classifier.weight)  # all classes the same, instead of random preferences to unlearn first
+        nn.init.zeros_(classifier.weight)  # all classes start out equal, with no random preferences to unlearn
         nn.init.zeros_(classifier.bias)
     least = (model.pretrained_cfg.get('min_input_size') or (0, 0, 0))[1]
     least = min(least, get_model_args(model).get('min_img_size', least))
     if image_size is not None and image_size < least:
         raise ModelError(
             f'{name} takes images of {least} pixels at least, not {image_size}. Choose a larger '
-            f'--image-size, or pass --model-args.min-img-size {image_size} if the model has that.'
+            f'--image-size, or pass --model-args.min-img-size {image_size} if the model has that argument.'
         )
     return model
 
 
 class Transforms:
-    """What is done to images, from Pillow's in RGB to what the network takes.
+    """Transforms from a Pillow image in RGB to the network's input [3, H, W].
 
     Attributes:
         config: timm's data config: input_size, mean, std, interpolation, crop_pct, ...
-        min_side: Shorter side in pixels below which an evaluation loses detail; see `images.decode`.
+        min_side: Shorter side of an image in pixels below which an evaluation loses detail; see `images.decode`.
 
     Raises:
-        ModelError: The model takes no images of three channels, or none of that size.
+        ModelError: The model does not take images of three channels, or of this size.
     """
 
     def __init__(self, model: TimmModel, image_size: int | None = None) -> None:
@@ -81,30 +81,30 @@ class Transforms:
         self.min_side = math.ceil(max(self.config['input_size'][1:]) / self.config['crop_pct'])
 
     def evaluation(self) -> Callable[[Any], Tensor]:
-        """timm's own."""
+        """timm's transform for evaluation."""
         return create_transform(**self.config)
 
     def training(self, scale: tuple[float, float], **augmentation: Any) -> Callable[[Any], Tensor]:
-        """timm's, with a random crop of a share of the area in `scale`, and its arguments for the rest."""
+        """timm's transform for training; random crops take a share of the image's area within `scale`."""
         config = {name: value for name, value in self.config.items() if name not in ('crop_pct', 'crop_mode')}
         return create_transform(**config, is_training=True, scale=scale, **augmentation)
 
     def min_side_for(self, scale: tuple[float, float]) -> int:
-        """Shorter side in pixels below which a random crop would be enlarged."""
+        """Length in pixels of an image's shorter side below which a random crop would be enlarged."""
         return math.ceil(max(self.config['input_size'][1:]) / math.sqrt(scale[0]))
 
 
 class ProbeHead(nn.Module):
-    """Dropout and the classifier of a model, on features [B, D].
+    """Dropout and the classifier of a model: features [B, D] -> logits [B, C].
 
     Raises:
-        ModelError: The model ends in something else than one linear layer.
+        ModelError: The model does not end in a single linear layer.
     """
 
     def __init__(self, model: TimmModel, drop_rate: float) -> None:
         super().__init__()
         self.drop = nn.Dropout(drop_rate)
-        self.fc = _linear_classifier(model)  # the model's own: what it learns is in the model
+        self.fc = _linear_classifier(model)  # shared with the model, which so learns with it
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.drop(x))
@@ -121,25 +121,25 @@ def _linear_classifier(model: TimmModel) -> nn.Linear:
 
 
 def without_classifier(model: TimmModel) -> dict[str, Tensor]:
-    """The tensors that features depend on.
+    """The tensors that the features depend on: all but the classifier's.
 
     Raises:
-        ModelError: The model ends in something else than one linear layer.
+        ModelError: The model does not end in a single linear layer.
     """
     own = {tensor.data_ptr() for tensor in _linear_classifier(model).state_dict().values()}
     return {name: tensor for name, tensor in model.state_dict().items() if tensor.data_ptr() not in own}
 
 
 def features_of(model: TimmModel, images: Tensor) -> Tensor:
-    """What the classifier is given, [B, D]."""
+    """Features [B, D]: the input of the classifier."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def set_mode(module: nn.Module, frozen_batch_norm: bool) -> None:
-    """Training mode, in which batch normalization may keep to its moving statistics and leave them as they are.
+    """Puts a module into training mode, with batch normalization frozen on request.
 
-    Its scale and offset are trained all the same, as in Keras with `training=False`. To be called after anything that
-    has changed the mode.
+    Frozen batch normalization uses its moving statistics and does not update them, as in Keras with `training=False`.
+    Its scale and offset are trained all the same. Call this again after anything that changes the mode.
     """
     module.train()
     if frozen_batch_norm:
@@ -150,7 +150,7 @@ def set_mode(module: nn.Module, frozen_batch_norm: bool) -> None:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients; each layer has its own mode again afterwards."""
+    """Evaluation mode without gradients. Afterwards each layer is in its earlier mode again."""
     modes = [(layer, layer.training) for layer in module.modules()]
     module.eval()
     try:
@@ -173,13 +173,13 @@ def save(
 
     Args:
         directory: An existing directory.
-        model: The model in its final state; it is moved to the CPU.
-        data_config: Preparation of the images, as `Transforms.config`.
-        class_names: Names in the order of the logits.
-        multi_label: Whether an image has any number of labels; the pipelines of transformers need to be told.
-        base_model: Hub id that the weights came from.
+        model: The final model, which is moved to the CPU.
+        data_config: timm's data config of the images, as in `Transforms.config`.
+        class_names: Names of the classes in the order of the logits.
+        multi_label: Whether an image has any number of labels; pipelines of transformers read this from config.json.
+        base_model: Hub id of the weights that the training started from; None for none.
     """
-    built_with = getattr(model, '_model_args', {})  # by timm's factory; few models keep their rates themselves
+    built_with = getattr(model, '_model_args', {})  # set by timm's factory; few models store their rates
     rates = {
         name: rate for name in ('drop_rate', 'drop_path_rate') if (rate := getattr(model, name, built_with.get(name)))
     }
@@ -190,15 +190,15 @@ def save(
         model_config['problem_type'] = 'multi_label_classification'
     keys = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
     config = {key: data_config[key] for key in keys if key in data_config}
-    model = model.to('cpu', memory_format=torch.contiguous_format)  # as files have them
+    model = model.to('cpu', memory_format=torch.contiguous_format)  # the layout of files
     write_model(directory, model, model_config, rates, config)
 
 
 def hub_id(model: TimmModel) -> str | None:
-    """The repository that a pretrained model's weights come from, None if there is none."""
+    """Hub id of the repository of a pretrained model's weights; None if they have none."""
     config = model.pretrained_cfg
     name = str(config.get('hf_hub_id') or '').partition('@')[0]
-    if name.endswith('/'):  # timm's own are named by the model
+    if name.endswith('/'):  # timm's own repositories are named after the model
         tag = config.get('tag')
         name += config['architecture'] + (f'.{tag}' if tag else '')
     return name or None

@@ -1,4 +1,4 @@
-"""The loss of each image, and what is done to images and labels together."""
+"""The loss of each image, and the mixing of images together with their labels."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 @dataclass
 class Objective:
-    """Cross-entropy with exclusive classes; in multi-label, binary cross-entropy, the mean over the classes.
+    """Cross-entropy for exclusive classes; for multi-label data, binary cross-entropy averaged over the classes.
 
     Attributes:
-        num_classes: C.
-        multi_label: Whether labels are [B, C] of 0 and 1.
+        num_classes: Number of classes, C.
+        multi_label: Whether labels are [B, C] of 0 and 1 instead of [B] class numbers.
         label_smoothing: Share of each label that is spread over all classes, in [0, 1).
-        class_weights: [C], of each class's images (in multi-label: of its positives); see `balanced_class_weights`.
-        mixup: Alpha; 0 for none.
-        cutmix: Alpha; 0 for none. With both, each batch gets one of them.
+        class_weights: Weight of each class in the loss, [C] (multi-label: of its positives); None for equal weights.
+        mixup: Alpha of mixup; 0 turns it off.
+        cutmix: Alpha of CutMix; 0 turns it off. If both are on, each batch gets one of them at random.
     """
 
     num_classes: int
@@ -42,35 +42,35 @@ class Objective:
             )
 
     def prepare(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixes a batch; draws from NumPy's global generator.
+        """Mixes a batch with mixup or CutMix, if either is on. Random numbers come from NumPy's global generator.
 
         Returns:
-            Images, and what `losses` takes: [B] class numbers, or [B, C].
+            Images [B, 3, H, W], and targets for `losses`: [B] class numbers, or [B, C].
         """
         if self._mixup is None:
             if self.multi_label:
                 labels = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
             return inputs, labels
-        even = len(inputs) // 2 * 2  # timm mixes pairs; the last one of an odd batch stays as it is
+        even = len(inputs) // 2 * 2  # timm mixes pairs; the last image of an odd batch stays as it is
         mixed, targets = self._mixup(inputs[:even].clone(), labels[:even]) if even else (inputs[:0], None)
         rest = mixup_target(labels[even:], self.num_classes, 1.0, self.label_smoothing, self.multi_label)
         return torch.cat([mixed, inputs[even:]]), rest if targets is None else torch.cat([targets, rest])
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each image, [B]."""
+        """The loss of each image, [B]."""
         weight = None if self.class_weights is None else self.class_weights.to(logits)
         if self.multi_label:
             return F.binary_cross_entropy_with_logits(
                 logits, targets.to(logits), pos_weight=weight, reduction='none'
             ).mean(1)
-        smoothing = self.label_smoothing if targets.dim() == 1 else 0.0  # mixed labels are smooth already
+        smoothing = self.label_smoothing if targets.dim() == 1 else 0.0  # mixed targets are smoothed already
         return F.cross_entropy(logits, targets, weight, reduction='none', label_smoothing=smoothing)
 
 
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
-    """Weights [C] with which all classes count the same in the loss, and an image 1 on average.
+    """Class weights [C] that give all classes the same share of the loss, and an image the weight 1 on average.
 
-    In multi-label, the ratio of negatives to positives of each class instead.
+    For multi-label data [N, C], the weight of a class is its ratio of negatives to positives.
     """
     counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
     if labels.ndim == 2:

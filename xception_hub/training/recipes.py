@@ -1,31 +1,31 @@
 """The recipes of finetune.py: values of its settings, which the command line and a YAML file replace.
 
-Each says with which command it gave what, on an x86-64 machine with 2 cores: `kitchen` is what
-`python examples/kitchen_photos.py kitchen` writes, `digits` what `python examples/handwritten_digits.py digits` does.
+Each recipe names its command and the result of that command on an x86-64 machine with 2 cores. The dataset `kitchen` is
+written by `python examples/kitchen_photos.py kitchen`, and `digits` by `python examples/handwritten_digits.py digits`.
 """
 
 from typing import Any
 
 
 def probe() -> dict[str, Any]:
-    """Trains a new classifier on the features of the frozen network, which are computed once and kept.
+    """Trains a new classifier on features of the frozen network. The features are computed once and cached.
 
         accelerate launch finetune.py --recipe probe --dataset kitchen --image-size 150 --validation-share 0.5
         accelerate launch finetune.py --recipe probe --dataset digits --image-size 96
 
-    With the weights of Keras: 9 of 9 photos of kitchenware after nine others, in 12 s; 97.5 % of 359 handwritten digits
-    after 1,438 others, in 67 s, of which one epoch instead of 100 would take 44.
+    With the weights of Keras, 9 of 9 photos of kitchenware are right after training on nine others (12 s), and 97.5 %
+    of 359 handwritten digits after training on 1,438 others (67 s; one epoch instead of 100 takes 44 s).
     """
     return dict(epochs=100, batch_size=64, optimizer='adamw', learning_rate=3e-3, weight_decay=1e-2, schedule='cosine')
 
 
 def transfer() -> dict[str, Any]:
-    """Keras' transfer-learning guide: the classifier first, then everything at a small rate, BN in inference mode.
+    """Trains the classifier, then all layers slowly with frozen BN statistics, as in Keras' transfer-learning guide.
 
         accelerate launch finetune.py --recipe transfer --dataset kitchen --image-size 150 --validation-share 0.5
 
-    8 of 9 photos after nine others, whose cross-entropy falls from 0.76 to 0.17, in 31 s: so few are a case for
-    probe. The guide itself reports .9712 after its first phase and .9845 after the second, on cats and dogs.
+    8 of 9 photos are right after training on nine others (31 s); their cross-entropy falls from 0.76 to 0.17. With so
+    few images, use probe. On cats and dogs, the guide reports .9712 after its first phase and .9845 after its second.
     """
     return dict(
         head_epochs=100,
@@ -42,13 +42,13 @@ def transfer() -> dict[str, Any]:
 
 
 def full() -> dict[str, Any]:
-    """Everything from the start, as convolutional networks are fine-tuned today.
+    """Trains all layers from the start, as convolutional networks are fine-tuned today.
 
         accelerate launch finetune.py --recipe full --dataset digits --model test_resnet --no-pretrained --image-size 32
             --epochs 20 --batch-size 16 --learning-rate 3e-3 --flip 0
 
-    99.4 % of 359 handwritten digits after 1,438 others, in 101 s. It is made for thousands of images: nine photos teach
-    the pretrained network 7 of nine others in 20 epochs.
+    99.4 % of 359 handwritten digits are right after training on 1,438 others, in 101 s. The recipe is made for
+    thousands of images: after 20 epochs on nine photos, the pretrained network has 7 of nine others right.
     """
     return dict(
         epochs=50,
@@ -73,15 +73,15 @@ def full() -> dict[str, Any]:
 
 
 def paper_imagenet() -> dict[str, Any]:
-    """The paper's training on ImageNet, from scratch.
+    """Trains from scratch as the paper does on ImageNet.
 
         accelerate launch finetune.py --recipe paper-imagenet --dataset digits --model test_resnet --image-size 32
             --epochs 20 --batch-size 16 --flip 0
 
-    99.2 % of 359 handwritten digits after 1,438 others, with a network of 0.5 million parameters. On ImageNet it was
-    not run; the paper reports .790 top-1 there. Stated in the paper: SGD, momentum, rate and its decay, weight decay,
-    dropout, Polyak averaging. Not stated, and chosen here: batch size, number of epochs, augmentation (Inception's
-    crops and flips) and the decay of the averages.
+    99.2 % of 359 handwritten digits are right after training on 1,438 others, with a network of 0.5 million parameters.
+    The recipe was not run on ImageNet; the paper reports .790 top-1 there. The paper states SGD, momentum, learning
+    rate and its decay, weight decay, dropout and Polyak averaging. It does not state batch size, number of epochs,
+    augmentation (here Inception's crops and flips) and the decay of the averages; these were chosen here.
     """
     return dict(
         pretrained=False,
@@ -103,12 +103,12 @@ def paper_imagenet() -> dict[str, Any]:
 
 
 def paper_jft() -> dict[str, Any]:
-    """The paper's training on JFT, from scratch, for images of several labels; see `paper_imagenet`.
+    """Trains from scratch as the paper does on JFT, whose images have several labels; see `paper_imagenet`.
 
         accelerate launch finetune.py --recipe paper-jft --dataset digits --model test_resnet --image-size 32
             --epochs 20 --batch-size 16 --flip 0
 
-    98.9 % of the same digits. JFT is not public.
+    98.9 % of 359 handwritten digits are right after training on 1,438 others. JFT is not public.
     """
     return dict(
         pretrained=False,

@@ -1,4 +1,4 @@
-"""What a run says and leaves behind: rows of a table while it goes on, the report in the end."""
+"""The results of a run: a row of a table after each epoch; model, figures and report at the end."""
 
 import json
 import platform
@@ -46,7 +46,7 @@ FORMATS = {'learning_rate': '.2e', 'images_per_second': '.1f'}
 
 
 def row(figures: Mapping[str, Any], best: bool, heading: bool) -> str:
-    """An epoch as a line of a table, below a line of headings on request."""
+    """The figures of an epoch as a row of a table, with a row of headings above it on request."""
     columns = {name: width for name, width in COLUMNS.items() if name in figures}
     cells = [_cell(name, figures[name]).rjust(width) for name, width in columns.items()]
     line = ' '.join(cells) + ('  best' if best else '')
@@ -61,17 +61,17 @@ def _cell(name: str, value: Any) -> str:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """Figures as lines."""
+    """One line for each figure: its name and its value."""
     return '\n'.join(f'{name:24} {_cell(name, value)}' for name, value in figures.items())
 
 
 def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
-    """Writes the model, its figures and the report into the run's directory, in one process.
+    """Writes the model, its figures and the report into the run's directory. Only the main process writes.
 
     Args:
-        task: The task, with the settings of the run.
+        task: The finished task, with the settings of the whole run.
         predictions: Predictions of the final network on the validation split.
-        progress: The run's history.
+        progress: Progress at the end of the run, with the figures of all epochs.
     """
     if not task.machine.is_main:
         return
@@ -92,7 +92,7 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
         models.save(run.directory, task.model, task.transforms.config, class_names, task.data.multi_label, base)
     run.write_text('report.html', report(task, predictions, progress, figures))
     run.write_text(HISTORY_FILE, json.dumps(progress.history, indent=2))
-    run.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # the last one: from here on the run is finished
+    run.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # marks the run as finished
     if not settings.output.eval_only and is_xception(run.directory):
         run.write_text('README.md', card.render(run.directory))
     print(f'\n{table(figures)}\nWritten: {run.directory}, with report.html')
@@ -108,12 +108,12 @@ def show_finished(run: Run, push_to: str | None, machine: Machine) -> None:
 
 
 def is_xception(directory: Path) -> bool:
-    """Whether a directory is of the kind that this project has cards for."""
+    """Whether a model directory holds a network that this project writes model cards for."""
     return card.is_xception(read_json(directory / CONFIG_FILE))
 
 
 def push(repo_id: str, directory: Path) -> None:
-    """Publishes a finished run, with this project's model card or, for other networks, timm's."""
+    """Publishes a finished run with this project's model card, or with timm's card for other networks."""
     if is_xception(directory):
         published = publish.publish(directory, repo_id, message='Publish a fine-tuned xception_paper')
         print(f'Published: {published.commit_url or "nothing to do, the repository holds all of this"}')
@@ -125,7 +125,7 @@ def push(repo_id: str, directory: Path) -> None:
 
 
 def report(task: Task, predictions: Predictions, progress: Progress, figures: Mapping[str, Any]) -> str:
-    """The page about a run: figures, curves, classes, mistakes."""
+    """The HTML report of a run: figures, curves, classes and mistakes."""
     settings, split, run = task.settings.flat(), task.data.validation, task.run
     items = _items(split, [int(predictions.indices[number]) for number in predictions.worst(MISTAKES)])
     facts = {
@@ -153,7 +153,7 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
 
 
 def _items(split: Split, indices: Sequence[int]) -> dict[int, Item]:
-    """What opens images of a split; of a stream they are looked up in one pass."""
+    """The items that open images of a split, by index. A stream is searched in one pass."""
     if not split.streamed:
         return {index: Item(index) for index in indices}
     wanted = set(indices)

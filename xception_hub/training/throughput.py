@@ -1,4 +1,4 @@
-"""How fast images are made ready, and how fast the network takes them: the slower of both binds."""
+"""How fast images are prepared, and how fast the network takes them. The slower of the two limits the training."""
 
 import time
 from collections.abc import Generator, Iterable
@@ -10,11 +10,11 @@ from .samples import Batch
 
 
 class Throughput:
-    """Measures both while batches pass.
+    """Measures the images per second of input and network while batches pass.
 
     Args:
-        workers: Processes that make the batches; 0 for none but this one.
-        processes: Number of processes that train, at the same throughput.
+        workers: Number of worker processes that prepare batches; 0 if this process prepares them itself.
+        processes: Number of training processes, which are taken to be equally fast.
     """
 
     def __init__(self, workers: int, processes: int = 1) -> None:
@@ -24,7 +24,7 @@ class Throughput:
         self.making = self.waiting = self.elapsed = 0.0
 
     def timed(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
-        """The batches, with the clock running."""
+        """Passes batches on, and measures how long each part takes."""
         start = asked = time.perf_counter()
         try:
             for batch in batches:
@@ -38,13 +38,13 @@ class Throughput:
 
     @property
     def model(self) -> float | None:
-        """Images per second that the network takes, of all processes."""
+        """Images per second that the network takes, summed over all processes."""
         computing = self.elapsed - self.waiting
         return self.processes * self.images / computing if computing > 0 else None
 
     @property
     def input(self) -> float | None:
-        """Images per second that are made ready, of all processes; None if they were read from a cache."""
+        """Images per second that are prepared, summed over all processes; None if they came from a cache."""
         return self.processes * self.makers * self.images / self.making if self.making else None
 
     def __str__(self) -> str:
@@ -56,6 +56,6 @@ class Throughput:
 
 
 def cpu_emulates_bf16() -> bool:
-    """Whether bf16 is slower here than float32, many times: x86 without AVX-512, as far as torch can tell."""
+    """Whether bf16 is many times slower than float32 on this CPU: an x86 without AVX-512, as far as torch can tell."""
     capabilities: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
     return capabilities.get('architecture') == 'x86_64' and not capabilities.get('avx512_f')
