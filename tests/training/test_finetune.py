@@ -710,7 +710,7 @@ def test_early_stopping(folder: Path, tmp_path: Path, log: Path) -> None:
         '--early-stopping',
         2,
         '--learning-rate',
-        1e-12,
+        1e-30,
         '--batch-norm',
         'frozen',
         '--ema-decay',
