@@ -28,7 +28,8 @@ import json, sys, time
 from pathlib import Path
 sys.path[:0] = ['.', 'examples']
 start = time.perf_counter()
-from conversion import convert, keras_model, parity, port
+from conversion import convert
+from xception_hub.porting import keras_model, parity, port
 from port_a_keras_model import CLASS_NAMES, PREPROCESSING
 if sys.argv[3] == 'with Keras':
     keras_model.import_keras()

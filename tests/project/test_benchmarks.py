@@ -36,7 +36,7 @@ def test_load() -> None:
 
 @pytest.mark.slow
 def test_convert() -> None:
-    assert 'without Keras' in run('convert.py')
+    assert 'without Keras' in run('convert.py', '--repeats', 1)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A `.keras` archive as data: its config and its weights, nothing extracted and nothing run."""
+"""A `.keras` archive read as data: its config and its weights. Nothing is extracted and nothing is run."""
 
 import io
 import json
@@ -16,7 +16,7 @@ METADATA, CONFIG, WEIGHTS = 'metadata.json', 'config.json', 'model.weights.h5'
 MAX_JSON = 4 * 2**20  # bytes; in memory JSON takes 20 times as much
 MAX_DIGITS = 30
 MAX_BYTES = {METADATA: 2**20, CONFIG: MAX_JSON, WEIGHTS: 2**29}  # Xception's are 63, 140 thousand, 86 to 280 million
-MAX_RATIO = 100  # of a compressed member; JSON reaches 20
+MAX_RATIO = 100  # between the sizes of a member before and after compression; JSON reaches 20
 BLOCK = 2**20  # bytes that are read, and unpacked, at once
 DAMAGES = (
     zipfile.BadZipFile,
@@ -32,10 +32,10 @@ DAMAGES = (
 
 
 def read_archive(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """What metadata.json and config.json hold, and the size of model.weights.h5.
+    """Reads metadata.json, config.json and the size of model.weights.h5 in bytes.
 
     Raises:
-        KerasFileError: It is no such archive, is damaged, or is larger than any Xception.
+        KerasFileError: The file is no such archive, is damaged, or is larger than any Xception.
     """
     with _opened(path) as archive:
         sizes = _check_members(archive, path)
@@ -45,17 +45,17 @@ def read_archive(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
 
 
 def read_weights(path: Path) -> Iterator[bytes]:
-    """The content of model.weights.h5 in blocks; at the end its checksum and its size are known to be right.
+    """Yields model.weights.h5 in blocks. Its checksum and its size are checked at the end.
 
     Raises:
-        KerasFileError: They are not.
+        KerasFileError: The archive is damaged.
     """
     with _opened(path) as archive:
         yield from _blocks(archive, WEIGHTS)
 
 
 class _Table(io.FileIO):
-    """An archive's file. zipfile reads the list of members at once, of which there are never more than a few."""
+    """An archive's file that refuses a huge list of members, which zipfile would read as a whole."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > 2 * BLOCK:
@@ -75,7 +75,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> dict[str, int]:
-    """Name -> size of the three members. Others are refused: Keras extracts an archive that has more."""
+    """Maps the three members to their sizes. Others are refused, because Keras extracts an archive that has them."""
     sizes: dict[str, int] = {}
     for info in archive.infolist():
         name = info.filename
@@ -105,7 +105,7 @@ def _blocks(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
 
 
 def parse_json(text: str | bytes, place: str) -> dict[str, Any]:
-    """An object in JSON; a KerasFileError that names the place if it is something else."""
+    """Reads an object from JSON. A KerasFileError names the place if the text is something else."""
     try:
         data = json.loads(text, parse_int=_parse_int)
     except (ValueError, RecursionError) as e:
@@ -116,7 +116,7 @@ def parse_json(text: str | bytes, place: str) -> dict[str, Any]:
 
 
 def _parse_int(digits: str) -> int:
-    """Keeps each number within the range of float."""
+    """Refuses integers beyond the range of float."""
     if len(digits) > MAX_DIGITS:
         raise ValueError(f'a number of {len(digits)} digits')
     return int(digits)

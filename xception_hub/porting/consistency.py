@@ -1,7 +1,7 @@
-"""A proof that needs no Keras: on photos, what enters each batch normalization has about the mean that it remembers.
+"""A proof that needs no Keras: on photos, the input of each batch normalization has about the mean that it remembers.
 
-It finds normalizations and kernels that were confused, and images in another range. It does not see pool padding, nor a
-wrong classifier, so it is no proof of parity and is never called one.
+It finds confused normalizations and kernels, and images in another range. It does not see pool padding or a wrong
+classifier, so it is no proof of parity and is never called one.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Consistency:
         deviations: Normalization -> median deviation over its channels, in the order of computation.
         exchanged: Module -> sum of the deviations of its residual normalization and its last one, as they are and if
             they were exchanged: the two have the same shape, and in files without names only their place in an order.
-        images: How many were fed.
+        images: Number of images that were fed.
     """
 
     deviations: dict[str, float]
@@ -34,7 +34,7 @@ class Consistency:
 
     @property
     def first_wrong(self) -> str | None:
-        """The first normalization, in the order of computation, that is off by more than `MOST`."""
+        """The first normalization, in the order of computation, whose deviation is more than `MOST`."""
         return next((name for name, value in self.deviations.items() if not value <= MOST), None)
 
     @property
@@ -49,7 +49,7 @@ class Consistency:
 
 @torch.no_grad()
 def check_consistency(model: nn.Module, images: np.ndarray) -> Consistency:
-    """Feeds images [B, H, W, C], prepared as in training, and looks at what enters each of the 40 normalizations."""
+    """Feeds images [B, H, W, C], prepared as in training, and measures the inputs of the 40 normalizations."""
     norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     means: dict[str, Tensor] = {}
     handles = []

@@ -1,4 +1,4 @@
-"""What a SOURCE is: every file and directory in which Keras has kept an Xception, opened as data.
+"""Every file and directory in which Keras has kept an Xception, opened as data.
 
 SOURCE                                          opened as
 model.keras                                     config, weights
@@ -35,12 +35,12 @@ class Opened:
 
     Attributes:
         path: The file or directory.
-        files: The files that it consists of.
+        files: All files that belong to the source.
         kind: 'archive', 'whole model', 'weights', 'shards' or 'preset'.
-        weights: Its arrays.
+        weights: The arrays.
         config: The model's config, as Keras serialised it; None for weights alone.
-        keras_version: The version that wrote it, if it says so.
-        preset: What a KerasHub preset says beside the backbone's config: file name -> content.
+        keras_version: Version of Keras that wrote the source, or 'unknown'.
+        preset: The JSON files of a KerasHub preset beside the backbone's config: file name -> content.
     """
 
     path: Path
@@ -54,10 +54,10 @@ class Opened:
 
 @contextmanager
 def open_source(path: Path) -> Iterator[Opened]:
-    """Opens a source of any kind; nothing in it is deserialised, extracted or run.
+    """Opens a source of any kind. Nothing in it is deserialised, extracted or run.
 
     Raises:
-        KerasFileError: It is missing, damaged, unsafe or of another kind.
+        KerasFileError: The source is missing, damaged, unsafe or of another kind.
     """
     opener: Callable[[Path], AbstractContextManager[Opened]]
     if path.is_dir():
@@ -147,7 +147,7 @@ def _weights(source: Path, files: Sequence[Path]) -> WeightFile:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file with one object in JSON; a KerasFileError if it is missing or something else."""
+    """Reads a file with one object in JSON. A KerasFileError says if it is missing or something else."""
     if not path.is_file():
         raise KerasFileError(f'There is no file {path}.')
     if path.stat().st_size > MAX_JSON:

@@ -1,7 +1,7 @@
-"""Arrays out of HDF5 files that nobody vouches for, in a process of its own: `python hdf5.py`.
+"""Reads arrays from HDF5 files that may be damaged or hostile, in a process of its own: `python hdf5.py`.
 
-HDF5's library, given a damaged file, may read beyond its buffers, divide by zero, loop for ever or ask for any amount
-of memory, and no exception comes of that. So `weights.WeightFile` has it run here, where only this process is lost.
+Given a damaged file, HDF5's library may read beyond its buffers, divide by zero, loop for ever or ask for any amount of
+memory, without an exception. `weights.WeightFile` runs it here, where only this process is lost.
 
     stdin   {"source": "model.h5", "files": ["/path/model.h5"], "size": 0}    or a file of that size after the line
     stdout  {"groups": {"": {"keras_version": "3.15.1"}, "layers/conv2d/vars": {}}, "arrays": {"layers/...": [3, 3]}}
@@ -23,14 +23,14 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-MAX_SECONDS = 8  # of computing; a whole Xception takes 0.4
+MAX_SECONDS = 8  # seconds of computing; a whole Xception takes 0.4
 MAX_MEMORY = 2**30  # bytes, beside what Python and its libraries take
 MAX_OBJECTS = 10_000  # groups and arrays; a whole Xception with its optimizer has about 2,000
 MAX_DEPTH = 32  # nested models and their layers reach 12
 MAX_PATH = 1000  # characters
-MAX_TEXT = 4 * 2**20  # bytes of an attribute; a config has some 140 thousand
+MAX_TEXT = 4 * 2**20  # bytes of one attribute; a config has some 140 thousand
 
-TEXTS = ('keras_version', 'model_config', 'name')  # the attributes that tell something
+TEXTS = ('keras_version', 'model_config', 'name')  # the attributes that are used
 
 
 class Unreadable(ValueError):
@@ -38,19 +38,19 @@ class Unreadable(ValueError):
 
 
 class Reader:
-    """One or more HDF5 files of which only arrays of known shape are read, and which lead nowhere else.
+    """One or more HDF5 files. Only arrays of known shape are read, and no link out of the files is followed.
 
     Args:
-        files: Open for reading. Of several, the shards of one model, no two hold the same array.
-        source: What the errors call them.
+        files: Files that are open for reading. If they are shards of one model, no two hold the same array.
+        source: Name of the files in errors.
 
     Attributes:
-        groups: Path of each group, '' for the root -> those of its attributes that tell something.
+        groups: Path of each group, '' for the root -> those of its attributes that are used.
         arrays: Path of each array -> its declared shape.
 
     Raises:
-        Unreadable: A link leads out of a file or back to a group it is in, an array is in two places or keeps its
-            values in another file, there is more in a file than in any model, or something can't be read.
+        Unreadable: A link leads out of a file or back to a group that it is in; an array is in two places or keeps its
+            values in another file; a file has more in it than any model; or something cannot be read.
     """
 
     def __init__(self, files: Sequence[h5py.File], source: str) -> None:
@@ -62,14 +62,14 @@ class Reader:
             for path, node in self._walk(file):
                 attributes = self._attributes(node, path)
                 if isinstance(node, h5py.Group):
-                    self.groups[path] = {**attributes, **self.groups.get(path, {})}  # of several files the first tells
+                    self.groups[path] = {**attributes, **self.groups.get(path, {})}  # the first of several files counts
                 elif path in self._places:
                     raise Unreadable(f'{source}: two of its files hold {path!r}.')
                 else:
                     self._places[path], self.arrays[path] = file, self._shape(node, path)
 
     def _walk(self, file: h5py.File) -> Iterator[tuple[str, Any]]:
-        """Each group and array with its path, of which every component is a hard link."""
+        """Yields each group and array with its path. Every link on the way is a hard link."""
         seen: dict[int, str] = {}
         stack: list[tuple[str, Any]] = [('', file)]
         while stack:
@@ -121,7 +121,7 @@ class Reader:
         return node, address
 
     def _shape(self, dataset: Any, path: str) -> tuple[int, ...]:
-        """The declared shape of an array, of which nothing is read."""
+        """The declared shape of an array. No values are read."""
         try:
             elsewhere = dataset.is_virtual or bool(dataset.external)
             shape = None if elsewhere else dataset.shape
@@ -134,7 +134,7 @@ class Reader:
         return shape
 
     def _attributes(self, node: Any, path: str) -> dict[str, str]:
-        """Those that tell something; all are read, as Keras will read them, but for any of a size that no model has."""
+        """The attributes that are used. All are read, as Keras will read them; one that is too large is refused."""
         texts: dict[str, str] = {}
         name = ''
         try:
@@ -158,13 +158,13 @@ class Reader:
 
         Args:
             path: Path of the array.
-            shape: The only one that is accepted, so that nothing larger is allocated.
+            shape: The only shape that is accepted, so that nothing larger is allocated.
 
         Returns:
-            The values in float32; float16 and bfloat16 lose nothing by it, float64 is rounded.
+            The values as float32. float16 and bfloat16 keep their values, float64 is rounded.
 
         Raises:
-            Unreadable: It is not what the network needs.
+            Unreadable: The array is not what the network needs.
         """
         place = f'{self.source}: {path!r}'
         if self.arrays[path] != shape:
@@ -197,19 +197,19 @@ def _check_storage(dataset: h5py.Dataset, place: str) -> None:
     if dataset.chunks and np.prod(dataset.chunks, dtype=float) > 4 * np.prod(dataset.shape, dtype=float) + 2**20:
         raise Unreadable(f'{place} is stored in chunks of {dataset.chunks}, far larger than itself.')
     # HDF5 takes a chunk that unpacks to less than it should, with whatever lay in memory for the rest, and looks for
-    # filters that it doesn't have among plugins
+    # missing filters among plugins
     if dataset.id.get_create_plist().get_nfilters():
         raise Unreadable(f'{place} is compressed, which Keras never does; `h5repack -f NONE` unpacks it.')
 
 
 def _as_float32(dataset: h5py.Dataset, place: str) -> np.ndarray:
-    """Reads it straight into the array that is returned."""
+    """Reads an array straight into the one that is returned."""
     if dataset.dtype == 'V2' and dataset.attrs.get('dtype') == 'bfloat16':
-        # as Keras writes them; they are the upper halves of float32
+        # Keras writes bfloat16 as bytes, the upper halves of float32
         return (dataset[()].view('<u2').astype('<u4') << 16).view('<f4').astype(np.float32, copy=False)
     if dataset.dtype.kind != 'f' or dataset.dtype.itemsize > 8:
         raise Unreadable(f'{place} holds {dataset.dtype} instead of floating point numbers.')
-    values = np.zeros(dataset.shape, np.float32)  # for what a file says is stored nowhere and filled with nothing
+    values = np.zeros(dataset.shape, np.float32)  # zeros, for a file may say that no value is stored and none fills in
     dataset.read_direct(values)
     return values
 
@@ -218,7 +218,7 @@ def _as_float32(dataset: h5py.Dataset, place: str) -> np.ndarray:
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Opens what the first line says, and answers until there are no more requests, or with one error."""
+    """Opens the files that the first line names, and answers requests until there are none, or with one error."""
 
     def answer(content: dict[str, Any], values: Any = b'') -> None:
         answers.write(json.dumps(content).encode() + b'\n')
@@ -241,7 +241,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 def _open(first: dict[str, Any], requests: IO[bytes]) -> list[h5py.File]:
     contents: list[Any] = first['files']
     if not contents:
-        content = io.BytesIO(bytes(first['size']))  # as large as it gets, and no larger
+        content = io.BytesIO(bytes(first['size']))  # allocated once, at its full size
         requests.readinto(content.getbuffer())  # type: ignore[attr-defined]
         contents = [content]
     opened = []
@@ -255,7 +255,7 @@ def _open(first: dict[str, Any], requests: IO[bytes]) -> list[h5py.File]:
 
 
 def limit() -> None:
-    """Bounds time and memory of this process where the system can: not on Windows, and memory on Linux alone."""
+    """Limits time and memory of this process: not on Windows, and memory only on Linux."""
     with suppress(ImportError):
         import resource
 
@@ -274,4 +274,4 @@ def limit() -> None:
 if __name__ == '__main__':
     limit()
     serve(sys.stdin.buffer, sys.stdout.buffer)
-    os._exit(0)  # to close damaged files may fail just like reading them
+    os._exit(0)  # closing damaged files may crash, too

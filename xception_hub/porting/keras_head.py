@@ -1,4 +1,4 @@
-"""What stands around Xception in a Keras model: rescaling before it, and after it a head that this network also has."""
+"""The layers around Xception in a Keras model: rescaling before it, and a head after it that this network can have."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ OPERATIONS = {
     'Multiply': 'multiply',
     'math.multiply': 'multiply',
 }
-# Whatever may stand around Xception; where, is looked at one by one
+# Classes that may stand around Xception; the readers below check where
 KNOWN_CLASSES = (
     *POOLS,
     *AUGMENTATIONS,
@@ -55,7 +55,7 @@ KNOWN_CLASSES = (
     'Flatten',
     'Softmax',
 )
-MAX_UNITS = 1_000_000  # the paper's largest head has 17,000
+MAX_UNITS = 1_000_000  # outputs; the paper's largest head has 17,000
 BN_MOMENTUM = 0.99  # Keras' default
 
 
@@ -64,8 +64,8 @@ class HiddenLayer:
     """One layer between pooling and classifier.
 
     Attributes:
-        spec: The layer, as `xception_hub.Xception` takes it in `head_layers`.
-        file_layer: Layer of the file with its arrays; None if it has none.
+        spec: The layer as `xception_hub.Xception` takes it in `head_layers`.
+        file_layer: Where its arrays are; None for a layer without arrays.
     """
 
     spec: dict[str, Any]
@@ -74,17 +74,17 @@ class HiddenLayer:
 
 @dataclass
 class FileHead:
-    """What follows the feature maps.
+    """The head of a Keras model: all that follows the feature maps.
 
     Attributes:
-        layers: Between pooling and classifier, without the dropout before the classifier.
+        layers: Layers between pooling and classifier, without the dropout before the classifier.
         classifier: The last Dense layer; None if there is none.
-        num_classes: Its width, or 0.
+        num_classes: Number of the classifier's outputs, or 0.
         global_pool: 'avg' or 'max'; '' if the model ends in feature maps.
         drop_rate: Rate of the dropout before the classifier.
-        final_activation: What Keras applies to the logits: 'linear', 'softmax' or 'sigmoid'; 'unknown' for weights
+        final_activation: Keras' activation of the logits: 'linear', 'softmax' or 'sigmoid'; 'unknown' for weights
             alone.
-        ignored: Layers that do nothing outside of training.
+        ignored: Names of training-only layers.
     """
 
     layers: list[HiddenLayer] = field(default_factory=list)
@@ -96,7 +96,7 @@ class FileHead:
     ignored: list[str] = field(default_factory=list)
 
     def model_args(self) -> dict[str, Any]:
-        """Arguments of `xception_hub.Xception`."""
+        """The head as arguments of `xception_hub.Xception`."""
         args: dict[str, Any] = dict(num_classes=self.num_classes, global_pool=self.global_pool or 'avg')
         if self.drop_rate:
             args['drop_rate'] = self.drop_rate
@@ -107,7 +107,7 @@ class FileHead:
         return {**args, 'head_layers': specs}
 
     def layers_with_arrays(self) -> list[tuple[KerasLayer, FileLayer]]:
-        """This network's layers with arrays and the file's, the classifier last."""
+        """Pairs this network's layers that have arrays with the file's. The classifier comes last."""
         found = []
         for name, layer in zip(head_layer_names([layer.spec for layer in self.layers]), self.layers):
             if layer.file_layer is not None:
@@ -127,7 +127,7 @@ def read_head(after: Sequence[FileLayer], source: object, way_out: str) -> FileH
     """Reads the layers that follow Xception, in the order of computation.
 
     Raises:
-        KerasFileError: One of them is none that this network's head can have.
+        KerasFileError: This network's head cannot have one of them.
     """
     head = FileHead()
     dense = [i for i, layer in enumerate(after) if layer.class_name == 'Dense']
@@ -139,7 +139,7 @@ def read_head(after: Sequence[FileLayer], source: object, way_out: str) -> FileH
         elif layer.class_name in POOLS and not head.global_pool and not config.get('keepdims'):
             head.global_pool = POOLS[layer.class_name]
         elif layer.class_name == 'Flatten' and head.global_pool:
-            head.ignored.append(layer.name or '')  # what the pooling gives is flat already
+            head.ignored.append(layer.name or '')  # pooled features are flat already
         elif layer.class_name == 'Flatten':
             raise KerasFileError(
                 f"{place} makes the head depend on the place in the image and on its size, which this network's head "
@@ -181,7 +181,7 @@ def _read_final_activation(head: FileHead, activation: str, place: str) -> None:
 
 
 def _hidden(layer: FileLayer, place: str, way_out: str) -> list[HiddenLayer]:
-    """A layer between pooling and classifier; a Dense layer brings its activation along."""
+    """Reads a layer between pooling and classifier. A Dense layer may come with an activation."""
     config = layer.config
     if layer.class_name == 'Dense':
         spec: dict[str, Any] = {'fc': _units(layer, place)}
@@ -222,7 +222,7 @@ def _act(activation: str, place: str) -> list[HiddenLayer]:
 
 
 def _activation(layer: FileLayer, place: str) -> str:
-    """Keras' name of the activation that a layer applies."""
+    """Keras' name of the activation in a layer."""
     if layer.class_name == 'Softmax':
         return 'softmax'
     if layer.class_name == 'ReLU':
@@ -246,12 +246,12 @@ def _units(layer: FileLayer, place: str) -> int:
 
 
 def read_bare_head(rest: Sequence[FileLayer], source: object) -> FileHead:
-    """A head of which a file of weights names the layers, but doesn't say what they do.
+    """Reads the head from weights alone, which name the layers but do not say what they do.
 
-    Only one pooling and one Dense layer leave no choice.
+    It is clear only with one pooling and one Dense layer.
 
     Raises:
-        KerasFileError: It could be more than one head.
+        KerasFileError: The layers could be more than one head.
     """
     pools = [layer for layer in rest if layer.class_name in POOLS]
     dense = [layer for layer in rest if layer.class_name == 'Dense']
@@ -270,10 +270,10 @@ def read_bare_head(rest: Sequence[FileLayer], source: object) -> FileHead:
 
 
 def read_rescaling(before: Sequence[FileLayer], source: object) -> tuple[tuple[float, float], bool, list[str]]:
-    """What a model does to its images before Xception.
+    """Reads what a model does to its images before Xception.
 
     Returns:
-        Scale and offset, whether any layer rescales, and the names of those that do nothing outside of training.
+        Scale and offset, whether any layer rescales, and the names of training-only layers.
 
     Raises:
         KerasFileError: A layer does something else.
@@ -311,7 +311,7 @@ def _operation(layer: FileLayer) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number; true and false are none."""
+    """Whether a value from JSON is a number; true and false are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

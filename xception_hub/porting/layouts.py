@@ -1,4 +1,4 @@
-"""Where each layer's arrays lie in a weight file: three layouts, that of Keras 1, that of Keras 2, and the one since.
+"""Where each layer's arrays are in a weight file, for each of the three layouts that Keras has had.
 
 Keras 1                  convolution2d_1/convolution2d_1_W:0
 Keras 2                  xception/block1_conv1/kernel:0         below model_weights/ in a whole model
@@ -17,16 +17,16 @@ from .weights import WeightFile
 
 @dataclass(frozen=True)
 class FileLayer:
-    """A layer and where its arrays are.
+    """A layer of a Keras file, and where its arrays are.
 
     Attributes:
-        name: None if the file doesn't tell.
-        class_name: Keras' name of its class; as the file abbreviates it, if that is no layer known here.
-        path: Path of its group in the layout since Keras 3.
-        top: The layer of the outermost model that it is, or is in: the group that Keras 2 keeps its arrays in.
-        config: Its arguments; empty for weights alone.
-        inbound: Names of the layers that feed it.
-        constants: Numbers among its call's arguments.
+        name: Name of the layer; None if the file does not say it.
+        class_name: Keras' name of the layer's class, or the file's abbreviation if the class is not known here.
+        path: Path of the layer's group in the layout since Keras 3.
+        top: Layer of the outermost model that the layer is or is in. Keras 2 names the group of arrays after it.
+        config: The layer's arguments; empty for weights alone.
+        inbound: Names of the layers that feed the layer.
+        constants: Numbers that the layer is called with.
     """
 
     name: str | None
@@ -39,18 +39,18 @@ class FileLayer:
 
 
 class Layout(ABC):
-    """Finds arrays in one file."""
+    """Finds the arrays of layers in one file."""
 
     def __init__(self, weights: WeightFile) -> None:
         self.weights = weights
 
     @abstractmethod
     def layers(self) -> list[FileLayer]:
-        """The layers that the file knows of, in Keras' order; for weights that come without a config."""
+        """Lists the layers that the file names, in Keras' order. It is used for weights that come without a config."""
 
     @abstractmethod
-    def paths(self, file_layer: FileLayer, kind: str) -> dict[str, str]:
-        """A layer's arrays: Keras' name of each -> its path, which need not exist.
+    def paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
+        """Maps Keras' names of a layer's arrays to their paths, which need not exist.
 
         Raises:
             KerasFileError: The group at the layer's place belongs to another layer.
@@ -93,11 +93,11 @@ def numbered(name: str) -> tuple[str, int]:
     return stem, int(number or 0)
 
 
-PREFIX, OLD_PREFIX = 'layers', '_layer_checkpoint_dependencies'  # the latter in TensorFlow 2.12 and 2.13
+PREFIX, OLD_PREFIX = 'layers', '_layer_checkpoint_dependencies'  # TensorFlow 2.12 and 2.13 used the second
 
 
 class VarsLayout(Layout):
-    """A group for each layer, numbered by class, of numbered arrays; since Keras 3.6 its name is beside them."""
+    """The layout since Keras 3: groups numbered by class, arrays numbered within. Keras 3.6 adds the layer's name."""
 
     def __init__(self, weights: WeightFile) -> None:
         super().__init__(weights)
@@ -114,11 +114,11 @@ class VarsLayout(Layout):
                 found.append(((parent, stem, number), FileLayer(name, CLASSES.get(stem, stem), path)))
         return [layer for _, layer in sorted(found, key=lambda item: item[0])]
 
-    def paths(self, file_layer: FileLayer, kind: str) -> dict[str, str]:
-        group = file_layer.path.replace(PREFIX, self.prefix) + '/vars'
+    def paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
+        group = layer.path.replace(PREFIX, self.prefix) + '/vars'
         saved_name = self.weights.attribute(group, 'name')
-        if file_layer.name is not None and saved_name not in (None, file_layer.name):
-            raise KerasFileError(f'{self.weights.source}: {group!r} is called {saved_name!r}, not {file_layer.name!r}.')
+        if layer.name is not None and saved_name not in (None, layer.name):
+            raise KerasFileError(f'{self.weights.source}: {group!r} is called {saved_name!r}, not {layer.name!r}.')
         return {keras: f'{group}/{i}' for i, (keras, _, _) in enumerate(KINDS[kind])}
 
 
@@ -127,7 +127,7 @@ NO_LAYERS = ('top_level_model_weights', 'optimizer_weights')
 
 
 class NamedLayout(Layout):
-    """A group for each layer of the outermost model, in which arrays lie under their layers' names and their own.
+    """The layout of Keras 2: a group for each layer of the outermost model, with arrays under their layers' names.
 
     The order of a nested model's arrays depends on which of its layers are frozen, so it is not looked at.
     """
@@ -166,20 +166,20 @@ class NamedLayout(Layout):
             return 'Conv2D' if len(self.weights.shape(self._index[top, layer, 'kernel'])) == 4 else 'Dense'
         return layer
 
-    def paths(self, file_layer: FileLayer, kind: str) -> dict[str, str]:
-        missing = f'{self.root}{file_layer.top}/{file_layer.name}'
+    def paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
+        missing = f'{self.root}{layer.top}/{layer.name}'
         return {
-            keras: self._index.get((file_layer.top, file_layer.name or '', keras), f'{missing}/{keras}')
+            keras: self._index.get((layer.top, layer.name or '', keras), f'{missing}/{keras}')
             for keras, _, _ in KINDS[kind]
         }
 
 
-# Keras 1 called the variance a standard deviation, and what it kept is the variance.
+# Keras 1 called the variance `running_std`, but its values are variances.
 KERAS1_VARIABLES = {'kernel': 'W', 'bias': 'b', 'moving_mean': 'running_mean', 'moving_variance': 'running_std'}
 
 
 class Keras1Layout(Layout):
-    """The two files that Keras publishes. Layers are numbered by kind, in the order of creation."""
+    """The layout of the two files that Keras publishes: layers are numbered by kind, in the order of creation."""
 
     def layers(self) -> list[FileLayer]:
         top = [PREDICTIONS] if PREDICTIONS.keras1 in self.weights else []
@@ -189,8 +189,5 @@ class Keras1Layout(Layout):
     def _placed(self, layer: KerasLayer) -> FileLayer:
         return FileLayer(layer.keras, KERAS_CLASSES[layer.kind], top=layer.keras1)
 
-    def paths(self, file_layer: FileLayer, kind: str) -> dict[str, str]:
-        return {
-            keras: f'{file_layer.top}/{file_layer.top}_{KERAS1_VARIABLES.get(keras, keras)}:0'
-            for keras, _, _ in KINDS[kind]
-        }
+    def paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
+        return {keras: f'{layer.top}/{layer.top}_{KERAS1_VARIABLES.get(keras, keras)}:0' for keras, _, _ in KINDS[kind]}

@@ -1,4 +1,4 @@
-"""What a Keras model is: where Xception is in it, and what stands before and after it, as data.
+"""Where Xception is in a Keras model, and what stands before and after it, read as data.
 
 config   -> models within models -> one line of layers -> before | Xception | after
 weights alone -> the layers that have arrays, and a head that leaves no choice
@@ -26,7 +26,7 @@ FIRST, LAST = 'block1_conv1', 'block14_sepconv2_bn'
 RESIDUAL_BLOCKS = [module.number for module in MODULES if module.strided]
 BACKBONE_CLASSES = (*(KERAS_CLASSES[kind] for kind in LISTED), 'Activation', 'ReLU', 'MaxPooling2D', 'Add')
 
-# How many layers without arrays Xception has, by which a file of weights shows that others stand in its head.
+# Xception's layers without arrays. A file of weights that has more of a class has the rest in its head.
 COUNTS = {'Activation': 35, 'MaxPooling2D': 4, 'Add': 12}
 
 WAY_OUT = (
@@ -41,13 +41,13 @@ class Structure:
 
     Attributes:
         layers: Key of `names.LAYERS` -> the file's layer.
-        head: What follows the feature maps.
+        head: The head after the feature maps.
         rescaling: Scale and offset that the model itself applies to its images.
-        rescales: Whether it has a layer that does.
-        image_size: Height and width in pixels, None if the model takes any.
-        channels: Channels of the images; None if the file does not say.
-        residuals_by: What told the residual layers: 'name', 'graph' or 'order'.
-        ignored: Layers that do nothing outside of training.
+        rescales: Whether the model has a layer that rescales.
+        image_size: Height and width in pixels; None if the model takes any.
+        channels: Number of image channels; None if the file does not say it.
+        residuals_by: How the residual layers were identified: by 'name', 'graph' or 'order'.
+        ignored: Names of training-only layers.
     """
 
     layers: dict[str, FileLayer]
@@ -75,10 +75,10 @@ class Model:
 
 
 def parse(config: Any, source: object) -> Structure:
-    """Reads a model's config as data; nothing in it is deserialised.
+    """Reads a model's config as data. Nothing in it is deserialised.
 
     Raises:
-        KerasFileError: It is no Xception, or has a layer that the conversion doesn't know.
+        KerasFileError: The model is no Xception, or has a layer that cannot be converted.
     """
     try:
         outer = _read_model(config, 'layers')
@@ -99,21 +99,21 @@ def parse(config: Any, source: object) -> Structure:
 
 
 def bare(layers: list[FileLayer], source: object) -> Structure:
-    """What weights that come without a config tell.
+    """Reads the structure from weights that come without a config.
 
     Args:
-        layers: The layers that the file knows of, in Keras' order.
-        source: What the errors call it.
+        layers: The layers that the file names, in Keras' order.
+        source: Name of the source in errors.
 
     Raises:
-        KerasFileError: It is no Xception, or its head could be one of several.
+        KerasFileError: The layers are no Xception, or the head could be one of several.
     """
     if len(layers) > MAX_LAYERS:
         raise KerasFileError(f'{source} holds {len(layers)} layers, more than any Xception.')
     homes: dict[str, list[FileLayer]] = {}
     for layer in layers:
         homes.setdefault(layer.path.rpartition('/')[0] or layer.top, []).append(layer)
-    # Keras 2 gives a group to each layer of a model that isn't nested
+    # Keras 2 gives a group to each layer of a model that is not nested
     candidates = [layers, *homes.values()] if len(homes) > 1 else [layers]
     for home in reversed(candidates):
         found = _identify(home, graph=False)
@@ -138,7 +138,7 @@ def _without_backbone(layers: Iterable[FileLayer]) -> Iterator[FileLayer]:
 
 
 def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0) -> Model:
-    """A model of a config and those in it, with the places of their layers in weight files."""
+    """Reads a model and the models in it, with the places of their layers in weight files."""
     config = layer['config']
     if depth > MAX_NESTING:
         raise ValueError('models are nested without end')
@@ -178,7 +178,7 @@ def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0)
 
 
 def _inbound(layer: dict[str, Any]) -> Iterator[str]:
-    """Names of the layers that feed a layer; Keras 2 lists them, Keras 3 hides them in the call's arguments."""
+    """Names of the layers that feed a layer. Keras 2 lists them; Keras 3 has them in the call's arguments."""
 
     def search(node: Any) -> Iterator[str]:
         if isinstance(node, dict):
@@ -218,7 +218,7 @@ def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileL
 
 
 def _no_xception(layers: list[FileLayer]) -> str:
-    """Which layers are missing, or that all are."""
+    """Says which layers are missing, or that all are."""
     names = {layer.name for layer in layers}
     missing = [name for name in LAYERS if name not in names and 'residual' not in name]
     if FIRST in missing:
@@ -232,7 +232,7 @@ def _no_xception(layers: list[FileLayer]) -> str:
 
 
 def _identify(layers: list[FileLayer], graph: bool) -> tuple[dict[str, FileLayer], str] | None:
-    """Key of `names.LAYERS` -> layer, and what told the residual ones; None if this is no whole Xception."""
+    """Maps `names.LAYERS` to layers, and says what identified the residual ones; None if this is no whole Xception."""
     by_name = {layer.name: layer for layer in layers if layer.name}
     found = {name: by_name[name] for name in LAYERS if name in by_name}
     if FIRST not in found:
@@ -245,7 +245,7 @@ def _identify(layers: list[FileLayer], graph: bool) -> tuple[dict[str, FileLayer
 
 
 def _residuals_by_graph(layers: list[FileLayer], by_name: dict[str, FileLayer]) -> dict[str, FileLayer]:
-    """Each is what is added to a block's pooled output."""
+    """Finds the residual layers in the graph: they are added to a block's pooled output."""
     found = {}
     for block in RESIDUAL_BLOCKS:
         for add in layers:
@@ -257,7 +257,7 @@ def _residuals_by_graph(layers: list[FileLayer], by_name: dict[str, FileLayer]) 
 
 
 def _residuals_by_order(layers: list[FileLayer], named: dict[str, FileLayer]) -> dict[str, FileLayer]:
-    """Those of the four blocks have other widths, and numbers that rise with the block."""
+    """Finds the unnamed residual layers by their numbers, which rise with the block."""
     found = {}
     known = {id(layer) for layer in named.values()}
     for kind in ('conv', 'bn'):
@@ -269,7 +269,7 @@ def _residuals_by_order(layers: list[FileLayer], named: dict[str, FileLayer]) ->
 
 
 def _by_order(layers: list[FileLayer]) -> tuple[dict[str, FileLayer], str] | None:
-    """Without names: the n-th of each class, of exactly as many as there must be before a head's."""
+    """Identifies layers with other names: the n-th of each class, if there are exactly as many as Xception has."""
     found: dict[str, FileLayer] = {}
     for kind, names in LISTED.items():
         of_class = [layer for layer in layers if layer.class_name == KERAS_CLASSES[kind]]
@@ -291,7 +291,7 @@ def _check_classes(outer: Model, source: object) -> None:
 
 
 def _check_numerics(layers: dict[str, FileLayer], source: object) -> None:
-    """What a config may change without another name or shape."""
+    """Refuses settings that change what is computed, but neither a name nor a shape."""
     for name, layer in layers.items():
         is_norm = LAYERS[name].kind == 'bn'
         axis = layer.config.get('axis', -1)
@@ -329,7 +329,7 @@ def check_image_size(height: int, width: int, source: object) -> None:
 def _around_xception(
     outer: Model, home: Model, layers: dict[str, FileLayer], source: object
 ) -> tuple[list[FileLayer], list[FileLayer]]:
-    """The layers before and after Xception, each of which takes what the last one gives."""
+    """The layers before and after Xception, each of which takes the output of the one before."""
     before: list[FileLayer] = []
     after: list[FileLayer] = []
     side = before
@@ -342,7 +342,7 @@ def _around_xception(
 
 
 def _line(model: Model, home: Model, layers: dict[str, FileLayer], source: object) -> Iterator[FileLayer]:
-    """All layers from image to output, nested models opened; Xception's first stands for all of its."""
+    """All layers from image to output, nested models opened. Xception's first layer stands for the whole of it."""
     line = model.layers if model.class_name == 'Sequential' else _walk(model, home, layers, source)
     for layer in line:
         if layer.name in model.nested:
@@ -382,7 +382,7 @@ def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: objec
 def _inside_xception(
     by_name: dict[str, FileLayer], layers: dict[str, FileLayer], source: object
 ) -> tuple[set[str], str]:
-    """Names of all layers from the first convolution to the last activation, and of that activation."""
+    """Names of all layers from the first convolution to the last activation, and the name of that activation."""
     last = layers[LAST].name
     activations = [name for name, layer in by_name.items() if last in layer.inbound]
     if len(activations) != 1 or by_name[activations[0]].class_name not in ('Activation', 'ReLU'):

@@ -1,4 +1,4 @@
-"""The arrays of a source, read by a process of its own: if they are too much for HDF5, that is what dies of them."""
+"""The arrays of a source, read in a process of its own, which a damaged file may crash without any harm."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from .hdf5 import MAX_SECONDS
 
 
 class WeightFile:
-    """One or more HDF5 files: what is in them, and arrays of known shape. A context manager.
+    """One or more HDF5 files: a list of what is in them, and arrays of known shape. A context manager.
 
-    Nothing is opened before the first question; every one may be answered by a KerasFileError.
+    Nothing is opened before the first call. Every call may raise a KerasFileError.
 
     Args:
-        source: What the errors call them.
-        files: One file, or the shards of one model, of which no two hold the same array.
-        content: One file's, in blocks, if there are no files.
+        source: Name of the files in errors.
+        files: The files. If they are shards of one model, no two hold the same array.
+        content: Content of one file in blocks, if there are no files.
         size: Size of the content in bytes.
     """
 
@@ -54,11 +54,11 @@ class WeightFile:
         return list(self._index['groups'])
 
     def attribute(self, path: str, name: str) -> str | None:
-        """'name', 'keras_version' or 'model_config' of a group; None if it has none, or there is no such group."""
+        """A group's 'name', 'keras_version' or 'model_config'; None without the attribute or the group."""
         return self._index['groups'].get(path, {}).get(name)
 
     def shape(self, path: str) -> tuple[int, ...]:
-        """The declared shape of an array, of which nothing is read."""
+        """The declared shape of an array. No values are read."""
         if path in self._index['groups']:
             raise KerasFileError(f'{self.source}: {path!r} is a group instead of an array.')
         if path not in self._index['arrays']:
@@ -66,11 +66,11 @@ class WeightFile:
         return tuple(self._index['arrays'][path])
 
     def read(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Reads one array into float32; float16 and bfloat16 lose nothing by it, float64 is rounded.
+        """Reads one array as float32. float16 and bfloat16 keep their values, float64 is rounded.
 
         Args:
             path: Path of the array.
-            shape: The only one that is accepted.
+            shape: The only shape that is accepted.
         """
         place = f'{self.source}: {path!r}'
         if self.shape(path) != shape:
@@ -89,7 +89,7 @@ class WeightFile:
         return self._ask(dict(source=str(self.source), files=files, size=self._size), str(self.source), self._content)
 
     def _ask(self, request: dict[str, Any], place: str, content: Iterable[bytes] = ()) -> dict[str, Any]:
-        with suppress(BrokenPipeError):  # whoever is dead doesn't answer either
+        with suppress(BrokenPipeError):  # a dead process gives no answer, which is noticed below
             self._process.stdin.write(json.dumps(request).encode() + b'\n')
             for block in content:
                 self._process.stdin.write(block)
@@ -112,9 +112,9 @@ class WeightFile:
 
 
 def start() -> subprocess.Popen[bytes]:
-    """A process that reads, with the protocol of hdf5.py. Its stderr is discarded.
+    """Starts a process that reads, with the protocol of hdf5.py. Its stderr is discarded.
 
-    It runs the file rather than the module, whose package imports torch.
+    It runs the file by its path, because importing the package would import torch.
     """
     return subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name('hdf5.py'))],
