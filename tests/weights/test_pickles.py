@@ -1,0 +1,187 @@
+"""Pickles that people hold are read without their classes; hostile ones run nothing, hang nothing and crash nothing."""
+
+import io
+import os
+import pickle
+import pickletools
+import struct
+import zipfile
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from xception_hub.errors import CheckpointError
+from xception_hub.weights.pickles import Inert, is_module, module_tensors, read_pickle
+
+FORMATS = {'zip': True, 'before torch 1.6': False}
+
+
+class Wrapped(nn.Module):
+    """A module of a class that its reader does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+        self.model.last_linear = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2))
+        self.register_buffer('mean', torch.zeros(3))
+        self.note = {'size': (299, 299), 'names': ['real', 'fake']}
+
+
+def save(value: Any, path: Path, zipped: bool) -> Path:
+    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+@pytest.mark.parametrize('zipped', FORMATS.values(), ids=FORMATS)
+def test_module(zipped: bool, tmp_path: Path) -> None:
+    module = Wrapped()
+    read = read_pickle(save(module, tmp_path / 'full.p', zipped))
+    assert isinstance(read, Inert) and is_module(read) and read.kind.endswith('Wrapped')
+    assert not hasattr(read, 'forward')
+    tensors = module_tensors(read)
+    expected = module.state_dict()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert read.state['note'] == module.note
+
+
+@pytest.mark.parametrize('zipped', FORMATS.values(), ids=FORMATS)
+def test_tensors_of_every_kind(zipped: bool, tmp_path: Path) -> None:
+    """Types, strides, offsets, empty ones, parameters, and two views of one storage."""
+    base = torch.arange(24.0).reshape(4, 6)
+    saved = OrderedDict(
+        half=base.half(), bf16=base.bfloat16(), double=base.double(), long=base.long(), flag=base > 5,
+        transposed=base.t(), part=base[1:3, 2:], row=base[3], empty=torch.empty(0, 3), number=torch.tensor(7),
+        parameter=nn.Parameter(base.clone()), size=base.shape, scalar=3, text='é', nothing=None,
+    )  # fmt: skip
+    read = read_pickle(save(saved, tmp_path / 'model.pth', zipped))
+    assert list(read) == list(saved)
+    for name, value in saved.items():
+        if isinstance(value, torch.Tensor):
+            assert read[name].dtype == value.dtype and torch.equal(read[name], value.detach()), name
+        else:
+            assert read[name] == value
+    assert read['row'].data_ptr() == read['transposed'].data_ptr() + 18 * 4
+
+
+class Runs:
+    """What a pickle runs where it is loaded as pickle does."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def test_nothing_runs(tmp_path: Path) -> None:
+    mark = tmp_path / 'ran'
+    hostile = {
+        'os.system': Runs(os.system, f'touch {mark}'),
+        'eval': Runs(eval, f'open({str(mark)!r}, "w")'),
+        'open': Runs(open, str(mark), 'w'),
+        'torch.load': Runs(torch.load, str(tmp_path / 'other')),
+    }
+    for name, value in hostile.items():
+        for zipped in FORMATS.values():
+            read = read_pickle(save(dict(value=value), tmp_path / 'model.pth', zipped))
+            assert isinstance(read['value'], Inert), name
+    assert not mark.exists()
+
+
+def packed(content: bytes, path: Path) -> Path:
+    """A file of torch's zip format with a pickle of one's own."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('archive/data.pkl', content)
+        archive.writestr('archive/data/0', b'\0' * 64)
+    return path
+
+
+BOMBS = {
+    'a number of an object that fills the memory': b'\x80\x02Nr' + struct.pack('<I', 2**32 - 1) + b'.',
+    'a text of 4 GB': b'\x80\x04\x8d' + struct.pack('<Q', 2**32) + b'x.',
+    'bytes of an exabyte': b'\x80\x04\x8e' + struct.pack('<Q', 2**60) + b'x.',
+    'a number of a billion digits': b'\x80\x02\x8b' + struct.pack('<i', 2**30) + b'x.',
+    'tuples in tuples as a key': b'\x80\x02}(' + b')' + b'\x85' * 200_000 + b'Ku.',
+    'lists in lists': b'\x80\x02' + b']' * 100_000 + b'a' * 99_999 + b'.',
+    'steps without end': b'\x80\x02' + b'N0' * 3_000_000 + b'N.',
+    'a frame of an exabyte': b'\x80\x04\x95' + struct.pack('<Q', 2**60) + b'N.',
+    'an empty stack': b'\x80\x02000.',
+    'no end': b'\x80\x02N',
+    'an extension': b'\x80\x02\x82\x01.',
+}  # fmt: skip
+
+
+def tensor_pickle(count: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    """One tensor in a storage of `count` floats."""
+    storage = object()
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: Any) -> Any:
+            return ('storage', torch.FloatStorage, '0', 'cpu', count) if value is storage else None
+
+    class Rebuilt:
+        def __reduce__(self) -> Any:
+            return torch._utils._rebuild_tensor_v2, (storage, offset, size, stride, False, OrderedDict())
+
+    out = io.BytesIO()
+    Pickler(out, 2).dump(Rebuilt())
+    return out.getvalue()
+
+
+BOMBS |= {
+    'beyond its storage': tensor_pickle(16, 15, (2,), (1,)),
+    'before its storage': tensor_pickle(16, -1, (2,), (1,)),
+    'one value repeated': tensor_pickle(16, 0, (2**20, 2**20), (0, 0)),
+    'negative sizes': tensor_pickle(16, 0, (-1, -1), (1, 1)),
+    'more than the file has': tensor_pickle(2**40, 0, (2**40,), (1,)),
+    'a storage of another length': tensor_pickle(15, 0, (15,), (1,)),
+}
+
+
+@pytest.mark.parametrize('kind', BOMBS)
+def test_bombs(kind: str, tmp_path: Path) -> None:
+    for protocol in range(2):
+        path = packed(BOMBS[kind], tmp_path / 'model.pth')
+        if protocol:
+            path.write_bytes(BOMBS[kind])
+        with pytest.raises(CheckpointError, match=str(path)):
+            read_pickle(path)
+
+
+def test_torchscript(tmp_path: Path) -> None:
+    """It is named, and what the message says is what works."""
+    path = tmp_path / 'scripted.pt'
+    torch.jit.script(nn.Linear(2, 3)).save(str(path))
+    with pytest.raises(CheckpointError, match='TorchScript') as error:
+        read_pickle(path)
+    code = str(error.value).partition('it: ')[2].partition(', then')[0]
+    os.chdir(tmp_path)
+    exec(code, dict(torch=torch))
+    assert read_pickle(tmp_path / 'weights.pth').keys() == {'weight', 'bias'}
+
+
+@pytest.mark.parametrize('zipped', FORMATS.values(), ids=FORMATS)
+def test_damaged_anywhere(zipped: bool, tmp_path: Path) -> None:
+    """Bytes changed, cut and put in at random: an error of ours, or what was saved, never another exception."""
+    path = save(dict(state_dict=Wrapped().state_dict(), module=Wrapped(), epoch=3), tmp_path / 'model.pth', zipped)
+    content, generator = path.read_bytes(), np.random.default_rng(0)
+    opcodes = [ord(opcode.code) for opcode in pickletools.opcodes]
+    read = 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        for place in generator.integers(0, len(content), generator.integers(1, 4)):
+            damaged[place] = generator.choice(opcodes)
+        if generator.random() < 0.2:
+            del damaged[generator.integers(0, len(content)) :]
+        path.write_bytes(damaged)
+        with suppress(CheckpointError):
+            read_pickle(path)
+            read += 1
+    assert read < 300
