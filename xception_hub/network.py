@@ -4,6 +4,7 @@ Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Conv
 Reference: `keras.applications.Xception`, which computes the same at every image size that Keras accepts.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -71,7 +72,8 @@ class Xception(nn.Module):
         device=None,
         dtype=None,
     ) -> None:
-        _check_arguments({name: value for name, value in locals().items() if name in CHOICES})
+        given = {name: value for name, value in locals().items() if name in CHOICES or name == 'act_layer'}
+        _check_arguments(given)
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         width = partial(_scaled, multiplier=width_multiplier)
@@ -107,6 +109,7 @@ class Xception(nn.Module):
         fc_layers = [layer for units in fc_widths for layer in ({'fc': units}, {'act': act_layer})]
         self.head = Head(width(2048), num_classes, global_pool, fc_layers or head_layers, drop_rate, **dd)
 
+        self.arguments = {name: value for name, value in given.items() if name in TOLD and value != TOLD[name]}
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = width(2048)
@@ -121,6 +124,14 @@ class Xception(nn.Module):
         ]
 
     init_weights = staticmethod(init_weights)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Lets what the tensors compute travel with them, in the state dict's metadata."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, '_metadata'):
+            head = dict(global_pool=self.head.global_pool.pool_type, head_layers=[*self.head.layers])
+            told = {**self.arguments, **{name: value for name, value in head.items() if value not in ('avg', [])}}
+            destination._metadata[prefix[:-1]]['xception_hub'] = json.dumps(told, default=str)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
@@ -267,9 +278,16 @@ CHOICES: dict[str, tuple[Callable[[Any], bool], str]] = {  # argument -> test of
 }
 
 
+# Arguments on which the function of the tensors depends, and their defaults.
+TOLD = dict(
+    output_stride=32, act_layer='relu', bn_eps=BN_EPS, pool_padding='same', min_img_size=MIN_IMG_SIZE, residual=True,
+    mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0,
+)  # fmt: skip
+
+
 def _check_arguments(given: dict[str, Any]) -> None:
-    for name, value in given.items():
-        valid, choices = CHOICES[name]
+    for name, (valid, choices) in CHOICES.items():
+        value = given[name]
         check_argument(name, value, valid(value), choices)
     for name, excluded in (('head_layers', given['fc_widths']), ('residual', given['drop_path_rate'])):
         together = bool(given[name]) != (name == 'residual')

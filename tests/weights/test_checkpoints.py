@@ -1,6 +1,9 @@
 """Checkpoints of the legacy torch lineage: recognised in every layout, and the function they were trained as."""
 
+import copy
+import gzip
 import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,8 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from random_model import images
+from random_model import images, random_model
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import xception_hub
@@ -142,15 +146,15 @@ BAD = {
     'integers': lambda state, path: save(path, {**state, 'bn3.weight': torch.ones(1536, dtype=torch.int64)}),
 }
 SAYS = {
-    'code': 'something other than tensors',
+    'code': 'nothing in it was run',
     'text': 'damaged',
-    'nothing': 'damaged',
-    'truncated': 'damaged',
-    'a list': '(instead of a state dict|other than tensors)',
+    'nothing': 'is empty',
+    'truncated': 'is truncated',
+    'a list': 'is a pickle, but none that torch.save wrote',
     'another network': 'no Xception.*layer1.0.conv1.weight',
     'a layer is missing': 'middle_flow.1.stack.conv1.conv_dw',
     'a layer too many': 'block13.rep.0.weight',
-    'two networks': '2 networks, under a., b.',
+    'two networks': "2 networks, under 'a.', 'b.'",
     'another shape': r'exit_flow.1.stack.bn1.weight is \[5\]',
     'NaN': 'exit_flow.1.stack.bn1.weight holds NaN',
     'integers': 'int64',
@@ -192,3 +196,195 @@ def test_recognise_does_not_touch_its_argument(legacy_state_dict: dict[str, Tens
     before = dict(legacy_state_dict)
     recognise(legacy_state_dict)
     assert list(before) == list(legacy_state_dict)
+
+
+# What the tensors compute travels with them
+
+ARGUMENTS = {
+    'legacy': dict(bn_eps=1e-5, pool_padding='symmetric'),
+    'mid_act_layer': dict(mid_act_layer='relu'),
+    'act_layer': dict(act_layer='silu'),
+    'pooling': dict(global_pool='max'),
+    'output_stride': dict(output_stride=16),
+    'residual': dict(residual=False),
+    'order': dict(order='pointwise_first'),
+    'head': dict(head_layers=[{'fc': 8}, {'act': 'tanh'}]),
+}
+WAYS = {
+    'state dict': lambda model, folder: save(folder / 'state.pth', model.state_dict()),
+    'state dict, old format': lambda model, folder: save_old(folder / 'state.pth', model.state_dict()),
+    'wrapped': lambda model, folder: save(folder / 'state.pth', dict(epoch=1, net=nn.DataParallel(model).state_dict())),
+    'module': lambda model, folder: save(folder / 'whole.pt', model),
+    'directory': lambda model, folder: save_directory(folder, model),
+    'safetensors of one': lambda model, folder: save_directory(folder, model) / 'model.safetensors',
+}
+
+
+def save_old(path: Path, state: Any) -> Path:
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def save_directory(folder: Path, model: nn.Module) -> Path:
+    save_for_hf(model, folder / 'model', safe_serialization=True)
+    return folder / 'model'
+
+
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('kind', ARGUMENTS)
+def test_round_trip(kind: str, way: str, tmp_path: Path) -> None:
+    """The function is the same, in float64, however a network is kept."""
+    arguments = dict(ARGUMENTS[kind], num_classes=5, width_multiplier=0.25)
+    model = timm.create_model('xception_paper', **arguments).eval()
+    model.load_state_dict(random_model(**arguments).state_dict())
+    path = WAYS[way](model, tmp_path)
+    if path.is_dir():
+        read = timm.create_model(f'local-dir:{path}', pretrained=True).eval()
+    else:
+        read = xception_hub.from_checkpoint(path)
+    x = images(96, 107).double()
+    with torch.inference_mode():
+        assert torch.equal(read.double()(x), model.double()(x))
+
+
+def test_round_trip_of_a_legacy_checkpoint(legacy_model: nn.Module, tmp_path: Path) -> None:
+    old = save(tmp_path / 'old.pth', legacy_model.state_dict())
+    new = save(tmp_path / 'new.pth', xception_hub.from_checkpoint(old).state_dict())
+    x = images(150, 150).double()
+    with torch.inference_mode():
+        expected = legacy_model.double()(x)
+        assert torch.equal(xception_hub.from_checkpoint(new).double()(x), expected)
+    legacy_model.float()
+    overlay = dict(state_dict=xception_hub.from_checkpoint(old).state_dict(), num_classes=CLASSES)
+    with pytest.raises(xception_hub.WeightsError, match=r'Its metadata says bn_eps=1e-05'):
+        timm.create_model('xception_paper', pretrained=True, num_classes=CLASSES, pretrained_cfg_overlay=overlay)
+
+
+def test_a_bare_file_says_what_was_assumed(genuine_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
+    safetensors.torch.save_file(genuine_state_dict, tmp_path / 'bare.safetensors')
+    with pytest.warns(UserWarning, match='Assumed are the numerics of Keras: bn_eps=0.001'):
+        model = xception_hub.from_checkpoint(tmp_path / 'bare.safetensors')
+    assert model.stem.bn1.eps == 1e-3
+
+
+def test_provenance(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
+    """The config of a model from an old file names neither Keras' weights nor their licence."""
+    cfg = xception_hub.from_checkpoint(save(tmp_path / 'model.pth', legacy_state_dict)).pretrained_cfg
+    assert not any(cfg.get(name) for name in ('tag', 'license', 'hf_hub_id', 'url', 'origin_url'))
+
+
+# Containers, and several of a kind
+
+
+class TransferModel(nn.Module):
+    """As FaceForensics++ pickles it whole."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        del self.model.fc
+        self.model.last_linear = nn.Sequential(nn.Dropout(0.5), nn.Linear(2048, CLASSES))
+
+
+CONTAINERS = {
+    'net': lambda state: {'net': state},
+    'two levels': lambda state: {'checkpoint': {'student': prefixed(state, 'module.')}, 'epoch': 3, 'loss': 0.5},
+    'lightning': lambda state: {'state_dict': prefixed(state, 'model.'), 'hyper_parameters': {'lr': 0.1}},
+    'optimizer': lambda state: {'weights': state, 'optimizer': {'state': {0: {'exp_avg': torch.zeros(3)}}}},
+    'constants': lambda state: {**state, 'mean': torch.zeros(3), 'std': torch.ones(3)},
+    'average count': lambda state: {**prefixed(state, 'module.'), 'n_averaged': torch.tensor(3)},
+}
+
+
+@pytest.mark.filterwarnings('ignore:.*left out')
+@pytest.mark.parametrize('kind', CONTAINERS)
+def test_containers(kind: str, legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
+    model = xception_hub.from_checkpoint(save(tmp_path / 'model.pth', CONTAINERS[kind](legacy_state_dict)))
+    assert torch.equal(model.head.fc.weight, legacy_state_dict['fc.weight'])
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_pickled_modules(zipped: bool, legacy_model: nn.Module, tmp_path: Path) -> None:
+    """FaceForensics++'s full models, without their class."""
+    whole = TransferModel(copy.deepcopy(legacy_model)).eval()
+    path = tmp_path / 'full_c23.p'
+    torch.save(whole, path, _use_new_zipfile_serialization=zipped)
+    x = images(299, 299).double()
+    with torch.inference_mode():
+        features = legacy_model.double().forward_features(x).mean((2, 3))
+        expected = whole.double().model.last_linear(features)
+        assert torch.equal(xception_hub.from_checkpoint(path).double()(x), expected)
+    legacy_model.float()
+
+
+def test_averages(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
+    """The raw weights are taken, and it is said how to take the others."""
+    other = {name: tensor + 1 for name, tensor in legacy_state_dict.items()}
+    path = save(tmp_path / 'model.pth', {'state_dict': legacy_state_dict, 'state_dict_ema': other})
+    with pytest.warns(UserWarning, match="prefix='state_dict_ema.' takes it"):
+        model = xception_hub.from_checkpoint(path)
+    assert torch.equal(model.head.fc.weight, legacy_state_dict['fc.weight'])
+    with pytest.warns(UserWarning, match="prefix='state_dict.' takes it"):
+        model = xception_hub.from_checkpoint(path, prefix='state_dict_ema')
+    assert torch.equal(model.head.fc.weight, other['fc.weight'])
+
+
+def test_several_networks(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
+    path = save(
+        tmp_path / 'model.pth', {**prefixed(legacy_state_dict, 'rgb.'), **prefixed(legacy_state_dict, 'noise.')}
+    )
+    with pytest.raises(xception_hub.CheckpointError, match=r"'rgb\.', 'noise\.'. Choose one with prefix="):
+        xception_hub.from_checkpoint(path)
+    with pytest.warns(UserWarning, match='another network'):
+        assert xception_hub.from_checkpoint(path, prefix='noise').num_classes == CLASSES
+
+
+def test_two_classifiers(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
+    """Neither wins by its place in the file."""
+    state = {**legacy_state_dict, 'last_linear.weight': torch.ones(3, 2048), 'last_linear.bias': torch.ones(3)}
+    path = save(tmp_path / 'model.pth', state)
+    with pytest.raises(xception_hub.CheckpointError, match="2 classifiers: 'fc', 'last_linear'"):
+        xception_hub.from_checkpoint(path)
+    with pytest.warns(UserWarning, match="not the classifier 'last_linear'"):
+        assert xception_hub.from_checkpoint(path, classifier='last_linear').num_classes == 3
+
+
+@pytest.mark.filterwarnings('ignore:.*left out')
+@pytest.mark.parametrize('name', ['fc', 'classifier', 'fc.1', 'head.fc', 'logits'])
+def test_classifiers(name: str, legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
+    """A layer on the 2,048 features is the classifier, whatever it is called; with num_classes=0 it goes."""
+    path = save(tmp_path / 'model.pth', renamed(legacy_state_dict, name))
+    assert torch.equal(xception_hub.from_checkpoint(path).head.fc.weight, legacy_state_dict['fc.weight'])
+    assert xception_hub.from_checkpoint(path, num_classes=0).num_classes == 0
+    assert xception_hub.from_checkpoint(path, num_classes=9).head.fc.out_features == 9
+    assert xception_hub.from_checkpoint(path, in_chans=1).stem.conv1.weight.shape == (32, 1, 3, 3)
+
+
+def test_unknown_heads(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
+    """What may belong to the function is refused with its name, and goes with num_classes=0."""
+    lstm = {'lstm.weight_ih_l0': torch.zeros(16, 2048), 'lstm.weight_hh_l0': torch.zeros(16, 4)}
+    state = {**prefixed(legacy_state_dict, 'model.backbone.'), **prefixed(lstm, 'model.')}
+    path = save(tmp_path / 'model.pth', state)
+    with pytest.raises(xception_hub.CheckpointError, match=r'model\.lstm\.weight_hh_l0.*num_classes=0'):
+        xception_hub.from_checkpoint(path)
+    with pytest.warns(UserWarning, match='num_classes=0 does without'):
+        xception_hub.from_checkpoint(path, num_classes=0)
+
+
+@pytest.mark.filterwarnings('ignore:.*left out')
+def test_features_only(legacy_model: nn.Module, tmp_path: Path) -> None:
+    path = save(tmp_path / 'model.pth', legacy_model.state_dict())
+    maps = xception_hub.from_checkpoint(path, features_only=True)(images(150, 150))
+    with torch.inference_mode():
+        assert torch.equal(maps[-1], legacy_model.forward_features(images(150, 150)))
+
+
+def test_foreign_files(tmp_path: Path) -> None:
+    """They are called what they are, with a way out."""
+    (tmp_path / 'a').write_text('text')
+    with tarfile.open(tmp_path / 'model.tar', 'w') as archive:
+        archive.add(tmp_path / 'a')
+    (tmp_path / 'model.pth.gz').write_bytes(gzip.compress(b'x' * 1000))
+    for name, what in (('model.tar', 'is a tar archive'), ('model.pth.gz', 'is compressed by gzip')):
+        with pytest.raises(xception_hub.CheckpointError, match=what):
+            xception_hub.from_checkpoint(tmp_path / name)

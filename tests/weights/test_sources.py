@@ -20,6 +20,7 @@ from timm.models._registry import _model_pretrained_cfgs
 from torch import Tensor
 
 import xception_hub
+from xception_hub.errors import WeightsError
 from xception_hub.weights.checkpoints import to_legacy
 from xception_hub.weights.fingerprints import EPS_COMPENSATION, compare
 from xception_hub.weights.sources import OFFLINE_REMEDY
@@ -286,13 +287,21 @@ def test_keyword(
     assert_holds(model, own_weights)
 
 
-def test_missing_own_repository_leads_to_the_others(
-    imagenet_state_dict: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_named_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A typo in the name of a repository, file, directory or address is an error, never ImageNet's weights."""
     monkeypatch.setenv('XCEPTION_HUB_REPO', 'org/nothing')
-    with pytest.warns(UserWarning, match=rf'No weights from org/nothing.*Next: {FIRST}'):
-        model = timm.create_model('xception_paper', pretrained=True)
-    assert_holds(model, imagenet_state_dict)
+    with pytest.raises(WeightsError, match=r'^org/nothing has no weights.*no other source'):
+        timm.create_model('xception_paper', pretrained=True)
+    monkeypatch.delenv('XCEPTION_HUB_REPO')
+    missing = str(tmp_path / 'finetund.pth')
+    for overlay in (dict(file=missing), dict(hf_hub_id='org/typo'), dict(state_dict={'fc.weight': torch.zeros(2, 2)})):
+        with pytest.raises(WeightsError, match='no other source stands in for it') as error:
+            timm.create_model('xception_paper', pretrained=True, pretrained_cfg_overlay=overlay)
+        assert 'Without a network' not in str(error.value)
+    for name in (f'local-dir:{tmp_path}', 'hf-hub:org/nothing'):
+        (tmp_path / 'config.json').write_text('{"architecture": "xception_paper"}')
+        with pytest.raises(Exception, match='nothing|no weights'):
+            timm.create_model(name, pretrained=True)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +318,7 @@ def test_own_repository_of_something_else(
 ) -> None:
     save_repository(tmp_path / 'own', own_weights, config=config)
     monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'own'))
-    with pytest.warns(UserWarning, match=re.escape(reason)):
+    with pytest.raises(WeightsError, match=re.escape(reason)):
         timm.create_model('xception_paper', pretrained=True)
 
 
@@ -319,7 +328,7 @@ def test_weights_trained_in_the_legacy_lineage_keep_its_numerics(
     """They are refused in the numerics of Keras, and taken in their own."""
     save_repository(tmp_path / 'own', to_legacy(own_weights))
     monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'own'))
-    with pytest.warns(UserWarning, match='from_checkpoint, or pass bn_eps=1e-05'):
+    with pytest.raises(WeightsError, match='from_checkpoint, or pass bn_eps=1e-05'):
         timm.create_model('xception_paper', pretrained=True)
     model = timm.create_model('xception_paper', pretrained=True, bn_eps=1e-5, pool_padding='symmetric')
     assert_holds(model, own_weights)

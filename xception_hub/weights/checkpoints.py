@@ -5,35 +5,42 @@ segmentation_models_pytorch's encoder, FaceForensics++ and DeepfakeBench. Its mo
 symmetric pool padding, so weights that were *trained* there need these numerics, which `from_checkpoint` sets.
 """
 
+import re
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
-from timm.models import load_state_dict
-from torch import Tensor, nn
+from timm.models import adapt_input_conv
+from torch import nn
 
 from ..errors import CheckpointError, DamagedCheckpointError
 from ..topology import LEGACY_NAMES
+from .files import StateDict, read_checkpoint
 
 __all__ = ['from_checkpoint']
 
-StateDict = dict[str, Tensor]
-
 LEGACY_NUMERICS = dict(bn_eps=1e-5, pool_padding='symmetric')
+FEATURES = 2048  # what a classifier takes
 
-# Where a classifier is found in the legacy lineage; FaceForensics++ puts a dropout before it.
-LEGACY_CLASSIFIERS = ('fc', 'last_linear', 'last_linear.1')
-
-# Tensors that published checkpoints carry beside the network, and why the network does without them.
+# A tensor that only this layout has -> the layout.
+ANCHORS = {'block12.skipbn.weight': 'legacy', 'exit_flow.1.stack.bn2.weight': 'xception_hub'}
+# Tensors beside a network, by a pattern of their paths, and why the network does without them.
 LEFT_OUT = {
-    'adjust_channel.': "a projection that DeepfakeBench's other detectors use, beside the path to the classifier"
+    r'(^|\.)adjust_channel\.': "a projection of DeepfakeBench's other detectors, beside the path to the classifier",
+    r'(^|[._])optim|exp_avg': "the optimizer's state",
+    r'(^|[._])sched': "the scheduler's state",
+    r'(^|[._])(scaler|amp)\b': 'the state of mixed precision',
+    r'n_averaged$': 'the count of an average',
+    r'(^|\.)(pixel_)?(mean|std)$': 'constants of the preprocessing',
+    r'(^|[._])(loss|criterion)': 'the state of a loss',
+    r'(^|[._])(metric|confmat|accuracy|auroc|f1)': 'the state of a metric',
+    r'(^|\.)rng_state|(^|\.)random': 'the state of a random generator',
 }
+AVERAGES = re.compile(r'(^|[._])(ema|swa|averag\w*|shadow|teacher)([._]|$)')
 
 
 def to_legacy(tensors: StateDict, classifier: str = 'fc') -> StateDict:
@@ -49,13 +56,19 @@ class Recognised:
 
     Attributes:
         layout: 'xception_hub' or 'legacy'.
+        prefix: What stands before the network's names in the file.
         tensors: Name -> tensor, without `num_batches_tracked`.
         left_out: Name in the file -> why the network does without it.
+        others: Tensors below the prefix, or beside the network, that it has no place for.
+        classifier: The file's name of the classifier; None if there is none.
     """
 
     layout: str
+    prefix: str
     tensors: StateDict
     left_out: dict[str, str] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    classifier: str | None = None
 
     @property
     def model_args(self) -> dict[str, Any]:
@@ -71,74 +84,57 @@ class Recognised:
         return {**args, **(LEGACY_NUMERICS if self.layout == 'legacy' else {})}
 
 
-def read_tensors(path: str | Path, mapped: bool = False) -> StateDict:
-    """Reads a checkpoint file without running anything in it.
+def recognise(
+    checkpoint: StateDict,
+    source: str = 'the checkpoint',
+    prefix: str | None = None,
+    classifier: str | None = None,
+    headless: bool = False,
+) -> Recognised:
+    """Finds the network's tensors among those of a file of any published layout.
 
     Args:
-        path: A .safetensors file, or a pickle, which is read with `weights_only=True`.
-        mapped: Leave a safetensors file on disk, but for its matrices, and map its pages as they are used. Only for
-            files that nobody overwrites, such as those of the Hugging Face cache.
-
-    Raises:
-        CheckpointError: The file is missing, truncated, foreign, or a pickle with anything but tensors in it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f'There is no file {path}.')
-    try:
-        if path.suffix == '.safetensors':
-            tensors = safetensors.torch.load_file(path)
-            # products of matrices round in another way where these aren't aligned, and in a file they aren't
-            keep = {name for name, tensor in tensors.items() if mapped and tensor.dim() != 2}
-            return {name: tensor if name in keep else tensor.clone() for name, tensor in tensors.items()}
-        checkpoint = load_state_dict(str(path), weights_only=True)
-    except safetensors.SafetensorError as e:
-        raise DamagedCheckpointError(
-            f'{path} is not a complete safetensors file ({e}). Delete it and download or convert it again.'
-        ) from e
-    except Exception as e:  # torch.load has no error of its own: anything may come out of a damaged or foreign file
-        raise DamagedCheckpointError(
-            f'{path} holds something other than tensors, or is damaged; nothing in it was run ({e}).'
-        ) from e
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__} instead of a state dict.')
-    return checkpoint
-
-
-def recognise(checkpoint: dict[str, Any], source: str = 'the checkpoint') -> Recognised:
-    """Finds the network's tensors in a state dict of any published layout.
-
-    Args:
-        checkpoint: Name -> tensor, with whatever prefix a wrapper has put before the names.
+        checkpoint: Path -> tensor, within whatever containers and with whatever prefix of a wrapper.
         source: What the errors call it.
+        prefix: The network to take, where there are several.
+        classifier: The file's name of the classifier to take, where there are several.
+        headless: Whether any head is left out.
 
     Raises:
-        CheckpointError: It is no Xception; or it holds, below the prefix, tensors that this network has no place for.
+        CheckpointError: It is no Xception; or it holds several networks, several classifiers, or tensors beside the
+            network that may belong to its function.
     """
-    prefix, layout = _find_network(checkpoint, source)
-    found = Recognised(layout, {})
-    unknown: list[str] = []
+    prefix, layout, left_out = _find_network(checkpoint, source, prefix)
+    found = Recognised(layout, prefix, {}, left_out)
+    parent = prefix.rpartition('.')[0].rpartition('.')[0]  # a wrapper's head stands beside its backbone
+    heads: dict[str, StateDict] = {}
     for name, tensor in checkpoint.items():
+        if name in left_out:
+            continue
+        reason = next((why for pattern, why in LEFT_OUT.items() if re.search(pattern, name, re.IGNORECASE)), None)
         layer, _, kind = name[len(prefix) :].rpartition('.')
         target = _target(layer, layout) if name.startswith(prefix) else None
-        reason = next((why for start, why in LEFT_OUT.items() if name.startswith(prefix + start)), None)
-        if reason:
+        if target is not None:
+            if kind != 'num_batches_tracked':  # a counter that nothing computed here depends on
+                if target.endswith('.conv_pw') and tensor.dim() == 2:
+                    tensor = tensor[:, :, None, None]  # the lineage's first file
+                found.tensors[f'{target}.{kind}'] = tensor
+        elif reason:
             found.left_out[name] = reason
-        elif target is None or not isinstance(tensor, Tensor):
-            unknown.append(name)
-        elif kind != 'num_batches_tracked':  # a counter that nothing computed here depends on
-            if target.endswith('.conv_pw') and tensor.dim() == 2:
-                tensor = tensor[:, :, None, None]  # the lineage's first file
-            found.tensors[f'{target}.{kind}'] = tensor
+        elif name.startswith((prefix, f'{parent}.' if parent else '')):
+            layer, _, kind = name.rpartition('.')
+            heads.setdefault(layer, {})[kind] = tensor
+        else:
+            found.left_out[name] = 'it lies beside the network, in another container'
+    _take_head(found, heads, source, classifier, headless)
     missing = [
         layer
         for layer in LEGACY_NAMES.values()
         if f'{layer}.weight' not in found.tensors and not (layout == 'xception_hub' and '.shortcut.' in layer)
     ]  # which a variant does without
-    if unknown or missing:
+    if missing:
         raise CheckpointError(
-            f'{source} is no checkpoint of this network. '
-            f'Tensors it has no place for: {_listed(unknown)}. Layers that are missing: {_listed(missing)}.'
+            f'{source} is no checkpoint of this network. Layers that are missing: {_listed(missing)}.'
         )
     return found
 
@@ -146,23 +142,102 @@ def recognise(checkpoint: dict[str, Any], source: str = 'the checkpoint') -> Rec
 def _target(layer: str, layout: str) -> str | None:
     """This network's name for a layer of a file, None if it has no such layer."""
     if layout == 'legacy':
-        return 'head.fc' if layer in LEGACY_CLASSIFIERS else LEGACY_NAMES.get(layer)
+        return LEGACY_NAMES.get(layer)
     return layer if layer in LEGACY_NAMES.values() or layer.startswith('head.') else None
 
 
-def _find_network(checkpoint: dict[str, Any], source: str) -> tuple[str, str]:
-    """The prefix of the network's names, and its layout."""
-    anchors = {'legacy': 'block12.skipbn.weight', 'xception_hub': 'exit_flow.1.stack.bn2.weight'}
-    for layout, anchor in anchors.items():
-        prefixes = [name[: -len(anchor)] for name in checkpoint if name == anchor or name.endswith('.' + anchor)]
-        if len(prefixes) == 1:
-            return prefixes[0], layout
-        if prefixes:
-            raise CheckpointError(f'{source} holds {len(prefixes)} networks, under {_listed(prefixes)}. Save only one.')
-    raise CheckpointError(
-        f'{source} is no Xception: it has neither {" nor ".join(repr(a) for a in anchors.values())}. '
-        f'It holds {_listed(list(checkpoint))}.'
-    )
+def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tuple[str, str, dict[str, str]]:
+    """The prefix of the network's names, its layout, and the tensors of other networks with the reason."""
+    layouts = {
+        name[: -len(anchor)]: layout
+        for anchor, layout in ANCHORS.items()
+        for name in checkpoint
+        if name == anchor or name.endswith('.' + anchor)
+    }
+    if not layouts:
+        raise CheckpointError(
+            f'{source} is no Xception: it has neither {" nor ".join(map(repr, ANCHORS))}. '
+            f'It holds {_listed(list(checkpoint))}.{_other_network(checkpoint)}'
+        )
+    if prefix is not None:
+        chosen = prefix if prefix in layouts else f'{prefix}.'
+        if chosen not in layouts:
+            raise CheckpointError(f'{source} holds no network under prefix={prefix!r}, but under {_quoted(layouts)}.')
+    else:
+        raw = [name for name in layouts if not AVERAGES.search(name)]
+        if len(raw) != 1 and len(layouts) > 1:
+            raise CheckpointError(
+                f'{source} holds {len(layouts)} networks, under {_quoted(layouts)}. Choose one with prefix=....'
+            )
+        chosen = raw[0] if raw else next(iter(layouts))
+    others = [name for name in layouts if name != chosen and name != '']
+    left_out = {
+        name: f'another network; prefix={other!r} takes it'
+        for other in others
+        for name in checkpoint
+        if name.startswith(other) and not (chosen and chosen.startswith(other) and name.startswith(chosen))
+    }
+    return chosen, layouts[chosen], left_out
+
+
+def _take_head(
+    found: Recognised, heads: dict[str, StateDict], source: str, classifier: str | None, headless: bool
+) -> None:
+    """Finds the classifier among the layers that are not the backbone's; refuses what would change the function."""
+    names = {layer: layer.removeprefix(found.prefix) for layer in heads}
+    if headless:
+        for layer, tensors in heads.items():
+            found.left_out.update({f'{layer}.{kind}': 'a head, which num_classes=0 does without' for kind in tensors})
+        found.tensors = {name: tensor for name, tensor in found.tensors.items() if not name.startswith('head.')}
+        return
+    linear = [
+        layer
+        for layer, tensors in heads.items()
+        if 'weight' in tensors and tensors['weight'].dim() == 2 and tensors['weight'].shape[1] == FEATURES
+    ]
+    if classifier is not None:
+        taken = [layer for layer in heads if classifier in (layer, names[layer])]
+        if not taken:
+            raise CheckpointError(f'{source} has no classifier {classifier!r}, but {_quoted(names.values())}.')
+        for layer in set(heads) - set(taken):
+            found.left_out.update({f'{layer}.{kind}': f'not the classifier {classifier!r}' for kind in heads[layer]})
+    elif len(linear) > 1:
+        raise CheckpointError(
+            f'{source} holds {len(linear)} classifiers: {_quoted(names[layer] for layer in linear)}. Choose one with '
+            f'classifier={names[linear[0]]!r}, or none with num_classes=0.'
+        )
+    else:
+        taken = linear
+        others = [f'{layer}.{kind}' for layer in set(heads) - set(taken) for kind in heads[layer]]
+        if others:
+            raise CheckpointError(
+                f'{source} holds tensors that this network has no place for, and may compute with them: '
+                f'{_listed(sorted(others))}. num_classes=0 takes the backbone without any head; '
+                f"classifier='NAME' takes one layer of {_quoted(names.values())} alone."
+            )
+    for layer in taken:
+        found.classifier = names[layer]
+        found.tensors.update({f'head.fc.{kind}': tensor for kind, tensor in heads[layer].items()})
+
+
+# Networks that are taken for this one, by the beginning of a name in their files.
+OTHER_NETWORKS = {
+    'features.init_block.conv1.conv.weight': "This is pytorchcv's naming",
+    'stem.0.conv.weight': 'This is an aligned Xception (timm: xception41, xception65, xception71)',
+    'blocks.0.stack.': 'This is an aligned Xception (timm: xception41, xception65, xception71)',
+    'block1.skip.weight': 'This may be an aligned Xception of DeepLab',
+}
+
+
+def _other_network(checkpoint: StateDict) -> str:
+    for start, what in OTHER_NETWORKS.items():
+        if any(name.startswith(start) or f'.{start}' in name for name in checkpoint):
+            return f' {what}, which is not read: load it with the library that wrote it.'
+    return ''
+
+
+def _quoted(names: Any) -> str:
+    return ', '.join(repr(name) for name in names)
 
 
 def _listed(names: list[str], most: int = 6) -> str:
@@ -201,32 +276,72 @@ def check_against(
             raise DamagedCheckpointError(f'{source} is damaged: {name} holds NaN or infinite values.')
 
 
-def from_checkpoint(path: str | Path, **kwargs: Any) -> nn.Module:
+def from_checkpoint(
+    path: str | Path, *, prefix: str | None = None, classifier: str | None = None, **kwargs: Any
+) -> nn.Module:
     """Xception from a checkpoint of any published layout, with the numerics that it was trained with.
 
     Args:
-        path: A .safetensors file or a pickle (.pth, .pt, .ckpt, ...), which is read with `weights_only=True`.
+        path: A safetensors file, or one of torch.save (.pth, .pt, .ckpt, .p, ...): a state dict or a pickled module,
+            within whatever containers. Nothing in it is run.
+        prefix: The network to take, where the file holds several.
+        classifier: The name of the classifier to take, where the file holds several.
         **kwargs: Arguments of `timm.create_model('xception_paper', ...)` that replace those found in the file: image
-            channels, class count (another than the file's means a new classifier) and, for the legacy lineage,
+            channels, class count (another than the file's means a new classifier, 0 none) and, for the legacy lineage,
             `bn_eps=1e-5` and `pool_padding='symmetric'`.
 
     Returns:
-        The network in evaluation mode.
+        The network in evaluation mode. Its `pretrained_cfg` names no source and no licence, for the file tells none.
 
     Raises:
-        CheckpointError: The file is damaged, is no Xception, or doesn't fit the arguments.
+        CheckpointError: The file is damaged, is no Xception, or does not fit the arguments.
+
+    Warns:
+        UserWarning: Tensors were left out, or something about the network was assumed.
     """
-    recognised = recognise(read_tensors(path), str(path))
+    file = read_checkpoint(path)
+    headless = kwargs.get('num_classes') == 0
+    recognised = recognise(file.tensors, str(path), prefix, classifier, headless)
     if recognised.left_out:
         reasons = '; '.join(sorted(set(recognised.left_out.values())))
         warnings.warn(f'{path}: left out {_listed(list(recognised.left_out))} ({reasons}).', stacklevel=2)
+    told = file.arguments_of(recognised.prefix)
     model_args = recognised.model_args
+    if told is not None:
+        model_args = {**told, 'in_chans': model_args['in_chans'], 'num_classes': model_args['num_classes']}
+    elif recognised.layout == 'xception_hub':
+        numerics = ', '.join(f'{name}={value!r}' for name, value in KERAS_NUMERICS.items() if name not in kwargs)
+        if numerics:
+            warnings.warn(
+                f'{path} does not say how its network computes. Assumed are the numerics of Keras: {numerics}. Pass '
+                f'others as arguments.',
+                stacklevel=2,
+            )
+    if headless:
+        model_args = {name: value for name, value in model_args.items() if name not in ('fc_widths', 'head_layers')}
     if 'head_layers' in kwargs:
         model_args.pop('fc_widths', None)  # which the shapes tell, but not what stands between
     num_classes = kwargs.pop('num_classes', model_args['num_classes'])
-    model = timm.create_model('xception_paper', **{**model_args, **kwargs})
-    check_against(recognised.tensors, model.state_dict(), str(path))
-    model.load_state_dict(recognised.tensors)
+    name = file.architecture if (file.architecture or '').startswith('xception_paper') else 'xception_paper'
+    in_chans = kwargs.pop('in_chans', model_args['in_chans'])
+    tensors = dict(recognised.tensors)
+    if in_chans != model_args['in_chans']:
+        tensors['stem.conv1.weight'] = adapt_input_conv(in_chans, tensors['stem.conv1.weight'])
+    model_args = {**model_args, 'in_chans': in_chans, **kwargs}
+    if kwargs.get('features_only'):
+        for key in ('fc_widths', 'head_layers', 'num_classes'):
+            model_args.pop(key, None)
+        overlay = dict(state_dict=tensors, input_size=(in_chans, 299, 299))
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args).eval()
+    model = timm.create_model(name, **model_args)
+    check_against(tensors, model.state_dict(), str(path))
+    model.load_state_dict(tensors)
+    model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE}
     if num_classes != model_args['num_classes']:
         model.reset_classifier(num_classes)
     return model.eval()
+
+
+KERAS_NUMERICS = dict(bn_eps=1e-3, pool_padding='same', act_layer='relu', output_stride=32)
+# What a file does not tell of where it comes from.
+UNKNOWN_SOURCE = dict(tag=None, license=None, hf_hub_id=None, url=None, file=None, origin_url=None, source=None)

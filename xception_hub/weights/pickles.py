@@ -10,6 +10,7 @@ import io
 import math
 import pickle
 import pickletools
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -74,6 +75,14 @@ class Inert:
 
     def __repr__(self) -> str:
         return f'<{self.kind}>'
+
+
+class Saved(dict[Any, Any]):
+    """A dict, or an OrderedDict with the metadata that `state_dict()` gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metadata: dict[str, Any] = {}
 
 
 class Storage(NamedTuple):
@@ -162,10 +171,10 @@ def _read_zip(path: Path) -> Any:
 
 def _read_legacy(file: Any, path: Path) -> Any:
     file.seek(0)
-    content = file.read(16)
+    content = file.read(512)
     file.seek(0)
-    if b'\x8a\x0a' not in content:  # the magic number as a long of ten bytes
-        raise CheckpointError(f'{path} is neither a file of torch.save nor a safetensors file.')
+    if not re.match(rb'(\x80.)?\x8a\x0a', content, re.DOTALL):  # the magic number, as a long of ten bytes
+        raise _foreign(content, path)
     magic, protocol, _, saved, keys = (_unpickled(file) for _ in range(5))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
         raise CheckpointError(f'{path} is not a file of torch.save: it begins with {magic!r:.40}.')
@@ -184,6 +193,21 @@ def _read_legacy(file: Any, path: Path) -> Any:
         return _values(file.read(storage.count * storage.dtype.itemsize), storage, sys.byteorder != 'little')
 
     return _built(saved, load)
+
+
+def _foreign(content: bytes, path: Path) -> CheckpointError:
+    """What a file is that torch.save did not write."""
+    if content[257:262] == b'ustar':
+        return CheckpointError(f'{path} is a tar archive. Unpack it, and name the checkpoint in it.')
+    if content[:2] == b'\x1f\x8b':
+        return CheckpointError(f'{path} is compressed by gzip. Unpack it (gunzip), and name what comes out.')
+    if content[:1] == b'\x80':
+        return CheckpointError(
+            f'{path} is a pickle, but none that torch.save wrote. In a process that trusts it: torch.save(pickle.load('
+            f"open({str(path)!r}, 'rb')), 'weights.pth'), then load weights.pth."
+        )
+    what = 'empty' if not content else 'truncated' if content[:2] == b'PK' else 'damaged, or no checkpoint at all'
+    return DamagedCheckpointError(f'{path} is {what}: it is neither a file of torch.save nor a safetensors file.')
 
 
 def _values(content: bytes, storage: Storage, swapped: bool) -> Tensor:
@@ -379,7 +403,10 @@ def _built(saved: Any, load: Callable[[Storage], Tensor]) -> Any:
                 loaded[key] = load(value.storage)
             result: Any = torch.as_strided(loaded[key], value.size, value.stride, value.offset)
         elif isinstance(value, dict):
-            result = made[id(value)] = {}
+            result = made[id(value)] = Saved()
+            metadata = getattr(value, '_metadata', None)
+            if isinstance(metadata, dict):
+                result.metadata = metadata
             result.update({key: build(item, depth + 1) for key, item in value.items()})
         elif isinstance(value, list):
             result = made[id(value)] = []

@@ -22,7 +22,8 @@ from timm.models._hub import check_cached_file, download_cached_file, get_cache_
 from torch import nn
 
 from ..errors import CheckpointError, DamagedCheckpointError, WeightsError
-from .checkpoints import LEGACY_NUMERICS, StateDict, check_against, read_tensors, recognise
+from .checkpoints import LEGACY_NUMERICS, check_against, recognise
+from .files import ARGUMENTS, CheckpointFile, StateDict, read_checkpoint
 from .fingerprints import Verification, compare, restore_variances
 
 REPO_VARIABLE = 'XCEPTION_HUB_REPO'
@@ -36,7 +37,7 @@ NUMERICS = dict(bn_eps=1e-3, pool_padding='same', act_layer='relu')
 VARIANTS = dict(residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0)
 
 OFFLINE_REMEDY = f"""\
-Without a network:
+If a mirror of the Hub can be reached, set HF_ENDPOINT to its address. Without a network:
   1. get xception_weights_tf_dim_ordering_tf_kernels.h5 (md5 0a58e3b7378bc2990ea3b43d5981f1f6) by any means from
      https://storage.googleapis.com/tensorflow/keras-applications/xception/
   2. in a clone of xception_hub: python -m conversion.convert xception_weights_tf_dim_ordering_tf_kernels.h5 -o DIR
@@ -98,18 +99,19 @@ class Source:
             raise FileNotFoundError(f'There is no {path}.')
         return path
 
-    def read(self, cache_dir: PathLike | None = None) -> StateDict:
-        """The tensors, under the names of whoever saved them.
+    def read(self, cache_dir: PathLike | None = None) -> CheckpointFile:
+        """The tensors, under the names of whoever saved them, and what the file says of the network.
 
         Raises:
             CheckpointError: The file is no checkpoint; if it is a damaged download, it leaves the cache.
             Exception: Any failure of the network.
         """
         if self.kind == 'tensors':
-            return self.location
+            told = getattr(self.location, '_metadata', {}).get('', {}).get(ARGUMENTS)
+            return CheckpointFile(dict(self.location), {'': json.loads(told)} if told else {})
         path = self.fetch([self.filename] if self.filename else WEIGHT_FILES, cache_dir)
         try:
-            return read_tensors(path, mapped=self.kind == 'hub')
+            return read_checkpoint(path, mapped=self.kind == 'hub')
         except DamagedCheckpointError:
             self.forget(path)
             raise
@@ -240,7 +242,7 @@ def verify(location: PathLike, cache_dir: PathLike | None = None) -> Verificatio
         CheckpointError: What is there is no checkpoint of Xception.
     """
     source = source_of(location)
-    return compare(recognise(source.read(cache_dir), str(source)).tensors)
+    return compare(recognise(source.read(cache_dir).tensors, str(source), headless=True).tensors)
 
 
 @dataclass(frozen=True)
@@ -286,12 +288,21 @@ def _all_sources(variant: str, pretrained_cfg: Any, overlay: dict[str, Any] | No
 
 
 def _first_that_fits(sources: list[Source], wanted: _Wanted) -> StateDict:
-    """The tensors of the first source that has what is wanted; a failure is a warning, the last one an error."""
+    """The tensors of the first source that has what is wanted.
+
+    A source that the user named either loads or raises. The pinned ones stand in for each other: the failure of one is
+    a warning, that of the last an error.
+    """
     causes: list[str] = []
     for source, following in zip(sources, [*sources[1:], None]):
         try:
             return _tensors_that_fit(source, wanted)
         except Exception as e:  # networks fail in ways that have no class in common; each is reported
+            if not source.genuine:
+                raise WeightsError(
+                    f'{source} has no weights for this model: {_described(e)} It was named, so that no other source '
+                    f'stands in for it. Name another one, or none.'
+                ) from e
             causes.append(f'{source}: {_described(e)}')
             if following:
                 warnings.warn(f'No weights from {causes[-1]} Next: {following}.', stacklevel=2)
@@ -316,7 +327,10 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
         _check_variant(wanted.model_args)
     else:
         _check_config(source.read_config(wanted.cache_dir), wanted)
-    found = recognise(source.read(wanted.cache_dir), str(source))
+    file = source.read(wanted.cache_dir)
+    found = recognise(file.tensors, str(source), headless=wanted.features_only)
+    if told := file.arguments_of(found.prefix):
+        _check_config(dict(model_args=told), wanted, 'Its metadata')
     tensors = found.tensors
     verified: set[str] = set()
     if source.genuine or found.layout == 'legacy':
@@ -359,18 +373,18 @@ def _check_variant(model_args: dict[str, Any]) -> None:
             )
 
 
-def _check_config(config: dict[str, Any], wanted: _Wanted) -> None:
-    """Refuses a repository whose config.json says that its weights belong to something else."""
+def _check_config(config: dict[str, Any], wanted: _Wanted, place: str = CONFIG_FILE) -> None:
+    """Refuses weights whose config.json, or own metadata, says that they belong to something else."""
     architecture = config.get('architecture', wanted.cfg.architecture)
     if architecture != wanted.cfg.architecture:
         raise CheckpointError(
-            f'{CONFIG_FILE} says architecture {architecture!r}, not {wanted.cfg.architecture!r}. '
+            f'{place} says architecture {architecture!r}, not {wanted.cfg.architecture!r}. '
             f'Create the model that it names, or point to another repository.'
         )
     args = {**wanted.variant_args, **(config.get('model_args') or {})} if config else {}
     for name, value in args.items():
         if name in {**NUMERICS, **VARIANTS} and wanted.model_args[name] != value:
             raise CheckpointError(
-                f'{CONFIG_FILE} says {name}={value!r}, but the model has {name}={wanted.model_args[name]!r}. '
+                f'{place} says {name}={value!r}, but the model has {name}={wanted.model_args[name]!r}. '
                 f'Pass {name}={value!r}, or create the model by the name of its repository.'
             )

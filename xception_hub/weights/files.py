@@ -1,0 +1,152 @@
+"""Checkpoint files as data: every tensor in them by its path, and what they say of the network's arguments."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from ..errors import CheckpointError, DamagedCheckpointError
+from .pickles import Inert, Saved, is_module, module_tensors, read_pickle
+
+StateDict = dict[str, Tensor]
+
+MAX_DEPTH = 6  # of containers around a network
+MAX_HEADER = 10_000_000  # bytes of a safetensors header; an Xception's has 25,000
+ARGUMENTS = 'xception_hub'  # entry of a state dict's metadata, or of a safetensors header, with the network's arguments
+
+
+@dataclass
+class CheckpointFile:
+    """What a file holds.
+
+    Attributes:
+        tensors: Path of each tensor, 'state_dict.block1.skip.weight' -> tensor.
+        arguments: Path of a network, 'state_dict' or '' -> its arguments that are not the default.
+        architecture: Name of the model, if the file says one.
+    """
+
+    tensors: StateDict
+    arguments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    architecture: str | None = None
+
+    def arguments_of(self, prefix: str) -> dict[str, Any] | None:
+        """What the file says of the network below a prefix; None if it says nothing."""
+        return self.arguments.get(prefix.rstrip('.'))
+
+
+def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
+    """Reads a checkpoint file without running anything in it.
+
+    Args:
+        path: A safetensors file, or one of torch.save: a state dict, a pickled module, or either within containers.
+        mapped: Leave a safetensors file on disk, but for its matrices, and map its pages as they are used. Only for
+            files that nobody overwrites, such as those of the Hugging Face cache.
+
+    Raises:
+        DamagedCheckpointError: The file is truncated, or not what it began as.
+        CheckpointError: There is no file, or it is of another format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f'There is no file {path}.')
+    if path.suffix == '.safetensors' or _is_safetensors(path):
+        found = _read_safetensors(path, mapped)
+    else:
+        value = read_pickle(path)
+        if not isinstance(value, dict) and not is_module(value):
+            what = value.kind if isinstance(value, Inert) else type(value).__name__
+            raise CheckpointError(f'{path} holds a {what} instead of a state dict or a module.')
+        found = CheckpointFile(dict(_tensors(value)), dict(_arguments(value)), _architecture(value))
+    config = _config_beside(path)
+    if config and '' not in found.arguments:
+        found.architecture = config.get('architecture')
+        found.arguments[''] = config.get('model_args') or {}
+    return found
+
+
+def _is_safetensors(path: Path) -> bool:
+    with open(path, 'rb') as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:] == b'{' and int.from_bytes(head[:8], 'little') < MAX_HEADER
+
+
+def _read_safetensors(path: Path, mapped: bool) -> CheckpointFile:
+    try:
+        with safetensors.safe_open(path, 'pt') as file:
+            metadata = file.metadata() or {}
+        tensors = safetensors.torch.load_file(path)
+        # products of matrices round in another way where these aren't aligned, and in a file they aren't
+        keep = {name for name, tensor in tensors.items() if mapped and tensor.dim() != 2}
+        tensors = {name: tensor if name in keep else tensor.clone() for name, tensor in tensors.items()}
+    except safetensors.SafetensorError as e:
+        raise DamagedCheckpointError(
+            f'{path} is not a complete safetensors file ({e}). Delete it and download or convert it again.'
+        ) from e
+    arguments = _as_arguments(metadata.get(ARGUMENTS))
+    return CheckpointFile(tensors, {} if arguments is None else {'': arguments})
+
+
+def _config_beside(path: Path) -> dict[str, Any] | None:
+    """The config.json of a model directory, if the file is the weights of one."""
+    file = path.with_name('config.json')
+    if path.stem not in ('model', 'pytorch_model') or not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as e:
+        raise CheckpointError(f'{file}, which says what the network of {path.name} is, is not JSON ({e}).') from e
+    known = isinstance(config, dict) and str(config.get('architecture')).startswith('xception_paper')
+    return config if known else None
+
+
+def _tensors(value: Any, path: str = '', depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in containers and modules, by its path."""
+    if is_module(value):
+        value = module_tensors(value)
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, dict) and depth < MAX_DEPTH:
+        for name, item in value.items():
+            if isinstance(name, (str, int)):
+                yield from _tensors(item, f'{path}.{name}' if path else str(name), depth + 1)
+
+
+def _arguments(value: Any, path: str = '', depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What state dicts say of the networks in them: state_dict() of this project's networks writes it."""
+    if isinstance(value, Saved):
+        for name, metadata in value.metadata.items():
+            arguments = _as_arguments(metadata.get(ARGUMENTS)) if isinstance(metadata, dict) else None
+            if arguments is not None:
+                yield '.'.join(part for part in (path, str(name)) if part), arguments
+    if is_module(value) and value.kind.endswith('.network.Xception'):
+        yield path, _arguments_of_module(value.state)
+    if isinstance(value, dict) and depth < MAX_DEPTH:
+        for name, item in value.items():
+            if isinstance(item, dict) or is_module(item):
+                yield from _arguments(item, f'{path}.{name}' if path else str(name), depth + 1)
+
+
+def _arguments_of_module(state: dict[str, Any]) -> dict[str, Any]:
+    """What `Xception.state_dict()` would have said of a pickled network of this project."""
+    head = state['_modules']['head'].state
+    pool_type = head['_modules']['global_pool'].state['pool_type']
+    return {**state['arguments'], 'global_pool': pool_type, 'head_layers': [dict(layer) for layer in head['layers']]}
+
+
+def _as_arguments(text: Any) -> dict[str, Any] | None:
+    try:
+        arguments = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return arguments if isinstance(arguments, dict) else None
+
+
+def _architecture(value: Any) -> str | None:
+    """timm's train.py writes the model's name."""
+    architecture = value.get('arch') if isinstance(value, dict) else None
+    return architecture if isinstance(architecture, str) else None
