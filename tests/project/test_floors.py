@@ -38,6 +38,7 @@ LIGHT_ROOM = {  # what figure 5 is made of
     'collections.abc',
     'contextlib',
     'functools',
+    'json',
     'math',
     'timm',
     'torch',

@@ -299,7 +299,7 @@ def from_checkpoint(
     Warns:
         UserWarning: Tensors were left out, or something about the network was assumed.
     """
-    file = read_checkpoint(path)
+    file, given = read_checkpoint(path), set(kwargs)
     headless = kwargs.get('num_classes') == 0
     recognised = recognise(file.tensors, str(path), prefix, classifier, headless)
     if recognised.left_out:
@@ -309,14 +309,6 @@ def from_checkpoint(
     model_args = recognised.model_args
     if told is not None:
         model_args = {**told, 'in_chans': model_args['in_chans'], 'num_classes': model_args['num_classes']}
-    elif recognised.layout == 'xception_hub':
-        numerics = ', '.join(f'{name}={value!r}' for name, value in KERAS_NUMERICS.items() if name not in kwargs)
-        if numerics:
-            warnings.warn(
-                f'{path} does not say how its network computes. Assumed are the numerics of Keras: {numerics}. Pass '
-                f'others as arguments.',
-                stacklevel=2,
-            )
     if headless:
         model_args = {name: value for name, value in model_args.items() if name not in ('fc_widths', 'head_layers')}
     if 'head_layers' in kwargs:
@@ -336,6 +328,13 @@ def from_checkpoint(
     model = timm.create_model(name, **model_args)
     check_against(tensors, model.state_dict(), str(path))
     model.load_state_dict(tensors)
+    assumed = {name: value for name, value in KERAS_NUMERICS.items() if name not in given}
+    if told is None and recognised.layout == 'xception_hub' and assumed:
+        warnings.warn(
+            f'{path} does not say how its network computes. Assumed are the numerics of Keras: '
+            f'{", ".join(f"{name}={value!r}" for name, value in assumed.items())}. Pass others as arguments.',
+            stacklevel=2,
+        )
     model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE}
     if num_classes != model_args['num_classes']:
         model.reset_classifier(num_classes)

@@ -56,6 +56,8 @@ class Inert:
     """
 
     kind = ''
+    args: tuple[Any, ...]
+    state: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'Inert':
         made = super().__new__(cls)
@@ -90,7 +92,7 @@ class Storage(NamedTuple):
 
     key: str
     dtype: torch.dtype
-    count: int
+    length: int
 
 
 class Strided(NamedTuple):
@@ -183,14 +185,14 @@ def _read_legacy(file: Any, path: Path) -> Any:
     for key in keys:
         count, place = int.from_bytes(file.read(8), 'little'), file.tell()
         storage = storages.get(str(key))
-        if storage is None or count != storage.count:
+        if storage is None or count != storage.length:
             raise DamagedCheckpointError(f'{path}: the storage {key!r:.40} is not the one that its tensors need.')
         places[str(key)] = place
         file.seek(count * storage.dtype.itemsize, io.SEEK_CUR)
 
     def load(storage: Storage) -> Tensor:
         file.seek(places[storage.key])
-        return _values(file.read(storage.count * storage.dtype.itemsize), storage, sys.byteorder != 'little')
+        return _values(file.read(storage.length * storage.dtype.itemsize), storage, sys.byteorder != 'little')
 
     return _built(saved, load)
 
@@ -213,8 +215,8 @@ def _foreign(content: bytes, path: Path) -> CheckpointError:
 def _values(content: bytes, storage: Storage, swapped: bool) -> Tensor:
     """The values of a storage, [count]."""
     size = storage.dtype.itemsize
-    if len(content) != storage.count * size:
-        raise ValueError(f'the storage {storage.key!r} has {len(content)} bytes instead of {storage.count * size}')
+    if len(content) != storage.length * size:
+        raise ValueError(f'the storage {storage.key!r} has {len(content)} bytes instead of {storage.length * size}')
     buffer = bytearray(content)
     if swapped:
         for i in range(size // 2):
@@ -274,10 +276,10 @@ def _strided(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Stri
     if min(numbers) < 0 or math.prod(size) > MAX_ELEMENTS:
         raise ValueError(f'a tensor of size {list(size)} and stride {list(stride)}')
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    if math.prod(size) and last >= storage.count:
-        raise ValueError(f'a tensor that reaches beyond its storage, to {last} of {storage.count}')
-    if math.prod(size) > storage.count:
-        raise ValueError(f'a tensor of {math.prod(size)} values in a storage of {storage.count}')
+    if math.prod(size) and last >= storage.length:
+        raise ValueError(f'a tensor that reaches beyond its storage, to {last} of {storage.length}')
+    if math.prod(size) > storage.length:
+        raise ValueError(f'a tensor of {math.prod(size)} values in a storage of {storage.length}')
     return Strided(storage, offset, tuple(size), tuple(stride))
 
 
@@ -313,7 +315,7 @@ def _check_steps(file: Any) -> None:
             raise ValueError(f'a pickle of more than {MAX_STEPS} steps')
         name = opcode.name
         if name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
-            number = len(memo) if name == 'MEMOIZE' else argument
+            number: int = len(memo) if name == 'MEMOIZE' else int(argument)  # type: ignore[arg-type]
             if number > steps:
                 raise ValueError(f'a pickle that remembers object {number} after {steps} steps')
             memo[number] = stack[-1] or 0
