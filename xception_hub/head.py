@@ -23,7 +23,7 @@ class Head(nn.Module):
     """Global pooling, optional layers on the pooled features, dropout, logistic regression (logits).
 
     Attributes:
-        num_features: Width of what the classifier takes.
+        num_features: Number of features that the classifier takes.
     """
 
     def __init__(
@@ -73,13 +73,16 @@ class Head(nn.Module):
     def reset(
         self, num_classes: int, pool_type: str | None = None, in_features: int | None = None, device=None, dtype=None
     ) -> None:
-        """New classifier, and new layers before it only where another pooling leaves no other way.
+        """Replaces the classifier, and the layers before it only if they do not fit the new pooling or features.
 
         Args:
-            num_classes: 0 for none.
-            pool_type: Kind of pooling; None keeps it. With '' the layers before the classifier go too, for they take
-                pooled features.
-            in_features: For a head on other, pruned features, which the layers before the classifier don't fit.
+            num_classes: Width of the logits; 0 for no classifier.
+            pool_type: Kind of pooling; None keeps it. '' also removes the layers before the classifier, because they
+                take pooled features.
+            in_features: Number of features after pruning; None keeps it. Another number removes the layers before the
+                classifier, because they do not fit.
+            device: Device of the new parameters.
+            dtype: Data type of the new parameters.
         """
         dd = {'device': device, 'dtype': dtype}
         old = self.global_pool
@@ -101,7 +104,7 @@ class Head(nn.Module):
 
 
 def is_head_layer(layer: Any) -> bool:
-    """Whether it is one of the kinds that `Head` knows, with a possible value."""
+    """Whether `layer` is of a kind that `Head` knows, with a possible value."""
     if not isinstance(layer, Mapping):
         return False
     keys = sorted(layer)

@@ -1,4 +1,4 @@
-"""The layers that Xception is made of: the separable convolution, SAME pooling, initialisation as in Keras."""
+"""The layers of Xception: the separable convolution, SAME pooling, and the initialisation of Keras."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 BN_EPS = 1e-3  # Keras' default is 1e-3, torch's 1e-5; one genuine moving variance is as small as 2.6e-5
-BN_MOMENTUM = 0.01  # the weight of the new batch: Keras counts the other way round and says 0.99
+BN_MOMENTUM = 0.01  # weight of the new batch; Keras gives the weight of the old statistics, 0.99
 MIN_IMG_SIZE = 71  # pixels; Keras refuses less, and the last feature map is then 3x3
 STEM_SIZE = 7  # pixels; below, the stem's two VALID convolutions have no output
 
@@ -18,20 +18,20 @@ ORDERS = ('depthwise_first', 'pointwise_first')
 
 @torch.fx.wrap
 def max_pool_same(x: Tensor, stride: int, dilation: int, symmetric: bool) -> Tensor:
-    """3x3 max pooling with TensorFlow's SAME padding: -inf, and on even sizes only below and to the right.
+    """3x3 max pooling with TensorFlow's SAME padding by -inf, which is only below and to the right on even sizes.
 
     Args:
         x: [B, C, H, W].
-        stride: 2, or 1 for the dilated network: every position instead of every second one.
-        dilation: Distance of the taps. The grid that is padded is that of every `dilation`-th position, so that the
-            dilated network pools the same windows as the strided one at the positions they share.
-        symmetric: Pad like the legacy torch lineage instead, one position on every side.
+        stride: Step between two windows in positions: 2, or 1 in the dilated network.
+        dilation: Distance between the taps in positions. The padding follows the grid of every `dilation`-th position,
+            so the dilated network pools the same windows as the strided one at the positions that they share.
+        symmetric: Pad one position on every side, as the legacy torch lineage does.
 
     Returns:
         [B, C, ceil(H / stride), ceil(W / stride)].
     """
     h, w = x.shape[2], x.shape[3]
-    # one position above and to the left if the (strided) grid is odd, none if it is even
+    # an odd (strided) grid gets one position above and to the left, an even one none
     top = 1 if symmetric else (h + dilation - 1) // dilation % 2
     left = 1 if symmetric else (w + dilation - 1) // dilation % 2
     copy_free = stride == 2 and dilation == 1
@@ -63,8 +63,8 @@ class MaxPool2dSame(nn.Module):
 class SeparableConv2d(nn.Module):
     """A 3x3 convolution over segments of the channels and a 1x1 convolution over all of them, without biases.
 
-    The number of segments is the dial from a regular convolution (1) over Inception modules (3 or 4) to the extreme
-    (one per channel). The channels that it divides are those of the 3x3 convolution:
+    The number of segments leads from a regular convolution (1) through Inception modules (3 or 4) to the extreme
+    (one per channel). The segments divide the channels of the 3x3 convolution:
 
     - 'pointwise_first', Inception's order: 1x1 from `in_chs` to `out_chs`, then 3x3 over segments of these `out_chs`.
       It has in_chs * out_chs + 9 * out_chs ** 2 / segments parameters.
@@ -77,15 +77,15 @@ class SeparableConv2d(nn.Module):
     Args:
         in_chs: Channels in.
         out_chs: Channels out.
-        segments: How many; None for one per channel.
+        segments: Number of segments; None for one per channel.
         order: 'depthwise_first' or 'pointwise_first'.
-        act: Between the two convolutions, with as many channels out as in; None for nothing.
-        dilation: Distance of the taps of the 3x3 convolution.
+        act: Module between the two convolutions, which keeps the number of channels; None for none.
+        dilation: Distance between the taps of the 3x3 convolution.
         device: Device of the parameters.
         dtype: Data type of the parameters.
 
     Raises:
-        ValueError: A width is below 1, the order is unknown, the segments don't divide the channels of the 3x3
+        ValueError: A width is below 1, the order is unknown, the segments do not divide the channels of the 3x3
             convolution, or `act` is not a module.
     """
 
@@ -120,7 +120,7 @@ class SeparableConv2d(nn.Module):
 
 
 def checked_segments(in_chs: int, out_chs: int, segments: int | None, order: str, act: nn.Module | None) -> int:
-    """The number of segments, if all these arguments are possible."""
+    """Returns the number of segments, or raises a ValueError that names the first impossible argument."""
     check_argument('in_chs', in_chs, in_chs >= 1, 'at least 1')
     check_argument('out_chs', out_chs, out_chs >= 1, 'at least 1')
     check_argument('order', order, order in ORDERS, f'one of {ORDERS}')
@@ -152,7 +152,7 @@ def init_weights(module: nn.Module) -> None:
 
 
 def recomputed_in_backward(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Computes `forward(x)` of a module now and, instead of keeping its activations, once more in the backward pass."""
+    """Computes `forward(x)` of a module without keeping its activations: the backward pass computes them again."""
     if torch.compiler.is_compiling():  # the compiler recomputes without side effects, and takes no contexts
         return checkpoint(forward, x, use_reentrant=False)
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]

@@ -65,9 +65,10 @@ class XceptionModule(nn.Module):
     Args:
         in_chs: Channels in.
         widths: Channels out of each separable convolution.
-        separable_conv: Maker of a separable convolution: in_chs, out_chs, and by keyword dilation, act, device, dtype.
+        separable_conv: Callable that makes a separable convolution from in_chs and out_chs and, by keyword, dilation,
+            act, device and dtype.
         pool_stride: Stride of the max pooling that ends the stack and of the 1x1 convolution beside it; 0 for neither.
-        dilation: Distance of the taps of 3x3 convolutions and pooling.
+        dilation: Distance between the taps of 3x3 convolutions and pooling.
         residual: Linear connection around the stack (all modules but the first and the last have one).
         acts: Place of the activations: 'before' each convolution, 'between' convolutions (module 2 follows an
             activation already), or 'after' each normalization (module 14).
@@ -75,7 +76,7 @@ class XceptionModule(nn.Module):
         mid_act_layer: Activation between the two operations of each separable convolution; None for none.
         bn_eps: Epsilon of the batch normalizations.
         pool_padding: 'same' or 'symmetric', see `MaxPool2dSame`.
-        drop_path: Probability with which training leaves the stack out for an image.
+        drop_path: Probability that training skips the stack for an image.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class XceptionModule(nn.Module):
         chs = in_chs
         for i, width in enumerate(widths, start=1):
             if acts == 'before' or (acts == 'between' and i > 1):
-                # the first one must leave the module's input to the residual connection
+                # the first one is not in place: the residual connection takes the module's input too
                 self.stack.add_module(f'act{i}', create_act_layer(act_layer, inplace=i > 1))
             mid_act = create_act_layer(mid_act_layer, inplace=True) if mid_act_layer else None
             self.stack.add_module(f'conv{i}', separable_conv(chs, width, dilation=dilation, act=mid_act, **dd))

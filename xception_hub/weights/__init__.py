@@ -1,1 +1,1 @@
-"""Weights: any published torch layout read, each tensor proven, and the places where weights come from."""
+"""Weights: the places they come from, the published torch layouts, and the verification of each tensor."""

@@ -1,6 +1,6 @@
-"""Torch checkpoints of Xception, whoever published them: their layouts, and their tensors under this network's names.
+"""Torch checkpoints of Xception in any published layout: finds the network in a file and renames its tensors.
 
-The legacy lineage is that of tstandley's port, with Cadene's pretrainedmodels, timm's `legacy_xception`,
+The legacy lineage began with tstandley's port. It includes Cadene's pretrainedmodels, timm's `legacy_xception`,
 segmentation_models_pytorch's encoder, FaceForensics++ and DeepfakeBench. Its models compute with BatchNorm eps 1e-5 and
 symmetric pool padding, so weights that were *trained* there need these numerics, which `from_checkpoint` sets.
 """
@@ -24,11 +24,11 @@ from .files import StateDict, read_checkpoint
 __all__ = ['from_checkpoint']
 
 LEGACY_NUMERICS = dict(bn_eps=1e-5, pool_padding='symmetric')
-FEATURES = 2048  # what a classifier takes
+FEATURES = 2048  # features that a classifier takes
 
 # A tensor that only this layout has -> the layout.
 ANCHORS = {'block12.skipbn.weight': 'legacy', 'exit_flow.1.stack.bn2.weight': 'xception_hub'}
-# Tensors beside a network, by a pattern of their paths, and why the network does without them.
+# Pattern of a tensor's path -> what the tensor is. The network does not need these tensors.
 LEFT_OUT = {
     r'(^|\.)adjust_channel\.': "a projection of DeepfakeBench's other detectors, beside the path to the classifier",
     r'(^|[._])optim|exp_avg': "the optimizer's state",
@@ -44,7 +44,7 @@ AVERAGES = re.compile(r'(^|[._])(ema|swa|averag\w*|shadow|teacher)([._]|$)')
 
 
 def to_legacy(tensors: StateDict, classifier: str = 'fc') -> StateDict:
-    """This network's tensors under the names of the legacy lineage; the table read backwards."""
+    """Renames this network's tensors to the names of the legacy lineage."""
     names = {ours: legacy for legacy, ours in LEGACY_NAMES.items()} | {'head.fc': classifier}
     split = {name: name.rpartition('.') for name in tensors}
     return {f'{names[layer]}.{kind}': tensors[name] for name, (layer, _, kind) in split.items()}
@@ -56,10 +56,9 @@ class Recognised:
 
     Attributes:
         layout: 'xception_hub' or 'legacy'.
-        prefix: What stands before the network's names in the file.
+        prefix: Prefix of the network's names in the file.
         tensors: Name -> tensor, without `num_batches_tracked`.
-        left_out: Name in the file -> why the network does without it.
-        others: Tensors below the prefix, or beside the network, that it has no place for.
+        left_out: Name in the file -> why the network does not need the tensor.
         classifier: The file's name of the classifier; None if there is none.
     """
 
@@ -67,12 +66,11 @@ class Recognised:
     prefix: str
     tensors: StateDict
     left_out: dict[str, str] = field(default_factory=dict)
-    others: list[str] = field(default_factory=list)
     classifier: str | None = None
 
     @property
     def model_args(self) -> dict[str, Any]:
-        """The arguments of `Xception` that the shapes tell, and the numerics that the layout tells."""
+        """Arguments of `Xception`: the sizes follow from the shapes, the numerics from the layout."""
         args: dict[str, Any] = dict(in_chans=self.tensors['stem.conv1.weight'].shape[1], num_classes=0)
         if 'head.fc.weight' in self.tensors:
             args['num_classes'] = self.tensors['head.fc.weight'].shape[0]
@@ -94,15 +92,15 @@ def recognise(
     """Finds the network's tensors among those of a file of any published layout.
 
     Args:
-        checkpoint: Path -> tensor, within whatever containers and with whatever prefix of a wrapper.
-        source: What the errors call it.
-        prefix: The network to take, where there are several.
-        classifier: The file's name of the classifier to take, where there are several.
-        headless: Whether any head is left out.
+        checkpoint: Path -> tensor. Containers and wrappers may put any prefix before the network's names.
+        source: Name of the checkpoint in errors.
+        prefix: Prefix of the network to take if there are several.
+        classifier: Name in the file of the classifier to take if there are several.
+        headless: Leave out any head.
 
     Raises:
-        CheckpointError: It is no Xception; or it holds several networks, several classifiers, or tensors beside the
-            network that may belong to its function.
+        CheckpointError: The checkpoint is no Xception, or it holds several networks, several classifiers, or other
+            tensors that the network may compute with.
     """
     prefix, layout, left_out = _find_network(checkpoint, source, prefix)
     found = Recognised(layout, prefix, {}, left_out)
@@ -115,9 +113,9 @@ def recognise(
         layer, _, kind = name[len(prefix) :].rpartition('.')
         target = _target(layer, layout) if name.startswith(prefix) else None
         if target is not None:
-            if kind != 'num_batches_tracked':  # a counter that nothing computed here depends on
+            if kind != 'num_batches_tracked':  # a counter, which the outputs do not depend on
                 if target.endswith('.conv_pw') and tensor.dim() == 2:
-                    tensor = tensor[:, :, None, None]  # the lineage's first file
+                    tensor = tensor[:, :, None, None]  # as in the lineage's first file
                 found.tensors[f'{target}.{kind}'] = tensor
         elif reason:
             found.left_out[name] = reason
@@ -127,11 +125,12 @@ def recognise(
         else:
             found.left_out[name] = 'it lies beside the network, in another container'
     _take_head(found, heads, source, classifier, headless)
+    # a variant without residual connections has no shortcuts
     missing = [
         layer
         for layer in LEGACY_NAMES.values()
         if f'{layer}.weight' not in found.tensors and not (layout == 'xception_hub' and '.shortcut.' in layer)
-    ]  # which a variant does without
+    ]
     if missing:
         raise CheckpointError(
             f'{source} is no checkpoint of this network. Layers that are missing: {_listed(missing)}.'
@@ -147,7 +146,7 @@ def _target(layer: str, layout: str) -> str | None:
 
 
 def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tuple[str, str, dict[str, str]]:
-    """The prefix of the network's names, its layout, and the tensors of other networks with the reason."""
+    """Prefix of the network's names, its layout, and the other networks' tensors with the reason to leave them out."""
     layouts = {
         name[: -len(anchor)]: layout
         for anchor, layout in ANCHORS.items()
@@ -162,7 +161,9 @@ def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tup
     if prefix is not None:
         chosen = prefix if prefix in layouts else f'{prefix}.'
         if chosen not in layouts:
-            raise CheckpointError(f'{source} holds no network under prefix={prefix!r}, but under {_quoted(layouts)}.')
+            raise CheckpointError(
+                f'{source} holds no network under prefix={prefix!r}. Choose one of {_quoted(layouts)}.'
+            )
     else:
         raw = [name for name in layouts if not AVERAGES.search(name)]
         if len(raw) != 1 and len(layouts) > 1:
@@ -183,7 +184,7 @@ def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tup
 def _take_head(
     found: Recognised, heads: dict[str, StateDict], source: str, classifier: str | None, headless: bool
 ) -> None:
-    """Finds the classifier among the layers that are not the backbone's; refuses what would change the function."""
+    """Finds the classifier among the layers outside the backbone. Refuses others, which may change the outputs."""
     names = {layer: layer.removeprefix(found.prefix) for layer in heads}
     if headless:
         for layer, tensors in heads.items():
@@ -198,7 +199,9 @@ def _take_head(
     if classifier is not None:
         taken = [layer for layer in heads if classifier in (layer, names[layer])]
         if not taken:
-            raise CheckpointError(f'{source} has no classifier {classifier!r}, but {_quoted(names.values())}.')
+            raise CheckpointError(
+                f'{source} has no classifier {classifier!r}. Choose one of {_quoted(names.values())}.'
+            )
         for layer in set(heads) - set(taken):
             found.left_out.update({f'{layer}.{kind}': f'not the classifier {classifier!r}' for kind in heads[layer]})
     elif len(linear) > 1:
@@ -220,7 +223,7 @@ def _take_head(
         found.tensors.update({f'head.fc.{kind}': tensor for kind, tensor in heads[layer].items()})
 
 
-# Networks that are taken for this one, by the beginning of a name in their files.
+# Beginning of a tensor's name -> the network that it belongs to, which people mistake for this one.
 OTHER_NETWORKS = {
     'features.init_block.conv1.conv.weight': "This is pytorchcv's naming",
     'stem.0.conv.weight': 'This is an aligned Xception (timm: xception41, xception65, xception71)',
@@ -248,14 +251,14 @@ def _listed(names: list[str], most: int = 6) -> str:
 def check_against(
     tensors: StateDict, expected: StateDict, source: str, optional: Sequence[str] = (), verified: Collection[str] = ()
 ) -> None:
-    """Makes sure that tensors can be loaded as a whole, before any of them is.
+    """Checks that all tensors can be loaded, before any of them is.
 
     Args:
-        tensors: What is to be loaded.
-        expected: What the network has; only names and shapes count. Counters are left out.
-        source: What the errors call it.
+        tensors: Tensors to load.
+        expected: Tensors of the network. Only their names and shapes count; counters are ignored.
+        source: Name of the checkpoint in errors.
         optional: Beginnings of names that may be missing.
-        verified: Names whose values are known to be right.
+        verified: Names of tensors whose values are known to be right.
 
     Raises:
         CheckpointError: A tensor is missing, unknown, of another shape, not of floats, or not finite.
@@ -279,19 +282,19 @@ def check_against(
 def from_checkpoint(
     path: str | Path, *, prefix: str | None = None, classifier: str | None = None, **kwargs: Any
 ) -> nn.Module:
-    """Xception from a checkpoint of any published layout, with the numerics that it was trained with.
+    """Loads Xception from a checkpoint of any published layout, with the numerics of its training.
 
     Args:
-        path: A safetensors file, or one of torch.save (.pth, .pt, .ckpt, .p, ...): a state dict or a pickled module,
-            within whatever containers. Nothing in it is run.
-        prefix: The network to take, where the file holds several.
-        classifier: The name of the classifier to take, where the file holds several.
+        path: A safetensors file, or one of torch.save (.pth, .pt, .ckpt, .p, ...) with a state dict or a pickled
+            module in any containers. No code in it is run.
+        prefix: Prefix of the network to take if the file holds several.
+        classifier: Name of the classifier to take if the file holds several.
         **kwargs: Arguments of `timm.create_model('xception_paper', ...)` that replace those found in the file: image
             channels, class count (another than the file's means a new classifier, 0 none) and, for the legacy lineage,
             `bn_eps=1e-5` and `pool_padding='symmetric'`.
 
     Returns:
-        The network in evaluation mode. Its `pretrained_cfg` names no source and no licence, for the file tells none.
+        The network in evaluation mode. Its `pretrained_cfg` names no source and no licence: the file gives none.
 
     Raises:
         CheckpointError: The file is damaged, is no Xception, or does not fit the arguments.
@@ -312,7 +315,7 @@ def from_checkpoint(
     if headless:
         model_args = {name: value for name, value in model_args.items() if name not in ('fc_widths', 'head_layers')}
     if 'head_layers' in kwargs:
-        model_args.pop('fc_widths', None)  # which the shapes tell, but not what stands between
+        model_args.pop('fc_widths', None)  # the shapes give these widths, but not the layers between them
     num_classes = kwargs.pop('num_classes', model_args['num_classes'])
     name = file.architecture if (file.architecture or '').startswith('xception_paper') else 'xception_paper'
     in_chans = kwargs.pop('in_chans', model_args['in_chans'])
@@ -342,5 +345,5 @@ def from_checkpoint(
 
 
 KERAS_NUMERICS = dict(bn_eps=1e-3, pool_padding='same', act_layer='relu', output_stride=32)
-# What a file does not tell of where it comes from.
+# A file does not say where its weights come from.
 UNKNOWN_SOURCE = dict(tag=None, license=None, hf_hub_id=None, url=None, file=None, origin_url=None, source=None)

@@ -1,4 +1,4 @@
-"""Checkpoint files as data: every tensor in them by its path, and what they say of the network's arguments."""
+"""Reads checkpoint files as data: every tensor by its path, and the network's arguments if the file records them."""
 
 import json
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ from .pickles import Inert, Saved, is_module, module_tensors, read_pickle
 
 StateDict = dict[str, Tensor]
 
-MAX_DEPTH = 6  # of containers around a network
+MAX_DEPTH = 6  # levels of containers around a network
 MAX_HEADER = 10_000_000  # bytes of a safetensors header; an Xception's has 25,000
 ARGUMENTS = 'xception_hub'  # entry of a state dict's metadata, or of a safetensors header, with the network's arguments
 
 
 @dataclass
 class CheckpointFile:
-    """What a file holds.
+    """Contents of a checkpoint file.
 
     Attributes:
         tensors: Path of each tensor, 'state_dict.block1.skip.weight' -> tensor.
         arguments: Path of a network, 'state_dict' or '' -> its arguments that are not the default.
-        architecture: Name of the model, if the file says one.
+        architecture: Name of the model; None if the file gives none.
     """
 
     tensors: StateDict
@@ -35,7 +35,7 @@ class CheckpointFile:
     architecture: str | None = None
 
     def arguments_of(self, prefix: str) -> dict[str, Any] | None:
-        """What the file says of the network below a prefix; None if it says nothing."""
+        """Arguments that the file records for the network under a prefix; None if it records none."""
         return self.arguments.get(prefix.rstrip('.'))
 
 
@@ -43,12 +43,12 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
     """Reads a checkpoint file without running anything in it.
 
     Args:
-        path: A safetensors file, or one of torch.save: a state dict, a pickled module, or either within containers.
-        mapped: Leave a safetensors file on disk, but for its matrices, and map its pages as they are used. Only for
-            files that nobody overwrites, such as those of the Hugging Face cache.
+        path: A safetensors file, or one of torch.save: a state dict, a pickled module, or either in containers.
+        mapped: Map a safetensors file into memory instead of reading it, except for its matrices. Only for files that
+            nobody overwrites, such as those of the Hugging Face cache.
 
     Raises:
-        DamagedCheckpointError: The file is truncated, or not what it began as.
+        DamagedCheckpointError: The file is truncated or damaged.
         CheckpointError: There is no file, or it is of another format.
     """
     path = Path(path)
@@ -80,7 +80,7 @@ def _read_safetensors(path: Path, mapped: bool) -> CheckpointFile:
         with safetensors.safe_open(path, 'pt') as file:
             metadata = file.metadata() or {}
         tensors = safetensors.torch.load_file(path)
-        # products of matrices round in another way where these aren't aligned, and in a file they aren't
+        # products of matrices round differently in unaligned memory, and the matrices of a mapped file are unaligned
         keep = {name for name, tensor in tensors.items() if mapped and tensor.dim() != 2}
         tensors = {name: tensor if name in keep else tensor.clone() for name, tensor in tensors.items()}
     except safetensors.SafetensorError as e:
@@ -99,7 +99,7 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
     try:
         config = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e:
-        raise CheckpointError(f'{file}, which says what the network of {path.name} is, is not JSON ({e}).') from e
+        raise CheckpointError(f'{file}, which describes the network of {path.name}, is not JSON ({e}).') from e
     known = isinstance(config, dict) and str(config.get('architecture')).startswith('xception_paper')
     return config if known else None
 
@@ -117,7 +117,7 @@ def _tensors(value: Any, path: str = '', depth: int = 0) -> Iterator[tuple[str, 
 
 
 def _arguments(value: Any, path: str = '', depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What state dicts say of the networks in them: state_dict() of this project's networks writes it."""
+    """Arguments of the networks in state dicts, by their paths. `Xception.state_dict()` records them."""
     if isinstance(value, Saved):
         for name, metadata in value.metadata.items():
             arguments = _as_arguments(metadata.get(ARGUMENTS)) if isinstance(metadata, dict) else None
@@ -132,7 +132,7 @@ def _arguments(value: Any, path: str = '', depth: int = 0) -> Iterator[tuple[str
 
 
 def _arguments_of_module(state: dict[str, Any]) -> dict[str, Any]:
-    """What `Xception.state_dict()` would have said of a pickled network of this project."""
+    """Arguments that `Xception.state_dict()` would have recorded for a pickled network of this project."""
     head = state['_modules']['head'].state
     pool_type = head['_modules']['global_pool'].state['pool_type']
     return {**state['arguments'], 'global_pool': pool_type, 'head_layers': [dict(layer) for layer in head['layers']]}
@@ -147,6 +147,6 @@ def _as_arguments(text: Any) -> dict[str, Any] | None:
 
 
 def _architecture(value: Any) -> str | None:
-    """timm's train.py writes the model's name."""
+    """Name of the model, which timm's train.py writes under 'arch'; None if there is none."""
     architecture = value.get('arch') if isinstance(value, dict) else None
     return architecture if isinstance(architecture, str) else None

@@ -1,4 +1,4 @@
-"""The proof that tensors are those that Keras publishes: a fingerprint of each of the backbone's 234."""
+"""Verifies that tensors are those that Keras publishes, by a fingerprint of each of the backbone's 234."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from .files import StateDict
 # A network that runs with eps 1e-5 computes what Keras does with 1e-3 if its variances are larger by the difference.
 EPS_COMPENSATION = 1e-3 - 1e-5
 
-# Of the relative error that rounding to float32 leaves, which is at most 2**-24 for each rounding.
+# Roundings to float32 that a variance may have gone through. Each leaves a relative error of at most 2**-24.
 ROUNDINGS = 2
 
 
@@ -25,10 +25,10 @@ class Verification:
     """How a checkpoint's backbone compares with the one that Keras publishes; each tensor's name is in one list.
 
     Attributes:
-        identical: Equal bit by bit.
-        compensated: Variances larger by 9.9e-4 throughout, as a network with BatchNorm eps 1e-5 needs them.
-        different: Neither.
-        missing: Not in the checkpoint.
+        identical: Tensors that are equal bit by bit.
+        compensated: Variances that are all larger by 9.9e-4, as a network with BatchNorm eps 1e-5 needs them.
+        different: Tensors that are neither identical nor compensated.
+        missing: Tensors that the checkpoint does not have.
     """
 
     identical: list[str]
@@ -38,7 +38,7 @@ class Verification:
 
     @property
     def is_genuine(self) -> bool:
-        """Whether every tensor is Keras' own, or is after `restore_variances`."""
+        """Whether every tensor is Keras' own, at the latest after `restore_variances`."""
         return not self.different and not self.missing
 
     def __str__(self) -> str:
@@ -63,8 +63,8 @@ def fingerprint(tensors: StateDict) -> dict[str, Any]:
     """Fingerprints of the backbone's tensors, under this network's names and in torch's layout.
 
     Returns:
-        `sha256`: of each tensor's float32 values, little-endian, row by row. `log_sums`: of each moving variance, for
-        they may arrive rounded: the sum of their logarithms, plain and weighted by channel number.
+        `sha256`: digest of each tensor's float32 values, little-endian, row by row. `log_sums`: for each moving
+        variance, which may arrive rounded, the sum of the logarithms, plain and weighted by channel number.
     """
     digests = _digests(tensors)
     log_sums = {name: _log_sums(tensors[name]) for name in digests if name.endswith('running_var')}
@@ -88,7 +88,7 @@ def compare(tensors: StateDict) -> Verification:
 
 
 def restore_variances(tensors: StateDict, verification: Verification) -> StateDict:
-    """The tensors with the eps compensation taken off those variances that have it."""
+    """Returns the tensors without the eps compensation of their variances."""
     restored = {name: _without_compensation(tensors[name]).float() for name in verification.compensated}
     return {**tensors, **restored}
 

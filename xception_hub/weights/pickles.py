@@ -1,9 +1,9 @@
-"""The tensors of any file that `torch.save` wrote, with nothing in it run. Ours because torch's own `weights_only=True`
-refuses every class that it does not know, and pickled modules are full of them.
+"""Reads the tensors of any file that `torch.save` wrote, and runs no code in it. Our own, because torch's
+`weights_only=True` refuses every class that it does not know, and pickled modules are full of them.
 
 Python's unpickler builds the objects. Each class that a pickle names becomes an inert stand-in, which keeps what it is
-given; only the functions by which torch rebuilds tensors are known, and ours describe the tensor instead. What the
-pickle asks for is counted before any of it is built.
+given. Only the functions by which torch rebuilds tensors are known; ours describe the tensor instead. Each pickle is
+checked for excessive demands before any of it is built.
 """
 
 import io
@@ -24,14 +24,14 @@ from ..errors import CheckpointError, DamagedCheckpointError
 
 __all__ = ['Inert', 'module_tensors', 'read_pickle']
 
-MAX_STEPS = 2_000_000  # of a pickle; a pickled Xception with its optimizer has about 60,000
-MAX_BYTES = 2**26  # of a pickle without its tensors; a pickled Xception has about 200,000
-MAX_DEPTH = 200  # of containers in containers
-MAX_ELEMENTS = 2**30  # of a tensor
+MAX_STEPS = 2_000_000  # steps of a pickle; a pickled Xception with its optimizer has about 60,000
+MAX_BYTES = 2**26  # bytes of a pickle without its tensors; a pickled Xception has about 200,000
+MAX_DEPTH = 200  # levels of containers in containers
+MAX_ELEMENTS = 2**30  # elements of a tensor
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a file that torch before 1.6 wrote
 LEGACY_PROTOCOL = 1001
 
-# torch's names of storages, and what their values are
+# torch's name of a storage -> type of its values
 DTYPES = {
     'DoubleStorage': torch.float64,
     'FloatStorage': torch.float32,
@@ -51,8 +51,8 @@ class Inert:
 
     Attributes:
         kind: Full name of the class.
-        args: What it would have been called with.
-        state: What it would have been filled with.
+        args: Arguments that the class would have been called with.
+        state: State that the object would have been given.
     """
 
     kind = ''
@@ -68,10 +68,10 @@ class Inert:
         self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """A mapping or sequence of a class of its own is left without its items."""
+        """Ignores an item: mappings and sequences of unknown classes stay empty."""
 
     def append(self, value: Any) -> None:
-        """See `__setitem__`."""
+        """Ignores an item, as `__setitem__` does."""
 
     extend = append
 
@@ -88,7 +88,7 @@ class Saved(dict[Any, Any]):
 
 
 class Storage(NamedTuple):
-    """Where the values of tensors are: a key in the file, and how many of which type."""
+    """A block of values in the file: its key, their type and their number."""
 
     key: str
     dtype: torch.dtype
@@ -96,7 +96,7 @@ class Storage(NamedTuple):
 
 
 class Strided(NamedTuple):
-    """A tensor that is still in the file."""
+    """A tensor whose values are still in the file."""
 
     storage: Storage
     offset: int
@@ -112,8 +112,8 @@ def read_pickle(path: str | Path) -> Any:
         object as `Inert`.
 
     Raises:
-        DamagedCheckpointError: It is truncated, or asks for more than the file can hold.
-        CheckpointError: It is of another format, or its tensors are of a kind that is not read.
+        DamagedCheckpointError: The file is damaged, or asks for more than it can hold.
+        CheckpointError: The file is of another format, or its tensors are of a kind that is not read.
     """
     path = Path(path)
     try:
@@ -123,7 +123,7 @@ def read_pickle(path: str | Path) -> Any:
             return _read_legacy(file, path)
     except CheckpointError:
         raise
-    except Exception as e:  # whatever a damaged pickle makes of the unpickler, which has no error in common
+    except Exception as e:  # a damaged pickle can make the unpickler raise any error
         reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:300]
         raise DamagedCheckpointError(
             f'{path} is damaged, or was not written by torch.save; nothing in it was run ({reason}).'
@@ -198,7 +198,7 @@ def _read_legacy(file: Any, path: Path) -> Any:
 
 
 def _foreign(content: bytes, path: Path) -> CheckpointError:
-    """What a file is that torch.save did not write."""
+    """The error for a file that torch.save did not write. It says what the file is."""
     if content[257:262] == b'ustar':
         return CheckpointError(f'{path} is a tar archive. Unpack it, and name the checkpoint in it.')
     if content[:2] == b'\x1f\x8b':
@@ -225,7 +225,7 @@ def _values(content: bytes, storage: Storage, swapped: bool) -> Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds what a pickle describes, of stand-ins that are its own: what it does to one ends with it."""
+    """Builds what a pickle describes from stand-ins of its own: no pickle can change those of another."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file, encoding='latin1')
@@ -238,7 +238,7 @@ class _Unpickler(pickle.Unpickler):
         return self.kinds[kind]
 
     def persistent_load(self, pid: Any) -> Any:
-        if isinstance(pid, tuple) and pid and pid[0] == 'module':  # of old files: a class and its source text
+        if isinstance(pid, tuple) and pid and pid[0] == 'module':  # in old files: a class and its source text
             return pid[1]
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == 'storage'):
             raise ValueError(f'a reference of an unknown kind: {pid!r:.80}')
@@ -252,7 +252,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _stand_in(module: str, name: str) -> Any:
-    """What stands for a class or function: torch's for tensors describe them, those for containers are containers."""
+    """The stand-in for a class or function: tensors are described, containers are built, all else is inert."""
     if module in ('torch', 'torch.storage') and name in DTYPES:
         return DTYPES[name]
     if module == 'torch' and isinstance(dtype := getattr(torch, name, None), torch.dtype):
@@ -292,7 +292,7 @@ _REBUILDERS: dict[str, Callable[..., Any]] = {
 
 
 def _unpickled(source: Any) -> Any:
-    """The next object of a file, or that of bytes, after its steps were counted."""
+    """The next object of a file, or the object in bytes. Its steps are checked first."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     start = file.tell()
     _check_steps(_Bounded(file))
@@ -302,11 +302,11 @@ def _unpickled(source: Any) -> Any:
 
 
 def _check_steps(file: Any) -> None:
-    """Goes through a pickle without building anything, for what would be too much for Python's unpickler.
+    """Raises a ValueError for a pickle that Python's unpickler may not survive. Builds nothing.
 
-    It makes a list as long as the largest number of a remembered object, and a tuple in a tuple in a tuple ... is more
-    than the stack of the C library holds when it becomes a key. So both are followed here: numbers, and how deep each
-    tuple on the unpickler's stack is.
+    The unpickler makes a list as long as the largest number of a remembered object. A deeply nested tuple overflows
+    the stack of the C library when it becomes a key. So this function follows both: the numbers, and the depth of each
+    tuple on the unpickler's stack.
     """
     stack: list[int | None] = []  # depth of each object; None is a mark
     memo: dict[Any, int] = {}
@@ -346,7 +346,7 @@ def _check_steps(file: Any) -> None:
 
 
 class _Bounded:
-    """A file of which one object may be no longer than `MAX_BYTES`, so that no length in it asks for more."""
+    """A file that gives at most `MAX_BYTES` bytes for one object, whatever length the object claims."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.left = file, MAX_BYTES
@@ -390,7 +390,7 @@ def _storages(saved: Any) -> list[Storage]:
 
 
 def _built(saved: Any, load: Callable[[Storage], Tensor]) -> Any:
-    """The same object with its tensors, which share memory where they did when they were saved."""
+    """The saved object with its tensors. Tensors that shared memory when they were saved share it again."""
     loaded: dict[str, Tensor] = {}
     made: dict[int, Any] = {}
 

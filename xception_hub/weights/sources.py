@@ -1,7 +1,7 @@
 """Where pretrained weights come from, and in which order.
 
-`build_model` is timm's `build_model_with_cfg` with another way to the weights: several sources in order, each checked
-before anything is loaded, and tensors assigned instead of copied over an initialisation that nobody needs.
+`build_model` does what timm's `build_model_with_cfg` does, but finds the weights in its own way. It tries several
+sources in order, checks each before it loads anything, and assigns the tensors, which needs no initialisation.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ GENUINE_TAG = 'keras_in1k'  # pretrained cfgs with this tag promise what Keras p
 WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
 CONFIG_FILE = 'config.json'
 
-# What the same tensors compute depends on these arguments of the network. Those of the paper's variants are another
-# network's: what Keras publishes is never loaded into one.
+# NUMERICS change what the same tensors compute. VARIANTS make the paper's variants, which are other networks: the
+# weights that Keras publishes are never loaded into one.
 NUMERICS = dict(bn_eps=1e-3, pool_padding='same', act_layer='relu')
 VARIANTS = dict(residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0)
 
@@ -54,8 +54,8 @@ class Source:
     Attributes:
         kind: 'hub' (id[@revision]), 'url', 'path' (file or directory) or 'tensors' (a state dict in memory).
         location: The id, address, path or state dict.
-        genuine: It promises the weights that Keras publishes, so anything else is refused.
-        filename: Name of the weights on the Hub, if not one of `WEIGHT_FILES`.
+        genuine: Whether the source promises the weights that Keras publishes; anything else is then refused.
+        filename: Name of the weights on the Hub; None for one of `WEIGHT_FILES`.
     """
 
     kind: str
@@ -67,11 +67,11 @@ class Source:
         return 'the given state dict' if self.kind == 'tensors' else str(self.location)
 
     def fetch(self, filenames: Sequence[str], cache_dir: PathLike | None = None) -> Path:
-        """The first of these files that the source has, on this machine; downloaded if it isn't yet."""
+        """Path of the first of these files that the source has, downloaded if necessary."""
         for filename in filenames[:-1]:
             try:
                 return self._fetch(filename, cache_dir)
-            except LocalEntryNotFoundError:  # the hub can't be asked, which says nothing about the file
+            except LocalEntryNotFoundError:  # the hub cannot be asked, so the file may exist
                 raise
             except (EntryNotFoundError, FileNotFoundError):
                 continue
@@ -89,7 +89,7 @@ class Source:
             # the file's name holds the beginning of its sha256, which is checked now and after a download
             if not check_cached_file(self.location, check_hash=True, cache_dir=cache_dir):
                 if huggingface_hub.constants.HF_HUB_OFFLINE:
-                    raise FileNotFoundError('It is not in the cache, and HF_HUB_OFFLINE forbids the download.')
+                    raise FileNotFoundError('The file is not in the cache, and HF_HUB_OFFLINE forbids the download.')
                 folder = Path(cache_dir or get_cache_dir())
                 (folder / Path(urlsplit(self.location).path).name).unlink(missing_ok=True)
             return Path(download_cached_file(self.location, check_hash=True, cache_dir=cache_dir))
@@ -100,10 +100,10 @@ class Source:
         return path
 
     def read(self, cache_dir: PathLike | None = None) -> CheckpointFile:
-        """The tensors, under the names of whoever saved them, and what the file says of the network.
+        """The tensors under the names in the file, and the network's arguments if the file records them.
 
         Raises:
-            CheckpointError: The file is no checkpoint; if it is a damaged download, it leaves the cache.
+            CheckpointError: The file is no checkpoint. A damaged download is removed from the cache.
             Exception: Any failure of the network.
         """
         if self.kind == 'tensors':
@@ -148,7 +148,7 @@ class Source:
 
 
 def source_of(location: PathLike) -> Source:
-    """The source meant by an existing file or directory, a hub id ('org/name', 'org/name@revision') or an address."""
+    """The source that a file or directory, a hub id ('org/name', 'org/name@revision') or an address names."""
     text = os.fspath(location)
     for prefix, kind in (('hf-hub:', 'hub'), ('local-dir:', 'path')):
         if text.startswith(prefix):
@@ -189,18 +189,18 @@ def build_model(
 ) -> nn.Module:
     """`timm.models.build_model_with_cfg` for weights from several sources.
 
-    They are, in order: what `pretrained_cfg_overlay` names (`hf_hub_id`, `file`, `url` or `state_dict`), what the
-    environment variable XCEPTION_HUB_REPO names, what the model's pretrained cfg names. A model created as `hf-hub:` or
-    `local-dir:` has the one source of that name.
+    The sources are, in order: what `pretrained_cfg_overlay` names (`hf_hub_id`, `file`, `url` or `state_dict`), what
+    the environment variable XCEPTION_HUB_REPO names, what the model's pretrained cfg names. A model created as
+    `hf-hub:` or `local-dir:` has the one source of that name.
 
     Args:
-        model_cls: The network.
-        variant: Its name, as it is registered.
+        model_cls: Class of the network.
+        variant: Registered name of the model.
         pretrained: Load weights.
-        variant_args: Arguments of the network that the name stands for; `kwargs` come before them.
+        variant_args: Arguments of the network that the name stands for; `kwargs` override them.
         pretrained_cfg: timm's argument.
-        pretrained_cfg_overlay: timm's argument, whose sources come first.
-        cache_dir: For downloads.
+        pretrained_cfg_overlay: timm's argument; the sources that it names come first.
+        cache_dir: Directory for downloads; None for the default cache.
         device: Device of the parameters.
         dtype: Data type of the parameters.
         **kwargs: Further arguments of the network and of timm's function.
@@ -239,7 +239,8 @@ def verify(location: PathLike, cache_dir: PathLike | None = None) -> Verificatio
     """Compares the weights of any hub id, address, file or directory with those that Keras publishes.
 
     Raises:
-        CheckpointError: What is there is no checkpoint of Xception.
+        CheckpointError: The location holds no checkpoint of Xception.
+        Exception: Any failure of the network.
     """
     source = source_of(location)
     return compare(recognise(source.read(cache_dir).tensors, str(source), headless=True).tensors)
@@ -247,15 +248,15 @@ def verify(location: PathLike, cache_dir: PathLike | None = None) -> Verificatio
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a source's weights have to fit.
+    """The model that a source's weights have to fit.
 
     Attributes:
-        model: On the meta device: names and shapes without values.
+        model: Network on the meta device: names and shapes without values.
         model_args: Arguments of the model, with at least `NUMERICS` and `VARIANTS`.
-        variant_args: Of `VARIANTS`, what a config.json means that doesn't name them: the model's name stands for it.
-        cfg: Says how many classes and channels the weights should have.
-        features_only: The classifier isn't wanted.
-        cache_dir: For downloads.
+        variant_args: Arguments that the model's name stands for; a config.json that does not name them means these.
+        cfg: Pretrained cfg, which says how many classes and channels the weights should have.
+        features_only: Whether the classifier is not wanted.
+        cache_dir: Directory for downloads; None for the default cache.
     """
 
     model: nn.Module
@@ -267,7 +268,7 @@ class _Wanted:
 
     @property
     def classifier(self) -> bool:
-        """Whether the weights have to bring it; as in timm, one of another width starts afresh."""
+        """Whether the weights must include the classifier. As in timm, one of another width starts afresh."""
         return not self.features_only and self.model.num_classes == self.cfg.num_classes
 
 
@@ -290,18 +291,18 @@ def _all_sources(variant: str, pretrained_cfg: Any, overlay: dict[str, Any] | No
 def _first_that_fits(sources: list[Source], wanted: _Wanted) -> StateDict:
     """The tensors of the first source that has what is wanted.
 
-    A source that the user named either loads or raises. The pinned ones stand in for each other: the failure of one is
-    a warning, that of the last an error.
+    A source that the user named either loads or raises. Pinned sources stand in for each other: a warning reports each
+    that fails, and an error the last.
     """
     causes: list[str] = []
     for source, following in zip(sources, [*sources[1:], None]):
         try:
             return _tensors_that_fit(source, wanted)
-        except Exception as e:  # networks fail in ways that have no class in common; each is reported
+        except Exception as e:  # failures of networks have no common class; each is reported
             if not source.genuine:
                 raise WeightsError(
-                    f'{source} has no weights for this model: {_described(e)} It was named, so that no other source '
-                    f'stands in for it. Name another one, or none.'
+                    f'{source} has no weights for this model: {_described(e)} You named this source, so '
+                    f'no other source stands in for it. Name another one, or none.'
                 ) from e
             causes.append(f'{source}: {_described(e)}')
             if following:
@@ -316,7 +317,7 @@ def _first_that_fits(sources: list[Source], wanted: _Wanted) -> StateDict:
 
 
 def _described(error: BaseException) -> str:
-    """An error in a line, with the one that caused it: the hub's client says what it could not do, not why."""
+    """An error and its cause in one line. The hub's client says what it could not do; only the cause says why."""
     text = ' '.join(f'{type(error).__name__}: {error}'.split())
     return f'{text} (because of {_described(error.__cause__)})' if error.__cause__ else text
 
@@ -364,7 +365,7 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
 
 
 def _check_variant(model_args: dict[str, Any]) -> None:
-    """Refuses the weights of the paper's figure 5 to another network, whose shapes they may even fit."""
+    """Refuses to load the weights of figure 5 into a variant of the paper, even if the shapes fit."""
     for name, value in VARIANTS.items():
         if model_args[name] != value:
             raise CheckpointError(
