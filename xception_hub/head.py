@@ -81,8 +81,6 @@ class Head(nn.Module):
                 take pooled features.
             in_features: Number of features after pruning; None keeps it. Another number removes the layers before the
                 classifier, because they do not fit.
-            device: Device of the new parameters.
-            dtype: Data type of the new parameters.
         """
         dd = {'device': device, 'dtype': dtype}
         old = self.global_pool

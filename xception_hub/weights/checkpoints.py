@@ -161,9 +161,7 @@ def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tup
     if prefix is not None:
         chosen = prefix if prefix in layouts else f'{prefix}.'
         if chosen not in layouts:
-            raise CheckpointError(
-                f'{source} holds no network under prefix={prefix!r}. Choose one of {_quoted(layouts)}.'
-            )
+            raise CheckpointError(f'{source} holds no network under prefix={prefix!r}. Choose {_quoted(layouts)}.')
     else:
         raw = [name for name in layouts if not AVERAGES.search(name)]
         if len(raw) != 1 and len(layouts) > 1:
@@ -199,9 +197,7 @@ def _take_head(
     if classifier is not None:
         taken = [layer for layer in heads if classifier in (layer, names[layer])]
         if not taken:
-            raise CheckpointError(
-                f'{source} has no classifier {classifier!r}. Choose one of {_quoted(names.values())}.'
-            )
+            raise CheckpointError(f'{source} has no classifier {classifier!r}. It has: {_quoted(names.values())}.')
         for layer in set(heads) - set(taken):
             found.left_out.update({f'{layer}.{kind}': f'not the classifier {classifier!r}' for kind in heads[layer]})
     elif len(linear) > 1:
@@ -240,7 +236,7 @@ def _other_network(checkpoint: StateDict) -> str:
 
 
 def _quoted(names: Any) -> str:
-    return ', '.join(repr(name) for name in names)
+    return ', '.join(repr(name) for name in names) or 'none'
 
 
 def _listed(names: list[str], most: int = 6) -> str:
