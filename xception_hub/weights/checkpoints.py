@@ -278,7 +278,7 @@ def check_against(
 def from_checkpoint(
     path: str | Path, *, prefix: str | None = None, classifier: str | None = None, **kwargs: Any
 ) -> nn.Module:
-    """Loads Xception from a checkpoint of any published layout, with the numerics of its training.
+    """Loads Xception from a checkpoint of any published layout, with the numerics that it was trained with.
 
     Args:
         path: A safetensors file, or one of torch.save (.pth, .pt, .ckpt, .p, ...) with a state dict or a pickled
