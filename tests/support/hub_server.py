@@ -1,9 +1,9 @@
-"""A Hugging Face Hub on this machine: real HTTP, and downloads and uploads as huggingface_hub asks for them.
+"""A Hugging Face Hub on this machine. It serves huggingface_hub's downloads and uploads over real HTTP.
 
     with HubServer(folder) as hub:  # HF_ENDPOINT=hub.url
         hub.faults['model.safetensors'] = Fault.HALF
 
-Large files are uploaded by the git-lfs protocol; for huggingface_hub to use it, HF_HUB_DISABLE_XET=1.
+Large files are uploaded by the git-lfs protocol. Set HF_HUB_DISABLE_XET=1, so that huggingface_hub uses it.
 """
 
 import enum
@@ -23,21 +23,21 @@ REPO = r'(?P<repo>[^/]+/[^/]+)'
 DATASET = r'(?P<repo>datasets/[^/]+/[^/]+)'
 REVISION = r'(?P<revision>[^/]+)'
 TOKEN = 'hf_of_this_machine'
-LICENSES = ('apache-2.0', 'mit', 'other')  # of those that the Hub knows
+LICENSES = ('apache-2.0', 'mit', 'other')  # the real Hub knows more
 
 
 class Fault(enum.Enum):
     """What goes wrong with a request."""
 
-    NOT_FOUND = 404  # without the hub's own error code, as from a proxy; for a file that isn't there, remove it
+    NOT_FOUND = 404  # as from a proxy, without the hub's error code; to have a file missing, delete the file
     FORBIDDEN = 403
     SERVER_ERROR = 500
-    HALF = 'what is sent, in either direction, declares its full length and ends in the middle'
+    HALF = 'an upload or a download declares its full length and ends in the middle'
     CLOSED = 'the connection is closed without an answer'
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One method per endpoint; `ROUTES` says which."""
+    """Answers one request. `ROUTES` names the method that answers each endpoint."""
 
     ROUTES = tuple(
         (method, re.compile(pattern), endpoint)
@@ -81,13 +81,13 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET
 
     def route(self, path: str) -> None:
-        """Finds the endpoint, and asks for a token where the hub does: to write, and to read what is private."""
+        """Calls the endpoint. Writing, and reading a private repository, need a token, as on the real Hub."""
         for method, pattern, endpoint in self.ROUTES:
             match = pattern.fullmatch(path) if method == self.command.replace('HEAD', 'GET') else None
             if match:
                 values = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
                 private = values.get('repo') in self.server.store.private
-                # as with a presigned address, who knows the sha256 may put the content
+                # PUT needs no token: like a presigned address, it is open to whoever knows the sha256
                 if not (private or self.command == 'POST') or self.headers.get('Authorization') == f'Bearer {TOKEN}':
                     getattr(self, endpoint)(**values)
                 elif self.command == 'POST':
@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
     # Downloads
 
     def plain_file(self, name: str) -> None:
-        """GET /files/NAME: the file of that name in the folder `files`."""
+        """GET /files/NAME: a file of the folder `files`."""
         path = self.server.root / 'files' / name
         if path.is_file():
             self.send_file(path)
@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404)
 
     def resolve(self, repo: str, revision: str, name: str) -> None:
-        """HEAD and GET /ORG/NAME/resolve/REVISION/FILE."""
+        """HEAD and GET /ORG/NAME/resolve/REVISION/FILE: a file of a repository."""
         folder = self.server.store.folder_of(repo, revision)
         if folder is None:
             other_revisions = any(self.server.root.glob(f'{repo}@*'))
@@ -120,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_file(folder / name, {'X-Repo-Commit': commit})
 
     def send_file(self, path: Path, headers: dict[str, str] | None = None) -> None:
-        """The file, or the part of it that a Range header asks for."""
+        """Sends a file, or the part of it that a Range header asks for."""
         size, asked = path.stat().st_size, re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range', ''))
         start = min(int(asked.group(1)), size) if asked else 0
         end = min(int(asked.group(2)) + 1, size) if asked and asked.group(2) else size
@@ -136,10 +136,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(f.read(max(size // 2 - start, 0) if truncated else end - start))
             self.close_connection = self.close_connection or truncated
 
-    # What a repository holds
+    # Contents of a repository
 
     def existing(self, repo: str, revision: str) -> Path | None:
-        """The folder of a branch; if there is none, answers so."""
+        """Returns the folder of a branch. If there is none, answers 404 and returns None."""
         folder = self.server.store.branch(repo, revision)
         if folder is None:
             known = (self.server.root / repo).is_dir()
@@ -147,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         return folder
 
     def info(self, repo: str, revision: str = 'main') -> None:
-        """GET /api/models/ORG/NAME[/revision/REVISION]."""
+        """GET /api/models/ORG/NAME[/revision/REVISION]: the commit, and the names of all files."""
         if folder := self.existing(repo, revision):
             siblings = [
                 dict(rfilename=entry['path'])
@@ -159,13 +159,13 @@ class Handler(BaseHTTPRequestHandler):
             )
 
     def tree(self, repo: str, revision: str, below: str = '') -> None:
-        """GET /api/models/ORG/NAME/tree/REVISION[/FOLDER]: what is in a folder, and with ?recursive=True below it."""
+        """GET /api/models/ORG/NAME/tree/REVISION[/FOLDER]: contents of a folder; ?recursive=True adds subfolders."""
         if folder := self.existing(repo, revision):
             recursive = parse_qs(urlsplit(self.path).query).get('recursive', [''])[0].lower() == 'true'
             self.answer_json(self.server.store.tree(folder, below, recursive))
 
     def paths_info(self, repo: str, revision: str) -> None:
-        """POST /api/datasets/ORG/NAME/paths-info/REVISION: those of some files and folders that there are."""
+        """POST /api/datasets/ORG/NAME/paths-info/REVISION: entries of the named files and folders that exist."""
         if folder := self.existing(repo, revision):
             entries = self.server.store.tree(folder, '', recursive=True)
             asked = parse_qs(self.body.decode()).get('paths', [])
@@ -174,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
     # Uploads
 
     def create(self) -> None:
-        """POST /api/repos/create."""
+        """POST /api/repos/create: a new repository, or 409 if it exists."""
         asked = json.loads(self.body)
         repo = f'{asked["organization"]}/{asked["name"]}'
         exists = (self.server.root / repo).is_dir()
@@ -183,20 +183,20 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_json(dict(url=f'{self.server.url}/{repo}'), 409 if exists else 200)
 
     def create_branch(self, repo: str, revision: str) -> None:
-        """POST /api/models/ORG/NAME/branch/BRANCH."""
+        """POST /api/models/ORG/NAME/branch/BRANCH: a new branch, which begins as a copy of main."""
         if self.existing(repo, 'main'):
             self.server.store.create_branch(repo, revision)
             self.answer_json({})
 
     def validate_yaml(self) -> None:
-        """POST /api/validate-yaml."""
+        """POST /api/validate-yaml: 400 if the card names a licence that is not in LICENSES."""
         metadata = yaml.safe_load(json.loads(self.body)['content'].split('---')[1])
         wrong = metadata.get('license', 'mit') not in LICENSES
         errors = [dict(message=f'"license" must be one of {LICENSES}')] if wrong else []
         self.answer_json(dict(errors=errors, warnings=[]), 400 if wrong else 200)
 
     def preupload(self, repo: str, revision: str) -> None:
-        """POST /api/models/ORG/NAME/preupload/REVISION: which files are large, and the hashes of those there are."""
+        """POST /api/models/ORG/NAME/preupload/REVISION: whether each file is large, and its hash if it exists."""
         folder = self.existing(repo, revision)
         if folder:
             there = {entry['path']: entry for entry in self.server.store.tree(folder, '', recursive=True)}
@@ -213,7 +213,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer_json(dict(files=files))
 
     def lfs_batch(self, repo: str) -> None:
-        """POST /ORG/NAME.git/info/lfs/objects/batch: where each large file is to be put."""
+        """POST /ORG/NAME.git/info/lfs/objects/batch: address for each large file that main does not have."""
         folder = self.server.store.branch(repo, 'main')
         tree = self.server.store.tree(folder, '', recursive=True) if folder else []
         there = {entry['lfs']['oid'] for entry in tree if 'lfs' in entry}
@@ -226,7 +226,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_json(dict(transfer='basic', objects=objects))
 
     def lfs_put(self, sha256: str) -> None:
-        """PUT /storage/SHA256."""
+        """PUT /storage/SHA256: stores a large file, or answers 400 if the hash differs."""
         if hashlib.sha256(self.body).hexdigest() != sha256:
             self.answer_json(dict(error='The content is not what its sha256 says.'), 400)
         else:
@@ -234,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200)
 
     def commit(self, repo: str, revision: str) -> None:
-        """POST /api/models/ORG/NAME/commit/BRANCH: the header, then a file per line."""
+        """POST /api/models/ORG/NAME/commit/BRANCH: a line with the header, then a line for each file."""
         header, *operations = (json.loads(line) for line in self.body.splitlines())
         if not (folder := self.existing(repo, revision)):
             return
@@ -258,7 +258,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(text)
 
     def answer(self, status: int, headers: dict[str, str] | None = None) -> None:
-        """An answer without a body."""
+        """Sends an answer without a body."""
         self.send_head(status, {'Content-Length': '0', **(headers or {})})
 
     def send_head(self, status: int, headers: dict[str, str]) -> None:
@@ -268,18 +268,18 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
-        """`HubServer.requests` is the log."""
+        """Prints nothing: `HubServer.requests` is the log."""
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves the repositories below a folder, from `with` to its end.
+    """Serves the repositories below a folder while its `with` block runs.
 
     Attributes:
-        root: Holds `ORG/NAME` (any revision) or `ORG/NAME@REVISION`, and plain files in `files`.
-        store: The same, as what it means.
+        root: Folder with `ORG/NAME` (any revision) or `ORG/NAME@REVISION`, and plain files in `files`.
+        store: Repositories, branches and commits in that folder.
         requests: (method, path) of each request so far.
-        sent: Bytes of files so far.
-        faults: Part of a path ('' is in all) -> what goes wrong with requests for it; may change at any time.
+        sent: Number of bytes of files sent so far.
+        faults: Part of a path -> fault of all requests whose path has it ('' matches all). It may change at any time.
     """
 
     daemon_threads = True

@@ -1,4 +1,4 @@
-"""What a Hugging Face Hub keeps: repositories as folders, their branches beside them, and uploads not yet committed."""
+"""Storage of the test Hub: a folder for each repository and each branch, and uploads that are not committed yet."""
 
 import base64
 import functools
@@ -11,7 +11,7 @@ from typing import Any
 
 COMMIT = re.compile(r'[0-9a-f]{40}')
 
-# As the Hub's own .gitattributes, which each new repository starts with, says of weights.
+# Each new repository on the Hub starts with a .gitattributes that marks weights as large files.
 LFS_SUFFIXES = ('.safetensors', '.bin', '.pth')
 GITATTRIBUTES = ''.join(f'*{suffix} filter=lfs diff=lfs merge=lfs -text\n' for suffix in LFS_SUFFIXES)
 
@@ -22,13 +22,13 @@ def _sha256(path: Path, changed_ns: int, size: int) -> str:
 
 
 def etag_of(path: Path) -> str:
-    """The hub's name for a file's content, its sha256; computed once per content."""
+    """ETag of a file: the sha256 of its content, computed once for each content."""
     stat = path.stat()
     return _sha256(path, stat.st_mtime_ns, stat.st_size)
 
 
 def commit_of(folder: Path) -> str:
-    """40 hexadecimal digits that change with what a repository holds."""
+    """Commit of a folder: 40 hexadecimal digits that change whenever a file changes."""
     files = sorted(path for path in folder.rglob('*') if path.is_file())
     return hashlib.sha1(repr([(str(f.relative_to(folder)), etag_of(f)) for f in files]).encode()).hexdigest()
 
@@ -38,18 +38,18 @@ def git_blob_id(content: bytes) -> str:
 
 
 def lfs_pointer(sha256: str, size: int) -> bytes:
-    """What git keeps in place of a large file."""
+    """Content of the small file that git keeps in place of a large one."""
     return f'version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n'.encode()
 
 
 @dataclass
 class Store:
-    """The folder of a hub.
+    """Folder that holds all repositories of a Hub.
 
     Attributes:
-        root: Holds `ORG/NAME`, read at any revision that has no `ORG/NAME@REVISION`, and plain files in `files`.
-        private: The repositories that only a token opens.
-        objects: sha256 -> content of large files that were uploaded and not yet committed.
+        root: Folder with `ORG/NAME@REVISION`, `ORG/NAME` for all other revisions, and plain files in `files`.
+        private: Names of the repositories that only a token opens.
+        objects: sha256 -> content of each large file that was uploaded but not yet committed.
     """
 
     root: Path
@@ -57,12 +57,12 @@ class Store:
     objects: dict[str, bytes] = field(default_factory=dict)
 
     def folder_of(self, repo: str, revision: str) -> Path | None:
-        """Where a repository is on disk at a revision, None if it isn't; for downloads, which may pin any commit."""
+        """Folder that a download reads, which may pin any commit. None if there is no such repository."""
         folders = (self.root / name for name in (f'{repo}@{revision}', repo))
         return next((folder for folder in folders if folder.is_dir()), None)
 
     def branch(self, repo: str, revision: str) -> Path | None:
-        """The same for all else: a revision is 'main', another branch, or the commit that one of them is at."""
+        """Folder of a branch, found by the branch's name or its last commit. None if there is no such branch."""
         main = self.root / repo
         branches = [main, *sorted(main.parent.glob(f'{main.name}@*'))]
         names = ('main', *(folder.name.partition('@')[2] for folder in branches[1:]))
@@ -85,7 +85,7 @@ class Store:
         shutil.copytree(self.root / repo, self.root / f'{repo}@{name}')
 
     def tree(self, folder: Path, below: str, recursive: bool) -> list[dict[str, Any]]:
-        """What is in a folder of a repository as the hub lists it."""
+        """Entries of a folder of a repository, as the Hub lists them."""
         paths = (folder / below).rglob('*') if recursive else (folder / below).glob('*')
         return [self._entry(folder, path) for path in sorted(paths)]
 
@@ -100,10 +100,10 @@ class Store:
         return dict(entry, size=size, oid=git_blob_id(pointer), lfs=lfs)
 
     def commit(self, folder: Path, operations: list[dict[str, Any]]) -> str:
-        """Writes all files of a commit or, if one of its large files was not uploaded, none.
+        """Writes and deletes the files of a commit. Changes nothing if one of its large files was not uploaded.
 
         Raises:
-            KeyError: The sha256 that is missing.
+            KeyError: The large file with this sha256 was not uploaded.
         """
         read = {
             'file': lambda value: base64.b64decode(value['content']),

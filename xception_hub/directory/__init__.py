@@ -1,1 +1,1 @@
-"""A model directory: written, described by a card, published. Knows neither Keras nor training."""
+"""Writing, describing and publishing a model directory. Nothing here needs Keras or training."""

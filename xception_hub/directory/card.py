@@ -1,7 +1,7 @@
 """The model card of a directory: README.md, from `card.md.jinja` and what the directory itself holds.
 
-What the directory does not tell, the card does not either: a fine-tuned one has no parity.json, and its card no word of
-Keras' file or of proofs, but its figures.
+The card tells only what the directory holds. A converted directory has parity.json, so its card names the
+Keras file and the proofs. A fine-tuned one has metrics.json, so its card shows the results.
 """
 
 import re
@@ -19,12 +19,12 @@ from ..errors import CardError, CheckpointError, DirectoryError
 from ..weights.sources import verify
 from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, read_json
 
-PROJECT = 'OWNER/xception_hub'  # on GitHub; README.md calls it so too
-PLACEHOLDER = 'ORG/NAME'  # of a card whose repository isn't known yet
+PROJECT = 'OWNER/xception_hub'  # on GitHub; README.md uses the same name
+PLACEHOLDER = 'ORG/NAME'  # stands for a repository that is not known yet
 
-LISTED_CLASSES = 20  # of more, the card says how many
-LINE_LENGTH = 100  # of code, so that the Hub's pages show it without scrolling
-# Figures of metrics.json: what the card calls them, and what the Hub does.
+LISTED_CLASSES = 20  # largest number of class names on the card; the others are counted
+LINE_LENGTH = 100  # characters; the Hub's pages show such code without scrolling
+# Figures of metrics.json by their names on the card; HUB_METRICS has their names on the Hub.
 FIGURES = {
     'top1': 'top-1',
     'top5': 'top-5',
@@ -38,7 +38,7 @@ FIGURES = {
 HUB_METRICS = {'top1': 'accuracy', 'macro_f1': 'f1'}
 HUB_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')
 IMAGE_MODES = {1: 'L', 3: 'RGB'}  # Pillow's, by number of channels
-# What timm needs to prepare images; torch.hub's model gets it as arguments, for it doesn't read config.json.
+# timm needs these to prepare images. With torch.hub they are arguments, because it does not read config.json.
 DATA_FIELDS = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
 CROP_MODES = {
     'squash': 'resized to {} without regard to the aspect ratio',
@@ -48,18 +48,18 @@ CROP_MODES = {
 
 
 def render(directory: Path, repo_id: str | None = None, license: str | None = None) -> str:
-    """The text of README.md, the same for the same files.
+    """Renders README.md. The same files always give the same text.
 
     Args:
-        directory: A directory with config.json and model.safetensors. parity.json adds the source and the proofs;
-            config.json's `base_model`, if it has one, the repository that a fine-tuning started from; metrics.json its
-            figures.
-        repo_id: The repository that the code refers to, 'org/name' or 'org/name@revision'; None for a placeholder.
-        license: The Hub's identifier of the weights' licence, like 'mit'. The one in config.json's pretrained_cfg is
-            not used: a fine-tuning may have left it there from what it started from.
+        directory: A directory with config.json and model.safetensors. If it has parity.json, the card shows the source
+            and the proofs; if it has metrics.json, the results. If config.json has `base_model`, the card names that
+            repository as the start of the fine-tuning.
+        repo_id: Repository in the card's code, 'org/name' or 'org/name@revision'. None gives a placeholder.
+        license: The Hub's identifier of the weights' licence, like 'mit'. The licence in config.json's pretrained_cfg
+            is ignored: after a fine-tuning it may still be that of the weights it started from.
 
     Raises:
-        CardError: A file is missing, or is not what its name says.
+        CardError: A file is missing, damaged or incomplete.
     """
     try:
         config = read_json(directory / CONFIG_FILE)
@@ -86,7 +86,7 @@ def _context(
     repo_id: str | None,
     license: str | None,
 ) -> dict[str, Any]:
-    """What the template is filled with."""
+    """Values that the template uses."""
     num_classes, args = config['num_classes'], config.get('model_args') or {}
     data = _data_config(config)
     backbone, sha256 = _weights(directory)
@@ -105,9 +105,9 @@ def _context(
         data=data,
         image_mode=IMAGE_MODES.get(data['input_size'][0]),
         model_args={**args, 'num_classes': num_classes},
-        # without the classes in the overlay, timm takes the classifier for one of another task and starts it afresh
+        # without num_classes in the overlay, timm thinks that the classes differ and initialises a new classifier
         overlay=dict(hf_hub_id=repo_id or PLACEHOLDER, num_classes=num_classes, **data),
-        # the pipelines run colour images, give a vector, and pass the number of classes themselves
+        # the pipelines need colour images and pooled features, and pass num_classes themselves
         has_pipeline=bool(config.get('global_pool')) and colour and 'num_classes' not in args,
         classes=_classes(config),
         preparation=_preparation(data),
@@ -127,7 +127,7 @@ def _context(
 
 
 def _weights(directory: Path) -> tuple[str, str]:
-    """How the backbone compares with what Keras publishes, and the sha256 of the file."""
+    """Result of verifying the backbone against what Keras publishes, and the sha256 of the file."""
     weights = directory / WEIGHTS_FILE
     try:
         backbone = verify(weights)
@@ -138,14 +138,14 @@ def _weights(directory: Path) -> tuple[str, str]:
 
 
 def is_xception(config: dict[str, Any]) -> bool:
-    """Whether a config.json is of this project's network, or of one of its variants."""
+    """Whether a config.json describes the Xception of this project or one of its variants."""
     return str(config.get('architecture')).startswith('xception_paper')
 
 
 def _metadata(
     config: dict[str, Any], parity: dict[str, Any], metrics: dict[str, Any], repo_id: str | None, license: str | None
 ) -> str:
-    """What the Hub files the model under."""
+    """YAML header of the card, by which the Hub sorts and finds the model."""
     task = _task(config)
     dataset = _dataset_name(metrics)
     results = [
@@ -186,7 +186,7 @@ def _classes(config: dict[str, Any]) -> str:
 
 
 def _preparation(data: dict[str, Any]) -> str:
-    """How images are prepared, in words."""
+    """Preparation of the images, in words."""
     channels, height, width = data['input_size']
     size, resized = (
         f'{int(height / kept)}x{int(width / kept)}' for kept in (1, data['crop_pct'])
@@ -208,7 +208,7 @@ def _value_range(mean: Sequence[float], std: Sequence[float]) -> str:
 
 
 def _final_activation(config: dict[str, Any]) -> str | None:
-    """What Keras does with the logits, if it is known."""
+    """Name of the activation that Keras applies to the logits. None if there are no classes or no record of it."""
     activation = (config.get('keras') or {}).get('final_activation')
     if not config['num_classes'] or activation is None:
         return None
@@ -217,20 +217,20 @@ def _final_activation(config: dict[str, Any]) -> str | None:
 
 
 def _dataset_name(metrics: dict[str, Any]) -> str:
-    """A hub id as it is; of a path only the name, for the rest of it is nobody's business."""
+    """Name of the dataset: a hub id in full, but only the last part of a path, since the rest is private."""
     dataset = str(metrics.get('dataset', ''))
     return dataset if HUB_ID.fullmatch(dataset) and not Path(dataset).exists() else Path(dataset).name
 
 
 def _data_config(config: dict[str, Any]) -> dict[str, Any]:
-    """timm's own reading of the preprocessing, with its defaults for what is missing."""
+    """Preprocessing as timm reads it. Missing fields have timm's defaults."""
     data = resolve_data_config(pretrained_cfg=config['pretrained_cfg'])
     return {name: tuple(data[name]) if isinstance(data[name], list) else data[name] for name in DATA_FIELDS}
 
 
 def _arguments(values: dict[str, Any], indent: int) -> str:
-    """Keyword arguments of a call, in lines."""
-    # a line ends between arguments, never within one, whose spaces are hidden meanwhile
+    """Keyword arguments of a call, wrapped into lines."""
+    # hide the spaces within an argument, so that lines break only between arguments
     text = ', '.join(f'{name}={value!r}'.replace(' ', '\0') for name, value in values.items())
     spaces = ' ' * indent
     lines = textwrap.wrap(
@@ -245,13 +245,13 @@ def _arguments(values: dict[str, Any], indent: int) -> str:
 
 
 def _plain(text: object) -> str:
-    """Foreign text for a line or cell of Markdown, in which it means nothing but itself."""
+    """Text from outside, escaped for a line or a table cell of Markdown."""
     words = ' '.join(str(text).split())
     return ''.join(f'\\{c}' if c in r'\`*_[]|<>#' else c for c in words)
 
 
 def _code(text: object) -> str:
-    """Foreign text as code; a backtick would end it."""
+    """Text from outside as Markdown code, without backticks, which would end it."""
     return f'`{" ".join(str(text).split()).replace("`", "")}`'
 
 

@@ -1,4 +1,4 @@
-"""A model directory on the Hugging Face Hub, in one commit: checked, compared with what is there, and sent."""
+"""Publishes a model directory on the Hugging Face Hub: checks it, compares it with the Hub and sends one commit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,31 +23,31 @@ CARD_FILE = 'README.md'
 MESSAGE = 'Publish xception_paper'
 MAIN = 'main'  # the Hub's default branch
 TOKEN_REMEDY = (
-    'Log in with `hf auth login`, or set HF_TOKEN, with a token from https://huggingface.co/settings/tokens that may '
-    'write there.'
+    'Log in with `hf auth login`, or set HF_TOKEN. The token needs the right to write there; create one on '
+    'https://huggingface.co/settings/tokens.'
 )
-AGAIN = 'A commit is made whole or not at all: run the command again, it sends what is missing.'
-# Status of the Hub's answer -> what to do, where running the command again is not enough
+AGAIN = 'The Hub takes a commit as a whole or not at all. Run the command again: it sends what is missing.'
+# HTTP status of the Hub's answer -> remedy, where it is not enough to run the command again
 REMEDIES = {
     400: 'For the licence, pass --license with an identifier of https://huggingface.co/docs/hub/repositories-licenses.',
     401: TOKEN_REMEDY,
     403: TOKEN_REMEDY,
     404: 'Check the name; if the repository is private, use a token that opens it.',
-    412: 'Someone else made a commit meanwhile: run the command again, it compares with that.',
-    429: 'The Hub asks for patience: run the command again in some minutes.',
+    412: 'Someone else made a commit meanwhile. Run the command again: it compares with the new commit.',
+    429: 'The Hub has had too many requests. Wait some minutes, then run the command again.',
 }
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What the Hub has.
+    """State of a repository on the Hub.
 
     Attributes:
-        exists: Whether it has the repository, as far as the token shows.
+        exists: Whether the repository exists. False also if it is private and the token cannot open it.
         private: Whether the repository is private.
-        head: The commit that the branch is at; None if there is no such branch.
-        files: Name -> huggingface_hub's description of each file outside of folders.
-        problem: Why the Hub could not be asked; then the rest says nothing.
+        head: Hash of the last commit of the branch. None if there is no such branch.
+        files: Name -> huggingface_hub's description, for each file and folder at the top.
+        problem: Reason why the Hub could not be asked. If there is one, the other attributes mean nothing.
     """
 
     exists: bool = False
@@ -59,15 +59,15 @@ class Remote:
 
 @dataclass(frozen=True)
 class Upload:
-    """What publishing a directory would do.
+    """Everything that publishing a directory would send and remove.
 
     Attributes:
         repo_id: 'org/name'.
-        branch: Branch of the repository.
+        branch: Branch that the commit goes to.
         card: Text of the model card.
-        contents: Name in the repository -> content, or the file with it.
-        left_out: Names in the directory that are not published.
-        remote: What the Hub has.
+        contents: Name in the repository -> content as bytes, or path of the file that has it.
+        left_out: Names of files and folders in the directory that are not published.
+        remote: State of the repository on the Hub.
     """
 
     repo_id: str
@@ -84,16 +84,16 @@ class Upload:
 
     @property
     def removed(self) -> list[str]:
-        """Names of the files that go: the proofs of weights that are there no more."""
+        """Names of files to remove: the repository's parity.json, if the directory has none to replace it."""
         return [PARITY_FILE] if PARITY_FILE in self.remote.files and PARITY_FILE not in self.contents else []
 
     @property
     def model_name(self) -> str:
-        """What `timm.create_model` takes."""
+        """Name to pass to `timm.create_model`."""
         return f'hf-hub:{_pinned(self.repo_id, self.branch)}'
 
     def status(self, name: str) -> str:
-        """'new', 'changed', 'unchanged' or 'removed'; 'unknown' if the Hub could not be asked."""
+        """One of 'new', 'changed', 'unchanged' and 'removed', or 'unknown' if the Hub could not be asked."""
         if self.remote.problem:
             return 'unknown'
         if name in self.removed:
@@ -101,7 +101,7 @@ class Upload:
         if name not in self.remote.files:
             return 'new'
         there, content = self.remote.files[name], self.contents[name]
-        if there.lfs:  # the Hub knows large files by their sha256, others by git's hash
+        if there.lfs:  # the Hub identifies large files by sha256, and all others by git's hash
             same = there.lfs.sha256 == CommitOperationAdd(name, content).upload_info.sha256.hex()
         else:
             same = there.blob_id == git_hash(content if isinstance(content, bytes) else content.read_bytes())
@@ -110,11 +110,11 @@ class Upload:
 
 @dataclass(frozen=True)
 class Published:
-    """What was done.
+    """Result of publishing.
 
     Attributes:
-        upload: What was to be done.
-        commit_url: Address of the commit's page; None if the repository held everything already.
+        upload: The upload that was asked for.
+        commit_url: Address of the commit's page. None if nothing had changed and no commit was made.
     """
 
     upload: Upload
@@ -130,25 +130,25 @@ def publish(
     license: str | None = None,
     message: str = MESSAGE,
 ) -> Published:
-    """Checks a directory, and commits what the Hub does not have, in one commit.
+    """Checks a directory and sends what the Hub does not have, in one commit.
 
     Args:
-        directory: Directory with config.json and model.safetensors; nothing is written to it.
-        repo_id: 'org/name'; the repository is created if it does not exist.
-        private: Whether a repository that is created is private.
-        revision: Branch, 'main' if None; it is created from main if it does not exist.
-        license: The Hub's identifier of the weights' licence, for the card.
+        directory: Directory with config.json and model.safetensors. Nothing is written to it.
+        repo_id: Repository 'org/name'. It is created if it does not exist.
+        private: Whether a new repository is private.
+        revision: Branch to publish on; None is main. It is created from main if it does not exist.
+        license: The Hub's identifier of the weights' licence. The card shows it.
         message: Message of the commit.
 
     Raises:
-        CardError: A file of the directory is missing or cannot be read.
-        PublishError: Any other reason for which nothing was published.
+        DirectoryError: A file of the directory is missing or cannot be read.
+        PublishError: Any other failure. Nothing was published.
     """
     return send(make_upload(directory, repo_id, revision, license), private, message)
 
 
 def make_upload(directory: Path, repo_id: str, revision: str | None = None, license: str | None = None) -> Upload:
-    """Checks a directory and asks the Hub what it has; see `publish`."""
+    """Checks a directory and asks the Hub what it has. `publish` describes the arguments."""
     _check_repo_id(repo_id)
     _check_directory(directory)
     branch = revision or MAIN
@@ -166,7 +166,7 @@ def make_upload(directory: Path, repo_id: str, revision: str | None = None, lice
 
 
 def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> Published:
-    """Makes the commit. The Hub's client leaves out of it what has not changed; see `publish`."""
+    """Sends the commit. The Hub's client leaves out unchanged files. `publish` describes the arguments."""
     remote = upload.remote
     if remote.problem:
         raise remote.problem
@@ -210,8 +210,8 @@ def _check_repo_id(repo_id: str) -> None:
 
 
 def _check_directory(directory: Path) -> None:
-    """Makes sure that what is published loads, and that nothing in it is known to be wrong."""
-    if not (directory / WEIGHTS_FILE).is_file():  # timm would be content with a pickle
+    """Raises an error if the model does not load, or if a file says that it is wrong."""
+    if not (directory / WEIGHTS_FILE).is_file():  # timm would also load a pickle
         raise PublishError(f'{directory} has no {WEIGHTS_FILE}. Name a directory that xception-hub convert wrote.')
     config = read_json(directory / CONFIG_FILE)
     if not is_xception(config):
@@ -229,13 +229,13 @@ def _check_directory(directory: Path) -> None:
         passed = read_json(directory / PARITY_FILE).get('passed')
         if passed is not True:
             raise PublishError(
-                f'{directory / PARITY_FILE} says passed: {passed}, so the network is not shown to be that of its '
-                f'source. `xception-hub prove` says where they differ.'
+                f'{directory / PARITY_FILE} says passed: {passed}, so the network is not proven to compute the same '
+                f'as its source. Run `xception-hub prove` to see where they differ.'
             )
     try:
         timm.create_model(f'local-dir:{directory}', pretrained=True)
     except WeightsError as e:
-        # how to get other weights is of no use here
+        # leave out how to get other weights: here the file itself is wrong
         reason = ' '.join(str(e).removesuffix(OFFLINE_REMEDY).split())
         raise PublishError(f'{directory} does not load. {reason} Write it anew.') from e
     except Exception as e:  # config.json may ask for anything
@@ -246,7 +246,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def _ask(repo_id: str, branch: str) -> Remote:
-    """What the Hub has; a problem is kept for whoever can't do without the answer."""
+    """Asks for the state of a repository. An error is returned in `problem`: a dry run goes on without an answer."""
     api = HfApi(library_name='xception_hub')
     try:
         with _explained(repo_id):
@@ -266,17 +266,17 @@ def _ask(repo_id: str, branch: str) -> Remote:
 
 @contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
-    """Turns what goes wrong with the Hub into one line with a remedy."""
+    """Turns any failure of the Hub into a PublishError of one line with a remedy."""
     try:
         yield
     except PublishError:
         raise
-    except Exception as e:  # the client also raises what its HTTP library does, which is not the same in each version
+    except Exception as e:  # includes errors of the client's HTTP library, which changes with its version
         raise PublishError(f'{repo_id}: {_described(e)}. {_remedy(e)}') from e
 
 
 def _remedy(error: BaseException) -> str:
-    """What to do about an error, by the status of the Hub's answer if there was one."""
+    """Remedy for an error, chosen by the status of the Hub's answer if there was one."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__
@@ -286,7 +286,7 @@ def _remedy(error: BaseException) -> str:
 
 
 def _described(error: BaseException) -> str:
-    """An error in a line, with the one that caused it if the Hub's client only says what it could not do."""
+    """Text of an error in one line. The cause is added if the error itself does not name it."""
     if isinstance(error, HfHubHTTPError):
         text = f'the Hub answers {error.response.status_code}, {error.server_message or error.response.reason_phrase}'
     else:
@@ -297,11 +297,11 @@ def _described(error: BaseException) -> str:
 
 
 def describe(upload: Upload, compared: bool = False) -> str:
-    """An upload in words.
+    """Describes an upload in words, one line for each file.
 
     Args:
-        upload: What publishing would do.
-        compared: Whether to compare each file with the Hub's, which reads all of them.
+        upload: The upload to describe.
+        compared: Whether to say which files have changed. This reads all of them.
     """
     remote = upload.remote
     if remote.problem:

@@ -29,14 +29,14 @@ def write_model(
     model_args: Mapping[str, Any],
     data_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes model.safetensors and config.json; each replaces the old file when it is complete.
+    """Writes model.safetensors and config.json. Each file replaces an older one only when it is complete.
 
     Args:
         directory: An existing directory.
-        model: A timm model in its final state.
+        model: The timm model to save.
         model_config: Entries of config.json, as `timm.models.save_for_hf` takes them.
-        model_args: Arguments of the model beside those that timm saves by itself.
-        data_config: Preparation of the images, if the model's own is another.
+        model_args: Arguments of the model that timm does not save by itself.
+        data_config: Preparation of the images. None takes the model's own.
     """
     with tempfile.TemporaryDirectory(prefix='.model', dir=directory) as part:
         save_for_hf(
@@ -49,7 +49,7 @@ def write_model(
         )
         config_file = Path(part) / CONFIG_FILE
         config = json.loads(config_file.read_text(encoding='utf-8'))
-        # the pipelines of transformers pass it themselves, beside model_args
+        # the pipelines of transformers pass num_classes themselves; passed twice, it is an error
         config.get('model_args', {}).pop('num_classes', None)
         config_file.write_text(json.dumps(config, indent=2), encoding='utf-8')
         for name in (WEIGHTS_FILE, CONFIG_FILE):
@@ -59,11 +59,11 @@ def write_model(
 
 @contextmanager
 def new_directory(directory: Path, marker: str) -> Iterator[Path]:
-    """A folder beside the directory, which takes its place once the block has ended well.
+    """Yields a temporary folder that replaces the directory if the block succeeds, and is deleted if it fails.
 
     Args:
-        directory: The directory to write. It may hold what an earlier run wrote, which goes.
-        marker: Name of a file by which an earlier run is recognised.
+        directory: The directory to write. Files of an earlier run in it are deleted.
+        marker: Name of a file that shows that an earlier run wrote the directory.
 
     Raises:
         DirectoryError: The directory holds something else, or cannot be written.
@@ -90,7 +90,7 @@ def new_directory(directory: Path, marker: str) -> Iterator[Path]:
 
 
 def _make_public(path: Path) -> None:
-    """Gives a temporary file or folder, which is private, the mode that a new one has."""
+    """Gives a temporary file or folder, which only its owner can open, the mode that the umask asks for."""
     os.umask(mask := os.umask(0))
     path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
@@ -99,7 +99,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        DirectoryError: There is no such file, or it holds something else.
+        DirectoryError: The file is missing, cannot be read, or holds no JSON object.
     """
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
