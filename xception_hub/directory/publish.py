@@ -26,7 +26,7 @@ TOKEN_REMEDY = (
     'Log in with `hf auth login`, or set HF_TOKEN. The token needs the right to write there; create one on '
     'https://huggingface.co/settings/tokens.'
 )
-AGAIN = 'The Hub takes a commit as a whole or not at all. Run the command again: it sends what is missing.'
+AGAIN = 'The Hub takes a commit as a whole or not at all: run the command again, it sends what is missing.'
 # HTTP status of the Hub's answer -> remedy, where it is not enough to run the command again
 REMEDIES = {
     400: 'For the licence, pass --license with an identifier of https://huggingface.co/docs/hub/repositories-licenses.',
