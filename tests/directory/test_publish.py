@@ -405,6 +405,10 @@ DAMAGES = {
     ),
     'another width': (lambda d: change(d / 'config.json', model_args=dict(fc_widths=[99])), 'does not fit'),
     'too few names': (lambda d: change(d / 'config.json', label_names=['cup']), 'list of 6 names, one for each class'),
+    'no list of names': (
+        lambda d: change(d / 'config.json', label_names=5),
+        'list of 6 names, one for each class, but is 5',
+    ),
     'a failed proof': (lambda d: change(d / 'parity.json', passed=False), 'says passed: False'),
     'half of the weights': (cut_off, 'is not a complete safetensors file'),
     'a pickle': (a_pickle, 'has no model.safetensors'),

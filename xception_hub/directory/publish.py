@@ -223,7 +223,7 @@ def _check_directory(directory: Path) -> None:
     if names and (not isinstance(names, list) or len(names) != classes):
         raise PublishError(
             f'{directory / CONFIG_FILE}: label_names has to be a list of {classes} names, one for each '
-            f'class, but has {len(names)}.'
+            f'class, but is {names!r:.200}.'
         )
     if (directory / PARITY_FILE).is_file():
         passed = read_json(directory / PARITY_FILE).get('passed')
