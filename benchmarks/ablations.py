@@ -1,6 +1,6 @@
 """python benchmarks/ablations.py RUNS --dataset DATASET
 
-The same as `xception-hub ablations`; see xception_hub/paper/ablations.py.
+Runs `xception-hub ablations`; the code is in xception_hub/paper/ablations.py.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
 Time and memory of converting the checkpoint of examples/port_a_keras_model.py (87 MB), with every proof that
 `python -m conversion.convert` makes, and without Keras. Each run is a process of its own; medians are printed. The peak
-counts what comes on top of the imports, which are measured too.
+is the memory on top of the imports. The imports are measured too.
 """
 
 import json
@@ -50,10 +50,10 @@ print(json.dumps(dict(imports=imports, reading=reading, total=total, before=befo
 
 @app.default
 def main(repeats: int = 5) -> None:
-    """Measures.
+    """Measures time and memory.
 
     Args:
-        repeats: Processes for each row.
+        repeats: Number of processes for each row.
     """
     model = download().model
     print(f'{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {repeats} runs each')

@@ -1,9 +1,9 @@
 """python benchmarks/load.py
 
 Time and peak memory of importing and of loading pretrained weights from a warm cache, beside timm's `legacy_xception`.
-Each measurement is a process of its own; the contenders take turns, and medians are printed, with ratios to timm's
-loader on its own file. The backbone is Keras' own, from the checkpoint of examples/port_a_keras_model.py; the
-classifier, which no package ships, is a stand-in of the same size.
+Each measurement is a process of its own. The contenders take turns; medians are printed, with ratios to timm's loader
+on its own file. The backbone is Keras' own, from the checkpoint of examples/port_a_keras_model.py. The classifier is
+random, of the right size.
 """
 
 import json
@@ -30,7 +30,7 @@ from xception_hub.weights.checkpoints import to_legacy
 
 app = App(help=__doc__, version_flags=[])
 
-# Prelude, what is timed, and what is timed after it, of a process; weights come from the folder in argv[1].
+# Python code that a process times; weights come from the folder in argv[1].
 IMPORTS = {'import timm': 'import timm', 'import xception_hub': 'import xception_hub'}
 LOADS = {
     'legacy_xception, its .pth': "timm.create_model('legacy_xception', pretrained=True)",
@@ -61,10 +61,10 @@ print(json.dumps(dict(seconds=seconds, peak=peak, private=private, after=after))
 
 
 def prepare(folder: Path) -> dict[str, str]:
-    """Fills the caches of the hub and of torch, as a first use leaves them.
+    """Fills the caches of the Hub and of torch as a first use does.
 
     Returns:
-        The environment that makes a process use them.
+        The environment of a process that uses these caches.
     """
     ported = port(download().model).tensors
     backbone = {name: tensor for name, tensor in ported.items() if not name.startswith('head.')}
@@ -99,10 +99,10 @@ def measure(prelude: str, timed: str, folder: Path, environment: dict[str, str])
 
 @app.default
 def main(repeats: int = 7) -> None:
-    """Measures on Linux, which tells a process its peak memory.
+    """Measures time and memory; needs Linux, which reports peak memory.
 
     Args:
-        repeats: Processes for each contender, after one that isn't counted.
+        repeats: Number of processes for each contender, after one that is not counted.
     """
     imports: dict[str, list[dict[str, float]]] = {name: [] for name in IMPORTS}
     loads: dict[str, list[dict[str, float]]] = {name: [] for name in LOADS}

@@ -1,7 +1,8 @@
 """python benchmarks/numerics.py
 
-What the numerics of the legacy torch lineage do to the weights that Keras publishes: relative L2 error of the 2048
-pooled features, in float32, on the photos of examples/port_a_keras_model.py. Zero is this network, which equals Keras.
+The error that the numerics of the legacy torch lineage cause with the weights that Keras publishes: relative L2 error
+of the 2048 pooled features, in float32, on the photos of examples/port_a_keras_model.py. The reference is this network,
+which equals Keras.
 """
 
 import sys
@@ -34,7 +35,7 @@ def main(
     """Prints a row for each image size.
 
     Args:
-        photos: Number of photos, of 18.
+        photos: Number of photos, at most 18.
         sizes: Heights and widths of the images in pixels.
     """
     checkpoint = download()

@@ -1,8 +1,8 @@
 """python benchmarks/train.py
 
-The training step (forward, backward, SGD with momentum) of `xception_paper`, as finetune.py takes it, beside that of
-timm's `legacy_xception`: images per second, the contenders in turn, and the peak memory of each; what gradient
-checkpointing saves and costs; and how fast photos are made ready, beside how fast the network takes them.
+Compares the training step of `xception_paper` (forward, backward, SGD with momentum, as in finetune.py) with that of
+timm's `legacy_xception`: images per second and peak memory, contenders in turn. Measures what gradient checkpointing
+saves and costs, and whether photos are prepared faster than the network trains on them.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ from xception_hub.training.throughput import cpu_emulates_bf16
 
 
 class Variant(NamedTuple):
-    """What is compared; all of them train their batch normalization."""
+    """A contender. All contenders train their batch normalization."""
 
     model: str
     channels_last: bool
@@ -56,8 +56,8 @@ CONTENDERS = {
     'xception_paper, float32': PAPER,
     'xception_paper, bf16': PAPER._replace(bf16=True),
 }
-MEMORY_RUNS = 3  # processes, of which the median is taken
-PHOTOS = 144  # to be made ready: the 18 of the checkpoint's package, eight times
+MEMORY_RUNS = 3  # number of processes; their median is printed
+PHOTOS = 144  # photos to prepare: the 18 of the checkpoint's package, eight times
 INPUT_BATCH = 16
 WORKERS = (0, 1, 2)
 
@@ -65,7 +65,7 @@ app = App(help=__doc__, version_flags=[])
 
 
 class Training:
-    """A model with gradients and the state of its optimizer, and a batch of noise."""
+    """A model, its gradients, its optimizer with state, and a batch of noise."""
 
     def __init__(self, variant: Variant, size: int, batch_size: int) -> None:
         memory_format = torch.channels_last if variant.channels_last else torch.contiguous_format
@@ -85,7 +85,7 @@ class Training:
             return F.cross_entropy(self.model(self.images), self.labels)
 
     def step(self, keep_gradients: bool = False) -> float:
-        """Seconds that it takes."""
+        """Takes one training step; returns the seconds that it took."""
         start = time.perf_counter()
         self.loss().backward()
         self.optimizer.step()
@@ -94,7 +94,7 @@ class Training:
 
 
 class Memory(NamedTuple):
-    """MB of a step on top of model, gradients and optimizer, and of the whole process; and what `measure` counts."""
+    """MB of a step on top of model, gradients and optimizer; of the whole process; and as `measure` counts them."""
 
     on_top: float
     process: float
@@ -102,17 +102,17 @@ class Memory(NamedTuple):
 
 
 def megabytes(key: str) -> float:
-    """A figure of this process."""
+    """Memory of this process in MB, by its key in /proc/self/status."""
     lines = Path('/proc/self/status').read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ':'))
 
 
 def peak(variant: Variant, size: int, batch_size: int, threads: int) -> Memory:
-    """Peak memory of this process, which has to be new: later steps find pages that the first one has left."""
+    """Peak memory of this process. It must be new: a later step reuses pages of the first one."""
     torch.set_num_threads(threads)
-    Training(variant, 71, 1).step()  # the libraries' own buffers
+    Training(variant, 71, 1).step()  # allocates the libraries' own buffers
     training = Training(variant, size, batch_size)
-    ctypes.CDLL(None).malloc_trim(0)  # of what construction has freed
+    ctypes.CDLL(None).malloc_trim(0)  # returns memory that construction has freed
     before = megabytes('VmRSS')
     Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
     training.step(keep_gradients=True)
@@ -122,7 +122,7 @@ def peak(variant: Variant, size: int, batch_size: int, threads: int) -> Memory:
 
 
 def peaks(variant: Variant, *arguments: int) -> Memory:
-    """Medians of several processes, each of its own."""
+    """Median peak memory of several new processes."""
     found = []
     for _ in range(MEMORY_RUNS):
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
@@ -131,13 +131,13 @@ def peaks(variant: Variant, *arguments: int) -> Memory:
 
 
 def in_turn(steps: dict[Any, Callable[[], float]], repeats: int) -> dict[Any, float]:
-    """Median seconds of each, after one round that isn't counted."""
+    """Median seconds of each step, after one round that is not counted."""
     rounds = [{name: step() for name, step in steps.items()} for _ in range(repeats + 1)][1:]
     return {name: statistics.median(seconds[name] for seconds in rounds) for name in steps}
 
 
 def input_rate(images: Images, workers: int) -> float:
-    """Images per second of the second epoch, for which the workers are there already."""
+    """Images per second of the second epoch, when the workers have started already."""
     batches = loader(images, TrainingBatches(images.split, Batching(PHOTOS, INPUT_BATCH), 0), workers)
     for _ in range(2):
         start = time.perf_counter()
@@ -147,7 +147,7 @@ def input_rate(images: Images, workers: int) -> float:
 
 
 def photos(recipe: str, size: int) -> Images:
-    """Photos, as a recipe augments them."""
+    """Photos, augmented as in a recipe."""
     known = {field.name for field in fields(Augmentation)}
     a = replace(Augmentation(), **{name: value for name, value in RECIPES[recipe]().items() if name in known})
     files = [{'path': str(photo), 'bytes': None} for photo in download().photos]
@@ -169,13 +169,13 @@ def photos(recipe: str, size: int) -> Images:
 
 
 def cpu_model() -> str:
-    """As Linux names it."""
+    """Name of the CPU, as Linux gives it."""
     lines = Path('/proc/cpuinfo').read_text().splitlines()
     return next((line.partition(': ')[2] for line in lines if line.startswith('model name')), platform.machine())
 
 
 def print_speed(size: int, batch_size: int, repeats: int, threads: int) -> float:
-    """A row for each contender; returns images per second of the fastest of xception_paper."""
+    """Prints a row for each contender; returns images per second of the fastest xception_paper."""
     compared = {name: v for name, v in CONTENDERS.items() if not (v.bf16 and cpu_emulates_bf16())}
     seconds = in_turn({name: Training(v, size, batch_size).step for name, v in compared.items()}, repeats)
     first, *others = seconds.values()
@@ -184,12 +184,12 @@ def print_speed(size: int, batch_size: int, repeats: int, threads: int) -> float
         process = peaks(variant, size, batch_size, threads).process
         print(f'{name:32}{batch_size / seconds[name]:10.2f}{first / seconds[name]:8.2f}{process:25.0f}')
     if cpu_emulates_bf16():
-        print('bf16: not measured, for this CPU only emulates it')
+        print('bf16: not measured, because this CPU only emulates it')
     return batch_size / min(others)
 
 
 def print_checkpointing(size: int, batch_size: int, repeats: int, threads: int) -> None:
-    """What is saved, as the system sees it and as `measure` counts it, and what it costs."""
+    """Prints the memory that checkpointing saves (as the system and `measure` count it), and the time it costs."""
     variants = {'without': PAPER, 'with': CHECKPOINTED}
     seconds = in_turn({name: Training(v, size, batch_size).step for name, v in variants.items()}, repeats)
     memory = {name: peaks(v, size, batch_size, threads) for name, v in variants.items()}
@@ -202,7 +202,7 @@ def print_checkpointing(size: int, batch_size: int, repeats: int, threads: int) 
 
 
 def print_input(size: int, network: float) -> None:
-    """A row for each recipe and number of workers, and which binds."""
+    """Prints images per second for each recipe and number of workers, and whether input or network is the limit."""
     print(f'\n{"input, photos of a megapixel":32}' + ''.join(f'{f"{n} workers":>12}' for n in WORKERS))
     for recipe in ('transfer', 'full'):
         images = photos(recipe, size)
@@ -217,13 +217,13 @@ def print_input(size: int, network: float) -> None:
 
 @app.default
 def main(*, size: int = 299, batch_size: int = 8, repeats: int = 5, threads: int | None = None) -> None:
-    """Measures on Linux, which tells a process its peak memory.
+    """Measures time and memory; needs Linux, which reports peak memory.
 
     Args:
         size: Height and width of the images in pixels.
-        batch_size: Images in a step.
-        repeats: Number of repeats, of which the median is taken, after one that is not counted.
-        threads: Threads of torch. By default torch chooses.
+        batch_size: Number of images in a training step.
+        repeats: Number of timed repeats, after one that is not counted. Their median is printed.
+        threads: Number of threads of torch. By default torch chooses.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     shape = (size, batch_size, repeats, torch.get_num_threads())

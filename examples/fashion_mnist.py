@@ -1,7 +1,7 @@
 """python examples/fashion_mnist.py DIR
 
-Writes Fashion-MNIST, 28x28 photos of clothes in ten classes, as a Hugging Face dataset to train on: 60,000 images and
-10,000 to judge on, from Debian's package (apt install dataset-fashion-mnist) or any folder with its four files.
+Writes Fashion-MNIST, 28x28 photos of clothes in ten classes, as a Hugging Face dataset: 60,000 training and 10,000
+validation images. The source is Debian's package (apt install dataset-fashion-mnist) or a folder with its four files.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pillow
 
 NAMES = ['T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot']
-SPLITS = {'train': 'train', 'validation': 't10k'}  # ours -> theirs
+SPLITS = {'train': 'train', 'validation': 't10k'}  # our name -> the files' name
 
 Count = Annotated[int | None, Parameter(validator=Number(gte=1))]
 
@@ -26,11 +26,11 @@ app = App(help=__doc__, version_flags=[])
 
 
 def read_idx(file: Path) -> np.ndarray:
-    """The array in a gzipped IDX file of bytes: two zeros, the type 8, the number of dimensions, sizes, values.
+    """Reads a gzipped IDX file of bytes: two zeros, the type 8, the number of dimensions, sizes, values.
 
     Raises:
-        OSError, EOFError, zlib.error: It is not there, not gzipped, or damaged.
-        ValueError: It holds something else than it says.
+        OSError, EOFError, zlib.error: The file is missing, not gzipped, or damaged.
+        ValueError: The file is not an IDX file of bytes, or its sizes do not fit its content.
     """
     content = gzip.decompress(file.read_bytes())
     if content[:3] != b'\0\0\x08':
@@ -51,9 +51,9 @@ def fashion_mnist(
     """Writes the dataset.
 
     Args:
-        folder: Where to.
+        folder: Folder to write.
         source: Folder with train-images-idx3-ubyte.gz and the three other files.
-        train: How many images at most, the first ones; they are in no order.
+        train: Largest number of training images, the first ones (the files are shuffled). By default all.
         validation: Largest number of validation images, the first ones. By default all.
     """
 

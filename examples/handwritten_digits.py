@@ -1,6 +1,6 @@
 """python examples/handwritten_digits.py DIR
 
-Writes scikit-learn's 1,797 real handwritten digits as images into a folder for each of ten classes, to fine-tune on.
+Writes scikit-learn's 1,797 real handwritten digits as images to fine-tune on, in a folder for each of ten classes.
 """
 
 from pathlib import Path
@@ -20,10 +20,10 @@ def handwritten_digits(folder: Path, /, *, per_class: int | None = None, classes
     """Writes the digits.
 
     Args:
-        folder: Where to.
-        per_class: How many of each at most.
-        classes: How many of the ten, from zero on.
-        size: Height and width in pixels; the originals have 8.
+        folder: Folder to write.
+        per_class: Largest number of images of a class. By default all.
+        classes: Number of classes, from zero on; at most 10.
+        size: Height and width of the images in pixels; the originals have 8.
     """
     data = load_digits()
     for number, name in enumerate(NAMES[:classes]):

@@ -1,7 +1,7 @@
 """python examples/kitchen_photos.py DIR
 
-Writes 18 real photos into a folder for each of three classes, to fine-tune on. They are those of the package that
-examples/port_a_keras_model.py downloads, sorted by what is on them; its own table has labels for half of them.
+Writes 18 real photos to fine-tune on, in a folder for each of three classes. The photos come from the package that
+examples/port_a_keras_model.py downloads. They are sorted by hand, because the package labels only half of them.
 """
 
 import shutil
@@ -28,7 +28,7 @@ def kitchen_photos(folder: Path, /) -> None:
     """Writes the photos.
 
     Args:
-        folder: Where to.
+        folder: Folder to write.
     """
     photos = {photo.stem: photo for photo in download().photos}
     for class_name, names in PHOTOS.items():

