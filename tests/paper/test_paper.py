@@ -40,7 +40,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, A
 
 
 def failing(counts: checks.Counts) -> set[str]:
-    return {check.claim for check in checks.check(counts) if not check.holds}
+    return {claim.claim for claim in checks.check(counts) if not claim.holds}
 
 
 def with_xception(network: nn.Module, counts: checks.Counts) -> checks.Counts:
@@ -78,7 +78,7 @@ def test_speed(measured: tuple[str, dict[str, Any]]) -> None:
 
 def test_training_is_that_of_the_paper() -> None:
     """One step of SGD on the network itself moves its weights, with the weight decay of the network."""
-    training = speed.Training('Xception', speed.settings(75, 2))
+    training = speed.Training('Xception', speed.workload(75, 2))
     group = training.optimizer.param_groups[0]
     assert (group['lr'], group['momentum'], group['weight_decay']) == (0.045, 0.9, 1e-5)
     assert training.network.head.drop.p == 0.5

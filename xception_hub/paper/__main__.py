@@ -17,7 +17,7 @@ from . import checks, quoted, speed
 app = App(
     name='python -m xception_hub.paper',
     version=__version__,
-    help=f'What the paper ({quoted.PAPER}) states, beside what is counted and measured here.',
+    help=f'Compares what the paper ({quoted.PAPER}) states with what is counted and measured here.',
 )
 
 
@@ -31,7 +31,7 @@ def print_parameters(counts: checks.Counts) -> None:
     for name, found in counts.parameters.items():
         print(f'{name:20}{quoted.PARAMETERS[name]:14,}{found:14,}{found - quoted.PARAMETERS[name]:14,}')
     print(
-        '\nThe paper does not say which Inception V3 it counts. Its number is, to the last parameter, that of\n'
+        '\nThe paper does not say which Inception V3 it counts. Its number is exactly that of\n'
         f'{checks.INCEPTION_SOURCE}:\n'
     )
     first, *others = counts.inception
@@ -41,9 +41,9 @@ def print_parameters(counts: checks.Counts) -> None:
         print(f'{step.change:68}{step.parameters - before:+14,}{step.parameters:14,}')
         before = step.parameters
     print(
-        '\nTrainable parameters, that is. With moving statistics, Keras of today counts '
+        '\nThese are trainable parameters. With moving statistics, Keras 3 counts '
         f'{counts.keras_total["Xception"]:,} and\n{counts.keras_total["Inception V3"]:,} '
-        '(its Inception V3 has neither the three differences nor gamma).'
+        '(its Inception V3 has none of the three changes, and no gamma).'
     )
 
 
@@ -89,7 +89,7 @@ def print_quoted() -> None:
 
 
 def print_speed(measured: speed.Speed) -> None:
-    s = measured.settings
+    w = measured.workload
     title('Table 3: training steps per second, measured')
     print(f'{"":20}{"paper":>14}{"here":>14}')
     for name, found in measured.steps_per_second.items():
@@ -100,12 +100,12 @@ def print_speed(measured: speed.Speed) -> None:
     print(
         f'\npaper: {quoted.STEPS_ON}\n'
         f'here:  {measured.machine}\n'
-        f'       batch {s.batch_size}, {s.image_size}x{s.image_size} pixels, float32, channels last; '
-        f'medians of {counted(s.repeats, "repeat")} of {counted(s.steps, "step")}, in turn'
+        f'       batch {w.batch_size}, {w.image_size}x{w.image_size} pixels, float32, channels last; '
+        f'medians of {counted(w.repeats, "repeat")} of {counted(w.steps, "step")}, in turn'
     )
 
 
-def print_checks(results: list[checks.Check]) -> None:
+def print_checks(results: list[checks.Claim]) -> None:
     title('Checks')
     for result in results:
         verdict = 'holds' if result.holds else 'FAILS'
@@ -120,15 +120,17 @@ def counted(number: int, noun: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A number with commas, a list of numbers as a line."""
+    """A value as text: a number with commas, a list on one line."""
     if isinstance(value, list):
         return ' '.join(map(str, value)) or 'none'
     return f'{value:,}' if isinstance(value, int | float) else str(value)
 
 
-def as_json(counts: checks.Counts, results: list[checks.Check], measured: speed.Speed | None) -> dict[str, Any]:
-    """Everything that is printed."""
-    speeds = dict(measured._asdict(), settings=asdict(measured.settings)) if measured else None
+def as_json(counts: checks.Counts, results: list[checks.Claim], measured: speed.Speed | None) -> dict[str, Any]:
+    """Everything that the command prints."""
+    speeds = measured._asdict() if measured else None
+    if speeds:
+        speeds['settings'] = asdict(speeds.pop('workload'))
     return {
         'versions': {'xception_hub': __version__, 'timm': timm.__version__, 'torch': torch.__version__},
         'parameters': counts.parameters,
@@ -143,7 +145,7 @@ def as_json(counts: checks.Counts, results: list[checks.Check], measured: speed.
 
 
 def check_outputs(json_file: Path | None, figures: Path | None) -> None:
-    """Raises a ValueError before the work is done rather than after it."""
+    """Raises a ValueError if an output cannot be written, before any work is done."""
     if json_file:
         name = f'json={str(json_file)!r} is not possible'
         if json_file.is_dir():
@@ -169,21 +171,21 @@ def main(
     json_: Annotated[Path | None, Parameter('--json')] = None,
     figures: Path | None = None,
 ) -> None:
-    """Ends with status 0 if all checks hold; with 1 if one fails, or if an argument is not possible.
+    """Exits with status 0 if all checks hold, and with 1 if a check fails or an argument is not possible.
 
-    Speed is measured on a GPU if torch finds one, and is never a check.
+    Speed is measured on a GPU if torch finds one. It is never one of the checks.
 
     Args:
-        speed_: Measure training steps per second; without, the command takes seconds.
-        image_size: Height and width in pixels of the images for the speed, at least 75.
-        batch_size: Images in a training step, at least 2; by default 8, or 32 on a GPU.
-        repeats: Number of repeats, of which the median is taken, after one that is not counted.
-        steps: Training steps in a repeat. By default 1, or 10 on a GPU.
-        json_: File to write everything to, in machine-readable form.
-        figures: Folder to draw the paper's figures 1 to 5 into, from the live networks; needs matplotlib.
+        speed_: Measure training steps per second. With --no-speed, the command takes seconds.
+        image_size: Height and width of the images in the speed measurement in pixels, at least 75.
+        batch_size: Number of images in a training step, at least 2. By default 8, or 32 on a GPU.
+        repeats: Number of timed repeats, after one that is not counted. Their median is printed.
+        steps: Number of training steps in a repeat. By default 1, or 10 on a GPU.
+        json_: JSON file to write everything to.
+        figures: Folder for the paper's figures 1 to 5, drawn from the live networks. Needs matplotlib.
     """
     try:
-        settings = speed.settings(image_size, batch_size, repeats, steps)
+        workload = speed.workload(image_size, batch_size, repeats, steps)
         check_outputs(json_, figures)
     except ValueError as e:
         sys.exit(f'error: {e}')
@@ -197,7 +199,7 @@ def main(
     measured = None
     if speed_:
         print('\nmeasuring training steps; without: --no-speed', file=sys.stderr)
-        measured = speed.measure(settings)
+        measured = speed.measure(workload)
         print_speed(measured)
     print_checks(results)
     if json_:

@@ -1,4 +1,4 @@
-"""What of the paper can be counted, counted on the networks that timm creates, on the meta device: without weights."""
+"""Counts what the paper states in numbers, on the networks that timm creates on the meta device (without weights)."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -19,14 +19,14 @@ IMAGE_SIZE = 299  # pixels, of the paper's ImageNet experiments
 MODELS = {'Xception': 'xception_paper', 'Inception V3': 'inception_v3'}
 HEAD = 'head'
 INCEPTION_SOURCE = (
-    "the author's own of 9 August 2016 (github.com/fchollet/deep-learning-models, inception_v3.py,\n"
-    'commit cbf97b0), from which the published network differs'
+    "the author's version of 9 August 2016 (github.com/fchollet/deep-learning-models, inception_v3.py,\n"
+    'commit cbf97b0), which differs from the published network'
 )
 LINEAR_LAYERS = (nn.Identity, nn.Conv2d, nn.BatchNorm2d)
 
 
-class Check(NamedTuple):
-    """A claim, what it says, what was counted, and whether the two agree."""
+class Claim(NamedTuple):
+    """What is claimed, the value expected, the value found, and whether the claim holds."""
 
     claim: str
     expected: object
@@ -39,12 +39,12 @@ class Module(NamedTuple):
 
     Attributes:
         name: Name in the network.
-        layers: Convolutional layers in it, those of the residual connection not counted.
-        separable: How many of them are depthwise separable.
-        residual: Whether a residual connection was computed, and has nothing but linear layers.
-        size: Height of the map that leaves it in pixels; 0 if it isn't a map.
-        channels: Number of channels that leave it.
-        parameters: Trainable ones.
+        layers: Number of convolutional layers, without those of the residual connection.
+        separable: Number of depthwise separable layers.
+        residual: Whether a residual connection was used and has only linear layers.
+        size: Height of the output map in pixels; 0 if the output is not a map.
+        channels: Number of output channels.
+        parameters: Number of trainable parameters.
         macs: Multiply-adds for one image.
     """
 
@@ -59,19 +59,19 @@ class Module(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A change to a network, and how many trainable parameters it has then."""
+    """A change to a network, and its number of trainable parameters after the change."""
 
     change: str
     parameters: int
 
 
 class Counts(NamedTuple):
-    """All that is counted; the keys are those of `MODELS`.
+    """Everything that is counted. The keys of each dict are those of `MODELS`.
 
     Attributes:
-        parameters: Trainable ones, of the networks that the paper compares.
-        keras_total: All that Keras 3 counts, moving statistics included.
-        inception: How timm's Inception V3 becomes that of the paper's count.
+        parameters: Trainable parameters of the networks that the paper compares.
+        keras_total: Parameters as Keras 3 counts them, moving statistics included.
+        inception: Steps from timm's Inception V3 to the one that the paper counts.
         modules: The modules of Xception, with its head.
         macs: Multiply-adds for one image of 299x299 pixels.
     """
@@ -84,28 +84,28 @@ class Counts(NamedTuple):
 
 
 def create(name: str) -> nn.Module:
-    """A network of `MODELS`, for inference, whose parameters have shapes but no values."""
+    """Creates a network of `MODELS` for inference; its parameters have shapes but no values."""
     with torch.device('meta'):
         return timm.create_model(MODELS[name], pretrained=False).eval()
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Trainable ones, as table 3 counts them."""
+    """Counts trainable parameters, as table 3 does."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 def count_channels(network: nn.Module) -> int:
-    """The number of channels in all layers of batch normalization."""
+    """Counts the channels of all batch normalizations."""
     return sum(layer.num_features for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
 
 
 def paper_inception(network: nn.Module) -> Iterator[Step]:
     """Turns timm's Inception V3, in place, into the network whose parameters table 3 counts.
 
-    The paper doesn't say which implementation that is. The one that gives its number to the last parameter is the
-    author's own for Keras from before the paper, see INCEPTION_SOURCE. It is narrower than the published network in
-    three places, and its convolutions have biases. What else differs has no parameters, and is left as it is: it has
-    ReLU before batch normalization, and one other pool. The steps have Keras' names of the modules.
+    The paper does not say which implementation it counts. The author's own Keras version from before the paper
+    (INCEPTION_SOURCE) has exactly the paper's number of parameters. It is narrower than the published network in three
+    places, and its convolutions have biases. It also has ReLU before batch normalization, and one other pool: neither
+    has parameters, so both are left as timm has them. The steps name modules as Keras does.
     """
     conv_block = partial(ConvNormAct, padding=0, norm_kwargs=dict(eps=1e-3))
     yield Step("timm's inception_v3", count_parameters(network))
@@ -126,7 +126,7 @@ def paper_inception(network: nn.Module) -> Iterator[Step]:
 
 
 def module_names(network: nn.Module) -> list[str]:
-    """Names of the modules of the feature extraction base: the stem, and all that stand in the flows."""
+    """Names of the modules before the head: the stem, and every module of the flows."""
     names = []
     for name, child in network.named_children():
         if isinstance(child, nn.Sequential):
@@ -137,10 +137,10 @@ def module_names(network: nn.Module) -> list[str]:
 
 
 def count_layers(module: nn.Module) -> tuple[int, int]:
-    """Convolutional layers, and how many of them are depthwise separable.
+    """Counts convolutional layers, and those of them that are depthwise separable.
 
-    Two convolutions `conv_dw` and `conv_pw` of one parent are one layer, and a depthwise separable one if the first has
-    a group for each channel and the second is 1x1. Those within `shortcut` aren't counted.
+    Two convolutions `conv_dw` and `conv_pw` of one parent are one layer. It is depthwise separable if the first has a
+    group for each channel and the second is 1x1. Convolutions within `shortcut` are not counted.
     """
     layers = separable = 0
     for name, parent in module.named_modules():
@@ -157,20 +157,20 @@ def count_layers(module: nn.Module) -> tuple[int, int]:
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether it consists of convolutions and batch normalizations alone; the identity is linear too."""
+    """Whether the layer consists only of convolutions, batch normalizations and identities."""
     leaves = [leaf for leaf in layer.modules() if next(leaf.children(), None) is None]
     return all(isinstance(leaf, LINEAR_LAYERS) for leaf in leaves)
 
 
 def count_macs(network: nn.Module, size: int = IMAGE_SIZE) -> dict[str, int]:
-    """Multiply-adds for one image: half of the floating point operations that torch counts.
+    """Counts multiply-adds for one image: half of the floating point operations that torch counts.
 
     Args:
-        network: On the meta device.
+        network: A network on the meta device.
         size: Height and width of the image in pixels.
 
     Returns:
-        Name of each layer at any depth -> its multiply-adds; '' is the whole network.
+        The multiply-adds of each layer at any depth by name; '' is the whole network.
     """
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -225,7 +225,7 @@ def count_modules(network: nn.Module, size: int = IMAGE_SIZE) -> list[Module]:
 
 
 def count() -> Counts:
-    """Counts on the networks that timm creates now."""
+    """Counts everything on the networks that timm creates."""
     xception, inception = create('Xception'), create('Inception V3')
     channels = count_channels(inception)
     macs = {'Xception': count_macs(xception)[''], 'Inception V3': count_macs(inception)['']}
@@ -238,18 +238,18 @@ def count() -> Counts:
     return Counts(parameters, keras_total, steps, count_modules(xception), macs)
 
 
-def equal(claim: str, expected: object, found: object) -> Check:
-    return Check(claim, expected, found, expected == found)
+def equal(claim: str, expected: object, found: object) -> Claim:
+    return Claim(claim, expected, found, expected == found)
 
 
-def check(counts: Counts) -> list[Check]:
-    """All claims that can be checked by counting, in the order of the command's sections."""
+def check(counts: Counts) -> list[Claim]:
+    """Checks every claim that counting can check, in the order in which the command prints them."""
     base = [module for module in counts.modules if module.name != HEAD]
     residual = [number for number, module in enumerate(base, start=1) if module.residual]
     difference = abs(1 - counts.parameters['Xception'] / counts.parameters['Inception V3'])
     return [
         *(equal(f'table 3: parameters of {name}', quoted.PARAMETERS[name], counts.parameters[name]) for name in MODELS),
-        Check(
+        Claim(
             'section 4.5.2: difference in size',
             f'within {quoted.SIZE_DIFFERENCE:.1%}',
             f'{difference:.2%}',

@@ -1,7 +1,8 @@
-"""The paper's figures 1 to 5 drawn from live modules: what a picture names is what the module computes.
+"""The paper's figures 1 to 5, drawn from live modules: a picture shows what the module computes.
 
 Every function returns a matplotlib Figure, and writes it as PNG if it is given a path. Colours tell what an operation
-looks at: orange the neighbourhood (3x3), blue all channels of one position (1x1), both colours both, in their order.
+reads: orange for the neighbourhood (3x3), blue for all channels of one position (1x1). A box with both reads both, in
+that order.
 
 Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357.
 """
@@ -25,31 +26,31 @@ from ..network import SEGMENTS, Xception
 from .inception import InceptionModule, SegmentTowers, simplified_towers
 
 DPI = 150
-WIDTH = 8.8  # of a figure, like everything that is measured here in inches
+WIDTH = 8.8  # width of a figure; all lengths here are in inches
 MARGIN, GAP, SPACE = 0.12, 0.2, 0.3  # around the figure, between boxes along the flow, between columns
 LINE, PADDING, CHAR = 0.155, 0.14, 0.074  # height of a line of text, space around all lines, mean width of a letter
-CHIP = 0.32  # a normalization at the end of the layer before
-NARROW, MIN_COLUMN = 1.2, 0.7  # columns that have no room for chips, and for anything
-STACK, SHORTCUT, COLUMNS = 1.8, 0.82, 0.2  # in figure 5: widths of layers and of those beside them, between columns
-PLUS, FRAME = 0.1, 0.14  # radius of an addition; between modules, and around those that are repeated
+CHIP = 0.32  # width of a normalization, drawn at the end of the layer before it
+NARROW, MIN_COLUMN = 1.2, 0.7  # columns below these widths have no room for chips, or for anything
+STACK, SHORTCUT, COLUMNS = 1.8, 0.82, 0.2  # figure 5: widths of layers and of shortcuts, space between columns
+PLUS, FRAME = 0.1, 0.14  # radius of an addition; space between modules and around repeated ones
 TITLE, FONT, SMALL = 10.5, 9.5, 8.5  # points
 
-# tints of the palette of Okabe and Ito, which the colour-blind can tell apart
+# tints of the palette of Okabe and Ito, which colour-blind people can tell apart
 INK, GREY, WHITE = '#1c1c1c', '#5c5c5c', '#ffffff'
 SPATIAL, POINTWISE, ACT, POOL, NORM = '#f7d9a3', '#b9dcf3', '#c2e5d8', '#ecd0e1', '#e6e6e6'
 STRONG_SPATIAL, STRONG_POINTWISE = '#b86e00', '#0072b2'
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
-UNITS = (SeparableConv2d, SelectAdaptivePool2d)  # modules with children that are drawn as one box
+UNITS = (SeparableConv2d, SelectAdaptivePool2d)  # modules with children, drawn as one box
 Segmented = SegmentTowers | SeparableConv2d
-Sizes = dict[nn.Module, tuple[torch.Size, torch.Size]]  # of the maps before and after each layer
+Sizes = dict[nn.Module, tuple[torch.Size, torch.Size]]  # shapes of the maps before and after each layer
 
 
 # The vocabulary: boxes, arrows and columns of layers.
 
 
 class Drawing:
-    """A sheet measured in inches from its top left corner; it grows downwards with what is drawn."""
+    """A sheet that grows downwards. Coordinates are inches from its top left corner."""
 
     def __init__(self, width: float = WIDTH) -> None:
         self.figure = Figure(figsize=(width, 1), facecolor=WHITE)
@@ -73,7 +74,7 @@ class Drawing:
         rounded: bool = False,
         dashed: bool = False,
     ) -> float:
-        """A box with its top left corner at x, y, chips at its right end; returns the y of its lower edge."""
+        """Draws a box with its top left corner at x, y and chips at its right end; returns the y of its lower edge."""
         free = width - len(chips) * CHIP
         lines = textwrap.wrap(text, max(int((free - 0.06) / CHAR), 1), break_long_words=False)
         height = len(lines) * LINE + (PADDING / 2 if rounded else PADDING)
@@ -126,7 +127,7 @@ class Drawing:
         self.axes.plot(*zip(*points), color=INK, linewidth=1, snap=False, zorder=1)
 
     def arrow(self, *points: tuple[float, float]) -> None:
-        """Lines through these points, the last of which gets a head."""
+        """Draws lines through these points, with an arrowhead at the last."""
         self.line(*points[:-1])
         style = dict(arrowstyle='-|>,head_width=0.16,head_length=0.32', color=INK, linewidth=1, shrinkA=0, shrinkB=0)
         self.axes.annotate('', points[-1], points[-2], arrowprops=style, zorder=1)
@@ -138,7 +139,7 @@ class Drawing:
     def column(
         self, x: float, y: float, width: float, layers: Iterable[nn.Module], sizes: Sizes | None = None
     ) -> float:
-        """Layers from top to bottom, an arrow to each, and beside it the maps' size if the layer before changes it."""
+        """Draws layers from top to bottom, with an arrow to each, and beside it the size of the maps if it is new."""
         if width < MIN_COLUMN:
             raise ValueError(
                 f'There is no room for so many towers or segments side by side: each would be {width:.2f} '
@@ -158,7 +159,7 @@ class Drawing:
         return y
 
     def size(self, x: float, y: float, layer: nn.Module, sizes: Sizes) -> None:
-        """The size of a layer's maps beside the arrow from it, if it is a new one that isn't told yet."""
+        """Writes the size of a layer's maps beside the arrow from it, if the layer changes it and it is new."""
         before, after = sizes[layer]
         if before[2:] != after[2:] and size_text(after) != self.told:
             self.told = size_text(after)
@@ -178,7 +179,7 @@ def _save(figure: Figure, path: Path | None) -> Figure:
 
 
 def layers_of(module: nn.Module) -> list[nn.Module]:
-    """The layers of a module in which they stand in order; without those that do nothing when the network is used."""
+    """The layers of a module in order, without those that do nothing in inference."""
     if isinstance(module, (nn.Identity, nn.Dropout, DropPath)) or getattr(module, 'pool_type', None) == '':
         return []
     children = list(module.children())
@@ -188,13 +189,13 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
 
 
 def steps_of(module: SeparableConv2d) -> list[nn.Module]:
-    """The two convolutions in their order, and what stands between them."""
+    """The two convolutions in their order, and the activation between them."""
     steps = [module.conv_dw, *layers_of(module.act), module.conv_pw]
     return steps if module.order == 'depthwise_first' else steps[::-1]
 
 
 def label(layer: nn.Module) -> str:
-    """What a box says: kernel and width of a convolution, and what else is not the rule."""
+    """The text of a box: kernel and width of a convolution, and whatever is unusual."""
     if isinstance(layer, SeparableConv2d):
         dw, steps = layer.conv_dw, steps_of(layer)
         if dw.groups < dw.in_channels or len(steps) > 2 or layer.order != 'depthwise_first':
@@ -235,11 +236,11 @@ def _apart(conv: nn.Conv2d) -> str:
     return stride + (f', dilation {conv.dilation[0]}' if conv.dilation[0] > 1 else '')
 
 
-# Figures 1 to 4, and what is made of them.
+# Figures 1 to 4, and the separable convolution.
 
 
 def draw_inception(module: InceptionModule, path: Path | None = None) -> Figure:
-    """Figures 1 and 2: towers side by side, from the input that all of them read to the concatenation.
+    """Figures 1 and 2: towers side by side, between their common input and the concatenation.
 
     Raises:
         ValueError: There are more towers than a page has room for.
@@ -262,9 +263,9 @@ def draw_segments(module: Segmented, path: Path | None = None, after: nn.Module 
     """Figures 3 and 4: a 1x1 convolution, then a 3x3 convolution for each segment of its channels.
 
     Args:
-        module: The module as the paper draws it, or in two convolutions, whose order is that of the picture.
+        module: The module as the paper draws it, or as two convolutions, drawn in their order.
         path: The PNG file to write.
-        after: What follows the module.
+        after: Layer after the module; None for none.
 
     Raises:
         ValueError: There are more segments than a page has room for.
@@ -317,7 +318,7 @@ def _segments(drawing: Drawing, x: float, y: float, width: float, module: Segmen
 
 
 def _towers(drawing: Drawing, x: float, y: float, width: float, convs: Sequence[nn.Conv2d]) -> float:
-    """Channels cut into segments, a convolution for each of them, and the concatenation."""
+    """Draws the segments of the channels, a convolution for each, and the concatenation."""
     part = width / len(convs)
     first = 1
     y = drawing.down(x + width / 2, y)
@@ -330,11 +331,11 @@ def _towers(drawing: Drawing, x: float, y: float, width: float, convs: Sequence[
     return drawing.box(x, bottom + GAP, width, f'concat, {sum(conv.out_channels for conv in convs)}')
 
 
-# The dial from a regular to a depthwise separable convolution.
+# From a regular to a depthwise separable convolution.
 
 
 def draw_continuum(path: Path | None = None, width: int = 728) -> Figure:
-    """Parameters by the number of segments: of one 3x3 and 1x1 convolution of `width` channels, and of the network."""
+    """Parameters by number of segments, for a 3x3 and a 1x1 convolution of `width` channels and for the network."""
     divisors = [i for i in range(1, width + 1) if width % i == 0]
     pair = {i: parameters(SeparableConv2d(width, width, segments=i, device='meta')) for i in divisors}
     network = {i or width: parameters(Xception(segments=i, device='meta')) for i in SEGMENTS}
@@ -371,7 +372,7 @@ def parameters(module: nn.Module) -> int:
 
 
 def map_sizes(model: Xception, pixels: int) -> Sizes:
-    """Sizes of all maps, from one pass of an image without data through a network without data."""
+    """Sizes of all maps, from one pass through a network on the meta device."""
     sizes: Sizes = {}
     for module in model.modules():
         module.register_forward_hook(lambda module, args, output: sizes.update({module: (args[0].shape, output.shape)}))
@@ -387,15 +388,15 @@ def size_text(shape: torch.Size) -> str:
 def draw_network(model: Xception, path: Path | None = None, pixels: int = 299) -> Figure:
     """Figure 5: layers, widths, residual connections and sizes of the maps, in three columns.
 
-    Modules in a row that are alike are drawn once. Dropout and stochastic depth, which only training has, are left out.
+    Consecutive modules that are alike are drawn once. Dropout and stochastic depth are left out (training only).
 
     Args:
-        model: Whose layers are drawn; it stays as it is.
+        model: The network to draw. It is not changed.
         path: The PNG file to write.
-        pixels: Height and width of the images.
+        pixels: Height and width of the images in pixels.
 
     Raises:
-        ValueError: The network doesn't take images of this size.
+        ValueError: The network does not take images of this size.
     """
     model = copy.deepcopy(model).to('meta').eval()
     sizes, drawing = map_sizes(model, pixels), Drawing()
@@ -423,13 +424,13 @@ def draw_network(model: Xception, path: Path | None = None, pixels: int = 299) -
                 drawing.frame(x - 0.04, y + FRAME / 2, width + 0.08, bottom - y)
                 drawing.text(x, bottom + FRAME + LINE, f'repeated {1 + len(others)} times', ha='left')
             y, above = bottom, (module, *others)[-1]
-        if above is not None:  # it is in a pruned network
+        if above is not None:  # None where all modules of a flow were removed
             drawing.text(center, drawing.down(center, y, GAP + FRAME) + LINE / 2, size_text(sizes[above][1]))
     return drawing.finish(path)
 
 
 def _module(drawing: Drawing, center: float, y: float, module: nn.Module, sizes: Sizes) -> float:
-    """The layers of a module below each other, and what it adds to their output to their left."""
+    """Draws the layers of a module from top to bottom, with its residual connection to their left."""
     left = center - STACK / 2
     if not isinstance(module, XceptionModule) or module.shortcut is None:
         return drawing.column(left, y, STACK, layers_of(getattr(module, 'stack', module)), sizes)
@@ -447,7 +448,7 @@ def _module(drawing: Drawing, center: float, y: float, module: nn.Module, sizes:
 
 
 def _look(module: nn.Module) -> tuple[bool, list[str]]:
-    """What there is to see of a module."""
+    """Everything that a picture shows of a module; equal for modules that look alike."""
     return getattr(module, 'shortcut', None) is None, [label(layer) for layer in layers_of(module)]
 
 
@@ -455,9 +456,9 @@ def _look(module: nn.Module) -> tuple[bool, list[str]]:
 
 
 def draw_all(folder: Path) -> list[Path]:
-    """Writes the pictures of the documentation into a folder, which it makes; returns their paths.
+    """Writes the pictures of the documentation into a folder, which is created if missing; returns their paths.
 
-    The widths of figures 1 and 2 are those of Inception V3's first module, and figure 3 is the same function as
+    The widths of figures 1 and 2 are those of Inception V3's first module, and figure 3 computes the same as
     figure 2. Figure 4 and the separable convolution have as few channels as a page has room for.
     """
     folder.mkdir(parents=True, exist_ok=True)

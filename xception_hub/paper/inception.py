@@ -1,11 +1,11 @@
 """From Inception to Xception: the modules of the paper's figures 1 to 4, and the steps between them as functions.
 
 - Figure 1, an Inception V3 module: `InceptionModule(in_chs)`.
-- Figure 2, only towers of a 1x1 and a 3x3 convolution: `InceptionModule(in_chs, simplified_towers(count, width))`.
-- Figure 3, the same function: one large 1x1, then a 3x3 for each segment of its channels: `SegmentTowers` as it is
-  drawn, `SeparableConv2d` in two convolutions.
-- Figure 4, the "extreme" module, a 3x3 for each channel of the 1x1: the same with one segment per channel.
-- The depthwise separable convolution, of which Xception is made: figure 4 in the other order.
+- Figure 2, towers that are all a 1x1 and a 3x3 convolution: `InceptionModule(in_chs, simplified_towers(count, width))`.
+- Figure 3, which computes the same as figure 2: one large 1x1, then a 3x3 for each segment of its channels.
+  `SegmentTowers` has the towers of the drawing, `SeparableConv2d` only two convolutions.
+- Figure 4, the "extreme" module: figure 3 with one segment per channel.
+- The depthwise separable convolution, Xception's building block: figure 4 in the other order.
 
 Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357, sections 1.1
 and 1.2.
@@ -43,14 +43,14 @@ def simplified_towers(count: int, width: int) -> Towers:
 
 
 class InceptionModule(nn.Module):
-    """Figures 1 and 2: towers that all read the same channels, and whose outputs are concatenated.
+    """Figures 1 and 2: towers that read the same channels; their outputs are concatenated.
 
     Args:
-        in_chs: Channels in.
-        towers: Layers from the first to the last: (kernel size, width) of a convolution, or 'avg_pool', which is 3x3.
-        norm_layer: Makes the normalization of a given width that follows each convolution; None for none.
-        act_layer: Makes the activation that follows that ("both operations are followed by a ReLU"); None for none.
-        count_include_pad: Average zeros beyond the border too: timm and torchvision do, TensorFlow and Keras don't.
+        in_chs: Number of input channels.
+        towers: Layers of each tower in order: (kernel size, width) of a convolution, or 'avg_pool', which is 3x3.
+        norm_layer: Maker of the normalization after each convolution, given its width; None for none.
+        act_layer: Maker of the activation after that ("both operations are followed by a ReLU"); None for none.
+        count_include_pad: Average zeros beyond the border too. timm and torchvision do; TensorFlow and Keras do not.
 
     Raises:
         ValueError: A width is below 1, a kernel size is even, a tower is empty, or a layer is of another kind.
@@ -90,7 +90,7 @@ class InceptionModule(nn.Module):
             self.out_chs += chs
 
     def norm_act(self, chs: int) -> nn.Sequential:
-        """What follows a convolution of `chs` channels."""
+        """The normalization and activation after a convolution of `chs` channels."""
         norm = [self.norm_layer(chs)] if self.norm_layer else []
         act = [self.act_layer()] if self.act_layer else []
         return nn.Sequential(*norm, *act)
@@ -100,9 +100,9 @@ class InceptionModule(nn.Module):
 
 
 class SegmentTowers(nn.Module):
-    """Figures 3 and 4 as they are drawn: a 1x1 convolution, then a 3x3 convolution for each segment of its channels.
+    """Figures 3 and 4 as drawn: a 1x1 convolution, then a 3x3 convolution for each segment of its channels.
 
-    The arguments are those of `SeparableConv2d` in the order 'pointwise_first', which computes the same.
+    It takes the arguments of `SeparableConv2d`, and computes the same as that in the order 'pointwise_first'.
     """
 
     def __init__(self, in_chs: int, out_chs: int, segments: int | None = None, act: nn.Module | None = None) -> None:
@@ -119,7 +119,7 @@ class SegmentTowers(nn.Module):
 
 
 def merge_towers(module: InceptionModule) -> nn.Sequential:
-    """Figure 2 to figure 3: the strictly equivalent form of a module with the towers of `simplified_towers`.
+    """Turns figure 2 into figure 3, its strictly equivalent form. The towers must be those of `simplified_towers`.
 
     Returns:
         A `SeparableConv2d` with one segment per tower, and the normalization and activation of its output.
@@ -143,7 +143,7 @@ def merge_towers(module: InceptionModule) -> nn.Sequential:
 
 
 def merge_segments(module: SegmentTowers) -> SeparableConv2d:
-    """Figure 3 or 4 as it is drawn to the same function in two convolutions, with weights of its own."""
+    """Turns figure 3 or 4 as drawn into two convolutions that compute the same, with a copy of the weights."""
     conv_pw, act = copy.deepcopy((module.conv_pw, module.act))
     merged = SeparableConv2d(
         conv_pw.in_channels, conv_pw.out_channels, segments=len(module.convs), order='pointwise_first', act=act
@@ -154,18 +154,18 @@ def merge_segments(module: SegmentTowers) -> SeparableConv2d:
 
 
 def exchange_order(stack: Sequence[SeparableConv2d], act: nn.Module | None = None) -> nn.Sequential:
-    """A stack in Inception's order as one in Xception's order, which is why the paper calls the order unimportant.
+    """Turns a stack in Inception's order into one in Xception's order: in a stack, the order is unimportant.
 
-    Only the brackets move: (1x1, 3x3), (1x1, 3x3), ... is 1x1, (3x3, 1x1), ..., 3x3. So what stood within the modules
-    stands between them, and what stood between them stands within.
+    Only the grouping changes: (1x1, 3x3), (1x1, 3x3), ... is 1x1, (3x3, 1x1), ..., 3x3. What was within a module is now
+    between two modules, and what was between two modules is now within one.
 
     Args:
-        stack: Modules in the order 'pointwise_first', each of which takes the channels of the one before.
-        act: What follows each module of the stack; None for nothing.
+        stack: Modules in the order 'pointwise_first'. Each takes the channels of the one before.
+        act: Layer after each module of the stack; None for none.
 
     Returns:
-        The same function, with weights of its own: the first 1x1 convolution, one module fewer than before in the order
-        'depthwise_first', and the last 3x3 convolution, each with what follows it.
+        A network that computes the same, with a copy of the weights: the first 1x1 convolution, one module fewer than
+        before in the order 'depthwise_first', and the last 3x3 convolution. Each is followed by its activation.
 
     Raises:
         ValueError: The stack is empty, or a module has the other order.
@@ -185,7 +185,7 @@ def exchange_order(stack: Sequence[SeparableConv2d], act: nn.Module | None = Non
 
 
 def _side_by_side(modules: Iterable[nn.Module]) -> dict[str, Tensor]:
-    """Tensors of the layer that has the output channels of all these layers, which are alike."""
+    """Tensors of one layer that has the output channels of all these layers. The layers must be alike."""
     first, *others = [module.state_dict() for module in modules]
     # a scalar is BatchNorm's count of batches, the same for all
     return {

@@ -1,7 +1,7 @@
 """What the paper states, as data.
 
-Source: François Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357v3, and where
-it says so, what timm and Keras publish.
+Source: François Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357v3. The last
+two tables are published by Keras and timm, not by the paper.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ LEARNING_RATE = 0.045
 WEIGHT_DECAY = {'Xception': 1e-5, 'Inception V3': 4e-5}
 DROPOUT = 0.5
 
-# Not of the paper: what Keras (keras.applications, "Total params") and timm (results/, GMACs at 299 pixels) publish
+# Published by Keras (keras.applications, "Total params") and timm (results/, GMACs at 299 pixels), not by the paper
 KERAS_TOTAL = {'Xception': 22_910_480, 'Inception V3': 23_851_784}
 TIMM_GMACS = {'Xception': 8.4, 'Inception V3': 5.7}
 

@@ -1,6 +1,6 @@
 """Training steps per second of Xception and Inception V3 on this machine, side by side, for table 3.
 
-The absolute figures are those of the machine; what can be laid beside the paper is their ratio.
+The steps per second depend on the machine. Only their ratio can be compared with the paper.
 """
 
 import platform
@@ -20,25 +20,24 @@ import xception_hub  # noqa: F401 (registers the model)
 from . import quoted
 from .checks import IMAGE_SIZE, MODELS
 
-MIN_IMAGE_SIZE = 75  # pixels, below which Inception V3 has no last map (Xception takes 71)
-MIN_BATCH_SIZE = 2  # for batch normalization has nothing to normalize in a single image's map of one pixel
+MIN_IMAGE_SIZE = 75  # pixels; below it, Inception V3 has no last map (Xception takes 71)
+MIN_BATCH_SIZE = 2  # batch normalization cannot normalize a single value
 NUM_CLASSES = 1000
 DEFAULTS = {'cpu': (8, 1), 'cuda': (32, 10)}  # images in a batch, steps in a repeat
 
 
 @dataclass(frozen=True)
-class Settings:
+class Workload:
     """What is measured.
 
     Attributes:
         image_size: Height and width of the images in pixels.
-        batch_size: Images in a step.
-        repeats: Number of repeats, of which the median is taken, after one that is not counted. The networks take
-            turns in each.
-        steps: Training steps in a repeat.
+        batch_size: Number of images in a training step.
+        repeats: Number of timed repeats, after one that is not counted. The networks take turns in each.
+        steps: Number of training steps in a repeat.
 
     Raises:
-        ValueError: One of them is too small.
+        ValueError: A value is too small.
     """
 
     image_size: int
@@ -59,34 +58,34 @@ class Settings:
 
 
 class Speed(NamedTuple):
-    """What was measured, on what.
+    """The result of a measurement.
 
     Attributes:
-        machine: Device, threads, version of torch.
-        settings: The settings of the measurement.
-        steps_per_second: Median of the repeats, for each network of `MODELS`.
+        machine: Device, threads and version of torch.
+        workload: What was measured.
+        steps_per_second: Median of the repeats for each network of `MODELS`.
         ratio: Xception's median divided by Inception V3's.
-        ratio_range: The lowest and the highest ratio of a repeat, which tell how quiet the machine was.
+        ratio_range: Lowest and highest ratio of a repeat. They are far apart on a busy machine.
     """
 
     machine: str
-    settings: Settings
+    workload: Workload
     steps_per_second: dict[str, float]
     ratio: float
     ratio_range: tuple[float, float]
 
 
 def device() -> torch.device:
-    """A GPU if torch finds one."""
+    """The GPU if torch finds one, the CPU otherwise."""
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def settings(
+def workload(
     image_size: int = IMAGE_SIZE, batch_size: int | None = None, repeats: int = 5, steps: int | None = None
-) -> Settings:
-    """Settings, with the defaults of the device for what is None."""
+) -> Workload:
+    """Makes a workload; None stands for the default of the device."""
     default_batch_size, default_steps = DEFAULTS[device().type]
-    return Settings(
+    return Workload(
         image_size,
         default_batch_size if batch_size is None else batch_size,
         repeats,
@@ -95,7 +94,7 @@ def settings(
 
 
 def machine() -> str:
-    """The device in a line."""
+    """Describes the device in one line."""
     if device().type == 'cuda':
         return f'{torch.cuda.get_device_name()}, torch {torch.__version__}'
     try:
@@ -107,9 +106,9 @@ def machine() -> str:
 
 
 class Training:
-    """A network, the paper's SGD for it, and a batch of noise, all channels last and float32."""
+    """A network with the paper's SGD and a batch of noise, in channels last and float32."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, workload: Workload) -> None:
         self.network = timm.create_model(MODELS[name], pretrained=False, drop_rate=quoted.DROPOUT)
         self.network.to(device(), memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.SGD(
@@ -118,19 +117,19 @@ class Training:
             momentum=quoted.MOMENTUM,
             weight_decay=quoted.WEIGHT_DECAY[name],
         )
-        shape = (settings.batch_size, 3, settings.image_size, settings.image_size)
+        shape = (workload.batch_size, 3, workload.image_size, workload.image_size)
         self.images = torch.randn(shape, device=device()).contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(NUM_CLASSES, shape[:1], device=device())
 
     def step(self) -> None:
-        """Forward, backward, update."""
+        """Takes one training step: forward, backward, update."""
         loss = F.cross_entropy(self.network(self.images), self.labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def seconds(self, steps: int) -> float:
-        """Seconds that a number of steps takes."""
+        """Takes a number of training steps; returns the seconds that they took."""
         _finish()
         start = time.perf_counter()
         for _ in range(steps):
@@ -140,21 +139,21 @@ class Training:
 
 
 def _finish() -> None:
-    """Waits for the GPU, which computes behind the program's back."""
+    """Waits until the GPU has computed everything."""
     if device().type == 'cuda':
         torch.cuda.synchronize()
 
 
-def measure(settings: Settings) -> Speed:
-    """Measures both networks in turn."""
-    trainings = {name: Training(name, settings) for name in MODELS}
+def measure(workload: Workload) -> Speed:
+    """Measures both networks, which take turns."""
+    trainings = {name: Training(name, workload) for name in MODELS}
     rounds = [
-        {name: settings.steps / training.seconds(settings.steps) for name, training in trainings.items()}
-        for _ in range(settings.repeats + 1)
+        {name: workload.steps / training.seconds(workload.steps) for name, training in trainings.items()}
+        for _ in range(workload.repeats + 1)
     ][1:]
     medians = {name: statistics.median(speeds[name] for speeds in rounds) for name in MODELS}
     ratios = [ratio(speeds) for speeds in rounds]
-    return Speed(machine(), settings, medians, ratio(medians), (min(ratios), max(ratios)))
+    return Speed(machine(), workload, medians, ratio(medians), (min(ratios), max(ratios)))
 
 
 def ratio(speeds: Mapping[str, float]) -> float:
