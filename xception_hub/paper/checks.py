@@ -184,44 +184,28 @@ def count_macs(network: nn.Module, size: int = IMAGE_SIZE) -> dict[str, int]:
 
 
 def count_modules(network: nn.Module, size: int = IMAGE_SIZE) -> list[Module]:
-    """What is in each module, and at last in the head, at images of `size` x `size` pixels."""
-    shapes: dict[str, torch.Size] = {}
-    used: set[str] = set()
-    handles = []
-    names = [*module_names(network), HEAD]
-    for name in names:
-        module = network.get_submodule(name)
+    """Counts each module, and the head last, for images of `size` x `size` pixels."""
+    modules = {name: network.get_submodule(name) for name in [*module_names(network), HEAD]}
+    shortcuts = {f'{name}.shortcut': getattr(module, 'shortcut', None) for name, module in modules.items()}
+    linear = {name: layer for name, layer in shortcuts.items() if layer is not None and is_linear(layer)}
+    shapes: dict[str, torch.Size] = {}  # output shapes of the layers that were used
 
-        def record(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
-            shapes[name] = output.shape
+    def record(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        shapes[name] = output.shape
 
-        def record_use(_module: nn.Module, _inputs: object, _output: Tensor, name: str = name) -> None:
-            used.add(name)
-
-        handles.append(module.register_forward_hook(record))
-        shortcut = getattr(module, 'shortcut', None)
-        if shortcut is not None and is_linear(shortcut):
-            handles.append(shortcut.register_forward_hook(record_use))
+    watched = {**modules, **linear}
+    handles = [module.register_forward_hook(partial(record, name)) for name, module in watched.items()]
     macs = count_macs(network, size)
     for handle in handles:
         handle.remove()
-    modules = []
-    for name in names:
-        module, shape = network.get_submodule(name), shapes[name]
+    counted = []
+    for name, module in modules.items():
         layers, separable = count_layers(module)
-        modules.append(
-            Module(
-                name,
-                layers,
-                separable,
-                name in used,
-                shape[2] if len(shape) == 4 else 0,
-                shape[1],
-                count_parameters(module),
-                macs.get(name, 0),
-            )
-        )
-    return modules
+        residual, shape = f'{name}.shortcut' in shapes, shapes[name]
+        height = shape[2] if len(shape) == 4 else 0
+        parameters = count_parameters(module)
+        counted.append(Module(name, layers, separable, residual, height, shape[1], parameters, macs.get(name, 0)))
+    return counted
 
 
 def count() -> Counts:
