@@ -78,20 +78,9 @@ class Drawing:
         free = width - len(chips) * CHIP
         lines = textwrap.wrap(text, max(int((free - 0.06) / CHAR), 1), break_long_words=False)
         height = len(lines) * LINE + (PADDING / 2 if rounded else PADDING)
-        shape = 'round,pad=0,rounding_size=0.1' if rounded else 'square,pad=0'
-        outline = FancyBboxPatch(
-            (x, y),
-            width,
-            height,
-            boxstyle=shape,
-            facecolor='none',
-            edgecolor=INK,
-            linewidth=1,
-            linestyle=(0, (3, 2)) if dashed else '-',
-            zorder=3,
-        )
+        style = dict[str, Any](edgecolor=INK, linestyle=(0, (3, 2)) if dashed else '-', zorder=3)
+        outline = self.outline(x, y, width, height, 0.1 if rounded else 0, **style)
         parts = [(free / len(fills), fill, '') for fill in fills] + [(CHIP, NORM, chip) for chip in chips]
-        self.axes.add_patch(outline)
         left = x
         for part, fill, chip in parts:
             patch = self.axes.add_patch(Rectangle((left, y), part, height, facecolor=fill, linewidth=0, zorder=2))
@@ -104,19 +93,10 @@ class Drawing:
         self.bottom = max(self.bottom, y + height)
         return y + height
 
-    def frame(self, x: float, y: float, width: float, height: float) -> None:
-        self.axes.add_patch(
-            FancyBboxPatch(
-                (x, y),
-                width,
-                height,
-                boxstyle='round,pad=0,rounding_size=0.08',
-                facecolor='none',
-                edgecolor=GREY,
-                linewidth=1,
-                linestyle=(0, (4, 3)),
-            )
-        )
+    def outline(self, x: float, y: float, width: float, height: float, rounding: float, **style: Any) -> FancyBboxPatch:
+        shape = f'round,pad=0,rounding_size={rounding}' if rounding else 'square,pad=0'
+        patch = FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor='none', linewidth=1, **style)
+        return self.axes.add_patch(patch)
 
     def plus(self, x: float, y: float) -> float:
         self.axes.add_patch(Circle((x, y + PLUS), PLUS, facecolor=WHITE, edgecolor=INK, linewidth=1, zorder=3))
@@ -421,7 +401,8 @@ def draw_network(model: Xception, path: Path | None = None, pixels: int = 299) -
             drawing.line((center, y), (center, y + FRAME))
             bottom = _module(drawing, center, y + FRAME, module, sizes)
             if others:
-                drawing.frame(x - 0.04, y + FRAME / 2, width + 0.08, bottom - y)
+                frame = (x - 0.04, y + FRAME / 2, width + 0.08, bottom - y)
+                drawing.outline(*frame, 0.08, edgecolor=GREY, linestyle=(0, (4, 3)))
                 drawing.text(x, bottom + FRAME + LINE, f'repeated {1 + len(others)} times', ha='left')
             y, above = bottom, (module, *others)[-1]
         if above is not None:  # None where all modules of a flow were removed
