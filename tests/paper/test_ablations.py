@@ -62,6 +62,7 @@ def test_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / 'runs' / 'ablations.json').read_text())['variants'] == found['variants']
 
 
+@pytest.mark.slow
 def test_failed_run(tmp_path: Path) -> None:
     """It is named with its reason, and the exit status tells."""
     result = call(

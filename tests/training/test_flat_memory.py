@@ -98,7 +98,7 @@ def is_flat(small: float, large: float) -> bool:
 pytestmark = pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='only Linux tells a process its memory')
 
 
-@pytest.mark.parametrize('streaming', [False, True])
+@pytest.mark.parametrize('streaming', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_flat(streaming: bool, tmp_path: Path) -> None:
     small, large = growths(tmp_path, streaming)
     assert is_flat(small, large), f'{small:.1f} MB, with ten times the images {large:.1f} MB'

@@ -82,7 +82,10 @@ def test_first_source(hub: HubServer, imagenet_state_dict: dict[str, Tensor]) ->
     assert all(p.requires_grad and not p.is_meta and p.dtype is torch.float32 for p in model.parameters())
 
 
-@pytest.mark.parametrize('fault', Fault)
+# the client tries again for 20 seconds where the server has an error
+@pytest.mark.parametrize(
+    'fault', [pytest.param(fault, marks=[pytest.mark.slow] * (fault is Fault.SERVER_ERROR)) for fault in Fault]
+)
 def test_second_source(
     fault: Fault, hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]
 ) -> None:

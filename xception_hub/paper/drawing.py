@@ -96,7 +96,8 @@ class Drawing:
     def outline(self, x: float, y: float, width: float, height: float, rounding: float, **style: Any) -> FancyBboxPatch:
         shape = f'round,pad=0,rounding_size={rounding}' if rounding else 'square,pad=0'
         patch = FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor='none', linewidth=1, **style)
-        return self.axes.add_patch(patch)
+        self.axes.add_patch(patch)
+        return patch
 
     def plus(self, x: float, y: float) -> float:
         self.axes.add_patch(Circle((x, y + PLUS), PLUS, facecolor=WHITE, edgecolor=INK, linewidth=1, zorder=3))
