@@ -420,7 +420,7 @@ def test_lists_in_one_split_only(tmp_path: Path) -> None:
         load(str(tmp_path / 'saved'))
 
 
-# What is judged on
+# The validation split
 
 
 def test_evaluation_takes_what_there_is(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_evaluation_that_has_to_be_told(tmp_path: Path) -> None:
     datasets.DatasetDict(train=pictures(), extra=pictures()).save_to_disk(tmp_path / 'saved')
     with pytest.raises(DataError, match='has the splits train, extra. Name the one to evaluate on'):
         load(str(tmp_path / 'saved'), train_split=None)
-    with pytest.raises(DataError, match="The split 'extra' .* cannot be both trained and judged on"):
+    with pytest.raises(DataError, match="The split 'extra' .* cannot be used for both training and validation"):
         load(str(tmp_path / 'saved'), train_split='extra', validation_split='extra')
     assert load(str(tmp_path / 'saved'), train_split='extra').has_validation is False
 
@@ -459,7 +459,7 @@ def test_names_that_differ_between_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('feature', [datasets.Value('string'), datasets.ClassLabel(names=['cat', 'dog'])])
 def test_classes_that_only_the_validation_split_has(feature: Any, tmp_path: Path) -> None:
-    """A split whose names are declared may be judged by one whose names aren't."""
+    """A split whose names are declared may be validated by one whose names aren't."""
 
     def split(labels: list[str], feature: Any) -> datasets.Dataset:
         features = datasets.Features(image=datasets.Image(decode=False), label=feature)
@@ -549,11 +549,11 @@ def test_classes_that_come_with_rarer_ones_only() -> None:
     labels = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1], [1, 0, 1]])
     assert len(stratified(labels, ['animal', 'cat', 'dog'], 0.5, 0)) == 2
     labels = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]])
-    with pytest.warns(UserWarning, match='never judged') as found:
+    with pytest.warns(UserWarning, match='in training only') as found:
         stratified(labels, ['animal', 'cat', 'dog', 'rock'], 0.5, 0)
     assert [str(warning.message) for warning in found] == [
-        '2 classes have a single image, which is trained on and never judged: cat, dog.',
-        '1 classes are trained on and never judged, for they occur with rarer ones only: animal.',
+        '2 classes have a single image, which is in training only: cat, dog.',
+        '1 classes are in training only, because they occur with rarer ones only: animal.',
     ]
 
 
@@ -561,7 +561,7 @@ def test_class_of_one(folder: Path) -> None:
     for path in sorted((folder / 'two').iterdir())[1:]:
         path.unlink()
     data = load(str(folder))
-    with pytest.warns(UserWarning, match='1 classes have a single image, which is trained on and never judged: two'):
+    with pytest.warns(UserWarning, match='1 classes have a single image, which is in training only: two'):
         data = data.with_validation(0.2, 0)
     assert 'two' in names_of(data.train, data)
     assert 'two' not in names_of(data.validation, data)

@@ -741,4 +741,4 @@ def test_class_of_one(folder: Path, tmp_path: Path, log: Path) -> None:
     for path in sorted((data / 'one').iterdir())[1:]:
         path.unlink()
     text = finetune(*SMALL, *FEW, '--dataset', data, '--output', tmp_path / 'model', log=log)
-    assert 'warning: 1 classes have a single image, which is trained on and never judged: one.' in text
+    assert 'warning: 1 classes have a single image, which is in training only: one.' in text

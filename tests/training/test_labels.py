@@ -101,7 +101,7 @@ def test_numbers_for_names() -> None:
 
 
 def test_models_without_names() -> None:
-    """Have as many classes, in the same order, or can't be judged."""
+    """Have as many classes, in the same order, or cannot be evaluated."""
     model = timm.create_model('test_resnet', num_classes=3)
     assert outputs_of(model, ['x', 'y', 'z']) == [0, 1, 2]
     with pytest.raises(ModelError, match='The model has 3 outputs without names, and the dataset 2 classes'):

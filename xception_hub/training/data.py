@@ -1,4 +1,7 @@
-"""Datasets of labelled images: found, read and split. Images stay undecoded, label names keep their order to the end.
+"""Datasets of labelled images: found, read and split. Ours where `datasets` would drop labels or refuse a split.
+
+Its imagefolder drops the labels of a single class, of mixed depths and beside a metadata file, without a word. Its
+stratified split fails on a class with one image, and knows no multi-label. Images stay undecoded.
 
     a name on the Hub | a folder of images | a table (.csv, .tsv, .json, .jsonl, .parquet) | a save_to_disk directory
         -> columns -> class names -> a validation split, the dataset's own or a stratified one
@@ -94,7 +97,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """What a model is trained and judged on.
+    """What a model is trained and evaluated on.
 
     Attributes:
         train: Empty if only an evaluation was asked for.
@@ -191,7 +194,7 @@ def load(
         if name not in splits:
             raise DataError(f'{dataset} has no split {name!r}, but {", ".join(splits)}. Name one of these.')
     if train_split is not None and train_split == own:
-        raise DataError(f'The split {own!r} of {dataset} cannot be both trained and judged on.')
+        raise DataError(f'The split {own!r} of {dataset} cannot be used for both training and validation.')
     splits = {name: splits[name] for name in wanted}
     image, label = _columns(splits[wanted[0]].features, dataset, image_column, label_column)
     for name, split in splits.items():
@@ -455,17 +458,17 @@ def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], s
             count = min(max(round(share * counts[label]), 1), counts[label] - 1)
             indices += generator.permutation(np.flatnonzero(values == label))[:count].tolist()
     if not indices:
-        raise DataError('Every class has a single image, so that none can be judged on. Name a validation split.')
+        raise DataError('Every class has a single image, so that none is left for validation. Name a validation split.')
     indices.sort()
-    total, judged = (
+    total, held_out = (
         part.sum(0) if part.ndim == 2 else np.bincount(part, minlength=len(class_names))
         for part in (labels, labels[indices])
     )
     for found, meaning in (
         (total == 0, 'have no image'),
-        ((total == 1) & (judged == 0), 'have a single image, which is trained on and never judged'),
-        ((total > 1) & (judged == 0), 'are trained on and never judged, for they occur with rarer ones only'),
-        ((total > 0) & (judged == total), 'are judged and never trained on, for they occur with rarer ones only'),
+        ((total == 1) & (held_out == 0), 'have a single image, which is in training only'),
+        ((total > 1) & (held_out == 0), 'are in training only, because they occur with rarer ones only'),
+        ((total > 0) & (held_out == total), 'are in validation only, because they occur with rarer ones only'),
     ):
         if found.any():
             names = [class_names[label] for label in np.flatnonzero(found)[:6]]

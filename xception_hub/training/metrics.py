@@ -77,7 +77,7 @@ class Predictions:
         return self.classes == self.labels[:, None]
 
     def worst(self, count: int) -> np.ndarray:
-        """Positions [<= count] in these arrays of the wrongly classified images, the largest loss first."""
+        """Places [<= count] in these arrays of the wrongly classified images, the largest loss first."""
         wrong = (self._found() != self.labels).any(1) if self.multi_label else ~self.hits[:, 0]
         indices = np.flatnonzero(wrong)
         return indices[np.argsort(-self.losses[indices], kind='stable')][:count]
@@ -154,8 +154,8 @@ class Calibration:
 def map_at_100(predictions: Predictions, importance: Sequence[float] | None = None) -> float:
     """Mean average precision of the 100 likeliest classes of each image, each class weighted by its importance.
 
-    Section 4.1 of arXiv:1610.02357 judges by it on FastEval14k, where a score of each class says how common it is among
-    social media images. The paper gives neither a formula nor the scores. This is our reading: the average precision of
+    Section 4.1 of arXiv:1610.02357 evaluates by it on FastEval14k, where a score of each class says how common it is
+    among social media images. The paper gives neither a formula nor the scores. This is our reading: the average precision of
     an image is the sum, over the ranks k <= 100 that hold one of its labels, of weight(class at k) * precision@k,
     divided by the sum of the weights of its labels; of the 100 heaviest, if it has more, so that 1 can be reached.
     Without weights it is the usual MAP@100 of retrieval.
@@ -173,9 +173,9 @@ def map_at_100(predictions: Predictions, importance: Sequence[float] | None = No
     labelled = np.flatnonzero(predictions.labels.any(1))
     values = np.zeros(len(labelled))
     for start in range(0, len(labelled), IMAGES_AT_ONCE):
-        rows = labelled[start : start + IMAGES_AT_ONCE]
+        places = labelled[start : start + IMAGES_AT_ONCE]
         values[start : start + IMAGES_AT_ONCE] = _average_precisions(
-            predictions.probabilities[rows], predictions.labels[rows].astype(bool), weights
+            predictions.probabilities[places], predictions.labels[places].astype(bool), weights
         )
     return _mean(values)
 

@@ -1,5 +1,7 @@
-"""The order in which images are seen, and what is done to each: functions of the seed alone, so that any of it can be
-done again, by any number of processes and workers, from any point on.
+"""The order of the images, and what is done to each. Ours because accelerate's samplers do not resume bit by bit.
+
+A run has to continue in the middle of an epoch, and to be the same for any number of workers. So the order and every
+random choice are functions of the seed, the epoch and the image alone.
 
     order of an epoch -> groups, one for each update -> batches of this process -> images, decoded and augmented
 """
