@@ -155,10 +155,10 @@ def map_at_100(predictions: Predictions, importance: Sequence[float] | None = No
     """Mean average precision of the 100 likeliest classes of each image, each class weighted by its importance.
 
     Section 4.1 of arXiv:1610.02357 evaluates by it on FastEval14k, where a score of each class says how common it is
-    among social media images. The paper gives neither a formula nor the scores. This is our reading: the average precision of
-    an image is the sum, over the ranks k <= 100 that hold one of its labels, of weight(class at k) * precision@k,
-    divided by the sum of the weights of its labels; of the 100 heaviest, if it has more, so that 1 can be reached.
-    Without weights it is the usual MAP@100 of retrieval.
+    among social media images. The paper gives neither a formula nor the scores. This is our reading: the average
+    precision of an image is the sum, over the ranks k <= 100 that hold one of its labels, of weight(class at k) *
+    precision@k, divided by the sum of the weights of its labels; of the 100 heaviest, if it has more, so that 1 can be
+    reached. Without weights it is the usual MAP@100 of retrieval.
 
     Args:
         predictions: Multi-label, of C classes. Of equal probabilities the class of the smaller number comes first; NaN
