@@ -41,7 +41,7 @@ from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint, download
 
 from conversion.convert import convert
 from xception_hub.porting.port import Port, port
-from xception_hub.weights.checkpoints import to_legacy
+from xception_hub.weights.layouts import to_legacy
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-timeout looks

@@ -30,7 +30,7 @@ def check_input(x: Tensor, in_chans: int, min_img_size: int) -> Tensor:
 
 
 class Stem(nn.Module):
-    """Module 1 of the paper: two regular 3x3 convolutions without padding, the first with stride 2."""
+    """Module 1 of the paper: two regular 3x3 convolutions, without padding unless asked, the first with stride 2."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Stem(nn.Module):
         min_img_size: int,
         act_layer: ActLayer,
         bn_eps: float,
+        padding: int = 0,
         device=None,
         dtype=None,
     ) -> None:
@@ -46,10 +47,10 @@ class Stem(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         self.in_chans = in_chans
         self.min_img_size = min_img_size
-        self.conv1 = nn.Conv2d(in_chans, widths[0], 3, stride=2, bias=False, **dd)
+        self.conv1 = nn.Conv2d(in_chans, widths[0], 3, stride=2, padding=padding, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(widths[0], eps=bn_eps, momentum=BN_MOMENTUM, **dd)
         self.act1 = create_act_layer(act_layer, inplace=True)
-        self.conv2 = nn.Conv2d(widths[0], widths[1], 3, bias=False, **dd)
+        self.conv2 = nn.Conv2d(widths[0], widths[1], 3, padding=padding, bias=False, **dd)
         self.bn2 = nn.BatchNorm2d(widths[1], eps=bn_eps, momentum=BN_MOMENTUM, **dd)
         self.act2 = create_act_layer(act_layer, inplace=True)
 

@@ -37,6 +37,7 @@ class Xception(nn.Module):
         act_layer: timm's name of an activation, or its class. timm raises a KeyError for an unknown name.
         bn_eps: 1e-3 as in Keras; 1e-5 for checkpoints trained in the legacy torch lineage.
         pool_padding: 'same' as in Keras; 'symmetric' for checkpoints trained in the legacy torch lineage.
+        stem_padding: 0 as in Keras; 1 for segmentation_models_pytorch: images of 32n pixels have maps of 16n to n.
         min_img_size: Smallest height and width of the images in pixels: 71 as in Keras, down to 7.
         residual: Linear connections around modules 2 to 13; False is figure 9's network without them.
         mid_act_layer: Activation between depthwise and pointwise convolution (figure 10); None, as in figure 5.
@@ -63,6 +64,7 @@ class Xception(nn.Module):
         act_layer: ActLayer = 'relu',
         bn_eps: float = BN_EPS,
         pool_padding: str = 'same',
+        stem_padding: int = 0,
         min_img_size: int = MIN_IMG_SIZE,
         residual: bool = True,
         mid_act_layer: ActLayer | None = None,
@@ -91,7 +93,7 @@ class Xception(nn.Module):
 
         # Figure 5, and the size of the maps for images of 299x299
         # fmt: off
-        self.stem = Stem(in_chans, (width(32), width(64)), min_img_size, act_layer, bn_eps, **dd)           # 149, 147
+        self.stem = Stem(in_chans, (width(32), width(64)), min_img_size, act_layer, bn_eps, stem_padding, **dd)  # 147
         self.entry_flow = nn.Sequential(
             module(64, 128, 128, pool_stride=2, acts='between', drop_path=drop_path[0]),                    # 74
             module(128, 256, 256, pool_stride=2, drop_path=drop_path[1]),                                   # 37
@@ -234,6 +236,7 @@ class Xception(nn.Module):
 GLOBAL_POOLS = ('', 'avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastavg', 'fastmax', 'fastavgmax', 'fastcatavgmax')
 OUTPUT_STRIDES = (8, 16, 32)
 POOL_PADDINGS = ('same', 'symmetric')
+STEM_PADDINGS = (0, 1)
 SEGMENTS = (None, 1, 2, 4, 8)  # they divide all of the paper's widths
 WIDTH_MULTIPLE = 8  # channels: the greatest number that divides all of the paper's widths
 MIN_WIDTH_MULTIPLIER = WIDTH_MULTIPLE / 2 / 32  # rounds the narrowest width, the stem's 32 channels, to zero
@@ -251,6 +254,7 @@ CHOICES: dict[str, tuple[Callable[[Any], bool], str]] = {  # argument -> test of
     'in_chans': (lambda count: count >= 1, 'at least 1'),
     'global_pool': (GLOBAL_POOLS.__contains__, f'one of {GLOBAL_POOLS}'),
     'output_stride': (OUTPUT_STRIDES.__contains__, f'one of {OUTPUT_STRIDES}'),
+    'stem_padding': (STEM_PADDINGS.__contains__, f'one of {STEM_PADDINGS}'),
     'pool_padding': (POOL_PADDINGS.__contains__, f'one of {POOL_PADDINGS}'),
     'fc_widths': (lambda widths: all(width >= 1 for width in widths), 'a list of positive widths'),
     'head_layers': (
@@ -280,8 +284,8 @@ CHOICES: dict[str, tuple[Callable[[Any], bool], str]] = {  # argument -> test of
 
 # Arguments on which the function of the tensors depends, and their defaults.
 TOLD = dict(
-    output_stride=32, act_layer='relu', bn_eps=BN_EPS, pool_padding='same', min_img_size=MIN_IMG_SIZE, residual=True,
-    mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0,
+    output_stride=32, act_layer='relu', bn_eps=BN_EPS, pool_padding='same', stem_padding=0, min_img_size=MIN_IMG_SIZE,
+    residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0,
 )  # fmt: skip
 
 

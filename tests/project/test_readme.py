@@ -17,7 +17,7 @@ from kitchen_photos import PHOTOS, kitchen_photos
 from port_a_keras_model import CLASS_NAMES, Checkpoint
 from torch import Tensor
 
-from xception_hub.weights.checkpoints import to_legacy
+from xception_hub.weights.layouts import to_legacy
 
 TRAINED = ('figure_9.png', 'figure_10.png', 'continuum_trained.png')  # by benchmarks/ablations.py
 README = (ROOT / 'README.md').read_text()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import xception_hub
 from xception_hub.errors import DamagedCheckpointError
-from xception_hub.weights.checkpoints import recognise, to_legacy
+from xception_hub.weights.layouts import recognise, to_legacy
 
 CLASSES = 7
 SIZES = [(299, 299), (224, 224), (150, 180)]

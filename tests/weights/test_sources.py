@@ -21,8 +21,8 @@ from torch import Tensor
 
 import xception_hub
 from xception_hub.errors import WeightsError
-from xception_hub.weights.checkpoints import to_legacy
 from xception_hub.weights.fingerprints import EPS_COMPENSATION, compare
+from xception_hub.weights.layouts import to_legacy
 from xception_hub.weights.sources import OFFLINE_REMEDY
 
 FIRST = 'smp-hub/xception.imagenet'

@@ -1,14 +1,8 @@
-"""Torch checkpoints of Xception in any published layout: finds the network in a file and renames its tensors.
-
-The legacy lineage began with tstandley's port. It includes Cadene's pretrainedmodels, timm's `legacy_xception`,
-segmentation_models_pytorch's encoder, FaceForensics++ and DeepfakeBench. Its models compute with BatchNorm eps 1e-5 and
-symmetric pool padding, so weights that were *trained* there need these numerics, which `from_checkpoint` sets.
-"""
+"""Loads Xception from a torch checkpoint of any published layout, as the function that was trained."""
 
 import re
 import warnings
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,230 +12,202 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from ..errors import CheckpointError, DamagedCheckpointError
-from ..topology import LEGACY_NAMES
-from .files import StateDict, read_checkpoint
+from ..network import Xception
+from .files import CheckpointFile, StateDict, read_checkpoint
+from .fingerprints import compare
+from .heads import FEATURES, KNOWN_LAYERS, Chain, find_head, take_head
+from .layouts import LAYOUTS, LEGACY_NUMERICS, Recognised, listed, recognise
 
 __all__ = ['from_checkpoint']
 
-LEGACY_NUMERICS = dict(bn_eps=1e-5, pool_padding='symmetric')
-FEATURES = 2048  # features that a classifier takes
-
-# A tensor that only this layout has -> the layout.
-ANCHORS = {'block12.skipbn.weight': 'legacy', 'exit_flow.1.stack.bn2.weight': 'xception_hub'}
-# Pattern of a tensor's path -> what the tensor is. The network does not need these tensors.
-LEFT_OUT = {
-    r'(^|\.)adjust_channel\.': "a projection of DeepfakeBench's other detectors, beside the path to the classifier",
-    r'(^|[._])optim|exp_avg': "the optimizer's state",
-    r'(^|[._])sched': "the scheduler's state",
-    r'(^|[._])(scaler|amp)\b': 'the state of mixed precision',
-    r'n_averaged$': 'the count of an average',
-    r'(^|\.)(pixel_)?(mean|std)$': 'constants of the preprocessing',
-    r'(^|[._])(loss|criterion)': 'the state of a loss',
-    r'(^|[._])(metric|confmat|accuracy|auroc|f1)': 'the state of a metric',
-    r'(^|\.)rng_state|(^|\.)random': 'the state of a random generator',
-}
-AVERAGES = re.compile(r'(^|[._])(ema|swa|averag\w*|shadow|teacher)([._]|$)')
+KERAS_NUMERICS = dict(bn_eps=1e-3, pool_padding='same', stem_padding=0, act_layer='relu', output_stride=32)
+# A file does not say where its weights come from.
+UNKNOWN_SOURCE = dict(tag=None, license=None, hf_hub_id=None, url=None, file=None, origin_url=None, source=None)
+HIDDEN = ('fc_widths', 'head_layers')  # arguments for layers before the classifier
 
 
-def to_legacy(tensors: StateDict, classifier: str = 'fc') -> StateDict:
-    """Renames this network's tensors to the names of the legacy lineage."""
-    names = {ours: legacy for legacy, ours in LEGACY_NAMES.items()} | {'head.fc': classifier}
-    split = {name: name.rpartition('.') for name in tensors}
-    return {f'{names[layer]}.{kind}': tensors[name] for name, (layer, _, kind) in split.items()}
-
-
-@dataclass
-class Recognised:
-    """A checkpoint's tensors under this network's names.
-
-    Attributes:
-        layout: 'xception_hub' or 'legacy'.
-        prefix: Prefix of the network's names in the file.
-        tensors: Name -> tensor, without `num_batches_tracked`.
-        left_out: Name in the file -> why the network does not need the tensor.
-        classifier: The file's name of the classifier; None if there is none.
-    """
-
-    layout: str
-    prefix: str
-    tensors: StateDict
-    left_out: dict[str, str] = field(default_factory=dict)
-    classifier: str | None = None
-
-    @property
-    def model_args(self) -> dict[str, Any]:
-        """Arguments of `Xception`: the sizes follow from the shapes, the numerics from the layout."""
-        args: dict[str, Any] = dict(in_chans=self.tensors['stem.conv1.weight'].shape[1], num_classes=0)
-        if 'head.fc.weight' in self.tensors:
-            args['num_classes'] = self.tensors['head.fc.weight'].shape[0]
-        widths: list[int] = []
-        while f'head.fc_layers.fc{len(widths) + 1}.weight' in self.tensors:
-            widths.append(self.tensors[f'head.fc_layers.fc{len(widths) + 1}.weight'].shape[0])
-        if widths:
-            args['fc_widths'] = widths
-        return {**args, **(LEGACY_NUMERICS if self.layout == 'legacy' else {})}
-
-
-def recognise(
-    checkpoint: StateDict,
-    source: str = 'the checkpoint',
-    prefix: str | None = None,
-    classifier: str | None = None,
-    headless: bool = False,
-) -> Recognised:
-    """Finds the network's tensors among those of a file of any published layout.
+def from_checkpoint(
+    path: str | Path, *, prefix: str | None = None, classifier: str | None = None, **kwargs: Any
+) -> nn.Module:
+    """Loads Xception from a checkpoint of any published layout, with the numerics that it was trained with.
 
     Args:
-        checkpoint: Path -> tensor. Containers and wrappers may put any prefix before the network's names.
-        source: Name of the checkpoint in errors.
-        prefix: Prefix of the network to take if there are several.
-        classifier: Name in the file of the classifier to take if there are several.
-        headless: Leave out any head.
+        path: A safetensors file, or one of torch.save (.pth, .pt, .ckpt, .p, ...) with a state dict or a pickled
+            module in any containers. No code in it is run.
+        prefix: Prefix of the network to take if the file holds several.
+        classifier: Name of the head to take if the file holds several.
+        **kwargs: Arguments of `timm.create_model('xception_paper', ...)` that replace those found in the file: image
+            channels, class count (another than the file's means a new classifier on the 2,048 features, 0 none),
+            `head_layers` for a head whose activations the file does not name, and the numerics: for the legacy lineage
+            `bn_eps=1e-5` and `pool_padding='symmetric'`, for segmentation_models_pytorch also `stem_padding=1`.
+
+    Returns:
+        The network in evaluation mode. Its `pretrained_cfg` names no source and no licence, and a mean and a
+        standard deviation of 0.5, as in most ports: the file gives none.
 
     Raises:
-        CheckpointError: The checkpoint is no Xception, or it holds several networks, several classifiers, or other
-            tensors that the network may compute with.
+        CheckpointError: The file is damaged, is no Xception, does not fit the arguments, or can be read in two ways.
+
+    Warns:
+        UserWarning: Tensors were left out, or something about the network was assumed.
     """
-    prefix, layout, left_out = _find_network(checkpoint, source, prefix)
-    found = Recognised(layout, prefix, {}, left_out)
-    parent = prefix.rpartition('.')[0].rpartition('.')[0]  # a wrapper's head stands beside its backbone
-    heads: dict[str, StateDict] = {}
-    for name, tensor in checkpoint.items():
-        if name in left_out:
-            continue
-        reason = next((why for pattern, why in LEFT_OUT.items() if re.search(pattern, name, re.IGNORECASE)), None)
-        layer, _, kind = name[len(prefix) :].rpartition('.')
-        target = _target(layer, layout) if name.startswith(prefix) else None
-        if target is not None:
-            if kind != 'num_batches_tracked':  # a counter, which the outputs do not depend on
-                if target.endswith('.conv_pw') and tensor.dim() == 2:
-                    tensor = tensor[:, :, None, None]  # as in the lineage's first file
-                found.tensors[f'{target}.{kind}'] = tensor
-        elif reason:
-            found.left_out[name] = reason
-        elif name.startswith((prefix, f'{parent}.' if parent else '')):
-            layer, _, kind = name.rpartition('.')
-            heads.setdefault(layer, {})[kind] = tensor
-        else:
-            found.left_out[name] = 'it lies beside the network, in another container'
-    _take_head(found, heads, source, classifier, headless)
-    # a variant without residual connections has no shortcuts
-    missing = [
-        layer
-        for layer in LEGACY_NAMES.values()
-        if f'{layer}.weight' not in found.tensors and not (layout == 'xception_hub' and '.shortcut.' in layer)
-    ]
-    if missing:
-        raise CheckpointError(
-            f'{source} is no checkpoint of this network. Layers that are missing: {_listed(missing)}.'
-        )
-    return found
+    file = read_checkpoint(path)
+    found = recognise(file.tensors, str(path), prefix)
+    assumed: list[str] = []
+    backbone = _backbone_args(file, found, str(path), kwargs, assumed)
+    head, classes = _take_head(file, found, str(path), classifier, kwargs, assumed)
+    if found.left_out:
+        reasons = '; '.join(sorted(set(found.left_out.values())))
+        warnings.warn(f'{path}: left out {listed(list(found.left_out))} ({reasons}).', stacklevel=2)
+    if assumed:
+        warnings.warn(f'{path} does not tell everything. Assumed: {"; ".join(assumed)}.', stacklevel=2)
+
+    tensors = dict(found.tensors)
+    name = file.architecture if (file.architecture or '').startswith('xception_paper') else 'xception_paper'
+    model_args = {**backbone, **{key: value for key, value in kwargs.items() if key != 'num_classes'}, **head}
+    in_chans = tensors['stem.conv1.weight'].shape[1]
+    if model_args['in_chans'] != in_chans:
+        tensors['stem.conv1.weight'] = adapt_input_conv(model_args['in_chans'], tensors['stem.conv1.weight'])
+    if kwargs.get('features_only'):
+        del model_args['num_classes']
+        overlay = dict(state_dict=tensors, input_size=(model_args['in_chans'], 299, 299))
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args).eval()
+    model = timm.create_model(name, **model_args)
+    check_against(tensors, model.state_dict(), str(path))
+    model.load_state_dict(tensors)
+    notes = () if file.pretrained_cfg else ('mean and std are assumed: the checkpoint does not tell them',)
+    model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE, 'notes': notes, **_preparation(file)}
+    if classes != model_args['num_classes']:
+        model.reset_classifier(classes)
+    return model.eval()
 
 
-def _target(layer: str, layout: str) -> str | None:
-    """This network's name for a layer of a file, None if it has no such layer."""
-    if layout == 'legacy':
-        return LEGACY_NAMES.get(layer)
-    return layer if layer in LEGACY_NAMES.values() or layer.startswith('head.') else None
-
-
-def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tuple[str, str, dict[str, str]]:
-    """Prefix of the network's names, its layout, and the other networks' tensors with the reason to leave them out."""
-    layouts = {
-        name[: -len(anchor)]: layout
-        for anchor, layout in ANCHORS.items()
-        for name in checkpoint
-        if name == anchor or name.endswith('.' + anchor)
-    }
-    if not layouts:
-        raise CheckpointError(
-            f'{source} is no Xception: it has neither {" nor ".join(map(repr, ANCHORS))}. '
-            f'It holds {_listed(list(checkpoint))}.{_other_network(checkpoint)}'
-        )
-    if prefix is not None:
-        chosen = prefix if prefix in layouts else f'{prefix}.'
-        if chosen not in layouts:
-            raise CheckpointError(f'{source} holds no network under prefix={prefix!r}. Choose {_quoted(layouts)}.')
+def _backbone_args(
+    file: CheckpointFile, found: Recognised, source: str, given: Mapping[str, Any], assumed: list[str]
+) -> dict[str, Any]:
+    """Arguments of the backbone, from what the file records, from its modules, or from its layout."""
+    args = dict(in_chans=found.tensors['stem.conv1.weight'].shape[1])
+    told = file.arguments_of(found.prefix)
+    if told is not None:
+        return {**told, **args}
+    modules = file.modules_under(found.prefix)
+    if found.layout == 'xception_hub':
+        numerics: dict[str, Any] = KERAS_NUMERICS
+    elif modules:
+        return {**args, **_numerics_of(modules, found.layout, source)}
     else:
-        raw = [name for name in layouts if not AVERAGES.search(name)]
-        if len(raw) != 1 and len(layouts) > 1:
+        numerics = {**LEGACY_NUMERICS, 'stem_padding': int(found.decoder)}
+        if 'stem_padding' not in given and not found.decoder and _may_be_padded(found):
             raise CheckpointError(
-                f'{source} holds {len(layouts)} networks, under {_quoted(layouts)}. Choose one with prefix=....'
+                f'{source} is the backbone of an older port without a head. segmentation_models_pytorch pads the '
+                f'convolutions of the stem, all other ports do not, and the tensors are the same. Pass stem_padding=1 '
+                f'for a network of segmentation_models_pytorch, else stem_padding=0.'
             )
-        chosen = raw[0] if raw else next(iter(layouts))
-    others = [name for name in layouts if name != chosen and name != '']
-    left_out = {
-        name: f'another network; prefix={other!r} takes it'
-        for other in others
-        for name in checkpoint
-        if name.startswith(other) and not (chosen and chosen.startswith(other) and name.startswith(chosen))
-    }
-    return chosen, layouts[chosen], left_out
+    if numerics is KERAS_NUMERICS and (unsaid := [name for name in numerics if name not in given]):
+        assumed.append('the numerics of Keras, ' + ', '.join(f'{name}={numerics[name]!r}' for name in unsaid))
+    return {**args, **numerics}
+
+
+def _may_be_padded(found: Recognised) -> bool:
+    """Whether the tensors may be segmentation_models_pytorch's encoder: it has lost its head, or its decoder."""
+    separate_head = found.prefix.endswith('encoder.')
+    if found.layout != 'legacy' or (found.heads and not separate_head):
+        return False
+    return not compare(found.tensors).is_genuine  # Keras' own tensors were trained without padding
+
+
+def _numerics_of(modules: Mapping[str, Any], layout: str, source: str) -> dict[str, Any]:
+    """Numerics of a pickled network, from its modules.
+
+    Raises:
+        CheckpointError: A module computes in a way that this network has no argument for.
+    """
+    names = {ours: name for name, ours in LAYOUTS[layout].items()}
+    reference, odd = dict(Xception(device='meta').named_modules()), []
+    epsilons, paddings = set(), set()
+    for ours, name in names.items():
+        state = modules[name].state if name in modules else {}
+        expected: Any = reference[ours]
+        if 'eps' in state:
+            epsilons.add(state['eps'])
+        elif ours.startswith('stem.conv'):
+            paddings.add(_pair(state.get('padding')))
+        elif _pair(state.get('padding')) != expected.padding:
+            odd.append(f'{name}: padding={state.get("padding")}')
+        for key in ('stride', 'dilation', 'groups'):
+            if hasattr(expected, key) and _pair(state.get(key)) != _pair(getattr(expected, key)):
+                odd.append(f'{name}: {key}={state.get(key)}')
+    for name, module in modules.items():
+        if module.kind.endswith('.MaxPool2d') and _pair(module.state.get('padding')) != (1, 1):
+            odd.append(f'{name}: padding={module.state.get("padding")}')
+        activation = KNOWN_LAYERS.get(module.kind.rpartition('.')[2], {}).get('act', 'relu')
+        if re.search(r'(^|\.)(rep\.\d+|(relu|act)\d*|activ)$', name) and activation != 'relu':
+            odd.append(f'{name}: {activation}')
+    if odd or len(epsilons) != 1 or paddings not in ({(0, 0)}, {(1, 1)}):
+        odd += [f'eps of {sorted(epsilons)}', f'padding of the stem {sorted(paddings)}']
+        raise CheckpointError(
+            f'{source} computes in a way that this network has no arguments for: {listed(odd)}. Use the program that '
+            f'saved it; torch.save(model.state_dict(), ...) there gives tensors that load with the numerics you pass.'
+        )
+    return {**LEGACY_NUMERICS, 'bn_eps': epsilons.pop(), 'stem_padding': paddings.pop()[0]}
+
+
+def _pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
 
 
 def _take_head(
-    found: Recognised, heads: dict[str, StateDict], source: str, classifier: str | None, headless: bool
-) -> None:
-    """Finds the classifier among the layers outside the backbone. Refuses others, which may change the outputs."""
-    names = {layer: layer.removeprefix(found.prefix) for layer in heads}
-    if headless:
-        for layer, tensors in heads.items():
-            found.left_out.update({f'{layer}.{kind}': 'a head, which num_classes=0 does without' for kind in tensors})
-        found.tensors = {name: tensor for name, tensor in found.tensors.items() if not name.startswith('head.')}
-        return
-    linear = [
-        layer
-        for layer, tensors in heads.items()
-        if 'weight' in tensors and tensors['weight'].dim() == 2 and tensors['weight'].shape[1] == FEATURES
-    ]
-    if classifier is not None:
-        taken = [layer for layer in heads if classifier in (layer, names[layer])]
-        if not taken:
-            raise CheckpointError(f'{source} has no classifier {classifier!r}. It has: {_quoted(names.values())}.')
-        for layer in set(heads) - set(taken):
-            found.left_out.update({f'{layer}.{kind}': f'not the classifier {classifier!r}' for kind in heads[layer]})
-    elif len(linear) > 1:
-        raise CheckpointError(
-            f'{source} holds {len(linear)} classifiers: {_quoted(names[layer] for layer in linear)}. Choose one with '
-            f'classifier={names[linear[0]]!r}, or none with num_classes=0.'
-        )
+    file: CheckpointFile,
+    found: Recognised,
+    source: str,
+    classifier: str | None,
+    given: Mapping[str, Any],
+    assumed: list[str],
+) -> tuple[dict[str, Any], int]:
+    """Arguments of the head whose tensors are taken, and the number of classes in the end.
+
+    For another number of classes than the file's, the layers before the classifier go too.
+    """
+    told = file.arguments_of(found.prefix) or {}
+    args: dict[str, Any] = {name: told[name] for name in HIDDEN if name in told}
+    bare_args = dict(num_classes=0, **dict.fromkeys(HIDDEN, ()))
+    if given.get('num_classes') == 0 or given.get('features_only'):
+        found.drop_heads('a head, which num_classes=0 and features_only=True do without')
+        return bare_args, 0
+    chain: Chain | None = None
+    if found.layout == 'xception_hub':
+        own = found.tensors.get('head.fc.weight')
+        classes = 0 if own is None else own.shape[0]
+        fc = sorted(name for name in found.tensors if re.fullmatch(r'head\.fc_layers\.fc\d+\.weight', name))
+        hidden = bool(args or fc)
+        if fc and not args:
+            args['fc_widths'] = [found.tensors[name].shape[0] for name in fc]
     else:
-        taken = linear
-        others = [f'{layer}.{kind}' for layer in set(heads) - set(taken) for kind in heads[layer]]
-        if others:
-            raise CheckpointError(
-                f'{source} holds tensors that this network has no place for, and may compute with them: '
-                f'{_listed(sorted(others))}. num_classes=0 takes the backbone without any head; '
-                f"classifier='NAME' takes one layer of {_quoted(names.values())} alone."
-            )
-    for layer in taken:
-        found.classifier = names[layer]
-        found.tensors.update({f'head.fc.{kind}': tensor for kind, tensor in heads[layer].items()})
+        chain = find_head(found, source, classifier)
+        classes = chain.classifier['weight'].shape[0] if chain else 0
+        hidden = chain is not None and len(chain.layers) > 1
+    wanted = given.get('num_classes', classes)
+    layers = list(given.get('head_layers') or _fully_connected(given))
+    if hidden and not layers and (wanted != classes or any(name in given for name in HIDDEN)):
+        found.drop_heads(f'layers before the classifier; the new one of {wanted} classes takes the {FEATURES} features')
+        return bare_args, wanted
+    if chain:
+        args = dict(fc_widths=(), head_layers=take_head(found, chain, source, layers, file.modules, assumed))
+    elif layers:
+        args = dict(fc_widths=(), head_layers=layers)
+    return {**args, 'num_classes': classes}, wanted
 
 
-# Beginning of a tensor's name -> the network that it belongs to, which people mistake for this one.
-OTHER_NETWORKS = {
-    'features.init_block.conv1.conv.weight': "This is pytorchcv's naming",
-    'stem.0.conv.weight': 'This is an aligned Xception (timm: xception41, xception65, xception71)',
-    'blocks.0.stack.': 'This is an aligned Xception (timm: xception41, xception65, xception71)',
-    'block1.skip.weight': 'This may be an aligned Xception of DeepLab',
-}
+def _fully_connected(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`head_layers` that mean what the given `fc_widths` mean."""
+    act = given.get('act_layer', 'relu')
+    return [layer for width in given.get('fc_widths') or () for layer in ({'fc': width}, {'act': act})]
 
 
-def _other_network(checkpoint: StateDict) -> str:
-    for start, what in OTHER_NETWORKS.items():
-        if any(name.startswith(start) or f'.{start}' in name for name in checkpoint):
-            return f' {what}, which is not read: load it with the library that wrote it.'
-    return ''
-
-
-def _quoted(names: Any) -> str:
-    return ', '.join(repr(name) for name in names) or 'none'
-
-
-def _listed(names: list[str], most: int = 6) -> str:
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return (', '.join(names[:most]) + more) or 'none'
+def _preparation(file: CheckpointFile) -> dict[str, Any]:
+    """How the network's images are prepared, from the config.json beside the file."""
+    keys = ('mean', 'std', 'input_size', 'interpolation', 'crop_pct')
+    return {key: file.pretrained_cfg[key] for key in keys if key in file.pretrained_cfg}
 
 
 def check_against(
@@ -263,7 +229,7 @@ def check_against(
     missing = [name for name in expected if name not in tensors and not name.startswith(tuple(optional))]
     unknown = [name for name in tensors if name not in expected]
     if missing or unknown:
-        raise CheckpointError(f'{source} does not fit. Missing: {_listed(missing)}. Unknown: {_listed(unknown)}.')
+        raise CheckpointError(f'{source} does not fit. Missing: {listed(missing)}. Unknown: {listed(unknown)}.')
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
@@ -273,73 +239,3 @@ def check_against(
             raise CheckpointError(f'{source} does not fit: {name} is {tensor.dtype} instead of floating point.')
         if name not in verified and not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
             raise DamagedCheckpointError(f'{source} is damaged: {name} holds NaN or infinite values.')
-
-
-def from_checkpoint(
-    path: str | Path, *, prefix: str | None = None, classifier: str | None = None, **kwargs: Any
-) -> nn.Module:
-    """Loads Xception from a checkpoint of any published layout, with the numerics that it was trained with.
-
-    Args:
-        path: A safetensors file, or one of torch.save (.pth, .pt, .ckpt, .p, ...) with a state dict or a pickled
-            module in any containers. No code in it is run.
-        prefix: Prefix of the network to take if the file holds several.
-        classifier: Name of the classifier to take if the file holds several.
-        **kwargs: Arguments of `timm.create_model('xception_paper', ...)` that replace those found in the file: image
-            channels, class count (another than the file's means a new classifier, 0 none) and, for the legacy lineage,
-            `bn_eps=1e-5` and `pool_padding='symmetric'`.
-
-    Returns:
-        The network in evaluation mode. Its `pretrained_cfg` names no source and no licence: the file gives none.
-
-    Raises:
-        CheckpointError: The file is damaged, is no Xception, or does not fit the arguments.
-
-    Warns:
-        UserWarning: Tensors were left out, or something about the network was assumed.
-    """
-    file, given = read_checkpoint(path), set(kwargs)
-    headless = kwargs.get('num_classes') == 0
-    recognised = recognise(file.tensors, str(path), prefix, classifier, headless)
-    if recognised.left_out:
-        reasons = '; '.join(sorted(set(recognised.left_out.values())))
-        warnings.warn(f'{path}: left out {_listed(list(recognised.left_out))} ({reasons}).', stacklevel=2)
-    told = file.arguments_of(recognised.prefix)
-    model_args = recognised.model_args
-    if told is not None:
-        model_args = {**told, 'in_chans': model_args['in_chans'], 'num_classes': model_args['num_classes']}
-    if headless:
-        model_args = {name: value for name, value in model_args.items() if name not in ('fc_widths', 'head_layers')}
-    if 'head_layers' in kwargs:
-        model_args.pop('fc_widths', None)  # the shapes give these widths, but not the layers between them
-    num_classes = kwargs.pop('num_classes', model_args['num_classes'])
-    name = file.architecture if (file.architecture or '').startswith('xception_paper') else 'xception_paper'
-    in_chans = kwargs.pop('in_chans', model_args['in_chans'])
-    tensors = dict(recognised.tensors)
-    if in_chans != model_args['in_chans']:
-        tensors['stem.conv1.weight'] = adapt_input_conv(in_chans, tensors['stem.conv1.weight'])
-    model_args = {**model_args, 'in_chans': in_chans, **kwargs}
-    if kwargs.get('features_only'):
-        for key in ('fc_widths', 'head_layers', 'num_classes'):
-            model_args.pop(key, None)
-        overlay = dict(state_dict=tensors, input_size=(in_chans, 299, 299))
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args).eval()
-    model = timm.create_model(name, **model_args)
-    check_against(tensors, model.state_dict(), str(path))
-    model.load_state_dict(tensors)
-    assumed = {name: value for name, value in KERAS_NUMERICS.items() if name not in given}
-    if told is None and recognised.layout == 'xception_hub' and assumed:
-        warnings.warn(
-            f'{path} does not say how its network computes. Assumed are the numerics of Keras: '
-            f'{", ".join(f"{name}={value!r}" for name, value in assumed.items())}. Pass others as arguments.',
-            stacklevel=2,
-        )
-    model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE}
-    if num_classes != model_args['num_classes']:
-        model.reset_classifier(num_classes)
-    return model.eval()
-
-
-KERAS_NUMERICS = dict(bn_eps=1e-3, pool_padding='same', act_layer='relu', output_stride=32)
-# A file does not say where its weights come from.
-UNKNOWN_SOURCE = dict(tag=None, license=None, hf_hub_id=None, url=None, file=None, origin_url=None, source=None)

@@ -11,11 +11,12 @@ import safetensors.torch
 from torch import Tensor
 
 from ..errors import CheckpointError, DamagedCheckpointError
-from .pickles import Inert, Saved, is_module, module_tensors, read_pickle
+from .pickles import Inert, Saved, is_module, read_pickle
 
 StateDict = dict[str, Tensor]
 
 MAX_DEPTH = 6  # levels of containers around a network
+MAX_NODES = 100_000  # tensors, containers and modules; a pickled Xception with its optimizer has about 1,500
 MAX_HEADER = 10_000_000  # bytes of a safetensors header; an Xception's has 25,000
 ARGUMENTS = 'xception_hub'  # entry of a state dict's metadata, or of a safetensors header, with the network's arguments
 
@@ -28,15 +29,23 @@ class CheckpointFile:
         tensors: Path of each tensor, 'state_dict.block1.skip.weight' -> tensor.
         arguments: Path of a network, 'state_dict' or '' -> its arguments that are not the default.
         architecture: Name of the model; None if the file gives none.
+        pretrained_cfg: timm's description of the images, from a config.json beside the file.
+        modules: Path of each pickled module -> the module.
     """
 
     tensors: StateDict
     arguments: dict[str, dict[str, Any]] = field(default_factory=dict)
     architecture: str | None = None
+    pretrained_cfg: dict[str, Any] = field(default_factory=dict)
+    modules: dict[str, Inert] = field(default_factory=dict)
 
     def arguments_of(self, prefix: str) -> dict[str, Any] | None:
         """Arguments that the file records for the network under a prefix; None if it records none."""
         return self.arguments.get(prefix.rstrip('.'))
+
+    def modules_under(self, prefix: str) -> dict[str, Inert]:
+        """The modules of the network under a prefix, by their names in it."""
+        return {path.removeprefix(prefix): self.modules[path] for path in self.modules if path.startswith(prefix)}
 
 
 def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
@@ -61,11 +70,18 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
         if not isinstance(value, dict) and not is_module(value):
             what = value.kind if isinstance(value, Inert) else type(value).__name__
             raise CheckpointError(f'{path} holds a {what} instead of a state dict or a module.')
-        found = CheckpointFile(dict(_tensors(value)), dict(_arguments(value)), _architecture(value))
+        nodes = dict(_walk(value, str(path)))
+        found = CheckpointFile(
+            {name: node for name, node in nodes.items() if isinstance(node, Tensor)},
+            dict(_arguments(nodes)),
+            _architecture(value),
+            modules={name: node for name, node in nodes.items() if is_module(node)},
+        )
     config = _config_beside(path)
     if config and '' not in found.arguments:
         found.architecture = config.get('architecture')
         found.arguments[''] = config.get('model_args') or {}
+        found.pretrained_cfg = config.get('pretrained_cfg') or {}
     return found
 
 
@@ -104,31 +120,42 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
     return config if known else None
 
 
-def _tensors(value: Any, path: str = '', depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in containers and modules, by its path."""
-    if is_module(value):
-        value = module_tensors(value)
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, dict) and depth < MAX_DEPTH:
-        for name, item in value.items():
-            if isinstance(name, (str, int)):
-                yield from _tensors(item, f'{path}.{name}' if path else str(name), depth + 1)
+def _walk(value: Any, source: str) -> Iterator[tuple[str, Any]]:
+    """Every tensor, container and module of a file, by its path.
+
+    Raises:
+        CheckpointError: There are more of them than any network has. One object can stand in many places.
+    """
+    stack: list[tuple[str, Any, int]] = [('', value, 0)]
+    for _ in range(MAX_NODES):
+        if not stack:
+            return
+        path, node, depth = stack.pop()
+        children: dict[Any, Any] = {}
+        if is_module(node):
+            kinds = ('_parameters', '_buffers', '_modules')
+            children = {name: child for kind in kinds for name, child in (node.state.get(kind) or {}).items()}
+        elif isinstance(node, dict) and depth < MAX_DEPTH:
+            children, depth = node, depth + 1
+        elif not isinstance(node, Tensor):
+            continue
+        yield path, node
+        named = [(f'{path}.{name}' if path else str(name), child, depth) for name, child in children.items()
+                 if isinstance(name, (str, int))]  # fmt: skip
+        stack += reversed(named)  # in the order of the file
+    raise CheckpointError(f'{source} has more than {MAX_NODES} tensors and containers, so it is no checkpoint of this '
+                          f'network. Save the network alone: torch.save(model.state_dict(), ...).')  # fmt: skip
 
 
-def _arguments(value: Any, path: str = '', depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Arguments of the networks in state dicts, by their paths. `Xception.state_dict()` records them."""
-    if isinstance(value, Saved):
-        for name, metadata in value.metadata.items():
+def _arguments(nodes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Arguments of the networks in a file, by their paths. `Xception.state_dict()` records them."""
+    for path, node in nodes.items():
+        for name, metadata in node.metadata.items() if isinstance(node, Saved) else ():
             arguments = _as_arguments(metadata.get(ARGUMENTS)) if isinstance(metadata, dict) else None
             if arguments is not None:
                 yield '.'.join(part for part in (path, str(name)) if part), arguments
-    if is_module(value) and value.kind.endswith('.network.Xception'):
-        yield path, _arguments_of_module(value.state)
-    if isinstance(value, dict) and depth < MAX_DEPTH:
-        for name, item in value.items():
-            if isinstance(item, dict) or is_module(item):
-                yield from _arguments(item, f'{path}.{name}' if path else str(name), depth + 1)
+        if is_module(node) and node.kind.endswith('.network.Xception'):
+            yield path, _arguments_of_module(node.state)
 
 
 def _arguments_of_module(state: dict[str, Any]) -> dict[str, Any]:

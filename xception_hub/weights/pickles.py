@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, DamagedCheckpointError
 
-__all__ = ['Inert', 'module_tensors', 'read_pickle']
+__all__ = ['Inert', 'Saved', 'is_module', 'read_pickle']
 
 MAX_STEPS = 2_000_000  # steps of a pickle; a pickled Xception with its optimizer has about 60,000
 MAX_BYTES = 2**26  # bytes of a pickle without its tensors; a pickled Xception has about 200,000
@@ -130,24 +130,8 @@ def read_pickle(path: str | Path) -> Any:
         ) from e
 
 
-def module_tensors(module: Inert) -> dict[str, Tensor]:
-    """The state dict of a pickled nn.Module."""
-    return dict(_named_tensors(module, '', 0))
-
-
 def is_module(value: Any) -> bool:
     return isinstance(value, Inert) and isinstance(value.state, dict) and '_modules' in value.state
-
-
-def _named_tensors(module: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-    if not is_module(module) or depth > MAX_DEPTH:
-        return
-    for kind in ('_parameters', '_buffers'):
-        for name, tensor in (module.state.get(kind) or {}).items():
-            if isinstance(tensor, Tensor):
-                yield f'{prefix}{name}', tensor
-    for name, child in module.state['_modules'].items():
-        yield from _named_tensors(child, f'{prefix}{name}.', depth + 1)
 
 
 def _read_zip(path: Path) -> Any:

@@ -22,9 +22,11 @@ from timm.models._hub import check_cached_file, download_cached_file, get_cache_
 from torch import nn
 
 from ..errors import CheckpointError, DamagedCheckpointError, WeightsError
-from .checkpoints import LEGACY_NUMERICS, check_against, recognise
+from .checkpoints import HIDDEN, check_against
 from .files import ARGUMENTS, CheckpointFile, StateDict, read_checkpoint
 from .fingerprints import Verification, compare, restore_variances
+from .heads import find_head, take_head
+from .layouts import LEGACY_NUMERICS, recognise
 
 REPO_VARIABLE = 'XCEPTION_HUB_REPO'
 GENUINE_TAG = 'keras_in1k'  # pretrained cfgs with this tag promise what Keras publishes
@@ -33,7 +35,7 @@ CONFIG_FILE = 'config.json'
 
 # NUMERICS change what the same tensors compute. VARIANTS make the paper's variants, which are other networks: the
 # weights that Keras publishes are never loaded into one.
-NUMERICS = dict(bn_eps=1e-3, pool_padding='same', act_layer='relu')
+NUMERICS = dict(bn_eps=1e-3, pool_padding='same', stem_padding=0, act_layer='relu')
 VARIANTS = dict(residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0)
 
 OFFLINE_REMEDY = f"""\
@@ -216,11 +218,18 @@ def build_model(
     sources = _all_sources(variant, pretrained_cfg, pretrained_cfg_overlay)
     cfg = resolve_pretrained_cfg(variant, **cfgs)
     features_only = kwargs.get('features_only', False)
+    new_head = _drops_hidden_layers(kwargs, cfg)
 
     def build_with_weights(**model_args: Any) -> nn.Module:
         model: Any = model_cls(**model_args, device='meta')
         wanted = _Wanted(
-            model, {**NUMERICS, **VARIANTS, **model_args}, {**VARIANTS, **variant_args}, cfg, features_only, cache_dir
+            model,
+            {**NUMERICS, **VARIANTS, **model_args},
+            {**VARIANTS, **variant_args},
+            cfg,
+            features_only,
+            new_head,
+            cache_dir,
         )
         # what may be missing was checked; assigned tensors are neither initialised before nor copied
         model.load_state_dict(_first_that_fits(sources, wanted), strict=False, assign=True)
@@ -235,6 +244,30 @@ def build_model(
     return build_model_with_cfg(build_with_weights, variant, False, **cfgs, **kwargs)
 
 
+def _drops_hidden_layers(kwargs: dict[str, Any], cfg: PretrainedCfg) -> bool:
+    """Removes the layers before the classifier that a config.json names if they belong to another task.
+
+    That is so for another number of classes, and if the caller asks for none of them.
+    """
+    recorded = kwargs.get('pretrained_model_args') or {}  # timm fills in those that the caller does not give
+    hidden = {name: recorded[name] for name in HIDDEN if recorded.get(name)}
+    asked = any(not kwargs.get(name, True) for name in HIDDEN)
+    kept = {name: kwargs[name] for name in HIDDEN if kwargs.get(name)}
+    classes = kwargs.get('num_classes', cfg.num_classes)
+    if not hidden or (kept and kept != hidden) or not (asked or classes != cfg.num_classes):
+        return False
+    for name in HIDDEN:
+        kwargs.pop(name, None)
+    if not kwargs.get('features_only'):
+        warnings.warn(
+            f'The layers before the classifier are left out ({hidden}): a new one of {classes} classes takes the 2048 '
+            f'features. To keep them, create the model with its own {cfg.num_classes} classes and call '
+            f'model.reset_classifier({classes}).',
+            stacklevel=2,
+        )
+    return True
+
+
 def verify(location: PathLike, cache_dir: PathLike | None = None) -> Verification:
     """Compares the weights of any hub id, address, file or directory with those that Keras publishes.
 
@@ -243,7 +276,7 @@ def verify(location: PathLike, cache_dir: PathLike | None = None) -> Verificatio
         Exception: Any failure of the network.
     """
     source = source_of(location)
-    return compare(recognise(source.read(cache_dir).tensors, str(source), headless=True).tensors)
+    return compare(recognise(source.read(cache_dir).tensors, str(source)).tensors)
 
 
 @dataclass(frozen=True)
@@ -256,6 +289,7 @@ class _Wanted:
         variant_args: Arguments that the model's name stands for; a config.json that does not name them means these.
         cfg: Pretrained cfg, which says how many classes and channels the weights should have.
         features_only: Whether the classifier is not wanted.
+        new_head: Whether the head starts afresh.
         cache_dir: Directory for downloads; None for the default cache.
     """
 
@@ -264,12 +298,13 @@ class _Wanted:
     variant_args: dict[str, Any]
     cfg: PretrainedCfg
     features_only: bool
+    new_head: bool
     cache_dir: PathLike | None
 
     @property
     def classifier(self) -> bool:
         """Whether the weights must include the classifier. As in timm, one of another width starts afresh."""
-        return not self.features_only and self.model.num_classes == self.cfg.num_classes
+        return not (self.features_only or self.new_head) and self.model.num_classes == self.cfg.num_classes
 
 
 def _without_tensors(overlay: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -329,12 +364,16 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     else:
         _check_config(source.read_config(wanted.cache_dir), wanted)
     file = source.read(wanted.cache_dir)
-    found = recognise(file.tensors, str(source), headless=wanted.features_only)
+    found = recognise(file.tensors, str(source))
+    if wanted.features_only or wanted.new_head:
+        found.drop_heads('')
+    elif chain := find_head(found, str(source)):
+        take_head(found, chain, str(source), wanted.model_args.get('head_layers', ()), file.modules, [])
     if told := file.arguments_of(found.prefix):
         _check_config(dict(model_args=told), wanted, 'Its metadata')
     tensors = found.tensors
     verified: set[str] = set()
-    if source.genuine or found.layout == 'legacy':
+    if source.genuine or found.layout != 'xception_hub':
         verification = compare(tensors)
         verified.update(verification.identical)
         if verification.is_genuine:
