@@ -1,5 +1,6 @@
 """Checkpoints of the legacy torch lineage: recognised in every layout, and the function they were trained as."""
 
+import ast
 import copy
 import gzip
 import pickle
@@ -11,16 +12,17 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from random_model import images, random_model
+from conftest import ROOT
+from random_model import images, norms_of, random_model
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import xception_hub
+from benchmarks.checkpoints import KINDS, Kind, TransferModel, deep_head, difference, renamed, trained
 from xception_hub.errors import DamagedCheckpointError
 from xception_hub.weights.layouts import recognise, to_legacy
 
 CLASSES = 7
-SIZES = [(299, 299), (224, 224), (150, 180)]
 
 
 @pytest.fixture(scope='module')
@@ -36,55 +38,29 @@ def legacy_state_dict(legacy_model: nn.Module) -> dict[str, Tensor]:
     return legacy_model.state_dict()
 
 
-def flat(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The lineage's first file: two-dimensional pointwise weights."""
-    return {name: tensor.flatten(1) if name.endswith('pointwise.weight') else tensor for name, tensor in state.items()}
-
-
 def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-def renamed(state: dict[str, Tensor], classifier: str) -> dict[str, Tensor]:
+def with_classifier(state: dict[str, Tensor], classifier: str) -> dict[str, Tensor]:
     return {name.replace('fc.', f'{classifier}.'): tensor for name, tensor in state.items()}
 
 
-LAYOUTS = {
-    'timm, tstandley': lambda state: state,
-    'Cadene': lambda state: renamed(state, 'last_linear'),
-    'first file': lambda state: flat(renamed(state, 'last_linear')),
-    'FaceForensics++': lambda state: prefixed(renamed(state, 'last_linear.1'), 'model.'),
-    'data parallel': lambda state: prefixed(state, 'module.'),
-    'data parallel of a wrapper': lambda state: prefixed(renamed(state, 'last_linear'), 'module.model.'),
-    'DeepfakeBench': lambda state: prefixed(renamed(state, 'last_linear'), 'backbone.'),
-    'trainer': lambda state: dict(epoch=3, state_dict=prefixed(state, 'module.'), optimizer={}),
-    'nested': lambda state: dict(model=state),
-}
+@pytest.fixture(scope='module')
+def random_legacy() -> nn.Module:
+    return trained()
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_every_layout_loads(layout: str, legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
-    """Bit-equal tensors, the head's size from the file, the numerics of the lineage."""
-    torch.save(LAYOUTS[layout](legacy_state_dict), tmp_path / 'model.pth')
-    model = xception_hub.from_checkpoint(tmp_path / 'model.pth')
-    assert model.num_classes == CLASSES
-    assert not model.training
-    assert model.stem.bn1.eps == 1e-5
-    assert model.entry_flow[0].stack.pool.symmetric
-    back = to_legacy({k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')})
-    assert all(torch.equal(tensor, legacy_state_dict[name]) for name, tensor in back.items())
-    assert len(back) == 236
-
-
-@pytest.mark.parametrize('size', SIZES, ids=str)
-def test_equals_timms_legacy_xception(size: tuple[int, int], legacy_model: nn.Module, tmp_path: Path) -> None:
-    """Difference 0 in float64, at even and odd sizes."""
-    safetensors.torch.save_file(legacy_model.state_dict(), tmp_path / 'model.safetensors')
-    model = xception_hub.from_checkpoint(tmp_path / 'model.safetensors').double()
-    x = images(*size).double()
-    with torch.inference_mode():
-        assert torch.equal(model(x), legacy_model.double()(x))
-    legacy_model.float()
+@pytest.mark.filterwarnings('ignore:.*left out', 'ignore:.*Assumed', 'ignore:.*torch.jit')
+@pytest.mark.parametrize('kind', KINDS, ids=lambda kind: kind.name)
+def test_every_kind(kind: Kind, random_legacy: nn.Module, tmp_path: Path) -> None:
+    """Exactly the function that was saved, or the reason why not; docs/old_checkpoints.md has the table."""
+    sizes = (299, 150) if kind is KINDS[0] else (224,)
+    assert difference(kind, random_legacy, tmp_path, sizes).startswith(
+        '0' if kind.arguments or not kind.refused else 'refused'
+    )
+    what = kind.name if not kind.arguments else '`' + ', '.join(f'{k}={v!r}' for k, v in kind.arguments.items()) + '`'
+    assert what in (ROOT / 'docs' / 'old_checkpoints.md').read_text()
 
 
 def test_own_layout(converted: Path) -> None:
@@ -104,8 +80,19 @@ def test_arguments_replace_what_the_file_says(legacy_state_dict: dict[str, Tenso
 
 
 def test_headless(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
-    torch.save({k: v for k, v in legacy_state_dict.items() if not k.startswith('fc.')}, tmp_path / 'model.pth')
-    assert xception_hub.from_checkpoint(tmp_path / 'model.pth').num_classes == 0
+    """Keras' own backbone has no padding; of another nobody knows, except who trained it."""
+    backbone = {k: v for k, v in legacy_state_dict.items() if not k.startswith('fc.')}
+    assert xception_hub.from_checkpoint(save(tmp_path / 'model.pth', backbone)).num_classes == 0
+    trained_on = save(tmp_path / 'model.pth', {**backbone, 'bn4.bias': torch.zeros(2048)})
+    with pytest.raises(xception_hub.CheckpointError, match='Pass stem_padding=1 .* else stem_padding=0'):
+        xception_hub.from_checkpoint(trained_on)
+    for padding in (0, 1):
+        assert xception_hub.from_checkpoint(trained_on, stem_padding=padding).stem.conv2.padding == (padding, padding)
+    encoder = save(tmp_path / 'model.pth', prefixed({**legacy_state_dict, 'bn4.bias': torch.zeros(2048)}, 'encoder.'))
+    assert xception_hub.from_checkpoint(encoder).stem.conv2.padding == (0, 0)  # it has its own classifier
+    separate = {**prefixed({**backbone, 'bn4.bias': torch.zeros(2048)}, 'encoder.'), 'fc.weight': torch.ones(2, 2048)}
+    with pytest.raises(xception_hub.CheckpointError, match='Pass stem_padding=1'):
+        xception_hub.from_checkpoint(save(tmp_path / 'model.pth', separate))
 
 
 def test_what_is_left_out_is_said(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
@@ -268,7 +255,7 @@ def test_round_trip_of_a_legacy_checkpoint(legacy_model: nn.Module, tmp_path: Pa
 
 def test_a_bare_file_says_what_was_assumed(genuine_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
     safetensors.torch.save_file(genuine_state_dict, tmp_path / 'bare.safetensors')
-    with pytest.warns(UserWarning, match='Assumed are the numerics of Keras: bn_eps=0.001'):
+    with pytest.warns(UserWarning, match='Assumed: the numerics of Keras, bn_eps=0.001'):
         model = xception_hub.from_checkpoint(tmp_path / 'bare.safetensors')
     assert model.stem.bn1.eps == 1e-3
 
@@ -277,19 +264,10 @@ def test_provenance(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> Non
     """The config of a model from an old file names neither Keras' weights nor their licence."""
     cfg = xception_hub.from_checkpoint(save(tmp_path / 'model.pth', legacy_state_dict)).pretrained_cfg
     assert not any(cfg.get(name) for name in ('tag', 'license', 'hf_hub_id', 'url', 'origin_url'))
+    assert cfg['notes'] == ('mean and std are assumed: the checkpoint does not tell them',)
 
 
 # Containers, and several of a kind
-
-
-class TransferModel(nn.Module):
-    """As FaceForensics++ pickles it whole."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        del self.model.fc
-        self.model.last_linear = nn.Sequential(nn.Dropout(0.5), nn.Linear(2048, CLASSES))
 
 
 CONTAINERS = {
@@ -307,20 +285,6 @@ CONTAINERS = {
 def test_containers(kind: str, legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
     model = xception_hub.from_checkpoint(save(tmp_path / 'model.pth', CONTAINERS[kind](legacy_state_dict)))
     assert torch.equal(model.head.fc.weight, legacy_state_dict['fc.weight'])
-
-
-@pytest.mark.parametrize('zipped', [True, False])
-def test_pickled_modules(zipped: bool, legacy_model: nn.Module, tmp_path: Path) -> None:
-    """FaceForensics++'s full models, without their class."""
-    whole = TransferModel(copy.deepcopy(legacy_model)).eval()
-    path = tmp_path / 'full_c23.p'
-    torch.save(whole, path, _use_new_zipfile_serialization=zipped)
-    x = images(299, 299).double()
-    with torch.inference_mode():
-        features = legacy_model.double().forward_features(x).mean((2, 3))
-        expected = whole.double().model.last_linear(features)
-        assert torch.equal(xception_hub.from_checkpoint(path).double()(x), expected)
-    legacy_model.float()
 
 
 def test_averages(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
@@ -355,11 +319,11 @@ def test_two_classifiers(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -
         assert xception_hub.from_checkpoint(path, classifier='last_linear').num_classes == 3
 
 
-@pytest.mark.filterwarnings('ignore:.*left out')
+@pytest.mark.filterwarnings('ignore:.*left out', 'ignore:.*Assumed. dropout before')
 @pytest.mark.parametrize('name', ['fc', 'classifier', 'fc.1', 'head.fc', 'logits'])
 def test_classifiers(name: str, legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
     """A layer on the 2,048 features is the classifier, whatever it is called; with num_classes=0 it goes."""
-    path = save(tmp_path / 'model.pth', renamed(legacy_state_dict, name))
+    path = save(tmp_path / 'model.pth', with_classifier(legacy_state_dict, name))
     assert torch.equal(xception_hub.from_checkpoint(path).head.fc.weight, legacy_state_dict['fc.weight'])
     assert xception_hub.from_checkpoint(path, num_classes=0).num_classes == 0
     assert xception_hub.from_checkpoint(path, num_classes=9).head.fc.out_features == 9
@@ -373,7 +337,7 @@ def test_unknown_heads(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> 
     path = save(tmp_path / 'model.pth', state)
     with pytest.raises(xception_hub.CheckpointError, match=r'model\.lstm\.weight_hh_l0.*num_classes=0'):
         xception_hub.from_checkpoint(path)
-    with pytest.warns(UserWarning, match='num_classes=0 does without'):
+    with pytest.warns(UserWarning, match='num_classes=0 and features_only=True do without'):
         xception_hub.from_checkpoint(path, num_classes=0)
 
 
@@ -383,6 +347,116 @@ def test_features_only(legacy_model: nn.Module, tmp_path: Path) -> None:
     maps = xception_hub.from_checkpoint(path, features_only=True)(images(150, 150))
     with torch.inference_mode():
         assert torch.equal(maps[-1], legacy_model.forward_features(images(150, 150)))
+
+
+def test_sequential_heads(random_legacy: nn.Module, tmp_path: Path) -> None:
+    """The proposal in the message works once its activation is the right one; other layers than the file's do not."""
+    wrapper = TransferModel(random_legacy, deep_head()).eval()
+    path = save(tmp_path / 'model.pth', wrapper.state_dict())
+    with pytest.raises(xception_hub.CheckpointError, match='neither activations nor dropout') as error:
+        xception_hub.from_checkpoint(path)
+    proposal = str(error.value).partition('head_layers=')[2].partition('; num_classes')[0]
+    layers = ast.literal_eval(proposal.replace('relu', 'tanh'))
+    x = images(96, 107).double()
+    with torch.inference_mode():
+        read = xception_hub.from_checkpoint(path, head_layers=layers).double()
+        assert torch.equal(read(x), wrapper.double()(x))
+        again = xception_hub.from_checkpoint(save(path, read.state_dict()))
+        assert torch.equal(again.double()(x), wrapper(x))
+    wrapper.float()
+    path = save(tmp_path / 'model.pth', wrapper.state_dict())
+    for wrong in (
+        [{'fc': 32}, {'act': 'tanh'}],
+        [{'fc': 31}, {'bn': 1e-5}, {'act': 'tanh'}],
+        [{'bn': 1e-5}, {'fc': 32}],
+    ):
+        with pytest.raises(xception_hub.CheckpointError, match='has other layers than head_layers='):
+            xception_hub.from_checkpoint(path, head_layers=wrong)
+    for bare in (dict(num_classes=3), dict(fc_widths=()), dict(head_layers=[])):
+        with pytest.warns(UserWarning, match='layers before the classifier'):
+            model = xception_hub.from_checkpoint(path, **bare)
+        assert model.head.fc.weight.shape == (bare.get('num_classes', CLASSES), 2048)
+
+
+def test_two_sequential_heads(random_legacy: nn.Module, tmp_path: Path) -> None:
+    wrapper = TransferModel(random_legacy, deep_head()).eval()
+    wrapper.model.other = deep_head()
+    path = save(tmp_path / 'model.pth', wrapper.state_dict())
+    with pytest.raises(xception_hub.CheckpointError, match="2 classifiers: 'last_linear', 'other'"):
+        xception_hub.from_checkpoint(path)
+    layers = [{'fc': 32}, {'bn': 1e-5}, {'act': 'tanh'}]
+    with pytest.warns(UserWarning, match="not the classifier 'other'"):
+        xception_hub.from_checkpoint(path, classifier='other', head_layers=layers)
+
+
+# What a pickled network computes, its modules say
+
+CHANGES: dict[str, Any] = {
+    'stride': lambda model: setattr(model.block12.skip, 'stride', (1, 1)),
+    'dilation': lambda model: setattr(model.conv4.conv1, 'dilation', (2, 2)),
+    'one eps': lambda model: setattr(model.bn3, 'eps', 1e-3),
+    'activation': lambda model: setattr(model, 'act3', nn.SiLU()),
+    'pooling': lambda model: setattr(model.block1.rep[-1], 'padding', 0),
+    'stem': lambda model: setattr(model.conv1, 'padding', (1, 1)),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_modules_that_compute_otherwise(change: str, tmp_path: Path) -> None:
+    model = timm.create_model('legacy_xception', num_classes=2)
+    CHANGES[change](model)
+    with pytest.raises(xception_hub.CheckpointError, match='computes in a way that this network has no arguments for'):
+        xception_hub.from_checkpoint(save(tmp_path / 'model.pt', model))
+
+
+def test_modules_with_other_numerics(random_legacy: nn.Module, tmp_path: Path) -> None:
+    model = copy.deepcopy(random_legacy)
+    for norm in norms_of(model):
+        norm.eps = 1e-3
+    model.conv1.padding = model.conv2.padding = (1, 1)
+    x = images(96, 107).double()
+    read = xception_hub.from_checkpoint(save(tmp_path / 'model.pt', model))
+    with torch.inference_mode():
+        assert torch.equal(read.double()(x), model.double()(x))
+
+
+# Ways out
+
+
+def test_renamed_by_order(random_legacy: nn.Module, tmp_path: Path) -> None:
+    renamed(random_legacy, tmp_path / 'model.pth')
+    with pytest.raises(xception_hub.CheckpointError, match='no tensor tells') as error:
+        xception_hub.from_checkpoint(tmp_path / 'model.pth')
+    code = str(error.value).partition('rename all tensors: ')[2].rstrip('.')
+    code = code.replace('STATE_DICT', 'state').replace('new.pth', str(tmp_path / 'new.pth'))
+    exec(code, dict(timm=timm, torch=torch, state=torch.load(tmp_path / 'model.pth')))
+    model = xception_hub.from_checkpoint(tmp_path / 'new.pth')
+    assert torch.equal(model.head.fc.weight, random_legacy.fc.weight)
+
+
+def test_many_nodes(tmp_path: Path) -> None:
+    """A few lines that stand for a million tensors: one object in many places."""
+    node: Any = {'weight': torch.zeros(1)}
+    for _ in range(5):
+        node = {str(i): node for i in range(20)}
+    with pytest.raises(xception_hub.CheckpointError, match='tensors and containers'):
+        xception_hub.from_checkpoint(save(tmp_path / 'model.pth', node))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'decoder',
+    ['Unet', 'UnetPlusPlus', 'MAnet', 'Linknet', 'FPN', 'PSPNet', 'PAN', 'DeepLabV3', 'DeepLabV3Plus', 'UPerNet',
+     'Segformer', 'DPT'],
+)  # fmt: skip
+def test_decoders_of_smp(decoder: str) -> None:
+    import segmentation_models_pytorch
+
+    make = getattr(segmentation_models_pytorch, decoder)
+    options = dict(decoder_readout='ignore') if decoder == 'DPT' else {}  # what it asks of convolutional networks
+    model = make('tu-xception_paper', encoder_weights=None, classes=2, stem_padding=1, **options).eval()
+    with torch.inference_mode():
+        assert model(images(256, 256)).shape == (1, 2, 256, 256)
 
 
 def test_foreign_files(tmp_path: Path) -> None:

@@ -110,8 +110,8 @@ def _backbone_args(
 
 def _may_be_padded(found: Recognised) -> bool:
     """Whether the tensors may be segmentation_models_pytorch's encoder: it has lost its head, or its decoder."""
-    separate_head = found.prefix.endswith('encoder.')
-    if found.layout != 'legacy' or (found.heads and not separate_head):
+    own_head = any(layer.startswith(found.prefix) for layer in found.heads)
+    if found.layout != 'legacy' or own_head or (found.heads and not found.prefix.endswith('encoder.')):
         return False
     return not compare(found.tensors).is_genuine  # Keras' own tensors were trained without padding
 
@@ -124,14 +124,15 @@ def _numerics_of(modules: Mapping[str, Any], layout: str, source: str) -> dict[s
     """
     names = {ours: name for name, ours in LAYOUTS[layout].items()}
     reference, odd = dict(Xception(device='meta').named_modules()), []
-    epsilons, paddings = set(), set()
+    epsilons: list[Any] = []
+    paddings: list[Any] = []
     for ours, name in names.items():
         state = modules[name].state if name in modules else {}
         expected: Any = reference[ours]
         if 'eps' in state:
-            epsilons.add(state['eps'])
+            epsilons.append(state['eps'])
         elif ours.startswith('stem.conv'):
-            paddings.add(_pair(state.get('padding')))
+            paddings.append(_pair(state.get('padding')))
         elif _pair(state.get('padding')) != expected.padding:
             odd.append(f'{name}: padding={state.get("padding")}')
         for key in ('stride', 'dilation', 'groups'):
@@ -143,13 +144,14 @@ def _numerics_of(modules: Mapping[str, Any], layout: str, source: str) -> dict[s
         activation = KNOWN_LAYERS.get(module.kind.rpartition('.')[2], {}).get('act', 'relu')
         if re.search(r'(^|\.)(rep\.\d+|(relu|act)\d*|activ)$', name) and activation != 'relu':
             odd.append(f'{name}: {activation}')
-    if odd or len(epsilons) != 1 or paddings not in ({(0, 0)}, {(1, 1)}):
-        odd += [f'eps of {sorted(epsilons)}', f'padding of the stem {sorted(paddings)}']
+    same_eps = all(isinstance(eps, float) and eps == epsilons[0] for eps in epsilons)
+    if odd or not same_eps or paddings not in ([(0, 0)] * 2, [(1, 1)] * 2):
+        odd += [f'eps of {epsilons[0]!r:.20}' + ' and others' * (not same_eps), f'padding of the stem {paddings!r:.40}']
         raise CheckpointError(
             f'{source} computes in a way that this network has no arguments for: {listed(odd)}. Use the program that '
             f'saved it; torch.save(model.state_dict(), ...) there gives tensors that load with the numerics you pass.'
         )
-    return {**LEGACY_NUMERICS, 'bn_eps': epsilons.pop(), 'stem_padding': paddings.pop()[0]}
+    return {**LEGACY_NUMERICS, 'bn_eps': epsilons[0], 'stem_padding': paddings[0][0]}
 
 
 def _pair(value: Any) -> Any:

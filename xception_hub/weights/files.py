@@ -70,13 +70,16 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
         if not isinstance(value, dict) and not is_module(value):
             what = value.kind if isinstance(value, Inert) else type(value).__name__
             raise CheckpointError(f'{path} holds a {what} instead of a state dict or a module.')
-        nodes = dict(_walk(value, str(path)))
-        found = CheckpointFile(
-            {name: node for name, node in nodes.items() if isinstance(node, Tensor)},
-            dict(_arguments(nodes)),
-            _architecture(value),
-            modules={name: node for name, node in nodes.items() if is_module(node)},
-        )
+        try:
+            nodes = dict(_walk(value, str(path)))
+            found = CheckpointFile(
+                {name: node for name, node in nodes.items() if isinstance(node, Tensor)},
+                dict(_arguments(nodes)),
+                _architecture(value),
+                modules={name: node for name, node in nodes.items() if is_module(node)},
+            )
+        except (AttributeError, KeyError, TypeError) as e:
+            raise DamagedCheckpointError(f'{path} is damaged: a module in it has lost its parts ({e}).') from e
     config = _config_beside(path)
     if config and '' not in found.arguments:
         found.architecture = config.get('architecture')

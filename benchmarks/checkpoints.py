@@ -1,0 +1,273 @@
+"""python benchmarks/checkpoints.py
+
+Every kind of torch checkpoint of Xception, written as its library writes it and read by `xception_hub.from_checkpoint`.
+The reference is the network that was saved, in float64: timm's `legacy_xception` with random weights and statistics,
+inside whatever the kind puts around it. Prints the largest difference at 299 and 224 pixels, or the reason why a file
+is not read.
+"""
+
+import copy
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
+
+import safetensors.torch
+import timm
+import torch
+from cyclopts import App, Parameter
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import xception_hub
+
+CLASSES = 7
+Reference = Callable[[Tensor], Tensor]
+
+app = App(help=__doc__, version_flags=[])
+
+
+class Kind(NamedTuple):
+    """A kind of checkpoint.
+
+    Attributes:
+        name: What the file is.
+        save: Writes it for a trained `legacy_xception`, to a path; returns what it computes, None for the network.
+        arguments: Arguments of `from_checkpoint` beside the path.
+        refused: Part of the message if the file is refused without these arguments, or in any case.
+    """
+
+    name: str
+    save: Callable[[nn.Module, Path], Reference | None]
+    arguments: Mapping[str, Any] = MappingProxyType({})
+    refused: str = ''
+
+
+def trained(seed: int = 0) -> nn.Module:
+    """timm's `legacy_xception` whose activations live in all of its depth, and all of whose tensors matter."""
+    torch.manual_seed(seed)
+    model = timm.create_model('legacy_xception', num_classes=CLASSES)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.momentum = 1.0
+            norm.weight.uniform_(0.6, 1.4)
+            norm.bias.normal_(std=0.3)
+        model.train()(torch.randn(4, 3, 96, 96))
+        for norm in norms:
+            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.5)
+    return model.eval()
+
+
+def state_dict(change: Callable[[dict[str, Tensor]], Any], **options: Any) -> Callable[[nn.Module, Path], None]:
+    """Saves what becomes of the state dict."""
+    return lambda model, path: torch.save(change(model.state_dict()), path, **options)
+
+
+def under(prefix: str, state: dict[str, Tensor], classifier: str = 'fc') -> dict[str, Tensor]:
+    renamed = {name.replace('fc.', f'{classifier}.'): tensor for name, tensor in state.items()}
+    return {prefix + name: tensor for name, tensor in renamed.items()}
+
+
+def flat(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.flatten(1) if 'pointwise' in name else tensor for name, tensor in state.items()}
+
+
+class TransferModel(nn.Module):
+    """As FaceForensics++ wraps the network and saves it whole."""
+
+    def __init__(self, model: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        del self.model.fc
+        self.model.last_linear = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.last_linear(self.model.global_pool(self.model.forward_features(x)))  # type: ignore[operator]
+
+
+def dropout_head() -> nn.Module:
+    return nn.Sequential(nn.Dropout(0.5), nn.Linear(2048, CLASSES))
+
+
+def deep_head() -> nn.Module:
+    head = nn.Sequential(
+        nn.Linear(2048, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Dropout(0.5), nn.Linear(32, CLASSES, bias=False)
+    )
+    nn.init.uniform_(head[1].running_mean)
+    return head
+
+
+def whole(head: Callable[[], nn.Module], **options: Any) -> Callable[[nn.Module, Path], Reference]:
+    def save(model: nn.Module, path: Path) -> Reference:
+        wrapper = TransferModel(model, head()).eval()
+        torch.save(wrapper, path, **options)
+        return wrapper.double()
+
+    return save
+
+
+def tensors_of(head: Callable[[], nn.Module]) -> Callable[[nn.Module, Path], Reference]:
+    def save(model: nn.Module, path: Path) -> Reference:
+        wrapper = TransferModel(model, head()).eval()
+        torch.save(wrapper.state_dict(), path)
+        return wrapper.double()
+
+    return save
+
+
+def average(model: nn.Module, path: Path) -> None:
+    torch.save(torch.optim.swa_utils.AveragedModel(model).state_dict(), path)
+
+
+def safetensors_file(model: nn.Module, path: Path) -> None:
+    safetensors.torch.save_file(model.state_dict(), path)
+
+
+def fastai(model: nn.Module, path: Path) -> Reference:
+    """A Sequential of the network's children, and fastai's head on two poolings."""
+    body = nn.Sequential(*list(copy.deepcopy(model).children())[:-2])
+    head = nn.Sequential(nn.BatchNorm1d(4096), nn.Linear(4096, 512), nn.ReLU(), nn.Linear(512, CLASSES))
+    torch.save(nn.Sequential(body, head).state_dict(), path)
+    return lambda x: model.double().forward_features(x).mean((2, 3))  # type: ignore[operator]
+
+
+def cnn_finetune(model: nn.Module, path: Path) -> None:
+    """Its wrapper: `_features` of Cadene's children, which share one activation, and `_classifier`."""
+    children = dict(copy.deepcopy(model).named_children())
+    for name in ('act2', 'act3', 'act4', 'global_pool', 'fc'):
+        del children[name]
+    features = nn.Sequential(*children.values())
+    torch.save(nn.ModuleDict({'_features': features, '_classifier': model.fc}).state_dict(), path)  # type: ignore[dict-item]
+
+
+def pytorchcv(model: nn.Module, path: Path) -> None:
+    from pytorchcv.model_provider import get_model
+
+    theirs = get_model('xception', num_classes=CLASSES)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), model.state_dict().values())))
+    torch.save(theirs.state_dict(), path)
+
+
+def smp(model: nn.Module, path: Path, part: str = '') -> Reference:
+    """A network of segmentation_models_pytorch; its deepest map lacks the last activation."""
+    import segmentation_models_pytorch
+
+    net = segmentation_models_pytorch.Unet('xception', encoder_weights=None, classes=2).eval()
+    backbone = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith('fc.')}
+    net.encoder.load_state_dict(backbone)
+    torch.save((net.get_submodule(part)).state_dict(), path)
+    return lambda x: net.double().encoder(x)[-1].relu().mean((2, 3))
+
+
+def other(name: str) -> Callable[[nn.Module, Path], None]:
+    return lambda _, path: torch.save(timm.create_model(name).state_dict(), path)
+
+
+def renamed(model: nn.Module, path: Path) -> None:
+    torch.save({f'layers.{i}.{name.rpartition(".")[2]}': t for i, (name, t) in enumerate(model.state_dict().items())},
+               path)  # fmt: skip
+
+
+def own(model: nn.Module, path: Path) -> None:
+    """The state dict of the network that `from_checkpoint` made: its numerics travel with it."""
+    torch.save(model.state_dict(), path)
+    torch.save(xception_hub.from_checkpoint(path).state_dict(), path)
+
+
+def torchscript(model: nn.Module, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        torch.jit.save(torch.jit.trace(model, torch.zeros(1, 3, 96, 96)), str(path))
+
+
+DEEP = [{'fc': 32}, {'bn': 1e-5}, {'act': 'tanh'}, {'drop': 0.5}]
+NO_HEAD = dict(num_classes=0)
+# fmt: off
+KINDS = [
+    Kind('timm `legacy_xception`, tstandley', state_dict(lambda state: state)),
+    Kind('the same, before torch 1.6', state_dict(lambda state: state, _use_new_zipfile_serialization=False)),
+    Kind('the same, safetensors', safetensors_file),
+    Kind('Cadene', state_dict(lambda state: under('', state, 'last_linear'))),
+    Kind("the lineage's first file: flat pointwise weights", state_dict(lambda state: flat(under('', state)))),
+    Kind('DataParallel', state_dict(lambda state: under('module.', state))),
+    Kind('Lightning', state_dict(lambda state: dict(state_dict=under('model.', state), hyper_parameters=dict(lr=1)))),
+    Kind('containers in containers, under any key',
+         state_dict(lambda state: dict(ckpt=dict(student=under('module.', state)), epoch=3, optimizer=dict(state={})))),
+    Kind('averages beside raw weights: the raw ones',
+         state_dict(lambda state: dict(state_dict=state, state_dict_ema={name: t + 1 for name, t in state.items()}))),
+    Kind('AveragedModel', average),
+    Kind('DeepfakeBench', state_dict(lambda state: {
+        **under('backbone.', state, 'last_linear'), 'backbone.adjust_channel.0.weight': torch.zeros(512, 2048, 1, 1)})),
+    Kind('FaceForensics++, state dict', tensors_of(dropout_head)),
+    Kind('FaceForensics++, whole model', whole(dropout_head)),
+    Kind('the same, before torch 1.6', whole(dropout_head, _use_new_zipfile_serialization=False)),
+    Kind('whole model, Sequential head', whole(deep_head)),
+    Kind('state dict, Sequential head', tensors_of(deep_head), dict(head_layers=DEEP), 'neither activations'),
+    Kind('two classifiers',
+         state_dict(lambda state: {**state, 'old.weight': torch.ones(3, 2048), 'old.bias': torch.ones(3)}),
+         dict(classifier='fc'), "2 classifiers: 'fc', 'old'"),
+    Kind('pytorchcv', pytorchcv),
+    Kind('cnn_finetune', cnn_finetune),
+    Kind('fastai: the features', fastai, NO_HEAD, 'no place for'),
+    Kind('segmentation_models_pytorch: the features', smp),
+    Kind('its encoder alone', lambda model, path: smp(model, path, 'encoder'), dict(stem_padding=1),
+         'segmentation_models_pytorch pads'),
+    Kind('read once, and saved', own),
+    Kind('TorchScript', torchscript, refused='TorchScript archive, whose program this project does not run'),
+    Kind('unknown names, all shapes in order', renamed, refused='their names are not known'),
+    Kind('timm `xception41`', other('xception41'), refused='an aligned Xception'),
+    Kind('another network', other('resnet18'), refused='is no Xception'),
+]
+# fmt: on
+
+
+@torch.inference_mode()
+def difference(kind: Kind, model: nn.Module, folder: Path, sizes: tuple[int, ...]) -> str:
+    """Largest difference between what was saved and what was read, or why the file is refused."""
+    path = folder / 'file'
+    reference = kind.save(copy.deepcopy(model), path) or copy.deepcopy(model).double()
+    refusal = ''
+    if kind.refused:
+        try:
+            xception_hub.from_checkpoint(path)
+        except xception_hub.CheckpointError as e:
+            refusal = str(e).replace(str(path), 'FILE')
+        assert kind.refused in refusal, f'{kind.name}: {refusal or "not refused"}'
+        if not kind.arguments:
+            return f'refused: {kind.refused}'
+    read = xception_hub.from_checkpoint(path, **kind.arguments).double()
+    images = [torch.randn(1, 3, size, size, dtype=torch.float64) for size in sizes]
+    worst = max((read(x) - reference(x)).abs().max().item() for x in images)
+    said = f'; without the argument: {kind.refused}' if kind.refused else ''
+    return f'{worst:.3g}{said}'
+
+
+@app.default
+def main(
+    *, sizes: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative='')] = (299, 224), only: str = ''
+) -> None:
+    """Prints a row of a Markdown table for each kind.
+
+    Args:
+        sizes: Heights and widths of the images in pixels.
+        only: Part of the names of the kinds to print.
+    """
+    warnings.simplefilter('ignore')
+    model = trained()
+    print('| the file | arguments | difference in float64 |\n|---|---|---|')
+    for kind in KINDS:
+        if only in kind.name:
+            arguments = ', '.join(f'{name}={value!r}' for name, value in kind.arguments.items())
+            with tempfile.TemporaryDirectory() as folder:
+                result = difference(kind, model, Path(folder), sizes)
+            print(f'| {kind.name} | {f"`{arguments}`" if arguments else ""} | {result} |', flush=True)
+
+
+if __name__ == '__main__':
+    app()
