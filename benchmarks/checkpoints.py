@@ -60,7 +60,7 @@ def trained(seed: int = 0) -> nn.Module:
             norm.bias.normal_(std=0.3)
         model.train()(torch.randn(4, 3, 96, 96))
         for norm in norms:
-            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.5)
+            norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.7, 1.5))  # type: ignore[union-attr,arg-type]
     return model.eval()
 
 
@@ -96,11 +96,11 @@ def dropout_head() -> nn.Module:
 
 
 def deep_head() -> nn.Module:
-    head = nn.Sequential(
-        nn.Linear(2048, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Dropout(0.5), nn.Linear(32, CLASSES, bias=False)
+    norm = nn.BatchNorm1d(32)
+    norm.load_state_dict(
+        {name: torch.rand(32) + 0.5 for name in ('weight', 'bias', 'running_mean', 'running_var')}, False
     )
-    nn.init.uniform_(head[1].running_mean)
-    return head
+    return nn.Sequential(nn.Linear(2048, 32), norm, nn.Tanh(), nn.Dropout(0.5), nn.Linear(32, CLASSES, bias=False))
 
 
 def whole(head: Callable[[], nn.Module], **options: Any) -> Callable[[nn.Module, Path], Reference]:

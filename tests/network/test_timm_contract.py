@@ -245,6 +245,7 @@ MODEL_ARGS = dict(
     act_layer='silu',
     bn_eps=1e-5,
     pool_padding='symmetric',
+    stem_padding=1,
     min_img_size=64,
     mid_act_layer='elu',
     segments=2,

@@ -258,7 +258,9 @@ def test_weights_of_another_variant(saved: dict[str, Any], asked: dict[str, Any]
         timm.create_model('xception_paper', pretrained=True, pretrained_cfg_overlay=overlay, **SMALL, **asked)
 
 
-@pytest.mark.parametrize('kwargs', [dict(residual=False), dict(mid_act_layer='elu'), dict(segments=2)], ids=str)
+@pytest.mark.parametrize(
+    'kwargs', [dict(residual=False), dict(mid_act_layer='elu'), dict(segments=2), dict(stem_padding=1)], ids=str
+)
 def test_keras_has_none_of_them(kwargs: dict[str, Any], tmp_path: Path) -> None:
     save_for_hf(timm.create_model('xception_paper', **{**SMALL, **kwargs}), tmp_path, safe_serialization=True)
     ((name, value),) = kwargs.items()
@@ -266,6 +268,7 @@ def test_keras_has_none_of_them(kwargs: dict[str, Any], tmp_path: Path) -> None:
         build_keras(tmp_path)
 
 
+@pytest.mark.filterwarnings('ignore:.*Assumed. the numerics of Keras')
 def test_a_file_without_residual_connections_is_no_xception_paper(tmp_path: Path) -> None:
     save_repository(tmp_path / 'model', {**small(residual=False, width_multiplier=1.0, num_classes=1000).state_dict()})
     with pytest.raises(xception_hub.CheckpointError, match='Missing: entry_flow.0.shortcut.conv.weight'):

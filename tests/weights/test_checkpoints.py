@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import xception_hub
 from benchmarks.checkpoints import KINDS, Kind, TransferModel, deep_head, difference, renamed, trained
+from xception_hub.directory.write import write_model
 from xception_hub.errors import DamagedCheckpointError
 from xception_hub.weights.layouts import recognise, to_legacy
 
@@ -203,6 +204,7 @@ WAYS = {
     'wrapped': lambda model, folder: save(folder / 'state.pth', dict(epoch=1, net=nn.DataParallel(model).state_dict())),
     'module': lambda model, folder: save(folder / 'whole.pt', model),
     'directory': lambda model, folder: save_directory(folder, model),
+    'safetensors alone': lambda model, folder: save_safetensors(folder, model),
     'safetensors of one': lambda model, folder: save_directory(folder, model) / 'model.safetensors',
 }
 
@@ -210,6 +212,13 @@ WAYS = {
 def save_old(path: Path, state: Any) -> Path:
     torch.save(state, path, _use_new_zipfile_serialization=False)
     return path
+
+
+def save_safetensors(folder: Path, model: nn.Module) -> Path:
+    """The weights of a directory of this project, away from its config.json."""
+    (folder / 'model').mkdir()
+    write_model(folder / 'model', model, {}, {})
+    return (folder / 'model' / 'model.safetensors').rename(folder / 'weights.safetensors')
 
 
 def save_directory(folder: Path, model: nn.Module) -> Path:

@@ -4,8 +4,10 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -14,6 +16,7 @@ import timm
 import torch
 from conftest import save_repository
 from hub_server import Fault, HubServer
+from patience import patience
 from random_model import images
 from timm.models import get_pretrained_cfg
 from timm.models._registry import _model_pretrained_cfgs
@@ -23,7 +26,7 @@ import xception_hub
 from xception_hub.errors import WeightsError
 from xception_hub.weights.fingerprints import EPS_COMPENSATION, compare
 from xception_hub.weights.layouts import to_legacy
-from xception_hub.weights.sources import OFFLINE_REMEDY
+from xception_hub.weights.sources import OFFLINE_REMEDY, _reach_hub
 
 FIRST = 'smp-hub/xception.imagenet'
 
@@ -401,6 +404,7 @@ def test_cache_dir_and_offline(
 def test_warm_cache_asks_nobody(hub: HubServer) -> None:
     timm.create_model('xception_paper', pretrained=True)
     hub.requests.clear()
+    _reach_hub.cache_clear()
     timm.create_model('xception_paper', pretrained=True)
     assert hub.requests == []
 
@@ -415,8 +419,54 @@ def test_by_the_name_of_a_repository(source: str, hub: HubServer, converted: Pat
     data = timm.data.resolve_data_config(model=model)
     assert (data['input_size'], data['interpolation'], data['crop_mode']) == ((3, 150, 150), 'nearest', 'squash')
     assert model.pretrained_cfg['label_names'] == ['cup', 'fork', 'glass', 'knife', 'plate', 'spoon']
-    tuned = timm.create_model(name, pretrained=True, num_classes=2).eval()
-    assert torch.equal(tuned.head.fc_layers.fc1.weight, model.head.fc_layers.fc1.weight)
+
+
+NEW_HEADS: dict[str, tuple[dict[str, Any], int]] = {
+    'another task': (dict(num_classes=2), 2),
+    'no classifier': (dict(num_classes=0), 0),
+    'features': (dict(num_classes=0, fc_widths=()), 0),
+    'no layers before it': (dict(head_layers=[]), 6),
+    'no widths': (dict(fc_widths=[]), 6),
+}
+
+
+@pytest.mark.parametrize('kind', NEW_HEADS)
+def test_layers_before_the_classifier_go(kind: str, converted: Path) -> None:
+    """A start for another task is the backbone; the sentence says how to keep the layers."""
+    arguments, classes = NEW_HEADS[kind]
+    name = f'local-dir:{converted}'
+    with pytest.warns(UserWarning, match=r'left out .*reset_classifier') as warning:
+        model = timm.create_model(name, pretrained=True, **arguments).eval()
+    assert (model.num_classes, model.head_hidden_size) == (classes, 2048)
+    whole = timm.create_model(name, pretrained=True).eval()
+    x = images(96, 96)
+    with torch.inference_mode():
+        assert torch.equal(model.forward_features(x), whole.forward_features(x))
+    code = str(warning[0].message).rpartition('call ')[2].rstrip('.')
+    exec(code, dict(model=whole))
+    assert (whole.num_classes, whole.head_hidden_size) == (classes, 100)
+    from_file = converted / 'model.safetensors'
+    with pytest.warns(UserWarning, match='left out'):
+        again = xception_hub.from_checkpoint(from_file, **arguments)
+    with torch.inference_mode():
+        assert torch.equal(again.forward_features(x), model.forward_features(x))
+    assert (again.num_classes, again.head_hidden_size) == (classes, 2048)
+
+
+def test_other_layers_before_the_classifier_are_not_replaced(converted: Path) -> None:
+    with pytest.raises(xception_hub.WeightsError, match=r'head\.fc.weight is \[6, 100\]'):
+        timm.create_model(f'local-dir:{converted}', pretrained=True, fc_widths=[50], head_layers=[])
+
+
+def test_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The answer comes at once, and says what cannot be reached; a file in the cache needs no network."""
+    monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', 'http://127.0.0.1:9')
+    start = time.perf_counter()
+    with pytest.raises(xception_hub.WeightsError, match=r'not in the cache, and http://127.0.0.1:9 cannot be reached'):
+        timm.create_model(
+            'xception_paper', pretrained=True, pretrained_cfg_overlay=dict(hf_hub_id='org/none'), cache_dir=tmp_path
+        )
+    assert time.perf_counter() - start < patience(5)
 
 
 def test_repository_by_name_has_no_substitute(hub: HubServer) -> None:

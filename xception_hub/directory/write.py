@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from timm.models import save_for_hf
 from torch import nn
 
 from ..errors import DirectoryError
+from ..weights.files import ARGUMENTS
 
 WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE = (
     'model.safetensors',
@@ -47,6 +49,7 @@ def write_model(
             data_config=data_config and dict(data_config),
             safe_serialization=True,
         )
+        _add_header(Path(part) / WEIGHTS_FILE, model)
         config_file = Path(part) / CONFIG_FILE
         config = json.loads(config_file.read_text(encoding='utf-8'))
         # the pipelines of transformers pass num_classes themselves; passed twice, it is an error
@@ -55,6 +58,15 @@ def write_model(
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             _make_public(Path(part) / name)
             os.replace(Path(part) / name, directory / name)
+
+
+def _add_header(file: Path, model: nn.Module) -> None:
+    """Lets what the tensors compute travel in the file's header, which timm leaves empty."""
+    state = model.state_dict()
+    told = getattr(state, '_metadata', {}).get('', {}).get(ARGUMENTS)
+    if told is not None:
+        tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+        safetensors.torch.save_file(tensors, file, metadata={'format': 'pt', ARGUMENTS: told})
 
 
 @contextmanager

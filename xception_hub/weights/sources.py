@@ -4,12 +4,15 @@
 sources in order, checks each before it loads anything, and assigns the tensors, which needs no initialisation.
 """
 
+import functools
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -82,11 +85,25 @@ class Source:
     def _fetch(self, filename: str, cache_dir: PathLike | None) -> Path:
         if self.kind == 'hub':
             repo, revision = hf_split(self.location)
-            return Path(
-                huggingface_hub.hf_hub_download(
-                    repo, filename, revision=revision, cache_dir=cache_dir, library_name='xception_hub'
-                )
+            download = partial(
+                huggingface_hub.hf_hub_download,
+                repo,
+                filename,
+                revision=revision,
+                cache_dir=cache_dir,
+                library_name='xception_hub',
             )
+            cached = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir, revision)
+            if re.fullmatch('[0-9a-f]{40}', revision or '') and isinstance(cached, str):
+                return Path(cached)
+            try:
+                _reach_hub(huggingface_hub.constants.ENDPOINT)
+            except ConnectionError as e:
+                try:
+                    return Path(download(local_files_only=True))
+                except LocalEntryNotFoundError:
+                    raise LocalEntryNotFoundError(f'{filename} is not in the cache, and {e}') from None
+            return Path(download())
         if self.kind == 'url':
             # the file's name holds the beginning of its sha256, which is checked now and after a download
             if not check_cached_file(self.location, check_hash=True, cache_dir=cache_dir):
@@ -147,6 +164,17 @@ class Source:
         if not isinstance(config, dict):
             raise CheckpointError(f'{self}: {CONFIG_FILE} holds a {type(config).__name__} instead of an object.')
         return config
+
+
+@functools.cache
+def _reach_hub(endpoint: str) -> None:
+    """Raises a ConnectionError if the Hub cannot be reached. Its client retries for half a minute before it says so."""
+    try:
+        huggingface_hub.get_session().head(endpoint, timeout=huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as e:  # of the client's library, which changes with its version
+        if not re.search('Connect|Timeout|Proxy|Offline', type(e).__name__):
+            return  # something answers; the download shows what
+        raise ConnectionError(f'{endpoint} cannot be reached ({type(e).__name__}: {e}).') from e
 
 
 def source_of(location: PathLike) -> Source:
