@@ -272,8 +272,11 @@ def test_a_bare_file_says_what_was_assumed(genuine_state_dict: dict[str, Tensor]
 def test_provenance(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
     """The config of a model from an old file names neither Keras' weights nor their licence."""
     cfg = xception_hub.from_checkpoint(save(tmp_path / 'model.pth', legacy_state_dict)).pretrained_cfg
-    assert not any(cfg.get(name) for name in ('tag', 'license', 'hf_hub_id', 'url', 'origin_url'))
-    assert cfg['notes'] == ('mean and std are assumed: the checkpoint does not tell them',)
+    with pytest.warns(UserWarning, match='left out'):
+        maps = xception_hub.from_checkpoint(tmp_path / 'model.pth', features_only=True)
+    for found in (cfg, maps.pretrained_cfg):
+        assert not any(found.get(name) for name in ('tag', 'license', 'hf_hub_id', 'url', 'origin_url'))
+        assert found['notes'] == ('mean and std are assumed: the checkpoint does not tell them',)
 
 
 # Containers, and several of a kind
@@ -385,6 +388,22 @@ def test_sequential_heads(random_legacy: nn.Module, tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match='layers before the classifier'):
             model = xception_hub.from_checkpoint(path, **bare)
         assert model.head.fc.weight.shape == (bare.get('num_classes', CLASSES), 2048)
+
+
+def test_a_head_around_this_network(tmp_path: Path) -> None:
+    """A wrapper's classifier beside the network counts, and of two the caller chooses."""
+    network = random_model(num_classes=0, bn_eps=1e-5)
+    wrapper = nn.ModuleDict({'backbone': network, 'fc': nn.Linear(2048, 3)})
+    path = save(tmp_path / 'model.pth', wrapper.state_dict())
+    assert torch.equal(xception_hub.from_checkpoint(path).head.fc.weight, wrapper['fc'].weight)
+    network.reset_classifier(5)
+    save(path, wrapper.state_dict())
+    with pytest.raises(xception_hub.CheckpointError, match='head.fc, and other layers beside the network: fc'):
+        xception_hub.from_checkpoint(path)
+    for name, classes in (('head.fc', 5), ('fc', 3)):
+        with pytest.warns(UserWarning, match=f"not the classifier '{name}'"):
+            model = xception_hub.from_checkpoint(path, classifier=name)
+        assert (model.num_classes, model.stem.bn1.eps) == (classes, 1e-5)
 
 
 def test_two_sequential_heads(random_legacy: nn.Module, tmp_path: Path) -> None:

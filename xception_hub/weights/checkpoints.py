@@ -71,13 +71,14 @@ def from_checkpoint(
     if kwargs.get('features_only'):
         del model_args['num_classes']
         overlay = dict(state_dict=tensors, input_size=(model_args['in_chans'], 299, 299))
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args).eval()
-    model = timm.create_model(name, **model_args)
-    check_against(tensors, model.state_dict(), str(path))
-    model.load_state_dict(tensors)
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
+    else:
+        model = timm.create_model(name, **model_args)
+        check_against(tensors, model.state_dict(), str(path))
+        model.load_state_dict(tensors)
     notes = () if file.pretrained_cfg else ('mean and std are assumed: the checkpoint does not tell them',)
     model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE, 'notes': notes, **_preparation(file)}
-    if classes != model_args['num_classes']:
+    if classes != model_args.get('num_classes', classes):
         model.reset_classifier(classes)
     return model.eval()
 
@@ -177,8 +178,10 @@ def _take_head(
         found.drop_heads('a head, which num_classes=0 and features_only=True do without')
         return bare_args, 0
     chain: Chain | None = None
-    if found.layout == 'xception_hub':
-        own = found.tensors.get('head.fc.weight')
+    own = found.tensors.get('head.fc.weight')
+    if classifier == 'head.fc' or not found.heads:
+        for layer, tensors in found.heads.items():
+            found.left_out.update({f'{layer}.{kind}': "not the classifier 'head.fc'" for kind in tensors})
         classes = 0 if own is None else own.shape[0]
         fc = sorted(name for name in found.tensors if re.fullmatch(r'head\.fc_layers\.fc\d+\.weight', name))
         hidden = bool(args or fc)

@@ -120,6 +120,12 @@ def find_head(found: Recognised, source: str, classifier: str | None = None) -> 
         CheckpointError: There are several, or others that the network may compute with.
     """
     chains = chains_of(found)
+    own = {name: tensor for name, tensor in found.tensors.items() if name.startswith('head.')}
+    if own and chains and classifier is None:
+        raise CheckpointError(
+            f'{source} holds a classifier, head.fc, and other layers beside the network: {quoted(chains)}. '
+            f"Choose with classifier='head.fc' or another name, or none with num_classes=0."
+        )
     if classifier is not None:
         wanted = {name for name in chains if classifier in (name, f'{found.prefix}{name}')}
         wanted |= {name for name in chains if classifier.rpartition('.')[0] == name and name}
@@ -148,6 +154,9 @@ def find_head(found: Recognised, source: str, classifier: str | None = None) -> 
         if not heads:
             return None
         chain = heads[0]
+    for name in own:
+        found.left_out[f'{found.prefix}{name}'] = f'not the classifier {chain.name!r}'
+        del found.tensors[name]
     for name, other in chains.items():
         if name != chain.name:
             found.left_out.update(dict.fromkeys(other.paths, f'not the classifier {chain.name!r}'))
