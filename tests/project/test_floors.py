@@ -12,6 +12,7 @@ from conftest import ROOT
 # From the ground up. A module may import from its own part and from the floors below.
 FLOORS = [
     ['errors', 'topology'],
+    ['images'],
     ['layers'],
     ['head', 'modules'],
     ['network'],

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from small_images import encoded, photo, save_pieces, split_of
 
+from xception_hub import images
 from xception_hub.errors import ImageError
-from xception_hub.training import images
 from xception_hub.training.data import Split
 from xception_hub.training.scan import BadImage, Scan, digests, scan
 

@@ -22,18 +22,16 @@ import datasets
 import fsspec
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset
-from PIL import Image as PillowImage
 
 from ..errors import DataError, ImageError
+from . import folders as folders_of_images
+from .folders import split_of
 
 TABLES = {'.csv': 'csv', '.tsv': 'csv', '.json': 'json', '.jsonl': 'json', '.parquet': 'parquet'}
 IMAGE_COLUMNS = ('image', 'img', 'file_name', 'filename', 'file', 'path', 'image_path')
 LABEL_COLUMNS = ('label', 'labels', 'class', 'class_name', 'category', 'target', 'fine_label')
 LISTS = (datasets.List, datasets.LargeList)
 VALIDATION_SPLITS = ('validation', 'val', 'valid', 'dev', 'test')
-IMAGE_SUFFIXES = frozenset(
-    suffix for suffix, format in PillowImage.registered_extensions().items() if format in PillowImage.OPEN
-)
 
 # An image file: {'path': ..., 'bytes': ...}, of which one may be None; empty where a row has no image.
 Cell = dict[str, Any]
@@ -105,6 +103,7 @@ class Data:
         class_names: Names in the order of the class numbers.
         multi_label: Whether an image may have any number of labels.
         has_validation: Whether there is one by now.
+        notes: What was left out or assumed, in sentences.
     """
 
     train: Split
@@ -112,6 +111,7 @@ class Data:
     class_names: list[str]
     multi_label: bool
     has_validation: bool
+    notes: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """Digest of classes and labels, by which a run that continues sees that they are the same."""
@@ -162,6 +162,8 @@ def load(
     label_column: str | None = None,
     train_split: str | None = 'train',
     validation_split: str | None = None,
+    folders: str | None = None,
+    skip_empty: bool = False,
     streaming: bool = False,
 ) -> Data:
     """Reads a dataset; the same arguments give the same rows in the same order in every process.
@@ -176,13 +178,21 @@ def load(
         train_split: Name of the split that is trained on; None for an evaluation, which takes the validation split, or
             the only one that there is.
         validation_split: Name of the validation split; by default the first of `VALIDATION_SPLITS` that there is.
+        folders: What the folders of a folder are where two readings are possible, see `folders.READINGS`.
+        skip_empty: Leave out classes of a folder that have no image.
         streaming: Read images in the order of the dataset, without a copy of it here.
 
     Raises:
         DataError: It is missing or empty, its columns can't be told, or its labels can't be trained on.
     """
-    splits = _read(dataset, config, streaming)
-    own = validation_split or next((name for name in VALIDATION_SPLITS if name in splits and name != train_split), None)
+    path, notes = Path(dataset), list[str]()
+    if path.is_dir() and not any((path / name).is_file() for name in ('state.json', 'dataset_dict.json')):
+        named = [name for name in (train_split, validation_split) if name]
+        splits, notes = _image_folder(path, named, folders, skip_empty)
+    else:
+        splits = _read(dataset, config, streaming)
+    train_split, validation_split = _named(train_split, splits), _named(validation_split, splits)
+    own = validation_split or _validation_split(splits, train_split)
     if train_split is None and own is None:
         if len(splits) > 1:
             raise DataError(
@@ -195,6 +205,7 @@ def load(
             raise DataError(f'{dataset} has no split {name!r}, but {", ".join(splits)}. Name one of these.')
     if train_split is not None and train_split == own:
         raise DataError(f'The split {own!r} of {dataset} cannot be used for both training and validation.')
+    splits_there = list(splits)
     splits = {name: splits[name] for name in wanted}
     image, label = _columns(splits[wanted[0]].features, dataset, image_column, label_column)
     for name, split in splits.items():
@@ -217,15 +228,31 @@ def load(
             source = source.to_iterable_dataset()
         found[name] = Split(name, source, np.arange(len(labels)), labels)
     none = next(iter(found.values())).select([])
-    return Data(found.get(train_split or '', none), found.get(own or '', none), class_names, multi_label, bool(own))
+    unused = [name for name in splits_there if name not in found]
+    if unused:
+        notes.append(f'Left aside: the splits {", ".join(unused)}.')
+    return Data(
+        found.get(train_split or '', none),
+        found.get(own or '', none),
+        class_names,
+        multi_label,
+        bool(own),
+        tuple(notes),
+    )
+
+
+def _validation_split(splits: Splits, train_split: str | None) -> str | None:
+    """The dataset's own: by its name, else by what its name means."""
+    others = [name for name in splits if name != train_split]
+    by_name = [name for name in VALIDATION_SPLITS if name in others]
+    by_meaning = [name for meaning in ('validation', 'test') for name in others if split_of(name) == meaning]
+    return next(iter(by_name or by_meaning), None)
 
 
 def _read(dataset: str, config: str | None, streaming: bool, columns: list[str] | None = None) -> Splits:
     """All splits; streams only of what holds images inside, and with these columns alone if the format allows it."""
     path = Path(dataset)
     found: Any
-    if path.is_dir() and not any((path / name).is_file() for name in ('state.json', 'dataset_dict.json')):
-        return _image_folder(path)
     if path.is_file() and path.suffix.lower() not in TABLES:
         raise DataError(f'{dataset} ends in {path.suffix!r}; a table ends in one of {", ".join(TABLES)}.')
     try:
@@ -262,26 +289,27 @@ def _load(streaming: bool, columns: list[str] | None, *args: Any, **options: Any
     return datasets.load_dataset(*args, **options) if streaming else found
 
 
-def _image_folder(folder: Path) -> DatasetDict:
-    """A folder for each class, in the order of their names as strings; or such folders below one for each split."""
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith('.'))
-    splits = [path for path in inside if path.name in ('train', *VALIDATION_SPLITS)]
-    roots = {path.name: path for path in splits} if splits and splits == inside else {'train': folder}
+def _image_folder(
+    folder: Path, named: Sequence[str], folders: str | None, skip_empty: bool
+) -> tuple[Splits, list[str]]:
+    """The splits of a folder, their classes sorted as strings, and what was left out."""
+    tree = folders_of_images.understand(folder, named, folders, skip_empty)
     found = {}
-    for name, root in roots.items():
-        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith('.'))
-        if not classes:
-            raise DataError(f'{root} has no folders, of which there should be one for each class.')
+    for name, classes in tree.splits.items():
         rows: dict[str, list[Any]] = dict(image=[], label=[])
-        for class_name in classes:
-            for path in sorted((root / class_name).rglob('*')):
-                hidden = any(part.startswith('.') for part in path.relative_to(root).parts)
-                if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not path.is_dir():
-                    rows['image'].append({'path': str(path), 'bytes': None})
-                    rows['label'].append(class_name)
+        for class_name, images in classes.items():
+            rows['image'] += [{'path': str(path), 'bytes': None} for path in images]
+            rows['label'] += [class_name] * len(images)
         features = Features(image=Image(decode=False), label=datasets.Value('string'))
         found[name] = Dataset.from_dict(rows, features=features)
-    return DatasetDict(found)
+    return DatasetDict(found), tree.notes
+
+
+def _named(name: str | None, splits: Splits) -> str | None:
+    """The split of this name, or the only one whose name means the same: Training for train."""
+    meaning = split_of(name) if name else None
+    same = [split for split in splits if meaning and split_of(split) == meaning]
+    return same[0] if name not in splits and len(same) == 1 else name
 
 
 def _columns(features: Features, dataset: str, image: str | None, label: str | None) -> tuple[str, str]:

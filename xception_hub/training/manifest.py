@@ -42,6 +42,8 @@ def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Man
         label_column=s.label_column,
         train_split=None if settings.output.eval_only else s.train_split,
         validation_split=s.validation_split,
+        folders=s.folders,
+        skip_empty=s.empty_classes == 'skip',
         streaming=s.streaming,
     )
     _check(settings, found)
@@ -71,11 +73,30 @@ def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Man
     if not len(found.validation) or not (len(found.train) or settings.output.eval_only):
         raise DataError(f'A split of {s.dataset} has no image that can be used.')
     _warn_of_leaks(found, digests)
+    for note in found.notes:
+        machine.print(note)
+    machine.print(class_counts(found))
     machine.print(
         f'{s.dataset}: {len(found.class_names)} classes, {len(found.train)} images for training, '
         f'{len(found.validation)} for validation'
     )
     return found, manifest
+
+
+def class_counts(data: Data, most: int = 20) -> str:
+    """A line for each class, with its number of images in each split; of many classes the first and the last."""
+    splits = {name: getattr(data, name).labels for name in ('train', 'validation') if len(getattr(data, name))}
+    counts = {
+        name: labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(data.class_names))
+        for name, labels in splits.items()
+    }
+    lines = [
+        f'  {class_name}: ' + ', '.join(f'{count[number]} in {name}' for name, count in counts.items())
+        for number, class_name in enumerate(data.class_names)
+    ]
+    if len(lines) > most:
+        lines[most // 2 : -most // 2] = [f'  ... {len(lines) - most} more ...']
+    return '\n'.join(lines)
 
 
 def read_importance(file: Path, data: Data) -> list[float]:

@@ -18,7 +18,7 @@ from .machine import Machine
 from .metrics import Predictions, summary
 from .report import MISTAKES, THUMBNAIL, render
 from .runs import HISTORY_FILE, METRICS_FILE, Progress, Run
-from .samples import Item, cell_of, open_image
+from .samples import Item, cell_of, image_of
 from .task import Task
 
 COLUMNS = {
@@ -144,7 +144,7 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
         facts=facts,
         settings=settings,
         history=[dict(row, best=row == progress.best) for row in progress.history],
-        thumbnail=lambda index: open_image(split, items[index], THUMBNAIL),
+        thumbnail=lambda index: image_of(split, items[index], THUMBNAIL),
         name=lambda index: split.cell_name(index, cell_of(split, items[index])),
         warnings=[f'Left out: {image["name"]}: {image["reason"]}' for image in task.manifest['bad_images']],
         usage=usage(settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}'),
@@ -170,10 +170,9 @@ def usage(model: str) -> str:
     """Code that loads a model and classifies a photo."""
     return f"""\
 import timm, torch, xception_hub
-from PIL import Image
 
 model = timm.create_model({model!r}, pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
-images = transform(Image.open('photo.jpg').convert('RGB')).unsqueeze(0)
+images = transform(xception_hub.open_image('photo.jpg')).unsqueeze(0)
 with torch.inference_mode():
     print(model.pretrained_cfg['label_names'][model(images).argmax()])"""

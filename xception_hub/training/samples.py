@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError, ImageError
+from ..images import open_image
 from .data import Cell, Split, content
-from .images import decode
 
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
 
@@ -256,7 +256,7 @@ class Images(Dataset):
     Args:
         split: The labelled images.
         transform: Function of Pillow's image to a tensor [3, H, W].
-        min_side: Shorter side in pixels, as in `images.decode`.
+        min_side: Shorter side in pixels, as in `images.open_image`.
         seed: Seed of the transform's random choices; they depend on it, the epoch and the image.
 
     Raises (when an item is asked for):
@@ -273,7 +273,7 @@ class Images(Dataset):
 
     def __getitem__(self, item: Item) -> tuple[Tensor, Tensor, int, float, float]:
         start = time.perf_counter()
-        image = open_image(self.split, item, self.min_side)
+        image = image_of(self.split, item, self.min_side)
         seed_all(self.seed, item.epoch, item.index)
         inputs = self.transform(image)
         label = torch.as_tensor(self.split.labels[item.index])
@@ -285,13 +285,13 @@ def cell_of(split: Split, item: Item) -> Cell:
     return split.cell(item.index) if item.cell is None else item.cell
 
 
-def open_image(split: Split, item: Item, min_side: int | None = None) -> Image.Image:
+def image_of(split: Split, item: Item, min_side: int | None = None) -> Image.Image:
     """Decodes an image of a split; an ImageError names it."""
     cell = cell_of(split, item)
     try:
         path = cell.get('path') or '://'
         local = cell.get('bytes') is None and '://' not in path
-        return decode(Path(path) if local else content(cell), min_side)
+        return open_image(Path(path) if local else content(cell), min_side)
     except ImageError as e:
         raise ImageError(f'{split.cell_name(item.index, cell)}: {e}') from e
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError
+from ..images import open_image
 from .data import Split, content
-from .images import decode
 from .samples import Item, cell_of, in_order
 
 
@@ -20,7 +20,7 @@ class BadImage:
     Attributes:
         index: Number of the image in its split.
         name: Its path, or its row.
-        reason: Reason, as `images.decode` gives it.
+        reason: Reason, as `images.open_image` gives it.
     """
 
     index: int
@@ -51,7 +51,7 @@ class _Files(Dataset):
             file = content(cell)
             digest = hashlib.sha256(file).digest()
             if self.decoded:
-                decode(file, self.min_side)
+                open_image(file, self.min_side)
         except ImageError as e:
             return item.index, digest, BadImage(item.index, self.split.cell_name(item.index, cell), str(e))
         return item.index, digest, None
@@ -71,7 +71,7 @@ def scan(
 
     Args:
         split: The split to scan.
-        min_side: Shorter side in pixels, as in `images.decode`.
+        min_side: Shorter side in pixels, as in `images.open_image`.
         workers: Processes that decode; 0 for none but this one.
         processes: Number of processes among which the images are dealt.
         rank: Whose share this is.

@@ -58,6 +58,12 @@ class DataSettings:
     stratified share of the training split."""
     validation_share: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2
     """Share of the training images held out for validation, where the dataset has no validation split."""
+    folders: Literal['splits', 'outer', 'inner', 'path'] | None = None
+    """What the folders in a folder are, where two readings are possible. splits: those with names of splits are splits.
+    Else folders are classes: outer: the first ones, whatever is in them; inner: those that hold images, of which equal
+    names are one class; path: the same, each by its path."""
+    empty_classes: Literal['error', 'skip'] = 'error'
+    """What to do with folders of classes without an image that can be read: stop with an error, or leave them out."""
     streaming: bool = False
     """Read images in the order of the dataset, through a buffer that shuffles them, without copying the dataset
     first."""

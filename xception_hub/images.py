@@ -1,22 +1,29 @@
 """Image files as a network should see them: upright, in RGB, with nothing invented where a file is damaged."""
 
+import contextlib
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
-from ..errors import ImageError
+from .errors import ImageError
 
+with contextlib.suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+IMAGE_SUFFIXES = frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN)
 MAX_PIXELS = 2**27  # 134 million: 400 MB in RGB; ordinary collections hold files that declare far more
 DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this times the size it is needed at, so that resizing averages
 BACKGROUND = (255, 255, 255)  # below transparent pixels, whose own colours are arbitrary
 
 
-def decode(source: bytes | Path, min_side: int | None = None) -> Image.Image:
-    """Decodes an image file completely.
+def open_image(source: bytes | str | os.PathLike[str], min_side: int | None = None) -> Image.Image:
+    """Opens an image file as fine-tuning does, completely decoded.
 
     Args:
         source: The file's content, or its path.
@@ -51,7 +58,7 @@ def decode(source: bytes | Path, min_side: int | None = None) -> Image.Image:
 
 @contextmanager
 def _own_limits() -> Iterator[None]:
-    """Makes truncated files an error, whatever another library has asked Pillow for, and leaves sizes to `decode`."""
+    """Makes truncated files an error, whatever another library asked of Pillow, and leaves sizes to `open_image`."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
     try:

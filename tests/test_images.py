@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageFile
+from PIL import ExifTags, Image, ImageCms, ImageFile
 from port_a_keras_model import Checkpoint
+from small_images import photo
 
+import xception_hub
+from xception_hub import images
 from xception_hub.errors import ImageError
-from xception_hub.training import images
-from xception_hub.training.images import decode
+from xception_hub.images import open_image
+from xception_hub.training.data import Split
+from xception_hub.training.samples import Item, image_of
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -23,7 +27,7 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def pixels(content: bytes) -> np.ndarray:
-    image = decode(content)
+    image = open_image(content)
     assert image.mode == 'RGB'
     return np.asarray(image)
 
@@ -55,7 +59,7 @@ def test_grey_values(content: bytes) -> None:
 )
 def test_values_that_mean_no_colours(values: np.ndarray) -> None:
     with pytest.raises(ImageError, match='grey values from'):
-        decode(encoded(Image.fromarray(values.astype(np.float32)), 'TIFF'))
+        open_image(encoded(Image.fromarray(values.astype(np.float32)), 'TIFF'))
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -94,18 +98,18 @@ def test_cmyk() -> None:
     assert np.abs(pixels(encoded(cmyk, 'JPEG', quality=100)).astype(int) - [180, 60, 40]).max() <= 3
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
     with pytest.raises(ImageError, match='damaged'):  # a profile of other colours than the file's
-        decode(encoded(cmyk, 'JPEG', icc_profile=profile))
+        open_image(encoded(cmyk, 'JPEG', icc_profile=profile))
 
 
 def test_draft(checkpoint: Checkpoint) -> None:
     """A large JPEG is decoded smaller, but not below twice what is needed, and looks the same."""
     photo = Image.open(checkpoint.photos[0]).convert('RGB').resize((1600, 1200))
     content = encoded(photo, 'JPEG', quality=95)
-    small = decode(content, min_side=150)
-    assert (small.size, decode(content).size) == ((400, 300), (1600, 1200))
+    small = open_image(content, min_side=150)
+    assert (small.size, open_image(content).size) == ((400, 300), (1600, 1200))
     difference = np.asarray(small.resize((200, 150))) - np.asarray(photo.resize((200, 150)), dtype=float)
     assert np.sqrt((difference**2).mean()) < 4
-    assert decode(content, min_side=700).size == (1600, 1200)
+    assert open_image(content, min_side=700).size == (1600, 1200)
 
 
 @pytest.mark.parametrize('format', ['JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF'])
@@ -119,7 +123,7 @@ def test_damaged(format: str, checkpoint: Checkpoint) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # Pillow's, of the TIFF
                 with pytest.raises(ImageError):
-                    decode(content[: int(share * len(content))])
+                    open_image(content[: int(share * len(content))])
         assert ImageFile.LOAD_TRUNCATED_IMAGES
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
@@ -131,29 +135,44 @@ def test_damaged(format: str, checkpoint: Checkpoint) -> None:
 )
 def test_no_image(content: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
-        decode(content)
+        open_image(content)
 
 
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match='no such file'):
-        decode(tmp_path / 'photo.jpg')
+        open_image(tmp_path / 'photo.jpg')
 
 
 def test_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     """The header is enough to refuse it; a JPEG counts as it is decoded."""
     monkeypatch.setattr(images, 'MAX_PIXELS', 100_000)
     with pytest.raises(ImageError, match='1000x1000 pixels, of 100000 at most'):
-        decode(encoded(Image.new('1', (1000, 1000)), 'PNG'))
-    assert decode(encoded(Image.new('RGB', (1000, 1000)), 'JPEG'), min_side=60).size == (125, 125)
+        open_image(encoded(Image.new('1', (1000, 1000)), 'PNG'))
+    assert open_image(encoded(Image.new('RGB', (1000, 1000)), 'JPEG'), min_side=60).size == (125, 125)
 
 
 def test_limits_of_pillow() -> None:
     """Its own are lower and for files, not for what is decoded; they are as they were afterwards."""
     before = Image.MAX_IMAGE_PIXELS
     large = encoded(Image.new('1', (10000, 10000)), 'PNG')  # from 89 million pixels on Pillow warns
-    assert decode(large).size == (10000, 10000)
+    assert open_image(large).size == (10000, 10000)
     larger = 16000, 12000  # and from twice that on it refuses
-    assert decode(encoded(Image.new('L', larger), 'JPEG'), min_side=100).size == (2000, 1500)
+    assert open_image(encoded(Image.new('L', larger), 'JPEG'), min_side=100).size == (2000, 1500)
     with pytest.raises(ImageError, match='16000x12000 pixels, of 134217728 at most'):
-        decode(encoded(Image.new('1', larger), 'PNG'))
+        open_image(encoded(Image.new('1', larger), 'PNG'))
     assert before == Image.MAX_IMAGE_PIXELS is not None
+
+
+def test_a_phone_photo_by_its_path(tmp_path: Path) -> None:
+    """What a snippet opens is what training sees: upright, and on white where it is transparent."""
+    sideways = photo().transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    sideways.save(tmp_path / 'phone.jpg', exif=exif, quality=95)
+    opened = xception_hub.open_image(str(tmp_path / 'phone.jpg'))
+    assert opened.size == photo().size
+    cell = dict(path=str(tmp_path / 'phone.jpg'), bytes=None)
+    split = Split('train', [{'image': cell}], np.arange(1), np.zeros(1, np.int64))
+    assert image_of(split, Item(0)).tobytes() == opened.tobytes()
+    Image.new('RGBA', (8, 8), (0, 0, 0, 0)).save(tmp_path / 'transparent.png')
+    assert xception_hub.open_image(tmp_path / 'transparent.png').getpixel((0, 0)) == (255, 255, 255)

@@ -1,0 +1,154 @@
+"""Folders of photos as people have them: the classes that they mean, or a question with an option for each answer."""
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from xception_hub import images
+from xception_hub.errors import DataError
+from xception_hub.training.data import Data, load
+from xception_hub.training.folders import split_of, understand
+from xception_hub.training.manifest import class_counts
+
+PAGE = (ROOT / 'docs' / 'folders.md').read_text()
+# A tree, the options beside --dataset, and what becomes of it.
+TREES = re.findall(r'```text\n(.*?)```\n\n(?:With `(.*?)`: )?(.*?)(?:\n\n|$)', PAGE, re.DOTALL)
+
+
+def make(root: Path, tree: str) -> Path:
+    """Files of each line; a line may end in a number of images to make, or in a folder."""
+    random = np.random.default_rng(0)
+    for line in tree.strip().splitlines():
+        name = line.partition('  ')[0]
+        path = root / name
+        if name.endswith('/'):
+            path.mkdir(parents=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if re.search(r'\.(jpe?g|png)$', name, re.IGNORECASE):
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+        else:
+            path.write_text('text')
+    return root
+
+
+def read(root: Path, options: str = '') -> Data:
+    """As finetune.py reads it with these options."""
+    words = options.split()
+    given = dict(zip((word.removeprefix('--').replace('-', '_') for word in words[::2]), words[1::2]))
+    skip = given.pop('empty_classes', None) == 'skip'
+    return load(str(root), skip_empty=skip, **given)  # type: ignore[arg-type]
+
+
+def described(data: Data) -> str:
+    """The classes, and the splits with their numbers of images."""
+    splits = [split for split in (data.train, data.validation) if len(split)]
+    sizes = ', '.join(f'{len(split)} in {split.name}' for split in splits)
+    return f'the classes {", ".join(data.class_names)}; {sizes}'
+
+
+@pytest.mark.parametrize(('tree', 'options', 'result'), TREES)
+def test_every_tree_of_the_page(tree: str, options: str, result: str, tmp_path: Path) -> None:
+    root = make(tmp_path / 'photos', tree)
+    if not result.startswith('A question'):
+        assert described(read(root, options)) == ' '.join(result.split()).rstrip('.')
+        return
+    with pytest.raises(DataError) as error:
+        read(root, options)
+    answers = re.findall(r'`(--.*?)`: (.*?)(?:; or |\.$)', ' '.join(result.split()))
+    assert len(answers) > 1
+    for option, expected in answers:  # each of the options works, and the message names it
+        assert all(word.strip("'") in str(error.value) for word in option.split())
+        assert described(read(root, option)) == expected
+
+
+@pytest.mark.parametrize(
+    ('name', 'split'),
+    [('train', 'train'), ('Training', 'train'), ('TRAIN', 'train'), ('seg_train', 'train'), ('train2017', 'train'),
+     ('train_images', 'train'), ('Training-Set', 'train'), ('val', 'validation'), ('Valid', 'validation'),
+     ('validate', 'validation'), ('dev', 'validation'), ('Testing', 'test'), ('test_set', 'test'),
+     ('seg_pred', 'prediction'), ('trains', None), ('freight train', None), ('contest', None), ('cats', None),
+     ('train_test', None), ('images', None), ('2017', None)],
+)  # fmt: skip
+def test_names_of_splits(name: str, split: str | None) -> None:
+    assert split_of(name) == split
+
+
+def test_links(tmp_path: Path) -> None:
+    """A link to a folder is followed, but not in a circle."""
+    make(tmp_path / 'elsewhere', 'x/1.png\nx/2.png')
+    root = make(tmp_path / 'photos', 'cat/1.png')
+    (root / 'dog').symlink_to(tmp_path / 'elsewhere' / 'x')
+    (root / 'cat' / 'back').symlink_to(root)
+    assert described(read(root)) == 'the classes cat, dog; 3 in train'
+
+
+def test_files_without_suffix(tmp_path: Path) -> None:
+    """Their content decides."""
+    root = make(tmp_path / 'photos', 'cat/1.png\ndog/2.png\ncat/README')
+    (root / 'dog' / '2.png').rename(root / 'dog' / '2')
+    data = read(root)
+    assert described(data) == 'the classes cat, dog; 2 in train'
+    assert data.notes == ('Left out files: 1 no suffix (no images).',)
+
+
+def test_every_file_is_accounted_for(tmp_path: Path) -> None:
+    root = make(
+        tmp_path / 'photos', 'cat/1.png\ndog/2.png\ncat/notes.txt\ndog/a.xml\ndog/b.xml\n3.png\n__MACOSX/cat/._1.png'
+    )
+    notes = ' '.join(read(root).notes)
+    assert '1 images are left out: they lie in' in notes
+    assert 'Left out files: 1 .txt (no images), 2 .xml (no images).' in notes
+
+
+def test_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read by pillow-heif; without it the run stops, and names the package."""
+    root = make(tmp_path / 'photos', 'cat/1.png\ndog/2.png')
+    Image.open(root / 'dog' / '2.png').save(root / 'dog' / '2.heic', quality=90)
+    (root / 'dog' / '2.png').unlink()
+    data = read(root)
+    assert described(data) == 'the classes cat, dog; 2 in train'
+    assert images.open_image(root / 'dog' / '2.heic').size == (32, 32)
+    monkeypatch.setattr('xception_hub.training.folders.IMAGE_SUFFIXES', images.IMAGE_SUFFIXES - {'.heic'})
+    with pytest.raises(DataError, match=r"In 'dog': Left out files: 1 .heic \(pip install pillow-heif reads them"):
+        read(root)
+
+
+def test_names_in_either_normal_form(tmp_path: Path) -> None:
+    """macOS decomposes accents: the folders look the same, and are one class."""
+    composed, decomposed = (unicodedata.normalize(form, 'Müll') for form in ('NFC', 'NFD'))
+    root = make(tmp_path / 'photos', f'train/{composed}/1.png\ntrain/b/1.png\nval/{decomposed}/2.png\nval/b/2.png')
+    assert described(read(root)) == f'the classes {composed}, b; 2 in train, 2 in val'
+
+
+def test_no_images(tmp_path: Path) -> None:
+    root = make(tmp_path / 'photos', 'cat/1.txt\ndog/')
+    with pytest.raises(DataError, match=r'holds no image that can be read. Left out files: 1 .txt'):
+        read(root)
+
+
+def test_a_single_class_and_a_split(tmp_path: Path) -> None:
+    root = make(tmp_path / 'photos', 'cat/1.png')
+    with pytest.raises(DataError, match='has 1 class'):
+        read(root)
+
+
+def test_counts(tmp_path: Path) -> None:
+    root = make(tmp_path / 'photos', 'train/a/1.png\ntrain/a/2.png\ntrain/b/1.png\nval/a/1.png')
+    assert class_counts(read(root)) == '  a: 2 in train, 1 in validation\n  b: 1 in train, 0 in validation'
+    many = make(tmp_path / 'many', '\n'.join(f'{i:02}/1.png' for i in range(30)))
+    lines = class_counts(read(many)).splitlines()
+    assert (len(lines), lines[10], lines[-1]) == (21, '  ... 10 more ...', '  29: 1 in train')
+
+
+def test_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
+    root = make(tmp_path / 'photos', 'b/2.png\nb/10.png\na/1.png')
+    order = [path.name for paths in understand(root).splits['train'].values() for path in paths]
+    assert order == ['1.png', '10.png', '2.png']
+    assert os.listdir(root)
