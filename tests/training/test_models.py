@@ -330,7 +330,9 @@ def test_xception_is_saved(folder: Path) -> None:
     again = reloaded(folder, model, 48)
     assert (again.drop_rate, again.stem.min_img_size) == (0.1, 40)
     assert any(isinstance(layer, timm.layers.DropPath) for layer in again.modules())
-    more = build(f'local-dir:{folder}', 7, True, {}, 48)
+    with pytest.warns(UserWarning, match=r"left out \({'fc_widths': \[16\]}\): a new one of 7 classes"):
+        more = build(f'local-dir:{folder}', 7, True, {}, 48)
+    assert more.head_hidden_size == 2048
     assert Transforms(more).config == transforms.config
     with pytest.raises(ModelError, match='takes images of 40 pixels at least, not 39'):
         build(f'local-dir:{folder}', 5, True, {}, 39)

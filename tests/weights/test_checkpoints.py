@@ -398,7 +398,7 @@ def test_a_head_around_this_network(tmp_path: Path) -> None:
     assert torch.equal(xception_hub.from_checkpoint(path).head.fc.weight, wrapper['fc'].weight)
     network.reset_classifier(5)
     save(path, wrapper.state_dict())
-    with pytest.raises(xception_hub.CheckpointError, match='head.fc, and other layers beside the network: fc'):
+    with pytest.raises(xception_hub.CheckpointError, match="head.fc, and other layers beside the network: 'fc'"):
         xception_hub.from_checkpoint(path)
     for name, classes in (('head.fc', 5), ('fc', 3)):
         with pytest.warns(UserWarning, match=f"not the classifier '{name}'"):
