@@ -29,7 +29,7 @@ from xception_hub.training.dry_run import dry_run
 from xception_hub.training.features import frozen_features
 from xception_hub.training.labels import Selected, outputs_of
 from xception_hub.training.machine import Machine
-from xception_hub.training.manifest import find_data
+from xception_hub.training.manifest import check_finished, find_data
 from xception_hub.training.metrics import Predictions, is_better, summary
 from xception_hub.training.objective import Objective, balanced_class_weights
 from xception_hub.training.optimization import make_optimizer, make_schedule
@@ -49,6 +49,7 @@ def run(settings: Settings) -> None:
     output = settings.output
     directory = Run(output.output, settings.flat(), machine.processes, RESUME_MAY_CHANGE, output.keep_checkpoints)
     if directory.finished:
+        check_finished(settings, directory, machine)
         results.show_finished(directory, output.push, machine)
         return
     make_optimizer(replace(settings.optimization, layer_decay=None), nn.Linear(1, 1))  # refuses an unknown one

@@ -21,6 +21,7 @@ from typing import Any
 import datasets
 import fsspec
 import numpy as np
+import pyarrow.compute
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset
 
 from ..errors import DataError, ImageError
@@ -47,12 +48,14 @@ class Split:
         source: Dataset with a column `image` of `Cell`s.
         source_rows: [N], rising numbers of rows in the source.
         labels: [N] class numbers, or [N, C] of 0 and 1 in multi-label.
+        files: Digest of the names and sizes of the source's image files; '' of a stream, whose files are not known.
     """
 
     name: str
     source: Dataset | IterableDataset
     source_rows: np.ndarray
     labels: np.ndarray
+    files: str = ''
 
     def __len__(self) -> int:
         return len(self.source_rows)
@@ -114,10 +117,10 @@ class Data:
     notes: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """Digest of classes and labels, by which a run that continues sees that they are the same."""
+        """Digest of classes, labels and files, by which a run that continues sees that they are the same."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for split in (self.train, self.validation):
-            digest.update(f'{split.name} {split.labels.shape}'.encode() + split.labels.tobytes())
+            digest.update(f'{split.name} {split.labels.shape} {split.files}'.encode() + split.labels.tobytes())
         return digest.hexdigest()
 
     def with_validation(self, share: float, seed: int) -> 'Data':
@@ -224,9 +227,10 @@ def load(
     for name in wanted:
         labels = _numbers(values[name], kinds[name], class_names, multi_label, name, dataset)
         source = _images(splits[name], dataset, image)
+        files = _digest_of_files(source) if isinstance(source, Dataset) else ''
         if streaming and isinstance(source, Dataset):
             source = source.to_iterable_dataset()
-        found[name] = Split(name, source, np.arange(len(labels)), labels)
+        found[name] = Split(name, source, np.arange(len(labels)), labels, files)
     none = next(iter(found.values())).select([])
     unused = [name for name in splits_there if name not in found]
     if unused:
@@ -352,6 +356,20 @@ def _images(split: Dataset | IterableDataset, dataset: str, column: str) -> Data
             _full_path, features=Features(image=Image(decode=False)), fn_kwargs=dict(folder=str(Path(dataset).parent))
         )
     return split.cast_column('image', Image(decode=False))
+
+
+def _digest_of_files(source: Dataset) -> str:
+    """Digest of the names of all image files, with their folders', and of their sizes. No file is opened."""
+    digest = hashlib.sha256()
+    for batch in source.with_format('arrow').iter(batch_size=1000):
+        cells = batch['image'].combine_chunks()
+        lengths = pyarrow.compute.binary_length(cells.field('bytes')).to_pylist()
+        for path, length in zip(cells.field('path').to_pylist(), lengths):
+            if length is None and path and '://' not in path:
+                with contextlib.suppress(OSError):
+                    length = Path(path).stat().st_size
+            digest.update(f'{"/".join(Path(path or "").parts[-2:])} {length}\n'.encode('utf-8', 'surrogateescape'))
+    return digest.hexdigest()
 
 
 def _full_path(row: dict[str, Any], folder: str) -> dict[str, Any]:

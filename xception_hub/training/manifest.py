@@ -35,30 +35,18 @@ def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Man
         SettingsError: Settings do not go together, or with the data.
     """
     s = settings.data
-    found = datasets_of_images.load(
-        s.dataset,
-        s.dataset_config,
-        image_column=s.image_column,
-        label_column=s.label_column,
-        train_split=None if settings.output.eval_only else s.train_split,
-        validation_split=s.validation_split,
-        folders=s.folders,
-        skip_empty=s.empty_classes == 'skip',
-        streaming=s.streaming,
-    )
+    found = _load(settings)
     _check(settings, found)
     file = settings.optimization.class_importance
     importance = read_importance(file, found) if file else None
     manifest = run.manifest or dict(
         digest=found.digest(), class_names=found.class_names, class_importance=importance, bad_images=[]
     )
-    for name, same in (
-        (s.dataset, manifest['digest'] == found.digest()),
-        (file, manifest.setdefault('class_importance') == importance),
-    ):
-        if not same:
-            error = DataError if name == s.dataset else SettingsError
-            raise error(f'{name} has changed since {run.directory} was begun. Name another directory as the output.')
+    _check_unchanged(found, manifest, s.dataset, run)
+    if manifest.setdefault('class_importance') != importance:
+        raise SettingsError(
+            f'{file} has changed since {run.directory} was begun. Name another directory as the output.'
+        )
     digests: dict[str, dict[int, bytes]] = {}
     if run.manifest is None and s.scan:
         manifest['bad_images'], digests = _scan_all(settings, found, machine)
@@ -81,6 +69,40 @@ def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Man
         f'{len(found.validation)} for validation'
     )
     return found, manifest
+
+
+def check_finished(settings: Settings, run: Run, machine: Machine) -> None:
+    """Raises a DataError if a finished run's data are others by now; says so where they cannot be read any more."""
+    try:
+        found = _load(settings)
+    except DataError as e:
+        machine.print(f'Whether the data have changed since the run cannot be told: {e}')
+        return
+    _check_unchanged(found, run.manifest or {}, settings.data.dataset, run)
+
+
+def _load(settings: Settings) -> Data:
+    s = settings.data
+    return datasets_of_images.load(
+        s.dataset,
+        s.dataset_config,
+        image_column=s.image_column,
+        label_column=s.label_column,
+        train_split=None if settings.output.eval_only else s.train_split,
+        validation_split=s.validation_split,
+        folders=s.folders,
+        skip_empty=s.empty_classes == 'skip',
+        streaming=s.streaming,
+    )
+
+
+def _check_unchanged(found: Data, manifest: Manifest, dataset: str, run: Run) -> None:
+    if manifest.get('digest') != found.digest():
+        start = f', and start from what was learnt: --model local-dir:{run.directory}' if run.finished else ''
+        raise DataError(
+            f'{dataset} has changed since {run.directory} was begun: it has other images, labels or classes. '
+            f'Name another directory as the output{start}.'
+        )
 
 
 def class_counts(data: Data, most: int = 20) -> str:
