@@ -27,7 +27,7 @@ from xception_hub.training import models, results, resume
 from xception_hub.training.data import Data
 from xception_hub.training.dry_run import dry_run
 from xception_hub.training.features import frozen_features
-from xception_hub.training.labels import Selected, outputs_of
+from xception_hub.training.labels import Selected, on_all_outputs, outputs_of
 from xception_hub.training.machine import Machine
 from xception_hub.training.manifest import check_finished, find_data
 from xception_hub.training.metrics import Predictions, is_better, summary
@@ -56,6 +56,11 @@ def run(settings: Settings) -> None:
     data, manifest = find_data(settings, directory, machine)
     checkpoint = directory.checkpoints.newest()
     model, transforms = build_model(settings, data, machine, checkpoint)
+    selected = None
+    if output.eval_only:
+        selected = outputs_of(model, data.class_names)
+        if not output.restrict_classes:
+            data, selected = on_all_outputs(data, model, selected), None
     task = Task(settings, machine, directory, data, manifest, model, transforms)
     if output.dry_run:
         machine.print(dry_run(task, whole_phase))
@@ -69,7 +74,7 @@ def run(settings: Settings) -> None:
     if machine.is_main:
         directory.start(manifest)
     machine.accelerator.init_trackers('xception_hub', {name: str(value) for name, value in settings.flat().items()})
-    phase = evaluation_phase(task) if output.eval_only else None
+    phase = evaluation_phase(task, selected) if output.eval_only else None
     stages = phases(settings)
     for number in range(progress.phase, len(stages)):
         name, phase_settings = stages[number]
@@ -125,11 +130,10 @@ def whole_phase(task: Task) -> Phase:
     return Phase('everything', task, task.model, 'model', training, task.images('validation'), objective)
 
 
-def evaluation_phase(task: Task) -> Phase:
-    """The model as it is. Of its outputs those count that are the dataset's classes."""
-    names = task.data.class_names
-    module = Selected(task.model, outputs_of(task.model, names)).to(task.machine.device)
-    objective = Objective(len(names), task.data.multi_label)
+def evaluation_phase(task: Task, outputs: list[int] | None) -> Phase:
+    """The model as it is, with all of its outputs, or with some."""
+    module = task.model if outputs is None else Selected(task.model, outputs).to(task.machine.device)
+    objective = Objective(len(task.data.class_names), task.data.multi_label)
     return Phase('evaluation', task, module, 'model', None, task.images('validation'), objective)
 
 

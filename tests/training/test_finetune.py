@@ -24,6 +24,7 @@ from hub_server import TOKEN, HubServer
 from kitchen_photos import PHOTOS, kitchen_photos
 from torch import Tensor, nn
 
+import xception_hub
 from xception_hub.errors import SettingsError
 from xception_hub.training.data import Data, Split
 from xception_hub.training.manifest import read_importance
@@ -491,6 +492,32 @@ def test_evaluation(folder: Path, tmp_path: Path, log: Path) -> None:
     )
     assert ended.status == 1
     assert "1 classes of the dataset are none of the model's: 0." in ended.text
+
+
+def test_evaluation_on_a_part_of_the_classes(folder: Path, tmp_path: Path, log: Path) -> None:
+    """All outputs of the model count, unless told otherwise, and the report says which. One class will do."""
+    finetune(*SMALL, *FEW, '--dataset', folder, '--output', tmp_path / 'model', log=log)
+    name = f'local-dir:{tmp_path / "model"}'
+    model = timm.create_model(name, pretrained=True).eval()
+    names = model.pretrained_cfg['label_names']
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    for part, more in ((['one'], ()), (['two', 'one'], ()), (['two', 'one'], ('--restrict-classes',))):
+        rows = [f'{path},{word}' for word in part for path in sorted((folder / word).iterdir())]
+        (tmp_path / 'table.csv').write_text('\n'.join(['image,label', *rows]))
+        output = tmp_path / f'evaluation {len(part)} {more}'
+        finetune(
+            '--eval-only', '--model', name, '--dataset', tmp_path / 'table.csv', *more, '--output', output, log=log
+        )
+        with torch.no_grad():
+            images = [transform(xception_hub.open_image(row.partition(',')[0])) for row in rows]
+            logits = model(torch.stack(images))
+        if more:
+            logits[:, [name not in part for name in names]] = -torch.inf
+        right = [names[number] == row.partition(',')[2] for number, row in zip(logits.argmax(1), rows)]
+        assert figures_of(output)['top1'] == pytest.approx(sum(right) / len(right))
+        assert figures_of(output)['num_classes'] == (2 if more else 6)
+        said = 'those of the dataset' if more else 'all of the model&#39;s outputs'
+        assert said in (output / 'report.html').read_text()
 
 
 def test_evaluation_of_imagenet(hub: HubServer, kitchen: Path, tmp_path: Path, log: Path) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,7 +14,8 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from xception_hub.errors import ModelError
-from xception_hub.training.labels import Selected, outputs_of
+from xception_hub.training.data import Data, Split
+from xception_hub.training.labels import Selected, on_all_outputs, outputs_of
 
 IDS = ImageNetInfo().label_names()
 DESCRIPTIONS = list(ImageNetInfo().label_descriptions(as_dict=True).values())
@@ -96,8 +98,22 @@ def test_numbers_for_names() -> None:
     """If they are all of the model's; names that are numbers are names."""
     assert outputs_of(named(['cat', 'dog']), ['0', '1']) == [0, 1]
     assert outputs_of(named(['1', '0']), ['0', '1']) == [1, 0]
+    assert outputs_of(named(['cat', 'dog']), ['1', '0']) == [1, 0]
+    numbers = sorted(str(i) for i in range(12))  # as folders are: 0, 1, 10, 11, 2, ...
+    assert outputs_of(named([f'class {i}' for i in range(12)]), numbers) == [int(name) for name in numbers]
     with pytest.raises(ModelError, match='are none of the model'):
-        outputs_of(named(['cat', 'dog']), ['1', '0'])
+        outputs_of(named(['cat', 'dog']), ['1', '2'])  # counted from one, or a part: nobody knows
+
+
+def test_on_all_outputs() -> None:
+    """Labels are the model's outputs; the dataset's names stay."""
+    model = named(['cat', 'dog', 'cow'])
+    for labels, expected in (([0, 1, 1], [2, 0, 0]), ([[1, 0], [0, 1], [1, 1]], [[0, 0, 1], [1, 0, 0], [1, 0, 1]])):
+        split = Split('train', [], np.arange(3), np.array(labels))
+        data = Data(split.select([]), split, ['Cow', 'cat'], split.labels.ndim == 2, True)
+        found = on_all_outputs(data, model, outputs_of(model, data.class_names))
+        assert found.class_names == ['cat', 'dog', 'Cow']
+        assert found.validation.labels.tolist() == expected
 
 
 def test_models_without_names() -> None:

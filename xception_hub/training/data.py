@@ -222,7 +222,7 @@ def load(
     multi_label = lists.pop()
     values = _label_values(splits, dataset, config, label)
     _check_values(values, dataset, label, multi_label)
-    class_names = _class_names(kinds, values, dataset, multi_label)
+    class_names = _class_names(kinds, values, dataset, multi_label, least=1 if train_split is None else 2)
     found = {}
     for name in wanted:
         labels = _numbers(values[name], kinds[name], class_names, multi_label, name, dataset)
@@ -414,7 +414,9 @@ def _without_label(rows: list[int], name: str, dataset: str) -> DataError:
     )
 
 
-def _class_names(kinds: dict[str, Any], values: dict[str, list[Any]], dataset: str, multi_label: bool) -> list[str]:
+def _class_names(
+    kinds: dict[str, Any], values: dict[str, list[Any]], dataset: str, multi_label: bool, least: int
+) -> list[str]:
     """The dataset's own, in its own order; else those that occur in the first split, sorted, numbers as numbers."""
     declared = {name: kind.names for name, kind in kinds.items() if isinstance(kind, ClassLabel)}
     if declared:
@@ -427,7 +429,7 @@ def _class_names(kinds: dict[str, Any], values: dict[str, list[Any]], dataset: s
         class_names = list(first)
     else:
         class_names = [str(value) for value in sorted(set(_each(next(iter(values.values())), multi_label)))]
-    if len(class_names) < 2:
+    if len(class_names) < least:
         raise DataError(
             f'{dataset} has {len(class_names)} class ({", ".join(class_names) or "none"}); '
             f'there is nothing to learn from less than two.'

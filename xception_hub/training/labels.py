@@ -1,12 +1,15 @@
 """Finds the outputs of a trained model that are the classes of a dataset, by their names."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from .data import Data, Split
 from .models import TimmModel
 
 IMAGENET_CLASSES = 1000
@@ -53,8 +56,8 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
                     places.setdefault(name, []).append(output)
             found = [outputs or places.get(fold(name), []) for name, outputs in zip(class_names, found)]
     unknown = [name for name, outputs in zip(class_names, found) if not outputs]
-    if unknown and [str(number) for number in range(model.num_classes)] == list(class_names):
-        return list(range(model.num_classes))  # classes named by the numbers of the outputs
+    if unknown and {str(number) for number in range(model.num_classes)} == {*class_names}:
+        return [int(name) for name in class_names]  # classes named by the numbers of the outputs
     if unknown:
         raise ModelError(
             f"{len(unknown)} classes of the dataset are none of the model's: {', '.join(unknown[:6])}. "
@@ -69,6 +72,29 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
         twice = next(name for name, output in zip(class_names, chosen) if chosen.count(output) > 1)
         raise ModelError(f'The class {twice!r} and another one of the dataset are the same output of the model.')
     return chosen
+
+
+def on_all_outputs(data: Data, model: TimmModel, outputs: Sequence[int]) -> Data:
+    """The data with a class for each of the model's outputs: an image may be taken for one that the dataset lacks.
+
+    Args:
+        data: Labelled images.
+        model: The model, with or without names of its outputs.
+        outputs: The model's output for each class of the data, see `outputs_of`.
+    """
+    spellings = _spellings(model)
+    names = [names[0] for names in spellings[-1]] if spellings else [str(i) for i in range(model.num_classes)]
+    for class_name, output in zip(data.class_names, outputs):
+        names[output] = class_name
+
+    def renumbered(split: Split) -> Split:
+        if split.labels.ndim == 1:
+            return replace(split, labels=np.asarray(outputs)[split.labels])
+        labels = np.zeros((len(split), model.num_classes), split.labels.dtype)
+        labels[:, outputs] = split.labels
+        return replace(split, labels=labels)
+
+    return replace(data, class_names=names, train=renumbered(data.train), validation=renumbered(data.validation))
 
 
 def _spellings(model: TimmModel) -> list[list[list[str]]]:

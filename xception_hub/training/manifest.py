@@ -151,7 +151,12 @@ def read_importance(file: Path, data: Data) -> list[float]:
 def _check(settings: Settings, data: Data) -> None:
     """Raises a SettingsError for settings that do not go together, before any time is spent."""
     s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
-    if s.metric not in figures:
+    output = settings.output
+    if output.restrict_classes and not output.eval_only:
+        raise SettingsError('--restrict-classes belongs to --eval-only: a training knows no other classes.')
+    if output.eval_only and s.class_importance and not output.restrict_classes:
+        raise SettingsError('--class-importance weights the classes of the dataset: add --restrict-classes.')
+    if not output.eval_only and s.metric not in figures:
         raise SettingsError(f'--metric {s.metric} is none of this dataset: {", ".join(figures)}.')
     if s.recipe == 'probe' and settings.augmentation != Augmentation():
         raise SettingsError(

@@ -81,6 +81,7 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
         summary(predictions, len(class_names), manifest['class_importance']),
         bad_images=len(manifest['bad_images']),
         num_classes=len(class_names),
+        restricted=settings.output.restrict_classes,
         model=settings.model.model,
         dataset=settings.data.dataset,
         split=f'{share:.0%} of {split}' if 'validation_rows' in manifest else split,
@@ -132,6 +133,9 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
         'Model': settings['model'],
         'Dataset': f'{settings["dataset"]}, {figures["split"]}',
         'Recipe': 'none: evaluation' if settings['eval_only'] else settings['recipe'],
+        'Classes': ('those of the dataset' if settings['restrict_classes'] else "all of the model's outputs")
+        if settings['eval_only']
+        else 'all',
         'Best epoch': f'{figures["epoch"]} of {figures["phase"]}' if 'epoch' in figures else 'none',
         'Computed on': _hardware(task.machine.device),
         'Versions': f'xception_hub {__version__}, timm {timm.__version__}, torch {torch.__version__}, '

@@ -209,6 +209,9 @@ class OutputSettings:
     """Repository org/name on the Hub to publish the finished model to."""
     eval_only: Annotated[bool, SWITCH] = False
     """Evaluate the model as it is on the validation split (or the only split), and train nothing."""
+    restrict_classes: Annotated[bool, SWITCH] = False
+    """Evaluate among the classes of the dataset alone: outputs of the model for other classes do not count. By default
+    they do, so that an image may be taken for a class that the dataset lacks."""
     dry_run: Annotated[bool, SWITCH] = False
     """Scan the data, try one batch, estimate the memory, and write nothing."""
 
