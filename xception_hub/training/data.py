@@ -26,6 +26,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Iterable
 
 from ..errors import DataError, ImageError
 from . import folders as folders_of_images
+from . import tables
 from .folders import split_of
 
 TABLES = {'.csv': 'csv', '.tsv': 'csv', '.json': 'json', '.jsonl': 'json', '.parquet': 'parquet'}
@@ -167,6 +168,8 @@ def load(
     validation_split: str | None = None,
     folders: str | None = None,
     skip_empty: bool = False,
+    split_column: str | None = None,
+    label_separator: str | None = None,
     streaming: bool = False,
 ) -> Data:
     """Reads a dataset; the same arguments give the same rows in the same order in every process.
@@ -183,6 +186,9 @@ def load(
         validation_split: Name of the validation split; by default the first of `VALIDATION_SPLITS` that there is.
         folders: What the folders of a folder are where two readings are possible, see `folders.READINGS`.
         skip_empty: Leave out classes of a folder that have no image.
+        split_column: Column of a table with the split of each row; '' for none. None takes one that tells by its name
+            and its values that it is one.
+        label_separator: Text between the labels of an image that has several in one text; '' for none.
         streaming: Read images in the order of the dataset, without a copy of it here.
 
     Raises:
@@ -193,7 +199,7 @@ def load(
         named = [name for name in (train_split, validation_split) if name]
         splits, notes = _image_folder(path, named, folders, skip_empty)
     else:
-        splits = _read(dataset, config, streaming)
+        splits = tables.divided(_read(dataset, config, streaming), split_column, dataset)
     train_split, validation_split = _named(train_split, splits), _named(validation_split, splits)
     own = validation_split or _validation_split(splits, train_split)
     if train_split is None and own is None:
@@ -221,6 +227,8 @@ def load(
         raise DataError(f'The column {label!r} of {dataset} holds lists in one split and no lists in another.')
     multi_label = lists.pop()
     values = _label_values(splits, dataset, config, label)
+    if not multi_label:
+        values, multi_label = tables.several_labels(values, label_separator, dataset)
     _check_values(values, dataset, label, multi_label)
     class_names = _class_names(kinds, values, dataset, multi_label, least=1 if train_split is None else 2)
     found = {}
@@ -264,8 +272,8 @@ def _read(dataset: str, config: str | None, streaming: bool, columns: list[str] 
             found = datasets.load_from_disk(dataset)
             return found if isinstance(found, DatasetDict) else DatasetDict(train=found)
         if path.is_file():
-            options = {'sep': '\t'} if path.suffix.lower() == '.tsv' else {}
             kind = TABLES[path.suffix.lower()]
+            options = tables.as_text(path) if kind == 'csv' else {}
             return _load(streaming and kind == 'parquet', columns, kind, data_files=str(path), **options)
         return _load(streaming, columns, dataset, config)
     except Exception as e:  # of the dataset's library, of the Hub's and of the network: no error in common
@@ -392,7 +400,7 @@ def _label_values(splits: Splits, dataset: str, config: str | None, column: str)
             raise DataError(f'The labels of {dataset} cannot be read ({_line(e)}).') from e
         if not values[name]:
             raise DataError(f'The split {name!r} of {dataset} is empty.')
-    return values
+    return tables.normal(values)
 
 
 def _check_values(values: dict[str, list[Any]], dataset: str, column: str, multi_label: bool) -> None:
@@ -428,7 +436,7 @@ def _class_names(
             )
         class_names = list(first)
     else:
-        class_names = [str(value) for value in sorted(set(_each(next(iter(values.values())), multi_label)))]
+        class_names = [str(value) for value in tables.in_order(set(_each(next(iter(values.values())), multi_label)))]
     if len(class_names) < least:
         raise DataError(
             f'{dataset} has {len(class_names)} class ({", ".join(class_names) or "none"}); '

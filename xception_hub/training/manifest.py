@@ -90,6 +90,8 @@ def _load(settings: Settings) -> Data:
         label_column=s.label_column,
         train_split=None if settings.output.eval_only else s.train_split,
         validation_split=s.validation_split,
+        split_column=s.split_column,
+        label_separator=s.label_separator,
         folders=s.folders,
         skip_empty=s.empty_classes == 'skip',
         streaming=s.streaming,

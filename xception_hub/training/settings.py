@@ -58,6 +58,10 @@ class DataSettings:
     stratified share of the training split."""
     validation_share: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2
     """Share of the training images held out for validation, where the dataset has no validation split."""
+    split_column: str | None = None
+    """Column of a table with the split of each row; "" for none. By default it is told by its name and its values."""
+    label_separator: str | None = None
+    """Text between the labels of an image in one text, such as " " or ","; "" if such texts are single labels."""
     folders: Literal['splits', 'outer', 'inner', 'path'] | None = None
     """What the folders in a folder are, where two readings are possible. splits: those with names of splits are splits.
     Else folders are classes: outer: the first ones, whatever is in them; inner: those that hold images, of which equal
