@@ -160,7 +160,8 @@ class Training:
         s, machine, train = task.settings.optimization, task.machine, task.data.train
         self.phase, self.progress, self.settings, self.machine = phase, progress, s, machine
         self.checkpoints = task.run.checkpoints
-        self.batching = Batching(len(train), s.batch_size, s.accumulation, machine.processes, machine.rank)
+        least = 2 if s.batch_norm == 'train' and s.batch_size > 1 else 1
+        self.batching = Batching(len(train), s.batch_size, s.accumulation, machine.processes, machine.rank, least)
         self.averages = ModelEmaV3(module, s.ema_decay, use_warmup=True) if s.ema_decay else None
         self.optimizer = make_optimizer(s, module)
         self.schedule = make_schedule(s, self.optimizer, self.batching)

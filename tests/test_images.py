@@ -54,6 +54,20 @@ def test_grey_values(content: bytes) -> None:
     assert np.abs(pixels(content).astype(int) - GREY[..., None]).max() <= 1
 
 
+@pytest.mark.parametrize('white', [255, 1023, 4095, 16383 - 1])
+def test_few_bits_in_sixteen(white: int) -> None:
+    """As cameras and scanners write 12 bits: nobody knows what is white, until somebody says it."""
+    content = encoded(Image.fromarray((RAMP * white).round().astype(np.uint16)), 'PNG')
+    with pytest.raises(ImageError, match=f'grey values up to {white} in 16 bits.*--grey-maximum'):
+        open_image(content)
+    assert np.abs(np.asarray(open_image(content, grey_maximum=white)).astype(int) - GREY[..., None]).max() <= 1
+    dark = np.asarray(open_image(content, grey_maximum=65535))
+    assert dark.max() == round(white / 257)
+    with pytest.raises(ImageError, match=f'neither bytes, 0..{white - 1} nor 0..1'):
+        open_image(content, grey_maximum=white - 1)
+    assert not np.asarray(open_image(encoded(Image.fromarray(np.zeros((8, 8), np.uint16)), 'PNG'))).any()
+
+
 @pytest.mark.parametrize(
     'values', [RAMP * 1e6, RAMP - 0.5, np.where(RAMP > 0.5, np.nan, RAMP)], ids=['1e6', '<0', 'NaN']
 )

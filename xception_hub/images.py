@@ -22,13 +22,17 @@ DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this times the size it is 
 BACKGROUND = (255, 255, 255)  # below transparent pixels, whose own colours are arbitrary
 
 
-def open_image(source: bytes | str | os.PathLike[str], min_side: int | None = None) -> Image.Image:
+def open_image(
+    source: bytes | str | os.PathLike[str], min_side: int | None = None, grey_maximum: int | None = None
+) -> Image.Image:
     """Opens an image file as fine-tuning does, completely decoded.
 
     Args:
         source: The file's content, or its path.
         min_side: Shorter side in pixels that the image will be resized to. A larger JPEG is then decoded at a fraction
             of its size, which is several times faster and differs little after resizing.
+        grey_maximum: Value that is white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16. None is
+            65535, but only for images that use at least a quarter of these values.
 
     Returns:
         In mode RGB: turned upright as its EXIF says, on white where it is transparent, 16 bits scaled to 8, CMYK by its
@@ -45,7 +49,7 @@ def open_image(source: bytes | str | os.PathLike[str], min_side: int | None = No
                 raise ImageError(f'{image.width}x{image.height} pixels, of {MAX_PIXELS} at most')
             Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # of images within the image, such as an icon's
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(image), grey_maximum)
     except ImageError:
         raise
     except FileNotFoundError as e:
@@ -67,9 +71,9 @@ def _own_limits() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, grey_maximum: int | None) -> Image.Image:
     if image.mode == 'F' or image.mode.startswith('I'):
-        return Image.fromarray(_to_bytes(image)).convert('RGB')
+        return Image.fromarray(_to_bytes(image, grey_maximum)).convert('RGB')
     if image.has_transparency_data:
         image = image.convert('RGBA')
         background = Image.new('RGBA', image.size, BACKGROUND)
@@ -82,12 +86,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert('RGB')
 
 
-def _to_bytes(image: Image.Image) -> np.ndarray:
+def _to_bytes(image: Image.Image, grey_maximum: int | None) -> np.ndarray:
     """Grey values of more than eight bits, scaled to 0..255; Pillow would clip them."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
-    if image.mode.startswith('I') and low >= 0 and high < 2**16:
-        return (values / 257).round().astype(np.uint8)
+    white = grey_maximum or 2**16 - 1
+    if image.mode.startswith('I') and low >= 0 and high <= white:
+        if grey_maximum is None and 0 < high < 2**14:
+            raise ImageError(
+                f'grey values up to {high} in 16 bits: say what is white, 4095 (12 bits) or 65535, with --grey-maximum'
+            )
+        return (values * (255 / white)).round().astype(np.uint8)
     if image.mode == 'F' and low >= 0 and high <= 255:
         return (values * (255 if high <= 1 else 1)).round().astype(np.uint8)
-    raise ImageError(f'grey values from {low} to {high}, which are neither bytes, 16 bits nor in 0..1')
+    raise ImageError(f'grey values from {low} to {high}, which are neither bytes, 0..{white} nor 0..1')

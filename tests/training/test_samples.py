@@ -91,6 +91,19 @@ def test_plan(images: int) -> None:
         assert (start, first >= images) == (len(ranks[0]), True)
 
 
+@pytest.mark.parametrize('images', range(4, 60))
+def test_no_step_of_one_image(images: int) -> None:
+    """Where batch normalization trains; every image is still seen once, and hardly more than asked for at a time."""
+    split = numbered(images)
+    for batch_size, accumulation, processes in itertools.product((2, 3, 7, 32), (1, 2, 3), (1, 2)):
+        plans = [Batching(images, batch_size, accumulation, processes, rank, least=2) for rank in range(processes)]
+        ranks = [list(TrainingBatches(split, plan, seed=0)) for plan in plans]
+        dealt = [batch for batches in ranks for batch in batches]
+        assert Counter(item.index for batch in dealt for item in batch) == Counter(range(images))
+        assert all(2 <= len(batch) <= batch_size + 2 for batch in dealt)
+        assert {len(batches) for batches in ranks} == {sum(map(plans[0].steps, range(plans[0].updates)))}
+
+
 @pytest.mark.parametrize('streamed', [False, True])
 def test_beginning_in_the_middle(streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly what is left of the epoch, files of a stream included."""

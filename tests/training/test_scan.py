@@ -6,12 +6,15 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from small_images import encoded, photo, save_pieces, split_of
 
 from xception_hub import images
 from xception_hub.errors import ImageError
-from xception_hub.training.data import Split
+from xception_hub.training.data import Split, load
+from xception_hub.training.samples import Item, image_of
 from xception_hub.training.scan import BadImage, Scan, digests, scan
 
 GOOD = (0, 2, 5, 8)  # indices among the bad ones
@@ -137,3 +140,15 @@ def test_empty_split() -> None:
         split = split_of([{'bytes': b'1', 'path': None}], streamed=streamed).select([])
         assert scan(split) == Scan([], {})
         assert digests(split) == []
+
+
+def test_grey_images_of_twelve_bits(tmp_path: Path) -> None:
+    """The scan stops at them; what is said to be white is so in training, too."""
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16)).save(tmp_path / name / '1.png')
+    found = scan(load(str(tmp_path)).train)
+    assert ['--grey-maximum' in image.reason for image in found.bad] == [True, True]
+    split = load(str(tmp_path), grey_maximum=4095).train
+    assert not scan(split).bad
+    assert np.asarray(image_of(split, Item(0))).max() == 255

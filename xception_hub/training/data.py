@@ -49,6 +49,7 @@ class Split:
         source: Dataset with a column `image` of `Cell`s.
         source_rows: [N], rising numbers of rows in the source.
         labels: [N] class numbers, or [N, C] of 0 and 1 in multi-label.
+        grey_maximum: Value that is white in grey images of more than 8 bits, as in `images.open_image`.
         files: Digest of the names and sizes of the source's image files; '' of a stream, whose files are not known.
     """
 
@@ -57,6 +58,7 @@ class Split:
     source_rows: np.ndarray
     labels: np.ndarray
     files: str = ''
+    grey_maximum: int | None = None
 
     def __len__(self) -> int:
         return len(self.source_rows)
@@ -170,6 +172,7 @@ def load(
     skip_empty: bool = False,
     split_column: str | None = None,
     label_separator: str | None = None,
+    grey_maximum: int | None = None,
     streaming: bool = False,
 ) -> Data:
     """Reads a dataset; the same arguments give the same rows in the same order in every process.
@@ -189,6 +192,7 @@ def load(
         split_column: Column of a table with the split of each row; '' for none. None takes one that tells by its name
             and its values that it is one.
         label_separator: Text between the labels of an image that has several in one text; '' for none.
+        grey_maximum: Value that is white in grey images of more than 8 bits, as in `images.open_image`.
         streaming: Read images in the order of the dataset, without a copy of it here.
 
     Raises:
@@ -238,7 +242,7 @@ def load(
         files = _digest_of_files(source) if isinstance(source, Dataset) else ''
         if streaming and isinstance(source, Dataset):
             source = source.to_iterable_dataset()
-        found[name] = Split(name, source, np.arange(len(labels)), labels, files)
+        found[name] = Split(name, source, np.arange(len(labels)), labels, files, grey_maximum)
     none = next(iter(found.values())).select([])
     unused = [name for name in splits_there if name not in found]
     if unused:

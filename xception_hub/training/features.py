@@ -196,6 +196,7 @@ def frozen_features(images: Images, task: Task) -> Features:
         needed=images.min_side,  # the key of existing caches
         model=settings.model.model,
         precision=machine.accelerator.mixed_precision,
+        **({'grey_maximum': images.split.grey_maximum} if images.split.grey_maximum else {}),
     )
     directory = settings.machine.feature_cache or cache_directory()
     cache = FeatureCache(directory, context_of(without_classifier(model), preparation))

@@ -92,6 +92,7 @@ def _load(settings: Settings) -> Data:
         validation_split=s.validation_split,
         split_column=s.split_column,
         label_separator=s.label_separator,
+        grey_maximum=s.grey_maximum,
         folders=s.folders,
         skip_empty=s.empty_classes == 'skip',
         streaming=s.streaming,

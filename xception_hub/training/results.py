@@ -151,7 +151,10 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
         thumbnail=lambda index: image_of(split, items[index], THUMBNAIL),
         name=lambda index: split.cell_name(index, cell_of(split, items[index])),
         warnings=[f'Left out: {image["name"]}: {image["reason"]}' for image in task.manifest['bad_images']],
-        usage=usage(settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}'),
+        usage=usage(
+            settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}',
+            settings['grey_maximum'],
+        ),
         importance=task.manifest['class_importance'],
     )
 
@@ -170,13 +173,14 @@ def _hardware(device: torch.device) -> str:
     return f'{platform.machine()} {device.type}, {torch.get_num_threads()} threads'
 
 
-def usage(model: str) -> str:
+def usage(model: str, grey_maximum: int | None = None) -> str:
     """Code that loads a model and classifies a photo."""
+    more = f', grey_maximum={grey_maximum}' if grey_maximum else ''
     return f"""\
 import timm, torch, xception_hub
 
 model = timm.create_model({model!r}, pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
-images = transform(xception_hub.open_image('photo.jpg')).unsqueeze(0)
+images = transform(xception_hub.open_image('photo.jpg'{more})).unsqueeze(0)
 with torch.inference_mode():
     print(model.pretrained_cfg['label_names'][model(images).argmax()])"""

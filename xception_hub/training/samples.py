@@ -109,6 +109,8 @@ class Batching:
         accumulation: Steps of an update.
         processes: Processes that work together.
         rank: This one.
+        least: Images in a step, at least, where there are so many: 2 for batch normalization that trains, which has no
+            statistics of one. The last update then takes more images, or a step up to two more than `batch_size`.
     """
 
     images: int
@@ -116,6 +118,7 @@ class Batching:
     accumulation: int = 1
     processes: int = 1
     rank: int = 0
+    least: int = 1
 
     @property
     def group(self) -> int:
@@ -125,19 +128,25 @@ class Batching:
     @property
     def updates(self) -> int:
         """Updates in an epoch."""
-        return -(-self.images // self.group)
+        whole, rest = divmod(self.images, self.group)
+        too_few = 0 < rest < self.least * self.processes if self.least > 1 else False
+        return max(whole + (rest > 0 and not too_few), min(self.images, 1))
 
     def size(self, update: int) -> int:
         """Images of an update of the epoch, counted from 0."""
-        return min(self.group, self.images - update * self.group)
+        return self.images - update * self.group if update == self.updates - 1 else self.group
 
     def steps(self, update: int) -> int:
         """Steps of an update."""
-        return -(-self.size(update) // (self.batch_size * self.processes))
+        return self._steps(self.size(update))
+
+    def _steps(self, images: int) -> int:
+        fewest = -(-images // (self.batch_size * self.processes))
+        return fewest if self.least == 1 else max(min(fewest, images // (self.least * self.processes)), 1)
 
     def deal(self, group: Sequence[Item]) -> Iterator[list[Item]]:
         """This process' batches of a group."""
-        steps = -(-len(group) // (self.batch_size * self.processes))
+        steps = self._steps(len(group))
         for step in range(steps):
             batch = list(group[step * self.processes + self.rank :: steps * self.processes])
             yield batch or [replace(group[0], weight=0.0)]
@@ -291,7 +300,7 @@ def image_of(split: Split, item: Item, min_side: int | None = None) -> Image.Ima
     try:
         path = cell.get('path') or '://'
         local = cell.get('bytes') is None and '://' not in path
-        return open_image(Path(path) if local else content(cell), min_side)
+        return open_image(Path(path) if local else content(cell), min_side, split.grey_maximum)
     except ImageError as e:
         raise ImageError(f'{split.cell_name(item.index, cell)}: {e}') from e
 

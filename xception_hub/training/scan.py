@@ -51,7 +51,7 @@ class _Files(Dataset):
             file = content(cell)
             digest = hashlib.sha256(file).digest()
             if self.decoded:
-                open_image(file, self.min_side)
+                open_image(file, self.min_side, self.split.grey_maximum)
         except ImageError as e:
             return item.index, digest, BadImage(item.index, self.split.cell_name(item.index, cell), str(e))
         return item.index, digest, None

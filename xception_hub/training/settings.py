@@ -68,6 +68,9 @@ class DataSettings:
     names are one class; path: the same, each by its path."""
     empty_classes: Literal['error', 'skip'] = 'error'
     """What to do with folders of classes without an image that can be read: stop with an error, or leave them out."""
+    grey_maximum: Annotated[int | None, AT_LEAST_1] = None
+    """Value that is white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16. By default 65535, if
+    images use at least a quarter of these values."""
     streaming: bool = False
     """Read images in the order of the dataset, through a buffer that shuffles them, without copying the dataset
     first."""
