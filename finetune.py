@@ -94,7 +94,8 @@ def build_model(
     """The network, the same in every process, and the transforms of its images."""
     s = settings.model
     seed_all(settings.optimization.seed)  # for the new classifier
-    args = dict(s.model_args, drop_rate=s.drop_rate or None, drop_path_rate=s.drop_path_rate or None)
+    args = {name.replace('-', '_'): value for name, value in s.model_args.items()}
+    args |= dict(drop_rate=s.drop_rate or None, drop_path_rate=s.drop_path_rate or None)
     pretrained = s.pretrained and not (resumed and 'model' in resumed.tensors)
     num_classes = None if settings.output.eval_only else len(data.class_names)
     model = models.build(s.model, num_classes, pretrained, args, s.image_size)

@@ -119,14 +119,16 @@ def test_killed_at_random_moments(recipe: Any, processes: int, workers: int, fol
     finetune(*arguments('whole'), log=tmp_path / 'whole.log', processes=processes)
     duration = time.monotonic() - started
     generator = random.Random(f'{recipe} {processes} {workers}')
-    tries, kills, log = 0, 0, tmp_path / 'killed.log'
+    kills, log = 0, tmp_path / 'killed.log'
     while not (tmp_path / 'killed' / 'metrics.json').exists():
         running = Running(arguments('killed'), log, processes)
         if kills < 5:
-            time.sleep(generator.uniform(0.2, 0.9 + tries / 10) * duration)  # longer where it grows slower meanwhile
+            if kills:
+                time.sleep(generator.uniform(0.2, 0.9) * duration)
+            else:  # once there is something to go on from
+                running.until(f'{tmp_path}/killed/checkpoints/*.safetensors')
             running.kill(signal.SIGKILL)
-            tries += 1
-            kills += any((tmp_path / 'killed' / 'checkpoints').glob('*.safetensors'))
+            kills += 1
             running.wait()
         else:
             assert running.wait().status == 0, log.read_text()

@@ -270,6 +270,57 @@ def phases(settings: Settings) -> list[tuple[str, Settings]]:
     return [('probe' if s.recipe == 'probe' else 'everything', settings)]
 
 
+# Option of timm's train.py, of the examples of transformers or of torchvision -> the option here.
+KNOWN_ELSEWHERE = {
+    **dict.fromkeys(('train-dir', 'data-dir', 'data', 'data-path', 'dataset-name', 'train-file'), '--dataset'),
+    **dict.fromkeys(('output-dir', 'out', 'experiment'), '--output'),
+    **dict.fromkeys(('model-name-or-path', 'arch', 'initial-checkpoint'), '--model'),
+    **dict.fromkeys(('lr', 'base-lr'), '--learning-rate'),
+    **dict.fromkeys(('num-train-epochs', 'num-epochs'), '--epochs'),
+    **dict.fromkeys(('per-device-train-batch-size', 'bs', 'b'), '--batch-size'),
+    **dict.fromkeys(('gradient-accumulation-steps', 'grad-accum-steps'), '--accumulation'),
+    **dict.fromkeys(('img-size', 'input-size', 'imgsz', 'size'), '--image-size'),
+    **dict.fromkeys(('opt', 'optim'), '--optimizer'),
+    **dict.fromkeys(('wd',), '--weight-decay'),
+    **dict.fromkeys(('sched', 'lr-scheduler-type', 'lr-scheduler'), '--schedule'),
+    **dict.fromkeys(('warmup-ratio', 'warmup-steps'), '--warmup-epochs'),
+    **dict.fromkeys(('smoothing', 'label-smoothing-factor'), '--label-smoothing'),
+    **dict.fromkeys(('drop', 'dropout'), '--drop-rate'),
+    **dict.fromkeys(('drop-path',), '--drop-path-rate'),
+    **dict.fromkeys(('aa',), '--auto-augment'),
+    **dict.fromkeys(('reprob', 'random-erase'), '--random-erasing'),
+    **dict.fromkeys(('hflip', 'horizontal-flip'), '--flip'),
+    **dict.fromkeys(('vflip',), '--vertical-flip'),
+    **dict.fromkeys(('amp', 'fp16', 'bf16'), '--mixed-precision'),
+    **dict.fromkeys(('model-ema', 'model-ema-decay', 'ema'), '--ema-decay'),
+    **dict.fromkeys(('num-workers', 'dataloader-num-workers', 'j'), '--workers'),
+    **dict.fromkeys(('train-val-split', 'val-split', 'validation-split-percentage'), '--validation-share'),
+    **dict.fromkeys(('validation-dir', 'val-dir'), '--validation-split'),
+    **dict.fromkeys(('image-column-name',), '--image-column'),
+    **dict.fromkeys(('label-column-name',), '--label-column'),
+    **dict.fromkeys(('max-grad-norm', 'clip-norm'), '--clip-grad'),
+    **dict.fromkeys(('resume', 'resume-from-checkpoint', 'overwrite-output-dir'), '--output'),
+    **dict.fromkeys(('push-to-hub', 'hub-model-id'), '--push'),
+    **dict.fromkeys(('evaluate', 'do-eval', 'eval'), '--eval-only'),
+    **dict.fromkeys(('report-to', 'log-wandb'), '--tracker'),
+}
+
+
+def _check_names(tokens: Sequence[str], found: dict[str, Any]) -> None:
+    """Ends with a sentence about a missing dataset, and about options that are called otherwise here."""
+    names = [token.partition('=')[0].lstrip('-').replace('_', '-') for token in tokens if token.startswith('-')]
+    if {'help', 'h', 'version'} & {*names}:
+        return
+    for name in names:
+        if name in KNOWN_ELSEWHERE:
+            sys.exit(f'error: --{name} is called {KNOWN_ELSEWHERE[name]} here. --help says what it takes.')
+    if 'dataset' not in names and 'dataset' not in found:
+        first = tokens[0] if tokens and not tokens[0].startswith('-') else 'FOLDER'
+        sys.exit(
+            f'error: --dataset is required: a folder of photos, a table, or a name on the Hub (--dataset {first}).'
+        )
+
+
 def with_recipe(tokens: Sequence[str], config: Path | None) -> list[Any]:
     """Where cyclopts finds the settings that the command line does not give.
 
@@ -296,6 +347,7 @@ def with_recipe(tokens: Sequence[str], config: Path | None) -> list[Any]:
         for token, following in zip(tokens, [*tokens[1:], ''])
         if token.partition('=')[0] == '--recipe'
     ]
+    _check_names(tokens, found)
     recipe = (named or [found.get('recipe', Optimization.recipe)])[-1]
     values = {name: value for name, value in found.items() if value is not None and value != {} and value != []}
     presets = RECIPES[recipe]() if recipe in RECIPES else {}
