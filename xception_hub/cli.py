@@ -39,6 +39,7 @@ RECIPES = {
     'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Write a model directory as a Keras file.'),
     'publish': Recipe('conversion/publish.py', 'keras', 'Publish a model directory on the Hugging Face Hub.'),
     'finetune': Recipe('finetune.py', 'finetune', 'Adapt a timm model to a dataset or a folder of images.', True),
+    'predict': Recipe('xception_hub.training.predict', 'finetune', 'Classify images, or write their features.'),
     'paper': Recipe('xception_hub.paper.__main__', 'paper', 'Check and draw what the paper states.'),
     'ablations': Recipe('xception_hub.paper.ablations', 'finetune,paper', "Train the paper's variants."),
 }

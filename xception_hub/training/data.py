@@ -265,6 +265,26 @@ def _validation_split(splits: Splits, train_split: str | None) -> str | None:
     return next(iter(by_name or by_meaning), None)
 
 
+def unlabelled(dataset: str, image_column: str | None = None, split: str | None = None) -> Split:
+    """The images of a table or a dataset whose labels do not matter.
+
+    Raises:
+        DataError: It cannot be read, has no column of images, or has several splits.
+    """
+    splits = _read(dataset, None, False)
+    if split is None and len(splits) > 1:
+        raise DataError(f'{dataset} has the splits {", ".join(splits)}. Name one with --split.')
+    name = split or next(iter(splits))
+    if name not in splits:
+        raise DataError(f'{dataset} has no split {name!r}, but {", ".join(splits)}.')
+    features = splits[name].features
+    column = image_column or _column(features, dataset, 'image', None, IMAGE_COLUMNS, Image)
+    if column not in features:
+        raise DataError(f'{dataset} has no column {column!r}, but {", ".join(features)}.')
+    source = _images(splits[name], dataset, column)
+    return Split(name, source, np.arange(len(source)), np.zeros(len(source), np.int64))
+
+
 def _read(dataset: str, config: str | None, streaming: bool, columns: list[str] | None = None) -> Splits:
     """All splits; streams only of what holds images inside, and with these columns alone if the format allows it."""
     path = Path(dataset)
@@ -329,23 +349,24 @@ def _named(name: str | None, splits: Splits) -> str | None:
 
 
 def _columns(features: Features, dataset: str, image: str | None, label: str | None) -> tuple[str, str]:
-    found = []
-    for kind, given, known, feature in (
-        ('image', image, IMAGE_COLUMNS, Image),
-        ('label', label, LABEL_COLUMNS, ClassLabel),
-    ):
-        by_type = [name for name, value in features.items() if isinstance(_item_feature(value), feature)]
-        by_name = [name for name in known if name in features]
-        choices = by_type if len(by_type) == 1 else by_name
-        if given is not None and given not in features:
-            raise DataError(f'{dataset} has no column {given!r}, but {", ".join(features)}.')
-        if given is None and not choices:
-            raise DataError(
-                f'No column of {dataset} can be told to be the {kind}: it has {", ".join(features)}. '
-                f'Name one as the {kind} column.'
-            )
-        found.append(given or choices[0])
-    return found[0], found[1]
+    return (
+        _column(features, dataset, 'image', image, IMAGE_COLUMNS, Image),
+        _column(features, dataset, 'label', label, LABEL_COLUMNS, ClassLabel),
+    )
+
+
+def _column(features: Features, dataset: str, kind: str, given: str | None, known: Sequence[str], feature: type) -> str:
+    by_type = [name for name, value in features.items() if isinstance(_item_feature(value), feature)]
+    by_name = [name for name in known if name in features]
+    choices = by_type if len(by_type) == 1 else by_name
+    if given is not None and given not in features:
+        raise DataError(f'{dataset} has no column {given!r}, but {", ".join(features)}.')
+    if given is None and not choices:
+        raise DataError(
+            f'No column of {dataset} can be told to be the {kind}: it has {", ".join(features)}. '
+            f'Name one as the {kind} column.'
+        )
+    return given or choices[0]
 
 
 def _item_feature(feature: Any) -> Any:

@@ -74,6 +74,17 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
     return chosen
 
 
+def names_of(model: TimmModel) -> list[str]:
+    """A name for each of the model's outputs: its own, that of ImageNet's class, or the number."""
+    spellings = _spellings(model)
+    if not spellings:
+        return [str(number) for number in range(model.num_classes)]
+    names = [names[0] for names in spellings[-1]]
+    return [
+        name if names.count(name) == 1 else f'{name} ({spellings[0][output][0]})' for output, name in enumerate(names)
+    ]
+
+
 def on_all_outputs(data: Data, model: TimmModel, outputs: Sequence[int]) -> Data:
     """The data with a class for each of the model's outputs: an image may be taken for one that the dataset lacks.
 
@@ -82,8 +93,7 @@ def on_all_outputs(data: Data, model: TimmModel, outputs: Sequence[int]) -> Data
         model: The model, with or without names of its outputs.
         outputs: The model's output for each class of the data, see `outputs_of`.
     """
-    spellings = _spellings(model)
-    names = [names[0] for names in spellings[-1]] if spellings else [str(i) for i in range(model.num_classes)]
+    names = names_of(model)
     for class_name, output in zip(data.class_names, outputs):
         names[output] = class_name
 

@@ -1,0 +1,150 @@
+"""Predictions for images wherever they are: what an evaluation of the same model finds, and nothing invented."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import timm
+import torch
+from random_model import random_model
+from small_images import WORDS, save_digits
+
+import xception_hub
+from xception_hub.training import models, predict
+from xception_hub.training.data import load
+from xception_hub.training.labels import names_of
+from xception_hub.training.metrics import Predictions
+from xception_hub.training.samples import Images, InOrder, loader
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images of each of four digits."""
+    return save_digits(tmp_path_factory.mktemp('photos') / 'digits', 3)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory."""
+    folder = tmp_path_factory.mktemp('model')
+    model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
+    models.save(folder, model, models.Transforms(model, 64).config, sorted(WORDS), False)
+    return folder
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    kind = {'.csv': 'csv', '.jsonl': 'json', '.parquet': 'parquet'}[output.suffix]
+    return datasets.load_dataset(kind, data_files=str(output), split='train').to_list()
+
+
+@pytest.mark.parametrize('suffix', predict.WRITERS)
+def test_equals_the_evaluation(suffix: str, photos: Path, folder: Path, tmp_path: Path) -> None:
+    """Labels and probabilities of every image are those by which the report judges."""
+    output = tmp_path / f'predictions{suffix}'
+    predict.main(str(photos), model=str(folder), output=output, batch_size=5, probabilities=True, device='cpu')
+    rows = {row['file']: row for row in rows_of(output)}
+    split = load(str(photos)).train
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    transforms = models.Transforms(model)
+    images = Images(split, transforms.evaluation(), transforms.min_side)
+    assert len(rows) == len(split) == 12
+    for batch in loader(images, InOrder(split, 7)):
+        with torch.inference_mode():
+            expected = Predictions.of(model(batch.inputs), batch.labels, batch.indices)
+        for i, index in enumerate(batch.indices.tolist()):
+            row = rows[split.cell(index)['path']]
+            assert row['label'] == sorted(WORDS)[expected.classes[i, 0]]
+            assert row['probability'] == pytest.approx(expected.probabilities[i, 0], abs=1e-5)
+            top = json.loads(row['top'])
+            assert [name for name, _ in top] == [sorted(WORDS)[place] for place in expected.classes[i]]
+            assert sum(json.loads(row['probabilities'])) == pytest.approx(1)
+            assert row['error'] is None
+
+
+def test_screen(photos: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = photos / 'one' / '0.png'
+    predict.main(str(file), model=f'local-dir:{folder}', device='cpu')
+    out, err = capsys.readouterr()
+    name, label, probability = out.strip().split('\t')
+    assert (name, label in WORDS, 0.25 <= float(probability) <= 1) == (str(file), True, True)
+    assert '1 of 1 images' in err and '0 bad' in err
+
+
+def test_bad_images(photos: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are named, and have a reason instead of a label; the others are predicted."""
+    bad = tmp_path / 'bad.png'
+    bad.write_bytes((photos / 'one' / '0.png').read_bytes()[:60])
+    good = photos / 'two' / '0.png'
+    predict.main(str(bad), str(good), model=str(folder), output=tmp_path / 'rows.csv', device='cpu')
+    first, second = rows_of(tmp_path / 'rows.csv')
+    assert (first['label'], bool(first['error'])) == (None, True)
+    assert (second['file'], second['label'] in WORDS, second['error']) == (str(good), True, None)
+    assert f'Bad image: {bad}' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('kind', ['csv', 'parquet', 'saved'])
+def test_tables(kind: str, photos: Path, folder: Path, tmp_path: Path) -> None:
+    """Without any labels."""
+    paths = sorted(str(path) for path in photos.rglob('*.png'))
+    source = tmp_path / f'table.{kind}'
+    if kind == 'csv':
+        source.write_text('\n'.join(['image', *paths]))
+    else:
+        rows = datasets.Dataset.from_dict(dict(picture=paths)).cast_column('picture', datasets.Image())
+        rows.to_parquet(source) if kind == 'parquet' else rows.save_to_disk(source)
+    for name, given in (('a', source), ('b', photos)):
+        predict.main(str(given), model=str(folder), output=tmp_path / f'{name}.parquet', device='cpu')
+    one, other = rows_of(tmp_path / 'a.parquet'), sorted(rows_of(tmp_path / 'b.parquet'), key=lambda row: row['file'])
+    assert [row['label'] for row in one] == [row['label'] for row in other]
+
+
+def test_embed(photos: Path, folder: Path, tmp_path: Path) -> None:
+    predict.main(str(photos), model=str(folder), output=tmp_path / 'rows.parquet', embed=True, device='cpu')
+    rows = rows_of(tmp_path / 'rows.parquet')
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True, num_classes=0).eval()
+    image = models.Transforms(model).evaluation()(xception_hub.open_image(rows[0]['file']))
+    with torch.inference_mode():
+        assert torch.allclose(model(image[None])[0], torch.tensor(rows[0]['features']), atol=1e-5)
+
+
+def test_several_labels(photos: Path, tmp_path: Path) -> None:
+    """config.json says that an image has any number of classes: those above the threshold."""
+    model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
+    (tmp_path / 'model').mkdir()
+    models.save(tmp_path / 'model', model, models.Transforms(model, 64).config, sorted(WORDS), True)
+    for threshold, count in ((0.0, 4), (1.0, 0)):
+        output = tmp_path / f'{count}.jsonl'
+        predict.main(str(photos), model=str(tmp_path / 'model'), output=output, threshold=threshold, device='cpu')
+        assert all(len(json.loads(row['label'])) == count for row in rows_of(output))
+
+
+@pytest.mark.parametrize(
+    ('paths', 'options', 'said'),
+    [
+        ((), {}, 'Name images, a folder, a table or a dataset'),
+        (('nowhere.jpg',), {}, 'There is no nowhere.jpg'),
+        (('.',), dict(output=Path('x.xlsx')), "ends in '.xlsx'; a table ends in one of .csv, .jsonl, .parquet"),
+        (('.',), dict(embed=True), '--embed writes vectors'),
+        (('.',), {}, 'no image'),
+        (('PHOTOS',), dict(model='nothing'), 'nothing cannot be built'),
+    ],
+)
+def test_refused(
+    paths: tuple[str, ...], options: dict[str, Any], said: str, photos: Path, folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    given = [str(photos) if path == 'PHOTOS' else path for path in paths]
+    with pytest.raises(SystemExit) as ended:
+        predict.main(*given, **{'model': str(folder), **options}, device='cpu')
+    assert said in str(ended.value)
+
+
+def test_names_of_outputs() -> None:
+    """Of ImageNet's classes two are called crane, and no name stands for two outputs."""
+    names = names_of(timm.create_model('test_resnet'))
+    assert len(set(names)) == 1000
+    assert (names[0], names[134], names[517]) == ('tench', 'crane (n02012849)', 'crane (n03126707)')
+    assert names_of(timm.create_model('test_resnet', num_classes=2)) == ['0', '1']
