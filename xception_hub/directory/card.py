@@ -91,7 +91,7 @@ def _context(
     data = _data_config(config)
     backbone, sha256 = _weights(directory)
     proofs = parity.get('proofs') or []
-    colour = args.get('in_chans', 3) == 3
+    colour, image_mode = args.get('in_chans', 3) == 3, IMAGE_MODES.get(data['input_size'][0])
     return dict(
         metadata=_metadata(config, parity, metrics, repo_id, license),
         title=_title(repo_id),
@@ -103,7 +103,10 @@ def _context(
         label_names=config.get('label_names'),
         task=_task(config),
         data=data,
-        image_mode=IMAGE_MODES.get(data['input_size'][0]),
+        image_mode=image_mode,
+        fine_tuned=bool(metrics),
+        # as the network saw its images in training: Keras does not turn them
+        photo="xception_hub.open_image('photo.jpg')" if metrics else f"Image.open('photo.jpg').convert({image_mode!r})",
         model_args={**args, 'num_classes': num_classes},
         # without num_classes in the overlay, timm thinks that the classes differ and initialises a new classifier
         overlay=dict(hf_hub_id=repo_id or PLACEHOLDER, num_classes=num_classes, **data),
