@@ -29,6 +29,12 @@ def test_numerics() -> None:
     assert errors[71][0] == 0 and errors[71][1] > 0.01 and errors[96][0] > 0.05
 
 
+def test_checkpoints() -> None:
+    """A row of the table; tests/weights runs every kind."""
+    rows = run('checkpoints.py', '--only', 'Cadene', '--sizes', 96).splitlines()
+    assert rows[2:] == ['| Cadene |  | 0 |']
+
+
 @pytest.mark.slow
 def test_load() -> None:
     assert re.search(r'xception_paper.*\d', run('load.py', '--repeats', 1))

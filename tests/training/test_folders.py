@@ -107,6 +107,15 @@ def test_every_file_is_accounted_for(tmp_path: Path) -> None:
     assert 'Left out files: 1 .txt (no images), 2 .xml (no images).' in notes
 
 
+def test_images_beside_the_splits_and_below_a_class(tmp_path: Path) -> None:
+    """Neither is silent."""
+    root = make(tmp_path / 'photos', 'train/a/1.png\ntrain/a/more/2.png\ntrain/b/1.png\nval/a/3.png\n4.png')
+    data = read(root)
+    assert described(data) == 'the classes a, b; 3 in train, 1 in val'
+    assert any('1 images are left out' in note and 'beside the splits' in note for note in data.notes)
+    assert any('count for their class' in note and "'a'" in note for note in data.notes)
+
+
 def test_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read by pillow-heif; without it the run stops, and names the package."""
     root = make(tmp_path / 'photos', 'cat/1.png\ndog/2.png')

@@ -5,6 +5,7 @@ import copy
 import gzip
 import pickle
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import xception_hub
-from benchmarks.checkpoints import KINDS, Kind, TransferModel, deep_head, difference, renamed, trained
+from benchmarks.checkpoints import KINDS, Kind, TransferModel, deep_head, difference, renamed, smp, trained
 from xception_hub.directory.write import write_model
 from xception_hub.errors import DamagedCheckpointError
 from xception_hub.weights.layouts import recognise, to_legacy
@@ -426,6 +427,8 @@ CHANGES: dict[str, Any] = {
     'activation': lambda model: setattr(model, 'act3', nn.SiLU()),
     'pooling': lambda model: setattr(model.block1.rep[-1], 'padding', 0),
     'stem': lambda model: setattr(model.conv1, 'padding', (1, 1)),
+    'stride of a pooling': lambda model: setattr(model.block3.rep[-1], 'stride', 1),
+    'ceil_mode': lambda model: setattr(model.block3.rep[-1], 'ceil_mode', True),
 }
 
 
@@ -442,10 +445,25 @@ def test_modules_with_other_numerics(random_legacy: nn.Module, tmp_path: Path) -
     for norm in norms_of(model):
         norm.eps = 1e-3
     model.conv1.padding = model.conv2.padding = (1, 1)
+    model.reset_classifier(CLASSES, 'max')
     x = images(96, 107).double()
     read = xception_hub.from_checkpoint(save(tmp_path / 'model.pt', model))
     with torch.inference_mode():
         assert torch.equal(read.double()(x), model.double()(x))
+
+
+def test_a_named_source_of_smp(random_legacy: nn.Module, tmp_path: Path) -> None:
+    """create_model, too, wants the padding, and the arguments that its error names are the right ones."""
+    reference = smp(random_legacy, tmp_path / 'smp.pth')
+    numerics = dict(bn_eps=1e-5, pool_padding='symmetric')
+    make = partial(timm.create_model, 'xception_paper', pretrained=True, features_only=True)
+    overlay = dict(file=str(tmp_path / 'smp.pth'))
+    with pytest.raises(xception_hub.WeightsError, match='stem_padding=1'):
+        make(pretrained_cfg_overlay=overlay, **numerics)
+    x = images(96, 96).double()
+    with torch.inference_mode():
+        maps = make(pretrained_cfg_overlay=overlay, stem_padding=1, **numerics).eval().double()(x)
+        assert torch.equal(maps[-1].mean((2, 3)), reference(x))
 
 
 # Ways out

@@ -62,8 +62,10 @@ class Folder:
     @property
     def may_be_class(self) -> bool:
         """Whether images are or should be in it: it has some, or files that may be some, or nothing at all."""
+        if any(folder.images for folder in self.all()):
+            return True
         files = self.left_out()
-        return bool(self.all_images()) or not files or any(suffix in HEIC for suffix, _ in files)
+        return not files or any(suffix in HEIC for suffix, _ in files)
 
 
 def split_of(name: str) -> str | None:
@@ -146,6 +148,8 @@ def understand(path: Path, named: Collection[str] = (), folders: str | None = No
     aside += [name for name in root.folders if name not in live and splits.get('train') is root]
     if aside:
         notes.append(f'Left aside in {root.path}: {_names(aside)}.')
+    if root.images and splits.get('train') is not root:
+        notes.append(f'{len(root.images)} images are left out: they lie in {root.path} itself, beside the splits.')
     if files := _files(root.left_out()):
         notes.append(files)
     return Tree(found, notes)
@@ -216,6 +220,13 @@ def _classes(root: Folder, folders: str | None, skip_empty: bool, notes: list[st
             )
         if empty:
             notes.append(f'Left out of {root.path}, without an image: the classes {_names(empty)}.')
+        nested = [
+            name
+            for name, folder in live.items()
+            if folder.images and any(map(Folder.all_images, _live(folder).values()))
+        ]
+        if nested:
+            notes.append(f'Images in folders below count for their class in {root.path}: {_names(nested)}.')
         for name, folder in live.items():
             if name not in empty:
                 found.setdefault(unicodedata.normalize('NFC', name), []).extend(folder.all_images())

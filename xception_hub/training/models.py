@@ -64,7 +64,7 @@ class Transforms:
 
     Attributes:
         config: timm's data config: input_size, mean, std, interpolation, crop_pct, ...
-        min_side: Shorter side of an image in pixels below which an evaluation loses detail; see `images.decode`.
+        min_side: Shorter side of an image in pixels below which an evaluation loses detail; see `images.open_image`.
 
     Raises:
         ModelError: The model does not take images of three channels, or of this size.

@@ -140,8 +140,10 @@ def _numerics_of(modules: Mapping[str, Any], layout: str, source: str) -> dict[s
             if hasattr(expected, key) and _pair(state.get(key)) != _pair(getattr(expected, key)):
                 odd.append(f'{name}: {key}={state.get(key)}')
     for name, module in modules.items():
-        if module.kind.endswith('.MaxPool2d') and _pair(module.state.get('padding')) != (1, 1):
-            odd.append(f'{name}: padding={module.state.get("padding")}')
+        if module.kind.endswith('.MaxPool2d'):
+            pool = dict(kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1), ceil_mode=False)
+            found = {key: module.state.get(key) for key in pool}
+            odd += [f'{name}: {key}={found[key]}' for key in pool if _pair(found[key]) != _pair(pool[key])]
         activation = KNOWN_LAYERS.get(module.kind.rpartition('.')[2], {}).get('act', 'relu')
         if re.search(r'(^|\.)(rep\.\d+|(relu|act)\d*|activ)$', name) and activation != 'relu':
             odd.append(f'{name}: {activation}')
@@ -152,11 +154,12 @@ def _numerics_of(modules: Mapping[str, Any], layout: str, source: str) -> dict[s
             f'{source} computes in a way that this network has no arguments for: {listed(odd)}. Use the program that '
             f'saved it; torch.save(model.state_dict(), ...) there gives tensors that load with the numerics you pass.'
         )
-    return {**LEGACY_NUMERICS, 'bn_eps': epsilons[0], 'stem_padding': paddings[0][0]}
+    pooling = modules['global_pool'].state.get('pool_type', 'avg') if 'global_pool' in modules else 'avg'
+    return {**LEGACY_NUMERICS, 'bn_eps': epsilons[0], 'stem_padding': paddings[0][0], 'global_pool': pooling}
 
 
 def _pair(value: Any) -> Any:
-    return (value, value) if isinstance(value, int) else value
+    return (value, value) if type(value) is int else value
 
 
 def _take_head(

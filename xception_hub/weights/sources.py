@@ -409,8 +409,9 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
         elif source.genuine:
             source.forget_if_corrupt(wanted.cache_dir)
             raise CheckpointError(f'It holds other weights than Keras publishes: {verification}.')
-        elif any(wanted.model_args[name] != value for name, value in LEGACY_NUMERICS.items()):
-            arguments = ', '.join(f'{name}={value!r}' for name, value in LEGACY_NUMERICS.items())
+        numerics = {**LEGACY_NUMERICS, **({'stem_padding': 1} if found.decoder else {})}
+        if not verification.is_genuine and any(wanted.model_args[name] != value for name, value in numerics.items()):
+            arguments = ', '.join(f'{name}={value!r}' for name, value in numerics.items())
             raise CheckpointError(
                 'It was trained in the legacy torch lineage, and in the numerics of Keras it would compute something '
                 f'else. Load it with xception_hub.from_checkpoint, or pass {arguments}.'
