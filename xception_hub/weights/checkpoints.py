@@ -98,7 +98,7 @@ def _backbone_args(
         return {**args, **_numerics_of(modules, found.layout, source)}
     else:
         numerics = {**LEGACY_NUMERICS, 'stem_padding': int(found.decoder)}
-        if 'stem_padding' not in given and not found.decoder and _may_be_padded(found):
+        if 'stem_padding' not in given and not found.decoder and may_be_padded(found):
             raise CheckpointError(
                 f'{source} is the backbone of an older port without a head. segmentation_models_pytorch pads the '
                 f'convolutions of the stem, all other ports do not, and the tensors are the same. Pass stem_padding=1 '
@@ -109,7 +109,7 @@ def _backbone_args(
     return {**args, **numerics}
 
 
-def _may_be_padded(found: Recognised) -> bool:
+def may_be_padded(found: Recognised) -> bool:
     """Whether the tensors may be segmentation_models_pytorch's encoder: it has lost its head, or its decoder."""
     own_head = any(layer.startswith(found.prefix) for layer in found.heads)
     if found.layout != 'legacy' or own_head or (found.heads and not found.prefix.endswith('encoder.')):

@@ -25,7 +25,7 @@ from timm.models._hub import check_cached_file, download_cached_file, get_cache_
 from torch import nn
 
 from ..errors import CheckpointError, DamagedCheckpointError, WeightsError
-from .checkpoints import HIDDEN, check_against
+from .checkpoints import HIDDEN, check_against, may_be_padded
 from .files import ARGUMENTS, CheckpointFile, StateDict, read_checkpoint
 from .fingerprints import Verification, compare, restore_variances
 from .heads import find_head, take_head
@@ -393,6 +393,7 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
         _check_config(source.read_config(wanted.cache_dir), wanted)
     file = source.read(wanted.cache_dir)
     found = recognise(file.tensors, str(source))
+    unsure = not source.genuine and not found.decoder and may_be_padded(found)
     if wanted.features_only or wanted.new_head:
         found.drop_heads('')
     elif chain := find_head(found, str(source)):
@@ -409,6 +410,12 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
         elif source.genuine:
             source.forget_if_corrupt(wanted.cache_dir)
             raise CheckpointError(f'It holds other weights than Keras publishes: {verification}.')
+        if unsure and not wanted.model_args['stem_padding']:
+            raise CheckpointError(
+                'It is the backbone of an older port without a head, perhaps of segmentation_models_pytorch, which '
+                'pads the stem. Pass stem_padding=1 if so, else load it with xception_hub.from_checkpoint and '
+                'stem_padding=0.'
+            )
         numerics = {**LEGACY_NUMERICS, **({'stem_padding': 1} if found.decoder else {})}
         if not verification.is_genuine and any(wanted.model_args[name] != value for name, value in numerics.items()):
             arguments = ', '.join(f'{name}={value!r}' for name, value in numerics.items())
