@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,8 +196,8 @@ def test_more_images(model: nn.Module, paths: list[Path], tmp_path: Path) -> Non
     torch.testing.assert_close(vectors(fill.cache, found), directly(model, split_of(paths), 4))
 
 
-def fill_a_share(folder: str, paths: list[Path], log: str) -> None:
-    """What each of two processes does."""
+def fill_a_share(folder: str, paths: list[Path], log: str, late: int) -> None:
+    """What each of two processes does, one of them later than the other."""
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)  # that of the process they were forked from
     torch.manual_seed(0)
@@ -209,6 +210,7 @@ def fill_a_share(folder: str, paths: list[Path], log: str) -> None:
         count.append(len(images))
         return features_of(model, images)
 
+    time.sleep(2.0 * (accelerator.process_index == late))
     cache = FeatureCache(Path(folder), 'context')
     found = digests(split)
     with torch.no_grad():
@@ -219,9 +221,10 @@ def fill_a_share(folder: str, paths: list[Path], log: str) -> None:
     Path(f'{log}{accelerator.process_index}').write_text(f'{accelerator.num_processes} {count}')
 
 
-def test_two_processes(model: nn.Module, paths: list[Path], tmp_path: Path) -> None:
-    """Share the work, see all of it afterwards, and compute what one process does."""
-    debug_launcher(fill_a_share, (str(tmp_path / 'two'), paths, f'{tmp_path}/log'), num_processes=2)
+@pytest.mark.parametrize('late', [0, 1])
+def test_two_processes(model: nn.Module, paths: list[Path], tmp_path: Path, late: int) -> None:
+    """Share the work, see all of it afterwards, and compute what one process does, whichever of them comes late."""
+    debug_launcher(fill_a_share, (str(tmp_path / 'two'), paths, f'{tmp_path}/log', late), num_processes=2)
     assert [(tmp_path / f'log{rank}').read_text() for rank in range(2)] == ['2 [4, 4, 4, 1]', '2 [4, 4]']
     one, two = Fill(tmp_path / 'one', model), Fill(tmp_path / 'two', model)
     found = one(split_of(paths))

@@ -114,6 +114,7 @@ class FeatureCache:
         # the second round only has work if the machines do not share a cache
         for processes, rank in ((machine.processes, machine.rank), (1, 0)):
             missing = self._missing(digests)
+            machine.accelerator.wait_for_everyone()  # a process that comes late would find what others computed by then
             shards = _Shards(images.split, missing, processes, rank)
             computed: list[Tensor] = []
             indices: list[int] = []
