@@ -74,3 +74,8 @@ class ResumeError(XceptionHubError, RuntimeError):
 
 class Diverged(XceptionHubError, RuntimeError):
     """The loss, or a weight, is not a finite number."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """An error of others, with its class, in one line."""
+    return ' '.join(f'{type(error).__name__}: {error}'.split())

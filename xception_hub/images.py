@@ -19,6 +19,7 @@ with contextlib.suppress(ImportError):
 IMAGE_SUFFIXES = frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN)
 MAX_PIXELS = 2**27  # 134 million: 400 MB in RGB; ordinary collections hold files that declare far more
 DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this times the size it is needed at, so that resizing averages
+LFS_POINTER = b'version https://git-lfs'
 BACKGROUND = (255, 255, 255)  # below transparent pixels, whose own colours are arbitrary
 
 
@@ -55,9 +56,19 @@ def open_image(
     except FileNotFoundError as e:
         raise ImageError('there is no such file') from e
     except Image.UnidentifiedImageError as e:
+        if is_lfs_pointer(source):
+            raise ImageError('a pointer of Git LFS: git lfs pull fetches the image') from e
         raise ImageError('no image of a known format') from e
     except Exception as e:  # Pillow's decoders raise whatever a damaged file leads them to
         raise ImageError(f'damaged: {e}' if str(e) else f'damaged: {type(e).__name__}') from e
+
+
+def is_lfs_pointer(source: bytes | str | os.PathLike[str]) -> bool:
+    """Whether a file is what Git LFS leaves in a clone in place of the file itself."""
+    if isinstance(source, bytes):
+        return source.startswith(LFS_POINTER)
+    with open(source, 'rb') as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 @contextmanager

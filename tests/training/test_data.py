@@ -17,7 +17,8 @@ from PIL import Image
 from small_images import WORDS, digits, encoded, photo, save_digits
 
 from xception_hub.errors import DataError, ImageError
-from xception_hub.training.data import Data, Split, content, load, stratified
+from xception_hub.training.data import Data, Split, content, load
+from xception_hub.training.stratified import stratified
 
 TABLES = ('csv', 'tsv', 'json', 'jsonl', 'parquet')
 PICTURES = datasets.Features(picture=datasets.Image(), digit=datasets.ClassLabel(names=list(WORDS)))
@@ -654,7 +655,7 @@ def test_no_rows(tmp_path: Path, streaming: bool) -> None:
         ('photo,kind\na.png,cat\n', 'No column of .* can be told to be the image: it has photo, kind'),
         ('image,x\na.png,cat\n', 'No column of .* can be told to be the label: it has image, x'),
         ('image,label\na.png,0.5\nb.png,1.5\n', "The column 'label' of .* holds float instead of class names"),
-        ('', 'cannot be read as a table'),
+        ('', 'begins with an empty line instead of the names of its columns'),
         ('image,label\n', 'is empty|cannot be read'),
         ('image,label\na,b,c\n"', 'cannot be read as a table'),
     ],

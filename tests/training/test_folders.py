@@ -1,31 +1,37 @@
 """Folders of photos as people have them: the classes that they mean, or a question with an option for each answer."""
 
+import json
 import os
 import re
+import shlex
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from finetuning import SMALL
 from PIL import Image
 
+import finetune
 from xception_hub import images
 from xception_hub.errors import DataError
-from xception_hub.training.data import Data, load
-from xception_hub.training.folders import split_of, understand
-from xception_hub.training.manifest import class_counts
+from xception_hub.training.data import Data
+from xception_hub.training.folders import read_folder, understand
+from xception_hub.training.manifest import _load, class_counts
+from xception_hub.training.split_names import split_of
 
 PAGE = (ROOT / 'docs' / 'folders.md').read_text()
+TRAINED = (*SMALL, '--recipe', 'probe', '--epochs', '1', '--validation-share', '0.5')
 # A tree, the options beside --dataset, and what becomes of it.
 TREES = re.findall(r'```text\n(.*?)```\n\n(?:With `(.*?)`: )?(.*?)(?:\n\n|$)', PAGE, re.DOTALL)
 
 
 def make(root: Path, tree: str) -> Path:
-    """Files of each line; a line may end in a number of images to make, or in a folder."""
+    """A file or a folder for each line; after a colon stands what is in a file, its lines divided by ' / '."""
     random = np.random.default_rng(0)
     for line in tree.strip().splitlines():
-        name = line.partition('  ')[0]
+        name, _, content = line.partition(': ')
         path = root / name
         if name.endswith('/'):
             path.mkdir(parents=True)
@@ -34,16 +40,20 @@ def make(root: Path, tree: str) -> Path:
         if re.search(r'\.(jpe?g|png)$', name, re.IGNORECASE):
             Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
         else:
-            path.write_text('text')
+            path.write_text('\n'.join(content.split(' / ')) or 'text')
     return root
+
+
+def words(root: Path, options: str) -> list[str]:
+    """The words of a command line, DIR for the root; the root is the dataset if no other is named."""
+    found = [word.replace('DIR', str(root)) for word in shlex.split(options)]
+    return found if '--dataset' in found else ['--dataset', str(root), *found]
 
 
 def read(root: Path, options: str = '') -> Data:
     """As finetune.py reads it with these options."""
-    words = options.split()
-    given = dict(zip((word.removeprefix('--').replace('-', '_') for word in words[::2]), words[1::2]))
-    skip = given.pop('empty_classes', None) == 'skip'
-    return load(str(root), skip_empty=skip, **given)  # type: ignore[arg-type]
+    _, bound, _ = finetune.app.parse_args([*words(root, options), '--output', str(root / 'model')])
+    return _load(bound.arguments['settings'])
 
 
 def described(data: Data) -> str:
@@ -53,19 +63,30 @@ def described(data: Data) -> str:
     return f'the classes {", ".join(data.class_names)}; {sizes}'
 
 
+@pytest.mark.filterwarnings('ignore:.*classes have a single image')
+@pytest.mark.filterwarnings('ignore:.*are in training only')
 @pytest.mark.parametrize(('tree', 'options', 'result'), TREES)
-def test_every_tree_of_the_page(tree: str, options: str, result: str, tmp_path: Path) -> None:
+def test_every_tree_of_the_page(
+    tree: str, options: str, result: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trains the classes that it says, or asks a question that names an option for each answer; each answer works."""
     root = make(tmp_path / 'photos', tree)
-    if not result.startswith('A question'):
-        assert described(read(root, options)) == ' '.join(result.split()).rstrip('.')
-        return
-    with pytest.raises(DataError) as error:
-        read(root, options)
-    answers = re.findall(r'`(--.*?)`: (.*?)(?:; or |\.$)', ' '.join(result.split()))
-    assert len(answers) > 1
-    for option, expected in answers:  # each of the options works, and the message names it
-        assert all(word.strip("'") in str(error.value) for word in option.split())
-        assert described(read(root, option)) == expected
+    answers = [(options, ' '.join(result.split()).rstrip('.'))]
+    if result.startswith('A question'):
+        with pytest.raises(DataError) as error:
+            read(root, options)
+        found = re.findall(r'`(--.*?)`: (.*?)(?:; or |\.$)', ' '.join(result.split()))
+        assert len(found) > 1
+        assert all(word in str(error.value) for option, _ in found for word in shlex.split(option))
+        answers = [(f'{options} {option}', expected) for option, expected in found]
+    for number, (option, expected) in enumerate(answers):
+        data = read(root, option)
+        assert described(data) == expected
+        output = tmp_path / f'model{number}'
+        finetune.app.meta([*words(root, option), *TRAINED, '--output', str(output)], result_action='return_value')
+        config = json.loads((output / 'config.json').read_text())
+        assert config['label_names'] == data.class_names
+        assert f'{len(data.class_names)} classes, ' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -158,6 +179,6 @@ def test_counts(tmp_path: Path) -> None:
 
 def test_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
     root = make(tmp_path / 'photos', 'b/2.png\nb/10.png\na/1.png')
-    order = [path.name for paths in understand(root).splits['train'].values() for path in paths]
+    order = [path.name for paths in understand(read_folder(root)).splits['train'].values() for path in paths]
     assert order == ['1.png', '10.png', '2.png']
     assert os.listdir(root)

@@ -136,6 +136,7 @@ def test_a_column_that_may_be_a_split(tmp_path: Path) -> None:
 
 
 def test_a_split_column_of_a_stream(tmp_path: Path) -> None:
+    write(tmp_path, ['a', 'b'])
     rows = dict(image=['0.png', '1.png'], label=['a', 'b'], split=['train', 'train'])
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / 'table.parquet')
     with pytest.raises(DataError, match='Leave out --streaming, or ignore the column with --split-column ""'):

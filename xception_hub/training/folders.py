@@ -3,7 +3,6 @@
 """
 
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -14,19 +13,13 @@ from PIL import Image
 
 from ..errors import DataError
 from ..images import IMAGE_SUFFIXES
+from .split_names import split_of
+from .tables import TABLES
 
 # 'splits': the folders with names of splits are splits. Else folders are classes: 'outer': the first ones, whatever is
 # in them; 'inner': those that hold images, of which equal names are one class; 'path': the same, each by its path.
-READINGS = ('splits', 'outer', 'inner', 'path')
-# Word in the name of a folder -> the split that it means.
-SPLIT_WORDS = {
-    **dict.fromkeys(('train', 'training', 'trainset', 'trn'), 'train'),
-    **dict.fromkeys(('validation', 'val', 'valid', 'validate', 'dev', 'eval', 'evaluation'), 'validation'),
-    **dict.fromkeys(('test', 'testing', 'testset', 'tst'), 'test'),
-    **dict.fromkeys(('pred', 'predict', 'prediction', 'unlabeled', 'unlabelled'), 'prediction'),
-}
-# Words that may stand beside it: seg_train, train_images, val2017, Training-Set.
-AFFIXES = {'', 'seg', 'set', 'data', 'dataset', 'image', 'images', 'img', 'imgs', 'photos', 'split', 'final', 'new'}
+# 'metadata': metadata files name images and labels.
+READINGS = ('splits', 'outer', 'inner', 'path', 'metadata')
 HEIC = {'.heic', '.heif', '.hif'}
 
 
@@ -39,12 +32,14 @@ class Folder:
         images: Image files directly in it.
         folders: Folders in it, by name, sorted as strings.
         other: Number of other files directly in it, by suffix and reason.
+        tables: Those of them that are tables.
     """
 
     path: Path
     images: list[Path] = field(default_factory=list)
     folders: dict[str, 'Folder'] = field(default_factory=dict)
     other: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tables: list[Path] = field(default_factory=list)
 
     def all(self) -> Iterator['Folder']:
         """The folder and all below it."""
@@ -54,6 +49,9 @@ class Folder:
 
     def all_images(self) -> list[Path]:
         return [image for folder in self.all() for image in folder.images]
+
+    def all_tables(self) -> list[Path]:
+        return [table for folder in self.all() for table in folder.tables]
 
     def left_out(self) -> Counter[tuple[str, str]]:
         """Files that are no images, or cannot be read, by suffix and reason."""
@@ -66,14 +64,6 @@ class Folder:
             return True
         files = self.left_out()
         return not files or any(suffix in HEIC for suffix, _ in files)
-
-
-def split_of(name: str) -> str | None:
-    """The split that a name means, in any case and with usual words around it; None if it means none."""
-    words = re.split(r'[\W_]+', re.sub(r'\d+', ' ', name.lower()))
-    found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
-    rest = {word for word in words if word not in SPLIT_WORDS}
-    return found.pop() if len(found) == 1 and rest <= AFFIXES else None
 
 
 def read_folder(path: Path, seen: frozenset[str] = frozenset()) -> Folder:
@@ -92,6 +82,8 @@ def read_folder(path: Path, seen: frozenset[str] = frozenset()) -> Folder:
         else:
             reason = 'pip install pillow-heif reads them' if suffix in HEIC else 'no images'
             folder.other[suffix or 'no suffix', reason] += 1
+            if suffix in TABLES:
+                folder.tables.append(Path(entry.path))
     return folder
 
 
@@ -116,11 +108,11 @@ class Tree:
     notes: list[str]
 
 
-def understand(path: Path, named: Collection[str] = (), folders: str | None = None, skip_empty: bool = False) -> Tree:
+def understand(root: Folder, named: Collection[str] = (), folders: str | None = None, skip_empty: bool = False) -> Tree:
     """Finds splits and classes.
 
     Args:
-        path: Folder of the dataset.
+        root: Folder of the dataset.
         named: Names of the splits that the caller wants; a folder's name, or a name of what it means.
         folders: One of `READINGS`; None where only one reading is possible.
         skip_empty: Leave out classes without an image.
@@ -128,9 +120,7 @@ def understand(path: Path, named: Collection[str] = (), folders: str | None = No
     Raises:
         DataError: There are no images, or two readings are possible; the message names the option for each.
     """
-    root, notes = read_folder(path), list[str]()
-    if not root.all_images():
-        raise DataError(f'{path} holds no image that can be read. {_files(root.left_out())}'.strip())
+    notes = list[str]()
     while len(live := _live(root)) == 1 and not root.images:
         ((name, only),) = live.items()
         if not only.folders or name in named or split_of(name):
@@ -150,7 +140,7 @@ def understand(path: Path, named: Collection[str] = (), folders: str | None = No
         notes.append(f'Left aside in {root.path}: {_names(aside)}.')
     if root.images and splits.get('train') is not root:
         notes.append(f'{len(root.images)} images are left out: they lie in {root.path} itself, beside the splits.')
-    if files := _files(root.left_out()):
+    if files := listed(root.left_out()):
         notes.append(files)
     return Tree(found, notes)
 
@@ -216,7 +206,7 @@ def _classes(root: Folder, folders: str | None, skip_empty: bool, notes: list[st
             name, folder = next(iter(empty.items()))
             raise DataError(
                 f'{len(empty)} classes in {root.path} have no image that can be read: {_names(empty)}. In {name!r}: '
-                f'{_files(folder.left_out()) or "no file."} Leave them out with --empty-classes skip.'
+                f'{listed(folder.left_out()) or "no file."} Leave them out with --empty-classes skip.'
             )
         if empty:
             notes.append(f'Left out of {root.path}, without an image: the classes {_names(empty)}.')
@@ -235,7 +225,8 @@ def _classes(root: Folder, folders: str | None, skip_empty: bool, notes: list[st
     return {name: found[name] for name in sorted(found)}
 
 
-def _files(files: Counter[tuple[str, str]]) -> str:
+def listed(files: Counter[tuple[str, str]]) -> str:
+    """The files that are left out, in a sentence; '' for none."""
     if not files:
         return ''
     parts = [f'{count} {suffix} ({reason})' for (suffix, reason), count in sorted(files.items())]

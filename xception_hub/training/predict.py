@@ -24,10 +24,11 @@ from tqdm import tqdm
 from ..errors import DataError, ImageError, SettingsError, XceptionHubError
 from ..weights.sources import source_of
 from . import models
-from .data import TABLES, Split, unlabelled
+from .data import Split, unlabelled
 from .folders import read_folder
 from .labels import names_of
 from .samples import Item, image_of, in_order
+from .tables import TABLES
 
 WRITERS = {'.csv': 'to_csv', '.jsonl': 'to_json', '.parquet': 'to_parquet'}
 

@@ -5,6 +5,7 @@ import csv
 import re
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,17 @@ import datasets
 from datasets import Dataset, Features
 
 from ..errors import DataError
-from .folders import split_of
+from .split_names import split_of
 
-Splits = dict[str, Any]  # name -> Dataset or IterableDataset
-
+TABLES = {'.csv': 'csv', '.tsv': 'csv', '.json': 'json', '.jsonl': 'json', '.parquet': 'parquet'}
 SPLIT_COLUMNS = ('split', 'set', 'subset', 'partition', 'fold', 'usage')
+# Columns that say yes or no, as fastai's is_valid: the split of False and that of True.
+SPLIT_FLAGS = {
+    **dict.fromkeys(('is_valid', 'is_val', 'is_validation', 'valid'), ('train', 'validation')),
+    'is_test': ('train', 'test'),
+    'is_train': ('validation', 'train'),
+}
+BOOLEANS = {'false': 0, '0': 0, '0.0': 0, 'true': 1, '1': 1, '1.0': 1}
 SEPARATORS = ('|', ';', ',', ' ', '/', '+', '&')
 DELIMITERS = ',;\t|'
 NUMBER = re.compile(r'[+-]?\d+')
@@ -40,35 +47,43 @@ def as_text(file: Path) -> dict[str, Any]:
     return dict(sep=delimiter, encoding='utf-8-sig', features=features, keep_default_na=False)
 
 
-def divided(splits: Splits, column: str | None, dataset: str) -> Splits:
+def divided(splits: dict[str, Any], column: str | None) -> dict[str, Any]:
     """The splits that a column names, if the dataset has only one itself.
+
+    Args:
+        splits: A `reading.Table` for each split.
+        column: Name of the column; '' for none, None for one that tells by its name and its values that it is one.
 
     Raises:
         DataError: There is no such column, or it may be one and may be none.
     """
-    split, *others = splits.values()
-    found = [given for given in split.features if given.lower() in SPLIT_COLUMNS]
+    table, *others = splits.values()
+    rows = table.rows
+    found = [given for given in rows.features if given.lower() in SPLIT_COLUMNS or given.lower() in SPLIT_FLAGS]
     if column == '' or (column is None and (others or not found)):
         return splits
-    if column and column not in split.features:
-        raise DataError(f'{dataset} has no column {column!r}, but {", ".join(split.features)}.')
+    if column and column not in rows.features:
+        raise DataError(f'{table.dataset} has no column {column!r}, but {", ".join(rows.features)}.')
     told, column = column is not None, column or found[0]
-    if not isinstance(split, Dataset):
+    if not isinstance(rows, Dataset):
         raise DataError(
-            f'{dataset} has a column {column!r}, by whose values a stream cannot be divided. Leave out --streaming, or '
-            f'ignore the column with --split-column "".'
+            f'{table.dataset} has a column {column!r}, by whose values a stream cannot be divided. Leave out '
+            f'--streaming, or ignore the column with --split-column "".'
         )
-    values = [str(value) for value in split[column]]
+    values = [str(value) for value in rows[column]]
+    flags = SPLIT_FLAGS.get(column.lower())
+    if flags and {value.lower() for value in values} <= {*BOOLEANS}:
+        values = [flags[BOOLEANS[value.lower()]] for value in values]
     if not told and not all(split_of(value) for value in set(values)):
         listed = ', '.join(sorted(set(values))[:6])
         raise DataError(
-            f'The column {column!r} of {dataset} may name the splits: {listed}. If it does: --split-column {column} '
-            f'--train-split and --validation-split with two of its values. If it does not: --split-column "".'
+            f'The column {column!r} of {table.dataset} may name the splits: {listed}. If it does: --split-column '
+            f'{column} --train-split and --validation-split with two of its values. If it does not: --split-column "".'
         )
-    rows: dict[str, list[int]] = {}
+    numbers: dict[str, list[int]] = {}
     for row, value in enumerate(values):
-        rows.setdefault(value, []).append(row)
-    return {value: split.select(rows[value]) for value in rows}
+        numbers.setdefault(value, []).append(row)
+    return {value: replace(table, rows=rows.select(numbers[value])) for value in numbers}
 
 
 def several_labels(

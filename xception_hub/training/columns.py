@@ -1,0 +1,161 @@
+"""Which columns of a table hold the images and the labels: by type, by name, or by what is in them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset, Features, Image
+
+from ..errors import DataError
+
+IMAGE_COLUMNS = (
+    'image', 'img', 'file_name', 'filename', 'file', 'path', 'image_path', 'img_path', 'file_path', 'filepath',
+    'filepaths', 'image_name', 'img_name', 'image_file', 'image_id', 'id_code', 'fname', 'images',
+)  # fmt: skip
+LABEL_COLUMNS = (
+    'label', 'labels', 'class', 'class_name', 'category', 'target', 'fine_label', 'classes', 'tags', 'class_id',
+    'label_name', 'diagnosis', 'cls',
+)  # fmt: skip
+LISTS = (datasets.List, datasets.LargeList)
+# What a cell of a column with a class' name says: the image is of the class, or is not.
+YES, NO = {'1', '1.0', 'true', 'yes'}, {'0', '0.0', 'false', 'no', '-1', '-1.0'}
+
+
+def item_feature(feature: Any) -> Any:
+    """The feature of a list's items; that of anything else is itself."""
+    return feature.feature if isinstance(feature, LISTS) else feature
+
+
+def image_column(features: Features, dataset: str, given: str | None) -> str:
+    """The column of images or paths.
+
+    Raises:
+        DataError: None can be told to be it, or there is none of the given name.
+    """
+    found = _given(features, dataset, given) or _by_type(features, Image) or _by_name(features, IMAGE_COLUMNS)
+    if found is None:
+        raise _untold(features, dataset, 'image')
+    return found
+
+
+def label_by_name(features: Features, given: str | None) -> str | None:
+    """The column of labels, if one can be told by type or by name."""
+    if given in features:
+        return given
+    return _by_type(features, ClassLabel) or _by_name(features, LABEL_COLUMNS)
+
+
+def label_column(splits: Mapping[str, Any], dataset: str, given: str | None, image: str) -> tuple[str, list[str]]:
+    """The column of labels; or the columns that stand for a class each.
+
+    Args:
+        splits: Rows of each split.
+        dataset: Name for messages.
+        given: Name that the caller gave; or several, with commas between them.
+        image: The column of images.
+
+    Returns:
+        The name of the column, or '' and the names of several.
+
+    Raises:
+        DataError: None can be told, or there is none of the given names.
+    """
+    features = next(iter(splits.values())).features
+    if given and given not in features and ',' in given:
+        return '', [_given(features, dataset, name.strip()) or name for name in given.split(',')]
+    found = _given(features, dataset, given) or label_by_name(features, None)
+    if found and not given:
+        _check_single(splits, dataset, found)
+    if found:
+        return found, []
+    if all(isinstance(rows, Dataset) for rows in splits.values()):
+        several = [name for name in features if name != image and all(map(_says_yes_or_no, _each(splits, name)))]
+        if len(several) > 1:
+            return '', several
+    raise _untold(features, dataset, 'label')
+
+
+def _check_single(splits: Mapping[str, Any], dataset: str, found: str) -> None:
+    """Raises a DataError if a second column may be that of the labels, too, and says something else."""
+    for name in next(iter(splits.values())).features:
+        if name == found or _plain(name) not in LABEL_COLUMNS:
+            continue
+        pairs = {
+            (str(one), str(other))
+            for rows in splits.values()
+            if isinstance(rows, Dataset) and name in rows.features
+            for one, other in zip(rows[found], rows[name])
+        }
+        if len(pairs) > max(len({pair[0] for pair in pairs}), len({pair[1] for pair in pairs})):
+            raise DataError(
+                f'{dataset} has labels in the columns {found!r} and {name!r}, which do not mean the same: choose '
+                f'--label-column {found} or --label-column {name}.'
+            )
+
+
+def _each(splits: Mapping[str, Any], column: str) -> list[Any]:
+    return [rows.select_columns([column]) for rows in splits.values() if column in rows.features] or [None]
+
+
+def _says_yes_or_no(rows: Dataset | None) -> bool:
+    if rows is None or isinstance(item_feature(next(iter(rows.features.values()))), (Image, dict)):
+        return False
+    ((_, values),) = rows[:1000].items()
+    if not all(str(value).lower() in YES | NO for value in values):
+        return False
+    ((_, values),) = rows[:].items()
+    return all(str(value).lower() in YES | NO for value in values)
+
+
+def with_class_columns(rows: Dataset, names: Sequence[str], single: bool) -> Dataset:
+    """Rows with a column `label` made of columns that stand for a class each: one class, or a list of them."""
+    kind = ClassLabel(names=list(names))
+    columns = [[str(value).lower() in YES for value in rows[name]] for name in names]
+    labels = [[number for number, column in enumerate(columns) if column[row]] for row in range(len(rows))]
+    values = [items[0] for items in labels] if single else labels
+    return rows.remove_columns([name for name in ('label',) if name in rows.features]).add_column(
+        'label', values, feature=kind if single else datasets.List(kind)
+    )
+
+
+def counts(rows: Dataset, names: Sequence[str]) -> set[int]:
+    """The numbers of classes that images have, by columns that stand for a class each.
+
+    Raises:
+        DataError: A cell says something else than yes or no.
+    """
+    total = [0] * len(rows)
+    for name in names:
+        for row, value in enumerate(rows[name]):
+            if str(value).lower() not in YES | NO:
+                raise DataError(f'The column {name!r} holds {value!r} in row {row} instead of 0 or 1.')
+            total[row] += str(value).lower() in YES
+    return set(total)
+
+
+def _given(features: Features, dataset: str, given: str | None) -> str | None:
+    if given is not None and given not in features:
+        raise DataError(f'{dataset} has no column {given!r}, but {", ".join(features)}.')
+    return given
+
+
+def _by_type(features: Features, kind: type) -> str | None:
+    found = [name for name, feature in features.items() if isinstance(item_feature(feature), kind)]
+    return found[0] if len(found) == 1 else None
+
+
+def _by_name(features: Features, known: Sequence[str]) -> str | None:
+    """The column of the first known name, in any case; a space or a hyphen may stand for the underscore."""
+    plain = {_plain(name): name for name in reversed(list(features))}
+    return next((plain[name] for name in known if name in plain), None)
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace(' ', '_').replace('-', '_')
+
+
+def _untold(features: Features, dataset: str, kind: str) -> DataError:
+    return DataError(
+        f'No column of {dataset} can be told to be the {kind}: it has {", ".join(features)}. Name one as the {kind} '
+        f'column with --{kind}-column.'
+    )
