@@ -86,7 +86,10 @@ def labelled_rows(
         if missing:
             notes.append(f'{len(missing)} of {len(labels)} rows of the split {name!r} are left aside: without a label.')
         if not len(found[name]):
-            raise DataError(f'No row of the split {name!r} of {dataset} has a label.')
+            raise DataError(
+                f'No row of the split {name!r} of {dataset} has a label. Name another with --validation-split, or '
+                f'predict the classes of its images: xception-hub predict.'
+            )
     return found, notes
 
 

@@ -203,7 +203,9 @@ def load(
         splits, validation_split = _beside(splits, other.tables, train_split, validation_split, validation_table)
         notes = notes + other.notes
     train_split, own = _choose(splits, dataset, train_split, validation_split)
-    splits_there, asked = list(splits), validation_split
+    unused = [name for name in splits if name not in (train_split, own)]
+    notes = notes + ([f'Left aside: the splits {", ".join(unused)}.'] if unused else [])
+    asked = validation_split
     splits = {name: splits[name] for name in (train_split, own) if name}
 
     image = columns.image_column(next(iter(splits.values())).rows.features, dataset, image_column)
@@ -243,9 +245,6 @@ def load(
             source = source.to_iterable_dataset()
         parts[name] = Split(name, source, kept[name], labels, files, grey_maximum)
     none = next(iter(parts.values())).select([])
-    unused = [name for name in splits_there if name not in parts]
-    if unused:
-        notes.append(f'Left aside: the splits {", ".join(unused)}.')
     train, validation = (parts.get(name or '', none) for name in (train_split, own))
     return Data(train, validation, class_names, multi_label, bool(own), tuple(notes))
 

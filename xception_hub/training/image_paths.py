@@ -35,8 +35,9 @@ class Files:
 
     def _walk(self) -> Iterator[tuple[Path, str]]:
         for folder in self.folders:
-            for directory, _, names in os.walk(folder, followlinks=True):
-                for name in names:
+            for directory, inside, names in os.walk(folder, followlinks=True):
+                inside.sort()
+                for name in sorted(names):
                     if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith('.'):
                         path = Path(directory, name)
                         yield folder, path.relative_to(folder).as_posix()
@@ -178,15 +179,27 @@ def _none_there(paths: list[str], dataset: str, files: Files) -> DataError:
         text += f' in {looked}'
     places = files.spelt(last_part)
     name = last_part(_with_slashes(first))
-    here = places.get(name) or [
-        file for key, candidates in places.items() if without_suffix(key) == name for file in candidates
+    candidates = places.get(name) or [
+        file for key, found in places.items() if without_suffix(key) == name for file in found
     ]
-    if not here:
+    if not candidates:
         return DataError(f'{text}. Name the folder of the images with --image-folder.')
-    relative = _parts(first)
-    folder = here[0].parent
-    for part in reversed(relative[:-1]):  # the folder above what the path says of folders
+    pairs = [(_above(file, _parts(first)), file) for file in candidates]
+    folder, file = max(pairs, key=lambda pair: _agreement(*pair, paths))
+    return DataError(f'{text}. If {file} is that image: --image-folder {folder}.')
+
+
+def _above(file: Path, written: tuple[str, ...]) -> Path:
+    """The folder above those that a path names, from its end on, as far as they are the file's."""
+    folder = file.parent
+    for part in reversed(written[:-1]):
         if folder.name != part:
             break
         folder = folder.parent
-    return DataError(f'{text}. If {here[0]} is that image: --image-folder {folder}.')
+    return folder
+
+
+def _agreement(folder: Path, file: Path, paths: Sequence[str]) -> tuple[int, int]:
+    """What speaks for a folder: the parts that the first path shares with the file, and the paths that are in it."""
+    depth = len(file.relative_to(folder).parts)
+    return depth, sum((folder / '/'.join(_parts(path)[-depth:])).is_file() for path in paths[:1000])

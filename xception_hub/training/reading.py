@@ -16,7 +16,7 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, Features, Image, IterableDataset
-from huggingface_hub import DatasetCard
+from huggingface_hub import metadata_load
 
 from ..errors import DataError, in_one_line
 from ..images import is_lfs_pointer
@@ -28,6 +28,7 @@ from .tables import TABLES, as_text
 METADATA = ('metadata.csv', 'metadata.jsonl', 'metadata.parquet')
 FILE_NAME = 'file_name'  # the column of a metadata file that names the image
 READERS = ('arrow', 'csv', 'hdf5', 'json', 'lance', 'parquet', 'webdataset')  # of `datasets`, for what may hold images
+OF_SAVED = ('state.json', 'dataset_dict.json', 'dataset_info.json')  # files that `save_to_disk` writes
 ARCHIVES = ('.zip', '.tar', '.tgz', '.gz', '.7z', '.rar')
 
 
@@ -102,7 +103,7 @@ def read(
 
 def is_saved(path: Path) -> bool:
     """Whether `save_to_disk` wrote a directory."""
-    return any((path / name).is_file() for name in ('state.json', 'dataset_dict.json'))
+    return any((path / name).is_file() for name in OF_SAVED if name != 'dataset_info.json')
 
 
 # What `datasets` reads
@@ -189,7 +190,7 @@ def _folder_of_tables(root: Folder, config: str | None, streaming: bool, columns
     else:
         found = _whole(dataset, config, lambda: _load(streaming, columns, dataset, config))
     used = {file.resolve() for paths in files.values() for file in paths}
-    aside = [file for file in root.all_tables() if file.resolve() not in used]
+    aside = [file for file in root.all_tables() if file.resolve() not in used and file.name not in OF_SAVED]
     if aside:
         found.notes.append(f'Left aside in {dataset}: {", ".join(str(f.relative_to(root.path)) for f in aside[:6])}.')
     return found
@@ -198,8 +199,8 @@ def _folder_of_tables(root: Folder, config: str | None, streaming: bool, columns
 def _declares_files(path: Path) -> bool:
     """Whether a repository's README.md says how its tables are to be read: then its images are illustrations."""
     try:
-        data = DatasetCard.load(path / 'README.md').data.to_dict()
-    except (OSError, ValueError, AttributeError):
+        data = metadata_load(path / 'README.md') or {}
+    except (OSError, ValueError):
         return False
     return bool(data.get('configs') or data.get('dataset_info'))
 
@@ -209,7 +210,17 @@ def _declares_files(path: Path) -> bool:
 
 def _by_folders(root: Folder, named: Collection[str], folders: str | None, skip_empty: bool) -> Found:
     """The splits of a folder, their classes sorted as strings."""
-    tree = understand(root, named, folders, skip_empty)
+    by_table = ''
+    if others := [folder for folder in root.all() if any(table.name not in OF_SAVED for table in folder.tables)]:
+        tables_only = len(others[0].tables) > 1 and not others[0].all_images()
+        by_table = f' If a table names the images: --dataset {others[0].path if tables_only else others[0].tables[0]}.'
+    try:
+        tree = understand(root, named, folders, skip_empty)
+    except DataError as e:
+        raise DataError(f'{e}{by_table}') from e
+    single = {name for classes in tree.splits.values() for name in classes}
+    if others and len(single) == 1 and folders is None:
+        raise DataError(f'{root.path} has a single class, {single.pop()!r}. If so: --folders outer.{by_table}')
     found = {}
     for name, classes in tree.splits.items():
         rows: dict[str, list[Any]] = dict(image=[], label=[])
