@@ -1,5 +1,6 @@
 """finetune.py as its users run it: real images, real processes, good and bad input."""
 
+import csv
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 import xception_hub
 from xception_hub.errors import SettingsError
+from xception_hub.training import predict
 from xception_hub.training.data import Data, Split
 from xception_hub.training.manifest import read_importance
 from xception_hub.training.results import usage
@@ -58,6 +60,11 @@ def log(tmp_path: Path) -> Path:
 
 def figures_of(output: Path) -> dict[str, Any]:
     return json.loads((output / 'metrics.json').read_text())
+
+
+def predictions_in(folder: Path) -> list[dict[str, str]]:
+    with open(folder / 'predictions.csv', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
 
 
 def weights_of(output: Path) -> dict[str, Tensor]:
@@ -459,7 +466,7 @@ def test_evaluation(folder: Path, tmp_path: Path, log: Path) -> None:
     table = tmp_path / 'table.csv'
     rows = [f'{path},{"0" if word == "zero" else word}' for word in NAMES[:6] for path in (folder / word).iterdir()]
     table.write_text('\n'.join(['image,label', *rows[10:33]]))  # no zeros, 23 images
-    found = []
+    found, predicted = [], []
     for processes in (1, 2):
         output = tmp_path / f'evaluation {processes}'
         text = finetune(
@@ -476,10 +483,17 @@ def test_evaluation(folder: Path, tmp_path: Path, log: Path) -> None:
         assert not (output / 'model.safetensors').exists()
         assert (output / 'report.html').stat().st_size > 10_000
         found.append(figures_of(output))
+        predicted.append(predictions_in(output))
     assert found[0]['num_samples'] == found[1]['num_samples'] == 23
     assert found[0]['top1'] == found[1]['top1']
     assert found[0]['loss'] == pytest.approx(found[1]['loss'], rel=1e-5)
     assert 'train' in text
+    predict.main(str(table), model=str(tmp_path / 'model'), output=tmp_path / 'predictions.csv', device='cpu')
+    predicted.append(predictions_in(tmp_path))
+    for same in zip(*predicted):  # by one process, by two, and by the command
+        assert len({(row['file'], row['label'], row['probability'][:6], row['error']) for row in same}) == 1
+    right = [row['label'] == row['target'] == Path(row['file']).parent.name for row in predicted[0]]
+    assert sum(right) == pytest.approx(23 * found[0]['top1'])
     table.write_text('\n'.join(['image,label', *rows]))
     ended = run(
         '--eval-only',
@@ -545,6 +559,10 @@ def test_bad_images(folder: Path, tmp_path: Path, log: Path) -> None:
     assert not (tmp_path / 'model').exists()
     finetune(*SMALL, *FEW, '--dataset', data, '--bad-images', 'skip', '--output', tmp_path / 'model', log=log)
     assert figures_of(tmp_path / 'model')['bad_images'] == 2
+    evaluation = ('--eval-only', '--model', f'local-dir:{tmp_path / "model"}', '--dataset', data)
+    finetune(*evaluation, '--bad-images', 'skip', '--output', tmp_path / 'evaluation', log=tmp_path / 'evaluation log')
+    rows = predictions_in(tmp_path / 'evaluation')
+    assert [(row['error'][:8], row['label']) for row in rows if row['error']] == [('damaged:', ''), ('no image', '')]
     assert 'notes.jpg' in (tmp_path / 'model' / 'report.html').read_text()
     ended = run(
         *SMALL,

@@ -12,7 +12,7 @@ from random_model import random_model
 from small_images import WORDS, save_digits
 
 import xception_hub
-from xception_hub.training import models, predict
+from xception_hub.training import models, predict, predictions
 from xception_hub.training.data import load
 from xception_hub.training.labels import names_of
 from xception_hub.training.metrics import Predictions
@@ -39,7 +39,7 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
     return datasets.load_dataset(kind, data_files=str(output), split='train').to_list()
 
 
-@pytest.mark.parametrize('suffix', predict.WRITERS)
+@pytest.mark.parametrize('suffix', predictions.SUFFIXES)
 def test_equals_the_evaluation(suffix: str, photos: Path, folder: Path, tmp_path: Path) -> None:
     """Labels and probabilities of every image are those by which the report judges."""
     output = tmp_path / f'predictions{suffix}'

@@ -87,6 +87,17 @@ class Split:
         chosen = np.asarray(indices, np.int64)
         return replace(self, source_rows=self.source_rows[chosen], labels=self.labels[chosen])
 
+    def names(self) -> list[str]:
+        """What all images are called, by `cell_name`, without reading them; those of a stream by their rows."""
+        if self.streamed:
+            return [self.cell_name(index, {}) for index in range(len(self))]
+        if not isinstance(self.source, Dataset):
+            return [self.cell_name(index, self.cell(index)) for index in range(len(self))]
+        paths: list[str | None] = []
+        for batch in self.source.with_format('arrow').iter(batch_size=1000):
+            paths += batch['image'].combine_chunks().field('path').to_pylist()
+        return [self.cell_name(index, {'path': paths[row]}) for index, row in enumerate(self.source_rows)]
+
     def cell_name(self, index: int, cell: Cell) -> str:
         """What an image is called in messages: its path, or its row."""
         return cell.get('path') or f'row {self.source_rows[index]} of the split {self.name!r}'

@@ -185,7 +185,7 @@ def _none_there(paths: list[str], dataset: str, files: Files) -> DataError:
     if not candidates:
         return DataError(f'{text}. Name the folder of the images with --image-folder.')
     pairs = [(_above(file, _parts(first)), file) for file in candidates]
-    folder, file = max(pairs, key=lambda pair: _agreement(*pair, paths))
+    folder, file = max(pairs, key=lambda pair: _agreement(pair[0], pair[1], paths))
     return DataError(f'{text}. If {file} is that image: --image-folder {folder}.')
 
 

@@ -3,16 +3,15 @@
 The classes of images, as the model's own report judges them: a row for each image, on the screen or in a table.
 """
 
-import json
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import datasets
 import numpy as np
 import torch
 from cyclopts import App, Parameter
@@ -23,14 +22,12 @@ from tqdm import tqdm
 
 from ..errors import DataError, ImageError, SettingsError, XceptionHubError
 from ..weights.sources import source_of
-from . import models
+from . import models, predictions
 from .data import Split, unlabelled
 from .folders import read_folder
 from .labels import names_of
 from .samples import Item, image_of, in_order
 from .tables import TABLES
-
-WRITERS = {'.csv': 'to_csv', '.jsonl': 'to_json', '.parquet': 'to_parquet'}
 
 app = App(help=__doc__, version_flags=[])
 
@@ -90,21 +87,18 @@ class Predictor:
         found, classes = (tensor.cpu().tolist() for tensor in probabilities.topk(min(top, logits.shape[1])))
         rows = []
         for number, (values, places) in enumerate(zip(found, classes)):
-            likeliest = [[self.class_names[place], value] for place, value in zip(places, values)]
-            if self.multi_label:
-                over = (probabilities[number] > threshold).nonzero().flatten().tolist()
-                names = [self.class_names[place] for place in over]
-                row: dict[str, Any] = dict(label=json.dumps(names, ensure_ascii=False))
-            else:
-                row = dict(label=self.class_names[places[0]], probability=values[0])
-            row['top'] = json.dumps(likeliest, ensure_ascii=False)
+            over = (probabilities[number] > threshold).nonzero().flatten().tolist() if self.multi_label else None
+            likeliest = [(self.class_names[place], value) for place, value in zip(places, values)]
+            row = predictions.row(likeliest, None if over is None else [self.class_names[place] for place in over])
             if whole:
-                row['probabilities'] = json.dumps(probabilities[number].tolist())
+                row['probabilities'] = predictions.as_json(probabilities[number].tolist())
             rows.append(row)
         return rows
 
 
-def images_in(paths: Sequence[str], image_column: str | None, split: str | None) -> tuple[list[Split], list[str]]:
+def images_in(
+    paths: Sequence[str], image_column: str | None, split: str | None, image_folder: Path | None
+) -> tuple[list[Split], list[str]]:
     """The images of files and folders, then those of tables and datasets, and what was left out.
 
     Raises:
@@ -121,7 +115,7 @@ def images_in(paths: Sequence[str], image_column: str | None, split: str | None)
             for (suffix, why), count in folder.left_out().items():
                 notes.append(f'{path}: {count} {suffix} left out ({why})')
         elif saved or path.suffix.lower() in TABLES or (not path.exists() and text.count('/') == 1):
-            found.append(unlabelled(text, image_column, split))
+            found.append(unlabelled(text, image_column, split, image_folder))
         elif not path.exists():
             raise DataError(f'There is no {text}.')
         else:
@@ -173,6 +167,7 @@ def main(
     multi_label: bool | None = None,
     image_size: int | None = None,
     image_column: str | None = None,
+    image_folder: Path | None = None,
     split: str | None = None,
     grey_maximum: int | None = None,
     batch_size: int = 32,
@@ -192,6 +187,7 @@ def main(
         multi_label: Whether an image has any number of classes. By default the model's config.json says so.
         image_size: Height and width of the images in pixels. By default the model's own.
         image_column: Column of a table with the images or their paths. By default it is found by type, then by name.
+        image_folder: Folder of the images that a table names. By default the table's own.
         split: Split of a dataset that has several.
         grey_maximum: Value that is white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16.
         batch_size: Images in one step.
@@ -202,33 +198,34 @@ def main(
     try:
         if not paths:
             raise SettingsError('Name images, a folder, a table or a dataset: xception-hub predict photos --model DIR.')
-        if output and output.suffix not in WRITERS:
-            raise SettingsError(f'{output} ends in {output.suffix!r}; a table ends in one of {", ".join(WRITERS)}.')
+        if output and output.suffix not in predictions.SUFFIXES:
+            raise SettingsError(
+                f'{output} ends in {output.suffix!r}; a table ends in one of {", ".join(predictions.SUFFIXES)}.'
+            )
         if embed and (output is None or output.suffix == '.csv'):
             raise SettingsError('--embed writes vectors: name an --output that ends in .jsonl or .parquet.')
-        splits, notes = images_in(paths, image_column, split)
+        splits, notes = images_in(paths, image_column, split, image_folder)
         splits = [Split(s.name, s.source, s.source_rows, s.labels, s.files, grey_maximum) for s in splits]
         predictor = Predictor.of(model, multi_label)
         predictor.model.to(device)
         for note in notes:
             print(note, file=sys.stderr)
         start, total = time.perf_counter(), sum(map(len, splits))
-        rows, bad = [], 0
+        bad = 0
         options = dict(image_size=image_size, top=top, threshold=threshold, whole=probabilities, embed=embed)
         found = predict(predictor, splits, **options, batch_size=batch_size, workers=workers)  # type: ignore[arg-type]
-        for row in tqdm(found, total=total, unit='img', disable=None):
-            if row['error']:
-                bad += 1
-                tqdm.write(f'Bad image: {row["file"]}: {row["error"]}', file=sys.stderr)
-            if output:
-                rows.append(row)
-            elif not row['error']:
-                share = f'{row["probability"]:.3f}' if 'probability' in row else ''
-                tqdm.write(f'{row["file"]}\t{row["label"]}\t{share}'.rstrip(), file=sys.stdout)
-        if output:
-            keys = list(dict.fromkeys(key for row in rows for key in row))
-            table = datasets.Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
-            getattr(table, WRITERS[output.suffix])(str(output))
+        of_classes = ['label', 'probability', 'top', *(['probabilities'] if probabilities else [])]
+        columns = ['file', *(['features'] if embed else of_classes), 'error']
+        with predictions.table(output, columns) if output else nullcontext() as write:
+            for row in tqdm(found, total=total, unit='img', disable=None):
+                if row['error']:
+                    bad += 1
+                    tqdm.write(f'Bad image: {row["file"]}: {row["error"]}', file=sys.stderr)
+                if write:
+                    write(row)
+                elif not row['error']:
+                    share = f'{row["probability"]:.3f}' if 'probability' in row else ''
+                    tqdm.write(f'{row["file"]}\t{row["label"]}\t{share}'.rstrip(), file=sys.stdout)
         seconds = time.perf_counter() - start
         print(
             f'{total - bad} of {total} images in {seconds:.1f} s ({total / seconds:.1f} img/s), {bad} bad'

@@ -13,11 +13,12 @@ from .. import __version__
 from ..directory import card, publish
 from ..directory.write import CONFIG_FILE, read_json
 from . import models
+from . import predictions as tables
 from .data import Split
 from .machine import Machine
 from .metrics import Predictions, summary
 from .report import MISTAKES, THUMBNAIL, render
-from .runs import HISTORY_FILE, METRICS_FILE, Progress, Run
+from .runs import HISTORY_FILE, METRICS_FILE, PREDICTIONS_FILE, Progress, Run
 from .samples import Item, cell_of, image_of
 from .task import Task
 
@@ -91,14 +92,26 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
     if not settings.output.eval_only:
         base = models.hub_id(task.model) if settings.model.pretrained else None
         models.save(run.directory, task.model, task.transforms.config, class_names, task.data.multi_label, base)
+    write_predictions(run.directory / PREDICTIONS_FILE, task, predictions)
     run.write_text('report.html', report(task, predictions, progress, figures))
     run.write_text(HISTORY_FILE, json.dumps(progress.history, indent=2))
     run.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # marks the run as finished
     if not settings.output.eval_only and is_xception(run.directory):
         run.write_text('README.md', card.render(run.directory))
-    print(f'\n{table(figures)}\nWritten: {run.directory}, with report.html')
+    print(f'\n{table(figures)}\nWritten: {run.directory}, with report.html and {PREDICTIONS_FILE}')
     if settings.output.push:
         push(settings.output.push, run.directory)
+
+
+def write_predictions(path: Path, task: Task, predictions: Predictions) -> None:
+    """Writes a row for each image of the validation split, with those that cannot be used."""
+    split, manifest = task.data.validation, task.manifest
+    with tables.table(path, ('file', 'target', 'label', 'probability', 'top', 'error')) as write:
+        for values in tables.rows_of(predictions, split, task.data.class_names):
+            write(values)
+        for image in manifest['bad_images']:
+            if image['split'] == split.name and 'validation_rows' not in manifest:
+                write(dict(file=image['name'], error=image['reason']))
 
 
 def show_finished(run: Run, push_to: str | None, machine: Machine) -> None:

@@ -4,8 +4,8 @@ settings.yaml      settings of the run; `--config DIR/settings.yaml` uses them a
 data.json          classes and their weights, images left out, rows of the validation split
 checkpoints/       checkpoints to continue from, and the best weights
 
-A finished run also has model.safetensors, config.json, README.md, metrics.json, report.html, and history.json with the
-figures of each epoch.
+A finished run also has model.safetensors, config.json, README.md, metrics.json, report.html, predictions.csv for the
+validation images, and history.json with the figures of each epoch.
 """
 
 import json
@@ -24,6 +24,7 @@ from ..errors import ResumeError
 from .resume import Checkpoints
 
 SETTINGS_FILE, DATA_FILE, HISTORY_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'history.json', 'metrics.json'
+PREDICTIONS_FILE = 'predictions.csv'
 
 
 class Interrupted(Exception):

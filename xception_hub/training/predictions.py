@@ -1,0 +1,115 @@
+"""Tables of predictions, a row for each image: an evaluation writes the same as `xception-hub predict`.
+
+file            path of the image, or its row in the dataset
+target          its label in the dataset, if it is known; in multi-label a JSON list
+label           the likeliest class; in multi-label a JSON list of all above the threshold
+probability     of the label; none in multi-label
+top             JSON list of the likeliest classes, each with its probability
+probabilities   JSON list for all classes, on request
+features        what the classifier sees, on request
+error           why the image cannot be used: then it has none of the above
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+
+from .data import Split
+from .metrics import THRESHOLD, Predictions
+
+TYPES = {
+    'file': pyarrow.string(),
+    'target': pyarrow.string(),
+    'label': pyarrow.string(),
+    'probability': pyarrow.float64(),
+    'top': pyarrow.string(),
+    'probabilities': pyarrow.string(),
+    'features': pyarrow.list_(pyarrow.float32()),
+    'error': pyarrow.string(),
+}
+SUFFIXES = ('.csv', '.jsonl', '.parquet')
+AT_ONCE = 1000  # rows that are written together
+
+
+def row(likeliest: Sequence[tuple[str, float]], found: Sequence[str] | None) -> dict[str, Any]:
+    """The cells of an image.
+
+    Args:
+        likeliest: The likeliest classes with their probabilities, the likeliest first.
+        found: In multi-label, all classes above the threshold.
+    """
+    top = [[name, _rounded(value)] for name, value in likeliest]
+    single = dict(label=top[0][0], probability=top[0][1])
+    return dict(single if found is None else dict(label=as_json(found)), top=as_json(top))
+
+
+def as_json(values: Sequence[Any]) -> str:
+    return json.dumps([_rounded(value) if isinstance(value, float) else value for value in values], ensure_ascii=False)
+
+
+def _rounded(value: float) -> float:
+    return float(f'{value:.7g}')  # the digits of float32
+
+
+def rows_of(predictions: Predictions, split: Split, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of an evaluated split."""
+    names = split.names()
+    for place, index in enumerate(predictions.indices.tolist()):
+        classes, values, label = (
+            array[place] for array in (predictions.classes, predictions.probabilities, predictions.labels)
+        )
+        several = predictions.multi_label
+        likeliest = [(class_names[c], float(values[c] if several else values[k])) for k, c in enumerate(classes)]
+        found = [class_names[c] for c in np.flatnonzero(values > THRESHOLD).tolist()] if several else None
+        target = as_json([class_names[c] for c in np.flatnonzero(label).tolist()]) if several else class_names[label]
+        yield dict(file=names[index], target=target, **row(likeliest, found))
+
+
+@contextmanager
+def table(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that writes a row into a .csv, .jsonl or .parquet; the file is there when it is complete.
+
+    Args:
+        path: Path of the file.
+        columns: Names of the columns, of `TYPES`.
+    """
+    schema = pyarrow.schema({name: TYPES[name] for name in TYPES if name in columns})
+    part = path.with_name(f'{path.name}.part')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[Mapping[str, Any]] = []
+    try:
+        with _writing(part, path.suffix, schema) as write:
+
+            def add(values: Mapping[str, Any]) -> None:
+                rows.append(values)
+                if len(rows) == AT_ONCE:
+                    write(rows)
+                    rows.clear()
+
+            yield add
+            write(rows)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path, suffix: str, schema: pyarrow.Schema) -> Iterator[Callable[[list[Mapping[str, Any]]], None]]:
+    if suffix == '.jsonl':
+        with open(path, 'w', encoding='utf-8') as file:
+            yield lambda rows: file.writelines(
+                json.dumps({name: values.get(name) for name in schema.names}, ensure_ascii=False) + '\n'
+                for values in rows
+            )
+        return
+    kind = pyarrow.csv.CSVWriter if suffix == '.csv' else pyarrow.parquet.ParquetWriter
+    with kind(path, schema) as writer:
+        yield lambda rows: writer.write_table(pyarrow.Table.from_pylist(rows, schema)) if rows else None
