@@ -97,8 +97,12 @@ def build_model(
     args = {name.replace('-', '_'): value for name, value in s.model_args.items()}
     args |= dict(drop_rate=s.drop_rate or None, drop_path_rate=s.drop_path_rate or None)
     pretrained = s.pretrained and not (resumed and 'model' in resumed.tensors)
-    num_classes = None if settings.output.eval_only else len(data.class_names)
-    model = models.build(s.model, num_classes, pretrained, args, s.image_size)
+    if settings.output.eval_only:
+        model = models.build(s.model, None, pretrained, args, s.image_size)
+    else:
+        model, kept = models.build_for(s.model, data.class_names, pretrained, args, s.image_size)
+        if 0 < len(kept) < len(data.class_names):
+            machine.print(f'The classifier keeps its rows of {len(kept)} classes that it knows; the others are new.')
     if settings.machine.gradient_checkpointing:
         model.set_grad_checkpointing(True)
     return model.to(machine.device, memory_format=machine.memory_format), models.Transforms(model, s.image_size)

@@ -21,6 +21,7 @@ from xception_hub.training.models import (
     ProbeHead,
     Transforms,
     build,
+    build_for,
     evaluating,
     features_of,
     hub_id,
@@ -319,6 +320,46 @@ def test_other_models_are_saved(name: str, folder: Path) -> None:
     again = reloaded(folder, model, 160)
     assert again.pretrained_cfg['label_names'] == NAMES
     assert json.loads((folder / 'config.json').read_text())['model_args']['drop_path_rate'] == 0.1
+
+
+@pytest.mark.parametrize('options', [{}, dict(fc_widths=(16,))], ids=['bare', 'hidden'])
+@pytest.mark.parametrize(
+    ('class_names', 'rows'),
+    [
+        (NAMES, [0, 1, 2, 3, 4]), (NAMES[::-1], [4, 3, 2, 1, 0]),
+        ([*NAMES[:2], 'new', *NAMES[2:]], [0, 1, -1, 2, 3, 4]),
+        (NAMES[1:3], [1, 2]), (['new', *NAMES[1:]], [-1, 1, 2, 3, 4]), (['p', 'q', 'r', 's', 't'], [-1] * 5),
+        (['p', 'q'], [-1] * 2),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings('ignore:The layers before the classifier are left out')
+def test_classes_that_stay(class_names: list[str], rows: list[int], options: dict[str, Any], folder: Path) -> None:
+    """Keep their rows, by name, and all below them; the others start out equal. Nothing is kept for other classes."""
+    model = random_model(num_classes=5, width_multiplier=0.25, min_img_size=32, **options)
+    save(folder, model, Transforms(model, 48).config, NAMES, False)
+    again, kept = build_for(f'local-dir:{folder}', class_names, True, {}, None)
+    weight, bias = again.get_classifier().weight, again.get_classifier().bias
+    assert kept == [name for name in class_names if name in NAMES]
+    assert again.num_classes == len(weight) == len(rows)
+    for number, row in enumerate(rows):
+        assert torch.equal(bias[number], torch.zeros(()) if row < 0 else model.get_classifier().bias[row])
+        assert torch.equal(
+            weight[number], torch.zeros_like(weight[number]) if row < 0 else model.get_classifier().weight[row]
+        )
+    assert len(again.head.layers) == (2 if options and kept else 0)
+    tensors, before = again.state_dict(), model.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items() if not name.startswith('head.fc'))
+    save(folder, again, Transforms(again, 48).config, class_names, False)
+    assert timm.create_model(f'local-dir:{folder}', pretrained=True).num_classes == len(rows)
+
+
+def test_classes_of_other_models_that_stay(folder: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=5)
+    save(folder, model, Transforms(model).config, NAMES, False)
+    again, kept = build_for(f'local-dir:{folder}', ['new', *NAMES[2:]], True, {}, None)
+    assert (kept, again.fc.weight[0].any()) == (NAMES[2:], False)
+    assert torch.equal(again.fc.weight[1:], model.fc.weight[2:])
 
 
 def test_xception_is_saved(folder: Path) -> None:

@@ -104,10 +104,10 @@ def _load(settings: Settings) -> Data:
 
 def _check_unchanged(found: Data, manifest: Manifest, dataset: str, run: Run) -> None:
     if manifest.get('digest') != found.digest():
-        start = f', and start from what was learnt: --model local-dir:{run.directory}' if run.finished else ''
+        start = f' To go on from what was learnt: --model local-dir:{run.directory}.' if run.finished else ''
         raise DataError(
             f'{dataset} has changed since {run.directory} was begun: it has other images, labels or classes. '
-            f'Name another directory as the output{start}.'
+            f'Name another --output.{start}'
         )
 
 

@@ -16,10 +16,13 @@ import xception_hub  # noqa: F401  registers the model
 
 from ..directory.write import write_model
 from ..errors import ModelError
+from ..network import Xception
+from ..weights.checkpoints import HIDDEN
 
 # An nn.Module with what timm's models add: get_classifier, forward_features, pretrained_cfg, ...
 TimmModel = Any
 
+NAMES_CLASSES = ('local-dir:', 'hf-hub:')  # sources with a config.json, which may name the classes
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -45,10 +48,8 @@ def build(
         model = timm.create_model(name, pretrained=pretrained, **given)
     except Exception as e:  # timm, the Hub and the network raise errors of many types
         raise ModelError(f'{name} cannot be built: {type(e).__name__}: {e}') from e
-    classifier = model.get_classifier()
-    if num_classes not in (None, model.pretrained_cfg['num_classes']) and isinstance(classifier, nn.Linear):
-        nn.init.zeros_(classifier.weight)  # all classes start out equal, with no random preferences to unlearn
-        nn.init.zeros_(classifier.bias)
+    if num_classes not in (None, model.pretrained_cfg['num_classes']):
+        _start_equal(model)
     least = (model.pretrained_cfg.get('min_input_size') or (0, 0, 0))[1]
     least = min(least, get_model_args(model).get('min_img_size', least))
     if image_size is not None and image_size < least:
@@ -57,6 +58,51 @@ def build(
             f'--image-size, or pass --model-args.min-img-size {image_size} if the model has that argument.'
         )
     return model
+
+
+def build_for(
+    name: str, class_names: Sequence[str], pretrained: bool, args: Mapping[str, Any], image_size: int | None
+) -> tuple[TimmModel, list[str]]:
+    """A timm model with a classifier for these classes, as `build`; rows of classes that it knows already are kept.
+
+    A model whose config.json names classes of which some are among these keeps all layers before the classifier. One
+    that knows none of them loses what was trained for its own classes: the hidden layers of the head, too.
+
+    Returns:
+        The model, and the classes whose rows are kept.
+    """
+    count = len(class_names)
+    own = build(name, None, True, args, image_size) if pretrained and name.startswith(NAMES_CLASSES) else None
+    before = list(own.pretrained_cfg.get('label_names') or []) if own is not None else []
+    kept = [class_name for class_name in class_names if class_name in before]
+    if own is None or not before or not isinstance(own.get_classifier(), nn.Linear):
+        return build(name, count, pretrained, args, image_size), []
+    if before == list(class_names):
+        return own, kept
+    if not kept:
+        without_hidden = dict.fromkeys(HIDDEN, ()) if isinstance(own, Xception) and len(own.head.layers) else {}
+        model = build(name, count, True, {**args, **without_hidden}, image_size)
+        _start_equal(model)
+        return model, []
+    weight, bias = own.get_classifier().weight, own.get_classifier().bias
+    own.reset_classifier(count)
+    _start_equal(own)
+    classifier = own.get_classifier()
+    with torch.no_grad():
+        for number, class_name in enumerate(class_names):
+            if class_name in before:
+                classifier.weight[number] = weight[before.index(class_name)]
+                if bias is not None:
+                    classifier.bias[number] = bias[before.index(class_name)]
+    return own, kept
+
+
+def _start_equal(model: TimmModel) -> None:
+    """Lets all classes start out equal, with no random preferences to unlearn."""
+    if isinstance(classifier := model.get_classifier(), nn.Linear):
+        nn.init.zeros_(classifier.weight)
+        if classifier.bias is not None:
+            nn.init.zeros_(classifier.bias)
 
 
 class Transforms:

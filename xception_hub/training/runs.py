@@ -99,9 +99,14 @@ class Run:
             if there.get(name) != self.settings.get(name)
         ]
         if different:
+            held = f'{self.directory} holds a run with other settings: {"; ".join(different)}.'
+            if self.finished:
+                raise ResumeError(
+                    f'{held} It is finished. To go on from what was learnt: --model local-dir:{self.directory} and '
+                    f'another --output.'
+                )
             raise ResumeError(
-                f'{self.directory} holds a run with other settings: {"; ".join(different)}. Repeat its command to '
-                f'continue it (--config {file}), or name another directory as the output.'
+                f'{held} Repeat its command to continue it (--config {file}), or name another directory as the output.'
             )
         manifest = self.manifest
         if manifest and manifest['processes'] != self.processes:
