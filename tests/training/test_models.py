@@ -4,9 +4,11 @@ import json
 import math
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
@@ -320,6 +322,34 @@ def test_other_models_are_saved(name: str, folder: Path) -> None:
     again = reloaded(folder, model, 160)
     assert again.pretrained_cfg['label_names'] == NAMES
     assert json.loads((folder / 'config.json').read_text())['model_args']['drop_path_rate'] == 0.1
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'hf-hub:timm/resnet18.a1_in1k'])
+def test_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, with what can be done; the Hub's client would retry for half a minute."""
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
+    start = time.monotonic()
+    with pytest.raises(
+        ModelError, match=r'not in the cache, and http://127.0.0.1:9 cannot .* --no-pretrained'
+    ) as error:
+        build(name, 5, True, {}, None)
+    assert 'local-dir:DIR' in str(error.value) and time.monotonic() - start < 10
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_sizes_that_a_model_does_not_take() -> None:
+    """Are refused before anything is trained; both ways out work."""
+    model = build('swin_tiny_patch4_window7_224', 2, False, {}, None)
+    with pytest.raises(
+        ModelError, match='requires .224, 224.. Choose that --image-size, or .*--model-args.img-size 96'
+    ):
+        Transforms(model, 96)
+    assert Transforms(model, 224).config['input_size'] == (3, 224, 224)
+    model = build('swin_tiny_patch4_window7_224', 2, False, dict(img_size=96), 96)
+    assert Transforms(model, 96).config['input_size'] == (3, 96, 96)
+    model = build('test_vit', 2, False, dict(img_size=97), 97)
+    with pytest.raises(ModelError, match='does not take images of 97 pixels .*divisible by patch size'):
+        Transforms(model, 97)
 
 
 @pytest.mark.parametrize('options', [{}, dict(fc_widths=(16,))], ids=['bare', 'hidden'])

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.data import create_transform, resolve_input_data_config
-from timm.models import get_model_args, get_model_input_config
+from timm.models import get_model_args, get_model_input_config, is_model_in_modules
 from torch import Tensor, nn
 
 import xception_hub  # noqa: F401  registers the model
@@ -18,6 +18,7 @@ from ..directory.write import write_model
 from ..errors import ModelError
 from ..network import Xception
 from ..weights.checkpoints import HIDDEN
+from ..weights.sources import hub_or_cache
 
 # An nn.Module with what timm's models add: get_classifier, forward_features, pretrained_cfg, ...
 TimmModel = Any
@@ -45,7 +46,15 @@ def build(
     if num_classes is not None:
         given['num_classes'] = num_classes
     try:
-        model = timm.create_model(name, pretrained=pretrained, **given)
+        # this project's own looks for its weights in several places
+        is_here = not pretrained or name.startswith('local-dir:') or is_model_in_modules(name, ['xception_paper'])
+        with nullcontext() if is_here else hub_or_cache():
+            model = timm.create_model(name, pretrained=pretrained, **given)
+    except ConnectionError as e:
+        raise ModelError(
+            f'{name} cannot be had: {e} Without a network: --model local-dir:DIR for a directory that is here, or '
+            f'--no-pretrained.'
+        ) from e
     except Exception as e:  # timm, the Hub and the network raise errors of many types
         raise ModelError(f'{name} cannot be built: {type(e).__name__}: {e}') from e
     if num_classes not in (None, model.pretrained_cfg['num_classes']):
@@ -124,6 +133,8 @@ class Transforms:
             self.config = resolve_input_data_config(model, {'img_size': image_size})
         except ValueError as e:
             raise ModelError(f'{e} Choose that --image-size, or pass --model-args.img-size {image_size}.') from e
+        if image_size is not None:
+            _try(model, self.config['input_size'])
         self.min_side = math.ceil(max(self.config['input_size'][1:]) / self.config['crop_pct'])
 
     def evaluation(self) -> Callable[[Any], Tensor]:
@@ -138,6 +149,17 @@ class Transforms:
     def min_side_for(self, scale: tuple[float, float]) -> int:
         """Length in pixels of an image's shorter side below which a random crop would be enlarged."""
         return math.ceil(max(self.config['input_size'][1:]) / math.sqrt(scale[0]))
+
+
+def _try(model: TimmModel, size: Sequence[int]) -> None:
+    """Raises a ModelError if a model does not take images [3, H, W] of this size."""
+    try:
+        with evaluating(model):
+            model(torch.zeros(1, *size, device=next(model.parameters()).device))
+    except Exception as e:  # of layers, whose reasons are many
+        raise ModelError(
+            f'The model does not take images of {size[1]} pixels ({e}). Choose another --image-size.'
+        ) from e
 
 
 class ProbeHead(nn.Module):

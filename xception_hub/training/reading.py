@@ -10,6 +10,7 @@ metadata file, without a word; its csv reads 001 as 1.
 
 import glob
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from huggingface_hub import metadata_load
 
 from ..errors import DataError, in_one_line
 from ..images import is_lfs_pointer
+from ..weights.sources import hub_or_cache
 from .columns import label_by_name
 from .folders import Folder, listed, read_folder, understand
 from .split_names import split_of
@@ -111,7 +113,8 @@ def is_saved(path: Path) -> bool:
 
 def _whole(dataset: str, config: str | None, load: Any) -> Found:
     try:
-        found = load()
+        with nullcontext() if Path(dataset).exists() else hub_or_cache():
+            found = load()
     except Exception as e:  # of the dataset's library, of the Hub's and of the network: no error in common
         if Path(dataset).exists():
             raise DataError(f'{dataset} cannot be read as a dataset ({in_one_line(e.__cause__ or e)}).') from e

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm.models import PretrainedCfg, adapt_input_conv, build_model_with_cfg, resolve_pretrained_cfg
 from timm.models._hub import check_cached_file, download_cached_file, get_cache_dir, hf_split
 from torch import nn
@@ -175,6 +176,27 @@ def _reach_hub(endpoint: str) -> None:
         if not re.search('Connect|Timeout|Proxy|Offline', type(e).__name__):
             return  # something answers; the download shows what
         raise ConnectionError(f'{endpoint} cannot be reached ({type(e).__name__}: {e}).') from e
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[None]:
+    """While the Hub cannot be reached, code of others takes what is in the cache, at once instead of after retries.
+
+    Raises:
+        ConnectionError: Something is not in the cache.
+    """
+    try:
+        _reach_hub(huggingface_hub.constants.ENDPOINT)
+    except ConnectionError as e:
+        before, huggingface_hub.constants.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE, True
+        try:
+            yield
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled) as missing:
+            raise ConnectionError(f'It is not in the cache, and {e}') from missing
+        finally:
+            huggingface_hub.constants.HF_HUB_OFFLINE = before
+    else:
+        yield
 
 
 def source_of(location: PathLike) -> Source:
