@@ -51,6 +51,15 @@ def test_train() -> None:
     assert 'gradient checkpointing' in text and 'images/s' in text
 
 
+@pytest.mark.slow
+def test_gpu() -> None:
+    """On the CPU, where precision stays as it is."""
+    small = ('--model', 'test_resnet', '--image-size', 32, '--photos', 200, '--batch-size', 8, '--recipes', 'full')
+    text = run('gpu.py', *small, '--precisions', 'no', '--workers', 0, '--epochs', 6)
+    assert re.search(r'^full +no +0 +[\d.]+ +[\d.]+$', text, re.MULTILINE)
+    assert re.search(r'^0 of \d+ tensors differ after an interruption$', text, re.MULTILINE)
+
+
 def test_ablations(tmp_path: Path) -> None:
     """The door in benchmarks/; what is behind it is tested in tests/paper."""
     text = run('ablations.py', 'draw', ROOT / 'docs' / 'paper' / 'ablations.json', '--folder', tmp_path)

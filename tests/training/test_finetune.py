@@ -746,6 +746,31 @@ def test_push_of_another_network(hub: HubServer, folder: Path, tmp_path: Path, l
     assert all(tensor.equal(model.state_dict()[name]) for name, tensor in weights_of(tmp_path / 'model').items())
 
 
+def test_going_on(folder: Path, tmp_path: Path, log: Path) -> None:
+    """More epochs, new photos, a new class: a finished run is not touched, and the command that it names works."""
+    data, model = tmp_path / 'digits', tmp_path / 'model'
+    shutil.copytree(folder, data)
+    command = ('--image-size', 32, *TRAINING, '--dataset', data)
+    first = ('--model', 'test_resnet', '--no-pretrained', '--output', model)
+    finetune(*command, '--epochs', 2, *first, log=log)
+    for number, change in enumerate(('epochs', 'photos', 'class')):
+        epochs = ('--epochs', 3 if change == 'epochs' else 2)
+        if change == 'photos':
+            (data / 'one' / '001.png').rename(data / 'one' / 'new.png')
+        if change == 'class':
+            shutil.copytree(data / 'two', data / 'a new one')
+        ended = run(*command, *epochs, *first, log=tmp_path / f'refused {number}')
+        assert ended.status == 1
+        start = re.search(r'To go on from what was learnt: (--model) (local-dir:\S+?)(?:\.\n| and)', ended.text)
+        assert start is not None, ended.text
+        text = finetune(
+            *command, *epochs, *start.groups(), '--output', tmp_path / change, log=tmp_path / f'log {number}'
+        )
+        assert ('keeps its rows of 6 classes that it knows; the others are new' in text) == (change == 'class')
+    config = json.loads((tmp_path / 'class' / 'config.json').read_text())
+    assert config['label_names'] == sorted([*NAMES[:6], 'a new one'])
+
+
 def test_early_stopping(folder: Path, tmp_path: Path, log: Path) -> None:
     """Nothing gets better at a rate of nearly nothing; a run that goes on knows when it has had enough, too."""
     finetune(

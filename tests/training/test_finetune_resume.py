@@ -190,17 +190,3 @@ def test_changed_dataset(folder: Path, tmp_path: Path) -> None:
     ended = run(*arguments, log=tmp_path / 'other.log')
     assert ended.status == 1
     assert 'has changed since' in ended.text
-
-
-def test_changed_dataset_of_a_finished_run(tmp_path: Path) -> None:
-    """No old figures for new photos; the way out that the error names goes on from what was learnt."""
-    data = handwritten_digits(tmp_path / 'digits', per_class=4, classes=3)
-    arguments = ('--recipe', 'full', '--epochs', 1, '--dataset', data)
-    finetune(*SMALL, *arguments, '--output', tmp_path / 'run', log=tmp_path / 'log')
-    (data / 'one' / '000.png').rename(data / 'one' / '999.png')
-    ended = run(*SMALL, *arguments, '--output', tmp_path / 'run', log=tmp_path / 'again.log')
-    assert ended.status == 1
-    way_out = ended.text.partition('start from what was learnt: ')[2].split()[:2]
-    assert way_out == ['--model', f'local-dir:{tmp_path}/run.']
-    more = ('--image-size', 32, '--model', way_out[1].rstrip('.'), *arguments, '--output', tmp_path / 'more')
-    assert 'top1' in finetune(*more, log=tmp_path / 'more.log')
