@@ -1,4 +1,7 @@
-"""The head of Xception: global pooling, optional layers on the pooled features, dropout, logistic regression."""
+"""The head of Xception: global pooling, optional layers on the pooled features, dropout, logistic regression.
+
+A first layer 'flatten' takes the place of the pooling: the features of every place, for maps of one size.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +11,7 @@ from torch import Tensor, nn
 
 from .layers import BN_MOMENTUM, init_weights
 
-HEAD_LAYERS = ('fc', 'bn', 'act', 'drop')
+HEAD_LAYERS = ('fc', 'bn', 'act', 'drop', 'flatten')
 
 HeadLayer = Mapping[str, Any]
 
@@ -19,10 +22,37 @@ def head_layer_names(layers: Sequence[HeadLayer]) -> list[str]:
     return [f'{kind}{kinds[:i].count(kind) + 1}' for i, kind in enumerate(kinds)]
 
 
+class FlattenMap(nn.Module):
+    """Feature maps [B, C, H, W] of one size -> [B, H * W * C], in the order of Keras' Flatten.
+
+    Args:
+        size: Height and width of the maps.
+
+    Raises:
+        ValueError: Maps have another size.
+    """
+
+    def __init__(self, size: Sequence[int]) -> None:
+        super().__init__()
+        self.size = tuple(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != self.size:
+            raise ValueError(
+                f'This head takes feature maps of {self.size[0]}x{self.size[1]}, not {x.shape[2]}x{x.shape[3]}: it '
+                f'needs images of the size that it was made for.'
+            )
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+    def extra_repr(self) -> str:
+        return f'size={self.size}'
+
+
 class Head(nn.Module):
     """Global pooling, optional layers on the pooled features, dropout, logistic regression (logits).
 
     Attributes:
+        flattens: Whether the head takes the features of every place.
         num_features: Number of features that the classifier takes.
     """
 
@@ -44,19 +74,24 @@ class Head(nn.Module):
 
     def _build(self, num_classes: int, pool_type: str, device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
-        self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+        layers = self.layers if pool_type else ()
+        self.flattens = bool(layers) and 'flatten' in layers[0]
+        self.global_pool = _pooling('' if self.flattens else pool_type)
+        self.global_pool.pool_type = pool_type  # that of the arguments, which timm saves
         width = self.in_features * self.global_pool.feat_mult()
         self.fc_layers = nn.Sequential()
-        layers = self.layers if pool_type else ()
         for name, layer in zip(head_layer_names(layers), layers):
-            if 'fc' in layer:
+            if 'flatten' in layer:
+                self.fc_layers.add_module(name, FlattenMap(layer['flatten']))
+                width *= layer['flatten'][0] * layer['flatten'][1]
+            elif 'fc' in layer:
                 self.fc_layers.add_module(name, nn.Linear(width, layer['fc'], bias=layer.get('bias', True), **dd))
                 width = layer['fc']
             elif 'bn' in layer:
                 momentum = 1 - layer['momentum'] if 'momentum' in layer else BN_MOMENTUM
                 self.fc_layers.add_module(name, nn.BatchNorm1d(width, eps=layer['bn'], momentum=momentum, **dd))
             elif 'act' in layer:
-                self.fc_layers.add_module(name, create_act_layer(layer['act'], inplace=True))
+                self.fc_layers.add_module(name, _activation(layer['act']))
             else:
                 self.fc_layers.add_module(name, nn.Dropout(layer['drop']))
         self.num_features = width
@@ -78,27 +113,41 @@ class Head(nn.Module):
         Args:
             num_classes: Width of the logits; 0 for no classifier.
             pool_type: Kind of pooling; None keeps it. '' also removes the layers before the classifier, because they
-                take pooled features.
+                take pooled features. Any other kind removes a layer 'flatten' and all after it.
             in_features: Number of features after pruning; None keeps it. Another number removes the layers before the
                 classifier, because they do not fit.
         """
         dd = {'device': device, 'dtype': dtype}
-        old = self.global_pool
-        pool_type = old.pool_type if pool_type is None else pool_type
-        new = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
-        if in_features is not None and in_features != self.in_features:
-            self.in_features, self.layers = in_features, ()
+        old = self.global_pool.pool_type
+        changed = pool_type not in (None, old)
+        pool_type = old if pool_type is None else pool_type
+        if (in_features is not None and in_features != self.in_features) or (changed and self.flattens):
+            self.in_features, self.layers = in_features or self.in_features, ()
             self._build(num_classes, pool_type, **dd)
-        elif old.feat_mult() != new.feat_mult() or bool(old.pool_type) != bool(pool_type):
+        elif _pooling(old).feat_mult() != _pooling(pool_type).feat_mult() or bool(old) != bool(pool_type):
             self._build(num_classes, pool_type, **dd)
         else:
-            self.global_pool = new.train(self.training)
+            if changed:
+                self.global_pool = _pooling(pool_type).train(self.training)
             self._build_classifier(num_classes, **dd)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.global_pool(x)  # [B, 2048]
         x = self.drop(self.fc_layers(x))  # [B, num_features]
         return x if pre_logits else self.fc(x)  # [B, num_classes]
+
+
+def _activation(name: Any) -> nn.Module:
+    return nn.Softmax(dim=1) if name == 'softmax' else create_act_layer(name, inplace=True)  # timm has no softmax
+
+
+def _pooling(pool_type: str) -> SelectAdaptivePool2d:
+    return SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+
+
+def are_head_layers(layers: Sequence[Any]) -> bool:
+    """Whether `Head` knows all layers, with possible values; only the first can be 'flatten'."""
+    return all(map(is_head_layer, layers)) and not any('flatten' in layer for layer in layers[1:])
 
 
 def is_head_layer(layer: Any) -> bool:
@@ -110,4 +159,6 @@ def is_head_layer(layer: Any) -> bool:
         return isinstance(layer['fc'], int) and layer['fc'] >= 1 and isinstance(layer.get('bias', True), bool)
     if keys in (['bn'], ['bn', 'momentum']):
         return 0 < layer['bn'] < 1 and 0 <= layer.get('momentum', 0) <= 1
+    if keys == ['flatten']:
+        return len(layer['flatten']) == 2 and all(isinstance(side, int) and side >= 1 for side in layer['flatten'])
     return keys == ['act'] or (keys == ['drop'] and 0 <= layer['drop'] < 1)

@@ -15,7 +15,7 @@ from timm.layers import get_act_layer, get_device_dtype
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .head import HEAD_LAYERS, Head, HeadLayer, is_head_layer
+from .head import HEAD_LAYERS, Head, HeadLayer, are_head_layers
 from .layers import BN_EPS, MIN_IMG_SIZE, ORDERS, STEM_SIZE, SeparableConv2d, check_argument, init_weights
 from .modules import ActLayer, Stem, XceptionModule
 
@@ -257,10 +257,7 @@ CHOICES: dict[str, tuple[Callable[[Any], bool], str]] = {  # argument -> test of
     'stem_padding': (STEM_PADDINGS.__contains__, f'one of {STEM_PADDINGS}'),
     'pool_padding': (POOL_PADDINGS.__contains__, f'one of {POOL_PADDINGS}'),
     'fc_widths': (lambda widths: all(width >= 1 for width in widths), 'a list of positive widths'),
-    'head_layers': (
-        lambda layers: all(map(is_head_layer, layers)),
-        f'a list of dicts, each with one of {HEAD_LAYERS}, and no fc_widths beside it',
-    ),
+    'head_layers': (are_head_layers, f'a list of dicts, each with one of {HEAD_LAYERS}, and no fc_widths beside it'),
     'drop_rate': (lambda rate: 0 <= rate < 1, 'in [0, 1)'),
     'drop_path_rate': (lambda rate: 0 <= rate < 1, 'in [0, 1)'),
     'bn_eps': (lambda eps: eps > 0, 'positive (Keras: 1e-3; legacy torch lineage: 1e-5)'),

@@ -344,8 +344,11 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
         with_config(lambda c: outer(c)[3]['config'].update(activation='softplus')),
         "applies 'softplus' before",
     ),
-    'units': (with_config(lambda c: outer(c)[3]['config'].update(units=10**12)), "layer 'dense' has 1000000000000"),
-    'rate': (with_config(lambda c: outer(c)[4]['config'].update(rate=1.5)), "layer 'dropout' has rate 1.5"),
+    'units': (
+        with_config(lambda c: outer(c)[3]['config'].update(units=10**12)),
+        "layer 'dense' in the head has 1000000000000",
+    ),
+    'rate': (with_config(lambda c: outer(c)[4]['config'].update(rate=1.5)), "layer 'dropout' in the head has rate 1.5"),
     'images below the limit': (
         with_config(lambda c: [layer['config'].update(batch_shape=[None, 32, 32, 3]) for layer in outer(c)[:1]]),
         'its images are 32x32',
@@ -406,7 +409,7 @@ def test_refused(kind: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     ('name', 'content', 'reason'),
     [
         ('nothing.keras', None, 'There is no file'),
-        ('model.pb', b'', "ends in '.pb'"),
+        ('model.pb', b'', 'model.pb is empty. A source is'),
         ('weights.h5', b'', 'not a complete HDF5 file'),
     ],
 )

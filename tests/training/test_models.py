@@ -390,6 +390,16 @@ def test_classes_of_other_models_that_stay(folder: Path) -> None:
     assert torch.equal(again.fc.weight[1:], model.fc.weight[2:])
 
 
+def test_the_same_model_is_the_same_file(folder: Path) -> None:
+    model = random_model(num_classes=5, width_multiplier=0.25, min_img_size=32, fc_widths=(16,))
+    files = set()
+    for _ in range(10):
+        save(folder, model, Transforms(model, 48).config, NAMES, False)
+        files.add((folder / 'model.safetensors').read_bytes())
+    assert len(files) == 1
+    assert safetensors.torch.load_file(folder / 'model.safetensors').keys() == model.state_dict().keys()
+
+
 def test_xception_is_saved(folder: Path) -> None:
     """With all of its arguments; it can be fine-tuned again at the size that it was, and is run by transformers."""
     options = dict(min_img_size=40, drop_rate=0.1, drop_path_rate=0.2, fc_widths=(16,), act_layer='silu')

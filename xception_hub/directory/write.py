@@ -67,6 +67,18 @@ def _add_header(file: Path, model: nn.Module) -> None:
     if told is not None:
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
         safetensors.torch.save_file(tensors, file, metadata={'format': 'pt', ARGUMENTS: told})
+        _sort_metadata(file)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sorts what safetensors writes in a random order, so that the same model is the same file."""
+    with open(file, 'r+b') as opened:
+        size = int.from_bytes(opened.read(8), 'little')
+        header = json.loads(opened.read(size))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+        opened.seek(8)
+        opened.write(text.ljust(size))
 
 
 @contextmanager

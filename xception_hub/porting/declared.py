@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 from timm.data import ImageNetInfo
 
@@ -73,7 +74,7 @@ def _known_preprocessing(ported: Port) -> dict[str, Any]:
         known.update(crop_mode='center' if converter.get('crop_to_aspect_ratio', True) else 'squash')
         if converter.get('interpolation') in INTERPOLATIONS:
             known['interpolation'] = converter['interpolation']
-    elif ported.structure.rescales and abs(ported.structure.rescaling[0]) <= MOST_SCALE_OF_BYTES:
+    elif ported.structure.rescales and np.abs(ported.structure.rescaling[0]).max() <= MOST_SCALE_OF_BYTES:
         known['input_range'] = 'raw'  # a model that divides its images by something near 127 or 255 takes bytes
     return known
 

@@ -22,6 +22,7 @@ from .weights import WeightFile
 MAX_FILE = 2**31  # bytes; with the state of an optimizer it may be three times as large as its arrays
 MAX_SHARDS = 500
 SHARDED = '.weights.json'
+HDF5, ZIP = b'\x89HDF\r\n\x1a\n', b'PK\x03\x04'
 
 ACCEPTED = (
     'a .keras archive, a whole model or weights in .h5, .weights.h5, a sharded .weights.json, or the directory of a '
@@ -61,19 +62,74 @@ def open_source(path: Path) -> Iterator[Opened]:
     """
     opener: Callable[[Path], AbstractContextManager[Opened]]
     if path.is_dir():
+        other = _other_directory(path)
         opener = _open_preset
     elif not path.is_file():
-        raise KerasFileError(f'There is no file {path}. A source is {ACCEPTED}.')
-    elif path.suffix == '.keras':
-        opener = _open_keras
+        other = 'a checkpoint of TensorFlow' if list(path.parent.glob(f'{path.name}.index')) else ''
+        if not other:
+            raise KerasFileError(f'There is no file {path}. A source is {ACCEPTED}.')
     elif path.name.endswith(SHARDED):
-        opener = _open_shards
-    elif path.suffix in ('.h5', '.hdf5'):
-        opener = _open_h5
+        other, opener = '', _open_shards
     else:
-        raise KerasFileError(f'{path} ends in {path.suffix!r}; a source is {ACCEPTED}.')
+        with open(path, 'rb') as file:
+            start = file.read(16)
+        other = '' if start.startswith((HDF5, ZIP)) else _other_file(path, start)
+        opener = (
+            _open_keras if start.startswith(ZIP) or (path.suffix == '.keras' and start[:4] != HDF5[:4]) else _open_h5
+        )
+    if other:
+        raise KerasFileError(f'{path} is {other}. {_way_out(other, path)}')
     with opener(path) as opened:
         yield opened
+
+
+def _other_directory(path: Path) -> str:
+    if (path / 'saved_model.pb').is_file():
+        return 'a SavedModel of TensorFlow'
+    if (path / 'checkpoint').is_file() or list(path.glob('*.index')):
+        return 'a checkpoint of TensorFlow'
+    return ''
+
+
+def _other_file(path: Path, start: bytes) -> str:
+    """What a file is that is neither HDF5 nor a zip archive, by its content, else by its name."""
+    if path.suffix == '.index' or '.data-0000' in path.name:
+        return 'a checkpoint of TensorFlow'
+    if path.name in ('saved_model.pb', 'keras_metadata.pb'):
+        return 'a SavedModel of TensorFlow'
+    if start.startswith(b'\x80') or path.suffix == '.safetensors':
+        return 'a file of torch'
+    if start[4:8] == b'TFL3':
+        return 'a model of TensorFlow Lite'
+    if start.lstrip().startswith(b'{') and path.suffix == '.json':
+        return 'a config without weights'
+    if path.suffix in ('.keras', '.h5', '.hdf5'):
+        return ''  # one that is damaged
+    return 'empty' if not start else 'no file of Keras'
+
+
+def _way_out(other: str, path: Path) -> str:
+    """What to do with something else than a file of Keras."""
+    if 'SavedModel' in other:
+        folder = path if path.is_dir() else path.parent
+        return (
+            f"In Python with tensorflow and tf_keras: tf_keras.models.load_model('{folder}').save('model.h5'). Then "
+            f'convert that.'
+        )
+    if 'checkpoint' in other:
+        name = path if path.is_dir() else path.with_name(path.name.partition('.index')[0].partition('.data-')[0])
+        prefix = f"tf.train.latest_checkpoint('{name}')" if path.is_dir() else f"'{name}'"
+        return (
+            f'It has arrays and no model. In Python with tensorflow and tf_keras, build the model as it was, and then: '
+            f"model.load_weights({prefix}).expect_partial(); model.save('model.h5'). Then convert that."
+        )
+    if 'torch' in other:
+        return 'It needs no conversion: xception_hub.from_checkpoint(PATH) reads it.'
+    if 'config' in other:
+        return f'Name the weights as the source, and this file behind --config: convert WEIGHTS --config {path}.'
+    if 'Lite' in other:
+        return 'Its arrays were changed for the device; convert the Keras model that it was made of.'
+    return f'A source is {ACCEPTED}.'
 
 
 @contextmanager

@@ -14,6 +14,7 @@ Instead of any answer: {"error": "what and where"}.
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ MAX_PATH = 1000  # characters
 MAX_TEXT = 4 * 2**20  # bytes of one attribute; a config has some 140 thousand
 
 TEXTS = ('keras_version', 'model_config', 'name')  # the attributes that are used
+LISTS = re.compile(r'(layer_names|weight_names)(\d{0,4})')  # lists of texts; a long one is in parts with numbers
 
 
 class Unreadable(ValueError):
@@ -55,7 +57,7 @@ class Reader:
 
     def __init__(self, files: Sequence[h5py.File], source: str) -> None:
         self.source = source
-        self.groups: dict[str, dict[str, str]] = {}
+        self.groups: dict[str, dict[str, Any]] = {}
         self.arrays: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, h5py.File] = {}
         for file in files:
@@ -133,9 +135,10 @@ class Reader:
             raise Unreadable(f'{self.source}: {path!r} has no values.')
         return shape
 
-    def _attributes(self, node: Any, path: str) -> dict[str, str]:
+    def _attributes(self, node: Any, path: str) -> dict[str, Any]:
         """The attributes that are used. All are read, as Keras will read them; one that is too large is refused."""
-        texts: dict[str, str] = {}
+        texts: dict[str, Any] = {}
+        parts: dict[str, dict[int, list[str]]] = {}
         name = ''
         try:
             for name in node.attrs:
@@ -147,10 +150,14 @@ class Reader:
                 value = node.attrs[name]
                 if name in TEXTS:
                     texts[name] = _text(value, place)
+                if part := LISTS.fullmatch(name):
+                    parts.setdefault(part[1], {})[int(part[2] or 0)] = _texts(value, place)
         except (Unreadable, MemoryError):
             raise
         except Exception as e:
             raise Unreadable(f'{self.source}: the attribute {name!r} of {path!r} cannot be read: {e}.') from e
+        for kind, lists in parts.items():
+            texts[kind] = [text for number in sorted(lists) for text in lists[number]]
         return texts
 
     def read(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -190,6 +197,15 @@ def _text(value: Any, place: str) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise Unreadable(f'{place} is no text.')
     return value
+
+
+def _texts(value: Any, place: str) -> list[str]:
+    """A list of names; empty ones are stored as numbers."""
+    values = np.asarray(value).ravel().tolist()
+    texts = [text.decode() if isinstance(text, bytes) else text for text in values]
+    if not all(isinstance(text, str) and len(text) <= MAX_PATH and text.isprintable() for text in texts):
+        raise Unreadable(f'{place} is no list of names.')
+    return texts
 
 
 def _check_storage(dataset: h5py.Dataset, place: str) -> None:

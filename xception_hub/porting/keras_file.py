@@ -18,6 +18,7 @@ from .keras_head import FINAL_ACTIVATIONS
 from .keras_model import POOLING_LAYERS, import_keras, structure_of
 from .layouts import layout_of
 from .port import port, read_layers
+from .preprocessing import Rescaling
 
 # What Keras' Xception is; a network with other arguments has no counterpart there.
 KERAS_ARGUMENTS = dict(NUMERICS, **VARIANTS, output_stride=32)
@@ -56,7 +57,7 @@ def build_keras(directory: Path) -> tuple[Any, Xception]:
         raise ToKerasError(f'{directory}: final_activation={activation!r}; it must be one of {FINAL_ACTIVATIONS}.')
     size = network.pretrained_cfg['input_size'][1:]
     try:
-        model = keras_model.build(network, tuple(size), activation, tuple(original.get('rescaling', (1.0, 0.0))))
+        model = keras_model.build(network, tuple(size), activation, _rescaling(original.get('rescaling', (1.0, 0.0))))
     except ValueError as e:
         raise ToKerasError(f'{directory}: {e}') from e
     return model, network
@@ -100,3 +101,9 @@ def write_keras(model: Any, network: Xception, output: Path) -> int:
             raise ToKerasError(f'{output} was not written: Keras saved something else for {different[:6]}.')
         os.replace(file, output)
     return len(expected)
+
+
+def _rescaling(recorded: Any) -> Rescaling:
+    """Scale and offset from JSON, each a number or a list of one for each channel."""
+    scale, offset = (tuple(value) if isinstance(value, list) else value for value in recorded)
+    return scale, offset

@@ -1,17 +1,20 @@
 """The layers around Xception in a Keras model: rescaling before it, and a head after it that this network can have."""
 
-import math
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ..errors import KerasFileError
 from ..head import head_layer_names
 from .layouts import FileLayer
 from .names import AUGMENTATIONS, KerasLayer
+from .preprocessing import Rescaling
 
 POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
-FINAL_ACTIVATIONS = ('linear', 'softmax', 'sigmoid')
+MAP_POOLS = {'AveragePooling2D': 'avg', 'MaxPooling2D': 'max'}
 # Keras' activations -> timm's of the same function
 ACTIVATIONS = {
     'relu': 'relu',
@@ -24,7 +27,13 @@ ACTIVATIONS = {
     'silu': 'silu',
     'swish': 'silu',
     'mish': 'mish',
+    'softmax': 'softmax',
 }
+FINAL_ACTIVATIONS = ('linear', *ACTIVATIONS)
+WAY_OUT = (
+    'The features alone can be converted: in Keras, save keras.Model(m.input, '
+    "m.get_layer('block14_sepconv2_act').output), where m is the model, or within it the layer that is Xception."
+)
 # Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda
 OPERATIONS = {
     'TrueDivide': 'divide',
@@ -38,6 +47,11 @@ OPERATIONS = {
     'math.add': 'add',
     'Multiply': 'multiply',
     'math.multiply': 'multiply',
+    # TensorFlow before 2.4
+    'RealDiv': 'divide',
+    'Sub': 'subtract',
+    'AddV2': 'add',
+    'Mul': 'multiply',
 }
 # Classes that may stand around Xception; the readers below check where
 KNOWN_CLASSES = (
@@ -45,7 +59,9 @@ KNOWN_CLASSES = (
     *AUGMENTATIONS,
     'InputLayer',
     'Rescaling',
+    'Normalization',
     'TFOpLambda',
+    'TensorFlowOpLayer',
     'TrueDivide',
     'Divide',
     'Subtract',
@@ -54,8 +70,10 @@ KNOWN_CLASSES = (
     'Dropout',
     'Flatten',
     'Softmax',
+    'AveragePooling2D',
 )
 MAX_UNITS = 1_000_000  # outputs; the paper's largest head has 17,000
+MAX_CHANNELS = 1024
 BN_MOMENTUM = 0.99  # Keras' default
 
 
@@ -123,8 +141,13 @@ def _named(file_layer: FileLayer, torch_name: str, kind: str) -> KerasLayer:
     return KerasLayer(name, torch_name, kind, name)
 
 
-def read_head(after: Sequence[FileLayer], source: object, way_out: str) -> FileHead:
+def read_head(after: Sequence[FileLayer], image_size: tuple[int, int] | None, source: object) -> FileHead:
     """Reads the layers that follow Xception, in the order of computation.
+
+    Args:
+        after: The layers.
+        image_size: Height and width of the images, if the file says it.
+        source: Name of the source in errors.
 
     Raises:
         KerasFileError: This network's head cannot have one of them.
@@ -132,32 +155,74 @@ def read_head(after: Sequence[FileLayer], source: object, way_out: str) -> FileH
     head = FileHead()
     dense = [i for i, layer in enumerate(after) if layer.class_name == 'Dense']
     last_dense = dense[-1] if dense else len(after)
+    whole_map = ''  # a pooling that leaves one place, whose maps have to be flattened
     for i, layer in enumerate(after):
-        config, place = layer.config, f'{source}: the {layer.class_name} layer {layer.name!r}'
+        place = f'{source}: the {layer.class_name} layer {layer.name!r}'
         if layer.class_name in AUGMENTATIONS:
             head.ignored.append(layer.name or '')
-        elif layer.class_name in POOLS and not head.global_pool and not config.get('keepdims'):
-            head.global_pool = POOLS[layer.class_name]
         elif layer.class_name == 'Flatten' and head.global_pool:
             head.ignored.append(layer.name or '')  # pooled features are flat already
-        elif layer.class_name == 'Flatten':
+            whole_map = ''
+        elif whole_map:
             raise KerasFileError(
-                f"{place} makes the head depend on the place in the image and on its size, which this network's head "
-                f'does not. {way_out}'
+                f'{place} takes the map of one place that {whole_map!r} leaves. Put a Flatten layer between them; it '
+                f'has no arrays. {WAY_OUT}'
             )
         elif not head.global_pool:
-            raise KerasFileError(f'{place} cannot be converted. {way_out}')
+            whole_map = _read_before_pooling(head, layer, image_size, f'{place} before the pooling')
         elif i == last_dense:
             _read_classifier(head, layer, place)
         elif layer.class_name in ('Activation', 'ReLU', 'Softmax') and i > last_dense:
             _read_final_activation(head, _activation(layer, place), place)
         elif i > last_dense and layer.class_name != 'Dropout':
-            raise KerasFileError(f'{place} follows the classifier, and cannot be converted. {way_out}')
+            raise KerasFileError(f'{place} follows the classifier, and cannot be converted. {WAY_OUT}')
         else:
-            head.layers += _hidden(layer, place, way_out)
+            head.layers += _hidden(layer, f'{place} in the head')
+    if whole_map:
+        raise KerasFileError(f'{source}: the model ends in the map of one place that {whole_map!r} leaves. {WAY_OUT}')
     if head.layers and 'drop' in head.layers[-1].spec and head.classifier is not None:
         head.drop_rate = head.layers.pop().spec['drop']
     return head
+
+
+def _read_before_pooling(head: FileHead, layer: FileLayer, image_size: tuple[int, int] | None, place: str) -> str:
+    """Reads a layer that takes feature maps; returns its name if it leaves maps of one place."""
+    config, class_name = layer.config, layer.class_name
+    maps = [map_side(side) for side in image_size] if image_size else None
+    norms = bool(head.layers)
+    if class_name in POOLS and not config.get('keepdims') and not (norms and POOLS[class_name] == 'max'):
+        head.global_pool = POOLS[class_name]
+        return ''
+    if class_name in MAP_POOLS and maps == _pair(config.get('pool_size')) and not norms:
+        head.global_pool = MAP_POOLS[class_name]
+        return layer.name or class_name
+    if class_name == 'Flatten' and maps and not norms:
+        head.layers.append(HiddenLayer({'flatten': maps}))
+        head.global_pool = 'avg'  # the network's default, which the layer replaces
+        return ''
+    if class_name == 'Dropout' or (
+        class_name in ('Activation', 'ReLU') and not norms and _keeps_positive(layer, place)
+    ):
+        head.ignored.append(layer.name or '')  # does nothing in evaluation, or to what is not negative
+        return ''
+    if class_name == 'BatchNormalization' and not norms:
+        head.layers.append(HiddenLayer(_norm(config, place), layer))  # of means the same as the mean of it
+        return ''
+    raise KerasFileError(f'{place} cannot be converted. {WAY_OUT}')
+
+
+def map_side(side: int) -> int:
+    """Height or width of the feature maps of images of a height or width in pixels."""
+    side = (side - 3) // 2 - 1  # the stem, without padding
+    return -(-side // 16)
+
+
+def _pair(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value or ())
+
+
+def _keeps_positive(layer: FileLayer, place: str) -> bool:
+    return _activation(layer, place) in ('relu', 'linear')
 
 
 def _read_classifier(head: FileHead, layer: FileLayer, place: str) -> None:
@@ -180,7 +245,7 @@ def _read_final_activation(head: FileHead, activation: str, place: str) -> None:
     head.final_activation = activation
 
 
-def _hidden(layer: FileLayer, place: str, way_out: str) -> list[HiddenLayer]:
+def _hidden(layer: FileLayer, place: str) -> list[HiddenLayer]:
     """Reads a layer between pooling and classifier. A Dense layer may come with an activation."""
     config = layer.config
     if layer.class_name == 'Dense':
@@ -192,18 +257,18 @@ def _hidden(layer: FileLayer, place: str, way_out: str) -> list[HiddenLayer]:
         return _act(_activation(layer, place), place)
     if layer.class_name == 'Dropout':
         rate = float(config['rate'])
-        if not 0 <= rate < 1:
+        if not 0 <= rate <= 1:
             raise KerasFileError(f'{place} has rate {rate}.')
-        return [HiddenLayer({'drop': rate})] if rate else []
+        return [HiddenLayer({'drop': rate})] if 0 < rate < 1 else []  # Keras leaves all as it is at 1, too
     if layer.class_name == 'BatchNormalization':
         return [HiddenLayer(_norm(config, place), layer)]
-    raise KerasFileError(f'{place} cannot be converted. {way_out}')
+    raise KerasFileError(f'{place} cannot be converted. {WAY_OUT}')
 
 
 def _norm(config: dict[str, Any], place: str) -> dict[str, Any]:
     eps, momentum = float(config.get('epsilon', 1e-3)), float(config.get('momentum', BN_MOMENTUM))
     whole = config.get('center', True) and config.get('scale', True)
-    if not whole or config.get('axis', -1) not in (-1, 1, [-1], [1]):
+    if not whole or config.get('axis', -1) not in (-1, 1, 3, [-1], [1], [3]):
         raise KerasFileError(f'{place} has no beta or no gamma, or another axis than the last.')
     if not (0 < eps < 1 and 0 <= momentum <= 1):
         raise KerasFileError(f'{place} has epsilon {eps} and momentum {momentum}.')
@@ -269,45 +334,104 @@ def read_bare_head(rest: Sequence[FileLayer], source: object) -> FileHead:
     return head
 
 
-def read_rescaling(before: Sequence[FileLayer], source: object) -> tuple[tuple[float, float], bool, list[str]]:
+@dataclass
+class Step:
+    """What a layer does to images: x * scale + offset, for all channels or for each.
+
+    Attributes:
+        scale: Factor.
+        offset: Summand.
+        file_layer: A Normalization, whose arrays say both.
+    """
+
+    scale: Any = 1.0
+    offset: Any = 0.0
+    file_layer: FileLayer | None = None
+
+
+def read_steps(before: Sequence[FileLayer], source: object) -> tuple[list[Step], list[str]]:
     """Reads what a model does to its images before Xception.
 
     Returns:
-        Scale and offset, whether any layer rescales, and the names of training-only layers.
+        The steps, and the names of training-only layers.
 
     Raises:
         KerasFileError: A layer does something else.
     """
-    scale, offset, rescales, ignored = 1.0, 0.0, False, []
+    steps, ignored = [], []
     for layer in before:
+        place = f'{source}: the {layer.class_name} layer {layer.name!r} before Xception'
         operation = OPERATIONS.get(_operation(layer))
         if layer.class_name in AUGMENTATIONS:
             ignored.append(layer.name or '')
-            continue
-        if layer.class_name == 'Rescaling':
-            factor, shift = _number(layer, 'scale', source), _number(layer, 'offset', source)
+        elif layer.class_name == 'Rescaling':
+            steps.append(Step(_number(layer, 'scale', 1.0, place), _number(layer, 'offset', 0.0, place)))
+        elif layer.class_name == 'Normalization':
+            steps.append(_normalization(layer, place))
         elif operation and len(layer.constants) == 1:
-            value = layer.constants[0]
-            factor, shift = {
-                'divide': (1 / value if value else math.nan, 0.0),
-                'multiply': (value, 0.0),
-                'subtract': (1.0, -value),
-                'add': (1.0, value),
-            }[operation]
+            steps.append(_arithmetic(operation, *layer.constants[0], place))
         else:
             raise KerasFileError(
-                f'{source}: the {layer.class_name} layer {layer.name!r} before Xception cannot be converted. '
-                f'Rescaling, arithmetic with one number, and random augmentation can: rebuild the model without it, '
-                f'and do what it does to the images beforehand.'
+                f'{place} cannot be converted. Rescaling, Normalization, arithmetic with one number, and random '
+                f'augmentation can. Rebuild the model without the layer, with the head that it has, and do what the '
+                f'layer does to the images beforehand.'
             )
-        scale, offset, rescales = scale * factor, offset * factor + shift, True
-    if not (math.isfinite(scale) and math.isfinite(offset) and scale):
+    return steps, ignored
+
+
+def _arithmetic(operation: str, position: int, value: Any, place: str) -> Step:
+    """`x / 127.5` has its number in position 1, `255 - x` in position 0."""
+    number = _finite(value, place)
+    first = position == 0
+    if operation == 'divide' and first:
+        raise KerasFileError(f'{place} divides {value!r} by the images, which no scale and offset can do.')
+    if operation == 'divide':
+        if not np.all(number):
+            raise KerasFileError(f'{place} divides by {value!r}.')
+        return Step(1 / number)
+    if operation == 'multiply':
+        return Step(number)
+    return Step(offset=number) if operation == 'add' else Step(-1.0, number) if first else Step(1.0, -number)
+
+
+def _normalization(layer: FileLayer, place: str) -> Step:
+    config = layer.config
+    axis = config.get('axis', -1)
+    if config.get('invert') or axis not in (-1, 3, [-1], [3], None):
+        raise KerasFileError(f'{place} is inverted, or has another axis than the last.')
+    if config.get('mean') is not None:
+        return normalized(_finite(config['mean'], place), _finite(config.get('variance'), place))
+    return Step(file_layer=layer)
+
+
+def normalized(mean: Any, variance: Any) -> Step:
+    """The step of a Normalization: (x - mean) / deviation."""
+    deviation = np.maximum(np.sqrt(variance), 1e-7)
+    return Step(1 / deviation, -mean / deviation)
+
+
+def rescaling_of(steps: Sequence[Step], source: object) -> Rescaling:
+    """All steps as one scale and one offset; numbers where all channels have the same."""
+    scale, offset = np.ones(1), np.zeros(1)
+    for step in steps:
+        scale, offset = scale * step.scale, offset * step.scale + step.offset
+    scale, offset = np.broadcast_arrays(scale, offset)
+    if scale.ndim != 1 or not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
         raise KerasFileError(f'{source}: it rescales its images by {scale} and {offset}.')
-    return (scale, offset), rescales, ignored
+    if (scale == scale[0]).all() and (offset == offset[0]).all():
+        return float(scale[0]), float(offset[0])
+    return tuple(scale.tolist()), tuple(offset.tolist())
 
 
 def _operation(layer: FileLayer) -> str:
-    return str(layer.config.get('function')) if layer.class_name == 'TFOpLambda' else layer.class_name
+    """What an operation is called that is a layer."""
+    if layer.class_name == 'TFOpLambda':
+        return str(layer.config.get('function'))
+    if layer.class_name == 'TensorFlowOpLayer':
+        node = layer.config.get('node_def')
+        node = json.loads(node) if isinstance(node, str) else node
+        return str(node.get('op')) if isinstance(node, dict) else ''
+    return layer.class_name
 
 
 def is_number(value: Any) -> bool:
@@ -315,8 +439,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _number(layer: FileLayer, name: str, source: object) -> float:
-    value = layer.config.get(name, 0.0)
-    if not is_number(value):
-        raise KerasFileError(f'{source}: the Rescaling layer {layer.name!r} has {name} {value!r}, not one number.')
-    return float(value)
+def _number(layer: FileLayer, name: str, default: float, place: str) -> Any:
+    return _finite(layer.config.get(name, default), f'{place} has {name} {layer.config.get(name)!r:.200}:')
+
+
+def _finite(value: Any, place: str) -> Any:
+    """A number, or an array [C] of one for each channel."""
+    if isinstance(value, dict) and value.get('class_name') == '__numpy__':
+        value = (value.get('config') or {}).get('value')
+    values = np.array(value, dtype=object).ravel().tolist()
+    if not (1 <= len(values) <= MAX_CHANNELS and all(map(is_number, values)) and np.isfinite(values).all()):
+        raise KerasFileError(f'{place} needs a finite number, or one for each channel, not {value!r:.200}.')
+    return float(values[0]) if len(values) == 1 else np.array(values, float)

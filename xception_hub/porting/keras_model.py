@@ -4,9 +4,12 @@ import json
 import os
 from typing import Any
 
+import numpy as np
+
 from .. import Xception
 from .keras_head import ACTIVATIONS
 from .names import LAYERS, to_keras
+from .preprocessing import Rescaling
 from .structure import Structure, parse
 
 POOLING_LAYERS = {'avg': 'GlobalAveragePooling2D', 'max': 'GlobalMaxPooling2D'}
@@ -30,7 +33,7 @@ def build(
     network: Xception,
     image_size: tuple[int | None, int | None] = (None, None),
     final_activation: str = 'linear',
-    rescaling: tuple[float, float] = (1.0, 0.0),
+    rescaling: Rescaling = (1.0, 0.0),
 ) -> Any:
     """A model of the kind that Keras' guide to transfer learning builds: the backbone as one layer, then the head.
 
@@ -51,10 +54,11 @@ def build(
     shape = (*image_size, network.in_chans)
     x = inputs = keras.Input(shape)
     if rescaling != (1.0, 0.0):
-        x = keras.layers.Rescaling(*rescaling)(x)
+        x = keras.layers.Rescaling(*map(_plain, rescaling))(x)
     backbone = keras.applications.Xception(weights=None, include_top=False, input_shape=shape)
-    pool = network.head.global_pool.pool_type
-    x = getattr(keras.layers, POOLING_LAYERS[pool])()(backbone(x, training=False))
+    x = backbone(x, training=False)
+    if not network.head.flattens:
+        x = getattr(keras.layers, POOLING_LAYERS[network.head.global_pool.pool_type])()(x)
     for layer in network.head.layers:
         x = _head_layer(keras, layer)(x)
     if network.head.drop.p:
@@ -66,7 +70,13 @@ def build(
     return model
 
 
+def _plain(value: Any) -> Any:
+    return np.array(value) if isinstance(value, tuple) else value
+
+
 def _head_layer(keras: Any, layer: dict[str, Any]) -> Any:
+    if 'flatten' in layer:
+        return keras.layers.Flatten()
     if 'fc' in layer:
         return keras.layers.Dense(layer['fc'], use_bias=layer.get('bias', True))
     if 'bn' in layer:

@@ -7,11 +7,12 @@ Keras 3, tf_keras' v3    layers/functional/layers/conv2d/vars/0
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import KerasFileError
-from .names import AUGMENTATIONS, KERAS_CLASSES, KINDS, LAYERS, PREDICTIONS, KerasLayer, group_name
+from .names import AUGMENTATIONS, KERAS1_NAMES, KERAS_CLASSES, KINDS, LAYERS, group_name
 from .weights import WeightFile
 
 
@@ -26,7 +27,9 @@ class FileLayer:
         top: Layer of the outermost model that the layer is or is in. Keras 2 names the group of arrays after it.
         config: The layer's arguments; empty for weights alone.
         inbound: Names of the layers that feed the layer.
-        constants: Numbers that the layer is called with.
+        constants: Numbers that the layer is called with, each with its place among the operands.
+        outer_class: Class of the layer `top`.
+        number: Place in the order of the config, models within opened.
     """
 
     name: str | None
@@ -35,7 +38,17 @@ class FileLayer:
     top: str = ''
     config: dict[str, Any] = field(default_factory=dict)
     inbound: tuple[str, ...] = ()
-    constants: tuple[float, ...] = ()
+    constants: tuple[tuple[int, Any], ...] = ()
+    outer_class: str = ''
+    number: int = 0
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether Keras gave the layer its name: that of the class, and a number."""
+        return is_numbered(self.name or '', self.class_name)
+
+
+Kinds = Sequence[tuple[FileLayer, str]]  # layers with the kinds of their arrays, keys of `names.KINDS`
 
 
 class Layout(ABC):
@@ -49,19 +62,17 @@ class Layout(ABC):
         """Lists the layers that the file names, in Keras' order. It is used for weights that come without a config."""
 
     @abstractmethod
-    def paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
-        """Maps Keras' names of a layer's arrays to their paths, which need not exist.
+    def paths(self, layers: Kinds) -> list[dict[str, str]]:
+        """For each layer, Keras' names of its arrays and their paths, which need not exist.
 
         Raises:
-            KerasFileError: The group at the layer's place belongs to another layer.
+            KerasFileError: A layer could be at several places, or its place belongs to another one.
         """
 
 
 def layout_of(weights: WeightFile) -> Layout:
     """Recognises the layout by its groups."""
-    if PREFIX in weights or OLD_PREFIX in weights:
-        return VarsLayout(weights)
-    return Keras1Layout(weights) if next(iter(LAYERS.values())).keras1 in weights else NamedLayout(weights)
+    return VarsLayout(weights) if PREFIX in weights or OLD_PREFIX in weights else GroupsLayout(weights)
 
 
 # Names of the classes that Keras abbreviates in its groups and in the names it gives.
@@ -114,80 +125,242 @@ class VarsLayout(Layout):
                 found.append(((parent, stem, number), FileLayer(name, CLASSES.get(stem, stem), path)))
         return [layer for _, layer in sorted(found, key=lambda item: item[0])]
 
-    def paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
+    def paths(self, layers: Kinds) -> list[dict[str, str]]:
+        return [self._paths(layer, kind) for layer, kind in layers]
+
+    def _paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
         group = layer.path.replace(PREFIX, self.prefix) + '/vars'
         saved_name = self.weights.attribute(group, 'name')
-        if layer.name is not None and saved_name not in (None, layer.name):
+        # numbers that Keras gives rise within a session; the place in the file is the same
+        numbers = layer.is_numbered and numbered(saved_name or '')[0] == numbered(layer.name or '')[0]
+        if layer.name is not None and saved_name not in (None, layer.name) and not numbers:
             raise KerasFileError(f'{self.weights.source}: {group!r} is called {saved_name!r}, not {layer.name!r}.')
         return {keras: f'{group}/{i}' for i, (keras, _, _) in enumerate(KINDS[kind])}
 
 
 WHOLE_MODEL = 'model_weights'
 NO_LAYERS = ('top_level_model_weights', 'optimizer_weights')
+# What Keras 1 called arrays and layers. `running_std` holds variances in spite of its name.
+KERAS1_VARIABLES = {'kernel': 'W', 'bias': 'b', 'moving_mean': 'running_mean', 'moving_variance': 'running_std'}
+OLD_VARIABLES = {old: new for new, old in KERAS1_VARIABLES.items()}
+OLD_STEMS = {old: group_name(KERAS_CLASSES[kind]) for kind, old in KERAS1_NAMES.items()} | {
+    'functional': 'model',
+    'globalaveragepooling2d': 'global_average_pooling2d',
+    'globalmaxpooling2d': 'global_max_pooling2d',
+}
+KERAS1_ARRAY = re.compile(r'(.+)_(W|b|gamma|beta|running_mean|running_std|depthwise_kernel|pointwise_kernel)')
 
 
-class NamedLayout(Layout):
-    """The layout of Keras 2: a group for each layer of the outermost model, with arrays under their layers' names.
+def stem_of(name: str) -> str:
+    """The part of a name that Keras gave which stands for the class, in the words of today."""
+    stem = re.sub(r'(_v[12])?(_\d{1,9})*$', '', name)
+    return OLD_STEMS.get(stem, stem)
 
-    The order of a nested model's arrays depends on which of its layers are frozen, so it is not looked at.
+
+def _numbers(name: str) -> list[int]:
+    """The numbers at the end of a name: that of the layer, and one if its model was built again."""
+    return [int(number) for number in re.findall(r'_(\d{1,9})(?=_\d|$)', name)]
+
+
+@dataclass
+class Owner:
+    """What a file says of a layer with arrays: the end of its path, and the paths of its arrays by their names."""
+
+    name: str
+    arrays: dict[str, str] = field(default_factory=dict)
+
+
+class GroupsLayout(Layout):
+    """The layout of Keras 1 and 2: a group for each layer of the outermost model, which lists its arrays.
+
+    A layer of the outermost model has all arrays of its group, whatever their paths say: Keras numbers these anew when
+    a model is built a second time. In the group of a nested model arrays are found by their layers' names. The order of
+    the list depends on which layers are frozen, so it is only used to confirm, see `by_position`.
     """
 
     def __init__(self, weights: WeightFile) -> None:
         super().__init__(weights)
         self.root = f'{WHOLE_MODEL}/' if WHOLE_MODEL in weights else ''
-        self._index: dict[tuple[str, str, str], str] = {}
-        for path in weights.arrays():
-            parts = path.removeprefix(self.root).split('/')
-            if path.startswith(self.root) and len(parts) > 1 and parts[0] not in NO_LAYERS:
-                key = parts[0], parts[-2], parts[-1].removesuffix(':0')
-                if key in self._index:
-                    raise KerasFileError(f'{weights.source}: {path!r} and {self._index[key]!r} have the same name.')
-                self._index[key] = path
+        self.groups: dict[str, list[Owner]] = {}
+        listed = self.weights.names(self.root.rstrip('/'), 'layer_names')
+        for group in listed if listed is not None else self._all_groups():
+            if group not in NO_LAYERS and group not in self.groups:
+                self.groups[group] = self._owners(group)
+
+    def _all_groups(self) -> list[str]:
+        found = dict.fromkeys(
+            path.removeprefix(self.root).partition('/')[0]
+            for path in [*self.weights.arrays(), *self.weights.groups()]
+            if path.startswith(self.root) and path.removeprefix(self.root)
+        )
+        return [name for name in found if f'{self.root}{name}' in self.weights.groups()]
+
+    def arrays_of(self, group: str) -> list[str]:
+        """The arrays of a group, as it lists them: paths below it."""
+        listed = self.weights.names(f'{self.root}{group}', 'weight_names')
+        if listed is not None:
+            return listed
+        start = f'{self.root}{group}/'
+        return [path.removeprefix(start) for path in self.weights.arrays() if path.startswith(start)]
+
+    def _owners(self, group: str) -> list[Owner]:
+        owners: dict[str, Owner] = {}
+        for array in self.arrays_of(group):
+            owner, _, variable = array.removesuffix(':0').rpartition('/')
+            old = None if owner else KERAS1_ARRAY.fullmatch(variable)
+            if old:
+                owner, variable = old[1], OLD_VARIABLES.get(old[2], old[2])
+            place = owners.setdefault(owner, Owner(owner.rpartition('/')[2]))
+            path = f'{self.root}{group}/{array}'
+            if variable in place.arrays:
+                raise KerasFileError(
+                    f'{self.weights.source}: {path!r} and {place.arrays[variable]!r} have the same name.'
+                )
+            place.arrays[variable] = path
+        return list(owners.values())
+
+    @property
+    def is_keras1(self) -> bool:
+        """Whether Keras 1 wrote the file."""
+        return any(stem in KERAS1_NAMES.values() for stem in (numbered(group)[0] for group in self.groups))
+
+    @property
+    def is_release(self) -> bool:
+        """Whether it is one of the two files that Keras publishes, or has their layout."""
+        return all(layer.keras1 in self.groups for layer in LAYERS.values())
 
     def layers(self) -> list[FileLayer]:
-        found: dict[tuple[str, str], list[str]] = {}
-        for top, layer, variable in self._index:
-            found.setdefault((top, layer), []).append(variable)
-        layers = [FileLayer(layer, self._class_of(top, layer, names), top=top) for (top, layer), names in found.items()]
-        known = {*(top for top, _ in found), *NO_LAYERS}
-        for group in self.weights.groups():
-            top = group.removeprefix(self.root)
-            if group.startswith(self.root) and top and '/' not in top and top not in known:
-                stem = numbered(top)[0]
-                layers.append(FileLayer(top, CLASSES.get(stem, stem), top=top))
-        return sorted(layers, key=lambda layer: numbered(layer.name or ''))
+        if self.is_keras1:
+            return self._layers_of_keras1()
+        found = []
+        for group, owners in self.groups.items():
+            if len(owners) < 2:
+                class_name = self._class_of(owners[0]) if owners else CLASSES.get(stem_of(group), stem_of(group))
+                found.append(FileLayer(group, class_name, top=group))
+            else:
+                found += [FileLayer(owner.name, self._class_of(owner), top=group) for owner in owners]
+        return found
 
-    def _class_of(self, top: str, layer: str, variables: list[str]) -> str:
-        if 'depthwise_kernel' in variables:
+    def _layers_of_keras1(self) -> list[FileLayer]:
+        """Xception's layers by their numbers, which rise in the order of creation, then those of the head."""
+        groups = sorted(self.groups, key=numbered)
+        found: list[FileLayer] = []
+        for kind, stem in KERAS1_NAMES.items():
+            names = [name for name, layer in LAYERS.items() if layer.kind == kind]
+            ours = [group for group in groups if numbered(group)[0] == stem]
+            found += [FileLayer(name, KERAS_CLASSES[kind], top=group) for name, group in zip(names, ours)]
+        known = {layer.top for layer in found}
+        rest = [group for group in groups if group not in known and self.groups[group]]
+        found += [FileLayer(group, self._class_of(self.groups[group][0]), top=group) for group in rest]
+        pools = [group for group in groups if CLASSES.get(stem_of(group), '').startswith('Global')]
+        if self.is_release and rest:
+            pools = ['avg_pool']  # an unnamed one
+        return [*found, *(FileLayer(group, CLASSES.get(stem_of(group), 'GlobalAveragePooling2D')) for group in pools)]
+
+    def _class_of(self, owner: Owner) -> str:
+        if 'depthwise_kernel' in owner.arrays:
             return 'SeparableConv2D'
-        if 'moving_mean' in variables:
+        if 'moving_mean' in owner.arrays:
             return 'BatchNormalization'
-        if 'kernel' in variables:
-            return 'Conv2D' if len(self.weights.shape(self._index[top, layer, 'kernel'])) == 4 else 'Dense'
-        return layer
+        if 'kernel' in owner.arrays:
+            return 'Conv2D' if len(self.weights.shape(owner.arrays['kernel'])) == 4 else 'Dense'
+        return owner.name
 
-    def paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
-        missing = f'{self.root}{layer.top}/{layer.name}'
-        return {
-            keras: self._index.get((layer.top, layer.name or '', keras), f'{missing}/{keras}')
-            for keras, _, _ in KINDS[kind]
-        }
+    def paths(self, layers: Kinds) -> list[dict[str, str]]:
+        with_arrays = [group for group, owners in self.groups.items() if owners]
+        tops = self._match(dict.fromkeys((layer.top, layer.outer_class) for layer, _ in layers), with_arrays)
+        places: dict[int, Owner] = {}
+        for top, group in tops.items():
+            inside = [layer for layer, _ in layers if layer.top == top]
+            owners = self.groups.get(group, [])
+            if [layer.name for layer in inside] == [top] or (len(inside) == 1 and len(owners) == 1):
+                places[id(inside[0])] = owners[0] if len(owners) == 1 else Owner(f'{group}/{inside[0].name}')
+            else:
+                by_name = {owner.name: owner for owner in owners}
+                if len(by_name) < len(owners):
+                    raise KerasFileError(f'{self.weights.source}: several layers in {group!r} have the same name.')
+                found = self._match({(layer.name or '', layer.class_name): None for layer in inside}, list(by_name))
+                for layer in inside:
+                    places[id(layer)] = by_name.get(found[layer.name or ''], Owner(f'{group}/{layer.name}'))
+        return [
+            {
+                keras: places[id(layer)].arrays.get(keras, f'{self.root}{places[id(layer)].name}/{keras}')
+                for keras, _, _ in KINDS[kind]
+            }
+            for layer, kind in layers
+        ]
+
+    def by_position(self, layers: Kinds) -> list[tuple[str, str]]:
+        """Reads the lists of arrays by their order, as Keras' own loader does, and compares with `paths`.
+
+        Keras lists what is trained first, then the rest, each in the order of the layers.
+
+        Args:
+            layers: All layers with arrays in the order of the config, which says which are trained.
+
+        Returns:
+            For each array its path in the file and the path that the order gives, where these differ.
+
+        Raises:
+            KerasFileError: A group lists another number of arrays than its layers have.
+        """
+        different = []
+        places = dict(zip((id(layer) for layer, _ in layers), self.paths(layers)))
+        for top in dict.fromkeys(layer.top for layer, _ in layers):
+            inside = [(layer, kind) for layer, kind in layers if layer.top == top]
+            expected: list[str] = []
+            for trained in (True, False):
+                for layer, kind in inside:
+                    is_trained = layer.config.get('trainable', True)
+                    expected += [
+                        places[id(layer)][keras]
+                        for keras, _, _ in KINDS[kind]
+                        if trained == (is_trained and not keras.startswith('moving_'))
+                    ]
+            group = expected[0].removeprefix(self.root)
+            group = next(name for name in self.groups if group.startswith(f'{name}/'))
+            listed = [f'{self.root}{group}/{array}' for array in self.arrays_of(group)]
+            if len(listed) != len(expected):
+                raise KerasFileError(
+                    f'{self.weights.source}: {group!r} lists {len(listed)} arrays, not {len(expected)}.'
+                )
+            different += [(one, other) for one, other in zip(expected, listed) if one != other]
+        return different
+
+    def _match(self, wanted: Mapping[tuple[str, str], None], there: Sequence[str]) -> dict[str, str]:
+        """The name in the file for each name in the config, whose numbers may be others.
+
+        A name that its author gave is in the file, perhaps with a number behind it that Keras added. Names that Keras
+        gave are matched by class and order, if there are as many in the file.
+        """
+        found: dict[str, str] = {}
+        by_class: dict[str, list[str]] = {}
+        for name, class_name in wanted:
+            if is_numbered(name, class_name):
+                by_class.setdefault(stem_of(name), []).append(name)
+            elif name in there:
+                found[name] = name
+            else:
+                again = [other for other in there if re.fullmatch(re.escape(name) + r'_\d{1,9}', other)]
+                if len(again) > 1:
+                    raise KerasFileError(f'{self.weights.source}: the layer {name!r} may be {" or ".join(again[:4])}.')
+                found[name] = again[0] if again else name
+        for stem, names in by_class.items():
+            others = [name for name in there if stem_of(name) == stem and name not in found.values()]
+            if set(names) <= set(others):
+                found.update(zip(names, names))
+            elif len(names) == len(others):
+                found.update(zip(sorted(names, key=_numbers), sorted(others, key=_numbers)))
+            else:
+                raise KerasFileError(
+                    f'{self.weights.source}: the config has {len(names)} layers called {stem} and a number '
+                    f'({", ".join(sorted(names, key=_numbers)[:6])}), the weights {len(others)} '
+                    f'({", ".join(sorted(others, key=_numbers)[:6]) or "none"}): which is which cannot be told.'
+                )
+        return found
 
 
-# Keras 1 called the variance `running_std`, but its values are variances.
-KERAS1_VARIABLES = {'kernel': 'W', 'bias': 'b', 'moving_mean': 'running_mean', 'moving_variance': 'running_std'}
-
-
-class Keras1Layout(Layout):
-    """The layout of the two files that Keras publishes: layers are numbered by kind, in the order of creation."""
-
-    def layers(self) -> list[FileLayer]:
-        top = [PREDICTIONS] if PREDICTIONS.keras1 in self.weights else []
-        pool = [FileLayer('avg_pool', 'GlobalAveragePooling2D')] if top else []
-        return [*(self._placed(layer) for layer in [*LAYERS.values(), *top]), *pool]
-
-    def _placed(self, layer: KerasLayer) -> FileLayer:
-        return FileLayer(layer.keras, KERAS_CLASSES[layer.kind], top=layer.keras1)
-
-    def paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
-        return {keras: f'{layer.top}/{layer.top}_{KERAS1_VARIABLES.get(keras, keras)}:0' for keras, _, _ in KINDS[kind]}
+def is_numbered(name: str, class_name: str) -> bool:
+    """Whether Keras gave a name itself: that of the class, and a number."""
+    stem, of_class = stem_of(name), group_name(class_name)
+    return stem == OLD_STEMS.get(of_class, of_class)

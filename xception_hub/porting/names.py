@@ -25,6 +25,8 @@ KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
     ],
     'dense': [('kernel', 'weight', (1, 0)), ('bias', 'bias', (0,))],  # I O -> O I
     'dense without bias': [('kernel', 'weight', (1, 0))],
+    # of images, which becomes part of their preparation
+    'normalization': [('mean', 'mean', (0,)), ('variance', 'variance', (0,)), ('count', 'count', ())],
 }
 
 # Kind of layer -> its class in Keras 2 and 3.
@@ -37,7 +39,7 @@ AUGMENTATIONS = (
     'RandomShear', 'RandomHue', 'RandomSaturation', 'RandomColorJitter', 'RandomColorDegeneration',
     'RandomGrayscale', 'RandomPosterization', 'RandomSharpness', 'RandomErasing', 'RandomGaussianBlur',
     'RandomInvert', 'RandomPerspective', 'RandomElasticTransform', 'GaussianNoise', 'GaussianDropout',
-    'AlphaDropout',
+    'AlphaDropout', 'SpatialDropout2D',
 )
 # fmt: on
 

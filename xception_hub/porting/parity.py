@@ -192,7 +192,21 @@ def prove_parity(
     else:
         found = check_consistency(model, consistency_images)
         checks += [_statistics(found, not proofs), _residuals(found, not by_keras)]
+    if ported.misplaced is not None:
+        checks.append(_positions(ported.misplaced, not by_keras))
     return Parity(version, reading, proofs, [*checks, _fingerprints(ported)])
+
+
+def _positions(misplaced: list[tuple[str, str]], decisive: bool) -> Finding:
+    """Whether the order of the arrays says the same as their names; decisive unless Keras has read the file by it."""
+    first = f', first {misplaced[0][0]}, where the order has {misplaced[0][1]}' if misplaced else ''
+    return Finding(
+        'second reading',
+        not misplaced,
+        decisive,
+        f'by their order, as Keras loads them, {len(misplaced)} arrays would belong elsewhere{first}',
+        dict(misplaced=misplaced),
+    )
 
 
 def same_tensors(ported: Port, model: nn.Module) -> Finding:
@@ -250,14 +264,14 @@ def compare_with_keras(
     reference: KerasReference, model: Xception, size: tuple[int, int], photos: Sequence[Photo] = ()
 ) -> Comparison:
     """Runs both networks on the same images and compares them tap by tap."""
-    scale, offset = reference.rescaling
+    scale, offset = (np.asarray(value, np.float64) for value in reference.rescaling)
     on_photos = bool(photos) and model.in_chans == 3
     images = photo_batch(photos[:IMAGE_COUNT], size) if on_photos else _noise(size, model.in_chans)
     # in float32 on both sides, also where the network computes in float64: that is what images come in
     taken = ((images - offset) / scale).astype(np.float32)
     with one_thread() if reference.dtype == 'float64' else nullcontext():
         expected = reference(taken)
-        found = torch_taps(model, taken * np.float64(scale) + offset, reference.dtype)
+        found = torch_taps(model, taken * scale + offset, reference.dtype)
     return compare_taps(expected, found, reference.dtype, size, 'photos' if on_photos else 'noise')
 
 
@@ -295,6 +309,8 @@ def torch_taps(model: Xception, images: np.ndarray, dtype: str) -> dict[str, np.
 
     def keep(tap: str):
         def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            if tap == 'head.global_pool' and output.dim() == 4:  # of a head that takes the maps as they are
+                output = output.mean((2, 3))
             axes = (0, 2, 3, 1) if output.dim() == 4 else (0, 1)
             taps[tap] = output.permute(axes).numpy().copy()
 

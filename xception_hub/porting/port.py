@@ -5,7 +5,7 @@ source -> formats.open_source -> config? -> structure -> layouts: path of each a
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from .. import Xception
 from ..errors import KerasFileError
 from ..weights.checkpoints import check_against
 from .formats import Opened, open_source, read_json
-from .keras_head import FINAL_ACTIVATIONS, MAX_UNITS, is_number
-from .layouts import FileLayer, Keras1Layout, Layout, layout_of
+from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, is_number, normalized, rescaling_of
+from .layouts import GroupsLayout, Layout, layout_of
 from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
+from .preprocessing import Rescaling
 from .release import RELEASES, fetch
-from .structure import MAX_CHANNELS, Structure, bare, check_image_size, parse
+from .structure import Structure, bare, check_image_size, parse
 from .weights import WeightFile
 
 # Arrays that are not the network's: how their paths begin, or a part of their path, and what they are.
@@ -52,6 +53,8 @@ class Port:
         is_release: The file is one of the two that Keras publishes, or has their layout.
         config: The model's config, if it was given or is in the file.
         image_converter: What a KerasHub preset says of its images.
+        misplaced: Arrays that their order would put elsewhere than their names, see `layouts.GroupsLayout.by_position`;
+            None if the file has no order, or its config is not known.
     """
 
     source: Path
@@ -65,6 +68,7 @@ class Port:
     is_release: bool = False
     config: dict[str, Any] | None = None
     image_converter: dict[str, Any] | None = None
+    misplaced: list[tuple[str, str]] | None = None
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -114,7 +118,7 @@ def port(source: str | Path, config: Path | None = None) -> Port:
     path = fetch(str(source)) if str(source) in RELEASES and not Path(source).exists() else Path(source)
     with open_source(path) as opened:
         if config is not None:
-            if opened.config is not None:
+            if opened.config is not None and not opened.keras_version.startswith('1.'):
                 raise KerasFileError(f'{path} holds the config of its model; leave out {config}.')
             opened.config = read_json(config)
         # a config is read before anything of the weights
@@ -131,10 +135,20 @@ def port(source: str | Path, config: Path | None = None) -> Port:
             structure,
             left_out,
             opened.keras_version,
-            isinstance(layout, Keras1Layout),
+            isinstance(layout, GroupsLayout) and layout.is_release,
             opened.config if opened.kind != 'preset' else None,
             _preset_config(opened, 'image_converter.json') or None,
+            _misplaced(structure, layout) if known else None,
         )
+
+
+def _misplaced(structure: Structure, layout: Layout) -> list[tuple[str, str]] | None:
+    if not isinstance(layout, GroupsLayout) or layout.is_keras1:
+        return None
+    layers = [(layer, LAYERS[name].kind) for name, layer in structure.layers.items()]
+    layers += [(layer, ours.kind) for ours, layer in structure.head.layers_with_arrays()]
+    layers += [(step.file_layer, 'normalization') for step in structure.steps if step.file_layer is not None]
+    return layout.by_position(sorted(layers, key=lambda pair: pair[0].number))
 
 
 def _structure(opened: Opened, layout: Layout) -> Structure:
@@ -142,7 +156,7 @@ def _structure(opened: Opened, layout: Layout) -> Structure:
     if opened.kind == 'preset':
         return _preset(opened, bare(layout.layers(), opened.path))
     structure = bare(layout.layers(), opened.path)
-    if isinstance(layout, Keras1Layout):
+    if isinstance(layout, GroupsLayout) and layout.is_release:
         structure.image_size = 299, 299
         structure.head.final_activation = 'softmax' if structure.head.classifier else 'linear'
     return structure
@@ -185,10 +199,14 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     """
     weights, head = layout.weights, structure.head
     pairs = [(LAYERS[name], layer) for name, layer in structure.layers.items()] + head.layers_with_arrays()
+    of_images = [step.file_layer for step in structure.steps if step.file_layer is not None]
+    places = layout.paths(
+        [(file_layer, layer.kind) for layer, file_layer in pairs] + [(layer, 'normalization') for layer in of_images]
+    )
+    places, places_of_images = places[: len(pairs)], places[len(pairs) :]
     if head.classifier is not None and not head.num_classes:
-        head.num_classes = _last_axis(weights, layout, *pairs[-1])
-    first, place = pairs[0]
-    kernel = weights.shape(layout.paths(place, first.kind)['kernel'])
+        head.num_classes = _last_axis(weights, pairs[-1][0], places[-1]['kernel'])
+    kernel = weights.shape(places[0]['kernel'])
     channels = structure.channels or (kernel[2] if len(kernel) == 4 else 3)
     if not 0 < channels <= MAX_CHANNELS:
         raise KerasFileError(f'{weights.source}: its images would have {channels} channels.')
@@ -198,8 +216,7 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
         raise KerasFileError(f'{weights.source}: with its head it would have more than {MAX_PARAMETERS:,} parameters.')
     account = _Account(weights)
     plan: list[tuple[KerasLayer, dict[str, tuple[str, tuple[int, ...]]]]] = []
-    for layer, place in pairs:
-        paths = layout.paths(place, layer.kind)
+    for (layer, _), paths in zip(pairs, places):
         shapes = {
             keras: keras_shape(tuple(expected[f'{layer.torch}.{torch_name}'].shape), axes)
             for keras, torch_name, axes in KINDS[layer.kind]
@@ -207,16 +224,39 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
         for keras, path in paths.items():
             account.use(path, shapes[keras], layer.torch)
         plan.append((layer, {keras: (path, shapes[keras]) for keras, path in paths.items()}))
+    for paths in places_of_images:
+        for path in paths.values():
+            if path in weights:  # there is not always a count
+                account.use(path, weights.shape(path), 'the preparation of images')
     left_out = account.left_out()
+    structure.rescaling = _rescaling(structure, weights, iter(places_of_images))
     tensors: dict[str, Tensor] = {}
     for layer, arrays in plan:
         tensors.update(to_torch(layer, {keras: weights.read(*place) for keras, place in arrays.items()}))
     return tensors, model_args, left_out
 
 
-def _last_axis(weights: WeightFile, layout: Layout, layer: KerasLayer, file_layer: FileLayer) -> int:
+def _rescaling(structure: Structure, weights: WeightFile, places: Iterator[dict[str, str]]) -> Rescaling:
+    """What the model does to its images, with what the arrays of a Normalization say."""
+    steps = []
+    for step in structure.steps:
+        if step.file_layer is not None:
+            mean, variance = (_of_channels(weights, path) for path in list(next(places).values())[:2])
+            step = normalized(mean, variance)
+        steps.append(step)
+    return rescaling_of(steps, weights.source)
+
+
+def _of_channels(weights: WeightFile, path: str) -> Any:
+    shape = weights.shape(path)
+    if math.prod(shape) > MAX_CHANNELS:
+        raise KerasFileError(f'{weights.source}: {path!r} has shape {shape}, not a number for each channel.')
+    return weights.read(path, shape).ravel().astype(float)
+
+
+def _last_axis(weights: WeightFile, layer: KerasLayer, kernel: str) -> int:
     """Width of a Dense layer, of which only the arrays are known."""
-    shape = weights.shape(layout.paths(file_layer, layer.kind)['kernel'])
+    shape = weights.shape(kernel)
     if len(shape) != 2 or not 0 < shape[1] <= MAX_UNITS:
         raise KerasFileError(f'{weights.source}: the kernel of {layer.keras!r} has shape {shape}.')
     return shape[1]

@@ -1,7 +1,10 @@
 """How images were prepared for a Keras model, in its terms and in timm's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+Rescaling = tuple[float | tuple[float, ...], float | tuple[float, ...]]
 
 # Keras' name of an input range -> scale and offset that make it of pixels in 0..255.
 INPUT_RANGES: dict[str, tuple[float, float]] = {
@@ -21,7 +24,8 @@ class Preprocessing:
         interpolation: timm's name of the resampling.
         crop_pct: Share of the resized image's sides that is kept.
         crop_mode: timm's: 'squash' resizes without regard to the aspect ratio, as Keras does; 'center' keeps it.
-        rescaling: Scale and offset that the Keras model, or its preprocessor, itself applies to that range.
+        rescaling: Scale and offset that the Keras model, or its preprocessor, itself applies to that range; each is
+            one number, or one for each channel.
     """
 
     input_range: str
@@ -29,29 +33,36 @@ class Preprocessing:
     interpolation: str
     crop_pct: float = 1.0
     crop_mode: str = 'squash'
-    rescaling: tuple[float, float] = (1.0, 0.0)
+    rescaling: Rescaling = (1.0, 0.0)
 
-    def mean_and_std(self) -> tuple[float, float]:
-        """Mean and deviation for timm, whose images are in 0..1, with which the network gets what Keras' Xception
-        gets."""
+    def mean_and_std(self, channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each channel for timm, whose images are in 0..1, with which the network gets what
+        Keras' Xception gets."""
         scale, offset = INPUT_RANGES[self.input_range]
-        scale, offset = scale * self.rescaling[0], offset * self.rescaling[0] + self.rescaling[1]
-        std = 1 / (255 * scale)
-        return float(f'{-offset * std:.12g}') + 0.0, float(f'{std:.12g}')
+        means, deviations = [], []
+        for factor, summand in zip(*(_for_each(value, channels) for value in self.rescaling)):
+            std = 1 / (255 * scale * factor)
+            means.append(float(f'{-(offset * factor + summand) * std:.12g}') + 0.0)
+            deviations.append(float(f'{std:.12g}'))
+        return tuple(means), tuple(deviations)
 
     def pretrained_cfg(self, channels: int) -> dict[str, Any]:
         """The fields of timm's pretrained cfg."""
-        mean, std = self.mean_and_std()
+        mean, std = self.mean_and_std(channels)
         height, width = self.image_size
         return dict(
             input_size=(channels, height, width),
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
-            mean=(mean,) * channels,
-            std=(std,) * channels,
+            mean=mean,
+            std=std,
             pool_size=None,
             test_input_size=None,
             license=None,
             origin_url=None,
         )
+
+
+def _for_each(value: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    return tuple(value) if isinstance(value, Sequence) else (value,) * channels

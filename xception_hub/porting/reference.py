@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..topology import TAPS
-from .keras_head import ACTIVATIONS, POOLS
+from .keras_head import ACTIVATIONS, MAP_POOLS, POOLS
 from .keras_model import build, import_keras
 from .names import AUGMENTATIONS
 from .port import Port
@@ -30,11 +30,11 @@ BY_KERAS = 'the file as Keras itself reads it'
 # Whatever a config may name for Keras to be allowed to read it.
 # fmt: off
 LOADED_CLASSES = frozenset((
-    *MODELS, *BACKBONE_CLASSES, *AUGMENTATIONS, *POOLS, 'InputLayer', 'Dense', 'Dropout', 'Flatten', 'Softmax',
-    'Rescaling', 'TrueDivide', 'Divide', 'Subtract', 'Multiply', '__keras_tensor__', '__tuple__', 'DTypePolicy',
-    'Policy', 'SeedGenerator', 'L1', 'L2', 'L1L2', 'MaxNorm', 'NonNeg', 'UnitNorm', 'MinMaxNorm', 'Zeros', 'Ones',
-    'Constant', 'GlorotUniform', 'GlorotNormal', 'HeUniform', 'HeNormal', 'LecunUniform', 'LecunNormal',
-    'RandomUniform', 'RandomNormal', 'TruncatedNormal', 'VarianceScaling', 'Orthogonal',
+    *MODELS, *BACKBONE_CLASSES, *AUGMENTATIONS, *POOLS, *MAP_POOLS, 'InputLayer', 'Dense', 'Dropout', 'Flatten',
+    'Softmax', 'Rescaling', 'Normalization', 'TrueDivide', 'Divide', 'Subtract', 'Multiply', '__keras_tensor__',
+    '__tuple__', 'DTypePolicy', 'Policy', 'SeedGenerator', 'L1', 'L2', 'L1L2', 'MaxNorm', 'NonNeg', 'UnitNorm',
+    'MinMaxNorm', 'Zeros', 'Ones', 'Constant', 'GlorotUniform', 'GlorotNormal', 'HeUniform', 'HeNormal',
+    'LecunUniform', 'LecunNormal', 'RandomUniform', 'RandomNormal', 'TruncatedNormal', 'VarianceScaling', 'Orthogonal',
 ))
 # fmt: on
 LOADED_MODULES = re.compile(r'keras(\.[a-z_.0-9]+)?|builtins')
@@ -60,6 +60,7 @@ class KerasReference:
         self.dtype = dtype
         self.reading = BY_KERAS
         self.rescaling = ported.structure.rescaling
+        self._pools_by_max = ported.structure.head.global_pool == 'max'
         model = self._load(ported)
         if dtype == 'float64':
             _allow_float64(keras.backend.backend())
@@ -120,7 +121,7 @@ class KerasReference:
         self._before = [layer for layer in layers[:start] if not isinstance(layer, self.keras.layers.InputLayer)]
         self._head = [layer for layer in layers[end + 1 :] if not isinstance(layer, self.keras.layers.InputLayer)]
         # up to the logits, which is where this network ends
-        while self._head and type(self._head[-1]).__name__ in ('Activation', 'Softmax'):
+        while self._head and type(self._head[-1]).__name__ in ('Activation', 'Softmax', 'ReLU'):
             self._head.pop()
         if self._head and isinstance(self._head[-1], self.keras.layers.Dense):
             self._head[-1].activation = self.keras.activations.linear
@@ -148,14 +149,15 @@ class KerasReference:
             outputs = self._features(x, training=False)
             taps = dict(zip(TAPS, map(to_numpy, outputs)))
             x = outputs[-1]
-            for layer in self._head:
+            # as the network pools, unless the model's own pooling follows at once
+            pooled = to_numpy(x).max((1, 2)) if self._pools_by_max else to_numpy(x).mean((1, 2))
+            for number, layer in enumerate(self._head):
                 x = _call(layer, x)
-                if type(layer).__name__.startswith('Global'):
-                    taps['head.global_pool'] = to_numpy(x)
+                if number == 0 and type(layer).__name__.startswith('Global'):
+                    pooled = to_numpy(x)
+            taps['head.global_pool'] = pooled
             if self._head:
                 taps['head'] = to_numpy(x)
-            else:
-                taps['head.global_pool'] = to_numpy(x).mean(axis=(1, 2))
         return taps
 
 
@@ -163,7 +165,10 @@ def _call(layer: Any, x: Any) -> Any:
     """Calls a layer as in evaluation; an operation such as x / 127.5 with its number."""
     if hasattr(layer, 'weights'):
         return layer(x, training=False)
-    return layer(x, *layer._inbound_nodes[0].arguments.args[1:])
+    arguments = layer._inbound_nodes[0].arguments
+    args = [x if hasattr(value, '_keras_history') else value for value in arguments.args]
+    kwargs = {name: x if hasattr(value, '_keras_history') else value for name, value in arguments.kwargs.items()}
+    return layer(*args, **kwargs)
 
 
 def _why_not_loaded(ported: Port) -> str:

@@ -4,35 +4,49 @@ config   -> models within models -> one line of layers -> before | Xception | af
 weights alone -> the layers that have arrays, and a head that leaves no choice
 """
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import KerasFileError
 from ..layers import BN_EPS, MIN_IMG_SIZE
 from ..topology import MODULES
-from .keras_head import KNOWN_CLASSES, FileHead, is_number, read_bare_head, read_head, read_rescaling
+from .keras_head import (
+    KNOWN_CLASSES,
+    MAX_CHANNELS,
+    WAY_OUT,
+    FileHead,
+    Step,
+    is_number,
+    read_bare_head,
+    read_head,
+    read_steps,
+)
 from .layouts import FileLayer, numbered
 from .names import KERAS_CLASSES, LAYERS, LISTED, group_name
+from .preprocessing import Rescaling
 
 MODELS = ('Functional', 'Model', 'Sequential')
-MAX_CHANNELS = 1024
+CONSTANT = '_CONSTANT_VALUE'  # what tf_keras writes for the name of a layer where a number is
 MAX_IMG_SIZE = 4096  # pixels; both networks are compared at this size
 MAX_NESTING = 16
 MAX_LAYERS = 2000  # Xception has 132
 MAX_NAME = 200  # characters
 FIRST, LAST = 'block1_conv1', 'block14_sepconv2_bn'
+OLD_CLASSES = {'BatchNormalizationV1': 'BatchNormalization', 'BatchNormalizationV2': 'BatchNormalization'}
+HINTS = {
+    'Lambda': ' It holds code, which is never run.',
+    'TimeDistributed': ' It repeats a model: save its own, model.get_layer(NAME).layer, and convert that.',
+    'Convolution2D': ' Keras 1 wrote this config: add --config FILE with what model.to_json() gives of the same model, '
+    'built in the Keras of today.',
+}
 RESIDUAL_BLOCKS = [module.number for module in MODULES if module.strided]
 BACKBONE_CLASSES = (*(KERAS_CLASSES[kind] for kind in LISTED), 'Activation', 'ReLU', 'MaxPooling2D', 'Add')
 
 # Xception's layers without arrays. A file of weights that has more of a class has the rest in its head.
 COUNTS = {'Activation': 35, 'MaxPooling2D': 4, 'Add': 12}
-
-WAY_OUT = (
-    'Heads of global pooling, Dense, BatchNormalization, Dropout and activations can be converted, as can the features '
-    "alone: in Keras, save keras.Model(xception.input, xception.get_layer('block14_sepconv2_act').output)."
-)
 
 
 @dataclass
@@ -42,8 +56,8 @@ class Structure:
     Attributes:
         layers: Key of `names.LAYERS` -> the file's layer.
         head: The head after the feature maps.
-        rescaling: Scale and offset that the model itself applies to its images.
-        rescales: Whether the model has a layer that rescales.
+        steps: What the model itself does to its images.
+        rescaling: Scale and offset that come of it, each for all channels or for each; known when arrays were read.
         image_size: Height and width in pixels; None if the model takes any.
         channels: Number of image channels; None if the file does not say it.
         residuals_by: How the residual layers were identified: by 'name', 'graph' or 'order'.
@@ -52,12 +66,17 @@ class Structure:
 
     layers: dict[str, FileLayer]
     head: FileHead = field(default_factory=FileHead)
-    rescaling: tuple[float, float] = (1.0, 0.0)
-    rescales: bool = False
+    steps: list[Step] = field(default_factory=list)
+    rescaling: Rescaling = (1.0, 0.0)
     image_size: tuple[int, int] | None = None
     channels: int | None = None
     residuals_by: str = 'name'
     ignored: list[str] = field(default_factory=list)
+
+    @property
+    def rescales(self) -> bool:
+        """Whether the model has a layer that rescales."""
+        return bool(self.steps)
 
 
 @dataclass
@@ -81,15 +100,15 @@ def parse(config: Any, source: object) -> Structure:
         KerasFileError: The model is no Xception, or has a layer that cannot be converted.
     """
     try:
-        outer = _read_model(config, 'layers')
+        outer = _read_model(config, 'layers', itertools.count())
         home, layers, by = _find_xception(outer, source)
         _check_classes(outer, source)
         structure = Structure(layers, residuals_by=by)
         structure.image_size, structure.channels = _input_of(outer, source)
         _check_numerics(layers, source)
         before, after = _around_xception(outer, home, layers, source)
-        structure.rescaling, structure.rescales, ignored = read_rescaling(before, source)
-        structure.head = read_head(after, source, WAY_OUT)
+        structure.steps, ignored = read_steps(before, source)
+        structure.head = read_head(after, structure.image_size, source)
         structure.ignored = ignored + structure.head.ignored
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as e:
         if isinstance(e, KerasFileError):
@@ -137,7 +156,9 @@ def _without_backbone(layers: Iterable[FileLayer]) -> Iterator[FileLayer]:
             yield layer
 
 
-def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0) -> Model:
+def _read_model(
+    layer: dict[str, Any], path: str, numbers: Iterator[int], top: str = '', outer_class: str = '', depth: int = 0
+) -> Model:
     """Reads a model and the models in it, with the places of their layers in weight files."""
     config = layer['config']
     if depth > MAX_NESTING:
@@ -149,10 +170,11 @@ def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0)
     counts: dict[str, int] = {}
     for entry in entries:
         # Keras keeps arrays under the snake-case name of the class, numbered within the model
-        group = group_name(entry['class_name'])
+        class_name = OLD_CLASSES.get(entry['class_name'], entry['class_name'])
+        group = group_name(class_name)
         counts[group] = counts.get(group, -1) + 1
         place = f'{path}/{group}' + (f'_{counts[group]}' if counts[group] else '')
-        is_model = entry['class_name'] in MODELS
+        is_model = class_name in MODELS
         settings = {} if is_model and isinstance(entry['config'], list) else entry['config']
         name = entry.get('name') or settings['name']
         for text in (name, entry['class_name']):
@@ -161,16 +183,20 @@ def _read_model(layer: dict[str, Any], path: str, top: str = '', depth: int = 0)
         model.layers.append(
             FileLayer(
                 name,
-                entry['class_name'],
+                class_name,
                 place,
                 top or name,
                 settings,
                 tuple(_inbound(entry)),
                 tuple(_constants(entry)),
+                outer_class or entry['class_name'],
+                next(numbers),
             )
         )
         if is_model:
-            model.nested[name] = _read_model(entry, f'{place}/layers', top or name, depth + 1)
+            model.nested[name] = _read_model(
+                entry, f'{place}/layers', numbers, top or name, outer_class or entry['class_name'], depth + 1
+            )
     names = [layer.name for layer in model.layers]
     if len(set(names)) < len(names):
         raise ValueError('two layers have the same name')
@@ -188,7 +214,9 @@ def _inbound(layer: dict[str, Any]) -> Iterator[str]:
                 for value in node.values():
                     yield from search(value)
         elif isinstance(node, (list, tuple)):
-            if len(node) >= 3 and isinstance(node[0], str) and all(isinstance(i, int) for i in node[1:3]):
+            if node[:1] == [CONSTANT]:
+                yield from search(node[3:])
+            elif len(node) >= 3 and isinstance(node[0], str) and all(isinstance(i, int) for i in node[1:3]):
                 yield node[0]
             else:
                 for value in node:
@@ -197,16 +225,24 @@ def _inbound(layer: dict[str, Any]) -> Iterator[str]:
     return search(layer.get('inbound_nodes', []))
 
 
-def _constants(layer: dict[str, Any]) -> Iterator[float]:
-    """Numbers that a layer is called with: `x / 127.5` is a layer with one, in Keras 3 beside the tensor, in tf_keras
-    under 'y'."""
+def _constants(layer: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+    """Numbers that a layer is called with, and their places: `x / 127.5` is a layer with one in place 1.
+
+    Keras 3 has it beside the tensor, tf_keras under 'y' or in place of the tensor, TensorFlow before 2.4 in the config.
+    """
     for node in layer.get('inbound_nodes', []):
         if isinstance(node, dict):
-            for value in node.get('args', []):
+            for place, value in enumerate([*node.get('args', []), *node.get('kwargs', {}).values()]):
                 if is_number(value):
-                    yield float(value)
-        elif isinstance(node, list) and len(node) == 4 and isinstance(node[3], dict) and is_number(node[3].get('y')):
-            yield float(node[3]['y'])
+                    yield place, value
+        elif isinstance(node, list) and len(node) == 4 and isinstance(node[3], dict):
+            if node[0] == CONSTANT and is_number(node[2]):
+                yield 0, node[2]
+            if is_number(node[3].get('y')):
+                yield 1, node[3]['y']
+    constants = layer['config'].get('constants') if layer['class_name'] == 'TensorFlowOpLayer' else None
+    if isinstance(constants, dict):
+        yield from ((int(place), value) for place, value in constants.items())
 
 
 def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileLayer], str]:
@@ -234,23 +270,38 @@ def _no_xception(layers: list[FileLayer]) -> str:
 def _identify(layers: list[FileLayer], graph: bool) -> tuple[dict[str, FileLayer], str] | None:
     """Maps `names.LAYERS` to layers, and says what identified the residual ones; None if this is no whole Xception."""
     by_name = {layer.name: layer for layer in layers if layer.name}
-    found = {name: by_name[name] for name in LAYERS if name in by_name}
+    before, after = _affixes(by_name)
+    found = {name: by_name[f'{before}{name}{after}'] for name in LAYERS if f'{before}{name}{after}' in by_name}
     if FIRST not in found:
         return _by_order(layers)
     how = 'name'
     if len(found) < len(LAYERS):  # Keras leaves the residual layers unnamed
         how = 'graph' if graph else 'order'
-        found.update(_residuals_by_graph(layers, by_name) if graph else _residuals_by_order(layers, found))
+        if graph:
+            found.update(_residuals_by_graph(layers, by_name, f'{before}block{{}}_pool{after}'))
+        else:
+            found.update(_residuals_by_order(layers, found))
     return (found, how) if len(found) == len(LAYERS) else None
 
 
-def _residuals_by_graph(layers: list[FileLayer], by_name: dict[str, FileLayer]) -> dict[str, FileLayer]:
+def _affixes(names: Collection[str]) -> tuple[str, str]:
+    """What stands before and after the names of all layers of Xception, as in an ensemble, or in a second instance."""
+    named = [name for name in LAYERS if 'residual' not in name]
+    for name in names:
+        before, found, after = name.partition(FIRST)
+        if found and all(f'{before}{other}{after}' in names for other in named):
+            return before, after
+    return '', ''
+
+
+def _residuals_by_graph(layers: list[FileLayer], by_name: dict[str, FileLayer], pool_of: str) -> dict[str, FileLayer]:
     """Finds the residual layers in the graph: they are added to a block's pooled output."""
     found = {}
     for block in RESIDUAL_BLOCKS:
+        pool = pool_of.format(block)
         for add in layers:
-            if add.class_name == 'Add' and f'block{block}_pool' in add.inbound:
-                (norm,) = (by_name[name] for name in add.inbound if name != f'block{block}_pool')
+            if add.class_name == 'Add' and pool in add.inbound:
+                (norm,) = (by_name[name] for name in add.inbound if name != pool)
                 (conv,) = (by_name[name] for name in norm.inbound)
                 found[f'block{block}_residual_bn'], found[f'block{block}_residual_conv'] = norm, conv
     return found
@@ -284,7 +335,7 @@ def _check_classes(outer: Model, source: object) -> None:
     for model in outer.all():
         for layer in model.layers:
             if layer.class_name not in (*MODELS, *BACKBONE_CLASSES, *KNOWN_CLASSES):
-                hint = ' It holds code, which is never run.' if layer.class_name == 'Lambda' else ''
+                hint = HINTS.get(layer.class_name, '')
                 raise KerasFileError(
                     f'{source}: the {layer.class_name} layer {layer.name!r} cannot be converted.{hint} {WAY_OUT}'
                 )

@@ -57,6 +57,10 @@ class WeightFile:
         """A group's 'name', 'keras_version' or 'model_config'; None without the attribute or the group."""
         return self._index['groups'].get(path, {}).get(name)
 
+    def names(self, path: str, name: str) -> list[str] | None:
+        """A group's 'layer_names' or 'weight_names'; None without the attribute or the group."""
+        return self._index['groups'].get(path, {}).get(name)
+
     def shape(self, path: str) -> tuple[int, ...]:
         """The declared shape of an array. No values are read."""
         if path in self._index['groups']:

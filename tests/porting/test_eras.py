@@ -1,0 +1,483 @@
+"""Files as people of each era of Keras wrote them: the right tensors, or a true refusal with a way out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import timm
+import torch
+from keras_files import (
+    SIZE,
+    archive,
+    expected_tensors,
+    flat_with_head,
+    flat_with_top,
+    flat_without_top,
+    nested,
+    randomised,
+    weights_of_keras2,
+    whole_h5_of_keras2,
+)
+
+from xception_hub.errors import KerasFileError
+from xception_hub.porting.keras_file import build_keras, write_keras
+from xception_hub.porting.layouts import KERAS1_VARIABLES
+from xception_hub.porting.names import KERAS1_NAMES, LAYERS
+from xception_hub.porting.output import write
+from xception_hub.porting.parity import Parity, compare_with_keras, prove_parity
+from xception_hub.porting.port import Port, port
+from xception_hub.porting.preprocessing import Preprocessing
+from xception_hub.porting.reference import BY_KERAS, KerasReference
+
+Change = Callable[[str], str]
+MAP = 71  # pixels, of images whose maps have 3x3 places
+NOTHING_PROVEN = Parity(None, None, [], [])
+
+
+@pytest.fixture(scope='module')
+def flat_head() -> Any:
+    return randomised(flat_with_head())
+
+
+@pytest.fixture(scope='module')
+def nested_model() -> Any:
+    return randomised(nested())
+
+
+def assert_same(ported: Port, model: Any) -> None:
+    expected = expected_tensors(model)
+    assert ported.tensors.keys() == expected.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(ported.tensors[name], tensor)] == []
+
+
+def assert_computes_the_same(ported: Port) -> str:
+    """Keras and the network agree after every module; returns who has read the file for Keras."""
+    reference = KerasReference(ported)
+    assert compare_with_keras(reference, ported.model(), ported.image_size or (MAP, MAP)).first_wrong is None
+    return reference.reading
+
+
+def renamed(file: Path, group: Change = str, owner: Change = str) -> Path:
+    """Other names for the groups of layers, and for the parts between them and the arrays."""
+    old = file.with_suffix('.old')
+    file.rename(old)
+    with h5py.File(old) as source, h5py.File(file, 'w') as target:
+        for name, value in source.attrs.items():
+            target.attrs[name] = value
+        from_, to = source, target
+        if 'model_weights' in source:
+            from_, to = source['model_weights'], target.create_group('model_weights')
+        names = [text.decode() if isinstance(text, bytes) else text for text in from_.attrs['layer_names']]
+        to.attrs['layer_names'] = [group(name).encode() for name in names]
+        for name in names:
+            new = to.create_group(group(name))
+            listed: list[Any] = []
+            for part in sorted(key for key in from_[name].attrs if key.startswith('weight_names')):
+                listed += list(from_[name].attrs[part])
+            arrays = []
+            for array in (text.decode() if isinstance(text, bytes) else text for text in listed):
+                path, _, last = array.rpartition('/')
+                arrays.append(f'{owner(path)}/{last}')
+                new[arrays[-1]] = from_[name][array][()]
+            new.attrs['weight_names'] = np.array([array.encode() for array in arrays])
+    old.unlink()
+    return file
+
+
+def again(name: str) -> str:
+    """What TensorFlow 1 made of a name that was taken: a model was built a second time."""
+    return f'{name}_1'
+
+
+def shifted(name: str, by: int = 5) -> str:
+    """What Keras calls a layer without a name later in a session."""
+    stem, _, number = name.rpartition('_')
+    if name in ('conv2d', 'batch_normalization', 'dense'):
+        return f'{name}_{by}'
+    return f'{stem}_{int(number) + by}' if stem in ('conv2d', 'batch_normalization', 'dense') else name
+
+
+# Names
+
+
+@pytest.mark.parametrize('write_file', [weights_of_keras2, whole_h5_of_keras2], ids=lambda f: f.__name__)
+@pytest.mark.parametrize('kind', ['flat_head', 'nested_model'])
+def test_model_that_was_built_twice(
+    kind: str, write_file: Callable[[Any, Path], Path], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    model = request.getfixturevalue(kind)
+    file = renamed(write_file(model, tmp_path), owner=again)
+    (tmp_path / 'config.json').write_text(model.to_json())
+    ported = port(file, tmp_path / 'config.json' if write_file is weights_of_keras2 else None)
+    assert_same(ported, model)
+    assert ported.misplaced == []
+
+
+@pytest.mark.parametrize('model', [flat_with_top, flat_without_top])
+def test_weights_alone_of_a_model_that_was_built_twice(model: Callable[[], Any], tmp_path: Path) -> None:
+    built = randomised(model())
+    assert_same(port(renamed(weights_of_keras2(built, tmp_path), owner=again)), built)
+
+
+@pytest.mark.parametrize('number', [shifted, lambda name: shifted(name, 7)])
+@pytest.mark.parametrize('kind', ['flat_head', 'nested_model'])
+def test_config_of_today(kind: str, number: Change, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Numbers that Keras gives are no identity: class and order are."""
+    model = request.getfixturevalue(kind)
+    file = renamed(weights_of_keras2(model, tmp_path), group=number, owner=number)
+    (tmp_path / 'config.json').write_text(model.to_json())
+    ported = port(file, tmp_path / 'config.json')
+    assert_same(ported, model)
+    assert ported.misplaced == []
+
+
+def test_other_layers_than_the_config(flat_head: Any, tmp_path: Path) -> None:
+    """Which is which cannot be told."""
+    file = renamed(weights_of_keras2(flat_head, tmp_path), group=shifted, owner=shifted)
+    with h5py.File(file, 'r+') as f:
+        f.copy(f['dense_6'], f, 'dense_9')
+        names = [text.encode() if isinstance(text, str) else text for text in f.attrs['layer_names']]
+        f.attrs['layer_names'] = np.array([*names, b'dense_9'])
+    (tmp_path / 'config.json').write_text(flat_head.to_json())
+    with pytest.raises(KerasFileError, match=r'layers called dense and a number .*which is which cannot be told'):
+        port(file, tmp_path / 'config.json')
+
+
+def test_layers_renamed_for_an_ensemble(tmp_path: Path) -> None:
+    """With a prefix for all, in the file and in its config; a slash in it makes groups within groups."""
+    for number, prefix in enumerate(('first_', 'first/')):
+        base = keras.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3), pooling='avg')
+        model = randomised(keras.Model(base.input, keras.layers.Dense(3)(base.output)))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        config = json.loads(model.to_json())
+
+        def named(node: Any, prefix: str = prefix) -> Any:
+            """Names of layers, and where others refer to them."""
+            if isinstance(node, dict):
+                found = {key: named(value) for key, value in node.items()}
+                if 'keras_history' in node:
+                    found['keras_history'] = [prefix + node['keras_history'][0], *node['keras_history'][1:]]
+                if isinstance(node.get('name'), str) and ('class_name' in node or 'trainable' in node):
+                    found['name'] = prefix + node['name']
+                return found
+            return [named(value) for value in node] if isinstance(node, list) else node
+
+        (folder / 'config.json').write_text(json.dumps(named(config)))
+        file = renamed(weights_of_keras2(model, folder), group=lambda name, prefix=prefix: prefix + name)
+        assert_same(port(file, folder / 'config.json'), model)
+
+
+def test_swapped_names_are_caught(nested_model: Any, tmp_path: Path) -> None:
+    """Two layers whose arrays have each other's names: the order in which Keras lists them says something else."""
+    swap = {'block5_sepconv1': 'block6_sepconv1', 'block6_sepconv1': 'block5_sepconv1'}
+    file = renamed(whole_h5_of_keras2(nested_model, tmp_path), owner=lambda name: swap.get(name, name))
+    ported = port(file)
+    assert [one.split('/')[-2] for one, _ in ported.misplaced or []] == ['block5_sepconv1'] * 2 + [
+        'block6_sepconv1'
+    ] * 2
+    parity = prove_parity(ported, ported.model(), [(SIZE, SIZE)])
+    assert not parity.passed
+
+
+# Keras 1
+
+
+def keras1_file(model: Any, folder: Path, start: int) -> Path:
+    """Weights of Keras 1.2: layers are numbered from `start` on, in the order of creation."""
+    tensors = expected_tensors(model)
+    counts = dict.fromkeys(KERAS1_NAMES, start - 1)
+    file = folder / 'weights.h5'
+    inverse = {'conv': (2, 3, 1, 0), 'depthwise': (2, 3, 0, 1), 'pointwise': (2, 3, 1, 0)}
+    with h5py.File(file, 'w') as f:
+        groups = []
+
+        def put(group: str, arrays: dict[str, np.ndarray]) -> None:
+            names = []
+            for keras_name, value in arrays.items():
+                names.append(f'{group}_{KERAS1_VARIABLES.get(keras_name, keras_name)}:0')
+                f[f'{group}/{names[-1]}'] = value
+            f[group].attrs['weight_names'] = [name.encode() for name in names]
+            groups.append(group.encode())
+
+        for layer in LAYERS.values():
+            counts[layer.kind] += 1
+            found = {name.removeprefix(f'{layer.torch}.'): tensor.numpy() for name, tensor in tensors.items()
+                     if name.startswith(f'{layer.torch}.')}  # fmt: skip
+            arrays = {
+                'conv': lambda t: {'kernel': t['weight'].transpose(inverse['conv'])},
+                'sepconv': lambda t: {
+                    'depthwise_kernel': t['conv_dw.weight'].transpose(inverse['depthwise']),
+                    'pointwise_kernel': t['conv_pw.weight'].transpose(inverse['pointwise']),
+                },
+                'bn': lambda t: {'gamma': t['weight'], 'beta': t['bias'], 'moving_mean': t['running_mean'],
+                                 'moving_variance': t['running_var']},
+            }[layer.kind](found)  # fmt: skip
+            put(f'{KERAS1_NAMES[layer.kind]}_{counts[layer.kind]}', arrays)
+        f.create_group('globalaveragepooling2d_1').attrs['weight_names'] = np.zeros(0)
+        groups.append(b'globalaveragepooling2d_1')
+        put('dense_3', {'kernel': tensors['head.fc.weight'].numpy().T, 'bias': tensors['head.fc.bias'].numpy()})
+        f.attrs['layer_names'] = groups
+        f.attrs['keras_version'] = b'1.2.2'
+    return file
+
+
+@pytest.mark.parametrize('start', [1, 41])
+def test_weights_of_keras_1(start: int, tmp_path: Path) -> None:
+    """By their numbers, which rise in the order of creation; `running_std` is the variance."""
+    model = randomised(flat_with_top())
+    file = keras1_file(model, tmp_path, start)
+    ported = port(file)
+    assert_same(ported, model)
+    assert ported.model_args['num_classes'] == 7
+
+
+# Containers
+
+
+def test_content_decides(flat_head: Any, tmp_path: Path) -> None:
+    """An HDF5 file called .keras or .model, an archive called .h5."""
+    for write_file, name in ((whole_h5_of_keras2, 'a.keras'), (whole_h5_of_keras2, 'b.model'), (archive, 'c.h5')):
+        file = write_file(flat_head, tmp_path).rename(tmp_path / name)
+        assert_same(port(file), flat_head)
+
+
+@pytest.mark.parametrize(
+    ('make', 'reason'),
+    [
+        (lambda p: ((p / 'x').mkdir(), (p / 'x/saved_model.pb').write_bytes(b'')), "SavedModel .*load_model\\('.*/x'"),
+        (lambda p: ((p / 'x').mkdir(), (p / 'x' / 'checkpoint').write_text('')), 'latest_checkpoint.*save'),
+        (lambda p: (p / 'x.index').write_bytes(b'1'), r"checkpoint of TensorFlow.*load_weights\('.*/x'\)"),
+        (lambda p: torch.save({}, p / 'x'), 'a file of torch. .*from_checkpoint'),
+        (lambda p: (p / 'x').write_bytes(b'....TFL3....'), 'TensorFlow Lite'),
+        (lambda p: (p / 'x').write_bytes(b''), 'is empty'),
+        (lambda p: (p / 'x').write_text('hello'), 'is no file of Keras. A source is'),
+    ],
+)  # fmt: skip
+def test_other_files(make: Callable[[Path], Any], reason: str, tmp_path: Path) -> None:
+    make(tmp_path)
+    with pytest.raises(KerasFileError, match=reason):
+        port(tmp_path / 'x')
+
+
+def test_a_config_alone(flat_head: Any, tmp_path: Path) -> None:
+    (tmp_path / 'model.json').write_text(flat_head.to_json())
+    with pytest.raises(KerasFileError, match=f'a config without weights. .*--config {tmp_path}/model.json'):
+        port(tmp_path / 'model.json')
+
+
+# Classes of their time
+
+
+def test_batch_normalization_of_tensorflow_1(flat_head: Any, tmp_path: Path) -> None:
+    file = whole_h5_of_keras2(flat_head, tmp_path)
+    with h5py.File(file, 'r+') as f:
+        f.attrs['model_config'] = f.attrs['model_config'].replace('"BatchNormalization"', '"BatchNormalizationV1"')
+    assert_same(port(file), flat_head)
+
+
+def with_operations(*operations: tuple[str, dict[str, float]]) -> str:
+    """The config of a nested model behind operations of TensorFlow 2.0 to 2.3."""
+    config = json.loads(nested_for_operations().to_json())
+    layers = config['config']['layers']
+    last = layers[0]['config']['name']
+    made = []
+    for number, (operation, constants) in enumerate(operations):
+        name = f'tf_op_layer_{operation}_{number}'
+        node = {'name': operation, 'op': operation, 'input': ['a', 'b'], 'attr': {'T': {'type': 'DT_FLOAT'}}}
+        made.append({
+            'class_name': 'TensorFlowOpLayer', 'name': name, 'inbound_nodes': [[[last, 0, 0, {}]]],
+            'config': {'name': operation, 'trainable': True, 'dtype': 'float32',
+                       'node_def': json.dumps(node) if number % 2 else node, 'constants': constants},
+        })  # fmt: skip
+        last = name
+    text = json.dumps(layers[1:]).replace(
+        f'"keras_history": ["{layers[0]["config"]["name"]}"', f'"keras_history": ["{last}"'
+    )
+    config['config']['layers'] = [layers[0], *made, *json.loads(text)]
+    return json.dumps(config)
+
+
+def nested_for_operations() -> Any:
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3), pooling='avg')
+    inputs = keras.Input((SIZE, SIZE, 3))
+    return keras.Model(inputs, keras.layers.Dense(2)(base(inputs)))
+
+
+@pytest.mark.parametrize(
+    ('operations', 'rescaling'),
+    [
+        ([('RealDiv', {'1': 127.5}), ('Sub', {'1': 1.0})], (1 / 127.5, -1)),
+        ([('Mul', {'0': 2.0}), ('AddV2', {'1': -1.0})], (2, -1)),
+        ([('Sub', {'0': 255.0})], (-1, 255)),
+        ([('Sub', {'1': [1.0, 2.0, 3.0]})], ((1.0, 1.0, 1.0), (-1.0, -2.0, -3.0))),
+    ],
+)
+def test_operations_of_tensorflow(operations: Any, rescaling: Any, tmp_path: Path) -> None:
+    model = randomised(nested_for_operations())
+    (tmp_path / 'config.json').write_text(with_operations(*operations))
+    ported = port(weights_of_keras2(model, tmp_path), tmp_path / 'config.json')
+    assert_same(ported, model)
+    for found, expected in zip(ported.structure.rescaling, rescaling):
+        assert found == pytest.approx(expected)
+
+
+def test_division_by_the_images(tmp_path: Path) -> None:
+    (tmp_path / 'config.json').write_text(with_operations(('RealDiv', {'0': 2.0})))
+    with pytest.raises(KerasFileError, match='before Xception divides 2.0 by the images'):
+        port(weights_of_keras2(nested_for_operations(), tmp_path), tmp_path / 'config.json')
+
+
+@pytest.mark.parametrize(
+    ('prepare', 'rescaling'),
+    [
+        (lambda x: 255.0 - x, (-1, 255)), (lambda x: 2.0 * x - 1.0, (2, -1)), (lambda x: 1.0 + x, (1, 1)),
+        (lambda x: x * 3.0 + 2.0, (3, 2)), (lambda x: x / 4.0, (0.25, 0)), (lambda x: x - 3.0, (1, -3)),
+    ],
+)  # fmt: skip
+def test_signs_of_operands(prepare: Callable[[Any], Any], rescaling: tuple[float, float], tmp_path: Path) -> None:
+    """Each on its own side, and Keras computes the same."""
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3), pooling='avg')
+    inputs = keras.Input((MAP, MAP, 3))
+    ported = port(archive(randomised(keras.Model(inputs, keras.layers.Dense(2)(base(prepare(inputs))))), tmp_path))
+    assert ported.structure.rescaling == pytest.approx(rescaling)
+    if rescaling in ((-1, 255), (2, -1)):  # numbers before the images
+        assert assert_computes_the_same(ported) == BY_KERAS
+
+
+@pytest.mark.parametrize('each', [False, True], ids=['all channels', 'each channel'])
+@pytest.mark.parametrize('arguments', [False, True], ids=['arrays', 'arguments'])
+def test_normalization(each: bool, arguments: bool, tmp_path: Path) -> None:
+    """As the guide of 2020 has it: mean and variance become part of the preparation of images, and return to Keras."""
+    mean = np.array([120.0, 110.0, 100.0] if each else [127.5] * 3)
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3), pooling='avg')
+    inputs = keras.Input((MAP, MAP, 3))
+    layer = keras.layers.Normalization(**(dict(mean=mean, variance=mean**2) if arguments else {}))
+    model = randomised(keras.Model(inputs, keras.layers.Dense(2)(base(layer(inputs)))))
+    if not arguments:
+        layer.adapt(np.stack([0 * mean, 2 * mean]).reshape(1, 1, 2, 3))
+    ported = port(archive(model, tmp_path))
+    scale, offset = ported.structure.rescaling
+    assert np.broadcast_to(scale, 3) == pytest.approx(1 / mean)
+    assert np.broadcast_to(offset, 3) == pytest.approx([-1] * 3)
+    assert isinstance(scale, tuple) == each
+    if not each:
+        return
+    assert assert_computes_the_same(ported) == BY_KERAS
+    preprocessing = Preprocessing('raw', (MAP, MAP), 'bilinear', rescaling=ported.structure.rescaling)
+    write(tmp_path / 'model', ported, ported.model(), NOTHING_PROVEN, preprocessing, None)
+    cfg = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True).pretrained_cfg
+    assert cfg['mean'] == pytest.approx(mean / 255) and cfg['std'] == pytest.approx(mean / 255)
+    write_keras(*build_keras(tmp_path / 'model'), tmp_path / 'back.keras')
+    back = port(tmp_path / 'back.keras')
+    assert [list(np.ravel(value)) for value in back.structure.rescaling] == [
+        list(np.ravel(scale)),
+        list(np.ravel(offset)),
+    ]
+
+
+# Heads
+
+
+def head_of(*layers: Any) -> Any:
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3))
+    x = base.output
+    for layer in layers:
+        x = layer(x)
+    return randomised(keras.Model(base.input, x))
+
+
+L = keras.layers
+HEADS: dict[str, tuple[Callable[[], list[Any]], dict[str, Any]]] = {
+    'norm before pooling': (
+        lambda: [L.BatchNormalization(), L.GlobalAveragePooling2D(), L.Dense(3)], dict(head_layers=[{'bn': 1e-3}])),
+    'dropout and relu before pooling': (
+        lambda: [L.Dropout(0.5), L.ReLU(), L.SpatialDropout2D(0.1), L.GlobalMaxPooling2D(), L.Dense(3)],
+        dict(global_pool='max')),
+    'pooling of the whole map': (lambda: [L.AveragePooling2D((3, 3)), L.Flatten(), L.Dense(3)], {}),
+    'ends in relu': (lambda: [L.GlobalAveragePooling2D(), L.Dense(3, activation='relu')], {}),
+    'ends in tanh': (lambda: [L.GlobalAveragePooling2D(), L.Dropout(1.0), L.Dense(3), L.Activation('tanh')], {}),
+    'hidden softmax': (
+        lambda: [L.GlobalAveragePooling2D(), L.Dense(8, activation='softmax'), L.Dense(3)],
+        dict(head_layers=[{'fc': 8}, {'act': 'softmax'}])),
+    'flattened': (lambda: [L.Flatten(), L.Dense(3, activation='softmax')], dict(head_layers=[{'flatten': [3, 3]}])),
+    'flattened with hidden layers': (
+        lambda: [L.Dropout(0.2), L.Flatten(), L.Dense(16, activation='relu'), L.BatchNormalization(), L.Dense(3)],
+        dict(head_layers=[{'flatten': [3, 3]}, {'fc': 16}, {'act': 'relu'}, {'bn': 1e-3}])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', HEADS)
+def test_heads(kind: str, tmp_path: Path) -> None:
+    """Keras and the network compute the same; Keras' last activation stays Keras'."""
+    layers, arguments = HEADS[kind]
+    model = head_of(*layers())
+    ported = port(archive(model, tmp_path))
+    assert_same(ported, model)
+    assert ported.model_args == {**dict(num_classes=3, global_pool='avg', in_chans=3), **arguments}
+    images = np.random.default_rng(0).uniform(-1, 1, (2, MAP, MAP, 3)).astype(np.float32)
+    with torch.inference_mode():
+        logits = ported.model()(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+        expected = torch.as_tensor(model(images, training=False)).cpu()
+    found = {'linear': lambda x: x, 'softmax': lambda x: x.softmax(1), 'relu': torch.relu, 'tanh': torch.tanh}
+    torch.testing.assert_close(found[ported.final_activation](logits), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['norm before pooling', 'hidden softmax', 'flattened with hidden layers'])
+def test_heads_there_and_back(kind: str, tmp_path: Path) -> None:
+    """They are proven as any other; the arrays return to Keras bit by bit; timm uses them as it does."""
+    ported = port(archive(head_of(*HEADS[kind][0]()), tmp_path))
+    assert assert_computes_the_same(ported) == BY_KERAS
+    write(tmp_path / 'model', ported, ported.model(), NOTHING_PROVEN, Preprocessing('tf', (MAP, MAP), 'bilinear'), None)
+    write_keras(*build_keras(tmp_path / 'model'), tmp_path / 'back.keras')
+    back = port(tmp_path / 'back.keras')
+    assert (back.model_args, back.final_activation) == (ported.model_args, ported.final_activation)
+    assert all(torch.equal(tensor, ported.tensors[name]) for name, tensor in back.tensors.items())
+    with torch.inference_mode():
+        network = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True).eval()
+        x = torch.rand(1, 3, MAP, MAP)
+        assert torch.equal(network(x), network.forward_head(network.forward_features(x)))
+        assert network.forward_head(network.forward_features(x), pre_logits=True).shape == (1, network.head_hidden_size)
+
+
+def test_a_flattened_head_takes_one_size(tmp_path: Path) -> None:
+    network = timm.create_model('xception_paper', num_classes=3, head_layers=[{'flatten': [3, 3]}, {'fc': 16}]).eval()
+    assert network(torch.rand(1, 3, 96, 96)).shape == (1, 3)
+    with pytest.raises(ValueError, match='takes feature maps of 3x3, not 4x4: it needs images of the size'):
+        network(torch.rand(1, 3, 128, 128))
+    network.reset_classifier(5)
+    assert network(torch.rand(1, 3, 96, 96)).shape == (1, 5)
+    network.reset_classifier(4, 'max')
+    assert network(torch.rand(1, 3, 128, 128)).shape == (1, 4) and network.head_hidden_size == 2048
+    state = timm.create_model('xception_paper', num_classes=3, head_layers=[{'flatten': [3, 3]}]).state_dict()
+    torch.save(state, tmp_path / 'x.pth')
+    import xception_hub
+
+    assert xception_hub.from_checkpoint(tmp_path / 'x.pth')(torch.rand(1, 3, 96, 96)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ('layers', 'reason'),
+    [
+        (lambda: [L.BatchNormalization(), L.GlobalMaxPooling2D()], 'GlobalMaxPooling2D layer .* before the pooling'),
+        (lambda: [L.AveragePooling2D((2, 2)), L.Flatten(), L.Dense(3)], 'AveragePooling2D layer .* before the pooling'),
+        (lambda: [L.AveragePooling2D((3, 3)), L.Dense(3)], 'takes the map of one place .* Put a Flatten layer between'),
+        (lambda: [L.Conv2D(8, 1), L.GlobalAveragePooling2D(), L.Dense(3)], 'Conv2D layer .* before the pooling cannot'),
+        (lambda: [L.GlobalAveragePooling2D(), L.Dense(3), L.BatchNormalization()], 'follows the classifier'),
+        (lambda: [L.GlobalAveragePooling2D(), L.Dense(3, use_bias=False)], 'is the classifier and has no bias'),
+    ],
+)  # fmt: skip
+def test_refused_heads(layers: Callable[[], list[Any]], reason: str, tmp_path: Path) -> None:
+    """Says where the layer stands; the way out works."""
+    model = head_of(*layers())
+    with pytest.raises(KerasFileError, match=reason) as error:
+        port(archive(model, tmp_path))
+    if 'The features alone can be converted' in str(error.value):
+        code = str(error.value).partition('in Keras, save ')[2].partition(', where')[0]
+        features = eval(code, dict(keras=keras, m=model))
+        assert port(archive(features, tmp_path)).model_args['num_classes'] == 0
