@@ -125,7 +125,7 @@ def test_preset(flat_top: Any, tmp_path: Path) -> None:
     assert (ported.final_activation, ported.structure.residuals_by) == ('softmax', 'name')
     found = choose_preprocessing(ported)
     assert (found.image_size, found.interpolation, found.crop_mode) == ((SIZE, SIZE), 'bilinear', 'center')
-    assert found.mean_and_std() == (0.5, 0.5)
+    assert found.mean_and_std() == ((0.5,) * 3, (0.5,) * 3)
     assert ported.left_out == {'optimizer/vars/0': "the optimizer's state"}
 
 

@@ -98,7 +98,7 @@ def test_rescaling_returns(tmp_path: Path) -> None:
     model = randomised(sequential())
     ported = port(archive(model, tmp_path))
     preprocessing = choose_preprocessing(ported, interpolation='bilinear')
-    assert (preprocessing.input_range, preprocessing.mean_and_std()) == ('raw', (0.5, 0.5))
+    assert (preprocessing.input_range, preprocessing.mean_and_std()) == ('raw', ((0.5,) * 3, (0.5,) * 3))
     convert(ported, tmp_path / 'network', preprocessing)
     write_keras(*build_keras(tmp_path / 'network'), tmp_path / 'back.keras')
     back = port(tmp_path / 'back.keras')
