@@ -75,6 +75,7 @@ def main(
     size: Annotated[int | None, Parameter(validator=Number(gte=MIN_IMG_SIZE))] = None,
     class_names: Annotated[list[str] | None, Parameter(consume_multiple=True, negative='')] = None,
     config: Path | None = None,
+    output_layer: str | None = None,
     images: Path | None = None,
 ) -> None:
     """Convert SOURCE into a directory that `timm.create_model('local-dir:DIR', pretrained=True)` loads.
@@ -92,10 +93,11 @@ def main(
         class_names: Names of the classes in order, separated by spaces or commas, or a file with one a line; `none` for
             a model without names. Needed for every model with a classifier.
         config: File with what model.to_json() gives in Keras. Needed for weights alone with more than one Dense layer.
+        output_layer: Layer that is the output, of a model that has several.
         images: Folder of photos on which the networks are compared. By default one photo that Matplotlib brings along.
     """
     try:
-        ported = port(source, config)
+        ported = port(source, config, output_layer)
         preprocessing = choose_preprocessing(ported, input_range, interpolation, size, class_names)
         photos = find_photos(images) if images else []
         parity = convert(ported, output, preprocessing, read_class_names(ported, class_names), photos)

@@ -23,19 +23,28 @@ from keras_files import (
     weights_of_keras2,
     whole_h5_of_keras2,
 )
+from old_keras_files import (
+    HEADS,
+    MAP,
+    Change,
+    L,
+    again,
+    head_of,
+    keras1_file,
+    nested_for_operations,
+    renamed,
+    shifted,
+    with_operations,
+)
 
 from xception_hub.errors import KerasFileError
 from xception_hub.porting.keras_file import build_keras, write_keras
-from xception_hub.porting.layouts import KERAS1_VARIABLES
-from xception_hub.porting.names import KERAS1_NAMES, LAYERS
 from xception_hub.porting.output import write
 from xception_hub.porting.parity import Parity, compare_with_keras, prove_parity
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.preprocessing import Preprocessing
 from xception_hub.porting.reference import BY_KERAS, KerasReference
 
-Change = Callable[[str], str]
-MAP = 71  # pixels, of images whose maps have 3x3 places
 NOTHING_PROVEN = Parity(None, None, [], [])
 
 
@@ -60,46 +69,6 @@ def assert_computes_the_same(ported: Port) -> str:
     reference = KerasReference(ported)
     assert compare_with_keras(reference, ported.model(), ported.image_size or (MAP, MAP)).first_wrong is None
     return reference.reading
-
-
-def renamed(file: Path, group: Change = str, owner: Change = str) -> Path:
-    """Other names for the groups of layers, and for the parts between them and the arrays."""
-    old = file.with_suffix('.old')
-    file.rename(old)
-    with h5py.File(old) as source, h5py.File(file, 'w') as target:
-        for name, value in source.attrs.items():
-            target.attrs[name] = value
-        from_, to = source, target
-        if 'model_weights' in source:
-            from_, to = source['model_weights'], target.create_group('model_weights')
-        names = [text.decode() if isinstance(text, bytes) else text for text in from_.attrs['layer_names']]
-        to.attrs['layer_names'] = [group(name).encode() for name in names]
-        for name in names:
-            new = to.create_group(group(name))
-            listed: list[Any] = []
-            for part in sorted(key for key in from_[name].attrs if key.startswith('weight_names')):
-                listed += list(from_[name].attrs[part])
-            arrays = []
-            for array in (text.decode() if isinstance(text, bytes) else text for text in listed):
-                path, _, last = array.rpartition('/')
-                arrays.append(f'{owner(path)}/{last}')
-                new[arrays[-1]] = from_[name][array][()]
-            new.attrs['weight_names'] = np.array([array.encode() for array in arrays])
-    old.unlink()
-    return file
-
-
-def again(name: str) -> str:
-    """What TensorFlow 1 made of a name that was taken: a model was built a second time."""
-    return f'{name}_1'
-
-
-def shifted(name: str, by: int = 5) -> str:
-    """What Keras calls a layer without a name later in a session."""
-    stem, _, number = name.rpartition('_')
-    if name in ('conv2d', 'batch_normalization', 'dense'):
-        return f'{name}_{by}'
-    return f'{stem}_{int(number) + by}' if stem in ('conv2d', 'batch_normalization', 'dense') else name
 
 
 # Names
@@ -188,45 +157,6 @@ def test_swapped_names_are_caught(nested_model: Any, tmp_path: Path) -> None:
 # Keras 1
 
 
-def keras1_file(model: Any, folder: Path, start: int) -> Path:
-    """Weights of Keras 1.2: layers are numbered from `start` on, in the order of creation."""
-    tensors = expected_tensors(model)
-    counts = dict.fromkeys(KERAS1_NAMES, start - 1)
-    file = folder / 'weights.h5'
-    inverse = {'conv': (2, 3, 1, 0), 'depthwise': (2, 3, 0, 1), 'pointwise': (2, 3, 1, 0)}
-    with h5py.File(file, 'w') as f:
-        groups = []
-
-        def put(group: str, arrays: dict[str, np.ndarray]) -> None:
-            names = []
-            for keras_name, value in arrays.items():
-                names.append(f'{group}_{KERAS1_VARIABLES.get(keras_name, keras_name)}:0')
-                f[f'{group}/{names[-1]}'] = value
-            f[group].attrs['weight_names'] = [name.encode() for name in names]
-            groups.append(group.encode())
-
-        for layer in LAYERS.values():
-            counts[layer.kind] += 1
-            found = {name.removeprefix(f'{layer.torch}.'): tensor.numpy() for name, tensor in tensors.items()
-                     if name.startswith(f'{layer.torch}.')}  # fmt: skip
-            arrays = {
-                'conv': lambda t: {'kernel': t['weight'].transpose(inverse['conv'])},
-                'sepconv': lambda t: {
-                    'depthwise_kernel': t['conv_dw.weight'].transpose(inverse['depthwise']),
-                    'pointwise_kernel': t['conv_pw.weight'].transpose(inverse['pointwise']),
-                },
-                'bn': lambda t: {'gamma': t['weight'], 'beta': t['bias'], 'moving_mean': t['running_mean'],
-                                 'moving_variance': t['running_var']},
-            }[layer.kind](found)  # fmt: skip
-            put(f'{KERAS1_NAMES[layer.kind]}_{counts[layer.kind]}', arrays)
-        f.create_group('globalaveragepooling2d_1').attrs['weight_names'] = np.zeros(0)
-        groups.append(b'globalaveragepooling2d_1')
-        put('dense_3', {'kernel': tensors['head.fc.weight'].numpy().T, 'bias': tensors['head.fc.bias'].numpy()})
-        f.attrs['layer_names'] = groups
-        f.attrs['keras_version'] = b'1.2.2'
-    return file
-
-
 @pytest.mark.parametrize('start', [1, 41])
 def test_weights_of_keras_1(start: int, tmp_path: Path) -> None:
     """By their numbers, which rise in the order of creation; `running_std` is the variance."""
@@ -279,34 +209,6 @@ def test_batch_normalization_of_tensorflow_1(flat_head: Any, tmp_path: Path) -> 
     with h5py.File(file, 'r+') as f:
         f.attrs['model_config'] = f.attrs['model_config'].replace('"BatchNormalization"', '"BatchNormalizationV1"')
     assert_same(port(file), flat_head)
-
-
-def with_operations(*operations: tuple[str, dict[str, float]]) -> str:
-    """The config of a nested model behind operations of TensorFlow 2.0 to 2.3."""
-    config = json.loads(nested_for_operations().to_json())
-    layers = config['config']['layers']
-    last = layers[0]['config']['name']
-    made = []
-    for number, (operation, constants) in enumerate(operations):
-        name = f'tf_op_layer_{operation}_{number}'
-        node = {'name': operation, 'op': operation, 'input': ['a', 'b'], 'attr': {'T': {'type': 'DT_FLOAT'}}}
-        made.append({
-            'class_name': 'TensorFlowOpLayer', 'name': name, 'inbound_nodes': [[[last, 0, 0, {}]]],
-            'config': {'name': operation, 'trainable': True, 'dtype': 'float32',
-                       'node_def': json.dumps(node) if number % 2 else node, 'constants': constants},
-        })  # fmt: skip
-        last = name
-    text = json.dumps(layers[1:]).replace(
-        f'"keras_history": ["{layers[0]["config"]["name"]}"', f'"keras_history": ["{last}"'
-    )
-    config['config']['layers'] = [layers[0], *made, *json.loads(text)]
-    return json.dumps(config)
-
-
-def nested_for_operations() -> Any:
-    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3), pooling='avg')
-    inputs = keras.Input((SIZE, SIZE, 3))
-    return keras.Model(inputs, keras.layers.Dense(2)(base(inputs)))
 
 
 @pytest.mark.parametrize(
@@ -384,34 +286,6 @@ def test_normalization(each: bool, arguments: bool, tmp_path: Path) -> None:
 # Heads
 
 
-def head_of(*layers: Any) -> Any:
-    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3))
-    x = base.output
-    for layer in layers:
-        x = layer(x)
-    return randomised(keras.Model(base.input, x))
-
-
-L = keras.layers
-HEADS: dict[str, tuple[Callable[[], list[Any]], dict[str, Any]]] = {
-    'norm before pooling': (
-        lambda: [L.BatchNormalization(), L.GlobalAveragePooling2D(), L.Dense(3)], dict(head_layers=[{'bn': 1e-3}])),
-    'dropout and relu before pooling': (
-        lambda: [L.Dropout(0.5), L.ReLU(), L.SpatialDropout2D(0.1), L.GlobalMaxPooling2D(), L.Dense(3)],
-        dict(global_pool='max')),
-    'pooling of the whole map': (lambda: [L.AveragePooling2D((3, 3)), L.Flatten(), L.Dense(3)], {}),
-    'ends in relu': (lambda: [L.GlobalAveragePooling2D(), L.Dense(3, activation='relu')], {}),
-    'ends in tanh': (lambda: [L.GlobalAveragePooling2D(), L.Dropout(1.0), L.Dense(3), L.Activation('tanh')], {}),
-    'hidden softmax': (
-        lambda: [L.GlobalAveragePooling2D(), L.Dense(8, activation='softmax'), L.Dense(3)],
-        dict(head_layers=[{'fc': 8}, {'act': 'softmax'}])),
-    'flattened': (lambda: [L.Flatten(), L.Dense(3, activation='softmax')], dict(head_layers=[{'flatten': [3, 3]}])),
-    'flattened with hidden layers': (
-        lambda: [L.Dropout(0.2), L.Flatten(), L.Dense(16, activation='relu'), L.BatchNormalization(), L.Dense(3)],
-        dict(head_layers=[{'flatten': [3, 3]}, {'fc': 16}, {'act': 'relu'}, {'bn': 1e-3}])),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize('kind', HEADS)
 def test_heads(kind: str, tmp_path: Path) -> None:
     """Keras and the network compute the same; Keras' last activation stays Keras'."""
@@ -481,3 +355,75 @@ def test_refused_heads(layers: Callable[[], list[Any]], reason: str, tmp_path: P
         code = str(error.value).partition('in Keras, save ')[2].partition(', where')[0]
         features = eval(code, dict(keras=keras, m=model))
         assert port(archive(features, tmp_path)).model_args['num_classes'] == 0
+
+
+def two_outputs() -> Any:
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3), pooling='avg')
+    inputs = keras.Input((MAP, MAP, 3))
+    x = base(inputs)
+    kind = L.Dense(3, name='kind')(L.Dense(8, activation='relu')(x))
+    return randomised(keras.Model(inputs, [kind, L.Dense(1, name='age', activation='relu')(x)]))
+
+
+@pytest.mark.parametrize('write_file', [archive, whole_h5_of_keras2], ids=lambda f: f.__name__)
+def test_one_output_of_several(write_file: Callable[[Any, Path], Path], tmp_path: Path) -> None:
+    """Is named; the arrays of the other are listed as left out."""
+    model = two_outputs()
+    file = write_file(model, tmp_path)
+    with pytest.raises(KerasFileError, match='branches after .* Choose one .* --output-layer: kind, age'):
+        port(file)
+    with pytest.raises(KerasFileError, match="has no layer 'sex'; its outputs are kind, age"):
+        port(file, output_layer='sex')
+    for name, classes, left in (('kind', 3, 2), ('age', 1, 4)):
+        ported = port(file, output_layer=name)
+        kernel = model.get_layer(name).get_weights()[0]
+        assert np.array_equal(ported.tensors['head.fc.weight'].numpy(), kernel.T)
+        assert ported.model_args['num_classes'] == classes
+        assert list(ported.left_out.values()).count('of another output') == left
+    assert 'one of its outputs was chosen' in assert_computes_the_same(ported)
+
+
+@pytest.mark.parametrize('nested_in', ['the model', 'a model within'])
+def test_without_the_layer_in_front(nested_in: str, tmp_path: Path) -> None:
+    """The code that the refusal names keeps the head, and what it saves converts."""
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3), pooling='avg')
+    inputs = keras.Input((MAP, MAP, 3))
+    if nested_in == 'the model':
+        x = base(L.ZeroPadding2D(0, name='pad')(inputs))
+    else:
+        inner = keras.Input((MAP, MAP, 3))
+        x = keras.Model(inner, base(L.ZeroPadding2D(0, name='pad')(inner)))(inputs)
+    model = randomised(keras.Model(inputs, L.Dense(3)(x) if nested_in == 'the model' else x))
+    with pytest.raises(KerasFileError, match='ZeroPadding2D layer .* before Xception cannot be converted') as error:
+        port(archive(model, tmp_path))
+    code = str(error.value).partition('in Keras, save ')[2].rpartition(', which')[0]
+    ported = port(archive(eval(code, dict(keras=keras, model=model)), tmp_path))
+    assert ported.model_args['num_classes'] == (3 if nested_in == 'the model' else 0)
+
+
+def test_a_repeated_model(tmp_path: Path) -> None:
+    """TimeDistributed is named with its own model, which converts."""
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3), pooling='avg')
+    inputs = keras.Input((4, MAP, MAP, 3))
+    x = L.TimeDistributed(randomised(base), name='frames')(inputs)
+    model = keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling1D()(x)))
+    with pytest.raises(KerasFileError, match=r"TimeDistributed .*'frames'.* model.get_layer\('frames'\).layer"):
+        port(archive(model, tmp_path))
+    assert_same(port(archive(model.get_layer('frames').layer, tmp_path)), base)
+
+
+def test_a_reference_that_fails(flat_head: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is not a proof, and no traceback."""
+    ported = port(archive(flat_head, tmp_path))
+    monkeypatch.setattr(KerasReference, '__call__', lambda self, images: [][0])
+    parity = prove_parity(ported, ported.model(), [(SIZE, SIZE)])
+    assert not parity.passed
+    assert 'comparison with Keras: FAILED, not shown, for Keras fails: IndexError' in parity.report()
+
+
+def test_config_of_keras_1(flat_head: Any, tmp_path: Path) -> None:
+    file = keras1_file(randomised(flat_with_top()), tmp_path, 1)
+    with h5py.File(file, 'r+') as f:
+        f.attrs['model_config'] = flat_head.to_json().replace('"Conv2D"', '"Convolution2D"')
+    with pytest.raises(KerasFileError, match='Keras 1 wrote its config, which is not read. Add --config FILE'):
+        port(file)

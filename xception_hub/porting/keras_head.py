@@ -53,25 +53,7 @@ OPERATIONS = {
     'AddV2': 'add',
     'Mul': 'multiply',
 }
-# Classes that may stand around Xception; the readers below check where
-KNOWN_CLASSES = (
-    *POOLS,
-    *AUGMENTATIONS,
-    'InputLayer',
-    'Rescaling',
-    'Normalization',
-    'TFOpLambda',
-    'TensorFlowOpLayer',
-    'TrueDivide',
-    'Divide',
-    'Subtract',
-    'Multiply',
-    'Dense',
-    'Dropout',
-    'Flatten',
-    'Softmax',
-    'AveragePooling2D',
-)
+HINTS = {'Lambda': ' It holds code, which is never run.'}
 MAX_UNITS = 1_000_000  # outputs; the paper's largest head has 17,000
 MAX_CHANNELS = 1024
 BN_MOMENTUM = 0.99  # Keras' default
@@ -208,7 +190,7 @@ def _read_before_pooling(head: FileHead, layer: FileLayer, image_size: tuple[int
     if class_name == 'BatchNormalization' and not norms:
         head.layers.append(HiddenLayer(_norm(config, place), layer))  # of means the same as the mean of it
         return ''
-    raise KerasFileError(f'{place} cannot be converted. {WAY_OUT}')
+    raise KerasFileError(f'{place} cannot be converted.{HINTS.get(layer.class_name, "")} {WAY_OUT}')
 
 
 def map_side(side: int) -> int:
@@ -262,7 +244,7 @@ def _hidden(layer: FileLayer, place: str) -> list[HiddenLayer]:
         return [HiddenLayer({'drop': rate})] if 0 < rate < 1 else []  # Keras leaves all as it is at 1, too
     if layer.class_name == 'BatchNormalization':
         return [HiddenLayer(_norm(config, place), layer)]
-    raise KerasFileError(f'{place} cannot be converted. {WAY_OUT}')
+    raise KerasFileError(f'{place} cannot be converted.{HINTS.get(layer.class_name, "")} {WAY_OUT}')
 
 
 def _norm(config: dict[str, Any], place: str) -> dict[str, Any]:
@@ -349,8 +331,13 @@ class Step:
     file_layer: FileLayer | None = None
 
 
-def read_steps(before: Sequence[FileLayer], source: object) -> tuple[list[Step], list[str]]:
+def read_steps(before: Sequence[FileLayer], home: str, source: object) -> tuple[list[Step], list[str]]:
     """Reads what a model does to its images before Xception.
+
+    Args:
+        before: The layers.
+        home: Layer of the outermost model that Xception is in.
+        source: Name of the source in errors.
 
     Returns:
         The steps, and the names of training-only layers.
@@ -372,11 +359,18 @@ def read_steps(before: Sequence[FileLayer], source: object) -> tuple[list[Step],
             steps.append(_arithmetic(operation, *layer.constants[0], place))
         else:
             raise KerasFileError(
-                f'{place} cannot be converted. Rescaling, Normalization, arithmetic with one number, and random '
-                f'augmentation can. Rebuild the model without the layer, with the head that it has, and do what the '
-                f'layer does to the images beforehand.'
+                f'{place} cannot be converted.{HINTS.get(layer.class_name, "")} Leave it out, and do what it does to '
+                f'the images beforehand: in Keras, save {_behind(layer, home)}, which keeps the head.'
             )
     return steps, ignored
+
+
+def _behind(layer: FileLayer, home: str) -> str:
+    """Code for what follows a layer: of the whole model, or of the one within it that holds both layer and Xception."""
+    model, name = ('model', layer.top) if layer.top != home or layer.top == layer.name else (
+        f'model.get_layer({home!r})', layer.name
+    )  # fmt: skip
+    return f'keras.Model({model}.get_layer({name!r}).output, {model}.output)'
 
 
 def _arithmetic(operation: str, position: int, value: Any, place: str) -> Step:

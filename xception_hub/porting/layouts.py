@@ -62,6 +62,10 @@ class Layout(ABC):
         """Lists the layers that the file names, in Keras' order. It is used for weights that come without a config."""
 
     @abstractmethod
+    def place_of(self, layer: FileLayer) -> str:
+        """How the paths of a layer of the outermost model, and of all within it, begin."""
+
+    @abstractmethod
     def paths(self, layers: Kinds) -> list[dict[str, str]]:
         """For each layer, Keras' names of its arrays and their paths, which need not exist.
 
@@ -124,6 +128,9 @@ class VarsLayout(Layout):
                 path = f'{parent}/{last}'.replace(OLD_PREFIX, PREFIX)
                 found.append(((parent, stem, number), FileLayer(name, CLASSES.get(stem, stem), path)))
         return [layer for _, layer in sorted(found, key=lambda item: item[0])]
+
+    def place_of(self, layer: FileLayer) -> str:
+        return layer.path.replace(PREFIX, self.prefix) + '/'
 
     def paths(self, layers: Kinds) -> list[dict[str, str]]:
         return [self._paths(layer, kind) for layer, kind in layers]
@@ -266,6 +273,9 @@ class GroupsLayout(Layout):
             return 'Conv2D' if len(self.weights.shape(owner.arrays['kernel'])) == 4 else 'Dense'
         return owner.name
 
+    def place_of(self, layer: FileLayer) -> str:
+        return f'{self.root}{layer.top}/'
+
     def paths(self, layers: Kinds) -> list[dict[str, str]]:
         with_arrays = [group for group, owners in self.groups.items() if owners]
         tops = self._match(dict.fromkeys((layer.top, layer.outer_class) for layer, _ in layers), with_arrays)
@@ -335,18 +345,25 @@ class GroupsLayout(Layout):
         """
         found: dict[str, str] = {}
         by_class: dict[str, list[str]] = {}
+        known = set(there)
+        again: dict[str, list[str]] = {}  # name -> those with a number behind it
+        for name in there:
+            again.setdefault(numbered(name)[0], []).append(name)
         for name, class_name in wanted:
             if is_numbered(name, class_name):
                 by_class.setdefault(stem_of(name), []).append(name)
-            elif name in there:
-                found[name] = name
-            else:
-                again = [other for other in there if re.fullmatch(re.escape(name) + r'_\d{1,9}', other)]
-                if len(again) > 1:
-                    raise KerasFileError(f'{self.weights.source}: the layer {name!r} may be {" or ".join(again[:4])}.')
-                found[name] = again[0] if again else name
+                continue
+            others = [name] if name in known else [other for other in again.get(name, []) if other != name]
+            if len(others) > 1:
+                raise KerasFileError(f'{self.weights.source}: the layer {name!r} may be {" or ".join(others[:4])}.')
+            found[name] = others[0] if others else name
+        free: dict[str, list[str]] = {}  # class -> names that are not taken
+        taken = set(found.values())
+        for name in there:
+            if name not in taken:
+                free.setdefault(stem_of(name), []).append(name)
         for stem, names in by_class.items():
-            others = [name for name in there if stem_of(name) == stem and name not in found.values()]
+            others = free.get(stem, [])
             if set(names) <= set(others):
                 found.update(zip(names, names))
             elif len(names) == len(others):

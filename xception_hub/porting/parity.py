@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import Xception
-from ..errors import ParityError
+from ..errors import ParityError, in_one_line
 from ..topology import TAPS
 from ..weights.fingerprints import compare
 from .consistency import MOST, Consistency, check_consistency
@@ -174,19 +174,26 @@ def prove_parity(
     proofs: list[Comparison] = []
     version = reading = None
     by_keras = False
+    checks = [same_tensors(ported, model)]
     if keras_is_installed():
-        for dtype in TOLERANCES:
-            reference = KerasReference(ported, dtype)
-            version, reading, by_keras = reference.version, reference.reading, reference.by_keras
-            proofs += [compare_with_keras(reference, model, size, photos) for size in sizes]
-            del reference
-            release_memory()
+        try:
+            for dtype in TOLERANCES:
+                reference = KerasReference(ported, dtype)
+                version, reading, by_keras = reference.version, reference.reading, reference.by_keras
+                proofs += [compare_with_keras(reference, model, size, photos) for size in sizes]
+                del reference
+                release_memory()
+        except ImportError:
+            raise
+        except Exception as e:  # of Keras and its backends, whatever a model leads them to
+            checks.append(
+                Finding('comparison with Keras', False, True, f'not shown, for Keras fails: {in_one_line(e)}')
+            )
     elif consistency_images is None:
         raise ParityError(
             f'{ported.source}: Keras is not installed, and there is no photo for the proofs without it. Install '
             f"Keras (pip install 'xception-hub[keras]'), or pass --images FOLDER."
         )
-    checks = [same_tensors(ported, model)]
     if consistency_images is None:  # noise tells the normalizations apart, but not how far off they may be
         checks.append(_residuals(check_consistency(model, _noise(sizes[0], model.in_chans)), not by_keras))
     else:

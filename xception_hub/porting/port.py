@@ -34,7 +34,9 @@ LEFT_OUT = {
 }
 LEFT_OUT_PARTS = {'seed_generator': 'the state of a random generator', 'StateVar': 'the state of a random generator'}
 
-MAX_PARAMETERS = 2**27  # 512 MB; with the paper's largest head it has 117 million
+OTHER_OUTPUT = 'of another output'
+
+MAX_PARAMETERS = 2**28  # 1 GB; the paper's largest head has 95 million, one of 1,024 on a flattened map 210 million
 
 
 @dataclass
@@ -104,12 +106,13 @@ class Port:
         return model.eval()
 
 
-def port(source: str | Path, config: Path | None = None) -> Port:
+def port(source: str | Path, config: Path | None = None, output_layer: str | None = None) -> Port:
     """Reads an Xception from any file or directory in which Keras has kept one.
 
     Args:
         source: What `formats.open_source` takes, or 'keras-imagenet' or 'keras-imagenet-notop', which are downloaded.
         config: What `model.to_json()` gave, for weights alone that don't tell their head.
+        output_layer: Name of the layer that is the output, of a model that has several.
 
     Raises:
         KerasFileError: The source is missing, damaged, unsafe, no Xception, or holds arrays that it has no place for.
@@ -122,7 +125,10 @@ def port(source: str | Path, config: Path | None = None) -> Port:
                 raise KerasFileError(f'{path} holds the config of its model; leave out {config}.')
             opened.config = read_json(config)
         # a config is read before anything of the weights
-        known = parse(opened.config, path) if opened.config is not None and opened.kind != 'preset' else None
+        has_config = opened.config is not None and opened.kind != 'preset'
+        if output_layer and not has_config:
+            raise KerasFileError(f'{path} holds weights alone, whose outputs have no names: add --config FILE.')
+        known = parse(opened.config, path, output_layer) if has_config else None
         layout = layout_of(opened.weights)
         structure = known or _structure(opened, layout)
         tensors, model_args, left_out = read_layers(structure, layout)
@@ -228,7 +234,7 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
         for path in paths.values():
             if path in weights:  # there is not always a count
                 account.use(path, weights.shape(path), 'the preparation of images')
-    left_out = account.left_out()
+    left_out = account.left_out([layout.place_of(layer) for layer in structure.others])
     structure.rescaling = _rescaling(structure, weights, iter(places_of_images))
     tensors: dict[str, Tensor] = {}
     for layer, arrays in plan:
@@ -279,9 +285,13 @@ class _Account:
             )
         self.used[path] = layer
 
-    def left_out(self) -> dict[str, str]:
-        """Array -> why it isn't used; raises if there is no reason."""
-        reasons = {path: _reason(path) for path in self.weights.arrays() if path not in self.used}
+    def left_out(self, others: Sequence[str] = ()) -> dict[str, str]:
+        """Array -> why it isn't used; raises if there is no reason. `others` are the groups of another output."""
+        reasons = {
+            path: OTHER_OUTPUT if path.startswith(tuple(others)) else _reason(path)
+            for path in self.weights.arrays()
+            if path not in self.used
+        }
         unknown = [path for path, reason in reasons.items() if not reason]
         if unknown:
             raise KerasFileError(

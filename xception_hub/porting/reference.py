@@ -87,8 +87,8 @@ class KerasReference:
         if not reason:
             try:
                 return self._load_by_keras(ported)
-            except Exception as e:  # Keras has no error of its own for what it can't read
-                reason = f'Keras cannot read the file ({type(e).__name__}: {str(e).splitlines()[0][:200]})'
+            except Exception:  # Keras has no error of its own for what it can't read
+                reason = f'Keras {self.keras.__version__} does not read this file of Keras {ported.keras_version}'
         self.reading = f"Keras' own Xception with the arrays as the port has read them, for {reason}"
         return build(ported.model(), rescaling=ported.structure.rescaling)
 
@@ -180,6 +180,8 @@ def _why_not_loaded(ported: Port) -> str:
     names = {layer.name for layer in ported.structure.layers.values()}
     if ported.config is not None and FIRST not in names:
         return 'its layers have names of their own'
+    if ported.structure.others:
+        return 'one of its outputs was chosen'
     if ported.kind == 'preset':
         return 'the preset belongs to KerasHub'
     if ported.kind in ('weights', 'shards') and not ported.is_release:

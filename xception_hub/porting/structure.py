@@ -13,17 +13,7 @@ from typing import Any
 from ..errors import KerasFileError
 from ..layers import BN_EPS, MIN_IMG_SIZE
 from ..topology import MODULES
-from .keras_head import (
-    KNOWN_CLASSES,
-    MAX_CHANNELS,
-    WAY_OUT,
-    FileHead,
-    Step,
-    is_number,
-    read_bare_head,
-    read_head,
-    read_steps,
-)
+from .keras_head import MAX_CHANNELS, WAY_OUT, FileHead, Step, is_number, read_bare_head, read_head, read_steps
 from .layouts import FileLayer, numbered
 from .names import KERAS_CLASSES, LAYERS, LISTED, group_name
 from .preprocessing import Rescaling
@@ -36,12 +26,7 @@ MAX_LAYERS = 2000  # Xception has 132
 MAX_NAME = 200  # characters
 FIRST, LAST = 'block1_conv1', 'block14_sepconv2_bn'
 OLD_CLASSES = {'BatchNormalizationV1': 'BatchNormalization', 'BatchNormalizationV2': 'BatchNormalization'}
-HINTS = {
-    'Lambda': ' It holds code, which is never run.',
-    'TimeDistributed': ' It repeats a model: save its own, model.get_layer(NAME).layer, and convert that.',
-    'Convolution2D': ' Keras 1 wrote this config: add --config FILE with what model.to_json() gives of the same model, '
-    'built in the Keras of today.',
-}
+KERAS1_CLASSES = ('Convolution2D', 'SeparableConvolution2D', 'Merge')
 RESIDUAL_BLOCKS = [module.number for module in MODULES if module.strided]
 BACKBONE_CLASSES = (*(KERAS_CLASSES[kind] for kind in LISTED), 'Activation', 'ReLU', 'MaxPooling2D', 'Add')
 
@@ -62,6 +47,7 @@ class Structure:
         channels: Number of image channels; None if the file does not say it.
         residuals_by: How the residual layers were identified: by 'name', 'graph' or 'order'.
         ignored: Names of training-only layers.
+        others: Layers that lead to other outputs than the chosen one.
     """
 
     layers: dict[str, FileLayer]
@@ -72,6 +58,7 @@ class Structure:
     channels: int | None = None
     residuals_by: str = 'name'
     ignored: list[str] = field(default_factory=list)
+    others: list[FileLayer] = field(default_factory=list)
 
     @property
     def rescales(self) -> bool:
@@ -93,21 +80,27 @@ class Model:
             yield from model.all()
 
 
-def parse(config: Any, source: object) -> Structure:
+def parse(config: Any, source: object, output_layer: str | None = None) -> Structure:
     """Reads a model's config as data. Nothing in it is deserialised.
+
+    Args:
+        config: What `model.to_json()` gives.
+        source: Name of the source in errors.
+        output_layer: Layer of the outermost model that is the output, where it has several.
 
     Raises:
         KerasFileError: The model is no Xception, or has a layer that cannot be converted.
     """
     try:
         outer = _read_model(config, 'layers', itertools.count())
+        others = _drop_others(outer, output_layer, source) if output_layer else []
+        _check_era(outer, source)
         home, layers, by = _find_xception(outer, source)
-        _check_classes(outer, source)
-        structure = Structure(layers, residuals_by=by)
+        structure = Structure(layers, residuals_by=by, others=others)
         structure.image_size, structure.channels = _input_of(outer, source)
         _check_numerics(layers, source)
         before, after = _around_xception(outer, home, layers, source)
-        structure.steps, ignored = read_steps(before, source)
+        structure.steps, ignored = read_steps(before, layers[FIRST].top, source)
         structure.head = read_head(after, structure.image_size, source)
         structure.ignored = ignored + structure.head.ignored
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as e:
@@ -203,6 +196,29 @@ def _read_model(
     return model
 
 
+def _drop_others(model: Model, output_layer: str, source: object) -> list[FileLayer]:
+    """Removes the layers on which the chosen output does not depend, and returns them."""
+    by_name = {layer.name: layer for layer in model.layers}
+    if output_layer not in by_name:
+        raise KerasFileError(f'{source} has no layer {output_layer!r}; its outputs are {", ".join(_ends(model)[:6])}.')
+    needed, stack = set(), [output_layer]
+    while stack:
+        name = stack.pop()
+        if name not in needed:
+            needed.add(name)
+            stack += by_name[name].inbound
+    others = [layer for layer in model.layers if layer.name not in needed]
+    model.layers = [layer for layer in model.layers if layer.name in needed]
+    model.nested = {name: inner for name, inner in model.nested.items() if name in needed}
+    return others
+
+
+def _ends(model: Model) -> list[str]:
+    """Names of the layers whose output no other layer takes."""
+    taken = {name for layer in model.layers for name in layer.inbound}
+    return [layer.name or '' for layer in model.layers if layer.name not in taken]
+
+
 def _inbound(layer: dict[str, Any]) -> Iterator[str]:
     """Names of the layers that feed a layer. Keras 2 lists them; Keras 3 has them in the call's arguments."""
 
@@ -250,6 +266,13 @@ def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileL
         found = _identify(model.layers, graph=True)
         if found:
             return model, *found
+    for model in outer.all():
+        for layer in model.layers:
+            if layer.class_name == 'TimeDistributed':
+                raise KerasFileError(
+                    f'{source}: the TimeDistributed layer {layer.name!r} repeats a model. Save that by itself, '
+                    f'model.get_layer({layer.name!r}).layer, and convert it.'
+                )
     raise KerasFileError(f'{source} {_no_xception([layer for model in outer.all() for layer in model.layers])}')
 
 
@@ -331,14 +354,12 @@ def _by_order(layers: list[FileLayer]) -> tuple[dict[str, FileLayer], str] | Non
     return {name: found[name] for name in LAYERS}, 'order'
 
 
-def _check_classes(outer: Model, source: object) -> None:
-    for model in outer.all():
-        for layer in model.layers:
-            if layer.class_name not in (*MODELS, *BACKBONE_CLASSES, *KNOWN_CLASSES):
-                hint = HINTS.get(layer.class_name, '')
-                raise KerasFileError(
-                    f'{source}: the {layer.class_name} layer {layer.name!r} cannot be converted.{hint} {WAY_OUT}'
-                )
+def _check_era(outer: Model, source: object) -> None:
+    if any(layer.class_name in KERAS1_CLASSES for model in outer.all() for layer in model.layers):
+        raise KerasFileError(
+            f'{source}: Keras 1 wrote its config, which is not read. Add --config FILE with what model.to_json() gives '
+            f'of the same model, built in the Keras of today; the weights are read.'
+        )
 
 
 def _check_numerics(layers: dict[str, FileLayer], source: object) -> None:
@@ -419,7 +440,11 @@ def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: objec
         name = end if name in xception else name
         following = [after for after in consumers.get(name, []) if name not in xception or after not in xception]
         if len(following) > 1:
-            raise KerasFileError(f'{source}: the model branches after {name!r}, into {", ".join(following[:6])}.')
+            ends = _ends(model)
+            choose = f' Choose one of its outputs with --output-layer: {", ".join(ends[:6])}.' if len(ends) > 1 else ''
+            raise KerasFileError(
+                f'{source}: the model branches after {name!r}, into {", ".join(following[:6])}.{choose}'
+            )
         if not following:
             break
         name = following[0]

@@ -1,0 +1,155 @@
+"""Files as only Keras of other eras wrote them, of models of today's, and heads that people put on Xception.
+
+What they change is made of what this Keras writes: names, groups, attributes and configs.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+from keras_files import SIZE, expected_tensors, randomised
+
+from xception_hub.porting.layouts import KERAS1_VARIABLES
+from xception_hub.porting.names import KERAS1_NAMES, LAYERS
+
+Change = Callable[[str], str]
+MAP = 71  # pixels, of images whose maps have 3x3 places
+
+
+def renamed(file: Path, group: Change = str, owner: Change = str) -> Path:
+    """Other names for the groups of layers, and for the parts between them and the arrays."""
+    old = file.with_suffix('.old')
+    file.rename(old)
+    with h5py.File(old) as source, h5py.File(file, 'w') as target:
+        for name, value in source.attrs.items():
+            target.attrs[name] = value
+        from_, to = source, target
+        if 'model_weights' in source:
+            from_, to = source['model_weights'], target.create_group('model_weights')
+        names = [text.decode() if isinstance(text, bytes) else text for text in from_.attrs['layer_names']]
+        to.attrs['layer_names'] = [group(name).encode() for name in names]
+        for name in names:
+            new = to.create_group(group(name))
+            listed: list[Any] = []
+            for part in sorted(key for key in from_[name].attrs if key.startswith('weight_names')):
+                listed += list(from_[name].attrs[part])
+            arrays = []
+            for array in (text.decode() if isinstance(text, bytes) else text for text in listed):
+                path, _, last = array.rpartition('/')
+                arrays.append(f'{owner(path)}/{last}')
+                new[arrays[-1]] = from_[name][array][()]
+            new.attrs['weight_names'] = np.array([array.encode() for array in arrays])
+    old.unlink()
+    return file
+
+
+def again(name: str) -> str:
+    """What TensorFlow 1 made of a name that was taken: a model was built a second time."""
+    return f'{name}_1'
+
+
+def shifted(name: str, by: int = 5) -> str:
+    """What Keras calls a layer without a name later in a session."""
+    stem, _, number = name.rpartition('_')
+    if name in ('conv2d', 'batch_normalization', 'dense'):
+        return f'{name}_{by}'
+    return f'{stem}_{int(number) + by}' if stem in ('conv2d', 'batch_normalization', 'dense') else name
+
+
+def keras1_file(model: Any, folder: Path, start: int) -> Path:
+    """Weights of Keras 1.2: layers are numbered from `start` on, in the order of creation."""
+    tensors = expected_tensors(model)
+    counts = dict.fromkeys(KERAS1_NAMES, start - 1)
+    file = folder / 'weights.h5'
+    inverse = {'conv': (2, 3, 1, 0), 'depthwise': (2, 3, 0, 1), 'pointwise': (2, 3, 1, 0)}
+    with h5py.File(file, 'w') as f:
+        groups = []
+
+        def put(group: str, arrays: dict[str, np.ndarray]) -> None:
+            names = []
+            for keras_name, value in arrays.items():
+                names.append(f'{group}_{KERAS1_VARIABLES.get(keras_name, keras_name)}:0')
+                f[f'{group}/{names[-1]}'] = value
+            f[group].attrs['weight_names'] = [name.encode() for name in names]
+            groups.append(group.encode())
+
+        for layer in LAYERS.values():
+            counts[layer.kind] += 1
+            found = {name.removeprefix(f'{layer.torch}.'): tensor.numpy() for name, tensor in tensors.items()
+                     if name.startswith(f'{layer.torch}.')}  # fmt: skip
+            arrays = {
+                'conv': lambda t: {'kernel': t['weight'].transpose(inverse['conv'])},
+                'sepconv': lambda t: {
+                    'depthwise_kernel': t['conv_dw.weight'].transpose(inverse['depthwise']),
+                    'pointwise_kernel': t['conv_pw.weight'].transpose(inverse['pointwise']),
+                },
+                'bn': lambda t: {'gamma': t['weight'], 'beta': t['bias'], 'moving_mean': t['running_mean'],
+                                 'moving_variance': t['running_var']},
+            }[layer.kind](found)  # fmt: skip
+            put(f'{KERAS1_NAMES[layer.kind]}_{counts[layer.kind]}', arrays)
+        f.create_group('globalaveragepooling2d_1').attrs['weight_names'] = np.zeros(0)
+        groups.append(b'globalaveragepooling2d_1')
+        put('dense_3', {'kernel': tensors['head.fc.weight'].numpy().T, 'bias': tensors['head.fc.bias'].numpy()})
+        f.attrs['layer_names'] = groups
+        f.attrs['keras_version'] = b'1.2.2'
+    return file
+
+
+def with_operations(*operations: tuple[str, dict[str, float]]) -> str:
+    """The config of a nested model behind operations of TensorFlow 2.0 to 2.3."""
+    config = json.loads(nested_for_operations().to_json())
+    layers = config['config']['layers']
+    last = layers[0]['config']['name']
+    made = []
+    for number, (operation, constants) in enumerate(operations):
+        name = f'tf_op_layer_{operation}_{number}'
+        node = {'name': operation, 'op': operation, 'input': ['a', 'b'], 'attr': {'T': {'type': 'DT_FLOAT'}}}
+        made.append({
+            'class_name': 'TensorFlowOpLayer', 'name': name, 'inbound_nodes': [[[last, 0, 0, {}]]],
+            'config': {'name': operation, 'trainable': True, 'dtype': 'float32',
+                       'node_def': json.dumps(node) if number % 2 else node, 'constants': constants},
+        })  # fmt: skip
+        last = name
+    text = json.dumps(layers[1:]).replace(
+        f'"keras_history": ["{layers[0]["config"]["name"]}"', f'"keras_history": ["{last}"'
+    )
+    config['config']['layers'] = [layers[0], *made, *json.loads(text)]
+    return json.dumps(config)
+
+
+def nested_for_operations() -> Any:
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3), pooling='avg')
+    inputs = keras.Input((SIZE, SIZE, 3))
+    return keras.Model(inputs, keras.layers.Dense(2)(base(inputs)))
+
+
+def head_of(*layers: Any) -> Any:
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3))
+    x = base.output
+    for layer in layers:
+        x = layer(x)
+    return randomised(keras.Model(base.input, x))
+
+
+L = keras.layers
+HEADS: dict[str, tuple[Callable[[], list[Any]], dict[str, Any]]] = {
+    'norm before pooling': (
+        lambda: [L.BatchNormalization(), L.GlobalAveragePooling2D(), L.Dense(3)], dict(head_layers=[{'bn': 1e-3}])),
+    'dropout and relu before pooling': (
+        lambda: [L.Dropout(0.5), L.ReLU(), L.SpatialDropout2D(0.1), L.GlobalMaxPooling2D(), L.Dense(3)],
+        dict(global_pool='max')),
+    'pooling of the whole map': (lambda: [L.AveragePooling2D((3, 3)), L.Flatten(), L.Dense(3)], {}),
+    'ends in relu': (lambda: [L.GlobalAveragePooling2D(), L.Dense(3, activation='relu')], {}),
+    'ends in tanh': (lambda: [L.GlobalAveragePooling2D(), L.Dropout(1.0), L.Dense(3), L.Activation('tanh')], {}),
+    'hidden softmax': (
+        lambda: [L.GlobalAveragePooling2D(), L.Dense(8, activation='softmax'), L.Dense(3)],
+        dict(head_layers=[{'fc': 8}, {'act': 'softmax'}])),
+    'flattened': (lambda: [L.Flatten(), L.Dense(3, activation='softmax')], dict(head_layers=[{'flatten': [3, 3]}])),
+    'flattened with hidden layers': (
+        lambda: [L.Dropout(0.2), L.Flatten(), L.Dense(16, activation='relu'), L.BatchNormalization(), L.Dense(3)],
+        dict(head_layers=[{'flatten': [3, 3]}, {'fc': 16}, {'act': 'relu'}, {'bn': 1e-3}])),
+}  # fmt: skip
