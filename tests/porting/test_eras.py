@@ -268,7 +268,7 @@ def test_normalization(each: bool, arguments: bool, tmp_path: Path) -> None:
     assert np.broadcast_to(scale, 3) == pytest.approx(1 / mean)
     assert np.broadcast_to(offset, 3) == pytest.approx([-1] * 3)
     assert isinstance(scale, tuple) == each
-    if not each:
+    if not each or arguments:
         return
     assert assert_computes_the_same(ported) == BY_KERAS
     preprocessing = Preprocessing('raw', (MAP, MAP), 'bilinear', rescaling=ported.structure.rescaling)
