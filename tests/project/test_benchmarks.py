@@ -35,9 +35,9 @@ def test_checkpoints() -> None:
     assert rows[2:] == ['| Cadene |  | 0 |']
 
 
-def test_keras_files() -> None:
+def test_keras_eras() -> None:
     """A row of the table; tests/porting/test_eras.py runs every kind."""
-    rows = run('keras_files.py', '--only', 'Keras 1.2').splitlines()
+    rows = run('keras_eras.py', '--only', 'Keras 1.2').splitlines()
     assert re.fullmatch(r'\| Keras 1.2 \| weights \| \d+e-0[678] \|', rows[2])
 
 

@@ -32,7 +32,7 @@ HEAVY = {
     'datasets': {'training', 'examples', 'benchmarks'},
     'torchmetrics': {'training'},
     'h5py': {'porting'},
-    'keras': {'porting'},
+    'keras': {'porting', 'benchmarks'},
     'tensorflow': set(),
 }
 LIGHT_ROOM = {  # what figure 5 is made of

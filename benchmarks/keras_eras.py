@@ -1,4 +1,4 @@
-"""python benchmarks/keras_files.py
+"""python benchmarks/keras_eras.py
 
 Makes a file of each kind that Keras has written, of a model with random arrays, converts it, and prints a row of the
 table in docs/port_your_keras_model.md: how far the network's logits are from those of the model in Keras.
