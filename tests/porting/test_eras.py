@@ -142,6 +142,23 @@ def test_layers_renamed_for_an_ensemble(tmp_path: Path) -> None:
         assert_same(port(file, folder / 'config.json'), model)
 
 
+def test_one_group_around_all(flat_head: Any, tmp_path: Path) -> None:
+    """As `multi_gpu_model` saved it."""
+    file = weights_of_keras2(flat_head, tmp_path)
+    with h5py.File(file) as old, h5py.File(tmp_path / 'one.h5', 'w') as new:
+        arrays = []
+        for name in old.attrs['layer_names']:
+            name = name.decode() if isinstance(name, bytes) else name
+            for array in old[name].attrs['weight_names']:
+                arrays.append(array if isinstance(array, bytes) else array.encode())
+                new[f'model_1/{arrays[-1].decode()}'] = old[name][array][()]
+        new['model_1'].attrs['weight_names'] = np.array(arrays)
+        new.create_group('lambda_1').attrs['weight_names'] = np.zeros(0)
+        new.attrs['layer_names'] = np.array([b'lambda_1', b'model_1'])
+    (tmp_path / 'config.json').write_text(flat_head.to_json())
+    assert_same(port(tmp_path / 'one.h5', tmp_path / 'config.json'), flat_head)
+
+
 def test_swapped_names_are_caught(nested_model: Any, tmp_path: Path) -> None:
     """Two layers whose arrays have each other's names: the order in which Keras lists them says something else."""
     swap = {'block5_sepconv1': 'block6_sepconv1', 'block6_sepconv1': 'block5_sepconv1'}

@@ -94,6 +94,10 @@ def test_tables(kind: str, photos: Path, folder: Path, tmp_path: Path) -> None:
     else:
         rows = datasets.Dataset.from_dict(dict(picture=paths)).cast_column('picture', datasets.Image())
         rows.to_parquet(source) if kind == 'parquet' else rows.save_to_disk(source)
+    if kind == 'parquet':  # by a pattern, and as the only file of a folder
+        for name, given in (('c', tmp_path / 'table.*'), ('d', tmp_path)):
+            predict.main(str(given), model=str(folder), output=tmp_path.parent / f'{name}.csv', device='cpu')
+            assert len(rows_of(tmp_path.parent / f'{name}.csv')) == len(paths)
     for name, given in (('a', source), ('b', photos)):
         predict.main(str(given), model=str(folder), output=tmp_path / f'{name}.parquet', device='cpu')
     one, other = rows_of(tmp_path / 'a.parquet'), sorted(rows_of(tmp_path / 'b.parquet'), key=lambda row: row['file'])

@@ -277,13 +277,11 @@ class GroupsLayout(Layout):
         return f'{self.root}{layer.top}/'
 
     def paths(self, layers: Kinds) -> list[dict[str, str]]:
-        with_arrays = [group for group, owners in self.groups.items() if owners]
-        tops = self._match(dict.fromkeys((layer.top, layer.outer_class) for layer, _ in layers), with_arrays)
         places: dict[int, Owner] = {}
-        for top, group in tops.items():
-            inside = [layer for layer, _ in layers if layer.top == top]
+        for group, pairs in self._grouped(layers):
+            inside = [layer for layer, _ in pairs]
             owners = self.groups.get(group, [])
-            if [layer.name for layer in inside] == [top] or (len(inside) == 1 and len(owners) == 1):
+            if len(inside) == 1 and (len(owners) == 1 or inside[0].name == inside[0].top):
                 places[id(inside[0])] = owners[0] if len(owners) == 1 else Owner(f'{group}/{inside[0].name}')
             else:
                 by_name = {owner.name: owner for owner in owners}
@@ -299,6 +297,15 @@ class GroupsLayout(Layout):
             }
             for layer, kind in layers
         ]
+
+    def _grouped(self, layers: Kinds) -> list[tuple[str, Kinds]]:
+        """The layers by the groups that hold their arrays. A single group holds all, as `multi_gpu_model` made it."""
+        with_arrays = [group for group, owners in self.groups.items() if owners]
+        tops = dict.fromkeys((layer.top, layer.outer_class) for layer, _ in layers)
+        if len(with_arrays) == 1 and len(tops) > 1:
+            return [(with_arrays[0], layers)]
+        matched = self._match(tops, with_arrays)
+        return [(group, [pair for pair in layers if pair[0].top == top]) for top, group in matched.items()]
 
     def by_position(self, layers: Kinds) -> list[tuple[str, str]]:
         """Reads the lists of arrays by their order, as Keras' own loader does, and compares with `paths`.
@@ -316,8 +323,7 @@ class GroupsLayout(Layout):
         """
         different = []
         places = dict(zip((id(layer) for layer, _ in layers), self.paths(layers)))
-        for top in dict.fromkeys(layer.top for layer, _ in layers):
-            inside = [(layer, kind) for layer, kind in layers if layer.top == top]
+        for group, inside in self._grouped(layers):
             expected: list[str] = []
             for trained in (True, False):
                 for layer, kind in inside:
@@ -327,8 +333,6 @@ class GroupsLayout(Layout):
                         for keras, _, _ in KINDS[kind]
                         if trained == (is_trained and not keras.startswith('moving_'))
                     ]
-            group = expected[0].removeprefix(self.root)
-            group = next(name for name in self.groups if group.startswith(f'{name}/'))
             listed = [f'{self.root}{group}/{array}' for array in self.arrays_of(group)]
             if len(listed) != len(expected):
                 raise KerasFileError(

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from . import models, predictions
 from .data import Split, unlabelled
 from .folders import read_folder
 from .labels import names_of
+from .reading import is_saved
 from .samples import Item, image_of, in_order
 from .tables import TABLES
 
@@ -108,13 +110,18 @@ def images_in(
     found, notes = [], []
     for text in paths:
         path = Path(text)
-        saved = path.is_dir() and any((path / name).is_file() for name in ('state.json', 'dataset_dict.json'))
+        saved = path.is_dir() and is_saved(path)
         if path.is_dir() and not saved:
             folder = read_folder(path)
+            if folder.all_tables() and not folder.all_images():  # such as a cloned repository of the Hub
+                found.append(unlabelled(text, image_column, split, image_folder))
+                continue
             files += [{'image': {'path': str(image), 'bytes': None}} for image in folder.all_images()]
             for (suffix, why), count in folder.left_out().items():
                 notes.append(f'{path}: {count} {suffix} left out ({why})')
-        elif saved or path.suffix.lower() in TABLES or (not path.exists() and text.count('/') == 1):
+        elif (
+            saved or path.suffix.lower() in TABLES or (not path.exists() and (has_magic(text) or text.count('/') == 1))
+        ):
             found.append(unlabelled(text, image_column, split, image_folder))
         elif not path.exists():
             raise DataError(f'There is no {text}.')
