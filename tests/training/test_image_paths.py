@@ -78,3 +78,8 @@ def test_where_they_are(folder: Path) -> None:
         assert str(error.value).endswith(f'--image-folder {place}.')
         files, _ = locate(paths, 't.csv', [folder.parent], place)
         assert all(Path(file).is_file() for file in files)
+
+
+def test_links_in_a_circle(folder: Path) -> None:
+    (folder / 'cat' / 'back').symlink_to(folder)
+    assert locate(['cat/1'], 't.csv', [folder], None)[0] == [str(folder / 'cat/1.jpg')]

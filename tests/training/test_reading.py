@@ -91,6 +91,13 @@ def test_clone_without_a_card(clone: Path) -> None:
     assert described(load(str(clone), folders='outer', train_split=None))[0] == ['assets']
 
 
+def test_broken_card(clone: Path) -> None:
+    """Declares nothing."""
+    (clone / 'README.md').write_text('---\nconfigs: [\n---\n# Cats\n')
+    with pytest.raises(DataError, match="has a single class, 'assets'"):
+        load(str(clone))
+
+
 def test_pointers(tmp_path: Path) -> None:
     """A clone without its large files says so, in the table and in the image."""
     (tmp_path / 'data').mkdir()
@@ -182,6 +189,17 @@ def test_metadata(tmp_path: Path) -> None:
     assert data.train.labels.tolist() == [0, 0, 1, 1]
     assert [Path(cell['path']).name for _, cell in data.train.cells()] == ['2.png', '0.png', '1.png', '7.png']
     assert data.notes[1].startswith('1 images are left out, which these do not name')
+
+
+def test_metadata_of_other_places(tmp_path: Path) -> None:
+    """Whole paths, and one that leads out of the folder."""
+    outside = save(tmp_path / 'elsewhere.png')
+    names = [str(tmp_path / 'photos' / 'train' / '0.png'), '../../elsewhere.png']
+    folder = metadata(
+        tmp_path / 'photos', *(f'{{"file_name": "{name}", "label": {i}}}' for i, name in enumerate(names))
+    )
+    data = load(str(folder))
+    assert [Path(cell['path']).resolve() for _, cell in data.train.cells()] == [Path(names[0]), outside]
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,11 @@ class Files:
 
     def _walk(self) -> Iterator[tuple[Path, str]]:
         for folder in self.folders:
+            seen = set()
             for directory, inside, names in os.walk(folder, followlinks=True):
-                inside.sort()
+                seen.add(os.path.realpath(directory))
+                # a link may lead back to a folder that it is in
+                inside[:] = sorted(n for n in inside if os.path.realpath(os.path.join(directory, n)) not in seen)
                 for name in sorted(names):
                     if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith('.'):
                         path = Path(directory, name)

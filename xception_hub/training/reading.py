@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import yaml
 from datasets import Dataset, Features, Image, IterableDataset
 from huggingface_hub import metadata_load
 
@@ -203,7 +204,7 @@ def _declares_files(path: Path) -> bool:
     """Whether a repository's README.md says how its tables are to be read: then its images are illustrations."""
     try:
         data = metadata_load(path / 'README.md') or {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, yaml.YAMLError):
         return False
     return bool(data.get('configs') or data.get('dataset_info'))
 
@@ -255,7 +256,7 @@ def _by_metadata(root: Folder, files: list[Path], folders: str | None, label_col
         label = label_by_name(rows.features, label_column)
         if label is None and folders is None and len(root.folders) > 1:
             return None  # captions, or boxes
-        paths = [(file.parent / str(name)).relative_to(root.path) for name in rows[FILE_NAME]]
+        paths = [_below(file.parent / str(name), root.path) for name in rows[FILE_NAME]]
         named |= {root.path / path for path in paths}
         if label:
             labels |= {(path.parent.name, str(value)) for path, value in zip(paths, rows[label])}
@@ -283,6 +284,10 @@ def _by_metadata(root: Folder, files: list[Path], folders: str | None, label_col
     return Found(
         {name: Table(dataset, datasets.concatenate_datasets(rows), (root.path,)) for name, rows in parts.items()}, notes
     )
+
+
+def _below(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
 
 
 def _with_path(name: str, folder: str) -> dict[str, str]:
