@@ -38,6 +38,7 @@ from old_keras_files import (
 )
 
 from xception_hub.errors import KerasFileError
+from xception_hub.porting.declared import choose_preprocessing
 from xception_hub.porting.keras_file import build_keras, write_keras
 from xception_hub.porting.output import write
 from xception_hub.porting.parity import Parity, compare_with_keras, prove_parity
@@ -174,14 +175,19 @@ def test_swapped_names_are_caught(nested_model: Any, tmp_path: Path) -> None:
 # Keras 1
 
 
-@pytest.mark.parametrize('start', [1, 41])
-def test_weights_of_keras_1(start: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(('start', 'named'), [(1, False), (41, False), (1, True), (3, True)])
+def test_weights_of_keras_1(start: int, named: bool, tmp_path: Path) -> None:
     """By their numbers, which rise in the order of creation; `running_std` is the variance."""
     model = randomised(flat_with_top())
-    file = keras1_file(model, tmp_path, start)
+    file = keras1_file(model, tmp_path, start, named)
     ported = port(file)
     assert_same(ported, model)
-    assert ported.model_args['num_classes'] == 7
+    assert (ported.model_args['num_classes'], ported.final_activation) == (7, 'unknown')
+    with pytest.raises(KerasFileError, match='Pass --input-range and --interpolation and --size and --class-names'):
+        choose_preprocessing(ported, class_names=None)  # nothing of the release is assumed
+    if named:  # as whoever used Keras' own network had it
+        (tmp_path / 'config.json').write_text(model.to_json())
+        assert_same(port(file, tmp_path / 'config.json'), model)
 
 
 # Containers

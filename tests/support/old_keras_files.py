@@ -60,8 +60,8 @@ def shifted(name: str, by: int = 5) -> str:
     return f'{stem}_{int(number) + by}' if stem in ('conv2d', 'batch_normalization', 'dense') else name
 
 
-def keras1_file(model: Any, folder: Path, start: int) -> Path:
-    """Weights of Keras 1.2: layers are numbered from `start` on, in the order of creation."""
+def keras1_file(model: Any, folder: Path, start: int, named: bool = False) -> Path:
+    """Weights of Keras 1.2: layers are numbered from `start` on, in the order of creation; or only the unnamed ones."""
     tensors = expected_tensors(model)
     counts = dict.fromkeys(KERAS1_NAMES, start - 1)
     file = folder / 'weights.h5'
@@ -78,7 +78,8 @@ def keras1_file(model: Any, folder: Path, start: int) -> Path:
             groups.append(group.encode())
 
         for layer in LAYERS.values():
-            counts[layer.kind] += 1
+            own = named and 'residual' not in layer.keras
+            counts[layer.kind] += not own
             found = {name.removeprefix(f'{layer.torch}.'): tensor.numpy() for name, tensor in tensors.items()
                      if name.startswith(f'{layer.torch}.')}  # fmt: skip
             arrays = {
@@ -90,7 +91,7 @@ def keras1_file(model: Any, folder: Path, start: int) -> Path:
                 'bn': lambda t: {'gamma': t['weight'], 'beta': t['bias'], 'moving_mean': t['running_mean'],
                                  'moving_variance': t['running_var']},
             }[layer.kind](found)  # fmt: skip
-            put(f'{KERAS1_NAMES[layer.kind]}_{counts[layer.kind]}', arrays)
+            put(layer.keras if own else f'{KERAS1_NAMES[layer.kind]}_{counts[layer.kind]}', arrays)
         f.create_group('globalaveragepooling2d_1').attrs['weight_names'] = np.zeros(0)
         groups.append(b'globalaveragepooling2d_1')
         put('dense_3', {'kernel': tensors['head.fc.weight'].numpy().T, 'bias': tensors['head.fc.bias'].numpy()})

@@ -237,7 +237,7 @@ class GroupsLayout(Layout):
         return all(layer.keras1 in self.groups for layer in LAYERS.values())
 
     def layers(self) -> list[FileLayer]:
-        if self.is_keras1:
+        if self.is_keras1 and next(iter(LAYERS)) not in self.groups:
             return self._layers_of_keras1()
         found = []
         for group, owners in self.groups.items():
@@ -249,7 +249,7 @@ class GroupsLayout(Layout):
         return found
 
     def _layers_of_keras1(self) -> list[FileLayer]:
-        """Xception's layers by their numbers, which rise in the order of creation, then those of the head."""
+        """Xception's layers without names, by their numbers, which rise in the order of creation, then the head's."""
         groups = sorted(self.groups, key=numbered)
         found: list[FileLayer] = []
         for kind, stem in KERAS1_NAMES.items():

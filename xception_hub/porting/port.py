@@ -132,6 +132,10 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
         layout = layout_of(opened.weights)
         structure = known or _structure(opened, layout)
         tensors, model_args, left_out = read_layers(structure, layout)
+        is_release = known is None and _is_release(layout, model_args)
+        if is_release:
+            structure.image_size = 299, 299
+            structure.head.final_activation = 'softmax' if structure.head.classifier else 'linear'
         return Port(
             path,
             opened.kind,
@@ -141,11 +145,17 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
             structure,
             left_out,
             opened.keras_version,
-            isinstance(layout, GroupsLayout) and layout.is_release,
+            is_release,
             opened.config if opened.kind != 'preset' else None,
             _preset_config(opened, 'image_converter.json') or None,
             _misplaced(structure, layout) if known else None,
         )
+
+
+def _is_release(layout: Layout, model_args: dict[str, Any]) -> bool:
+    """Whether a file has the layout and the outputs of one that Keras publishes; others that Keras 1 wrote have not."""
+    plain = {*model_args} <= {'num_classes', 'global_pool', 'in_chans'} and model_args['num_classes'] in (0, 1000)
+    return isinstance(layout, GroupsLayout) and layout.is_release and plain
 
 
 def _misplaced(structure: Structure, layout: Layout) -> list[tuple[str, str]] | None:
@@ -161,11 +171,7 @@ def _structure(opened: Opened, layout: Layout) -> Structure:
     """What weights tell that come without a config."""
     if opened.kind == 'preset':
         return _preset(opened, bare(layout.layers(), opened.path))
-    structure = bare(layout.layers(), opened.path)
-    if isinstance(layout, GroupsLayout) and layout.is_release:
-        structure.image_size = 299, 299
-        structure.head.final_activation = 'softmax' if structure.head.classifier else 'linear'
-    return structure
+    return bare(layout.layers(), opened.path)
 
 
 def _preset(opened: Opened, structure: Structure) -> Structure:
