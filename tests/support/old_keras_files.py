@@ -94,7 +94,10 @@ def keras1_file(model: Any, folder: Path, start: int, named: bool = False) -> Pa
             put(layer.keras if own else f'{KERAS1_NAMES[layer.kind]}_{counts[layer.kind]}', arrays)
         f.create_group('globalaveragepooling2d_1').attrs['weight_names'] = np.zeros(0)
         groups.append(b'globalaveragepooling2d_1')
-        put('dense_3', {'kernel': tensors['head.fc.weight'].numpy().T, 'bias': tensors['head.fc.bias'].numpy()})
+        put(
+            'predictions' if named else 'dense_3',
+            {'kernel': tensors['head.fc.weight'].numpy().T, 'bias': tensors['head.fc.bias'].numpy()},
+        )
         f.attrs['layer_names'] = groups
         f.attrs['keras_version'] = b'1.2.2'
     return file
