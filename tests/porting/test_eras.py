@@ -160,6 +160,16 @@ def test_one_group_around_all(flat_head: Any, tmp_path: Path) -> None:
     assert_same(port(tmp_path / 'one.h5', tmp_path / 'config.json'), flat_head)
 
 
+def test_random_generators_within_a_model(tmp_path: Path) -> None:
+    """Have arrays in the same group, which take no part in the order."""
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3), pooling='avg')
+    x = L.Dense(4, activation='relu')(L.Dropout(0.5)(base.output))
+    inner = randomised(keras.Model(base.input, L.Dense(3)(L.Dropout(0.5)(x))))
+    ported = port(whole_h5_of_keras2(keras.Sequential([keras.Input((MAP, MAP, 3)), inner]), tmp_path))
+    assert_same(ported, inner)
+    assert ported.misplaced == []
+
+
 def test_swapped_names_are_caught(nested_model: Any, tmp_path: Path) -> None:
     """Two layers whose arrays have each other's names: the order in which Keras lists them says something else."""
     swap = {'block5_sepconv1': 'block6_sepconv1', 'block6_sepconv1': 'block5_sepconv1'}

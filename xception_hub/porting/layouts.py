@@ -317,9 +317,6 @@ class GroupsLayout(Layout):
 
         Returns:
             For each array its path in the file and the path that the order gives, where these differ.
-
-        Raises:
-            KerasFileError: A group lists another number of arrays than its layers have.
         """
         different = []
         places = dict(zip((id(layer) for layer, _ in layers), self.paths(layers)))
@@ -333,11 +330,9 @@ class GroupsLayout(Layout):
                         for keras, _, _ in KINDS[kind]
                         if trained == (is_trained and not keras.startswith('moving_'))
                     ]
+            known = set(expected)  # others, such as the state of a random generator, are in no order with these
             listed = [f'{self.root}{group}/{array}' for array in self.arrays_of(group)]
-            if len(listed) != len(expected):
-                raise KerasFileError(
-                    f'{self.weights.source}: {group!r} lists {len(listed)} arrays, not {len(expected)}.'
-                )
+            listed = [path for path in listed if path in known]
             different += [(one, other) for one, other in zip(expected, listed) if one != other]
         return different
 
