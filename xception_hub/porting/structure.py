@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import KerasFileError
 from ..layers import BN_EPS, MIN_IMG_SIZE
 from ..topology import MODULES
-from .keras_head import MAX_CHANNELS, WAY_OUT, FileHead, Step, is_number, read_bare_head, read_head, read_steps
+from .keras_head import HINTS, MAX_CHANNELS, WAY_OUT, FileHead, Step, is_number, read_bare_head, read_head, read_steps
 from .layouts import FileLayer, numbered
 from .names import KERAS_CLASSES, LAYERS, LISTED, group_name
 from .preprocessing import Rescaling
@@ -431,6 +431,12 @@ def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: objec
             consumers.setdefault(name, []).append(layer.name or '')
     xception, end = _inside_xception(by_name, layers, source) if model is home else (set(), '')
     inputs = [layer.name or '' for layer in model.layers if not layer.inbound]
+    for layer in (by_name[name] for name in inputs):
+        if layer.class_name != 'InputLayer' and len(inputs) > 1:
+            raise KerasFileError(
+                f'{source}: the {layer.class_name} layer {layer.name!r} cannot be converted: it takes the output of no '
+                f'layer.{HINTS.get(layer.class_name, "")}'
+            )
     if len(inputs) != 1:
         raise KerasFileError(f'{source}: a model in it has {len(inputs)} inputs: {", ".join(inputs[:6])}.')
     name, seen = inputs[0], set(xception)
