@@ -57,6 +57,14 @@ def test_classes_without_an_image(tmp_path: Path) -> None:
     assert (data.class_names, data.multi_label) == (['z', 'never', 'a'], True)
 
 
+def test_minus_one_beside_zero(tmp_path: Path) -> None:
+    """May be uncertain, as in collections of X-rays: it is not read as no."""
+    rows = dict(image=FILES, a=[1, -1, 0, 1], b=[0, 1, 1, 0])
+    for options in ({}, dict(label_column='a,b')):
+        with pytest.raises(DataError, match='hold 0 and -1 beside 1, and what -1 means cannot be told'):
+            read(tmp_path, rows, **options)
+
+
 def test_columns_that_are_no_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds '31' in row 0 instead of 0 or 1"):
         read(tmp_path, dict(image=FILES, age=[31, 4, 5, 6], a=[1, 0, 0, 1]), label_column='age,a')
@@ -73,6 +81,9 @@ def test_two_columns_of_labels(tmp_path: Path) -> None:
     same = dict(image=FILES, label=[0, 1, 1, 0], class_name=['cat', 'dog', 'dog', 'cat'])
     assert labels_of(read(tmp_path, same)) == ['0', '1', '1', '0']
     other = dict(same, category=['big', 'big', 'small', 'small'])
+    finer = dict(same, category=['a', 'b', 'c', 'a'])  # a class for each, and more
+    with pytest.raises(DataError, match='--label-column label or --label-column category'):
+        read(tmp_path, finer)
     with pytest.raises(DataError, match='--label-column label or --label-column category'):
         read(tmp_path, other)
     assert labels_of(read(tmp_path, other, label_column='category')) == ['big', 'big', 'small', 'small']
@@ -85,11 +96,25 @@ def test_names_of_columns(names: tuple[str, str], tmp_path: Path) -> None:
     assert labels_of(read(tmp_path, {names[0]: FILES, names[1]: list('abba')})) == list('abba')
 
 
-def test_flags_of_the_split(tmp_path: Path) -> None:
-    """As fastai writes them."""
-    data = read(tmp_path, dict(fname=FILES, labels=list('abba'), is_valid=['False', 'True', 'False', 'False']))
-    assert (len(data.train), len(data.validation)) == (3, 1)
-    assert [cell['path'][-5:] for _, cell in data.validation.cells()] == ['1.png']
+@pytest.mark.parametrize(
+    ('name', 'flags', 'sizes'),
+    [
+        ('is_val', 'FTFF', (3, 1)), ('is_test', 'FTFF', (3, 1)), ('is_train', 'TTTF', (3, 1)),
+        ('is_valid', 'FTFF', None), ('valid', 'TTTF', (4, 0)),
+    ],
+)  # fmt: skip
+def test_flags_of_the_split(name: str, flags: str, sizes: tuple[int, int] | None, tmp_path: Path) -> None:
+    """`is_valid` is fastai's, or says that a row is in order: a question. `valid` is no name of a split."""
+    rows = {'fname': FILES, 'labels': list('abba'), name: ['True' if flag == 'T' else 'False' for flag in flags]}
+    if sizes is None:
+        with pytest.raises(DataError, match=f'may name the splits: train, validation. .*--split-column {name}.* ""'):
+            read(tmp_path, rows)
+        assert not read(tmp_path, rows, split_column='').has_validation
+        sizes, options = (3, 1), dict(split_column=name)
+    else:
+        options = {}
+    data = read(tmp_path, rows, **options)
+    assert (len(data.train), len(data.validation)) == sizes
 
 
 @pytest.mark.parametrize('streaming', [False, True])

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from finetuning import SMALL
 from PIL import Image
+from small_images import photo
 
 import finetune
 from xception_hub import images
@@ -38,7 +39,8 @@ def make(root: Path, tree: str) -> Path:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         if re.search(r'\.(jpe?g|png)$', name, re.IGNORECASE):
-            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+            left, top = random.integers(0, 350, 2).tolist()
+            photo().crop((left, top, left + 64, top + 64)).save(path)
         else:
             path.write_text('\n'.join(content.split(' / ')) or 'text')
     return root
@@ -144,7 +146,7 @@ def test_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / 'dog' / '2.png').unlink()
     data = read(root)
     assert described(data) == 'the classes cat, dog; 2 in train'
-    assert images.open_image(root / 'dog' / '2.heic').size == (32, 32)
+    assert images.open_image(root / 'dog' / '2.heic').size == (64, 64)
     monkeypatch.setattr('xception_hub.training.folders.IMAGE_SUFFIXES', images.IMAGE_SUFFIXES - {'.heic'})
     with pytest.raises(DataError, match=r"In 'dog': Left out files: 1 .heic \(pip install pillow-heif reads them"):
         read(root)

@@ -47,6 +47,13 @@ def test_paths_of_another_place(root: str, folder: Path) -> None:
     assert notes == [f'2 images of table.csv are written with the path of another place, such as {paths[0]}.']
 
 
+def test_a_missing_file_with_a_namesake(folder: Path) -> None:
+    """What most paths have in common is cut off, whichever of them comes first."""
+    paths = ['/old/cow/both.png', '/old/cat/1.jpg', '/old/dog/1.jpg', '/old/cow/x y.png']
+    files, _ = locate(paths, 'table.csv', [folder.parent], folder)
+    assert files == ['/old/cow/both.png', str(folder / 'cat/1.jpg'), str(folder / 'dog/1.jpg'), '/old/cow/x y.png']
+
+
 def test_several_files_for_a_path(folder: Path) -> None:
     with pytest.raises(DataError, match=r"'both' may be .*both.jpg or .*both.png"):
         locate(['both'], 'table.csv', [folder], None)
@@ -66,6 +73,8 @@ def test_all_missing(folder: Path) -> None:
     assert str(error.value).endswith('Name the folder of the images with --image-folder.')
     with pytest.raises(DataError, match="such as '/old/q/1.bmp': their paths begin with '/old/q', which is not"):
         locate(['/old/q/1.bmp', '/old/q/2.bmp'], 't.csv', [folder], folder)
+    with pytest.raises(DataError, match="their paths begin with '/old/q', which is not"):
+        locate(['/old/q/1.bmp', '2.bmp', 'C:\\\\3.bmp'], 't.csv', [folder], folder)
     with pytest.raises(DataError, match='--image-folder .*nowhere is no folder'):
         locate(['1.jpg'], 't.csv', [folder], folder / 'nowhere')
 

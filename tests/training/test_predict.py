@@ -1,6 +1,7 @@
 """Predictions for images wherever they are: what an evaluation of the same model finds, and nothing invented."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,37 @@ def test_several_labels(photos: Path, tmp_path: Path) -> None:
         output = tmp_path / f'{count}.jsonl'
         predict.main(str(photos), model=str(tmp_path / 'model'), output=output, threshold=threshold, device='cpu')
         assert all(len(json.loads(row['label'])) == count for row in rows_of(output))
+
+
+def test_outputs_that_are_no_classes(photos: Path, folder: Path, tmp_path: Path) -> None:
+    """A converted model that ends in relu gives values; its features can be had."""
+    shutil.copytree(folder, tmp_path / 'model')
+    config = json.loads((folder / 'config.json').read_text())
+    (tmp_path / 'model' / 'config.json').write_text(json.dumps(dict(config, keras=dict(final_activation='relu'))))
+    with pytest.raises(SystemExit) as ended:
+        predict.main(str(photos), model=str(tmp_path / 'model'), device='cpu')
+    assert "are values: in Keras they end in 'relu'" in str(ended.value) and '--embed' in str(ended.value)
+    output = tmp_path / 'rows.parquet'
+    predict.main(str(photos), model=str(tmp_path / 'model'), output=output, embed=True, device='cpu')
+    assert len(rows_of(output)) == 12
+
+
+def test_a_target_that_can_not_be_written(photos: Path, folder: Path, tmp_path: Path) -> None:
+    """Nothing half-written is left, and an earlier file stays."""
+    (tmp_path / 'file').write_text('text')
+    with pytest.raises(SystemExit) as ended:
+        predict.main(str(photos), model=str(folder), output=tmp_path / 'file' / 'rows.csv', device='cpu')
+    assert 'could not be written' in str(ended.value)
+    (tmp_path / 'rows.csv').mkdir()
+    with pytest.raises(SystemExit):
+        predict.main(str(photos), model=str(folder), output=tmp_path / 'rows.csv', device='cpu')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'rows.csv']
+
+
+def test_notes_of_a_table(photos: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / 'table.csv').write_text('image\none/0\n')
+    predict.main(str(tmp_path / 'table.csv'), model=str(folder), image_folder=photos, device='cpu')
+    assert 'written without their suffix, such as one/0' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,47 @@ def test_clone(what: str, streaming: bool, clone: Path) -> None:
         assert data.notes == ("The split 'test' is left aside: none of its 2 images has a label.",)
 
 
+@pytest.mark.parametrize('images', ['inside', 'by path'])
+@pytest.mark.parametrize('streaming', [False, True])
+def test_each_split_has_its_own_rows(streaming: bool, images: str, tmp_path: Path) -> None:
+    """In a folder of tables, and as a validation table, whatever the splits are called."""
+    folder = tmp_path / 'tables'
+    folder.mkdir()
+    for name, labels in {'train': [0, 1, 0], 'validation': [1, 1], 'test': [0, 1, 1, 0]}.items():
+        table = rows(labels)
+        if images == 'by path':
+            paths = [str(save(tmp_path / name / f'{number}.png', number)) for number in range(len(labels))]
+            table = datasets.Dataset.from_dict(dict(image=paths, label=[['cat', 'dog'][label] for label in labels]))
+        table.to_parquet(folder / f'{name}.parquet')
+    for options, expected in (
+        (dict(validation_split='test'), [0, 1, 1, 0]),
+        (dict(validation_table=str(folder), validation_split='test'), [0, 1, 1, 0]),
+        (dict(validation_table=str(folder), validation_split='validation'), [1, 1]),
+    ):
+        data = load(str(folder), streaming=streaming, **options)  # type: ignore[arg-type]
+        assert (data.train.labels.tolist(), data.validation.labels.tolist()) == ([0, 1, 0], expected)
+        for split in (data.train, data.validation):
+            cells = [cell for _, cell in split.cells()]
+            assert len(cells) == len(split)
+            if images == 'by path':
+                assert {Path(cell['path']).parent.name for cell in cells} <= {'train', 'validation', 'test'}
+                folders = [Path(cell['path']).parent.name for cell in cells]
+                assert len({*folders}) == 1 and (folders[0] == 'train') == (split is data.train)
+
+
+def test_options_for_other_datasets(clone: Path, tmp_path: Path) -> None:
+    """Are not ignored."""
+    with pytest.raises(DataError, match='holds the images themselves. Leave out --image-folder'):
+        load(str(clone / 'data'), image_folder=tmp_path)
+    save(tmp_path / 'photos' / 'a' / '1.png')
+    with pytest.raises(DataError, match=r'has no metadata.csv, .*Leave out --folders metadata'):
+        load(str(tmp_path / 'photos'), folders='metadata')
+    numbers = datasets.Dataset.from_dict(dict(image=[1, 2], label=['a', 'b']))
+    numbers.save_to_disk(tmp_path / 'numbers')
+    with pytest.raises(DataError, match='holds int64 instead of images or paths'):
+        load(str(tmp_path / 'numbers'))
+
+
 def test_split_without_labels(clone: Path) -> None:
     """Nothing to evaluate on, if it is named."""
     with pytest.raises(DataError, match="No row of the split 'test' .* --validation-split, or predict"):

@@ -123,7 +123,7 @@ def test_split_column(names: tuple[str, str], tmp_path: Path) -> None:
 
 def test_a_column_that_may_be_a_split(tmp_path: Path) -> None:
     file = write(tmp_path, ['a', 'a', 'b', 'b'], fold=[0, 1, 0, 1])
-    with pytest.raises(DataError, match='--split-column fold .*--split-column ""'):
+    with pytest.raises(DataError, match='--split-column fold, with .*--split-column ""'):
         load(str(file))
     with pytest.raises(DataError, match="has no split 'train', but 0, 1"):
         load(str(file), split_column='fold')

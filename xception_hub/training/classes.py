@@ -26,8 +26,7 @@ def label_values(splits: Mapping[str, Table], column: str) -> dict[str, list[Any
         rows = table.rows
         if isinstance(rows, IterableDataset):
             with contextlib.suppress(DataError):  # of formats that can't be read by columns
-                again = read(table.dataset, table.config, streaming=True, columns=[column]).tables
-                rows = again[name].rows if name in again else next(iter(again.values())).rows
+                rows = read(table.dataset, table.config, streaming=True, columns=[column]).tables[table.split].rows
         rows = rows.select_columns([column])
         try:
             values[name] = list(rows[column]) if isinstance(rows, Dataset) else [row[column] for row in rows]

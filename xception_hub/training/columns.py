@@ -17,8 +17,9 @@ LABEL_COLUMNS = (
     'label_name', 'diagnosis', 'cls',
 )  # fmt: skip
 LISTS = (datasets.List, datasets.LargeList)
-# What a cell of a column with a class' name says: the image is of the class, or is not.
-YES, NO = {'1', '1.0', 'true', 'yes'}, {'0', '0.0', 'false', 'no', '-1', '-1.0'}
+# What the cells of columns with the names of classes say: an image is of the class, or is not. A table that has both
+# 0 and -1 may mean something else by one of them, such as uncertain.
+YES, NO, MINUS = {'1', '1.0', 'true', 'yes'}, {'0', '0.0', 'false', 'no'}, {'-1', '-1.0'}
 
 
 def item_feature(feature: Any) -> Any:
@@ -69,7 +70,8 @@ def label_column(splits: Mapping[str, Any], dataset: str, given: str | None, ima
     if found:
         return found, []
     if all(isinstance(rows, Dataset) for rows in splits.values()):
-        several = [name for name in features if name != image and all(map(_says_yes_or_no, _each(splits, name)))]
+        said = {name: _said(splits, name) for name in features if name != image}
+        several = [name for name, values in said.items() if values and values <= YES | NO | MINUS]
         if len(several) > 1:
             return '', several
     raise _untold(features, dataset, 'label')
@@ -86,25 +88,25 @@ def _check_single(splits: Mapping[str, Any], dataset: str, found: str) -> None:
             if isinstance(rows, Dataset) and name in rows.features
             for one, other in zip(rows[found], rows[name])
         }
-        if len(pairs) > max(len({pair[0] for pair in pairs}), len({pair[1] for pair in pairs})):
+        pairs = {pair for pair in pairs if not {'', 'None'} & {*pair}}
+        if not len(pairs) == len({pair[0] for pair in pairs}) == len({pair[1] for pair in pairs}):
             raise DataError(
                 f'{dataset} has labels in the columns {found!r} and {name!r}, which do not mean the same: choose '
                 f'--label-column {found} or --label-column {name}.'
             )
 
 
-def _each(splits: Mapping[str, Any], column: str) -> list[Any]:
-    return [rows.select_columns([column]) for rows in splits.values() if column in rows.features] or [None]
-
-
-def _says_yes_or_no(rows: Dataset | None) -> bool:
-    if rows is None or isinstance(item_feature(next(iter(rows.features.values()))), (Image, dict)):
-        return False
-    ((_, values),) = rows[:1000].items()
-    if not all(str(value).lower() in YES | NO for value in values):
-        return False
-    ((_, values),) = rows[:].items()
-    return all(str(value).lower() in YES | NO for value in values)
+def _said(splits: Mapping[str, Any], column: str) -> set[str]:
+    """What a column says in any split, in lower case; nothing of images, and of one that says more than yes and no."""
+    found: set[str] = set()
+    for rows in (rows for rows in splits.values() if column in rows.features):
+        if not isinstance(rows.features[column], datasets.Value) or 'binary' in rows.features[column].dtype:
+            return set()
+        for batch in rows.select_columns([column]).iter(batch_size=1000):
+            found |= {str(value).lower() for value in batch[column]}
+            if not found <= YES | NO | MINUS:
+                return set()
+    return found
 
 
 def with_class_columns(rows: Dataset, names: Sequence[str], single: bool) -> Dataset:
@@ -124,12 +126,19 @@ def counts(rows: Dataset, names: Sequence[str]) -> set[int]:
     Raises:
         DataError: A cell says something else than yes or no.
     """
-    total = [0] * len(rows)
+    total, said = [0] * len(rows), set()
     for name in names:
         for row, value in enumerate(rows[name]):
-            if str(value).lower() not in YES | NO:
+            text = str(value).lower()
+            if text not in YES | NO | MINUS:
                 raise DataError(f'The column {name!r} holds {value!r} in row {row} instead of 0 or 1.')
-            total[row] += str(value).lower() in YES
+            said.add(text)
+            total[row] += text in YES
+    if said & NO and said & MINUS:
+        raise DataError(
+            f'The columns {", ".join(names[:6])} hold 0 and -1 beside 1, and what -1 means cannot be told. Write 1 or '
+            f'0 for each class.'
+        )
     return set(total)
 
 

@@ -262,21 +262,22 @@ def load(
 
 def unlabelled(
     dataset: str, image_column: str | None = None, split: str | None = None, image_folder: Path | None = None
-) -> Split:
-    """The images of a table or a dataset whose labels do not matter.
+) -> tuple[Split, list[str]]:
+    """The images of a table or a dataset whose labels do not matter, and what was left out or assumed.
 
     Raises:
         DataError: It cannot be read, has no column of images, or has several splits.
     """
-    found = read(dataset).tables
-    if split is None and len(found) > 1:
-        raise DataError(f'{dataset} has the splits {", ".join(found)}. Name one with --split.')
-    name = split or next(iter(found))
-    if name not in found:
-        raise DataError(f'{dataset} has no split {name!r}, but {", ".join(found)}.')
-    column = columns.image_column(found[name].rows.features, dataset, image_column)
-    source, _ = _images(found[name], column, image_folder)
-    return Split(name, source, np.arange(len(source)), np.zeros(len(source), np.int64))
+    found = read(dataset)
+    tables = found.tables
+    if split is None and len(tables) > 1:
+        raise DataError(f'{dataset} has the splits {", ".join(tables)}. Name one with --split.')
+    name = split or next(iter(tables))
+    if name not in tables:
+        raise DataError(f'{dataset} has no split {name!r}, but {", ".join(tables)}.')
+    column = columns.image_column(tables[name].rows.features, dataset, image_column)
+    source, notes = _images(tables[name], column, image_folder)
+    return Split(name, source, np.arange(len(source)), np.zeros(len(source), np.int64)), found.notes + notes
 
 
 # Splits
@@ -361,16 +362,15 @@ def _label_column(
 
 
 def _unstreamed_paths(table: Table, image: str) -> Table:
-    """A table with its rows here if it holds paths instead of images: they are looked up all at once."""
-    feature = table.rows.features.get(image)
-    if isinstance(table.rows, IterableDataset) and table.folders and _holds_text(feature):
-        rows = read(table.dataset).tables
-        return replace(table, rows=next(iter(rows.values())).rows)
+    """A table with its rows here if it names its images instead of holding them: they are looked up all at once."""
+    if isinstance(table.rows, IterableDataset) and table.folders and _names_files(table.rows.features.get(image)):
+        return read(table.dataset).tables[table.split]
     return table
 
 
-def _holds_text(feature: Any) -> bool:
-    return isinstance(feature, datasets.Value) and 'string' in feature.dtype
+def _names_files(feature: Any) -> bool:
+    """Whether a column holds paths, or numbers that may be names of files."""
+    return isinstance(feature, datasets.Value) and ('string' in feature.dtype or 'int' in feature.dtype)
 
 
 def _images(table: Table, column: str, image_folder: Path | None) -> tuple[Dataset | IterableDataset, list[str]]:
@@ -378,20 +378,22 @@ def _images(table: Table, column: str, image_folder: Path | None) -> tuple[Datas
     if column not in table.rows.features:
         raise DataError(f'{table.dataset} has no column {column!r}, but {", ".join(table.rows.features)}.')
     feature = table.rows.features[column]
-    dtype = feature.dtype if isinstance(feature, datasets.Value) else ''
-    file = isinstance(feature, dict) and set(feature) == {'path', 'bytes'}
-    if not (isinstance(feature, Image) or file or 'string' in dtype or 'binary' in dtype or 'int' in dtype):
-        raise DataError(
-            f'The column {column!r} of {table.dataset} holds {dtype or feature} instead of images or paths.'
-        )
     rows = table.rows.select_columns([column])
     if column != 'image':
         rows = rows.rename_column(column, 'image')
-    if ('string' in dtype or 'int' in dtype) and isinstance(rows, Dataset) and (table.folders or image_folder):
+    if _names_files(feature) and isinstance(rows, Dataset) and (table.folders or image_folder):
         written = ['' if path is None else str(path) for path in rows['image']]
         files, notes = locate(written, table.dataset, table.folders, image_folder)
         cells = [{'path': path, 'bytes': None} if path else None for path in files]
         return Dataset.from_dict({'image': cells}, features=datasets.Features(image=Image(decode=False))), notes
+    dtype = feature.dtype if isinstance(feature, datasets.Value) else ''
+    file = isinstance(feature, dict) and set(feature) == {'path', 'bytes'}
+    if not (isinstance(feature, Image) or file or 'string' in dtype or 'binary' in dtype):
+        raise DataError(
+            f'The column {column!r} of {table.dataset} holds {dtype or feature} instead of images or paths.'
+        )
+    if image_folder:
+        raise DataError(f'{table.dataset} holds the images themselves. Leave out --image-folder {image_folder}.')
     return rows.cast_column('image', Image(decode=False)), []
 
 

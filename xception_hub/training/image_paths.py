@@ -4,7 +4,8 @@ Each way of writing is tried for the paths that are not files as they stand. A p
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import DataError
@@ -22,28 +23,28 @@ class Files:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = folders
-        self._all: dict[str, dict[str, list[Path]]] = {}
 
-    def spelt(self, how: Callable[[str], str]) -> dict[str, list[Path]]:
-        """All files by `how` applied to the path in their folder."""
-        if how.__name__ not in self._all:
-            found: dict[str, list[Path]] = {}
-            for folder, relative in self._walk():
-                found.setdefault(how(relative), []).append(folder / relative)
-            self._all[how.__name__] = found
-        return self._all[how.__name__]
-
-    def _walk(self) -> Iterator[tuple[Path, str]]:
+    @cached_property
+    def below(self) -> list[tuple[str, Path]]:
+        """All image files: the path in their folder, and the whole path."""
+        found = []
         for folder in self.folders:
             seen = set()
             for directory, inside, names in os.walk(folder, followlinks=True):
                 seen.add(os.path.realpath(directory))
                 # a link may lead back to a folder that it is in
                 inside[:] = sorted(n for n in inside if os.path.realpath(os.path.join(directory, n)) not in seen)
-                for name in sorted(names):
-                    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith('.'):
-                        path = Path(directory, name)
-                        yield folder, path.relative_to(folder).as_posix()
+                for path in (Path(directory, name) for name in sorted(names) if not name.startswith('.')):
+                    if path.suffix.lower() in IMAGE_SUFFIXES:
+                        found.append((path.relative_to(folder).as_posix(), path))
+        return found
+
+    def spelt(self, how: Callable[[str], str]) -> dict[str, list[Path]]:
+        """All files by `how` applied to the path in their folder."""
+        found: dict[str, list[Path]] = {}
+        for relative, path in self.below:
+            found.setdefault(how(relative), []).append(path)
+        return found
 
     def at(self, relative: str) -> Path | None:
         """The file of a path.
@@ -57,10 +58,6 @@ class Files:
 
 def without_suffix(name: str) -> str:
     return os.path.splitext(name)[0]
-
-
-def in_any_case(name: str) -> str:
-    return name.casefold()
 
 
 def last_part(name: str) -> str:
@@ -92,12 +89,8 @@ def locate(
     notes = []
     ways: dict[str, Callable[[list[str]], list[Path | None]]] = {
         'with a backslash for each slash': lambda texts: [files.at(_with_slashes(text)) for text in texts],
-        'without their suffix': lambda texts: [
-            _only(files.spelt(without_suffix).get(_with_slashes(text), []), text) for text in texts
-        ],
-        'in other case': lambda texts: [
-            _only(files.spelt(in_any_case).get(_with_slashes(text).casefold(), []), text) for text in texts
-        ],
+        'without their suffix': lambda texts: _spelt(texts, files.spelt(without_suffix), str),
+        'in other case': lambda texts: _spelt(texts, files.spelt(str.casefold), str.casefold),
     }
     if image_folder:
         ways['with the path of another place'] = lambda texts: _of_another_place(texts, files)
@@ -151,22 +144,24 @@ def _only(found: Sequence[Path], path: str) -> Path | None:
     return found[0] if found else None
 
 
+def _spelt(paths: list[str], places: Mapping[str, Sequence[Path]], how: Callable[[str], str]) -> list[Path | None]:
+    return [_only(places.get(how(_with_slashes(path)), []), path) for path in paths]
+
+
 def _of_another_place(paths: list[str], files: Files) -> list[Path | None]:
     """Files of paths whose first parts are those of another folder or machine; of each the longest end that is here.
 
     The same first parts are taken from all paths that begin with them, so that a file which is missing stays missing.
     """
-    found: list[Path | None] = []
-    prefixes: list[tuple[str, ...]] = []
-    for path in paths:
-        parts = _parts(path)
-        known = next((prefix for prefix in prefixes if parts[: len(prefix)] == prefix), None)
-        if known is None:
-            ends = (cut for cut in range(1, len(parts)) if files.at('/'.join(parts[cut:])))
-            if cut := next(ends, 0):
-                known = parts[:cut]
-                prefixes.append(known)
-        found.append(files.at('/'.join(parts[len(known) :])) if known else None)
+    places = files.spelt(str)
+    every = [_parts(path) for path in paths]
+    cuts = {parts: next((cut for cut in range(1, len(parts)) if '/'.join(parts[cut:]) in places), 0) for parts in every}
+    prefixes = sorted({parts[:cut] for parts, cut in cuts.items() if cut}, key=len)
+    found = []
+    for path, parts in zip(paths, every):
+        # the shortest: beside cat/1.jpg, a 5.jpg at the top is not the cow/5.jpg that is missing
+        prefix = next((prefix for prefix in prefixes if parts[: len(prefix)] == prefix), None)
+        found.append(_only(places.get('/'.join(parts[len(prefix) :]), []), path) if prefix else None)
     return found
 
 
@@ -176,7 +171,8 @@ def _none_there(paths: list[str], dataset: str, files: Files) -> DataError:
     looked = ' or '.join(map(str, files.folders))
     text = f'None of the {len(paths)} images that {dataset} names is there, such as {first!r}'
     if os.path.isabs(first) or _is_of_windows(first):
-        shared = os.path.commonpath([_with_slashes(path).rpartition('/')[0] for path in paths[:1000]] or [''])
+        alike = [_with_slashes(path) for path in paths[:1000] if os.path.isabs(path) == os.path.isabs(first)]
+        shared = os.path.commonpath([os.path.dirname(path) for path in alike])
         text += f': their paths begin with {shared or first!r}, which is not here'
     else:
         text += f' in {looked}'

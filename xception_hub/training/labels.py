@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .data import Data, Split
-from .models import TimmModel
+from .models import TimmModel, label_names_of
 
 IMAGENET_CLASSES = 1000
 
@@ -109,8 +109,7 @@ def on_all_outputs(data: Data, model: TimmModel, outputs: Sequence[int]) -> Data
 
 def _spellings(model: TimmModel) -> list[list[list[str]]]:
     """The names of all outputs in each spelling, the most specific spelling first; empty if the names are unknown."""
-    names = model.pretrained_cfg.get('label_names') or []
-    names = list(names.values() if isinstance(names, dict) else names)
+    names = label_names_of(model)
     descriptions = model.pretrained_cfg.get('label_descriptions') or {}
     if len(names) != model.num_classes:
         if model.num_classes != IMAGENET_CLASSES:

@@ -82,7 +82,7 @@ def build_for(
     """
     count = len(class_names)
     own = build(name, None, True, args, image_size) if pretrained and name.startswith(NAMES_CLASSES) else None
-    before = list(own.pretrained_cfg.get('label_names') or []) if own is not None else []
+    before = label_names_of(own) if own is not None else []
     kept = [class_name for class_name in class_names if class_name in before]
     if own is None or not before or not isinstance(own.get_classifier(), nn.Linear):
         return build(name, count, pretrained, args, image_size), []
@@ -104,6 +104,12 @@ def build_for(
                 if bias is not None:
                     classifier.bias[number] = bias[before.index(class_name)]
     return own, kept
+
+
+def label_names_of(model: TimmModel) -> list[str]:
+    """The names of its outputs that a model's pretrained cfg has; empty without any."""
+    names = model.pretrained_cfg.get('label_names') or []
+    return list(names.values() if isinstance(names, dict) else names)
 
 
 def _start_equal(model: TimmModel) -> None:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
-from ..errors import DataError, ImageError, SettingsError, XceptionHubError
+from ..errors import DataError, ImageError, ModelError, SettingsError, XceptionHubError
 from ..weights.sources import source_of
 from . import models, predictions
 from .data import Split, unlabelled
@@ -30,6 +30,9 @@ from .labels import names_of
 from .reading import is_saved
 from .samples import Item, image_of, in_order
 from .tables import TABLES
+
+# Activations of Keras models whose outputs stand for classes; linear ones are logits, as far as a file says.
+OF_CLASSES = ('softmax', 'sigmoid', 'linear', 'unknown')
 
 app = App(help=__doc__, version_flags=[])
 
@@ -64,17 +67,23 @@ class Predictor:
     multi_label: bool
 
     @classmethod
-    def of(cls, name: str, multi_label: bool | None = None) -> 'Predictor':
+    def of(cls, name: str, multi_label: bool | None = None, embed: bool = False) -> 'Predictor':
         """The model of a name that timm.create_model takes, or of a directory.
 
         Raises:
-            ModelError: There is no such model.
+            ModelError: There is no such model, or its outputs are no classes.
         """
         if Path(name).is_dir():
             name = f'local-dir:{name}'
         model = models.build(name, None, True, {}, None).eval()
+        config = source_of(name).read_config() if name.startswith(('local-dir:', 'hf-hub:')) else {}
+        activation = (config.get('keras') or {}).get('final_activation', 'unknown')
+        if activation not in OF_CLASSES and not embed:
+            raise ModelError(
+                f'The outputs of {name} are values: in Keras they end in {activation!r}, and are no probabilities of '
+                f'classes. --embed writes the features before them.'
+            )
         if multi_label is None:
-            config = source_of(name).read_config() if name.startswith(('local-dir:', 'hf-hub:')) else {}
             multi_label = config.get('problem_type') == 'multi_label_classification'
         return cls(model, names_of(model), multi_label)
 
@@ -107,14 +116,19 @@ def images_in(
         DataError: There is no such file, or it holds no images.
     """
     files: list[dict[str, Any]] = []
-    found, notes = [], []
+    found, notes = list[Split](), list[str]()
+
+    def add(images: Split, more: list[str]) -> None:
+        found.append(images)
+        notes.extend(more)
+
     for text in paths:
         path = Path(text)
         saved = path.is_dir() and is_saved(path)
         if path.is_dir() and not saved:
             folder = read_folder(path)
             if folder.all_tables() and not folder.all_images():  # such as a cloned repository of the Hub
-                found.append(unlabelled(text, image_column, split, image_folder))
+                add(*unlabelled(text, image_column, split, image_folder))
                 continue
             files += [{'image': {'path': str(image), 'bytes': None}} for image in folder.all_images()]
             for (suffix, why), count in folder.left_out().items():
@@ -122,7 +136,7 @@ def images_in(
         elif (
             saved or path.suffix.lower() in TABLES or (not path.exists() and (has_magic(text) or text.count('/') == 1))
         ):
-            found.append(unlabelled(text, image_column, split, image_folder))
+            add(*unlabelled(text, image_column, split, image_folder))
         elif not path.exists():
             raise DataError(f'There is no {text}.')
         else:
@@ -213,7 +227,7 @@ def main(
             raise SettingsError('--embed writes vectors: name an --output that ends in .jsonl or .parquet.')
         splits, notes = images_in(paths, image_column, split, image_folder)
         splits = [Split(s.name, s.source, s.source_rows, s.labels, s.files, grey_maximum) for s in splits]
-        predictor = Predictor.of(model, multi_label)
+        predictor = Predictor.of(model, multi_label, embed)
         predictor.model.to(device)
         for note in notes:
             print(note, file=sys.stderr)

@@ -13,7 +13,7 @@ error           why the image cannot be used: then it has none of the above
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
+from ..errors import DataError
 from .data import Split
 from .metrics import THRESHOLD, Predictions
 
@@ -80,12 +81,15 @@ def table(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str,
     Args:
         path: Path of the file.
         columns: Names of the columns, of `TYPES`.
+
+    Raises:
+        DataError: The file cannot be written. An earlier one is unchanged.
     """
     schema = pyarrow.schema({name: TYPES[name] for name in TYPES if name in columns})
     part = path.with_name(f'{path.name}.part')
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Mapping[str, Any]] = []
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with _writing(part, path.suffix, schema) as write:
 
             def add(values: Mapping[str, Any]) -> None:
@@ -97,8 +101,11 @@ def table(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str,
             yield add
             write(rows)
         os.replace(part, path)
+    except OSError as e:
+        raise DataError(f'{path} could not be written: {e}.') from e
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -40,13 +40,15 @@ class Table:
     """A split, as it is written in the dataset.
 
     Attributes:
-        dataset: Name of the dataset, for messages.
+        dataset: Name of the dataset.
+        split: Name of the split in it.
         rows: Its rows, a Dataset or an IterableDataset, with a column of images or paths, and one or several of labels.
         folders: Folders that paths may be relative to.
         config: Configuration of the dataset.
     """
 
     dataset: str
+    split: str
     rows: Any
     folders: tuple[Path, ...] = ()
     config: str | None = None
@@ -95,12 +97,17 @@ def read(
         declared = root.all_tables() and _declares_files(path)
         if metadata and not declared and (found := _by_metadata(root, metadata, folders, label_column)):
             return found
+        if folders == 'metadata':
+            raise DataError(
+                f'{dataset} has no {", ".join(METADATA)} with a column {FILE_NAME}. Leave out --folders metadata, or '
+                f'name a table as the dataset.'
+            )
         if root.all_images() and not declared:
             return _by_folders(root, named, folders, skip_empty)
         return _folder_of_tables(root, config, streaming, columns)
     files = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(dataset, recursive=True))]
     if files:
-        return Found({'train': _table(dataset, files, streaming, columns)})
+        return Found({'train': _table(dataset, 'train', files, streaming, columns)})
     return _whole(dataset, config, lambda: _load(streaming, columns, dataset, config))
 
 
@@ -125,7 +132,7 @@ def _whole(dataset: str, config: str | None, load: Any) -> Found:
             f'{dataset} is neither a path here nor a dataset that can be had from the Hub ({in_one_line(e)}).'
         ) from e
     splits = {'train': found} if isinstance(found, (Dataset, IterableDataset)) else found
-    return Found({str(name): Table(dataset, rows, (), config) for name, rows in splits.items()})
+    return Found({str(name): Table(dataset, str(name), rows, (), config) for name, rows in splits.items()})
 
 
 def _load(streaming: bool, columns: list[str] | None, *args: Any, **options: Any) -> Any:
@@ -146,7 +153,7 @@ def _in_row_groups(stream: IterableDataset) -> IterableDataset:
 # Tables
 
 
-def _table(dataset: str, files: Sequence[Path], streaming: bool, columns: list[str] | None = None) -> Table:
+def _table(dataset: str, split: str, files: Sequence[Path], streaming: bool, columns: list[str] | None = None) -> Table:
     """The rows of files of one kind, one after the other."""
     kinds = {file.suffix.lower() for file in files}
     strange = sorted(kinds - {*TABLES})
@@ -168,7 +175,7 @@ def _table(dataset: str, files: Sequence[Path], streaming: bool, columns: list[s
         raise
     except Exception as e:  # as above
         raise DataError(f'{dataset} cannot be read as a table ({in_one_line(e.__cause__ or e)}).') from e
-    return Table(dataset, found['train'], tuple(dict.fromkeys(file.parent for file in files)))
+    return Table(dataset, split, found['train'], tuple(dict.fromkeys(file.parent for file in files)))
 
 
 def _folder_of_tables(root: Folder, config: str | None, streaming: bool, columns: list[str] | None) -> Found:
@@ -190,7 +197,7 @@ def _folder_of_tables(root: Folder, config: str | None, streaming: bool, columns
     if reader not in READERS:
         raise DataError(f'{dataset} holds no image that can be read. {listed(root.left_out())}'.strip())
     if all(file.suffix.lower() in TABLES for paths in files.values() for file in paths):
-        found = Found({name: _table(dataset, paths, streaming, columns) for name, paths in files.items()})
+        found = Found({name: _table(dataset, name, paths, streaming, columns) for name, paths in files.items()})
     else:
         found = _whole(dataset, config, lambda: _load(streaming, columns, dataset, config))
     used = {file.resolve() for paths in files.values() for file in paths}
@@ -232,7 +239,7 @@ def _by_folders(root: Folder, named: Collection[str], folders: str | None, skip_
             rows['image'] += [{'path': str(path), 'bytes': None} for path in images]
             rows['label'] += [class_name] * len(images)
         features = Features(image=Image(decode=False), label=datasets.Value('string'))
-        found[name] = Table(str(root.path), Dataset.from_dict(rows, features=features))
+        found[name] = Table(str(root.path), name, Dataset.from_dict(rows, features=features))
     return Found(found, tree.notes)
 
 
@@ -249,7 +256,7 @@ def _by_metadata(root: Folder, files: list[Path], folders: str | None, label_col
     parts: dict[str, list[Dataset]] = {}
     labels, named = set(), set()
     for file in files:
-        rows = _table(str(file), [file], False).rows
+        rows = _table(str(file), 'train', [file], False).rows
         columns = rows.column_names or []
         if FILE_NAME not in columns:
             return None
@@ -281,9 +288,15 @@ def _by_metadata(root: Folder, files: list[Path], folders: str | None, label_col
     if unnamed:
         notes.append(f'{len(unnamed)} images are left out, which these do not name: {unnamed[0]} ...')
     dataset = str(root.path)
-    return Found(
-        {name: Table(dataset, datasets.concatenate_datasets(rows), (root.path,)) for name, rows in parts.items()}, notes
-    )
+    tables = {name: Table(dataset, name, _joined(dataset, rows), (root.path,)) for name, rows in parts.items()}
+    return Found(tables, notes)
+
+
+def _joined(dataset: str, parts: list[Dataset]) -> Dataset:
+    try:
+        return datasets.concatenate_datasets(parts)
+    except ValueError as e:
+        raise DataError(f'The metadata files of {dataset} have columns that do not fit together ({e}).') from e
 
 
 def _below(path: Path, folder: Path) -> Path:

@@ -19,10 +19,11 @@ TABLES = {'.csv': 'csv', '.tsv': 'csv', '.json': 'json', '.jsonl': 'json', '.par
 SPLIT_COLUMNS = ('split', 'set', 'subset', 'partition', 'fold', 'usage')
 # Columns that say yes or no, as fastai's is_valid: the split of False and that of True.
 SPLIT_FLAGS = {
-    **dict.fromkeys(('is_valid', 'is_val', 'is_validation', 'valid'), ('train', 'validation')),
+    **dict.fromkeys(('is_valid', 'is_val', 'is_validation'), ('train', 'validation')),
     'is_test': ('train', 'test'),
     'is_train': ('validation', 'train'),
 }
+UNCLEAR_FLAGS = ('is_valid',)  # it may say that a row is in order, too
 BOOLEANS = {'false': 0, '0': 0, '0.0': 0, 'true': 1, '1': 1, '1.0': 1}
 SEPARATORS = ('|', ';', ',', ' ', '/', '+', '&')
 DELIMITERS = ',;\t|'
@@ -74,11 +75,12 @@ def divided(splits: dict[str, Any], column: str | None) -> dict[str, Any]:
     flags = SPLIT_FLAGS.get(column.lower())
     if flags and {value.lower() for value in values} <= {*BOOLEANS}:
         values = [flags[BOOLEANS[value.lower()]] for value in values]
-    if not told and not all(split_of(value) for value in set(values)):
+    if not told and (column.lower() in UNCLEAR_FLAGS or not all(split_of(value) for value in set(values))):
         listed = ', '.join(sorted(set(values))[:6])
         raise DataError(
             f'The column {column!r} of {table.dataset} may name the splits: {listed}. If it does: --split-column '
-            f'{column} --train-split and --validation-split with two of its values. If it does not: --split-column "".'
+            f'{column}, with --train-split and --validation-split if these are others than train and validation. If it '
+            f'does not: --split-column "".'
         )
     numbers: dict[str, list[int]] = {}
     for row, value in enumerate(values):
