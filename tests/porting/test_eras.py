@@ -1,6 +1,7 @@
 """Files as people of each era of Keras wrote them: the right tensors, or a true refusal with a way out."""
 
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from old_keras_files import (
     with_operations,
 )
 
+from conversion import convert, verify
 from xception_hub.errors import KerasFileError
 from xception_hub.porting.declared import choose_preprocessing
 from xception_hub.porting.keras_file import build_keras, write_keras
@@ -182,6 +184,30 @@ def test_swapped_names_are_caught(nested_model: Any, tmp_path: Path) -> None:
     assert not parity.passed
 
 
+def test_order_of_a_group_alone(tmp_path: Path) -> None:
+    """Layers with names of their own within another model: their order depends on what was frozen."""
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3), pooling='avg')
+    own = keras.models.clone_model(base, clone_function=_renamed_layer)
+    for layer in own.layers[40:60]:
+        layer.trainable = False
+    inputs = keras.Input((MAP, MAP, 3))
+    model = randomised(keras.Model(inputs, L.Dense(3)(own(inputs))))
+    file = weights_of_keras2(model, tmp_path)
+    with pytest.raises(KerasFileError, match='names of their own, in a group whose order .* Pass --config FILE'):
+        port(file)
+    (tmp_path / 'config.json').write_text(model.to_json())
+    ported = port(file, tmp_path / 'config.json')
+    assert ported.misplaced == []
+    images = np.random.default_rng(0).uniform(-1, 1, (2, MAP, MAP, 3)).astype(np.float32)
+    with torch.inference_mode():
+        logits = ported.model()(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+        torch.testing.assert_close(logits, torch.as_tensor(model(images, training=False)).cpu(), rtol=1e-4, atol=1e-5)
+
+
+def _renamed_layer(layer: Any) -> Any:
+    return type(layer).from_config(dict(layer.get_config(), name=f'l{zlib.crc32(layer.name.encode())}'))
+
+
 # Keras 1
 
 
@@ -219,6 +245,7 @@ def test_content_decides(flat_head: Any, tmp_path: Path) -> None:
         (lambda p: torch.save({}, p / 'x'), 'a file of torch. .*from_checkpoint'),
         (lambda p: (p / 'x').write_bytes(b'....TFL3....'), 'TensorFlow Lite'),
         (lambda p: (p / 'x').write_bytes(b''), 'is empty'),
+        (lambda p: None, 'There is no file .*/x. A source is'),
         (lambda p: (p / 'x').write_text('hello'), 'is no file of Keras. A source is'),
     ],
 )  # fmt: skip
@@ -352,6 +379,19 @@ def test_heads_there_and_back(kind: str, tmp_path: Path) -> None:
         assert network.forward_head(network.forward_features(x), pre_logits=True).shape == (1, network.head_hidden_size)
 
 
+@pytest.mark.parametrize('kind', ['flattened', 'pooling of the whole map'])
+def test_heads_of_one_size_by_the_commands(kind: str, tmp_path: Path) -> None:
+    """Convert and prove compare them at their size alone; another one is refused."""
+    file = str(archive(head_of(*HEADS[kind][0]()), tmp_path))
+    options: dict[str, Any] = dict(input_range='tf', interpolation='bilinear', class_names=['none'])
+    with pytest.raises(SystemExit, match=r'takes images of \(71, 71\) pixels alone. Leave out --size'):
+        convert.main(file, output=tmp_path / 'model', size=96, **options)
+    convert.main(file, output=tmp_path / 'model', **options)
+    report = json.loads((tmp_path / 'model' / 'parity.json').read_text())
+    assert report['passed'] and {tuple(p['size']) for p in report['proofs'] if p['proof'] == 'Keras'} == {(MAP, MAP)}
+    verify.main(file, tmp_path / 'model', sizes=(71, 96))
+
+
 def test_a_flattened_head_takes_one_size(tmp_path: Path) -> None:
     network = timm.create_model('xception_paper', num_classes=3, head_layers=[{'flatten': [3, 3]}, {'fc': 16}]).eval()
     assert network(torch.rand(1, 3, 96, 96)).shape == (1, 3)
@@ -373,6 +413,9 @@ def test_a_flattened_head_takes_one_size(tmp_path: Path) -> None:
     [
         (lambda: [L.BatchNormalization(), L.GlobalMaxPooling2D()], 'GlobalMaxPooling2D layer .* before the pooling'),
         (lambda: [L.AveragePooling2D((2, 2)), L.Flatten(), L.Dense(3)], 'AveragePooling2D layer .* before the pooling'),
+        (lambda: [L.AveragePooling2D((3, 3), 1, 'same'), L.Flatten(), L.Dense(3)], 'AveragePooling2D .* before the'),
+        (lambda: [L.Flatten('channels_first'), L.Dense(3)], "Flatten .* is 'channels_first', and its maps are"),
+        (lambda: [L.GlobalAveragePooling2D('channels_first'), L.Dense(3)], "is 'channels_first', and its maps are"),
         (lambda: [L.AveragePooling2D((3, 3)), L.Dense(3)], 'takes the map of one place .* Put a Flatten layer between'),
         (lambda: [L.Conv2D(8, 1), L.GlobalAveragePooling2D(), L.Dense(3)], 'Conv2D layer .* before the pooling cannot'),
         (lambda: [L.GlobalAveragePooling2D(), L.Dense(3), L.BatchNormalization()], 'follows the classifier'),
@@ -448,10 +491,10 @@ def test_a_repeated_model(tmp_path: Path) -> None:
 def test_a_reference_that_fails(flat_head: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is not a proof, and no traceback."""
     ported = port(archive(flat_head, tmp_path))
-    monkeypatch.setattr(KerasReference, '__call__', lambda self, images: [][0])
+    monkeypatch.setattr('xception_hub.porting.reference._call', lambda layer, x: [][0])
     parity = prove_parity(ported, ported.model(), [(SIZE, SIZE)])
     assert not parity.passed
-    assert 'comparison with Keras: FAILED, not shown, for Keras fails: IndexError' in parity.report()
+    assert 'comparison with Keras: FAILED, not shown: Keras fails: IndexError' in parity.report()
 
 
 def test_config_of_keras_1(flat_head: Any, tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ def choose_preprocessing(
             f'{ported.source} does not say how its images were prepared, which changes what the model computes, or '
             f'what its classes are called. Pass {" and ".join(missing)}; --help explains the choices.'
         )
+    if ported.structure.head.one_size and known['image_size'] != ported.image_size:
+        raise KerasFileError(
+            f'{ported.source}: its head takes images of {ported.image_size} pixels alone. Leave out --size.'
+        )
     return Preprocessing(**known)
 
 

@@ -60,76 +60,58 @@ def open_source(path: Path) -> Iterator[Opened]:
     Raises:
         KerasFileError: The source is missing, damaged, unsafe or of another kind.
     """
-    opener: Callable[[Path], AbstractContextManager[Opened]]
+    if other := _other(path):
+        raise KerasFileError(f'{path} {other}')
+    if not path.exists():
+        raise KerasFileError(f'There is no file {path}. A source is {ACCEPTED}.')
+    opener: Callable[[Path], AbstractContextManager[Opened]] = _open_h5
     if path.is_dir():
-        other = _other_directory(path)
         opener = _open_preset
-    elif not path.is_file():
-        other = 'a checkpoint of TensorFlow' if list(path.parent.glob(f'{path.name}.index')) else ''
-        if not other:
-            raise KerasFileError(f'There is no file {path}. A source is {ACCEPTED}.')
     elif path.name.endswith(SHARDED):
-        other, opener = '', _open_shards
-    else:
-        with open(path, 'rb') as file:
-            start = file.read(16)
-        other = '' if start.startswith((HDF5, ZIP)) else _other_file(path, start)
-        opener = (
-            _open_keras if start.startswith(ZIP) or (path.suffix == '.keras' and start[:4] != HDF5[:4]) else _open_h5
-        )
-    if other:
-        raise KerasFileError(f'{path} is {other}. {_way_out(other, path)}')
+        opener = _open_shards
+    elif _start(path).startswith(ZIP) or (path.suffix == '.keras' and not _start(path).startswith(HDF5)):
+        opener = _open_keras
     with opener(path) as opened:
         yield opened
 
 
-def _other_directory(path: Path) -> str:
-    if (path / 'saved_model.pb').is_file():
-        return 'a SavedModel of TensorFlow'
-    if (path / 'checkpoint').is_file() or list(path.glob('*.index')):
-        return 'a checkpoint of TensorFlow'
-    return ''
+def _start(path: Path) -> bytes:
+    with open(path, 'rb') as file:
+        return file.read(16)
 
 
-def _other_file(path: Path, start: bytes) -> str:
-    """What a file is that is neither HDF5 nor a zip archive, by its content, else by its name."""
-    if path.suffix == '.index' or '.data-0000' in path.name:
-        return 'a checkpoint of TensorFlow'
-    if path.name in ('saved_model.pb', 'keras_metadata.pb'):
-        return 'a SavedModel of TensorFlow'
+def _other(path: Path) -> str:
+    """What a source is that is none of those above, by its content, else by its name, and what to do; '' for none."""
+    folder = path if path.is_dir() else path.parent
+    name = path.name.partition('.index')[0].partition('.data-0')[0]
+    if (path / 'saved_model.pb').is_file() or path.name in ('saved_model.pb', 'keras_metadata.pb'):
+        return (
+            f'is a SavedModel of TensorFlow. In Python with tensorflow and tf_keras: '
+            f"tf_keras.models.load_model('{folder}').save('model.h5'). Then convert that."
+        )
+    if path.is_dir():
+        is_checkpoint = (path / 'checkpoint').is_file() or any(path.glob('*.index'))
+    else:
+        is_checkpoint = (folder / f'{name}.index').is_file() and not (path.is_file() and name == path.name)
+    if is_checkpoint:
+        prefix = f"tf.train.latest_checkpoint('{path}')" if path.is_dir() else f"'{folder / name}'"
+        return (
+            f'is a checkpoint of TensorFlow, with arrays and no model. In Python with tensorflow and tf_keras, build '
+            f'the model as it was, and then: model.load_weights({prefix}).expect_partial(); '
+            f"model.save('model.h5'). Then convert that."
+        )
+    if not path.is_file() or path.name.endswith(SHARDED):
+        return ''
+    start = _start(path)
     if start.startswith(b'\x80') or path.suffix == '.safetensors':
-        return 'a file of torch'
+        return 'is a file of torch. It needs no conversion: xception_hub.from_checkpoint(PATH) reads it.'
     if start[4:8] == b'TFL3':
-        return 'a model of TensorFlow Lite'
+        return 'is a model of TensorFlow Lite, whose arrays were changed for a device. Convert what it was made of.'
     if start.lstrip().startswith(b'{') and path.suffix == '.json':
-        return 'a config without weights'
-    if path.suffix in ('.keras', '.h5', '.hdf5'):
-        return ''  # one that is damaged
-    return 'empty' if not start else 'no file of Keras'
-
-
-def _way_out(other: str, path: Path) -> str:
-    """What to do with something else than a file of Keras."""
-    if 'SavedModel' in other:
-        folder = path if path.is_dir() else path.parent
-        return (
-            f"In Python with tensorflow and tf_keras: tf_keras.models.load_model('{folder}').save('model.h5'). Then "
-            f'convert that.'
-        )
-    if 'checkpoint' in other:
-        name = path if path.is_dir() else path.with_name(path.name.partition('.index')[0].partition('.data-')[0])
-        prefix = f"tf.train.latest_checkpoint('{name}')" if path.is_dir() else f"'{name}'"
-        return (
-            f'It has arrays and no model. In Python with tensorflow and tf_keras, build the model as it was, and then: '
-            f"model.load_weights({prefix}).expect_partial(); model.save('model.h5'). Then convert that."
-        )
-    if 'torch' in other:
-        return 'It needs no conversion: xception_hub.from_checkpoint(PATH) reads it.'
-    if 'config' in other:
-        return f'Name the weights as the source, and this file behind --config: convert WEIGHTS --config {path}.'
-    if 'Lite' in other:
-        return 'Its arrays were changed for the device; convert the Keras model that it was made of.'
-    return f'A source is {ACCEPTED}.'
+        return f'is a config without weights. Name these as the source: convert WEIGHTS --config {path}.'
+    if start.startswith((HDF5, ZIP)) or path.suffix in ('.keras', '.h5', '.hdf5'):  # perhaps a damaged one
+        return ''
+    return f'is {"no file of Keras" if start else "empty"}. A source is {ACCEPTED}.'
 
 
 @contextmanager

@@ -85,6 +85,7 @@ class FileHead:
         final_activation: Keras' activation of the logits: 'linear', 'softmax' or 'sigmoid'; 'unknown' for weights
             alone.
         ignored: Names of training-only layers.
+        one_size: Whether Keras' head takes maps of one size: it flattens them, or pools with a window of their size.
     """
 
     layers: list[HiddenLayer] = field(default_factory=list)
@@ -94,6 +95,7 @@ class FileHead:
     drop_rate: float = 0.0
     final_activation: str = 'linear'
     ignored: list[str] = field(default_factory=list)
+    one_size: bool = False
 
     def model_args(self) -> dict[str, Any]:
         """The head as arguments of `xception_hub.Xception`."""
@@ -172,15 +174,18 @@ def _read_before_pooling(head: FileHead, layer: FileLayer, image_size: tuple[int
     config, class_name = layer.config, layer.class_name
     maps = [map_side(side) for side in image_size] if image_size else None
     norms = bool(head.layers)
+    if config.get('data_format', 'channels_last') != 'channels_last':
+        raise KerasFileError(f'{place} is {config["data_format"]!r}, and its maps are channels_last. {WAY_OUT}')
     if class_name in POOLS and not config.get('keepdims') and not (norms and POOLS[class_name] == 'max'):
         head.global_pool = POOLS[class_name]
         return ''
-    if class_name in MAP_POOLS and maps == _pair(config.get('pool_size')) and not norms:
-        head.global_pool = MAP_POOLS[class_name]
+    whole = maps == _pair(config.get('pool_size')) and config.get('padding', 'valid') == 'valid'
+    if class_name in MAP_POOLS and whole and not norms:
+        head.global_pool, head.one_size = MAP_POOLS[class_name], True
         return layer.name or class_name
     if class_name == 'Flatten' and maps and not norms:
         head.layers.append(HiddenLayer({'flatten': maps}))
-        head.global_pool = 'avg'  # the network's default, which the layer replaces
+        head.global_pool, head.one_size = 'avg', True  # the network's default, which the layer replaces
         return ''
     if class_name == 'Dropout' or (
         class_name in ('Activation', 'ReLU') and not norms and _keeps_positive(layer, place)
@@ -404,13 +409,19 @@ def normalized(mean: Any, variance: Any) -> Step:
     return Step(1 / deviation, -mean / deviation)
 
 
-def rescaling_of(steps: Sequence[Step], source: object) -> Rescaling:
-    """All steps as one scale and one offset; numbers where all channels have the same."""
+def rescaling_of(steps: Sequence[Step], channels: int, source: object) -> Rescaling:
+    """All steps as one scale and one offset; numbers where all channels have the same.
+
+    Raises:
+        KerasFileError: They are not finite, or there is neither one nor one for each channel.
+    """
     scale, offset = np.ones(1), np.zeros(1)
     for step in steps:
+        if not {np.size(step.scale), np.size(step.offset)} <= {1, channels}:
+            raise KerasFileError(f'{source}: it rescales {channels} channels by {step.scale} and {step.offset}.')
         scale, offset = scale * step.scale, offset * step.scale + step.offset
     scale, offset = np.broadcast_arrays(scale, offset)
-    if scale.ndim != 1 or not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
+    if not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
         raise KerasFileError(f'{source}: it rescales its images by {scale} and {offset}.')
     if (scale == scale[0]).all() and (offset == offset[0]).all():
         return float(scale[0]), float(offset[0])

@@ -18,7 +18,7 @@ from .. import Xception
 from ..errors import KerasFileError
 from ..weights.checkpoints import check_against
 from .formats import Opened, open_source, read_json
-from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, is_number, normalized, rescaling_of
+from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, WAY_OUT, is_number, normalized, rescaling_of
 from .layouts import GroupsLayout, Layout, layout_of
 from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
 from .preprocessing import Rescaling
@@ -36,7 +36,7 @@ LEFT_OUT_PARTS = {'seed_generator': 'the state of a random generator', 'StateVar
 
 OTHER_OUTPUT = 'of another output'
 
-MAX_PARAMETERS = 2**28  # 1 GB; the paper's largest head has 95 million, one of 1,024 on a flattened map 210 million
+MAX_PARAMETERS = 2**27  # 512 MB; with the paper's largest head it has 117 million
 
 
 @dataclass
@@ -225,7 +225,9 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     model_args = dict(head.model_args(), in_chans=channels)
     expected = Xception(**model_args, device='meta').state_dict()
     if sum(tensor.numel() for tensor in expected.values()) > MAX_PARAMETERS:
-        raise KerasFileError(f'{weights.source}: with its head it would have more than {MAX_PARAMETERS:,} parameters.')
+        raise KerasFileError(
+            f'{weights.source}: with its head it would have more than {MAX_PARAMETERS:,} parameters. {WAY_OUT}'
+        )
     account = _Account(weights)
     plan: list[tuple[KerasLayer, dict[str, tuple[str, tuple[int, ...]]]]] = []
     for (layer, _), paths in zip(pairs, places):
@@ -241,14 +243,14 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
             if path in weights:  # there is not always a count
                 account.use(path, weights.shape(path), 'the preparation of images')
     left_out = account.left_out([layout.place_of(layer) for layer in structure.others])
-    structure.rescaling = _rescaling(structure, weights, iter(places_of_images))
+    structure.rescaling = _rescaling(structure, channels, weights, iter(places_of_images))
     tensors: dict[str, Tensor] = {}
     for layer, arrays in plan:
         tensors.update(to_torch(layer, {keras: weights.read(*place) for keras, place in arrays.items()}))
     return tensors, model_args, left_out
 
 
-def _rescaling(structure: Structure, weights: WeightFile, places: Iterator[dict[str, str]]) -> Rescaling:
+def _rescaling(structure: Structure, channels: int, weights: WeightFile, places: Iterator[dict[str, str]]) -> Rescaling:
     """What the model does to its images, with what the arrays of a Normalization say."""
     steps = []
     for step in structure.steps:
@@ -256,7 +258,7 @@ def _rescaling(structure: Structure, weights: WeightFile, places: Iterator[dict[
             mean, variance = (_of_channels(weights, path) for path in list(next(places).values())[:2])
             step = normalized(mean, variance)
         steps.append(step)
-    return rescaling_of(steps, weights.source)
+    return rescaling_of(steps, channels, weights.source)
 
 
 def _of_channels(weights: WeightFile, path: str) -> Any:

@@ -12,11 +12,13 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..errors import ParityError, in_one_line
 from ..topology import TAPS
 from .keras_head import ACTIVATIONS, MAP_POOLS, POOLS
 from .keras_model import build, import_keras
@@ -53,20 +55,27 @@ class KerasReference:
 
     Raises:
         ImportError: Keras is not installed.
+        ParityError: Keras fails at the model, now or when it is called.
     """
 
     def __init__(self, ported: Port, dtype: str = 'float64') -> None:
-        self.keras = keras = import_keras()
+        self.keras = import_keras()
         self.dtype = dtype
         self.reading = BY_KERAS
         self.rescaling = ported.structure.rescaling
         self._pools_by_max = ported.structure.head.global_pool == 'max'
+        with _of_keras():
+            self._prepare(ported)
+
+    def _prepare(self, ported: Port) -> None:
+        keras, dtype = self.keras, self.dtype
         model = self._load(ported)
         if dtype == 'float64':
             _allow_float64(keras.backend.backend())
         # the same layers without a fixed image size, in the precision asked for, with Keras' own order of weights
         config = re.sub(r'"(?:mixed_)?b?float(?:16|32)"', f'"{dtype}"', model.to_json())
-        config = re.sub(r'("batch_(?:input_)?shape": \[null), \d+, \d+,', r'\1, null, null,', config)
+        if not ported.structure.head.one_size:
+            config = re.sub(r'("batch_(?:input_)?shape": \[null), \d+, \d+,', r'\1, null, null,', config)
         twin = keras.models.model_from_json(config)
         for source, target in zip(model.weights, twin.weights, strict=True):  # one by one: there are 84 MB of them
             target.assign(source)
@@ -90,7 +99,8 @@ class KerasReference:
             except Exception:  # Keras has no error of its own for what it can't read
                 reason = f'Keras {self.keras.__version__} does not read this file of Keras {ported.keras_version}'
         self.reading = f"Keras' own Xception with the arrays as the port has read them, for {reason}"
-        return build(ported.model(), rescaling=ported.structure.rescaling)
+        size = ported.image_size if ported.structure.head.one_size else None
+        return build(ported.model(), size or (None, None), rescaling=ported.structure.rescaling)
 
     def _load_by_keras(self, ported: Port) -> Any:
         models = self.keras.models
@@ -142,7 +152,7 @@ class KerasReference:
             Tap -> [B, h, w, c], from 'head.global_pool' on [B, c]. The last are the logits, if the model has a head.
         """
         to_numpy = self.keras.ops.convert_to_numpy
-        with torch.no_grad():
+        with torch.no_grad(), _of_keras():
             x = self.keras.ops.convert_to_tensor(images, dtype=self.dtype)
             for layer in self._before:
                 x = _call(layer, x)
@@ -159,6 +169,17 @@ class KerasReference:
             if self._head:
                 taps['head'] = to_numpy(x)
         return taps
+
+
+@contextmanager
+def _of_keras() -> Iterator[None]:
+    """Makes one error of whatever a model leads Keras and its backends to."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as e:
+        raise ParityError(f'Keras fails: {in_one_line(e)}') from e
 
 
 def _call(layer: Any, x: Any) -> Any:

@@ -134,6 +134,11 @@ def bare(layers: list[FileLayer], source: object) -> Structure:
             rest = [layer for layer in layers if id(layer) not in ours]
             head = read_bare_head(list(_without_backbone(rest)), source)
             return Structure(found[0], head, residuals_by=found[1], ignored=head.ignored)
+    if any(map(_by_order, candidates)):
+        raise KerasFileError(
+            f'{source} holds an Xception whose layers have names of their own, in a group whose order depends on which '
+            f'of them were frozen. Pass --config FILE with what model.to_json() gives in Keras.'
+        )
     raise KerasFileError(f'{source} {_no_xception(layers)}')
 
 
@@ -296,7 +301,9 @@ def _identify(layers: list[FileLayer], graph: bool) -> tuple[dict[str, FileLayer
     before, after = _affixes(by_name)
     found = {name: by_name[f'{before}{name}{after}'] for name in LAYERS if f'{before}{name}{after}' in by_name}
     if FIRST not in found:
-        return _by_order(layers)
+        tops = [layer.top for layer in layers if layer.top]
+        # in the weights of a model within another, layers that are not trained come last
+        return _by_order(layers) if graph or len({*tops}) == len(tops) else None
     how = 'name'
     if len(found) < len(LAYERS):  # Keras leaves the residual layers unnamed
         how = 'graph' if graph else 'order'
