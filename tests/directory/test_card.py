@@ -79,6 +79,24 @@ def test_of_a_fine_tuned_model(directory: Path) -> None:
     assert 'converted' not in card and '## Parity' not in card and 'final activation' not in card
 
 
+def test_images_are_opened_as_in_training(directory: Path) -> None:
+    """By timm and by the pipeline, which would put what is transparent on black."""
+    change(directory / 'config.json', keras=None)
+    figures = dict(top1=1.0, num_samples=2, split='test', dataset='photos')
+    (directory / 'metrics.json').write_text(json.dumps(figures))
+    card = render(directory)
+    assert "transform(xception_hub.open_image('photo.jpg'))" in card
+    assert "compute(xception_hub.open_image('photo.jpg'))" in card
+
+
+def test_outputs_that_are_no_classes(directory: Path) -> None:
+    """No pipeline, which would make probabilities of them."""
+    config = json.loads((directory / 'config.json').read_text())
+    change(directory / 'config.json', keras=dict(config['keras'], final_activation='relu'))
+    card = render(directory)
+    assert 'relu; this network returns the logits' in card and 'transformers' not in card
+
+
 def test_of_a_branch(directory: Path) -> None:
     card = render(directory, 'org/name@v2')
     assert '# name\n' in card

@@ -9,6 +9,7 @@ import datasets
 import pytest
 import timm
 import torch
+from PIL import Image
 from random_model import random_model
 from small_images import WORDS, save_digits
 
@@ -123,6 +124,23 @@ def test_several_labels(photos: Path, tmp_path: Path) -> None:
         output = tmp_path / f'{count}.jsonl'
         predict.main(str(photos), model=str(tmp_path / 'model'), output=output, threshold=threshold, device='cpu')
         assert all(len(json.loads(row['label'])) == count for row in rows_of(output))
+
+
+def test_equals_the_pipeline(photos: Path, folder: Path, tmp_path: Path) -> None:
+    """Of transformers, given an image as the card opens it: turned, and on white where it is transparent."""
+    image = Image.open(photos / 'two' / '0.png').convert('RGBA')
+    image.putalpha(Image.linear_gradient('L').resize(image.size))
+    exif = image.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    image.save(tmp_path / 'phone.png', exif=exif)
+    classify = pytest.importorskip('transformers').pipeline('image-classification', model=str(folder))
+    predict.main(str(tmp_path / 'phone.png'), model=str(folder), output=tmp_path / 'rows.jsonl', device='cpu')
+    (row,) = rows_of(tmp_path / 'rows.jsonl')
+    found = classify(xception_hub.open_image(tmp_path / 'phone.png'))
+    assert {f['label']: f['score'] for f in found} == pytest.approx(dict(json.loads(row['top'])), abs=1e-5)
+    assert {f['label']: f['score'] for f in classify(str(tmp_path / 'phone.png'))} != pytest.approx(
+        dict(json.loads(row['top'])), abs=1e-5
+    )
 
 
 def test_outputs_that_are_no_classes(photos: Path, folder: Path, tmp_path: Path) -> None:

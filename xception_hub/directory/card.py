@@ -24,6 +24,8 @@ PLACEHOLDER = 'ORG/NAME'  # stands for a repository that is not known yet
 
 LISTED_CLASSES = 20  # largest number of class names on the card; the others are counted
 LINE_LENGTH = 100  # characters; the Hub's pages show such code without scrolling
+# Activations of Keras models whose outputs stand for classes; linear ones are logits, as far as a file says.
+OF_CLASSES = ('softmax', 'sigmoid', 'linear', 'unknown')
 # Figures of metrics.json by their names on the card; HUB_METRICS has their names on the Hub.
 FIGURES = {
     'top1': 'top-1',
@@ -110,8 +112,11 @@ def _context(
         model_args={**args, 'num_classes': num_classes},
         # without num_classes in the overlay, timm thinks that the classes differ and initialises a new classifier
         overlay=dict(hf_hub_id=repo_id or PLACEHOLDER, num_classes=num_classes, **data),
-        # the pipelines need colour images and pooled features, and pass num_classes themselves
-        has_pipeline=bool(config.get('global_pool')) and colour and 'num_classes' not in args,
+        # the pipelines need colour images, pooled features and classes, and pass num_classes themselves
+        has_pipeline=bool(config.get('global_pool'))
+        and colour
+        and 'num_classes' not in args
+        and final_activation_of(config) in OF_CLASSES,
         classes=_classes(config),
         preparation=_preparation(data),
         final_activation=_final_activation(config),
@@ -212,11 +217,16 @@ def _value_range(mean: Sequence[float], std: Sequence[float]) -> str:
 
 def _final_activation(config: dict[str, Any]) -> str | None:
     """Name of the activation that Keras applies to the logits. None if there are no classes or no record of it."""
-    activation = (config.get('keras') or {}).get('final_activation')
-    if not config['num_classes'] or activation is None:
+    if not config['num_classes'] or 'final_activation' not in (config.get('keras') or {}):
         return None
+    activation = final_activation_of(config)
     known = {'linear': 'none', 'unknown': 'not known, for the file held weights alone'}
     return known.get(activation, activation)
+
+
+def final_activation_of(config: dict[str, Any]) -> str:
+    """What Keras applies to the outputs of a model that was converted; 'unknown' without a record of it."""
+    return (config.get('keras') or {}).get('final_activation', 'unknown')
 
 
 def _dataset_name(metrics: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from ..directory.card import OF_CLASSES, final_activation_of
 from ..errors import DataError, ImageError, ModelError, SettingsError, XceptionHubError
 from ..weights.sources import source_of
 from . import models, predictions
@@ -30,9 +31,6 @@ from .labels import names_of
 from .reading import is_saved
 from .samples import Item, image_of, in_order
 from .tables import TABLES
-
-# Activations of Keras models whose outputs stand for classes; linear ones are logits, as far as a file says.
-OF_CLASSES = ('softmax', 'sigmoid', 'linear', 'unknown')
 
 app = App(help=__doc__, version_flags=[])
 
@@ -77,7 +75,7 @@ class Predictor:
             name = f'local-dir:{name}'
         model = models.build(name, None, True, {}, None).eval()
         config = source_of(name).read_config() if name.startswith(('local-dir:', 'hf-hub:')) else {}
-        activation = (config.get('keras') or {}).get('final_activation', 'unknown')
+        activation = final_activation_of(config)
         if activation not in OF_CLASSES and not embed:
             raise ModelError(
                 f'The outputs of {name} are values: in Keras they end in {activation!r}, and are no probabilities of '
