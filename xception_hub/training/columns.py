@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 
 from ..errors import DataError
@@ -109,37 +110,35 @@ def _said(splits: Mapping[str, Any], column: str) -> set[str]:
     return found
 
 
-def with_class_columns(rows: Dataset, names: Sequence[str], single: bool) -> Dataset:
-    """Rows with a column `label` made of columns that stand for a class each: one class, or a list of them."""
-    kind = ClassLabel(names=list(names))
-    columns = [[str(value).lower() in YES for value in rows[name]] for name in names]
-    labels = [[number for number, column in enumerate(columns) if column[row]] for row in range(len(rows))]
-    values = [items[0] for items in labels] if single else labels
-    return rows.remove_columns([name for name in ('label',) if name in rows.features]).add_column(
-        'label', values, feature=kind if single else datasets.List(kind)
-    )
-
-
-def counts(rows: Dataset, names: Sequence[str]) -> set[int]:
-    """The numbers of classes that images have, by columns that stand for a class each.
+def classes_of(rows: Dataset, names: Sequence[str]) -> np.ndarray:
+    """[N, C], whether each image is of each class, by columns that stand for a class each.
 
     Raises:
         DataError: A cell says something else than yes or no.
     """
-    total, said = [0] * len(rows), set()
-    for name in names:
-        for row, value in enumerate(rows[name]):
-            text = str(value).lower()
-            if text not in YES | NO | MINUS:
-                raise DataError(f'The column {name!r} holds {value!r} in row {row} instead of 0 or 1.')
-            said.add(text)
-            total[row] += text in YES
+    said: set[str] = set()
+    yes = np.zeros((len(rows), len(names)), bool)
+    for number, name in enumerate(names):
+        texts = [str(value).lower() for value in rows[name]]
+        said |= {*texts}
+        if strange := {*texts} - YES - NO - MINUS:
+            row = next(row for row, text in enumerate(texts) if text in strange)
+            raise DataError(f'The column {name!r} holds {rows[name][row]!r} in row {row} instead of 0 or 1.')
+        yes[:, number] = [text in YES for text in texts]
     if said & NO and said & MINUS:
         raise DataError(
             f'The columns {", ".join(names[:6])} hold 0 and -1 beside 1, and what -1 means cannot be told. Write 1 or '
             f'0 for each class.'
         )
-    return set(total)
+    return yes
+
+
+def with_labels(rows: Dataset, names: Sequence[str], yes: np.ndarray, single: bool) -> Dataset:
+    """Rows with a column `label` of what `classes_of` gives: one class, or a list of them."""
+    kind = ClassLabel(names=list(names))
+    values = yes.argmax(1).tolist() if single else [np.flatnonzero(row).tolist() for row in yes]
+    others = rows.remove_columns([name for name in ('label',) if name in rows.features])
+    return others.add_column('label', values, feature=kind if single else datasets.List(kind))
 
 
 def _given(features: Features, dataset: str, given: str | None) -> str | None:

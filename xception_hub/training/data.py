@@ -352,9 +352,10 @@ def _label_column(
         missing = [name for name in several if name not in table.rows.features]
         if missing or not isinstance(table.rows, Dataset):
             raise DataError(f'{table.dataset} is a stream, or has no column {(missing or several)[0]!r}.')
-    single = {1} == set.union(*(columns.counts(table.rows, several) for table in splits.values()))
+    yes = {name: columns.classes_of(table.rows, several) for name, table in splits.items()}
+    single = all((found.sum(1) == 1).all() for found in yes.values())
     splits = {
-        name: replace(table, rows=columns.with_class_columns(table.rows, several, single))
+        name: replace(table, rows=columns.with_labels(table.rows, several, yes[name], single))
         for name, table in splits.items()
     }
     each = 'one of them for each image' if single else 'any number of them for each image'

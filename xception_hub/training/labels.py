@@ -109,7 +109,7 @@ def on_all_outputs(data: Data, model: TimmModel, outputs: Sequence[int]) -> Data
 
 def _spellings(model: TimmModel) -> list[list[list[str]]]:
     """The names of all outputs in each spelling, the most specific spelling first; empty if the names are unknown."""
-    names = label_names_of(model)
+    names = label_names_of(model.pretrained_cfg)
     descriptions = model.pretrained_cfg.get('label_descriptions') or {}
     if len(names) != model.num_classes:
         if model.num_classes != IMAGENET_CLASSES:

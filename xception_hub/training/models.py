@@ -16,9 +16,8 @@ import xception_hub  # noqa: F401  registers the model
 
 from ..directory.write import write_model
 from ..errors import ModelError
-from ..network import Xception
 from ..weights.checkpoints import HIDDEN
-from ..weights.sources import hub_or_cache
+from ..weights.sources import hub_or_cache, source_of
 
 # An nn.Module with what timm's models add: get_classifier, forward_features, pretrained_cfg, ...
 TimmModel = Any
@@ -81,35 +80,40 @@ def build_for(
         The model, and the classes whose rows are kept.
     """
     count = len(class_names)
-    own = build(name, None, True, args, image_size) if pretrained and name.startswith(NAMES_CLASSES) else None
-    before = label_names_of(own) if own is not None else []
+    config = _config_of(name) if pretrained and name.startswith(NAMES_CLASSES) else {}
+    before = label_names_of(config)
     kept = [class_name for class_name in class_names if class_name in before]
-    if own is None or not before or not isinstance(own.get_classifier(), nn.Linear):
-        return build(name, count, pretrained, args, image_size), []
-    if before == list(class_names):
-        return own, kept
     if not kept:
-        without_hidden = dict.fromkeys(HIDDEN, ()) if isinstance(own, Xception) and len(own.head.layers) else {}
-        model = build(name, count, True, {**args, **without_hidden}, image_size)
-        _start_equal(model)
+        recorded = config.get('model_args') or {}
+        hidden = {argument: () for argument in HIDDEN if before and recorded.get(argument)}
+        model = build(name, count, pretrained, {**args, **hidden}, image_size)
+        if before:
+            _start_equal(model)
         return model, []
-    weight, bias = own.get_classifier().weight, own.get_classifier().bias
-    own.reset_classifier(count)
-    _start_equal(own)
-    classifier = own.get_classifier()
+    model = build(name, None, True, args, image_size)
+    old = model.get_classifier()
+    if before == list(class_names):
+        return model, kept
+    if not isinstance(old, nn.Linear):
+        return build(name, count, True, args, image_size), []
+    model.reset_classifier(count)
+    _start_equal(model)
+    new = model.get_classifier()
     with torch.no_grad():
         for number, class_name in enumerate(class_names):
             if class_name in before:
-                classifier.weight[number] = weight[before.index(class_name)]
-                if bias is not None:
-                    classifier.bias[number] = bias[before.index(class_name)]
-    return own, kept
+                new.weight[number] = old.weight[before.index(class_name)]
+                if old.bias is not None:
+                    new.bias[number] = old.bias[before.index(class_name)]
+    return model, kept
 
 
-def label_names_of(model: TimmModel) -> list[str]:
-    """The names of its outputs that a model's pretrained cfg has; empty without any."""
-    names = model.pretrained_cfg.get('label_names') or []
-    return list(names.values() if isinstance(names, dict) else names)
+def _config_of(name: str) -> dict[str, Any]:
+    """What the config.json of a directory or a repository says."""
+    try:
+        return source_of(name).read_config()
+    except Exception as e:  # of files, of the Hub and of the network: no error in common
+        raise ModelError(f'{name} cannot be had: {type(e).__name__}: {e}') from e
 
 
 def _start_equal(model: TimmModel) -> None:
@@ -118,6 +122,12 @@ def _start_equal(model: TimmModel) -> None:
         nn.init.zeros_(classifier.weight)
         if classifier.bias is not None:
             nn.init.zeros_(classifier.bias)
+
+
+def label_names_of(config: Mapping[str, Any]) -> list[str]:
+    """The names of a model's outputs in its config.json or its pretrained cfg; empty without any."""
+    names = config.get('label_names') or []
+    return list(names.values() if isinstance(names, dict) else names)
 
 
 class Transforms:
