@@ -18,7 +18,7 @@ ORDERS = ('depthwise_first', 'pointwise_first')
 
 @torch.fx.wrap
 def max_pool_same(x: Tensor, stride: int, dilation: int, symmetric: bool) -> Tensor:
-    """3x3 max pooling with TensorFlow's SAME padding by -inf, which is only below and to the right on even sizes.
+    """3x3 max pooling with TensorFlow's SAME padding, which is only below and to the right on even sizes.
 
     Args:
         x: [B, C, H, W].
@@ -32,8 +32,9 @@ def max_pool_same(x: Tensor, stride: int, dilation: int, symmetric: bool) -> Ten
     """
     h, w = x.shape[2], x.shape[3]
     # an odd (strided) grid gets one position above and to the left, an even one none
-    top = 1 if symmetric else (h + dilation - 1) // dilation % 2
-    left = 1 if symmetric else (w + dilation - 1) // dilation % 2
+    rows, columns = (h + dilation - 1) // dilation, (w + dilation - 1) // dilation
+    top = 1 if symmetric else rows - rows // 2 * 2  # not %, which OpenVINO has no rule for
+    left = 1 if symmetric else columns - columns // 2 * 2
     copy_free = stride == 2 and dilation == 1
     if not torch.jit.is_scripting() and copy_free:
         # the copy-free form would tie an exported or compiled graph to the parity of the example
@@ -41,6 +42,8 @@ def max_pool_same(x: Tensor, stride: int, dilation: int, symmetric: bool) -> Ten
     if copy_free:
         return F.max_pool2d(x, 3, stride, padding=[top, left], ceil_mode=not symmetric)
     pad = [left * dilation, (2 - left) * dilation, top * dilation, (2 - top) * dilation]
+    if dilation == 1:  # the edge's own values are in each window that reaches over it; -inf has no scale in int8
+        return F.max_pool2d(F.pad(x, pad, mode='replicate'), 3, stride)
     return F.max_pool2d(F.pad(x, pad, value=float('-inf')), 3, stride, dilation=dilation)
 
 

@@ -1,0 +1,1 @@
+"""The same function faster, exported, and on many photos."""
