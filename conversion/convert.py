@@ -13,11 +13,12 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from xception_hub.errors import KerasFileError, ParityError, XceptionHubError
+from xception_hub.images import sample_photos
 from xception_hub.layers import MIN_IMG_SIZE
 from xception_hub.porting.declared import choose_preprocessing, read_class_names
 from xception_hub.porting.output import write
 from xception_hub.porting.parity import Parity, prove_parity
-from xception_hub.porting.photos import Photo, find_photos, keras_batch, sample_photos
+from xception_hub.porting.photos import Photo, find_photos, keras_batch
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.preprocessing import Preprocessing
 

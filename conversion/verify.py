@@ -14,11 +14,12 @@ from cyclopts.validators import Number
 
 import xception_hub  # noqa: F401  registers the model
 from xception_hub.errors import XceptionHubError
+from xception_hub.images import sample_photos
 from xception_hub.layers import MIN_IMG_SIZE
 from xception_hub.porting.declared import check_declared
 from xception_hub.porting.output import PARITY_FILE, update_report
 from xception_hub.porting.parity import Parity, prove_parity
-from xception_hub.porting.photos import Photo, find_photos, sample_photos, timm_batch
+from xception_hub.porting.photos import Photo, find_photos, timm_batch
 from xception_hub.porting.plot import draw
 from xception_hub.porting.port import Port, port
 

@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps
@@ -61,6 +62,21 @@ def open_image(
         raise ImageError('no image of a known format') from e
     except Exception as e:  # Pillow's decoders raise whatever a damaged file leads them to
         raise ImageError(f'damaged: {e}' if str(e) else f'damaged: {type(e).__name__}') from e
+
+
+def sample_photos() -> list[Image.Image]:
+    """A photo that Matplotlib brings along, whole and in nine parts; none without Matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return []
+    path = Path(matplotlib.get_data_path()) / 'sample_data' / 'grace_hopper.jpg'
+    if not path.is_file():
+        return []
+    photo = open_image(path)
+    width, height = photo.size
+    corners = [(x * width // 4, y * height // 4) for x in range(3) for y in range(3)]
+    return [photo, *(photo.crop((x, y, x + width // 2, y + height // 2)) for x, y in corners)]
 
 
 def is_lfs_pointer(source: bytes | str | os.PathLike[str]) -> bool:

@@ -27,21 +27,6 @@ def find_photos(folder: Path) -> list[Path]:
     return photos
 
 
-def sample_photos() -> list[Image.Image]:
-    """A photo that Matplotlib brings along, whole and in nine parts; none without Matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        return []
-    path = Path(matplotlib.get_data_path()) / 'sample_data' / 'grace_hopper.jpg'
-    if not path.is_file():
-        return []
-    photo = open_photos([path])[0]
-    width, height = photo.size
-    corners = [(x * width // 4, y * height // 4) for x in range(3) for y in range(3)]
-    return [photo, *(photo.crop((x, y, x + width // 2, y + height // 2)) for x, y in corners)]
-
-
 def open_photos(photos: Sequence[Photo]) -> list[Image.Image]:
     """Decoded, in RGB."""
     return [(Image.open(photo) if isinstance(photo, Path) else photo).convert('RGB') for photo in photos]
