@@ -7,15 +7,13 @@ saves and costs, and whether photos are prepared faster than the network trains 
 
 import ctypes
 import multiprocessing
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -30,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 
 from port_a_keras_model import download
 
+from xception_hub.timing import device_model, in_turn
 from xception_hub.training.data import Split
 from xception_hub.training.memory import measure
 from xception_hub.training.models import Transforms, build
@@ -130,12 +129,6 @@ def peaks(variant: Variant, *arguments: int) -> Memory:
     return Memory(*map(statistics.median, zip(*found)))
 
 
-def in_turn(steps: dict[Any, Callable[[], float]], repeats: int) -> dict[Any, float]:
-    """Median seconds of each step, after one round that is not counted."""
-    rounds = [{name: step() for name, step in steps.items()} for _ in range(repeats + 1)][1:]
-    return {name: statistics.median(seconds[name] for seconds in rounds) for name in steps}
-
-
 def input_rate(images: Images, workers: int) -> float:
     """Images per second of the second epoch, when the workers have started already."""
     batches = loader(images, TrainingBatches(images.split, Batching(PHOTOS, INPUT_BATCH), 0), workers)
@@ -166,12 +159,6 @@ def photos(recipe: str, size: int) -> Images:
         re_prob=a.random_erasing,
     )
     return Images(split, transform, transforms.min_side_for(a.crop_scale))
-
-
-def cpu_model() -> str:
-    """Name of the CPU, as Linux gives it."""
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    return next((line.partition(': ')[2] for line in lines if line.startswith('model name')), platform.machine())
 
 
 def print_speed(size: int, batch_size: int, repeats: int, threads: int) -> float:
@@ -230,10 +217,7 @@ def main(*, size: int = 299, batch_size: int = 8, repeats: int = 5, threads: int
     print(
         f'python benchmarks/train.py --size {size} --batch-size {batch_size} --repeats {repeats} --threads {shape[3]}'
     )
-    print(
-        f'{cpu_model()} ({torch.backends.cpu.get_cpu_capability()}), {shape[3]} threads, torch {torch.__version__}, '
-        f'timm {timm.__version__}\n'
-    )
+    print(f'{device_model("cpu")}, torch {torch.__version__}, timm {timm.__version__}\n')
     network = print_speed(*shape)
     print_checkpointing(*shape)
     print_input(size, network)

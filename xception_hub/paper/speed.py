@@ -3,12 +3,10 @@
 The steps per second depend on the machine. Only their ratio can be compared with the paper.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import timm
@@ -17,6 +15,7 @@ import torch.nn.functional as F
 
 import xception_hub  # noqa: F401 (registers the model)
 
+from ..timing import device_model
 from . import quoted
 from .checks import IMAGE_SIZE, MODELS
 
@@ -95,14 +94,7 @@ def workload(
 
 def machine() -> str:
     """Describes the device in one line."""
-    if device().type == 'cuda':
-        return f'{torch.cuda.get_device_name()}, torch {torch.__version__}'
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    cpu = next((line.partition(': ')[2] for line in lines if line.startswith('model name')), platform.machine())
-    return f'{cpu}, threads: {torch.get_num_threads()}, torch {torch.__version__}'
+    return f'{device_model(device())}, torch {torch.__version__}'
 
 
 class Training:

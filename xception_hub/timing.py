@@ -1,0 +1,56 @@
+"""How speed is measured: contenders in turn, on a machine with a name."""
+
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def cpu_model() -> str:
+    """Name of the CPU, as Linux gives it; elsewhere that of its architecture."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    return next((line.partition(': ')[2] for line in lines if line.startswith('model name')), platform.machine())
+
+
+def device_model(device: str | torch.device) -> str:
+    """Name of a device; of the CPU also its vector instructions and torch's number of threads."""
+    if torch.device(device).type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'{cpu_model()} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads'
+
+
+def timed(call: Callable[[], object], device: str | torch.device = 'cpu') -> Callable[[], float]:
+    """A step for `in_turn`: makes a call, waits until the device has done its work, and returns the seconds."""
+    synchronize = torch.cuda.synchronize if torch.device(device).type == 'cuda' else lambda: None
+
+    def step() -> float:
+        synchronize()
+        start = time.perf_counter()
+        call()
+        synchronize()
+        return time.perf_counter() - start
+
+    return step
+
+
+def in_turn(steps: Mapping[Any, Callable[[], float]], repeats: int, limit: float = math.inf) -> dict[Any, float]:
+    """Median seconds of each step, after one round that is not counted.
+
+    Args:
+        steps: Name -> step, which returns the seconds that it took.
+        repeats: Number of rounds that are counted, in each of which all steps take turns.
+        limit: Seconds after which no further round begins. Two are counted in any case.
+    """
+    end = time.perf_counter() + limit
+    rounds: list[dict[Any, float]] = []
+    while len(rounds) <= repeats and (len(rounds) < 3 or time.perf_counter() < end):
+        rounds.append({name: step() for name, step in steps.items()})
+    return {name: statistics.median(seconds[name] for seconds in rounds[1:]) for name in steps}
