@@ -22,6 +22,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError
+from xception_hub.inference.models import TimmModel, Transforms, build, evaluating
 from xception_hub.training import machine as machines
 from xception_hub.training import models, results, resume
 from xception_hub.training.data import Data
@@ -90,7 +91,7 @@ def run(settings: Settings) -> None:
 
 def build_model(
     settings: Settings, data: Data, machine: Machine, resumed: Checkpoint | None
-) -> tuple[models.TimmModel, models.Transforms]:
+) -> tuple[TimmModel, Transforms]:
     """The network, the same in every process, and the transforms of its images."""
     s = settings.model
     seed_all(settings.optimization.seed)  # for the new classifier
@@ -98,14 +99,14 @@ def build_model(
     args |= dict(drop_rate=s.drop_rate or None, drop_path_rate=s.drop_path_rate or None)
     pretrained = s.pretrained and not (resumed and 'model' in resumed.tensors)
     if settings.output.eval_only:
-        model = models.build(s.model, None, pretrained, args, s.image_size)
+        model = build(s.model, None, pretrained, args, s.image_size)
     else:
         model, kept = models.build_for(s.model, data.class_names, pretrained, args, s.image_size)
         if 0 < len(kept) < len(data.class_names):
             machine.print(f'The classifier keeps its rows of {len(kept)} classes that it knows; the others are new.')
     if settings.machine.gradient_checkpointing:
         model.set_grad_checkpointing(True)
-    return model.to(machine.device, memory_format=machine.memory_format), models.Transforms(model, s.image_size)
+    return model.to(machine.device, memory_format=machine.memory_format), Transforms(model, s.image_size)
 
 
 # The phases of a recipe
@@ -331,7 +332,7 @@ def evaluate(phase: Phase, module: nn.Module) -> Predictions:
     order = InOrder(split, phase.task.settings.optimization.batch_size, machine.processes, machine.rank)
     parts = []
     machine.share(module.buffers())
-    with models.evaluating(module), machine.accelerator.autocast(), machine.progress('Evaluation', len(split)) as bar:
+    with evaluating(module), machine.accelerator.autocast(), machine.progress('Evaluation', len(split)) as bar:
         for batch in map(machine.put, machine.loader(phase.validation, order)):
             parts.append(Predictions.of(module(batch.inputs), batch.labels, batch.indices))
             bar.update(len(batch.indices) * machine.processes)

@@ -19,18 +19,8 @@ from small_images import photo
 from torch import Tensor, nn
 
 from xception_hub.errors import ModelError
-from xception_hub.training.models import (
-    ProbeHead,
-    Transforms,
-    build,
-    build_for,
-    evaluating,
-    features_of,
-    hub_id,
-    save,
-    set_mode,
-    without_classifier,
-)
+from xception_hub.inference.models import Transforms, build, evaluating
+from xception_hub.training.models import ProbeHead, build_for, features_of, hub_id, save, set_mode, without_classifier
 from xception_hub.training.samples import seed_all
 
 NAMES = ['cat', 'dog', 'hen', 'fox', 'owl']

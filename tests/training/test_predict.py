@@ -14,9 +14,11 @@ from random_model import random_model
 from small_images import WORDS, save_digits
 
 import xception_hub
-from xception_hub.training import models, predict, predictions
+from xception_hub.inference import tables as predictions
+from xception_hub.inference.class_names import names_of
+from xception_hub.inference.models import Transforms
+from xception_hub.training import models, predict
 from xception_hub.training.data import load
-from xception_hub.training.labels import names_of
 from xception_hub.training.metrics import Predictions
 from xception_hub.training.samples import Images, InOrder, loader
 
@@ -32,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory."""
     folder = tmp_path_factory.mktemp('model')
     model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
-    models.save(folder, model, models.Transforms(model, 64).config, sorted(WORDS), False)
+    models.save(folder, model, Transforms(model, 64).config, sorted(WORDS), False)
     return folder
 
 
@@ -49,7 +51,7 @@ def test_equals_the_evaluation(suffix: str, photos: Path, folder: Path, tmp_path
     rows = {row['file']: row for row in rows_of(output)}
     split = load(str(photos)).train
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    transforms = models.Transforms(model)
+    transforms = Transforms(model)
     images = Images(split, transforms.evaluation(), transforms.min_side)
     assert len(rows) == len(split) == 12
     for batch in loader(images, InOrder(split, 7)):
@@ -110,7 +112,7 @@ def test_embed(photos: Path, folder: Path, tmp_path: Path) -> None:
     predict.main(str(photos), model=str(folder), output=tmp_path / 'rows.parquet', embed=True, device='cpu')
     rows = rows_of(tmp_path / 'rows.parquet')
     model = timm.create_model(f'local-dir:{folder}', pretrained=True, num_classes=0).eval()
-    image = models.Transforms(model).evaluation()(xception_hub.open_image(rows[0]['file']))
+    image = Transforms(model).evaluation()(xception_hub.open_image(rows[0]['file']))
     with torch.inference_mode():
         assert torch.allclose(model(image[None])[0], torch.tensor(rows[0]['features']), atol=1e-5)
 
@@ -119,7 +121,7 @@ def test_several_labels(photos: Path, tmp_path: Path) -> None:
     """config.json says that an image has any number of classes: those above the threshold."""
     model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
     (tmp_path / 'model').mkdir()
-    models.save(tmp_path / 'model', model, models.Transforms(model, 64).config, sorted(WORDS), True)
+    models.save(tmp_path / 'model', model, Transforms(model, 64).config, sorted(WORDS), True)
     for threshold, count in ((0.0, 4), (1.0, 0)):
         output = tmp_path / f'{count}.jsonl'
         predict.main(str(photos), model=str(tmp_path / 'model'), output=output, threshold=threshold, device='cpu')

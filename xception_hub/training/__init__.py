@@ -13,7 +13,7 @@
     optimization, memory           optimizer and schedule, and what a step keeps in memory
     task                           the one object that all parts of a run share
     features, dry_run              what a frozen network computes; what a run would cost
-    predictions, predict           tables of predictions, and the command that makes one
+    predict                        the command that classifies the images of folders, tables and datasets
     report, results                what is said and left behind
 
 Needs the `finetune` extra; `import xception_hub` does not import it.

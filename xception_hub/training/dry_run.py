@@ -6,8 +6,9 @@ from functools import partial
 
 from torch import Tensor
 
+from ..inference.models import evaluating
 from .memory import measure
-from .models import evaluating, features_of, set_mode
+from .models import features_of, set_mode
 from .optimization import make_optimizer
 from .samples import Batch, Batching, InOrder, TrainingBatches
 from .task import Phase, Task

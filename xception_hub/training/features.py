@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ResumeError
+from ..inference.models import evaluating
 from .data import Split
 from .machine import Machine
-from .models import evaluating, features_of, without_classifier
+from .models import features_of, without_classifier
 from .resume import read, write
 from .samples import Batch, Images, Item, in_order
 from .scan import digests

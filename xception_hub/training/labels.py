@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..inference.class_names import names_of, spellings_of
+from ..inference.models import TimmModel
 from .data import Data, Split
-from .models import TimmModel, label_names_of
-
-IMAGENET_CLASSES = 1000
 
 
 class Selected(nn.Module):
@@ -40,7 +38,7 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
         ModelError: A class is none of the model's outputs, or may be several of them. Or the model's outputs have no
             names and the dataset has another number of classes.
     """
-    spellings = _spellings(model)
+    spellings = spellings_of(model)
     if not spellings:
         if len(class_names) != model.num_classes:
             raise ModelError(
@@ -74,17 +72,6 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
     return chosen
 
 
-def names_of(model: TimmModel) -> list[str]:
-    """A name for each of the model's outputs: its own, that of ImageNet's class, or the number."""
-    spellings = _spellings(model)
-    if not spellings:
-        return [str(number) for number in range(model.num_classes)]
-    names = [names[0] for names in spellings[-1]]
-    return [
-        name if names.count(name) == 1 else f'{name} ({spellings[0][output][0]})' for output, name in enumerate(names)
-    ]
-
-
 def on_all_outputs(data: Data, model: TimmModel, outputs: Sequence[int]) -> Data:
     """The data with a class for each of the model's outputs: an image may be taken for one that the dataset lacks.
 
@@ -105,26 +92,6 @@ def on_all_outputs(data: Data, model: TimmModel, outputs: Sequence[int]) -> Data
         return replace(split, labels=labels)
 
     return replace(data, class_names=names, train=renumbered(data.train), validation=renumbered(data.validation))
-
-
-def _spellings(model: TimmModel) -> list[list[list[str]]]:
-    """The names of all outputs in each spelling, the most specific spelling first; empty if the names are unknown."""
-    names = label_names_of(model.pretrained_cfg)
-    descriptions = model.pretrained_cfg.get('label_descriptions') or {}
-    if len(names) != model.num_classes:
-        if model.num_classes != IMAGENET_CLASSES:
-            return []
-        names = ImageNetInfo().label_names()
-        descriptions = ImageNetInfo().label_descriptions(as_dict=True)
-    if not descriptions:
-        return [[[name] for name in names]]
-    lemmas = [descriptions.get(name, name).split(', ') for name in names]
-    return [
-        [[name] for name in names],
-        [[', '.join(words)] for words in lemmas],
-        [words[:1] for words in lemmas],
-        lemmas,
-    ]
 
 
 def _folded(name: str) -> str:

@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from ..directory.card import OF_CLASSES, final_activation_of
 from ..errors import DataError, ImageError, ModelError, SettingsError, XceptionHubError
+from ..inference import models
+from ..inference import tables as predictions
+from ..inference.class_names import names_of
 from ..weights.sources import source_of
-from . import models, predictions
 from .data import Split, unlabelled
 from .folders import read_folder
-from .labels import names_of
 from .reading import is_saved
 from .samples import Item, image_of, in_order
 from .tables import TABLES

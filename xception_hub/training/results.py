@@ -2,21 +2,22 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 
 from .. import __version__
 from ..directory import card, publish
 from ..directory.write import CONFIG_FILE, read_json
+from ..inference import tables
 from . import models
-from . import predictions as tables
 from .data import Split
 from .machine import Machine
-from .metrics import Predictions, summary
+from .metrics import THRESHOLD, Predictions, summary
 from .report import MISTAKES, THUMBNAIL, render
 from .runs import HISTORY_FILE, METRICS_FILE, PREDICTIONS_FILE, Progress, Run
 from .samples import Item, cell_of, image_of
@@ -107,11 +108,27 @@ def write_predictions(path: Path, task: Task, predictions: Predictions) -> None:
     """Writes a row for each image of the validation split, with those that cannot be used."""
     split, manifest = task.data.validation, task.manifest
     with tables.table(path, ('file', 'target', 'label', 'probability', 'top', 'error')) as write:
-        for values in tables.rows_of(predictions, split, task.data.class_names):
+        for values in rows_of(predictions, split, task.data.class_names):
             write(values)
         for image in manifest['bad_images']:
             if image['split'] == split.name and 'validation_rows' not in manifest:
                 write(dict(file=image['name'], error=image['reason']))
+
+
+def rows_of(predictions: Predictions, split: Split, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of an evaluated split."""
+    names = split.names()
+    for place, index in enumerate(predictions.indices.tolist()):
+        classes, values, label = (
+            array[place] for array in (predictions.classes, predictions.probabilities, predictions.labels)
+        )
+        several = predictions.multi_label
+        likeliest = [(class_names[c], float(values[c] if several else values[k])) for k, c in enumerate(classes)]
+        found = [class_names[c] for c in np.flatnonzero(values > THRESHOLD).tolist()] if several else None
+        target = (
+            tables.as_json([class_names[c] for c in np.flatnonzero(label).tolist()]) if several else class_names[label]
+        )
+        yield dict(file=names[index], target=target, **tables.row(likeliest, found))
 
 
 def show_finished(run: Run, push_to: str | None, machine: Machine) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
+from ..inference.models import TimmModel, Transforms
 from .data import Data
 from .machine import Machine
 from .manifest import Manifest
-from .models import TimmModel, Transforms
 from .objective import Objective
 from .runs import Run
 from .samples import Images

@@ -17,14 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
 from ..errors import DataError
-from .data import Split
-from .metrics import THRESHOLD, Predictions
 
 TYPES = {
     'file': pyarrow.string(),
@@ -58,20 +55,6 @@ def as_json(values: Sequence[Any]) -> str:
 
 def _rounded(value: float) -> float:
     return float(f'{value:.7g}')  # the digits of float32
-
-
-def rows_of(predictions: Predictions, split: Split, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of an evaluated split."""
-    names = split.names()
-    for place, index in enumerate(predictions.indices.tolist()):
-        classes, values, label = (
-            array[place] for array in (predictions.classes, predictions.probabilities, predictions.labels)
-        )
-        several = predictions.multi_label
-        likeliest = [(class_names[c], float(values[c] if several else values[k])) for k, c in enumerate(classes)]
-        found = [class_names[c] for c in np.flatnonzero(values > THRESHOLD).tolist()] if several else None
-        target = as_json([class_names[c] for c in np.flatnonzero(label).tolist()]) if several else class_names[label]
-        yield dict(file=names[index], target=target, **row(likeliest, found))
 
 
 @contextmanager

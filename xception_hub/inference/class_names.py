@@ -1,0 +1,47 @@
+"""What the outputs of a timm model are called."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.data import ImageNetInfo
+
+from .models import TimmModel
+
+IMAGENET_CLASSES = 1000
+
+
+def label_names_of(config: Mapping[str, Any]) -> list[str]:
+    """The names of a model's outputs in its config.json or its pretrained cfg; empty without any."""
+    names = config.get('label_names') or []
+    return list(names.values() if isinstance(names, dict) else names)
+
+
+def names_of(model: TimmModel) -> list[str]:
+    """A name for each of the model's outputs: its own, that of ImageNet's class, or the number."""
+    spellings = spellings_of(model)
+    if not spellings:
+        return [str(number) for number in range(model.num_classes)]
+    names = [names[0] for names in spellings[-1]]
+    return [
+        name if names.count(name) == 1 else f'{name} ({spellings[0][output][0]})' for output, name in enumerate(names)
+    ]
+
+
+def spellings_of(model: TimmModel) -> list[list[list[str]]]:
+    """The names of all outputs in each spelling, the most specific spelling first; empty if the names are unknown."""
+    names = label_names_of(model.pretrained_cfg)
+    descriptions = model.pretrained_cfg.get('label_descriptions') or {}
+    if len(names) != model.num_classes:
+        if model.num_classes != IMAGENET_CLASSES:
+            return []
+        names = ImageNetInfo().label_names()
+        descriptions = ImageNetInfo().label_descriptions(as_dict=True)
+    if not descriptions:
+        return [[[name] for name in names]]
+    lemmas = [descriptions.get(name, name).split(', ') for name in names]
+    return [
+        [[name] for name in names],
+        [[', '.join(words)] for words in lemmas],
+        [words[:1] for words in lemmas],
+        lemmas,
+    ]

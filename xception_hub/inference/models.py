@@ -1,0 +1,131 @@
+"""timm models by name, and the preparation of their images. Inference and fine-tuning build the same."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import timm
+import torch
+from timm.data import create_transform, resolve_input_data_config
+from timm.models import get_model_args, get_model_input_config, is_model_in_modules
+from torch import Tensor, nn
+
+import xception_hub  # noqa: F401  registers the model
+
+from ..errors import ModelError
+from ..weights.sources import hub_or_cache
+
+# An nn.Module with what timm's models add: get_classifier, forward_features, pretrained_cfg, ...
+TimmModel = Any
+
+
+def build(
+    name: str, num_classes: int | None, pretrained: bool, args: Mapping[str, Any], image_size: int | None
+) -> TimmModel:
+    """A timm model.
+
+    Args:
+        name: What `timm.create_model` takes: a registered name, 'hf-hub:org/name' or 'local-dir:DIR'.
+        num_classes: Number of logits; None for the classes that the weights were trained on.
+        pretrained: Whether to load the weights that belong to the name.
+        args: Further arguments of the model; a value of None stands for the model's default.
+        image_size: Height and width of the training images in pixels; None for the model's default.
+
+    Raises:
+        ModelError: There is no such model, it refuses the arguments or the image size, or it has no weights to load.
+    """
+    given = {key: value for key, value in args.items() if value is not None}
+    if num_classes is not None:
+        given['num_classes'] = num_classes
+    try:
+        # this project's own looks for its weights in several places
+        is_here = not pretrained or name.startswith('local-dir:') or is_model_in_modules(name, ['xception_paper'])
+        with nullcontext() if is_here else hub_or_cache():
+            model = timm.create_model(name, pretrained=pretrained, **given)
+    except ConnectionError as e:
+        raise ModelError(
+            f'{name} cannot be had: {e} Without a network: --model local-dir:DIR for a directory that is here, or '
+            f'--no-pretrained.'
+        ) from e
+    except Exception as e:  # timm, the Hub and the network raise errors of many types
+        raise ModelError(f'{name} cannot be built: {type(e).__name__}: {e}') from e
+    if num_classes not in (None, model.pretrained_cfg['num_classes']):
+        start_equal(model)
+    least = (model.pretrained_cfg.get('min_input_size') or (0, 0, 0))[1]
+    least = min(least, get_model_args(model).get('min_img_size', least))
+    if image_size is not None and image_size < least:
+        raise ModelError(
+            f'{name} takes images of {least} pixels at least, not {image_size}. Choose a larger '
+            f'--image-size, or pass --model-args.min-img-size {image_size} if the model has that argument.'
+        )
+    return model
+
+
+def start_equal(model: TimmModel) -> None:
+    """Lets all classes start out equal, with no random preferences to unlearn."""
+    if isinstance(classifier := model.get_classifier(), nn.Linear):
+        nn.init.zeros_(classifier.weight)
+        if classifier.bias is not None:
+            nn.init.zeros_(classifier.bias)
+
+
+class Transforms:
+    """Transforms from a Pillow image in RGB to the network's input [3, H, W].
+
+    Attributes:
+        config: timm's data config: input_size, mean, std, interpolation, crop_pct, ...
+        min_side: Shorter side of an image in pixels below which an evaluation loses detail; see `images.open_image`.
+
+    Raises:
+        ModelError: The model does not take images of three channels, or of this size.
+    """
+
+    def __init__(self, model: TimmModel, image_size: int | None = None) -> None:
+        channels = get_model_input_config(model)['input_size'][0]
+        if channels != 3:
+            raise ModelError(f'The model takes {channels} channels; images have three.')
+        try:
+            self.config = resolve_input_data_config(model, {'img_size': image_size})
+        except ValueError as e:
+            raise ModelError(f'{e} Choose that --image-size, or pass --model-args.img-size {image_size}.') from e
+        if image_size is not None:
+            _try(model, self.config['input_size'])
+        self.min_side = math.ceil(max(self.config['input_size'][1:]) / self.config['crop_pct'])
+
+    def evaluation(self) -> Callable[[Any], Tensor]:
+        """timm's transform for evaluation."""
+        return create_transform(**self.config)
+
+    def training(self, scale: tuple[float, float], **augmentation: Any) -> Callable[[Any], Tensor]:
+        """timm's transform for training; random crops take a share of the image's area within `scale`."""
+        config = {name: value for name, value in self.config.items() if name not in ('crop_pct', 'crop_mode')}
+        return create_transform(**config, is_training=True, scale=scale, **augmentation)
+
+    def min_side_for(self, scale: tuple[float, float]) -> int:
+        """Length in pixels of an image's shorter side below which a random crop would be enlarged."""
+        return math.ceil(max(self.config['input_size'][1:]) / math.sqrt(scale[0]))
+
+
+def _try(model: TimmModel, size: Sequence[int]) -> None:
+    """Raises a ModelError if a model does not take images [3, H, W] of this size."""
+    try:
+        with evaluating(model):
+            model(torch.zeros(1, *size, device=next(model.parameters()).device))
+    except Exception as e:  # of layers, whose reasons are many
+        raise ModelError(
+            f'The model does not take images of {size[1]} pixels ({e}). Choose another --image-size.'
+        ) from e
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients. Afterwards each layer is in its earlier mode again."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
