@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,38 @@ def test_limits_of_pillow() -> None:
     with pytest.raises(ImageError, match='16000x12000 pixels, of 134217728 at most'):
         open_image(encoded(Image.new('1', larger), 'PNG'))
     assert before == Image.MAX_IMAGE_PIXELS is not None
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That open images at once find the same, and leave Pillow's limits as they were."""
+    monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
+    before = Image.MAX_IMAGE_PIXELS
+    large = encoded(Image.new('1', (10000, 10000)), 'PNG')
+    larger = encoded(Image.new('1', (16000, 12000)), 'PNG')
+
+    def found(content: bytes) -> Any:
+        try:
+            return open_image(content).size
+        except ImageError as e:
+            return str(e)
+
+    contents = [large, larger, encoded(photo(), 'PNG')[:5000]] * 2
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(found, contents))
+    assert results == [found(content) for content in contents]
+    assert (results[0], results[1]) == ((10000, 10000), '16000x12000 pixels, of 134217728 at most')
+    assert (True, before) == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+
+
+def test_what_was_opened_elsewhere() -> None:
+    """By Pillow, which is left as it is, or by others as an array."""
+    image = Image.open(io.BytesIO(encoded(photo(), 'JPEG')))
+    opened = open_image(image, min_side=20)
+    assert (opened.size, image.size) == (photo().size, photo().size)
+    assert open_image(np.asarray(opened)).tobytes() == opened.tobytes()
+    for array in (np.zeros((8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8), np.zeros((8, 8, 3), np.float32)):
+        with pytest.raises(ImageError, match=re.escape('instead of [H, W, 3] in uint8')):
+            open_image(array)
 
 
 def test_a_phone_photo_by_its_path(tmp_path: Path) -> None:

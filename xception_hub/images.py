@@ -3,9 +3,11 @@
 import contextlib
 import io
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps
@@ -22,15 +24,14 @@ MAX_PIXELS = 2**27  # 134 million: 400 MB in RGB; ordinary collections hold file
 DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this times the size it is needed at, so that resizing averages
 LFS_POINTER = b'version https://git-lfs'
 BACKGROUND = (255, 255, 255)  # below transparent pixels, whose own colours are arbitrary
+ImageSource = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
 
 
-def open_image(
-    source: bytes | str | os.PathLike[str], min_side: int | None = None, grey_maximum: int | None = None
-) -> Image.Image:
-    """Opens an image file as fine-tuning does, completely decoded.
+def open_image(source: ImageSource, min_side: int | None = None, grey_maximum: int | None = None) -> Image.Image:
+    """Opens an image file as fine-tuning does, completely decoded. Any number of threads may do so at once.
 
     Args:
-        source: The file's content, or its path.
+        source: The file's content or its path, or what was opened elsewhere: Pillow's image, or [H, W, 3] in uint8.
         min_side: Shorter side in pixels that the image will be resized to. A larger JPEG is then decoded at a fraction
             of its size, which is several times faster and differs little after resizing.
         grey_maximum: Value that is white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16. None is
@@ -44,12 +45,11 @@ def open_image(
         ImageError: It is no image, truncated, damaged, larger than `MAX_PIXELS`, or has values that mean no colours.
     """
     try:
-        with _own_limits(), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if min_side and image.format == 'JPEG':
+        with _LIMITS, _opened(source) as image:
+            if min_side and image.format == 'JPEG' and not isinstance(source, Image.Image):
                 image.draft(image.mode, (DRAFT_MARGIN * min_side, DRAFT_MARGIN * min_side))
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f'{image.width}x{image.height} pixels, of {MAX_PIXELS} at most')
-            Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # of images within the image, such as an icon's
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image), grey_maximum)
     except ImageError:
@@ -57,7 +57,7 @@ def open_image(
     except FileNotFoundError as e:
         raise ImageError('there is no such file') from e
     except Image.UnidentifiedImageError as e:
-        if is_lfs_pointer(source):
+        if not isinstance(source, (Image.Image, np.ndarray)) and is_lfs_pointer(source):
             raise ImageError('a pointer of Git LFS: git lfs pull fetches the image') from e
         raise ImageError('no image of a known format') from e
     except Exception as e:  # Pillow's decoders raise whatever a damaged file leads them to
@@ -87,15 +87,59 @@ def is_lfs_pointer(source: bytes | str | os.PathLike[str]) -> bool:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
+class _Limits:
+    """Makes truncated files an error, whatever another library asked of Pillow, while any thread opens an image.
+
+    Pillow has one limit of pixels for all threads. It is that of images within the image, such as an icon's; the size
+    of the image itself is left to `open_image`.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.threads = threading.Lock(), 0
+        self.before: tuple[bool, int | None] = False, None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.threads:
+                self.before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, MAX_PIXELS
+            self.threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.threads -= 1
+            if not self.threads:
+                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self.before
+
+    def open(self, file: BinaryIO) -> Image.Image:
+        """What a file's header says, of whatever size."""
+        file.read(1)  # a slow file system is waited for outside of the lock
+        file.seek(0)
+        with self.lock:
+            Image.MAX_IMAGE_PIXELS = None
+            try:
+                return Image.open(file)
+            finally:
+                Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+_LIMITS = _Limits()
+
+
 @contextmanager
-def _own_limits() -> Iterator[None]:
-    """Makes truncated files an error, whatever another library asked of Pillow, and leaves sizes to `open_image`."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
-    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
+def _opened(source: ImageSource) -> Iterator[Image.Image]:
+    if isinstance(source, Image.Image):
+        yield source
+    elif isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.shape[2:] != (3,):
+            raise ImageError(f'an array {list(source.shape)} of {source.dtype} instead of [H, W, 3] in uint8')
+        yield Image.fromarray(source)
+    else:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb') as file,
+            _LIMITS.open(file) as image,
+        ):
+            yield image
 
 
 def _to_rgb(image: Image.Image, grey_maximum: int | None) -> Image.Image:
