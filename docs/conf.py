@@ -7,6 +7,8 @@ author = 'the authors of xception_hub'
 version = release = xception_hub.__version__
 
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
+default_role = 'code'  # what docstrings mean by backticks
+smartquotes = False
 myst_heading_anchors = 3  # links to headings, as GitHub makes them
 
 autodoc_member_order = 'bysource'
@@ -17,3 +19,4 @@ napoleon_numpy_docstring = False
 
 html_theme = 'furo'
 html_title = 'xception_hub'
+html_show_copyright = False
