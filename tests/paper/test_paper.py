@@ -55,13 +55,13 @@ def with_xception(network: nn.Module, counts: checks.Counts) -> checks.Counts:
 def test_figures(measured: tuple[str, dict[str, Any]]) -> None:
     output, written = measured
     assert written['parameters'] == {'Xception': 22_855_952, 'Inception V3': 23_626_728}
-    assert len(written['checks']) == 12 and all(check['holds'] for check in written['checks'])
+    assert len(written['checks']) == 14 and all(check['holds'] for check in written['checks'])
     assert sum(module['layers'] for module in written['modules']) == 36
     assert sum(module['parameters'] for module in written['modules']) == 22_855_952
     assert sum(module['macs'] for module in written['modules']) == written['macs']['Xception'] == 8_357_403_496
     assert written['macs']['Inception V3'] == 5_713_216_096
     assert written['quoted']['table 1, ImageNet']['Xception'] == {'top-1': 0.790, 'top-5': 0.945}
-    assert 'All 12 checks hold.' in output
+    assert 'All 14 checks hold.' in output
     assert re.search(r'QUOTED from the paper, not measured', output)
     assert max(map(len, output.splitlines())) <= COLUMNS
 
@@ -92,7 +92,7 @@ def test_counting_and_figures(tmp_path: Path) -> None:
     pytest.importorskip('matplotlib')
     result = call(command.app, '--no-speed', '--figures', tmp_path / 'figures')
     assert result.returncode == 0 and not result.stderr, result.stderr
-    assert 'All 12 checks hold.' in result.stdout and 'K80' not in result.stdout
+    assert 'All 14 checks hold.' in result.stdout and ', measured' not in result.stdout
     written = re.findall(r'^written: (.+)$', result.stdout, re.MULTILINE)
     assert written and all(Path(path).stat().st_size for path in written)
 
@@ -171,7 +171,7 @@ app(['--no-speed'])
 """
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
     assert result.returncode == 1
-    assert re.search(r'^\d+ of 12 checks fails?: .*section 3: modules; ', result.stderr, re.MULTILINE)
+    assert re.search(r'^\d+ of 14 checks fails?: .*section 3: modules; ', result.stderr, re.MULTILINE)
     assert 'Traceback' not in result.stderr
     assert re.search(r'^FAILS  section 3: modules: 14, found 13$', result.stdout, re.MULTILINE)
     assert re.search(
@@ -191,7 +191,7 @@ def test_one_failure_is_enough(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         return network
 
     monkeypatch.setattr(checks, 'create', damaged)
-    with pytest.raises(SystemExit, match='1 of 12 checks fails: section 3: modules with a linear'):
+    with pytest.raises(SystemExit, match='1 of 14 checks fails: section 3: modules with a linear'):
         command.app(['--no-speed'])
     assert capsys.readouterr().out.count('FAILS') == 1
 

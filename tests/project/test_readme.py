@@ -99,7 +99,7 @@ def test_block(language: str, code: str, folder: Path) -> None:
     if '513, 513' in code:
         assert output.strip().endswith('(1, 2048, 32, 32)]')
     if 'paper --no-speed' in code:
-        assert output.strip().endswith('All 12 checks hold.')
+        assert output.strip().endswith('All 14 checks hold.')
     if '--figures pictures' in code:
         assert {path.name for path in (folder / 'pictures').iterdir()} == {
             path.name for path in (ROOT / 'docs' / 'paper').glob('*.png')

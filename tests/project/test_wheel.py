@@ -91,5 +91,5 @@ def test_finetune(tool: Path, folder: Path) -> None:
 
 
 def test_paper(tool: Path, folder: Path) -> None:
-    assert 'All 12 checks hold.' in run(tool, folder, 'paper', '--no-speed', '--figures', 'pictures')
+    assert 'All 14 checks hold.' in run(tool, folder, 'paper', '--no-speed', '--figures', 'pictures')
     assert (folder / 'pictures' / 'figure_5.png').is_file()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import torch
 from cyclopts import App, Parameter
 
 from .. import __version__
-from . import checks, quoted, speed
+from . import checks, claims, quoted, speed
 
 app = App(
     name='python -m xception_hub.paper',
@@ -88,6 +89,16 @@ def print_quoted() -> None:
         print(f'{figure}: {verdict}')
 
 
+def print_claims() -> None:
+    title('What the paper states with a number or as a comparison, and what becomes of it here')
+    for sentence in claims.SENTENCES:
+        first, *others = textwrap.wrap(sentence.text, 62)
+        print(f'{sentence.place:16}{first:64}{sentence.how}', *(f'{"":16}{line}' for line in others), sep='\n')
+    print()
+    for how, meaning in claims.HOW.items():
+        print(f'{how}: {meaning}')
+
+
 def print_speed(measured: speed.Speed) -> None:
     w = measured.workload
     title('Table 3: training steps per second, measured')
@@ -139,6 +150,7 @@ def as_json(counts: checks.Counts, results: list[checks.Claim], measured: speed.
         'modules': [module._asdict() for module in counts.modules],
         'macs': counts.macs,
         'quoted': quoted.as_json(),
+        'sentences': [sentence._asdict() for sentence in claims.SENTENCES],
         'speed': speeds,
         'checks': [result._asdict() for result in results],
     }
@@ -196,6 +208,7 @@ def main(
     print_parameters(counts)
     print_modules(counts)
     print_quoted()
+    print_claims()
     measured = None
     if speed_:
         print('\nmeasuring training steps; without: --no-speed', file=sys.stderr)
