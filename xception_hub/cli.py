@@ -3,18 +3,25 @@
 import difflib
 import importlib
 import importlib.util
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from cyclopts import App
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from . import __version__
+from .run import run
 from .weights import fingerprints, sources
 
 PACKAGE = Path(__file__).parent
+USAGE = 2  # exit status where the command line cannot be read
+
+# Headings of `xception-hub --help`, in order.
+KERAS, USE, PAPER, HERE = map(Group.create_ordered, ('Keras', 'Train and use', 'The paper', 'This installation'))
 
 
 class Recipe(NamedTuple):
@@ -25,38 +32,47 @@ class Recipe(NamedTuple):
         extra: The extra of `pip install 'xception-hub[EXTRA]'` that brings what the command imports.
         help: One line for `xception-hub --help`.
         has_meta: Whether the command begins in `app.meta`.
+        group: Heading of `xception-hub --help` that it stands under.
     """
 
     place: str
     extra: str
     help: str
     has_meta: bool = False
+    group: Group = USE
 
 
 RECIPES = {
-    'convert': Recipe('conversion/convert.py', 'keras', 'Convert a Keras file into a model directory for timm.'),
-    'prove': Recipe('conversion/verify.py', 'keras', 'Prove that a model directory computes what its Keras file does.'),
-    'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Write a model directory as a Keras file.'),
-    'publish': Recipe('conversion/publish.py', 'keras', 'Publish a model directory on the Hugging Face Hub.'),
+    'convert': Recipe('conversion/convert.py', 'keras', 'Convert a Keras file into a model directory.', group=KERAS),
+    'prove': Recipe('conversion/verify.py', 'keras', 'Prove that a model directory is its Keras file.', group=KERAS),
+    'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Write a model directory as a Keras file.', group=KERAS),
     'finetune': Recipe('finetune.py', 'finetune', 'Adapt a timm model to a dataset or a folder of images.', True),
     'predict': Recipe('xception_hub.training.predict', 'finetune', 'Classify images, or write their features.'),
-    'paper': Recipe('xception_hub.paper.__main__', 'paper', 'Check and draw what the paper states.'),
-    'ablations': Recipe('xception_hub.paper.ablations', 'finetune,paper', "Train the paper's variants."),
+    'publish': Recipe('conversion/publish.py', 'keras', 'Publish a model directory on the Hugging Face Hub.'),
+    'paper': Recipe('xception_hub.paper.__main__', 'paper', 'Check and draw what the paper states.', group=PAPER),
+    'ablations': Recipe('xception_hub.paper.ablations', 'finetune,paper', "Train the paper's variants.", group=PAPER),
 }
 
 
-def verify(source: str, /) -> None:
-    """Count how many of the backbone's 234 tensors are those that Keras publishes.
+COMMANDS = ('verify', 'run', *RECIPES)
+
+
+def verify(source: str, /, *, json_: Annotated[bool, Parameter('--json', negative='')] = False) -> None:
+    """Count how many of the backbone's 234 tensors are Keras' own.
 
     The command ends with status 0 if all are, up to the eps compensation; with 1 if not, or if SOURCE cannot be read.
 
     Args:
         source: Hub id (org/name or org/name@revision), address, file or directory.
+        json_: Print JSON, with the names of the tensors.
     """
     try:
         verification = sources.verify(source)
     except Exception as e:  # networks fail in ways that have no class in common
         sys.exit(f'error: {source}: {e}')
+    if json_:
+        print(json.dumps(dict(source=source, genuine=verification.is_genuine, **asdict(verification)), indent=2))
+        sys.exit(not verification.is_genuine)
     total = len(fingerprints.genuine()['sha256'])
     rows = {
         'bit-identical': verification.identical,
@@ -95,12 +111,28 @@ def loaded(name: str) -> App:
     """The command of a recipe."""
     recipe = RECIPES[name]
     try:
-        own = load(recipe).app
+        return load(recipe).app
     except ImportError as e:
         if (e.name or '').startswith('xception_hub'):
             raise
         sys.exit(f"error: {e}. xception-hub {name} needs: pip install 'xception-hub[{recipe.extra}]'")
-    return own.meta if recipe.has_meta else own
+
+
+def tool(called: Collection[str]) -> App:
+    """The whole tool. Commands that are not called are a line of its help."""
+    app = App(
+        name='xception-hub',
+        help='Xception of arXiv:1610.02357 for timm, exactly as Keras computes it.',
+        version=__version__,
+    )
+    app.register_install_completion_command(help='Complete commands and options on TAB.')
+    app['--install-completion'].group = app['--help'].group = app['--version'].group = HERE
+    app.command(verify, group=KERAS)
+    app.command(run, group=USE, usage='Usage: xception-hub run [SCRIPT | -m MODULE] [ARGUMENTS]')
+    for number, (name, recipe) in enumerate(RECIPES.items()):
+        line = App(help=recipe.help, group=recipe.group, sort_key=number)
+        app.command(loaded(name) if name in called else line, name=name)
+    return app
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -108,25 +140,25 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
     Args:
         tokens: The command line; that of the process if None.
+
+    Raises:
+        SystemExit: With status 0 if it is done and what was asked holds; 1 if not, or if it is refused or fails; 2 if
+            the command line cannot be read; 130 after Ctrl-C. `xception-hub run` has the status of its script.
     """
     tokens = sys.argv[1:] if tokens is None else tokens
-    called = next((token for token in tokens[:1] if not token.startswith('-')), None)
-    known = ['verify', *RECIPES]
-    if called is not None and called not in known:
-        near = difflib.get_close_matches(called, known, 1)
+    called = next((token for token in tokens[:1] if not token.startswith('-')), '')
+    if called and called not in COMMANDS:
+        near = difflib.get_close_matches(called, COMMANDS, 1)
         hint = f'Did you mean {near[0]}? ' if near else ''
-        sys.exit(f'error: There is no command {called!r}. {hint}The commands are {", ".join(known)}.')
-    if called and called in RECIPES and RECIPES[called].has_meta:  # its help is whole only where it stands alone
-        sys.argv[0] = f'xception-hub {called}'
-        loaded(called)(tokens[1:])
-        return
-    app = App(
-        name='xception-hub',
-        help='Xception of arXiv:1610.02357 for timm, exactly as Keras computes it.',
-        version=__version__,
-    )
-    app.register_install_completion_command()
-    app.command(verify)
-    for name, recipe in RECIPES.items():
-        app.command(loaded(name) if name == called else App(help=recipe.help), name=name)
-    app(tokens)
+        print(f'error: There is no command {called!r}. {hint}The commands are {", ".join(COMMANDS)}.', file=sys.stderr)
+        sys.exit(USAGE)
+    if called == 'run' and tokens[1:2] not in (['--help'], ['-h']):
+        return run(*tokens[1:])  # what follows is the script's, to the letter
+    try:
+        if called in RECIPES and RECIPES[called].has_meta:  # its help is whole only where it stands alone
+            sys.argv[0] = f'xception-hub {called}'
+            loaded(called).meta(tokens[1:], exit_on_error=False)
+        else:
+            tool(RECIPES if '--install-completion' in tokens[:1] else [called])(tokens, exit_on_error=False)
+    except CycloptsError:  # has been printed
+        sys.exit(USAGE)

@@ -22,7 +22,9 @@ FLOORS = [
     ['directory'],
     ['inference'],
     ['porting', 'training', 'paper'],
+    ['run'],
     ['cli'],
+    ['doctor'],
     ['__main__'],
     ['recipes'],
 ]

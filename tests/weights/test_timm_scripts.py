@@ -38,7 +38,7 @@ def test_train_and_validate(tmp_path: Path) -> None:
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
 
     def run(command: str, more: str) -> str:
-        command = command.replace('python ', f'{sys.executable} ', 1)
+        command = command.replace('xception-hub', f'{sys.executable} -m xception_hub', 1)
         for script in ('train.py', 'validate.py'):
             command = command.replace(f' {script}', f' {SCRIPTS}/{script}')
         done = subprocess.run(

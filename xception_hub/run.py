@@ -1,0 +1,103 @@
+"""xception-hub run SCRIPT ARGUMENTS
+
+Runs a script as `python SCRIPT ARGUMENTS` does, where timm knows the models of this package: timm finds no plugins.
+"""
+
+import difflib
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from .errors import ScriptError
+
+ABOVE_SCRIPT = ('xception_hub', 'runpy', 'importlib')  # packages whose code is between `python` and the script
+MOST_NAMED = 5  # scripts
+
+
+class Arguments(list[str]):
+    """`sys.argv` of the script. It is pickled for each worker that does not fork, and to read it imports this package.
+
+    Without it such a worker would be a new Python that knows timm's own models alone.
+    """
+
+
+def run(*tokens: Annotated[str, Parameter(show=False)]) -> None:
+    """Run a script that knows the models, such as timm's train.py.
+
+    Everything behind `run` is what would follow `python`: SCRIPT ARGUMENTS, or -m MODULE ARGUMENTS. Workers of a
+    DataLoader know the models, too. For many processes: accelerate launch -m xception_hub run SCRIPT ARGUMENTS, or
+    torchrun -m xception_hub run SCRIPT ARGUMENTS. The status is that of the script.
+
+    Args:
+        tokens: The script, and its arguments.
+    """
+    try:
+        execute(tokens)
+    except ScriptError as e:
+        sys.exit(f'error: {e}')
+
+
+def execute(tokens: Sequence[str]) -> None:
+    """Runs `python *tokens` in this process, as `__main__`.
+
+    Args:
+        tokens: A script, or '-m' and a module, then arguments.
+
+    Raises:
+        ScriptError: There is no such script or module.
+        SystemExit: The script exits, or has raised an exception, whose traceback begins in the script.
+    """
+    is_module = list(tokens[:1]) == ['-m']
+    arguments = Arguments(tokens[is_module:])
+    if not arguments:
+        raise ScriptError('Name a script, or -m and a module: xception-hub run train.py --model xception_paper.')
+    name = arguments[0]
+    path = Path(name)
+    if not is_module:
+        _check_script(path)
+    sys.argv = arguments
+    if not getattr(sys.flags, 'safe_path', False):  # of Python 3.11
+        sys.path[0] = os.getcwd() if is_module else str(path.resolve().parent)
+    try:
+        if is_module:
+            runpy.run_module(name, run_name='__main__', alter_sys=True)
+        else:
+            _run_file(path.absolute())
+    except Exception as e:
+        of_script = _within_script(e.__traceback__)
+        if of_script is None and isinstance(e, ImportError):
+            raise ScriptError(f'{e.__cause__ or e}. -m takes what python -m takes.') from e
+        sys.excepthook(type(e), e.with_traceback(of_script), of_script)
+        sys.exit(1)
+
+
+def _run_file(path: Path) -> None:
+    """As runpy.run_path, with the absolute `__file__` and the lasting `__main__` of a script that Python starts."""
+    module = sys.modules['__main__'] = ModuleType('__main__')
+    module.__file__ = str(path)
+    exec(compile(path.read_bytes(), path, 'exec'), vars(module))
+
+
+def _check_script(path: Path) -> None:
+    if path.is_file():
+        return
+    folder = path if path.is_dir() else path.parent
+    names = sorted(file.name for file in folder.glob('*.py'))
+    near = difflib.get_close_matches(path.name, names) or names[:MOST_NAMED]
+    what = f'{path} is no script but a folder' if path.is_dir() else f'There is no script {path}'
+    if not near:
+        raise ScriptError(f'{what}, nor any other in {folder}. Give the path of a script.')
+    raise ScriptError(f'{what}. Name a script: {", ".join(str(folder / name) for name in near)}.')
+
+
+def _within_script(traceback: TracebackType | None) -> TracebackType | None:
+    """A traceback without what stands between `python` and the script."""
+    while traceback and traceback.tb_frame.f_globals['__name__'].partition('.')[0] in ABOVE_SCRIPT:
+        traceback = traceback.tb_next
+    return traceback
