@@ -11,7 +11,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from xception_hub.directory.publish import CARD_FILE, MESSAGE, describe, make_upload, send
+from xception_hub.directory.publish import CARD_FILE, MESSAGE, Upload, describe, make_space, make_upload, send
 from xception_hub.errors import XceptionHubError
 
 app = App(name='python -m conversion.publish', help=__doc__, version_flags=[])
@@ -25,6 +25,7 @@ def main(
     *,
     dry_run: Annotated[bool, Parameter(negative='')] = False,
     private: Annotated[bool, Parameter(negative='')] = False,
+    space: Annotated[bool, Parameter(negative='')] = False,
     revision: str | None = None,
     license: str | None = None,
     message: str = MESSAGE,
@@ -36,6 +37,7 @@ def main(
         repo_id: Repository org/name. It is created if it does not exist.
         dry_run: Show what would be done, with the model card, and send nothing. No token is needed.
         private: Create the repository as a private one. By default it is public.
+        space: Publish a page for the model, too: a Space of the same name, which runs `xception-hub demo`.
         revision: Branch to publish on; it is created if it does not exist. By default main.
         license: Licence of the weights, in the Hub's words: apache-2.0, mit, other, ... By default the card says that
             none was given.
@@ -43,20 +45,28 @@ def main(
     """
     try:
         upload = make_upload(directory, repo_id, revision, license)
-        if upload.remote.problem and not dry_run:
-            raise upload.remote.problem
-        print(describe(upload, compared=dry_run))
-        if dry_run:
-            print(f'\n{CARD_FILE}:\n\n{upload.card}\nDry run: nothing was sent.')
-            return
-        published = send(upload, private, message)
+        for part in (upload, make_space(upload)) if space else (upload,):
+            _publish(part, dry_run, private, message)
     except XceptionHubError as e:
         sys.exit(f'error: {e}')
+    if dry_run:
+        print('Dry run: nothing was sent.')
+        return
+    print(f"import timm, xception_hub\nmodel = timm.create_model('{upload.model_name}', pretrained=True)")
+
+
+def _publish(upload: Upload, dry_run: bool, private: bool, message: str) -> None:
+    if upload.remote.problem and not dry_run:
+        raise upload.remote.problem
+    print(describe(upload, compared=dry_run))
+    if dry_run:
+        print(f'\n{CARD_FILE}:\n\n{upload.card}\n')
+        return
+    published = send(upload, private, message)
     if published.commit_url:
-        print(f'\nPublished: {published.commit_url}')
+        print(f'\nPublished: {published.commit_url}\n')
     else:
-        print('\nNothing to do: the repository holds all of this.')
-    print(f"\nimport timm, xception_hub\nmodel = timm.create_model('{upload.model_name}', pretrained=True)")
+        print('\nNothing to do: the repository holds all of this.\n')
 
 
 if __name__ == '__main__':

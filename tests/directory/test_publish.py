@@ -18,6 +18,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+import yaml
 from commands import call
 from conftest import ROOT
 from hub_server import TOKEN, Fault, HubServer
@@ -249,6 +250,22 @@ def test_branch(repo: str, token: None, hub: HubServer, converted: Path) -> None
     assert f'hf-hub:{repo}@v2' in (hub.root / f'{repo}@v2' / 'README.md').read_text()
     assert (hub.root / repo / 'README.md').read_text() == before
     assert 'Nothing to do' in command(converted, repo, '--revision', 'v2')
+
+
+def test_space(repo: str, token: None, hub: HubServer, converted: Path) -> None:
+    """A page for the model, as a repository of its own, which loads the model by its name."""
+    output = command(converted, repo, '--space', '--dry-run')
+    assert f'{hub.url}/spaces/{repo}, branch main: does not exist' in output and 'app.py' in output
+    assert not (hub.root / 'spaces' / repo).exists()
+    output = command(converted, repo, '--space')
+    assert re.search(rf'^Published: {hub.url}/spaces/{repo}/commit/[0-9a-f]{{40}}$', output, re.MULTILINE)
+    space = hub.root / 'spaces' / repo
+    assert names(space) == {'app.py', 'requirements.txt', 'README.md'}
+    assert f"launch('hf-hub:{repo}')" in (space / 'app.py').read_text()
+    card = yaml.safe_load((space / 'README.md').read_text().split('---')[1])
+    assert card.items() >= dict(sdk='gradio', app_file='app.py', models=[repo]).items()
+    assert command(converted, repo, '--space').count('Nothing to do') == 2
+    shutil.rmtree(space)
 
 
 def test_private(repo: str, token: None, hub: HubServer, converted: Path) -> None:

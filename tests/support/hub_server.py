@@ -21,6 +21,7 @@ from hub_store import COMMIT, LFS_SUFFIXES, Store, commit_of, etag_of
 
 REPO = r'(?P<repo>[^/]+/[^/]+)'
 DATASET = r'(?P<repo>datasets/[^/]+/[^/]+)'
+WRITTEN = r'(models/)?(?P<repo>(spaces/)?[^/]+/[^/]+)'  # a model or a Space
 REVISION = r'(?P<revision>[^/]+)'
 TOKEN = 'hf_of_this_machine'
 LICENSES = ('apache-2.0', 'mit', 'other')  # the real Hub knows more
@@ -48,15 +49,15 @@ class Handler(BaseHTTPRequestHandler):
             ('GET', rf'/api/{DATASET}(/revision/{REVISION})?', 'info'),
             ('GET', rf'/api/{DATASET}/tree/{REVISION}(/(?P<below>.+))?', 'tree'),
             ('POST', rf'/api/{DATASET}/paths-info/{REVISION}', 'paths_info'),
-            ('GET', rf'/api/models/{REPO}(/revision/{REVISION})?', 'info'),
-            ('GET', rf'/api/models/{REPO}/tree/{REVISION}', 'tree'),
+            ('GET', rf'/api/{WRITTEN}(/revision/{REVISION})?', 'info'),
+            ('GET', rf'/api/{WRITTEN}/tree/{REVISION}', 'tree'),
             ('POST', r'/api/repos/create', 'create'),
-            ('POST', rf'/api/models/{REPO}/branch/{REVISION}', 'create_branch'),
+            ('POST', rf'/api/{WRITTEN}/branch/{REVISION}', 'create_branch'),
             ('POST', r'/api/validate-yaml', 'validate_yaml'),
-            ('POST', rf'/api/models/{REPO}/preupload/{REVISION}', 'preupload'),
+            ('POST', rf'/api/{WRITTEN}/preupload/{REVISION}', 'preupload'),
             ('POST', rf'/{REPO}\.git/info/lfs/objects/batch', 'lfs_batch'),
             ('PUT', r'/storage/(?P<sha256>[0-9a-f]{64})', 'lfs_put'),
-            ('POST', rf'/api/models/{REPO}/commit/{REVISION}', 'commit'),
+            ('POST', rf'/api/{WRITTEN}/commit/{REVISION}', 'commit'),
         )
     )
     protocol_version = 'HTTP/1.1'
@@ -176,7 +177,8 @@ class Handler(BaseHTTPRequestHandler):
     def create(self) -> None:
         """POST /api/repos/create: a new repository, or 409 if it exists."""
         asked = json.loads(self.body)
-        repo = f'{asked["organization"]}/{asked["name"]}'
+        space = 'spaces/' if asked.get('type') == 'space' else ''
+        repo = f'{space}{asked["organization"]}/{asked["name"]}'
         exists = (self.server.root / repo).is_dir()
         if not exists:
             self.server.store.create(repo, asked.get('visibility') == 'private')

@@ -1,4 +1,4 @@
-"""Publishes a model directory on the Hugging Face Hub: checks it, compares it with the Hub and sends one commit."""
+"""Publishes a model directory on the Hugging Face Hub, and a page for it as a Space: each in one commit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ import xception_hub  # noqa: F401  registers the model
 from ..errors import PublishError, WeightsError
 from ..weights.sources import OFFLINE_REMEDY
 from .card import is_xception, render
+from .space import space_files
 from .write import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, read_json
 
 CARD_FILE = 'README.md'
@@ -59,15 +60,16 @@ class Remote:
 
 @dataclass(frozen=True)
 class Upload:
-    """Everything that publishing a directory would send and remove.
+    """Everything that publishing a directory, or a page for it, would send and remove.
 
     Attributes:
         repo_id: 'org/name'.
         branch: Branch that the commit goes to.
-        card: Text of the model card.
+        card: Text of the repository's README.md.
         contents: Name in the repository -> content as bytes, or path of the file that has it.
         left_out: Names of files and folders in the directory that are not published.
         remote: State of the repository on the Hub.
+        kind: 'model' or 'space'.
     """
 
     repo_id: str
@@ -76,11 +78,12 @@ class Upload:
     contents: dict[str, Path | bytes]
     left_out: list[str]
     remote: Remote
+    kind: str = 'model'
 
     @property
     def url(self) -> str:
         """Address of the repository's page."""
-        return f'{HfApi().endpoint}/{self.repo_id}'
+        return f'{HfApi().endpoint}/{"spaces/" * (self.kind == "space")}{self.repo_id}'
 
     @property
     def removed(self) -> list[str]:
@@ -162,7 +165,14 @@ def make_upload(directory: Path, repo_id: str, revision: str | None = None, lice
         contents[PARITY_FILE] = directory / PARITY_FILE
     names = sorted(path.name + ('/' if path.is_dir() else '') for path in directory.iterdir())
     left_out = [name for name in names if name not in (*contents, CARD_FILE)]
-    return Upload(repo_id, branch, card, contents, left_out, _ask(repo_id, branch))
+    return Upload(repo_id, branch, card, contents, left_out, _ask(repo_id, branch, 'model'))
+
+
+def make_space(upload: Upload) -> Upload:
+    """The upload of a page for a published model: a Space of the same name, see `xception_hub.inference.demo`."""
+    files = space_files(upload.repo_id, upload.model_name)
+    contents: dict[str, Path | bytes] = {name: text.encode() for name, text in files.items()}
+    return Upload(upload.repo_id, MAIN, files[CARD_FILE], contents, [], _ask(upload.repo_id, MAIN, 'space'), 'space')
 
 
 def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> Published:
@@ -183,13 +193,15 @@ def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> Publi
             raise PublishError(f'There is no token to write to {upload.repo_id} with. {TOKEN_REMEDY}')
         api = HfApi(library_name='xception_hub')
         if not remote.exists:
-            api.create_repo(upload.repo_id, private=private or None, exist_ok=True)
+            sdk = dict(space_sdk='gradio') if upload.kind == 'space' else {}
+            api.create_repo(upload.repo_id, repo_type=upload.kind, private=private or None, exist_ok=True, **sdk)
         if remote.head is None and upload.branch != MAIN:
             api.create_branch(upload.repo_id, branch=upload.branch, exist_ok=True)
         commit = api.create_commit(
             upload.repo_id,
             [*operations, *map(CommitOperationDelete, upload.removed)],
             commit_message=message,
+            repo_type=upload.kind,
             revision=upload.branch,
             parent_commit=remote.head,
         )
@@ -245,20 +257,20 @@ def _check_directory(directory: Path) -> None:
         ) from e
 
 
-def _ask(repo_id: str, branch: str) -> Remote:
+def _ask(repo_id: str, branch: str, kind: str) -> Remote:
     """Asks for the state of a repository. An error is returned in `problem`: a dry run goes on without an answer."""
     api = HfApi(library_name='xception_hub')
     try:
         with _explained(repo_id):
             try:
-                info = api.model_info(repo_id)
+                info = api.repo_info(repo_id, repo_type=kind)
             except RepositoryNotFoundError:
                 return Remote()
             try:
-                head = api.model_info(repo_id, revision=branch).sha
+                head = api.repo_info(repo_id, repo_type=kind, revision=branch).sha
             except RevisionNotFoundError:
                 return Remote(exists=True, private=bool(info.private))
-            files = {entry.path: entry for entry in api.list_repo_tree(repo_id, revision=head)}
+            files = {entry.path: entry for entry in api.list_repo_tree(repo_id, repo_type=kind, revision=head)}
             return Remote(True, bool(info.private), head, files)
     except PublishError as e:
         return Remote(problem=e)
