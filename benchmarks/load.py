@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 
 from port_a_keras_model import download
+from timm.models._hub import save_for_hf
 
 from xception_hub.porting.port import port
 from xception_hub.weights.layouts import to_legacy
@@ -33,15 +34,19 @@ app = App(help=__doc__, version_flags=[])
 # Python code that a process times; weights come from the folder in argv[1].
 IMPORTS = {'import timm': 'import timm', 'import xception_hub': 'import xception_hub'}
 LOADS = {
-    'legacy_xception, its .pth': "timm.create_model('legacy_xception', pretrained=True)",
+    'legacy_xception, its .pth': "model = timm.create_model('legacy_xception', pretrained=True)",
     'legacy_xception, safetensors': (
-        "timm.create_model('legacy_xception', pretrained=True, "
+        "model = timm.create_model('legacy_xception', pretrained=True, "
         "pretrained_cfg_overlay=dict(file=sys.argv[1] + '/legacy.safetensors'))"
     ),
-    'xception_paper': "timm.create_model('xception_paper', pretrained=True)",
+    'xception_paper, first use': (
+        "shutil.rmtree(sys.argv[1] + '/hf/assets', True); model = timm.create_model('xception_paper', pretrained=True)"
+    ),
+    'xception_paper': "model = timm.create_model('xception_paper', pretrained=True)",
+    'local-dir:': "model = timm.create_model('local-dir:' + sys.argv[1] + '/directory', pretrained=True)",
 }
 CHILD = """
-import json, sys, time
+import json, shutil, sys, time
 {prelude}
 def memory(key):
     return next(int(line.split()[1]) / 1024 for line in open('/proc/self/status') if line.startswith(key + ':'))
@@ -78,6 +83,9 @@ def prepare(folder: Path) -> dict[str, str]:
         directory.mkdir(parents=True)
     safetensors.torch.save_file(tensors, snapshot / 'model.safetensors')
     safetensors.torch.save_file(tensors, folder / 'legacy.safetensors')
+    model = timm.create_model('xception_paper')
+    model.load_state_dict({**backbone, **classifier})
+    save_for_hf(model, str(folder / 'directory'))
     torch.save(tensors, checkpoints / Path(timm.get_pretrained_cfg('legacy_xception').url).name)
     return dict(
         os.environ,
@@ -113,7 +121,7 @@ def main(repeats: int = 7) -> None:
             for name, code in IMPORTS.items():
                 imports[name].append(measure('import os', code, folder, environment))
             for name, code in LOADS.items():
-                loads[name].append(measure('import torch, timm, xception_hub', f'model = {code}', folder, environment))
+                loads[name].append(measure('import torch, timm, xception_hub', code, folder, environment))
     print(
         f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, timm {timm.__version__}, '
         f'medians of {repeats} processes\n'

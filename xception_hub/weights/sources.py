@@ -31,11 +31,13 @@ from .files import ARGUMENTS, CheckpointFile, StateDict, read_checkpoint
 from .fingerprints import Verification, compare, restore_variances
 from .heads import find_head, take_head
 from .layouts import LEGACY_NUMERICS, recognise
+from .verified import compare_once
 
 REPO_VARIABLE = 'XCEPTION_HUB_REPO'
 GENUINE_TAG = 'keras_in1k'  # pretrained cfgs with this tag promise what Keras publishes
 WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
 CONFIG_FILE = 'config.json'
+SAME_NETWORK = '_pyramid'  # ends names that differ in what features_only returns
 
 # NUMERICS change what the same tensors compute. VARIANTS make the paper's variants, which are other networks: the
 # weights that Keras publishes are never loaded into one.
@@ -425,7 +427,7 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     tensors = found.tensors
     verified: set[str] = set()
     if source.genuine or found.layout != 'xception_hub':
-        verification = compare(tensors)
+        verification = compare_once(file, tensors)
         verified.update(verification.identical)
         if verification.is_genuine:
             tensors = restore_variances(tensors, verification)
@@ -474,7 +476,7 @@ def _check_variant(model_args: dict[str, Any]) -> None:
 def _check_config(config: dict[str, Any], wanted: _Wanted, place: str = CONFIG_FILE) -> None:
     """Refuses weights whose config.json, or own metadata, says that they belong to something else."""
     architecture = config.get('architecture', wanted.cfg.architecture)
-    if architecture != wanted.cfg.architecture:
+    if str(architecture).removesuffix(SAME_NETWORK) != wanted.cfg.architecture.removesuffix(SAME_NETWORK):
         raise CheckpointError(
             f'{place} says architecture {architecture!r}, not {wanted.cfg.architecture!r}. '
             f'Create the model that it names, or point to another repository.'
