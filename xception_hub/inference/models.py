@@ -1,8 +1,10 @@
 """timm models by name, and the preparation of their images. Inference and fine-tuning build the same."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -14,10 +16,12 @@ from torch import Tensor, nn
 import xception_hub  # noqa: F401  registers the model
 
 from ..errors import ModelError
-from ..weights.sources import hub_or_cache
+from ..weights.sources import hub_or_cache, source_of
 
 # An nn.Module with what timm's models add: get_classifier, forward_features, pretrained_cfg, ...
 TimmModel = Any
+
+NAMES_CLASSES = ('local-dir:', 'hf-hub:')  # sources with a config.json, which may name the classes
 
 
 def build(
@@ -62,6 +66,19 @@ def build(
     return model
 
 
+def open_model(name: str | os.PathLike[str]) -> tuple[TimmModel, dict[str, Any]]:
+    """The pretrained model of a name that timm.create_model takes, or of a directory, and its config.json, if any.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    name = os.fspath(name)
+    if Path(name).is_dir():
+        name = f'local-dir:{name}'
+    model = build(name, None, True, {}, None).eval()
+    return model, source_of(name).read_config() if name.startswith(NAMES_CLASSES) else {}
+
+
 def start_equal(model: TimmModel) -> None:
     """Lets all classes start out equal, with no random preferences to unlearn."""
     if isinstance(classifier := model.get_classifier(), nn.Linear):
@@ -96,6 +113,17 @@ class Transforms:
     def evaluation(self) -> Callable[[Any], Tensor]:
         """timm's transform for evaluation."""
         return create_transform(**self.config)
+
+    def pixels(self) -> Callable[[Any], Tensor]:
+        """That transform up to its last step, which is `normalized`: to [3, H, W] in uint8, a quarter of the bytes."""
+        return create_transform(**self.config, normalize=False)
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """The network's input [B, 3, H, W] of pixels in uint8, bit by bit that of `evaluation`."""
+        mean, std = (
+            pixels.new_tensor(self.config[name], dtype=torch.float32).view(3, 1, 1) for name in ('mean', 'std')
+        )
+        return pixels.float().div(255).sub(mean).div(std)
 
     def training(self, scale: tuple[float, float], **augmentation: Any) -> Callable[[Any], Tensor]:
         """timm's transform for training; random crops take a share of the image's area within `scale`."""

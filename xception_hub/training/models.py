@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from ..directory.write import write_model
 from ..errors import ModelError
 from ..inference.class_names import label_names_of
-from ..inference.models import TimmModel, build, start_equal
+from ..inference.models import NAMES_CLASSES, TimmModel, build, start_equal
 from ..weights.checkpoints import HIDDEN
 from ..weights.sources import source_of
 
-NAMES_CLASSES = ('local-dir:', 'hf-hub:')  # sources with a config.json, which may name the classes
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
