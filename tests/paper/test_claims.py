@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from xception_hub.paper import checks, claims, quoted
+from xception_hub.paper import checks, quoted
 from xception_hub.paper.claims import HOW, SENTENCES
 from xception_hub.training import recipes
 

@@ -143,6 +143,16 @@ def test_separable() -> None:
     assert counts['ReLU'] == 2 and counts['no non-linearity'] == 1
 
 
+def test_left_out_segments() -> None:
+    """Of many, the first, the last, and dots; the numbers below and beside them are the module's own."""
+    module = SeparableConv2d(192, 192, order='pointwise_first')
+    figure = draw_segments(module, note='A note of some length, which goes over to a second line.', page=4.6, most=4)
+    check_legible(figure)
+    assert {'channel 1', 'channel 2', '...', 'channel 192', 'concat, 192'} <= set(texts(figure))
+    assert said(texts(figure), '3x3') == Counter({'3x3 conv, 1': 3})
+    assert {'channels 1 to 64', 'channels 129 to 192'} <= set(texts(draw_segments(SegmentTowers(192, 192, 3), most=3)))
+
+
 def test_no_room() -> None:
     with pytest.raises(ValueError, match='no room for so many towers or segments'):
         draw_segments(SegmentTowers(64, 64))
@@ -150,8 +160,9 @@ def test_no_room() -> None:
 
 def test_continuum() -> None:
     figure = draw_continuum()
-    network, pair = (dict(zip(*map(list, line.get_data()))) for line in figure.axes[0].lines[:2])
-    assert network == {1: 183_616_904, 2: 103_132_712, 4: 62_890_616, 8: 42_769_568, 728: 22_855_952}
+    dotted, network, pair = (dict(zip(*map(list, line.get_data()))) for line in figure.axes[0].lines[:3])
+    assert [*dotted] == [8, 728] and [*network] == [1, 2, 4, 8]  # there is no network in between
+    assert network | dotted == {1: 183_616_904, 2: 103_132_712, 4: 62_890_616, 8: 42_769_568, 728: 22_855_952}
     assert pair == {i: 9 * 728**2 // i + 728**2 for i in range(1, 729) if 728 % i == 0}
     assert {'184', '22.9', '5.3', '0.537'} <= set(texts(figure))
 
@@ -177,7 +188,9 @@ def test_network(kwargs: dict[str, object]) -> None:
     assert drawn.total() - plain.total() == len(pairs) == 13
     assert counts['BN'] == sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
     linear = [f'fully connected, {layer.out_features}' for layer in model.modules() if isinstance(layer, nn.Linear)]
-    assert said(counts, 'connected') == Counter(linear)
+    optional = said(counts, '(optional)')
+    assert said(counts, 'connected') == Counter(linear) + optional
+    assert optional.total() == (len(linear) == 1)  # where the layers are there, they are drawn
 
     for text, count in Counter(map(expected, pairs)).items():
         assert counts[text] == count, text
@@ -186,9 +199,10 @@ def test_network(kwargs: dict[str, object]) -> None:
 
 def test_map_sizes_are_those_of_the_paper() -> None:
     counts = texts(draw_network(Xception(device='meta')))
-    for size in ('299x299x3', '149x149x32', '147x147x64', '74x74x128', '37x37x256', '10x10x1024', '2048 values'):
+    for size in ('299x299x3', '149x149x32', '147x147x64', '74x74x128', '10x10x1024', '2048 values'):
         assert counts[size] == 1, size
-    assert counts['19x19x728'] == 4  # where the entry flow ends and the exit flow begins, and the middle flow's ends
+    assert counts['37x37x256'] == 2  # where the entry flow goes on in another column
+    assert counts['19x19x728'] == 3  # where the middle flow begins and ends, and the exit flow begins
     assert texts(draw_network(Xception(device='meta'), pixels=150))['5x5x1024'] == 1
 
 

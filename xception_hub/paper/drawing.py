@@ -10,7 +10,7 @@ Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Conv
 import copy
 import itertools
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 from timm.layers import DropPath, SelectAdaptivePool2d
 from torch import nn
 
+from ..head import Head
 from ..layers import MaxPool2dSame, SeparableConv2d
 from ..modules import XceptionModule
 from ..network import SEGMENTS, Xception
@@ -29,9 +30,11 @@ DPI = 150
 WIDTH = 8.8  # width of a figure; all lengths here are in inches
 MARGIN, GAP, SPACE = 0.12, 0.2, 0.3  # around the figure, between boxes along the flow, between columns
 LINE, PADDING, CHAR = 0.155, 0.14, 0.074  # height of a line of text, space around all lines, mean width of a letter
+SMALL_CHAR = 0.062  # mean width of a letter of a note
 CHIP = 0.32  # width of a normalization, drawn at the end of the layer before it
 NARROW, MIN_COLUMN = 1.2, 0.7  # columns below these widths have no room for chips, or for anything
 STACK, SHORTCUT, COLUMNS = 1.8, 0.82, 0.2  # figure 5: widths of layers and of shortcuts, space between columns
+COLUMN = (WIDTH - 2 * MARGIN - 2 * COLUMNS) / 3
 PLUS, FRAME = 0.1, 0.14  # radius of an addition; space between modules and around repeated ones
 TITLE, FONT, SMALL = 10.5, 9.5, 8.5  # points
 
@@ -46,17 +49,27 @@ Segmented = SegmentTowers | SeparableConv2d
 Sizes = dict[nn.Module, tuple[torch.Size, torch.Size]]  # shapes of the maps before and after each layer
 
 
+NETWORK_NOTE = (
+    "Images of {pixels} pixels; sizes of maps are height x width x channels. Drawn in addition to the paper's figure: "
+    'batch normalization (BN). Not drawn: dropout. The optional layers belong to the experiments on JFT.'
+)
+
 # The vocabulary: boxes, arrows and columns of layers.
 
 
 class Drawing:
-    """A sheet that grows downwards. Coordinates are inches from its top left corner."""
+    """A sheet that grows downwards. Coordinates are inches from its top left corner.
 
-    def __init__(self, width: float = WIDTH) -> None:
+    Args:
+        width: Of the sheet.
+        names: Names of layers. In an SVG, the element over the box of a layer has its name as id.
+    """
+
+    def __init__(self, width: float = WIDTH, names: Mapping[nn.Module, str] | None = None) -> None:
         self.figure = Figure(figsize=(width, 1), facecolor=WHITE)
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set_axis_off()
-        self.width, self.bottom, self.told = width, 0.0, ''
+        self.width, self.bottom, self.told, self.names = width, 0.0, '', names or {}
 
     def text(self, x: float, y: float, text: str, **style: Any) -> None:
         style = dict[str, Any](ha='center', va='center', color=INK, fontsize=FONT, linespacing=1.15) | style
@@ -92,6 +105,11 @@ class Drawing:
         self.text(x + free / 2, y + height / 2, '\n'.join(lines), zorder=4, color=GREY if dashed else INK)
         self.bottom = max(self.bottom, y + height)
         return y + height
+
+    def name(self, x: float, y: float, width: float, height: float, layer: nn.Module) -> None:
+        if layer in self.names:
+            place = Rectangle((x, y), width, height, facecolor='none', linewidth=0, zorder=5, gid=self.names[layer])
+            self.axes.add_patch(place)
 
     def outline(self, x: float, y: float, width: float, height: float, rounding: float, **style: Any) -> FancyBboxPatch:
         shape = f'round,pad=0,rounding_size={rounding}' if rounding else 'square,pad=0'
@@ -131,11 +149,15 @@ class Drawing:
             layer = layers.pop(0)
             if above and sizes:
                 self.size(x + width / 2, y, above, sizes)
-            chips = []
+            norms = []
             while width >= NARROW and layers and isinstance(layers[0], NORMS):
-                chips.append(label(layers.pop(0)))
-            y = self.down(x + width / 2, y)
-            y = self.box(x, y, width, label(layer), fills(layer), chips, rounded=fills(layer) == [ACT])
+                norms.append(layers.pop(0))
+            top = self.down(x + width / 2, y)
+            y = self.box(x, top, width, label(layer), fills(layer), [*map(label, norms)], rounded=fills(layer) == [ACT])
+            free = width - len(norms) * CHIP
+            self.name(x, top, free, y - top, layer)
+            for i, norm in enumerate(norms):
+                self.name(x + free + i * CHIP, top, CHIP, y - top, norm)
             above = layer
         return y
 
@@ -146,7 +168,16 @@ class Drawing:
             self.told = size_text(after)
             self.text(x + 0.08, y + GAP / 2 - 0.02, self.told, ha='left', fontsize=SMALL, color=GREY)
 
-    def finish(self, path: Path | None) -> Figure:
+    def note(self, text: str) -> None:
+        """Writes the conditions of a picture below it."""
+        text = textwrap.fill(text, int((self.width - 2 * MARGIN) / SMALL_CHAR))
+        height = (text.count('\n') + 1) * LINE
+        self.bottom += GAP + height
+        self.text(MARGIN, self.bottom - height / 2, text, ha='left', fontsize=SMALL, color=GREY)
+
+    def finish(self, path: Path | None, note: str = '') -> Figure:
+        if note:
+            self.note(note)
         height = self.bottom + MARGIN
         self.axes.set(xlim=(0, self.width), ylim=(height, 0))
         self.figure.set_size_inches(self.width, height)
@@ -220,13 +251,19 @@ def _apart(conv: nn.Conv2d) -> str:
 # Figures 1 to 4, and the separable convolution.
 
 
-def draw_inception(module: InceptionModule, path: Path | None = None) -> Figure:
+def draw_inception(module: InceptionModule, path: Path | None = None, note: str = '', page: float = WIDTH) -> Figure:
     """Figures 1 and 2: towers side by side, between their common input and the concatenation.
+
+    Args:
+        module: The module to draw.
+        path: The PNG file to write.
+        note: Text below the picture.
+        page: Width of the picture in inches.
 
     Raises:
         ValueError: There are more towers than a page has room for.
     """
-    drawing, count = Drawing(), len(module.towers)
+    drawing, count = Drawing(page), len(module.towers)
     width = min(1.8, (drawing.width - 2 * MARGIN - (count - 1) * SPACE) / count)
     total = count * width + (count - 1) * SPACE
     left = (drawing.width - total) / 2
@@ -237,27 +274,37 @@ def draw_inception(module: InceptionModule, path: Path | None = None) -> Figure:
     for x, end in zip(places, ends):
         drawing.down(x + width / 2, end, bottom - end)
     drawing.box(left, bottom, total, f'concat, {module.out_chs}')
-    return drawing.finish(path)
+    return drawing.finish(path, note)
 
 
-def draw_segments(module: Segmented, path: Path | None = None, after: nn.Module | None = None) -> Figure:
+def draw_segments(
+    module: Segmented,
+    path: Path | None = None,
+    after: nn.Module | None = None,
+    note: str = '',
+    page: float = WIDTH,
+    most: int | None = None,
+) -> Figure:
     """Figures 3 and 4: a 1x1 convolution, then a 3x3 convolution for each segment of its channels.
 
     Args:
         module: The module as the paper draws it, or as two convolutions, drawn in their order.
         path: The PNG file to write.
         after: Layer after the module; None for none.
+        note: Text below the picture.
+        page: Width of the picture in inches.
+        most: Segments that are drawn, of which one stands for all those that are not; None for no limit.
 
     Raises:
         ValueError: There are more segments than a page has room for.
     """
-    drawing = Drawing()
-    _segments(drawing, MARGIN, MARGIN, drawing.width - 2 * MARGIN, module, after)
-    return drawing.finish(path)
+    drawing = Drawing(page)
+    _segments(drawing, MARGIN, MARGIN, drawing.width - 2 * MARGIN, module, after, most)
+    return drawing.finish(path, note)
 
 
 def draw_separable(
-    extreme: Segmented, separable: Segmented, path: Path | None = None, after: nn.Module | None = None
+    extreme: Segmented, separable: Segmented, path: Path | None = None, after: nn.Module | None = None, note: str = ''
 ) -> Figure:
     """Section 1.2: the extreme module, followed by `after`, beside the depthwise separable convolution.
 
@@ -273,10 +320,18 @@ def draw_separable(
     for x, title, module, following in panels:
         drawing.text(x + width / 2, MARGIN + LINE / 2, title, fontweight='bold', fontsize=TITLE)
         _segments(drawing, x, MARGIN + 2 * LINE, width, module, following)
-    return drawing.finish(path)
+    return drawing.finish(path, note)
 
 
-def _segments(drawing: Drawing, x: float, y: float, width: float, module: Segmented, after: nn.Module | None) -> None:
+def _segments(
+    drawing: Drawing,
+    x: float,
+    y: float,
+    width: float,
+    module: Segmented,
+    after: nn.Module | None,
+    most: int | None = None,
+) -> None:
     order = 'pointwise_first'
     if isinstance(module, SegmentTowers):
         convs = [conv for conv in module.convs if isinstance(conv, nn.Conv2d)]
@@ -290,7 +345,7 @@ def _segments(drawing: Drawing, x: float, y: float, width: float, module: Segmen
     y = drawing.box(x, y, width, f'input, {module.conv_pw.in_channels}')
     for step in (steps if order == 'depthwise_first' else steps[::-1]) + ([] if after is None else [after]):
         if step is convs:
-            y = _towers(drawing, x, y, width, step)
+            y = _towers(drawing, x, y, width, step, most or len(convs))
         elif layers_of(step):
             y = drawing.column(x, y, width, layers_of(step))
         else:
@@ -298,18 +353,24 @@ def _segments(drawing: Drawing, x: float, y: float, width: float, module: Segmen
             y = drawing.box(x, y, width, 'no non-linearity', rounded=True, dashed=True)
 
 
-def _towers(drawing: Drawing, x: float, y: float, width: float, convs: Sequence[nn.Conv2d]) -> float:
+def _towers(drawing: Drawing, x: float, y: float, width: float, convs: Sequence[nn.Conv2d], most: int) -> float:
     """Draws the segments of the channels, a convolution for each, and the concatenation."""
-    part = width / len(convs)
-    first = 1
+    drawn = [*convs] if len(convs) <= most else [*convs[: most - 2], None, convs[-1]]  # None: those that are left out
+    part, chs = width / len(drawn), convs[0].in_channels
     y = drawing.down(x + width / 2, y)
-    for i, conv in enumerate(convs):
-        last, left = first + conv.in_channels - 1, x + i * part
-        bottom = drawing.box(left, y, part, f'channels {first} to {last}' if last > first else f'channel {first}')
-        bottom = drawing.column(left + 0.05, bottom, part - 0.1, [conv])
-        drawing.down(left + part / 2, bottom)
-        first = last + 1
-    return drawing.box(x, bottom + GAP, width, f'concat, {sum(conv.out_channels for conv in convs)}')
+    ends = {}
+    for i, conv in enumerate(drawn):
+        left = x + i * part
+        if conv is None:
+            drawing.text(left + part / 2, y + LINE, '...')
+            continue
+        last = chs * (len(convs) if i == most - 1 else i + 1)
+        bottom = drawing.box(left, y, part, f'channels {last - chs + 1} to {last}' if chs > 1 else f'channel {last}')
+        ends[left + part / 2] = drawing.column(left + 0.05, bottom, part - 0.1, [conv])
+    bottom = max(ends.values()) + GAP
+    for center, end in ends.items():
+        drawing.down(center, end, bottom - end)
+    return drawing.box(x, bottom, width, f'concat, {sum(conv.out_channels for conv in convs)}')
 
 
 # From a regular to a depthwise separable convolution.
@@ -323,10 +384,15 @@ def draw_continuum(path: Path | None = None, width: int = 728) -> Figure:
     figure = Figure(figsize=(WIDTH, 5), facecolor=WHITE, layout='constrained')
     axes = figure.add_subplot()
     for name, counts, colour, marker in (
-        ('the network', network, STRONG_SPATIAL, 's'),
+        ('the network, dotted where none exists', network, STRONG_SPATIAL, 's'),
         (f'a 3x3 and a 1x1 convolution, {width} to {width} channels', pair, STRONG_POINTWISE, 'o'),
     ):
-        axes.plot(*zip(*sorted(counts.items())), color=colour, marker=marker, linewidth=1.5, markersize=5)
+        points, exist = sorted(counts.items()), len(SEGMENTS) - 1  # no network between 8 and one per channel
+        line = dict(color=colour, marker=marker, linewidth=1.5, markersize=5)
+        if counts is network:
+            axes.plot(*zip(*points[exist - 1 :]), **line | dict(linestyle=(0, (1, 3))))
+            points = points[:exist]
+        axes.plot(*zip(*points), **line)
         for i in network:
             text = f'{counts[i] / 1e6:.3g}'
             axes.annotate(text, (i, counts[i]), (3, 7), textcoords='offset points', color=colour, fontsize=FONT)
@@ -366,6 +432,16 @@ def size_text(shape: torch.Size) -> str:
     return 'x'.join(map(str, [*size, channels])) if size else f'{channels} values'
 
 
+def columns_of(model: Xception) -> list[list[tuple[str, list[nn.Module]]]]:
+    """The parts of figure 5 with their titles, in three columns of about the same height."""
+    entry = [*model.entry_flow]
+    return [
+        [('Entry flow', [model.stem, *entry[:2]])],
+        [('Entry flow, continued', entry[2:]), ('Middle flow', [*model.middle_flow])],
+        [('Exit flow', [*model.exit_flow, model.head])],
+    ]
+
+
 def draw_network(model: Xception, path: Path | None = None, pixels: int = 299) -> Figure:
     """Figure 5: layers, widths, residual connections and sizes of the maps, in three columns.
 
@@ -381,39 +457,48 @@ def draw_network(model: Xception, path: Path | None = None, pixels: int = 299) -
     """
     model = copy.deepcopy(model).to('meta').eval()
     sizes, drawing = map_sizes(model, pixels), Drawing()
-    flows = {
-        'Entry flow': [model.stem, *model.entry_flow],
-        'Middle flow': [*model.middle_flow],
-        'Exit flow': [*model.exit_flow, model.head],
-    }
-    width = (drawing.width - 2 * MARGIN - 2 * COLUMNS) / 3
-    for number, (title, flow) in enumerate(flows.items()):
-        x = MARGIN + number * (width + COLUMNS)
-        center, y = x + width - STACK / 2, MARGIN + LINE
-        drawing.text(center, y, title, va='baseline', fontweight='bold', fontsize=TITLE)
+    for number, parts in enumerate(columns_of(model)):
+        draw_column(drawing, MARGIN + number * (COLUMN + COLUMNS), parts, sizes)
+    return drawing.finish(path, NETWORK_NOTE.format(pixels=f'{pixels}x{pixels}'))
+
+
+def draw_column(drawing: Drawing, x: float, parts: list[tuple[str, list[nn.Module]]], sizes: Sizes) -> None:
+    """Draws one of `columns_of` with its left edge at x."""
+    center, y = x + COLUMN - STACK / 2, MARGIN
+    parts = [part for part in parts if part[1]]  # flows without modules are those of a pruned network
+    for title, modules in parts:
+        drawing.text(center, y + LINE, title, va='baseline', fontweight='bold', fontsize=TITLE)
+        drawing.text(center, y + 2 * LINE, size_text(sizes[modules[0]][0]))
+        y += 2.5 * LINE
         above: nn.Module | None = None
-        for _, alike in itertools.groupby(flow, key=_look):
+        for _, alike in itertools.groupby(modules, key=_look):
             module, *others = alike
-            if above is None:
-                drawing.text(center, y + LINE, size_text(sizes[module][0]))
-                y += 1.5 * LINE
-            else:
+            if above is not None:
                 drawing.size(center, y, above, sizes)
             drawing.line((center, y), (center, y + FRAME))
             bottom = _module(drawing, center, y + FRAME, module, sizes)
             if others:
-                frame = (x - 0.04, y + FRAME / 2, width + 0.08, bottom - y)
+                frame = (x - 0.04, y + FRAME / 2, COLUMN + 0.08, bottom - y)
                 drawing.outline(*frame, 0.08, edgecolor=GREY, linestyle=(0, (4, 3)))
                 drawing.text(x, bottom + FRAME + LINE, f'repeated {1 + len(others)} times', ha='left')
             y, above = bottom, (module, *others)[-1]
-        if above is not None:  # None where all modules of a flow were removed
-            drawing.text(center, drawing.down(center, y, GAP + FRAME) + LINE / 2, size_text(sizes[above][1]))
-    return drawing.finish(path)
+        y = drawing.down(center, y, GAP + FRAME)
+        if title != parts[-1][0]:  # the size stands below the next title
+            y += GAP / 2
+        elif above is not None:
+            drawing.text(center, y + LINE / 2, size_text(sizes[above][1]))
 
 
 def _module(drawing: Drawing, center: float, y: float, module: nn.Module, sizes: Sizes) -> float:
     """Draws the layers of a module from top to bottom, with its residual connection to their left."""
     left = center - STACK / 2
+    if isinstance(module, Head) and isinstance(module.fc, nn.Linear) and not len(module.layers):
+        pool = layers_of(module.global_pool)
+        y = drawing.column(left, y, STACK, pool, sizes)
+        if pool:
+            drawing.size(center, y, pool[-1], sizes)
+        y = drawing.box(left, drawing.down(center, y), STACK, 'fully connected layers (optional)', dashed=True)
+        return drawing.column(left, y, STACK, [module.fc], sizes)
     if not isinstance(module, XceptionModule) or module.shortcut is None:
         return drawing.column(left, y, STACK, layers_of(getattr(module, 'stack', module)), sizes)
     start, beside = y, left - 0.1 - SHORTCUT / 2
@@ -444,13 +529,28 @@ def draw_all(folder: Path) -> list[Path]:
     figure 2. Figure 4 and the separable convolution have as few channels as a page has room for.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    relu, like_inception = nn.ReLU(), "Widths: those of Inception V3's first module."
     figures: dict[str, Callable[[Path], Figure]] = {
-        'figure_1': lambda path: draw_inception(InceptionModule(192), path),
-        'figure_2': lambda path: draw_inception(InceptionModule(192, simplified_towers(3, 64)), path),
-        'figure_3': lambda path: draw_segments(SegmentTowers(192, 192, 3, nn.ReLU()), path, after=nn.ReLU()),
-        'figure_4': lambda path: draw_segments(SegmentTowers(8, 8, None, nn.ReLU()), path, after=nn.ReLU()),
+        'figure_1': lambda path: draw_inception(
+            InceptionModule(192),
+            path,
+            f"{like_inception} The 5x5 convolution of Inception's first version became two of 3x3 (third tower).",
+        ),
+        'figure_2': lambda path: draw_inception(
+            InceptionModule(192, simplified_towers(3, 64)), path, f'{like_inception}'
+        ),
+        'figure_3': lambda path: draw_segments(
+            SegmentTowers(192, 192, 3, relu), path, relu, 'The same function as figure 2, with all of its weights.'
+        ),
+        'figure_4': lambda path: draw_segments(
+            SegmentTowers(8, 8, None, relu), path, relu, 'With eight channels, for all of them to be drawn.'
+        ),
         'separable': lambda path: draw_separable(
-            SegmentTowers(4, 4, None, nn.ReLU()), SeparableConv2d(4, 4), path, after=nn.ReLU()
+            SegmentTowers(4, 4, None, relu),
+            SeparableConv2d(4, 4),
+            path,
+            relu,
+            'With four channels, for all to be drawn.',
         ),
         'continuum': draw_continuum,
         'figure_5': lambda path: draw_network(Xception(device='meta'), path),
