@@ -18,13 +18,15 @@ def draw(parity: Parity, path: Path) -> str:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    proofs = [proof for proof in parity.proofs if len(proof.differences) > 1]
+    proofs = sorted((proof for proof in parity.proofs if len(proof.differences) > 1), key=lambda proof: proof.size)
     figure, axes = pyplot.subplots(figsize=(9, 4.5), layout='constrained')
     for proof in proofs:
         values = [max(value, 1e-17) for value in proof.differences.values()]
         axes.plot(list(proof.differences), values, marker='o', markersize=4, label=f'{proof.size[0]}x{proof.size[1]}')
     axes.axhline(proofs[0].tolerance, color='#d6453d', linestyle='--', label='tolerance')
-    axes.set(yscale='log', ylabel='relative L2 difference', title=f'float64, against {parity.reference}')
+    conditions = f'{proofs[0].dtype}, against {parity.reference}, on {proofs[0].images}'
+    axes.set_title(f'Difference from Keras after each module\n{conditions}', fontsize='medium')
+    axes.set(yscale='log', ylabel='L2 norm of the difference, relative to that of Keras')
     for label in axes.get_xticklabels():
         label.set(rotation=45, rotation_mode='anchor', ha='right')
     axes.grid(axis='y', alpha=0.3)
