@@ -80,6 +80,10 @@ class OptimizeError(XceptionHubError, ValueError):
     """A model cannot be made faster without another function."""
 
 
+class ExportError(XceptionHubError, RuntimeError):
+    """A model was not exported."""
+
+
 class Diverged(XceptionHubError, RuntimeError):
     """The loss, or a weight, is not a finite number."""
 

@@ -1,15 +1,19 @@
 """The formats of an exported model as one table: how a file is written, and how its runtime computes with it."""
 
+import importlib.util
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+
+from . import quantization
 
 Run = Callable[[Tensor], Tensor | list[Tensor]]
 
@@ -24,31 +28,55 @@ class Format:
 
     Attributes:
         suffix: End of the file's name.
-        packages: Modules that writing and running the file import, beside torch.
+        convert: Makes the runtime's own object of an exported program, with names for the outputs.
+        store: Writes that object into a file, with texts by name where the format has a place for them.
+        load: The function of a file with a precision, run in its runtime on the CPU: images [B, C, H, W] in float32 ->
+            the output in float32, or a list of several.
+        quantize: Makes an object in int8 of the runtime's own one and images [1, C, H, W] to calibrate it with.
+        packages: Modules that it imports beside torch.
+        quantizers: Modules that int8 imports beside these.
         extra: The extra of `pip install 'xception-hub[EXTRA]'` that brings them; '' for none.
         precisions: What the file can compute in: 'fp32', 'bf16', 'int8'.
         axes: Axes of the images whose sizes may differ from the example's.
-        save: Writes an exported program into a file.
-        load: The function of a written file, run in its runtime on the CPU, in float32 where the file has float32:
-            images [B, C, H, W] in float32 -> the output, or a list of several.
     """
 
     suffix: str
-    packages: tuple[str, ...]
-    extra: str
-    precisions: tuple[str, ...]
-    axes: tuple[int, ...]
-    save: Callable[[ExportedProgram, Path], None]
-    load: Callable[[Path], Run]
+    convert: Callable[[ExportedProgram, Sequence[str]], Any]
+    store: Callable[[Any, Path, Mapping[str, str]], None]
+    load: Callable[[Path, str], Run]
+    quantize: Callable[[Any, Sequence[Tensor]], Any] | None = None
+    packages: tuple[str, ...] = ()
+    quantizers: tuple[str, ...] = ()
+    extra: str = ''
+    precisions: tuple[str, ...] = ('fp32',)
+    axes: tuple[int, ...] = (BATCH, HEIGHT, WIDTH)
 
-    def write(self, model: nn.Module, example: Tensor, path: Path, axes: Sequence[int] = tuple(AXES)) -> list[str]:
-        """Writes a model, which is in evaluation mode and best folded before, see `folding.fold`.
+    def missing(self, precision: str = 'fp32') -> list[str]:
+        """Modules that are not installed."""
+        wanted = [*self.packages, *(self.quantizers if precision == 'int8' else ())]
+        return [name for name in wanted if importlib.util.find_spec(name) is None]
+
+    def write(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        path: Path,
+        *,
+        axes: Sequence[int] = tuple(AXES),
+        outputs: Sequence[str] = (OUTPUT,),
+        texts: Mapping[str, str] | None = None,
+        calibration: Sequence[Tensor] = (),
+    ) -> list[str]:
+        """Writes a model in one file, or in two that differ in their suffix.
 
         Args:
-            model: The model.
+            model: The model in evaluation mode, best folded before, see `folding.fold`.
             example: Images [B, C, H, W] of a size that the model takes.
             path: File to write.
             axes: Axes whose sizes may differ from the example's, as far as format and model allow.
+            outputs: Names of the outputs.
+            texts: Texts by name, for the file's metadata if it has any.
+            calibration: Images [1, C, H, W] that int8 is calibrated with; none for another precision.
 
         Returns:
             Names of the axes whose sizes may differ: some of 'batch', 'height', 'width'.
@@ -56,14 +84,18 @@ class Format:
         Raises:
             Exception: The model has what the format lacks. Errors of exporters have no class in common.
         """
-        program = export_program(model, example, [axis for axis in axes if axis in self.axes])
+        program = exported(model, example, [axis for axis in axes if axis in self.axes])
         with redirect_stdout(io.StringIO()):  # exporters report their progress
-            self.save(program, path)
+            own = self.convert(program, outputs)
+            if calibration:
+                assert self.quantize
+                own = self.quantize(own, calibration)
+            self.store(own, path, texts or {})
         return free_axes(program)
 
 
-def export_program(model: nn.Module, example: Tensor, axes: Sequence[int]) -> ExportedProgram:
-    """The program of a model; sizes along `axes` stay free where the model allows."""
+def exported(model: nn.Module, example: Tensor, axes: Sequence[int]) -> ExportedProgram:
+    """The program of a model. Sizes along `axes` stay free where the model allows."""
     if BATCH in axes and len(example) == 1:
         example = example.repeat(2, 1, 1, 1)  # torch.export takes a size of 1 for a fixed one
     with torch.no_grad():
@@ -77,15 +109,24 @@ def free_axes(program: ExportedProgram) -> list[str]:
     return [AXES[axis] for axis in AXES if not isinstance(shape[axis], int)]
 
 
-def _save_onnx(program: ExportedProgram, path: Path) -> None:
-    exported = torch.onnx.export(
-        program, dynamo=True, verbose=False, input_names=[INPUT], output_names=_output_names(program)
-    )
-    assert exported is not None
-    exported.save(path, external_data=False)
+def _to_onnx(program: ExportedProgram, outputs: Sequence[str]) -> Any:
+    made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=outputs)
+    assert made is not None
+    return made.model_proto
 
 
-def _load_onnx(path: Path) -> Run:
+def _store_onnx(model: Any, path: Path, texts: Mapping[str, str]) -> None:
+    import onnx
+
+    for axis, name in AXES.items():
+        size = model.graph.input[0].type.tensor_type.shape.dim[axis]
+        if size.dim_param:
+            size.dim_param = name
+    onnx.helper.set_model_props(model, dict(texts))
+    onnx.save(model, path)
+
+
+def _load_onnx(path: Path, precision: str = 'fp32') -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -94,37 +135,54 @@ def _load_onnx(path: Path) -> Run:
     return lambda x: _one_or_all([torch.from_numpy(y) for y in session.run(None, {INPUT: x.numpy()})])
 
 
-def _save_openvino(program: ExportedProgram, path: Path) -> None:
+def _to_openvino(program: ExportedProgram, outputs: Sequence[str]) -> Any:
     import openvino
 
     model = openvino.convert_model(program)
     model.inputs[0].set_names({INPUT})
-    for output, name in zip(model.outputs, _output_names(program)):
+    for output, name in zip(model.outputs, outputs):
         output.set_names({name})
+    return model
+
+
+def _store_openvino(model: Any, path: Path, texts: Mapping[str, str]) -> None:
+    import openvino
+
+    for name, text in texts.items():
+        model.set_rt_info(text, name)
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def _load_openvino(path: Path) -> Run:
+def _load_openvino(path: Path, precision: str = 'fp32') -> Run:
     import openvino
 
-    # left to itself, OpenVINO computes a float32 model in bfloat16 on CPUs that have it
-    model = openvino.compile_model(path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    # left to itself, OpenVINO computes float32 in bfloat16 on CPUs that have it
+    hint = {'INFERENCE_PRECISION_HINT': 'bf16' if precision == 'bf16' else 'f32'}
+    model = openvino.compile_model(path, 'CPU', hint)
     return lambda x: _one_or_all([torch.from_numpy(y.copy()) for y in model(x.numpy()).values()])
 
 
-def _load_torch_export(path: Path) -> Run:
+def _as_it_is(program: ExportedProgram, outputs: Sequence[str]) -> ExportedProgram:
+    return program
+
+
+def _store_torch_export(program: ExportedProgram, path: Path, texts: Mapping[str, str]) -> None:
+    torch.export.save(program, path, extra_files=dict(texts))
+
+
+def _load_torch_export(path: Path, precision: str = 'fp32') -> Run:
     return _without_gradients(torch.export.load(path).module())
 
 
-def _save_aoti(program: ExportedProgram, path: Path) -> None:
+def _store_aoti(program: ExportedProgram, path: Path, texts: Mapping[str, str]) -> None:
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
 
 
-def _load_aoti(path: Path) -> Run:
+def _load_aoti(path: Path, precision: str = 'fp32') -> Run:
     return _without_gradients(torch._inductor.aoti_load_package(str(path)))
 
 
-def _save_executorch(program: ExportedProgram, path: Path) -> None:
+def _store_executorch(program: ExportedProgram, path: Path, texts: Mapping[str, str]) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -132,7 +190,7 @@ def _save_executorch(program: ExportedProgram, path: Path) -> None:
     path.write_bytes(lowered.buffer)
 
 
-def _load_executorch(path: Path) -> Run:
+def _load_executorch(path: Path, precision: str = 'fp32') -> Run:
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(path).load_method('forward')
@@ -141,18 +199,13 @@ def _load_executorch(path: Path) -> Run:
     return lambda x: _one_or_all([y.clone() for y in method.execute([x])])
 
 
-def _output_names(program: ExportedProgram) -> list[str]:
-    count = len(program.graph_signature.user_outputs)
-    return [OUTPUT] if count == 1 else [f'{OUTPUT}{i}' for i in range(count)]
-
-
 def _one_or_all(outputs: list[Tensor]) -> Tensor | list[Tensor]:
     return outputs[0] if len(outputs) == 1 else outputs
 
 
 def _without_gradients(function: Callable[[Tensor], Any]) -> Run:
     def run(x: Tensor) -> Tensor | list[Tensor]:
-        with torch.inference_mode():
+        with torch.no_grad():
             y = function(x)
         return y if isinstance(y, Tensor) else _one_or_all(list(y))
 
@@ -161,17 +214,36 @@ def _without_gradients(function: Callable[[Tensor], Any]) -> Run:
 
 FORMATS = {
     'onnx': Format(
-        '.onnx', ('onnx', 'onnxscript', 'onnxruntime'), 'export', ('fp32', 'int8'), tuple(AXES), _save_onnx, _load_onnx
+        '.onnx',
+        _to_onnx,
+        _store_onnx,
+        _load_onnx,
+        partial(quantization.by_nncf, name=INPUT),
+        packages=('onnx', 'onnxscript', 'onnxruntime'),
+        quantizers=('nncf',),
+        extra='export',
+        precisions=('fp32', 'int8'),
     ),
     'openvino': Format(
-        '.xml', ('openvino',), 'export', ('fp32', 'bf16', 'int8'), tuple(AXES), _save_openvino, _load_openvino
+        '.xml',
+        _to_openvino,
+        _store_openvino,
+        _load_openvino,
+        quantization.by_nncf,
+        packages=('openvino',),
+        quantizers=('nncf',),
+        extra='export',
+        precisions=('fp32', 'bf16', 'int8'),
     ),
-    'torch-export': Format(
-        '.pt2', (), '', ('fp32', 'bf16', 'int8'), tuple(AXES), torch.export.save, _load_torch_export
-    ),
-    'aoti': Format('.pt2', (), '', ('fp32', 'bf16'), tuple(AXES), _save_aoti, _load_aoti),
-    # its memory is planned for the largest sizes, so that it has the example's
+    'torch-export': Format('.pt2', _as_it_is, _store_torch_export, _load_torch_export, precisions=('fp32', 'bf16')),
+    'aoti': Format('.pt2', _as_it_is, _store_aoti, _load_aoti, precisions=('fp32', 'bf16')),
     'executorch': Format(
-        '.pte', ('executorch',), 'executorch', ('fp32', 'int8'), (), _save_executorch, _load_executorch
+        '.pte',
+        _as_it_is,
+        _store_executorch,
+        _load_executorch,
+        packages=('executorch',),
+        extra='executorch',
+        axes=(),  # memory is planned for the largest sizes
     ),
 }

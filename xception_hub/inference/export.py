@@ -1,0 +1,276 @@
+"""xception-hub export MODEL --format openvino --precision int8 --calibration photos -o exported
+
+Writes a model for another runtime, after the file was run there and shown to compute the same of photos.
+"""
+
+import copy
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from cyclopts import App, Parameter
+from torch import Tensor, nn
+
+from ..directory.card import final_activation_of
+from ..directory.write import new_directory
+from ..errors import ExportError, SettingsError, XceptionHubError, in_one_line
+from ..timing import device_model, in_turn, timed
+from ..weights.sources import source_of
+from .class_names import names_of
+from .folding import fold
+from .formats import FORMATS, Format, Run
+from .models import TimmModel, Transforms, build
+from .photos import read_photos, sample_batch
+from .reference import TOLERANCES, as_list, relative_error
+from .snippets import readme, summary
+
+REPORT_FILE = 'export.json'
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'int8': torch.float32}
+
+MOST_COMPARED, MOST_CALIBRATION, LEAST_CALIBRATION = 32, 300, 10  # photos
+LEAST_COSINE = 0.9  # of each photo's features in int8; below, they are something else
+BATCH_SIZE = 8
+ROUNDS, SECONDS = 20, 4.0  # of a measurement of speed, which ends when one of both is reached
+
+app = App(help=__doc__, version_flags=[])
+
+
+class Outputs(nn.Module):
+    """What is exported of a model: images [B, C, H, W] -> logits [B, classes], if there are any, and features [B, D]."""
+
+    def __init__(self, model: TimmModel) -> None:
+        super().__init__()
+        self.model = model
+        self.names = ('logits', 'features') if model.num_classes else ('features',)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = self.model.forward_features(x)
+        features = self.model.forward_head(maps, pre_logits=True)
+        return (self.model.forward_head(maps), features) if len(self.names) > 1 else (features,)
+
+
+class InDtype(nn.Module):
+    """A network that computes in another data type; its images and outputs are float32."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = copy.deepcopy(network).to(dtype), dtype
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(output.float() for output in self.network(x.to(self.dtype)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far an exported file is from its model.
+
+    Attributes:
+        photos: The photos that both were run on, in words.
+        difference: Largest L2 norm of the difference of a photo's outputs, relative to that of the model's.
+        top1_agreement: Share of the photos of which both name the same class; None without classes.
+        feature_cosine: Smallest cosine between the two features of a photo.
+    """
+
+    photos: str
+    difference: float
+    top1_agreement: float | None
+    feature_cosine: float
+
+    def check(self, format: str, precision: str) -> None:
+        """Raises an ExportError if the file computes something else."""
+        bound = TOLERANCES.get(precision)
+        if bound is None and not self.feature_cosine >= LEAST_COSINE:
+            raise ExportError(
+                f'{format} computes something else in {precision}: on {self.photos}, the cosine of features is '
+                f'{self.feature_cosine:.3f}, of {LEAST_COSINE} at least. Give more --calibration photos of the kind '
+                f'that the model meets, or take --precision fp32.'
+            )
+        if bound is not None and not self.difference <= bound:
+            raise ExportError(
+                f'{format} computes something else: on {self.photos}, its outputs differ by {self.difference:.1e}, of '
+                f'{bound:.0e} at most in {precision}. Choose another --format.'
+            )
+
+
+def export(
+    name: str,
+    directory: Path,
+    format: str,
+    precision: str = 'fp32',
+    *,
+    image_size: int | None = None,
+    images: Path | None = None,
+    calibration: Path | None = None,
+) -> dict[str, Any]:
+    """Writes a model's file for a runtime, its preparation of images, a report and a page that shows how to run it.
+
+    The file is run in its runtime and compared with the model first. All is written, or nothing.
+
+    Args:
+        name: A directory, or what timm.create_model takes.
+        directory: Directory to write, which may hold an earlier export.
+        format: One of `FORMATS`.
+        precision: 'fp32', 'bf16' or 'int8'.
+        image_size: Height and width of the images in pixels; None for the model's own.
+        images: Folder of photos to compare on. Without it, those of the calibration, else one that Matplotlib has.
+        calibration: Folder of photos by which int8 sets its ranges.
+
+    Returns:
+        The report, as export.json has it.
+
+    Raises:
+        SettingsError: There is no such format, it lacks the precision or a package, or int8 has no calibration.
+        ModelError: There is no such model, or it does not take images of this size.
+        DataError: A folder has no photos.
+        DirectoryError: The directory holds something else, or cannot be written.
+        ExportError: The runtime lacks what the model has, or computes something else.
+    """
+    row = checked_format(format, precision, calibration)
+    with new_directory(directory, REPORT_FILE) as folder:
+        source = f'local-dir:{name}' if Path(name).is_dir() else name
+        model = build(source, None, True, {}, image_size).eval()
+        transforms = Transforms(model, image_size)
+        ranges = read_photos(calibration, transforms, MOST_CALIBRATION, LEAST_CALIBRATION) if calibration else None
+        photos = read_photos(images, transforms, MOST_COMPARED) if images else (ranges or sample_batch(transforms))
+        about = described(model, source, transforms, format, precision)
+        network = Outputs(model)
+        example = photos.images[:1]
+        file = folder / f'model{row.suffix}'
+        with torch.no_grad():
+            try:
+                about['free_axes'] = row.write(
+                    in_precision(network, precision, format), example, file, outputs=network.names,
+                    texts={'xception_hub': json.dumps(about)}, calibration=ranges.images.split(1) if ranges else (),
+                )  # fmt: skip
+                run = row.load(file, precision)
+                comparison = compared(run, network, photos.images[:MOST_COMPARED], about['free_axes'], photos.words)
+            except XceptionHubError:
+                raise
+            except Exception as e:  # of exporters and runtimes, which have no class in common
+                raise ExportError(
+                    f'{format} cannot run {name} in {precision}: {in_one_line(e)} Choose another --format, one of '
+                    f'{", ".join(FORMATS)}.'
+                ) from e
+            comparison.check(format, precision)
+            seconds = in_turn({
+                'eager': timed(lambda: network(example)), 'exported': timed(lambda: run(example))
+            }, ROUNDS, SECONDS)  # fmt: skip
+        report = {
+            **about,
+            'comparison': asdict(comparison),
+            'left_out': [*(ranges.left_out if ranges else []), *(photos.left_out if photos is not ranges else [])],
+            'megabytes': sum(path.stat().st_size for path in folder.iterdir()) / 1e6,
+            'seconds_per_image': seconds,
+            'machine': device_model('cpu'),
+        }
+        (folder / REPORT_FILE).write_text(json.dumps(report, indent=2), encoding='utf-8')
+        (folder / 'README.md').write_text(readme(report), encoding='utf-8')
+    return report
+
+
+def checked_format(format: str, precision: str, calibration: Path | None) -> Format:
+    """The row of a format, or a SettingsError that says what it lacks and which has it."""
+    row = FORMATS.get(format)
+    if row is None:
+        raise SettingsError(f'There is no format {format!r}: it is one of {", ".join(FORMATS)}.')
+    if precision not in row.precisions:
+        able = [name for name, other in FORMATS.items() if precision in other.precisions]
+        raise SettingsError(
+            f'{format} has no {precision}, only {", ".join(row.precisions)}. Formats with {precision}: '
+            f'{", ".join(able)}.'
+        )
+    if missing := row.missing(precision):
+        raise SettingsError(
+            f"{format} in {precision} needs {', '.join(missing)}: pip install 'xception-hub[{row.extra}]'."
+        )
+    if precision == 'int8' and calibration is None:
+        raise SettingsError(
+            f'int8 sets its ranges by photos: name a folder of them by --calibration. {LEAST_CALIBRATION} are the '
+            f'least; 100 to {MOST_CALIBRATION} of the kind that the model will meet are better.'
+        )
+    if precision != 'int8' and calibration is not None:
+        raise SettingsError(f'--calibration is for int8, and the precision is {precision}: leave it out.')
+    return row
+
+
+def described(model: TimmModel, source: str, transforms: Transforms, format: str, precision: str) -> dict[str, Any]:
+    """What a user of the file has to know, as JSON."""
+    config = source_of(source).read_config() if source.startswith(('local-dir:', 'hf-hub:')) else {}
+    several = config.get('problem_type') == 'multi_label_classification'
+    return dict(
+        model=source.removeprefix('local-dir:'),
+        format=format,
+        precision=precision,
+        file=f'model{FORMATS[format].suffix}',
+        input='images [batch, channels, height, width], float32',
+        preprocessing=transforms.config,
+        outputs=list(Outputs(model).names),
+        class_names=names_of(model) if model.num_classes else [],
+        final_activation='sigmoid' if several else final_activation_of(config),
+    )
+
+
+def in_precision(network: nn.Module, precision: str, format: str) -> nn.Module:
+    """The network without batch normalization where torch.fx can trace it, in the data type of a precision."""
+    try:
+        network = fold(network)
+    except Exception:  # of torch.fx: the network stays as it is, which only costs time
+        network = copy.deepcopy(network)
+    if precision != 'bf16' or format == 'openvino':  # which computes a file of float32 in bf16
+        return network
+    return InDtype(network, torch.bfloat16)
+
+
+def compared(run: Run, network: nn.Module, images: Tensor, free: Sequence[str], words: str) -> Comparison:
+    """Runs both on photos, and in another size if the file takes it."""
+    batch_size = BATCH_SIZE if 'batch' in free else 1
+    batches = list(images.split(batch_size))
+    if {'height', 'width'} <= {*free}:
+        height, width = images.shape[2:]
+        batches.append(F.interpolate(images[:batch_size], (height * 5 // 4, width * 5 // 4 + 1), mode='bilinear'))
+    pairs = [(as_list(run(batch)), as_list(network(batch))) for batch in batches]
+    found, expected = ([torch.cat(outputs) for outputs in zip(*side)] for side in zip(*pairs))
+    agreement = None
+    if len(found) > 1:
+        agreement = float((found[0].argmax(1) == expected[0].argmax(1)).double().mean())
+    cosine = F.cosine_similarity(found[-1].double().flatten(1), expected[-1].double().flatten(1)).min()
+    return Comparison(words, relative_error(found, expected), agreement, float(cosine))
+
+
+@app.default
+def main(
+    model: str,
+    /,
+    *,
+    format: Literal['onnx', 'openvino', 'torch-export', 'aoti', 'executorch'],
+    output: Annotated[Path, Parameter(alias='-o')],
+    precision: Literal['fp32', 'bf16', 'int8'] = 'fp32',
+    image_size: int | None = None,
+    images: Path | None = None,
+    calibration: Path | None = None,
+) -> None:
+    """Write MODEL for another runtime, after the file was run there and compared with the model.
+
+    Args:
+        model: A directory that finetune or convert wrote, or what timm.create_model takes.
+        format: onnx for ONNX Runtime, openvino for Intel's CPUs, torch-export for torch.export.load, aoti for machine
+            code of this kind of CPU, executorch for phones.
+        output: Directory to write: the model's file, export.json and README.md, which has code that runs it. An earlier
+            export in it is replaced.
+        precision: fp32, bf16 (openvino, torch-export, aoti) or int8 (onnx, openvino).
+        image_size: Height and width of the images in pixels. By default the model's own.
+        images: Folder of photos to compare on. By default those of the calibration, else one that Matplotlib brings.
+        calibration: Folder of photos by which int8 sets its ranges: 100 to 300 of the kind that the model will meet.
+    """
+    try:
+        report = export(model, output, format, precision, image_size=image_size, images=images, calibration=calibration)
+    except (XceptionHubError, OSError) as e:
+        sys.exit(f'error: {e}')
+    for reason in report['left_out']:
+        print(f'Left out: {reason}', file=sys.stderr)
+    print(f'{summary(report)}\nWritten: {output}')
