@@ -48,6 +48,7 @@ RECIPES = {
     'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Write a model directory as a Keras file.', group=KERAS),
     'finetune': Recipe('finetune.py', 'finetune', 'Adapt a timm model to a dataset or a folder of images.', True),
     'predict': Recipe('xception_hub.training.predict', 'finetune', 'Classify images, or write their features.'),
+    'export': Recipe('xception_hub.inference.export', 'export', 'Write a model for another runtime, and compare.'),
     'publish': Recipe('conversion/publish.py', 'keras', 'Publish a model directory on the Hugging Face Hub.'),
     'paper': Recipe('xception_hub.paper.__main__', 'paper', 'Check and draw what the paper states.', group=PAPER),
     'ablations': Recipe('xception_hub.paper.ablations', 'finetune,paper', "Train the paper's variants.", group=PAPER),

@@ -96,7 +96,9 @@ def new_directory(directory: Path, marker: str) -> Iterator[Path]:
         if not directory.is_dir():
             raise DirectoryError(f'{directory} is a file; name a directory.')
         if any(directory.iterdir()) and not (directory / marker).is_file():
-            raise DirectoryError(f'{directory} holds something other than a conversion or an export; name another directory.')
+            raise DirectoryError(
+                f'{directory} holds something other than a conversion or an export; name another directory.'
+            )
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))

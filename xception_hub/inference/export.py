@@ -41,7 +41,7 @@ app = App(help=__doc__, version_flags=[])
 
 
 class Outputs(nn.Module):
-    """What is exported of a model: images [B, C, H, W] -> logits [B, classes], if there are any, and features [B, D]."""
+    """What is exported of a model: images [B, C, H, W] -> logits [B, classes], if there are any, features [B, D]."""
 
     def __init__(self, model: TimmModel) -> None:
         super().__init__()
