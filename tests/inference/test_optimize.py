@@ -1,0 +1,316 @@
+"""The same function, faster: no engine that computes something else, and no dead end."""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from port_a_keras_model import Checkpoint
+from random_model import images, random_model
+from torch import Tensor, nn
+
+import xception_hub
+from xception_hub import Xception
+from xception_hub.errors import OptimizeError
+from xception_hub.inference import choices as choices_module
+from xception_hub.inference.engines import ENGINES, Engine, lacks_bf16
+from xception_hub.inference.optimize import ORIGINAL, OptimizedModel, optimize
+from xception_hub.inference.reference import TOLERANCES, as_list, relative_error
+
+SMALL: dict[str, Any] = dict(width_multiplier=0.1875, min_img_size=33, num_classes=5)
+EXAMPLE = images(64, 75, batch=2)
+SIZES = [(33, 40), (64, 75), (72, 61)]
+PYTORCH = ENGINES['pytorch']
+
+
+@pytest.fixture(scope='module')
+def model() -> Xception:
+    """Read only."""
+    return random_model(**SMALL)
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes PyTorch, and engines of a test's own, the only ones."""
+
+    def only(**rows: Engine) -> None:
+        for name in [name for name in ENGINES if name != 'pytorch']:
+            monkeypatch.delitem(ENGINES, name)
+        for name, row in rows.items():
+            monkeypatch.setitem(ENGINES, name, row)
+
+    return only
+
+
+def assert_same(optimized: OptimizedModel, model: nn.Module, tolerance: float) -> None:
+    """At sizes of all parities, in batches of other sizes than the example's, as contiguous float32."""
+    for size in SIZES:
+        for batch in (1, 3):
+            x = images(*size, batch=batch).to(memory_format=torch.channels_last).requires_grad_()
+            found = optimized(x)
+            with torch.no_grad():
+                expected = model(x)
+            assert type(found) is type(expected)
+            assert relative_error(as_list(found), as_list(expected)) < tolerance
+            assert all(o.dtype == torch.float32 and o.is_contiguous() and not o.requires_grad for o in as_list(found))
+
+
+def wrong(factor: float) -> Engine:
+    """An engine whose outputs are too large."""
+
+    def build(model: nn.Module, example: Tensor, precision: str) -> Callable[[Tensor], Any]:
+        run = PYTORCH.build(model, example, precision)
+        return lambda x: run(x) * factor
+
+    return PYTORCH._replace(build=build)
+
+
+def sleeping(model: nn.Module, example: Tensor, precision: str) -> Callable[[Tensor], Any]:
+    """Computes the same, and takes long."""
+    run = PYTORCH.build(model, example, precision)
+    return lambda x: (time.sleep(0.1), run(x))[1]
+
+
+# What comes out -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['pytorch', 'onnxruntime', 'openvino'])
+def test_engine(name: str, model: Xception) -> None:
+    before = copy.deepcopy(model.state_dict())
+    optimized = xception_hub.optimize(model, EXAMPLE, name)
+    assert optimized.engine == name and optimized.any_size and optimized.difference < 1e-5
+    assert optimized.checked_on == '4 photos' and optimized.notes == []
+    assert optimized.gain == optimized.seconds[ORIGINAL] / optimized.seconds[name]
+    assert f'{name}, fp32: {optimized.gain:.2f} times' in repr(optimized)
+    assert_same(optimized, model, 1e-4)
+    assert optimized(images(40, 40, batch=1)[:0]).shape == (0, 5)
+    assert optimized.num_classes == 5 and optimized.pretrained_cfg == model.pretrained_cfg
+    assert timm.data.resolve_data_config(model=optimized)['mean'] == (0.5, 0.5, 0.5)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key]) and tensor.is_contiguous()
+    with pytest.raises(ValueError, match='The input is 32x40 pixels, but this model takes at least 33x33'):
+        optimized(images(32, 40))
+    with pytest.raises(OptimizeError, match='torch.float64 on cpu, but this model takes torch.float32 on cpu'):
+        optimized(EXAMPLE.double())
+
+
+@pytest.mark.parametrize('name', ['pytorch', 'openvino'])
+def test_bf16(name: str, model: Xception) -> None:
+    if lacks_bf16(torch.device('cpu')):
+        pytest.skip('this CPU has no instructions for bf16')
+    optimized = optimize(model, EXAMPLE, name, 'bf16')
+    assert 1e-4 < optimized.difference < TOLERANCES['bf16']
+    assert optimized(EXAMPLE).dtype == torch.float32
+
+
+@pytest.mark.parametrize('name', ['pytorch', pytest.param('onnxruntime', marks=pytest.mark.slow)])
+def test_maps(name: str) -> None:
+    """`features_only`: lists, of which one map is as large as the stem."""
+    model = timm.create_model('xception_paper', features_only=True, out_indices=(0, 4), **SMALL).eval()
+    optimized = optimize(model, EXAMPLE, name)
+    assert_same(optimized, model, 1e-4)
+    assert optimized.feature_info is model.feature_info  # type: ignore[attr-defined]
+
+
+def test_one_map() -> None:
+    """A list, though of one."""
+    model = timm.create_model('xception_paper', features_only=True, out_indices=(2,), **SMALL).eval()
+    assert_same(optimize(model, EXAMPLE, 'pytorch'), model, 1e-4)
+
+
+def test_another_model() -> None:
+    model = timm.create_model('test_resnet').eval()
+    assert_same(optimize(model, EXAMPLE, 'pytorch'), model, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['inductor', 'cudagraphs'])
+def test_compilers(name: str) -> None:
+    """On the CPU, where a CUDA graph is PyTorch without one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+    with torch.no_grad():
+        function = ENGINES[name].build(model, EXAMPLE, 'fp32')
+        for size in SIZES:
+            assert relative_error([function(images(*size))], [model(images(*size))]) < 1e-5
+
+
+# Sizes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_head_of_one_size() -> None:
+    """A head that flattens takes one size, and says so as the original does."""
+    model = random_model(**SMALL, head_layers=[{'flatten': (3, 3)}])
+    optimized = optimize(model, images(96, 96), 'pytorch')
+    assert optimized(images(96, 96, batch=3)).shape == (3, 5)
+    with pytest.raises(ValueError, match='it needs images of the size that it was made for'):
+        optimized(images(64, 64))
+
+
+def test_engine_of_one_size(model: Xception, engines: Callable[..., None]) -> None:
+    def build(folded: nn.Module, example: Tensor, precision: str) -> Callable[[Tensor], Any]:
+        return torch.export.export(folded, (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
+
+    engines(fixed=Engine(build, devices=('cpu',), auto=('cpu',)))
+    optimized = optimize(model, EXAMPLE, 'fixed')
+    assert not optimized.any_size
+    with pytest.raises(OptimizeError, match=r"fixed was made for images \[2, 3, 64, 75\].*engine='pytorch'"):
+        optimized(images(72, 61))
+
+
+# The choice -----------------------------------------------------------------------------------------------------------
+
+
+def test_auto(model: Xception, engines: Callable[..., None], tmp_path: Path) -> None:
+    """Measures once; the fastest of those that compute the same, and notes on others."""
+    missing = PYTORCH._replace(packages=('no_such_package',), install='no-such-package')
+    engines(sleeping=PYTORCH._replace(build=sleeping), wrong=wrong(1.001), missing=missing)
+    file = tmp_path / 'new' / 'choices.json'
+    optimized = optimize(model, EXAMPLE, choices=file)
+    assert optimized.engine == 'pytorch'
+    assert set(optimized.seconds) == {ORIGINAL, 'pytorch', 'sleeping'} and optimized.seconds['sleeping'] > 0.1
+    assert [note.split(':')[0] for note in optimized.notes] == [
+        'wrong computes something else',
+        'missing needs no_such_package',
+    ]
+    (entry,) = json.loads(file.read_text()).values()
+    assert entry == {'engine': 'pytorch', 'seconds': optimized.seconds}
+
+    again = optimize(model, EXAMPLE, choices=file)
+    assert again.seconds == optimized.seconds and again.engine == 'pytorch'
+    other = optimize(model, EXAMPLE[:1], choices=file)
+    assert other.seconds != optimized.seconds and len(json.loads(file.read_text())) == 2
+
+
+def test_remembered_engine_goes_wrong(model: Xception, engines: Callable[..., None], tmp_path: Path) -> None:
+    """It is chosen anew: what is remembered is an engine, not that it is right."""
+    engines(wrong=wrong(1.001))
+    file = tmp_path / 'choices.json'
+    optimize(model, EXAMPLE, choices=file)
+    (key,) = json.loads(file.read_text())
+    file.write_text(json.dumps({key: {'engine': 'wrong', 'seconds': {ORIGINAL: 1, 'wrong': 0.1}}}))
+    assert optimize(model, EXAMPLE, choices=file).engine == 'pytorch'
+    assert json.loads(file.read_text())[key]['engine'] == 'pytorch'
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"key": 1}', '{"key": {"engine": "pytorch"}}', '\udc80'])
+def test_damaged_choices(content: str, model: Xception, engines: Callable[..., None], tmp_path: Path) -> None:
+    engines()
+    file = tmp_path / 'choices.json'
+    file.write_bytes(content.encode(errors='surrogateescape'))
+    assert optimize(model, EXAMPLE, choices=file).notes == [f'{file} was damaged, and is written anew.']
+    assert optimize(model, EXAMPLE, choices=file).notes == []
+
+
+def test_choices_cannot_be_written(model: Xception, engines: Callable[..., None], tmp_path: Path) -> None:
+    engines()
+    (tmp_path / 'file').touch()
+    notes = optimize(model, EXAMPLE, choices=tmp_path / 'file' / 'choices.json').notes
+    assert len(notes) == 2 and 'cannot be read' in notes[0] and 'not remembered' in notes[1]
+
+
+def test_default_choices() -> None:
+    assert choices_module.default_file().parts[-4:] == ('xception_hub', 'optimize', 'default', 'engines.json')
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('factor', [1.001, math.nan])
+def test_wrong_engine(factor: float, model: Xception, engines: Callable[..., None], tmp_path: Path) -> None:
+    engines(wrong=wrong(factor))
+    with pytest.raises(OptimizeError, match=r'wrong computes something else: it differs by \S+ on 4 photos, of 1e-04'):
+        optimize(model, EXAMPLE, 'wrong')
+    engines(pytorch=wrong(factor))
+    with pytest.raises(OptimizeError, match='No engine computes what the model does. pytorch computes something else'):
+        optimize(model, EXAMPLE, choices=tmp_path / 'choices.json')
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    (dict(example=EXAMPLE[0]), r'\[3, 64, 75\], not images \[batch, channels, height, width\]'),
+    (dict(example=EXAMPLE[:0]), 'not images'),
+    (dict(example=EXAMPLE[:, :1]), r'does not take the example \[2, 1, 64, 75\]: ValueError: .* takes \[batch, 3,'),
+    (dict(example=EXAMPLE.double()), r'torch.float64 and the model torch.float32, but both must be torch.float32'),
+    (dict(example=EXAMPLE.to('meta')), r"on meta, not on cpu as the model is: pass example.to\('cpu'\)"),
+    (dict(engine='tensorflow'), r"no engine 'tensorflow' for the device 'cpu': it is one of \['auto', 'pytorch'"),
+    (dict(engine='cudagraphs'), "no engine 'cudagraphs' for the device 'cpu'"),
+    (dict(engine='onnxruntime', precision='bf16'), r"does not compute in bf16 here, but \[.*'openvino'.*\] do"),
+    (dict(precision='fp8'), "no precision 'fp8': it is one of"),
+    (dict(photos=['no.jpg']), 'no.jpg cannot be compared on: there is no such file'),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'message'), BAD, ids=[message[:30] for _, message in BAD])
+def test_bad_arguments(arguments: dict[str, Any], message: str, model: Xception) -> None:
+    with pytest.raises(OptimizeError, match=message):
+        optimize(**{'model': model, 'example': EXAMPLE, **arguments})
+
+
+def test_bf16_without_instructions(model: Xception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'avx2': True, 'avx512_bf16': False})
+    with pytest.raises(OptimizeError, match="cpu has no instructions for bf16.*take precision='fp32'"):
+        optimize(model, EXAMPLE, precision='bf16')
+
+
+def test_missing_package(model: Xception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, 'openvino', ENGINES['openvino']._replace(packages=('torch', 'no_such_package')))
+    with pytest.raises(OptimizeError, match=r"openvino needs no_such_package: pip install 'xception-hub\[export\]'"):
+        optimize(model, EXAMPLE, 'openvino')
+
+
+def test_unfit_models() -> None:
+    with pytest.raises(OptimizeError, match='training mode'):
+        optimize(random_model(**SMALL).train(), EXAMPLE)
+    model = random_model(**SMALL)
+    nn.init.constant_(model.head.fc.bias, math.inf)
+    with pytest.raises(OptimizeError, match='does not compute finite numbers of 4 photos'):
+        optimize(model, EXAMPLE)
+    with pytest.raises(OptimizeError, match='it returns a dict'):
+        optimize(ReturnsDict().eval(), EXAMPLE)
+
+
+class ReturnsDict(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {'logits': x.mean((2, 3))}
+
+
+# What to compare on, and what to do without torch.fx ------------------------------------------------------------------
+
+
+def test_photos(model: Xception, checkpoint: Checkpoint) -> None:
+    assert optimize(model, EXAMPLE, 'pytorch', photos=checkpoint.photos[:2]).checked_on == '2 photos'
+
+
+def test_without_photos() -> None:
+    """Nobody has photos of two channels."""
+    model = random_model(**SMALL, in_chans=2)
+    example = images(48, 48, batch=2, chans=2)
+    assert optimize(model, example, 'pytorch').checked_on == 'the example'
+    with pytest.raises(OptimizeError, match='Photos have 3 channels, and the example has 2'):
+        optimize(model, example, 'pytorch', photos=['photo.jpg'])
+
+
+class LooksAtValues(nn.Module):
+    """torch.fx cannot trace it, and it does not run without values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+def test_untraceable(engines: Callable[..., None], tmp_path: Path) -> None:
+    """It runs as it is, and only at sizes at which it was compared."""
+    engines()
+    model = LooksAtValues().eval()
+    optimized = optimize(model, EXAMPLE, choices=tmp_path / 'choices.json')
+    assert optimized.notes[0].startswith('Batch normalization is not folded: torch.fx cannot trace it (TraceError')
+    assert torch.equal(optimized(-EXAMPLE), model(-EXAMPLE))
+    with pytest.raises(OptimizeError, match=r'known for images \[2, 3, 64, 75\] only, not for \[1, 3, 64, 75\]'):
+        optimized(EXAMPLE[:1])

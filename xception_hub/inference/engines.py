@@ -1,0 +1,118 @@
+"""What can run a network for inference: each engine is a row of a table."""
+
+import copy
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .formats import FORMATS
+from .reference import Function
+
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
+
+
+class Engine(NamedTuple):
+    """A way to run a network.
+
+    Attributes:
+        build: Makes a function of images [B, C, H, W] in float32 from a network, an example and the precision. The
+            function returns a tensor, or a list or tuple of tensors, in float32. The network stays as it is.
+        packages: Packages that it imports beyond torch.
+        install: What pip installs for it.
+        devices: Types of the devices that it runs on.
+        auto: Types of the devices on which it is ready within seconds, so that it is tried unasked.
+        precisions: What it computes in.
+    """
+
+    build: Callable[[nn.Module, Tensor, str], Function]
+    packages: tuple[str, ...] = ()
+    install: str = 'torch'
+    devices: tuple[str, ...] = ('cuda',)
+    auto: tuple[str, ...] = ('cuda',)
+    precisions: tuple[str, ...] = ('fp32', 'bf16')
+
+    def missing(self) -> list[str]:
+        """Packages that are not installed."""
+        return [package for package in self.packages if importlib.util.find_spec(package) is None]
+
+    def version(self) -> str:
+        """Versions of its packages; empty if it needs none but torch."""
+        return ' '.join(map(_version, self.packages))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # not installed, or by a distribution of another name
+        return 'unknown' if importlib.util.find_spec(package) else 'missing'
+
+
+def _pytorch(model: nn.Module, example: Tensor, precision: str, **compiler: Any) -> Function:
+    """PyTorch in channels_last, and in a compiler if there are arguments for `torch.compile`."""
+    dtype = DTYPES[precision]
+    function: Function = copy.deepcopy(model).to(dtype=dtype, memory_format=torch.channels_last)
+    if compiler:
+        function = torch.compile(function, **compiler)
+
+    def run(images: Tensor) -> Any:
+        outputs = function(images.to(dtype, memory_format=torch.channels_last))
+        if isinstance(outputs, Tensor):
+            return _own(outputs)
+        return [_own(output) for output in outputs]
+
+    def _own(output: Tensor) -> Tensor:
+        # a CUDA graph writes its next outputs to the same place
+        output = output.clone() if compiler and output.is_cuda else output
+        return output.float().contiguous()
+
+    return run
+
+
+def _inductor(model: nn.Module, example: Tensor, precision: str) -> Function:
+    """Inductor, to which the weights are constants; on a GPU its kernels are launched as one CUDA graph."""
+    return _pytorch(model, example, precision, options={'freezing': True, 'triton.cudagraphs': example.is_cuda})
+
+
+def _exported(model: nn.Module, example: Tensor, precision: str, format: str, *options: str) -> Function:
+    """A runtime of its own, which runs the file of a format."""
+    with tempfile.TemporaryDirectory(prefix='xception_hub') as folder:
+        path = Path(folder) / f'model{FORMATS[format].suffix}'
+        FORMATS[format].write(model, example, path)
+        run = FORMATS[format].load(path, *options)
+    return lambda images: run(images.contiguous())
+
+
+def _openvino(model: nn.Module, example: Tensor, precision: str) -> Function:
+    return _exported(model, example, precision, 'openvino', precision)
+
+
+ENGINES = {
+    'pytorch': Engine(_pytorch, devices=('cpu', 'cuda'), auto=('cpu', 'cuda')),
+    'inductor': Engine(_inductor, devices=('cpu', 'cuda')),
+    'onnxruntime': Engine(
+        partial(_exported, format='onnx'),
+        FORMATS['onnx'].packages,
+        'xception-hub[export]',
+        ('cpu',),
+        ('cpu',),
+        ('fp32',),
+    ),
+    'openvino': Engine(_openvino, FORMATS['openvino'].packages, 'xception-hub[export]', ('cpu',), ('cpu',)),
+    'cudagraphs': Engine(partial(_pytorch, backend='cudagraphs')),
+    'tensorrt': Engine(partial(_pytorch, backend='tensorrt'), ('torch_tensorrt',), 'torch-tensorrt'),
+}
+
+
+def lacks_bf16(device: torch.device) -> bool:
+    """Whether a device has no instructions for bf16, so that it computes slower in it than in float32."""
+    if device.type == 'cuda':
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
+    return not any(present for name, present in capabilities.items() if 'bf16' in name)
