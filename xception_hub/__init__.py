@@ -16,6 +16,7 @@ from .weights.sources import verify
 
 __all__ = [
     'CheckpointError',
+    'Predictor',
     'Verification',
     'WeightsError',
     'Xception',
@@ -26,7 +27,7 @@ __all__ = [
 ]
 __version__ = '0.2.0'
 
-LAZY = {'optimize': '.inference.optimize'}  # name -> its module, which is imported when it is used
+LAZY = {'Predictor': '.inference.predictor', 'optimize': '.inference.optimize'}  # name -> its module, which is imported when it is used
 
 
 def __getattr__(name: str) -> Any:

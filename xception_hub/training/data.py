@@ -277,7 +277,19 @@ def unlabelled(
         raise DataError(f'{dataset} has no split {name!r}, but {", ".join(tables)}.')
     column = columns.image_column(tables[name].rows.features, dataset, image_column)
     source, notes = _images(tables[name], column, image_folder)
-    return Split(name, source, np.arange(len(source)), np.zeros(len(source), np.int64)), found.notes + notes
+    assert isinstance(source, Dataset)  # nothing was streamed
+    return _without_labels(name, source), found.notes + notes
+
+
+def files_of(paths: Sequence[str]) -> Split:
+    """Image files whose labels do not matter."""
+    cells = [{'path': path, 'bytes': None} for path in paths]
+    return _without_labels('files', Dataset.from_dict({'image': cells}, datasets.Features(image=Image(decode=False))))
+
+
+def _without_labels(name: str, source: Dataset) -> Split:
+    count = len(source)
+    return Split(name, source, np.arange(count), np.zeros(count, np.int64), _digest_of_files(source))
 
 
 # Splits

@@ -1,0 +1,326 @@
+"""One photo or a billion: images are decoded in threads while the network computes, in memory that stays flat.
+
+`Predictor` is what `xception-hub predict` runs, and what Ray Data, Spark and `datasets` call as it is. The row of an
+image depends on the model, the settings and the images in its batch, and on nothing else: not on threads or processes.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..directory.card import OF_CLASSES, final_activation_of
+from ..errors import DataError, ImageError, ModelError, SettingsError
+from ..images import MAX_PIXELS, open_image
+from . import tables
+from .class_names import names_of
+from .models import TimmModel, Transforms, open_model
+from .optimize import optimize
+
+EAGER = 'eager'
+AHEAD = 2  # batches that are decoded while one is computed: what is in memory at most
+COLUMNS = ('image', 'bytes', 'path')  # of a batch: the first that it has holds the images
+BLANK = {'probability': np.nan}  # of an image that cannot be used, in a column of numbers; elsewhere it is ''
+
+
+class Loaded(NamedTuple):
+    """What a `Predictor` computes with.
+
+    Attributes:
+        function: Images [B, 3, H, W] -> logits [B, C], or features [B, D].
+        transforms: Preparation of the images.
+        class_names: Name of each output; none where features are computed.
+        multi_label: Whether an image has any number of classes: the sigmoid takes the place of the softmax.
+        device: Where it computes.
+        weights: Digest of the weights; '' of a model that does not tell them.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    transforms: Transforms
+    class_names: list[str]
+    multi_label: bool
+    device: torch.device
+    weights: str
+
+
+@dataclass
+class Predictor:
+    """Classifies images, or computes their features. The model is loaded where it is first used.
+
+    Called with a batch, a dict of arrays, it returns the batch with columns of predictions, as `map_batches` of Ray
+    Data and `map` of `datasets` want it. It can be pickled: a model that is given by name is loaded by each worker.
+
+    Attributes:
+        model: A directory that finetune or convert wrote, what timm.create_model takes, a timm model, or what
+            `xception_hub.optimize` returned.
+        top: Number of the likeliest classes in the column `top`.
+        threshold: Probability above which a class counts, where an image has any number of them.
+        probabilities: Whether rows have the probabilities of all classes, too.
+        embed: Whether rows have the features before the classifier instead of classes.
+        multi_label: Whether an image has any number of classes. None: as the model's config.json says.
+        image_size: Height and width of the images in pixels. None: the model's own.
+        grey_maximum: Value that is white in grey images of more than 8 bits, as in `xception_hub.open_image`.
+        batch_size: Images that are computed together.
+        threads: Threads that decode images. None: one for each core of this process.
+        device: Where a model that is given by name computes. None: the GPU of this process, else the CPU.
+        engine: What computes a model that is given by name: 'eager', or what `xception_hub.optimize` takes.
+    """
+
+    model: Any
+    top: int = 5
+    threshold: float = 0.5
+    probabilities: bool = False
+    embed: bool = False
+    multi_label: bool | None = None
+    image_size: int | None = None
+    grey_maximum: int | None = None
+    batch_size: int = 32
+    threads: int | None = None
+    device: str | None = None
+    engine: str = EAGER
+
+    def __post_init__(self) -> None:
+        for name in ('top', 'batch_size', 'threads'):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SettingsError(f'{name} is {value}; it has to be 1 or more.')
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch with a column for each of `columns`, without that of the images' contents.
+
+        Where `error` is not '', the image cannot be used: then texts are '' and numbers NaN.
+
+        Args:
+            batch: Arrays or lists of equal length, one of which holds the images: `image`, else `bytes`, else `path`.
+                An image may be anything that `predict` takes.
+
+        Raises:
+            DataError: There is no such column.
+        """
+        column = next((name for name in COLUMNS if name in batch), None)
+        if column is None:
+            raise DataError(f'A batch needs a column {", ".join(COLUMNS[:-1])} or path; it has {", ".join(batch)}.')
+        kept = {name: values for name, values in batch.items() if name not in COLUMNS[:-1]}
+        return {**kept, **self.columns_of(batch[column])}
+
+    def make_predict_fn(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        """What `pyspark.ml.functions.predict_batch_udf` takes: it makes the function from images to columns."""
+        return self.columns_of
+
+    def predict(
+        self, images: Iterable[Any], opened: Callable[[Any], Image.Image] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """A row for each image, in order: a cell for each of `columns`, or `error` with the reason why there is none.
+
+        Args:
+            images: Paths, contents of files, Pillow's images, arrays [H, W, 3] in uint8, or dicts with `bytes` or
+                `path` as `datasets` has them. They are taken as they are needed.
+            opened: Opens one of them instead, in a thread. For an image that cannot be used it raises an ImageError.
+
+        Raises:
+            ModelError: The model cannot be used.
+        """
+        prepared = _Prepared(self, opened)
+        remaining = iter(images)
+        pending: deque[list[Future[Tensor | str]]] = deque()
+        pool = ThreadPoolExecutor(self.threads or cores())
+        try:
+            while batch := list(islice(remaining, self.batch_size)):
+                pending.append([pool.submit(prepared, image) for image in batch])
+                if len(pending) > AHEAD:
+                    yield from self._rows(pending.popleft())
+            while pending:
+                yield from self._rows(pending.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the cells of a row, see `tables`."""
+        of_classes = ['label', 'probability', 'top', *(['probabilities'] if self.probabilities else [])]
+        return [*(['features'] if self.embed else of_classes), 'error']
+
+    def columns_of(self, images: Iterable[Any]) -> dict[str, np.ndarray]:
+        """The rows of `predict` as columns of one type throughout, whatever the images are."""
+        rows = list(self.predict(images))
+        blank = {**BLANK, **({'features': self._no_features} if self.embed else {})}
+        found = {}
+        for name in self.columns:
+            cells = [blank.get(name, '') if row.get(name) is None else row[name] for row in rows]
+            kind = {'features': np.float32, 'probability': np.float64}.get(name, object)
+            found[name] = np.array(cells, kind)
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """All that the rows of given images depend on, as JSON has it."""
+        loaded = self.loaded
+        names = ('top', 'threshold', 'probabilities', 'embed', 'grey_maximum', 'batch_size', 'engine')
+        return dict(
+            {name: getattr(self, name) for name in names},
+            weights=loaded.weights,
+            class_names=digest(name.encode('utf-8', 'surrogatepass') for name in loaded.class_names),
+            multi_label=loaded.multi_label,
+            preparation={
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in loaded.transforms.config.items()
+            },
+        )
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The model, ready to compute.
+
+        Raises:
+            ModelError: There is no such model, or its outputs are not what is asked for.
+        """
+        device = torch.device(self.device or default_device())
+        if not isinstance(self.model, (str, os.PathLike)):
+            return self._given(self.model)
+        model, config = open_model(self.model)
+        activation = final_activation_of(config)
+        if activation not in OF_CLASSES and not self.embed:
+            raise ModelError(
+                f'The outputs of {self.model} are values: in Keras they end in {activation!r}, and are no '
+                f'probabilities of classes. --embed writes the features before them.'
+            )
+        weights = digest_of(model)
+        multi_label = config.get('problem_type') == 'multi_label_classification'
+        class_names = [] if self.embed else names_of(model)
+        if self.embed:
+            model.reset_classifier(0)
+        transforms = Transforms(model.to(device), self.image_size)
+        function = model
+        if self.engine != EAGER:
+            example = torch.zeros(self.batch_size, *transforms.config['input_size'], device=device)
+            function = optimize(model, example, self.engine)
+        return Loaded(function, transforms, class_names, self._is_multi_label(multi_label), device, weights)
+
+    def _given(self, model: TimmModel) -> Loaded:
+        if self.embed and getattr(model, 'num_classes', 0):
+            raise ModelError(
+                f'The model ends in a classifier of {model.num_classes} classes. For its features, call '
+                f'model.reset_classifier(0), before xception_hub.optimize.'
+            )
+        is_module = isinstance(model, nn.Module)
+        if is_module:
+            model.eval()
+        parameter = next(model.parameters(), None) if is_module else None
+        device = torch.device(self.device or 'cpu') if parameter is None else parameter.device
+        weights = digest_of(model) if is_module else ''
+        class_names = [] if self.embed else names_of(model)
+        return Loaded(
+            model, Transforms(model, self.image_size), class_names, self._is_multi_label(False), device, weights
+        )
+
+    def _is_multi_label(self, default: bool) -> bool:
+        return default if self.multi_label is None else self.multi_label
+
+    @torch.inference_mode()
+    def _outputs(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in uint8 -> logits [B, C] or features [B, D], in float32."""
+        function, transforms, *_ = self.loaded
+        return function(transforms.normalized(pixels.to(self.loaded.device, non_blocking=True))).float()
+
+    @cached_property
+    def _no_features(self) -> np.ndarray:
+        size = self.loaded.transforms.config['input_size']
+        return np.full(self._outputs(torch.zeros(1, *size, dtype=torch.uint8)).shape[1], np.nan, np.float32)
+
+    def _rows(self, batch: list['Future[Tensor | str]']) -> Iterator[dict[str, Any]]:
+        found = [future.result() for future in batch]
+        pixels = [image for image in found if isinstance(image, Tensor)]
+        cells = iter(self._cells(self._outputs(torch.stack(pixels))) if pixels else [])
+        for image in found:
+            yield dict(error=image) if isinstance(image, str) else dict(next(cells), error=None)
+
+    def _cells(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Cells of images from their logits [B, C], or features [B, D]."""
+        if self.embed:
+            return [dict(features=vector) for vector in outputs.cpu().numpy()]
+        names, multi_label = self.loaded.class_names, self.loaded.multi_label
+        outputs = outputs.double().cpu()
+        probabilities = outputs.sigmoid() if multi_label else outputs.softmax(1)
+        values, places = (tensor.tolist() for tensor in probabilities.topk(min(self.top, outputs.shape[1])))
+        rows = []
+        for number, likeliest in enumerate(zip(places, values)):
+            over = (probabilities[number] > self.threshold).nonzero().flatten().tolist() if multi_label else None
+            found = None if over is None else [names[place] for place in over]
+            row = tables.row([(names[place], value) for place, value in zip(*likeliest)], found)
+            if self.probabilities:
+                row['probabilities'] = tables.as_json(probabilities[number].tolist())
+            rows.append(row)
+        return rows
+
+
+class _Prepared:
+    """An image as the network's pixels [3, H, W] in uint8, or the reason why it cannot be used."""
+
+    def __init__(self, predictor: Predictor, opened: Callable[[Any], Image.Image] | None) -> None:
+        transforms = predictor.loaded.transforms
+        self.transform, self.min_side = transforms.pixels(), transforms.min_side
+        self.opened = opened or (lambda image: _open(image, self.min_side, predictor.grey_maximum))
+
+    def __call__(self, image: Any) -> Tensor | str:
+        try:
+            found = self.opened(image)
+            shorter, longer = sorted(found.size)
+            if longer / shorter * self.min_side**2 > MAX_PIXELS:  # as resizing would make it
+                return f'{found.width}x{found.height} pixels, which are too narrow'
+            return self.transform(found)
+        except ImageError as e:
+            return str(e)
+
+
+def _open(image: Any, min_side: int, grey_maximum: int | None) -> Image.Image:
+    if isinstance(image, Mapping):
+        image = image.get('path') if image.get('bytes') is None else image['bytes']
+    if image is None:
+        raise ImageError('no image in this row')
+    if isinstance(image, (bytearray, memoryview)):
+        image = bytes(image)
+    if not isinstance(image, (bytes, str, os.PathLike, Image.Image, np.ndarray)):
+        raise ImageError(f'{type(image).__name__} instead of a path, bytes, an image or an array')
+    return open_image(image, min_side, grey_maximum)
+
+
+def cores() -> int:
+    """Cores that this process may use, its share where a launcher has started several on this machine."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(here // int(os.environ.get('LOCAL_WORLD_SIZE', '1')), 1)
+
+
+def default_device() -> str:
+    """The GPU of this process among those that a launcher has started, else the CPU."""
+    if not torch.cuda.is_available():
+        return 'cpu'
+    return f'cuda:{int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()}'
+
+
+def digest_of(model: nn.Module) -> str:
+    """Digest of a model's tensors with their names."""
+    return digest(
+        part
+        for name, tensor in model.state_dict().items()
+        for part in (name.encode(), tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    )
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """Digest of byte strings, each with its length."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(f'{len(part)} '.encode())
+        found.update(part)
+    return found.hexdigest()[:16]
