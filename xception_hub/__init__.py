@@ -27,7 +27,8 @@ __all__ = [
 ]
 __version__ = '0.2.0'
 
-LAZY = {'Predictor': '.inference.predictor', 'optimize': '.inference.optimize'}  # name -> its module, which is imported when it is used
+# name -> its module, which is imported when it is used
+LAZY = {'Predictor': '.inference.predictor', 'optimize': '.inference.optimize'}
 
 
 def __getattr__(name: str) -> Any:
