@@ -52,9 +52,8 @@ RECIPES = {
     'publish': Recipe('conversion/publish.py', 'keras', 'Publish a model directory on the Hugging Face Hub.'),
     'paper': Recipe('xception_hub.paper.__main__', 'paper', 'Check and draw what the paper states.', group=PAPER),
     'ablations': Recipe('xception_hub.paper.ablations', 'finetune,paper', "Train the paper's variants.", group=PAPER),
+    'doctor': Recipe('xception_hub.doctor', '', 'Describe this installation, for a report of a bug.', group=HERE),
 }
-
-
 COMMANDS = ('verify', 'run', *RECIPES)
 
 
