@@ -11,4 +11,5 @@ from xception_hub.xception_paper import (
     xception_paper_mid_elu,
     xception_paper_mid_relu,
     xception_paper_no_residual,
+    xception_paper_pyramid,
 )

@@ -1,7 +1,7 @@
 """Xception and the networks that the paper compares it with, by name: timm's pretrained cfgs and entrypoints.
 
-Each name is `xception_hub.Xception` with the arguments in its function. Only `xception_paper` has pretrained weights:
-none of the others were published.
+Each name is `xception_hub.Xception` with the arguments in its function. Only `xception_paper` and
+`xception_paper_pyramid`, which is the same network, have pretrained weights: none of the others were published.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from torch import nn
 
 from .layers import MIN_IMG_SIZE
 from .network import Xception
+from .pyramid import PyramidNet, XceptionPyramid
 from .weights.sources import build_model
 
 FC_WIDTHS = (4096, 4096)
@@ -36,15 +37,18 @@ def base_cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
+KERAS_CFG = base_cfg(
+    hf_hub_id='smp-hub/xception.imagenet@01cfaf27c11353b1f0c578e7e26d2c000ea91049',
+    hf_hub_filename='model.safetensors',
+    url='https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth',
+    license='apache-2.0',
+    origin_url='https://keras.io/api/applications/xception/',
+)
+
 default_cfgs = generate_default_cfgs(
     {
-        'xception_paper.keras_in1k': base_cfg(
-            hf_hub_id='smp-hub/xception.imagenet@01cfaf27c11353b1f0c578e7e26d2c000ea91049',
-            hf_hub_filename='model.safetensors',
-            url='https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth',
-            license='apache-2.0',
-            origin_url='https://keras.io/api/applications/xception/',
-        ),
+        'xception_paper.keras_in1k': KERAS_CFG,
+        'xception_paper_pyramid.keras_in1k': KERAS_CFG,
         'xception_paper_fc.untrained': base_cfg(),
         'xception_paper_no_residual.untrained': base_cfg(),
         'xception_paper_mid_relu.untrained': base_cfg(),
@@ -73,6 +77,13 @@ def xception_paper(pretrained: bool = False, **kwargs) -> nn.Module:
         The network; its output are logits [B, num_classes].
     """
     return create_xception('xception_paper', pretrained, kwargs)
+
+
+@register_model
+def xception_paper_pyramid(pretrained: bool = False, **kwargs) -> nn.Module:
+    """The same network for decoders: its feature maps are padded to ceil(size / reduction), see `PyramidNet`."""
+    kwargs.setdefault('feature_cfg', dict(flatten_sequential=True, feature_cls=PyramidNet))
+    return build_model(XceptionPyramid, 'xception_paper_pyramid', pretrained, {}, **kwargs)
 
 
 @register_model

@@ -35,8 +35,8 @@ HARD_CODED = {
     'test_prune_intermediate_layers_last_feature',
     'test_prune_to_stem_feature',
 }
-# what these have beside others is a number of classes or the name of an activation
-ALIKE = {'xception_paper_jft', 'xception_paper_jft_fc', 'xception_paper_mid_elu'}
+# what these have beside others is a number of classes, the name of an activation, or padded maps, see test_pyramid.py
+ALIKE = {'xception_paper_jft', 'xception_paper_jft_fc', 'xception_paper_mid_elu', 'xception_paper_pyramid'}
 VARIANTS = [name for name in timm.list_models(module='xception_paper') if name not in {'xception_paper', *ALIKE}]
 
 

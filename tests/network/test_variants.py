@@ -74,8 +74,9 @@ def separable(model: nn.Module) -> list[SeparableConv2d]:
 
 def test_names() -> None:
     """All networks that the paper compares Xception with, and none of them pretends to have weights."""
-    assert set(timm.list_models('xception_paper*')) == {'xception_paper', *NAMES}
-    assert timm.list_pretrained('xception_paper*') == ['xception_paper.keras_in1k']
+    assert set(timm.list_models('xception_paper*')) == {'xception_paper', 'xception_paper_pyramid', *NAMES}
+    pretrained = ['xception_paper.keras_in1k', 'xception_paper_pyramid.keras_in1k']
+    assert timm.list_pretrained('xception_paper*') == pretrained
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -16,6 +16,7 @@ FLOORS = [
     ['layers'],
     ['head', 'modules'],
     ['network'],
+    ['pyramid'],
     ['weights'],
     ['xception_paper'],
     ['__init__'],
@@ -32,6 +33,7 @@ RECIPES = ['finetune.py', 'hubconf.py', 'conversion', 'benchmarks', 'examples']
 # Heavy packages -> the parts and recipes that may import them, at the top of a module or when they are called.
 HEAVY = {
     'accelerate': {'training', 'finetune'},
+    'captum': {'inference'},
     'datasets': {'training', 'examples', 'benchmarks'},
     'torchmetrics': {'training'},
     'h5py': {'porting'},

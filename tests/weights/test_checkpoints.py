@@ -494,22 +494,6 @@ def test_many_nodes(tmp_path: Path) -> None:
         xception_hub.from_checkpoint(save(tmp_path / 'model.pth', node))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    'decoder',
-    ['Unet', 'UnetPlusPlus', 'MAnet', 'Linknet', 'FPN', 'PSPNet', 'PAN', 'DeepLabV3', 'DeepLabV3Plus', 'UPerNet',
-     'Segformer', 'DPT'],
-)  # fmt: skip
-def test_decoders_of_smp(decoder: str) -> None:
-    import segmentation_models_pytorch
-
-    make = getattr(segmentation_models_pytorch, decoder)
-    options = dict(decoder_readout='ignore') if decoder == 'DPT' else {}  # what it asks of convolutional networks
-    model = make('tu-xception_paper', encoder_weights=None, classes=2, stem_padding=1, **options).eval()
-    with torch.inference_mode():
-        assert model(images(256, 256)).shape == (1, 2, 256, 256)
-
-
 def test_foreign_files(tmp_path: Path) -> None:
     """They are called what they are, with a way out."""
     (tmp_path / 'a').write_text('text')
