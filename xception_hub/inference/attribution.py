@@ -1,5 +1,6 @@
 """What in an image spoke for a class, as a map of the image: class activation maps and attributions of pixels."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ Method = Callable[[TimmModel, Tensor, Tensor], Tensor]
 
 STEPS = 64  # between the mean colour and the image, of integrated gradients
 BATCH = 16  # images that integrated gradients compute at once
+VICINITY = 16  # parts of an image's shorter side, one of which is the side of a pixel's vicinity
 BRIGHT = 0.995  # share of an image's pixels below the value that is drawn as 1: a few noisy pixels are far above it
 COMPLETE = 0.01  # largest error of DeepLIFT's sum, as a share of the difference of logits
 ROUNDING = 1e-4  # of logits in float32
@@ -64,23 +66,32 @@ def explain(model: TimmModel, images: Tensor, classes: Sequence[int] | Tensor, m
             ) from e
 
 
-def in_unit_range(maps: Tensor) -> Tensor:
-    """What speaks for the class [B, H, W], from 0 for nothing to 1 for the image's largest values."""
-    positive = maps.float().clamp(min=0)
-    top = positive.flatten(1).quantile(BRIGHT, dim=1)
-    top = torch.where(top > 0, top, positive.flatten(1).amax(1).clamp(min=torch.finfo(top.dtype).tiny))
-    return (positive / top[:, None, None]).clamp(max=1)
+def in_unit_range(maps: Tensor, together: bool = False) -> Tensor:
+    """What speaks for the class [B, H, W], from 0 for nothing to 1 for the largest values.
+
+    Single pixels say little, and those for and against a class lie side by side: a value is the mean of its vicinity.
+
+    Args:
+        maps: [B, H, W] as of `explain`.
+        together: Whether the maps have one scale, as those of several classes of an image, or each its own.
+    """
+    side = min(maps.shape[1:]) // VICINITY // 2 * 2 + 1
+    means = F.avg_pool2d(maps.float()[:, None], side, 1, side // 2, count_include_pad=False).squeeze(1)
+    positive = means.clamp(min=0).reshape(1 if together else len(maps), -1)
+    largest = positive.kthvalue(math.ceil(BRIGHT * positive.shape[1]), 1).values
+    largest = torch.where(largest > 0, largest, positive.amax(1)).clamp(min=torch.finfo(positive.dtype).tiny)
+    return (positive / largest[:, None]).clamp(max=1).reshape(maps.shape)
 
 
 def _class_activation(model: TimmModel, images: Tensor, classes: Tensor, weighted: Callable) -> Tensor:
     """A map of the last features [B, C, h, w], enlarged. Only the head is differentiated: it costs one prediction."""
     with torch.no_grad():
         features = model.forward_features(images)
-    shape = getattr(features, 'shape', ())
+    shape = list(getattr(features, 'shape', []))
     if len(shape) != 4 or model.num_features not in (shape[1], shape[3]):
         raise ModelError(
             f'{type(model).__name__} has no feature maps [batch, {model.num_features}, height, width] before its head, '
-            f'but {list(shape) or type(features).__name__}. Explain it by the method integrated-gradients.'
+            f'but {shape or type(features).__name__}. Explain it by the method integrated-gradients.'
         )
     features.requires_grad_()
     logits = model.forward_head(features.clone())  # heads begin with activations in place

@@ -21,7 +21,7 @@ def hookable(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
     for module in model.modules():
         if getattr(module, 'inplace', False):
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]
         if next(module.children(), None) is None and next(module.parameters(), None) is None:
             module.register_forward_pre_hook(_clone)
     return model

@@ -1,0 +1,174 @@
+"""xception-hub explain photo.jpg --model finetuned
+
+What a network saw in photos: for each photo a picture of what spoke for the likeliest classes.
+"""
+
+import difflib
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from cyclopts import App, Parameter
+from torch import Tensor
+
+from ..directory.card import OF_CLASSES, final_activation_of
+from ..errors import DataError, ImageError, ModelError, SettingsError, XceptionHubError
+from ..images import open_image
+from ..weights.sources import source_of
+from . import models
+from .attribution import explain, in_unit_range
+from .class_names import names_of
+from .overlay import overlay, seen, sheet
+
+NEAR = 5  # names of classes that an unknown one is answered by
+MAX_CLASSES = 12  # in a picture
+LONGEST = 32  # characters of a title
+
+app = App(help=__doc__, version_flags=[])
+
+
+def load(name: str) -> tuple[models.TimmModel, list[str], bool]:
+    """A model, the names of its classes, and whether an image has any number of them.
+
+    Raises:
+        ModelError: There is no such model, or its outputs are no classes.
+    """
+    if Path(name).is_dir():
+        name = f'local-dir:{name}'
+    model = models.build(name, None, True, {}, None).eval()
+    config = source_of(name).read_config() if name.startswith(('local-dir:', 'hf-hub:')) else {}
+    activation = final_activation_of(config)
+    if not model.num_classes or activation not in OF_CLASSES:
+        values = (
+            f'values: in Keras they end in {activation!r}' if model.num_classes else 'features, without a classifier'
+        )
+        raise ModelError(f'The outputs of {name} are {values}. A map explains a class: name a model that classifies.')
+    return model, names_of(model), config.get('problem_type') == 'multi_label_classification'
+
+
+def class_number(given: str, class_names: Sequence[str]) -> int:
+    """The number of a class that is given by its name, in upper or lower case, or by its number.
+
+    Raises:
+        SettingsError: There is no such class.
+    """
+    folded = [name.casefold() for name in class_names]
+    if given in class_names:
+        return class_names.index(given)
+    if folded.count(given.casefold()) == 1:
+        return folded.index(given.casefold())
+    if given.isdecimal() and int(given) < len(class_names):
+        return int(given)
+    near = [name for name in class_names if given.casefold() in name.casefold()]
+    near += difflib.get_close_matches(given, class_names, NEAR)
+    named = ', '.join(list(dict.fromkeys(near or class_names))[:NEAR])
+    raise SettingsError(
+        f'There is no class {given!r}. {"Near it are" if near else "The first are"} {named}. The numbers of classes, '
+        f'0 to {len(class_names) - 1}, are taken, too.'
+    )
+
+
+def targets_of(photos: Sequence[Path], folder: Path) -> list[Path]:
+    """A path without suffix for each photo: its name, with a number where photos of several folders share it."""
+    counts, targets = Counter[str](), []
+    for photo in photos:
+        counts[photo.stem] += 1
+        number = f'-{counts[photo.stem]}' if counts[photo.stem] > 1 else ''
+        targets.append(folder / f'{photo.stem}{number}')
+    return targets
+
+
+@app.default
+def main(
+    *photos: Path,
+    model: str,
+    output: Path = Path('explained'),
+    top: int = 3,
+    classes: Annotated[tuple[str, ...], Parameter('--class', negative='')] = (),
+    method: str = 'gradcam',
+    raw: Annotated[bool, Parameter(negative='')] = False,
+    image_size: int | None = None,
+    device: str = 'cuda' if torch.cuda.is_available() else 'cpu',
+) -> None:
+    """Draws what in photos spoke for their classes: each as the network sees it, beside a map of each class.
+
+    Args:
+        photos: Image files.
+        model: A directory that finetune or convert wrote, or what timm.create_model takes.
+        output: Folder for the pictures: a PNG for each photo, under its name.
+        top: Number of the likeliest classes that are explained.
+        classes: A class that is explained instead, by its name or number. The option can be given several times.
+        method: gradcam, hirescam, layercam, integrated-gradients or deeplift. The last two need captum.
+        raw: Write the maps, too: a .npy for each photo, [classes, height, width] in logits.
+        image_size: Height and width of the images in pixels. By default the model's own.
+        device: Device that computes: cpu, cuda, mps.
+    """
+    warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
+    try:
+        if not photos:
+            raise SettingsError('Name photos: xception-hub explain photo.jpg --model DIR.')
+        if folders := [photo for photo in photos if photo.is_dir()]:
+            raise SettingsError(f'{folders[0]} is a folder. Name the photos in it, such as {folders[0]}/*.jpg.')
+        if not 1 <= (len(classes) or top) <= MAX_CLASSES:
+            raise SettingsError(f'{len(classes) or top} classes do not fit into a picture: 1 to {MAX_CLASSES} do.')
+        network, class_names, multi_label = load(model)
+        numbers = [class_number(given, class_names) for given in classes]
+        transforms, bad = models.Transforms(network.to(device), image_size), 0
+        transform = transforms.evaluation()
+        for photo, target in zip(photos, targets_of(photos, output)):
+            try:
+                image = transform(open_image(photo, transforms.min_side)).to(device)
+            except ImageError as e:
+                bad += 1
+                print(f'Bad image: {photo}: {e}', file=sys.stderr)
+                continue
+            with torch.inference_mode():
+                logits = network(image[None])[0].double()
+            probabilities = logits.sigmoid() if multi_label else logits.softmax(0)
+            chosen = numbers or probabilities.topk(min(top, len(class_names))).indices.tolist()
+            maps = explain(network, image.expand(len(chosen), -1, -1, -1), chosen, method)
+            named = [(class_names[number], float(probabilities[number])) for number in chosen]
+            write(target, image, transforms.config, maps, named, raw)
+            print(f'{target}.png\t{", ".join(f"{name} {probability:.3f}" for name, probability in named)}')
+        if bad:
+            sys.exit(f'error: {bad} of {len(photos)} photos cannot be used.')
+    except XceptionHubError as e:
+        sys.exit(f'error: {e}')
+
+
+def write(
+    target: Path, image: Tensor, config: dict[str, Any], maps: Tensor, named: Sequence[tuple[str, float]], raw: bool
+) -> None:
+    """Writes the picture of a photo, and on request its maps.
+
+    Args:
+        target: Path without suffix.
+        image: The network's input [3, H, W].
+        config: timm's data config.
+        maps: [N, H, W], see `attribution.explain`.
+        named: Name and probability of each class.
+        raw: Whether to write the maps.
+
+    Raises:
+        DataError: A file cannot be written.
+    """
+    photo = seen(image, config['mean'], config['std'])
+    titles = [f'{shortened(name)} {probability:.1%}' for name, probability in named]
+    overlays = [(title, overlay(photo, heat)) for title, heat in zip(titles, in_unit_range(maps, together=True))]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure = sheet(photo, overlays, shortened(target.name))
+        figure.savefig(target.with_name(f'{target.name}.png'))
+        if raw:
+            np.save(target.with_name(f'{target.name}.npy'), maps.float().cpu().numpy())
+    except OSError as e:
+        raise DataError(f'{target}.png could not be written: {e}. Name another --output.') from e
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...'
