@@ -104,6 +104,7 @@ def test_block(language: str, code: str, folder: Path) -> None:
         assert {path.name for path in (folder / 'pictures').iterdir()} == {
             path.name for path in (ROOT / 'docs' / 'paper').glob('*.png')
         } - set(TRAINED)
+        assert (folder / 'page.html').stat().st_size > 500_000
     if 'merge_towers(figure_2)' in code:
         assert 0 <= float(re.findall(r'tensor\((\S+?),', output)[0]) < 1e-14
     if "'xception_paper_jft'" in code:

@@ -156,20 +156,21 @@ def as_json(counts: checks.Counts, results: list[checks.Claim], measured: speed.
     }
 
 
-def check_outputs(json_file: Path | None, figures: Path | None) -> None:
+def check_outputs(json_file: Path | None, figures: Path | None, page: Path | None) -> None:
     """Raises a ValueError if an output cannot be written, before any work is done."""
-    if json_file:
-        name = f'json={str(json_file)!r} is not possible'
-        if json_file.is_dir():
+    for argument, file in (('json', json_file), ('page', page)):
+        name = f'{argument}={str(file)!r} is not possible'
+        if file and file.is_dir():
             raise ValueError(f'{name}: it is a folder, and must be a file.')
-        if not json_file.parent.is_dir():
-            raise ValueError(f'{name}: there must be a folder {str(json_file.parent)!r}.')
-    if figures:
-        name = f'figures={str(figures)!r} is not possible'
-        if figures.exists() and not figures.is_dir():
-            raise ValueError(f'{name}: it is a file, and must be a folder, or the name of a new one.')
-        if not importlib.util.find_spec('matplotlib'):
-            raise ValueError(f'{name} without matplotlib: pip install matplotlib')
+        if file and not file.parent.is_dir():
+            raise ValueError(f'{name}: there must be a folder {str(file.parent)!r}.')
+    if figures and figures.exists() and not figures.is_dir():
+        raise ValueError(
+            f'figures={str(figures)!r} is not possible: it is a file, and must be a folder, or the name of a new one.'
+        )
+    for argument, drawn in (('figures', figures), ('page', page)):
+        if drawn and not importlib.util.find_spec('matplotlib'):
+            raise ValueError(f'{argument}={str(drawn)!r} is not possible without matplotlib: pip install matplotlib')
 
 
 @app.default
@@ -182,6 +183,7 @@ def main(
     steps: int | None = None,
     json_: Annotated[Path | None, Parameter('--json')] = None,
     figures: Path | None = None,
+    page: Path | None = None,
 ) -> None:
     """Exits with status 0 if all checks hold, and with 1 if a check fails or an argument is not possible.
 
@@ -195,10 +197,11 @@ def main(
         steps: Number of training steps in a repeat. By default 1, or 10 on a GPU.
         json_: JSON file to write everything to.
         figures: Folder for the paper's figures 1 to 5, drawn from the live networks. Needs matplotlib.
+        page: HTML file to play with: figures 1 to 5 for each setting, with what they cost. Needs matplotlib.
     """
     try:
         workload = speed.workload(image_size, batch_size, repeats, steps)
-        check_outputs(json_, figures)
+        check_outputs(json_, figures, page)
     except ValueError as e:
         sys.exit(f'error: {e}')
 
@@ -222,6 +225,11 @@ def main(
         from .drawing import draw_all  # needs matplotlib, which is optional
 
         print('', *(f'written: {path}' for path in draw_all(figures)), sep='\n')
+    if page:
+        from .page import write_page
+
+        write_page(page)
+        print(f'\nwritten: {page}')
     failed = [result.claim for result in results if not result.holds]
     if failed:
         verb = 'fails' if len(failed) == 1 else 'fail'

@@ -165,19 +165,20 @@ def is_linear(layer: nn.Module) -> bool:
     return all(isinstance(leaf, LINEAR_LAYERS) for leaf in leaves)
 
 
-def count_macs(network: nn.Module, size: int = IMAGE_SIZE) -> dict[str, int]:
+def count_macs(network: nn.Module, size: int = IMAGE_SIZE, chs: int = 3) -> dict[str, int]:
     """Counts multiply-adds for one image: half of the floating point operations that torch counts.
 
     Args:
         network: A network on the meta device.
         size: Height and width of the image in pixels.
+        chs: Channels of the image.
 
     Returns:
         The multiply-adds of each layer at any depth by name; '' is the whole network.
     """
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        network(torch.empty(1, 3, size, size, device='meta'))
+        network(torch.empty(1, chs, size, size, device='meta'))
     macs = {'': counter.get_total_flops() // 2}
     for path, flops in counter.get_flop_counts().items():
         root, _, name = path.partition('.')

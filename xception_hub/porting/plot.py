@@ -26,7 +26,7 @@ def draw(parity: Parity, path: Path) -> str:
     axes.axhline(proofs[0].tolerance, color='#d6453d', linestyle='--', label='tolerance')
     conditions = f'{proofs[0].dtype}, against {parity.reference}, on {proofs[0].images}'
     axes.set_title(f'Difference from Keras after each module\n{conditions}', fontsize='medium')
-    axes.set(yscale='log', ylabel='L2 norm of the difference, relative to that of Keras')
+    axes.set(yscale='log', ylabel='relative L2 difference')
     for label in axes.get_xticklabels():
         label.set(rotation=45, rotation_mode='anchor', ha='right')
     axes.grid(axis='y', alpha=0.3)

@@ -1,0 +1,128 @@
+"""The page to play with: one HTML file that needs neither server nor network.
+
+Its pictures are those of `drawing`, as SVG. Its numbers are counted here, for each setting that the page offers.
+
+Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357.
+"""
+
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from torch import nn
+
+from .. import topology
+from ..layers import ORDERS, SeparableConv2d
+from ..network import SEGMENTS, Xception
+from . import drawing
+from .checks import IMAGE_SIZE, count_macs, count_parameters
+from .inception import FIGURE_1, InceptionModule, simplified_towers
+
+TEMPLATE = Path(__file__).with_name('page.html')
+CHANNELS, MAP_SIZE = 192, 35  # those of Inception V3's first module
+CHOICES = (1, 2, 3, 4, 8, CHANNELS)  # segments
+ACTIVATIONS: dict[str, type[nn.Module] | None] = {'none': None, 'relu': nn.ReLU, 'elu': nn.ELU}
+TOWERS = {'figure_1': FIGURE_1, 'figure_2': simplified_towers(3, CHANNELS // 3)}
+PAGE, MOST = 4.8, 4  # width in inches, and segments side by side, that a phone has room for
+# The classifier, which `topology` leaves out: names in Keras and in the legacy torch lineage.
+HEAD_NAMES = {'head.fc': ('predictions', 'fc')}
+COLOURS = {getattr(drawing, name): f'var(--{name.lower()})' for name in (
+    'INK', 'GREY', 'WHITE', 'SPATIAL', 'POINTWISE', 'ACT', 'POOL', 'NORM',
+)}  # fmt: skip
+
+
+def as_svg(figure: Figure, salt: str) -> str:
+    """A picture as SVG, with text as text and colours as CSS variables. Of its ids, those of named layers are left.
+
+    Args:
+        figure: The picture.
+        salt: Text that no other picture of the page has, for the ids of its clipping paths.
+    """
+    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': salt}):
+        figure.savefig(
+            file := io.StringIO(), format='svg', metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+        )
+    svg = file.getvalue()
+    svg = svg[svg.index('<svg') :]
+    svg = re.sub(r' id="(?:figure|axes|patch|line2d|text)_\d+"', '', svg)
+    for colour, variable in COLOURS.items():
+        svg = svg.replace(colour, variable)
+    return re.sub(r'\s*\n\s*', ' ', svg)
+
+
+def count(network: nn.Module, size: int, chs: int = 3) -> dict[str, int]:
+    """Parameters, and multiply-adds for one image of `chs` channels and `size` x `size` pixels."""
+    return dict(parameters=count_parameters(network), macs=count_macs(network.to('meta'), size, chs)[''])
+
+
+def modules() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Figures 1 and 2, and the module of each setting, by 'segments/order/activation'."""
+    for name, towers in TOWERS.items():
+        inception = InceptionModule(CHANNELS, towers)
+        svg = as_svg(drawing.draw_inception(inception, page=PAGE), name)
+        yield name, dict(svg=svg, **count(inception, MAP_SIZE, CHANNELS))
+    for segments, order, (name, act) in itertools.product(CHOICES, ORDERS, ACTIVATIONS.items()):
+        module = SeparableConv2d(CHANNELS, CHANNELS, segments=segments, order=order, act=act and act(), device='meta')
+        key = f'{segments}/{order}/{name}'
+        svg = as_svg(drawing.draw_segments(module, page=PAGE, most=MOST), key)
+        yield key, dict(svg=svg, **count(module, MAP_SIZE, CHANNELS))
+
+
+def networks() -> Iterator[tuple[str, dict[str, int]]]:
+    """The networks of those settings that have one, by 'segments/order'. Activations have neither weights nor MACs."""
+    for segments, order in itertools.product(SEGMENTS, ORDERS):
+        network = Xception(segments=segments, order=order, device='meta').eval()
+        yield f'{segments or CHANNELS}/{order}', count(network, IMAGE_SIZE)
+
+
+def layers(
+    network: Xception, drawn: dict[nn.Module, str], sizes: drawing.Sizes
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the page says of each layer of figure 5, by its name here."""
+    macs = count_macs(network)
+    names = {layer.torch: (layer.keras, layer.legacy) for layer in topology.LAYERS} | HEAD_NAMES
+    numbers = {module.torch: module.number for module in topology.MODULES}
+    for layer, name in drawn.items():
+        keras, legacy = names.get(name, (None, None))
+        before, after = (drawing.size_text(shape) for shape in sizes[layer])
+        yield name, dict(
+            label=drawing.label(layer), module=next((n for m, n in numbers.items() if name.startswith(f'{m}.')), None),
+            keras=keras, legacy=legacy, before=before, after=after, parameters=count_parameters(layer),
+            macs=macs.get(name, 0), weights={key: [*weight.shape] for key, weight in layer.named_parameters()},
+        )  # fmt: skip
+
+
+def figure_5() -> dict[str, Any]:
+    """The columns of figure 5, whose layers have their names as ids, and what there is to say of these layers."""
+    network = Xception(device='meta').eval()
+    sizes = drawing.map_sizes(network, IMAGE_SIZE)
+    names = {module: name for name, module in network.named_modules() if module in sizes}
+    columns, drawn = [], {}
+    for number, parts in enumerate(drawing.columns_of(network)):
+        drawing.draw_column(
+            sheet := drawing.Drawing(drawing.COLUMN + 2 * drawing.MARGIN, names), drawing.MARGIN, parts, sizes
+        )
+        svg = as_svg(sheet.finish(None), f'column {number}')
+        columns.append(svg)
+        drawn |= {layer: name for layer, name in names.items() if f'id="{name}"' in svg}
+    return dict(columns=columns, layers=dict(layers(network, drawn, sizes)))
+
+
+def data() -> dict[str, Any]:
+    """All that the page shows and says in numbers."""
+    return dict(
+        segments=CHOICES, orders=ORDERS, activations=[*ACTIVATIONS], channels=CHANNELS, size=MAP_SIZE,
+        pixels=IMAGE_SIZE, modules=dict(modules()), networks=dict(networks()), **figure_5(),
+    )  # fmt: skip
+
+
+def write_page(path: Path) -> None:
+    """Writes the page."""
+    text = json.dumps(data(), separators=(',', ':')).replace('</', '<\\/')  # which would end the script
+    path.write_text(TEMPLATE.read_text('utf-8').replace('"DATA"', text), 'utf-8')
