@@ -71,28 +71,6 @@ def test_export(model: Xception) -> None:
         program(images(70, 90))
 
 
-@pytest.mark.slow
-def test_onnx(model: Xception, tmp_path: Path) -> None:
-    """One ONNX file takes any batch, height and width in onnxruntime."""
-    pytest.importorskip('onnxscript')
-    onnxruntime = pytest.importorskip('onnxruntime')
-    torch.onnx.export(
-        model,
-        (images(*EXAMPLE, batch=2),),
-        str(tmp_path / 'model.onnx'),
-        dynamo=True,
-        verbose=False,
-        dynamic_shapes=(dynamic_axes(),),
-    )
-    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
-    assert session.get_inputs()[0].shape == ['batch', 3, 'height', 'width']
-
-    def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
-
-    assert_equal_at_all_sizes(run, model, FLOAT32)
-
-
 @pytest.fixture
 def compiler() -> Iterator[None]:
     """torch.compile's state, empty before and after."""

@@ -12,9 +12,18 @@ def by_nncf(model: Any, calibration: Sequence[Tensor], name: str | None = None) 
     Args:
         model: The model in float32.
         calibration: Images [1, C, H, W].
-        name: Name of the input; None if the runtime takes images by their place.
+        name: Name of the input of an ONNX model; None for OpenVINO.
     """
     import nncf
+    from nncf.quantization.advanced_parameters import QuantizationParameters
 
+    nncf.set_log_level('ERROR')
     images = [{name: x.numpy()} if name else x.numpy() for x in calibration]
-    return nncf.quantize(model, nncf.Dataset(images), preset=nncf.QuantizationPreset.MIXED, subset_size=len(images))
+    # ONNX Runtime takes no range for each channel of an activation, which NNCF gives to depthwise convolutions
+    activations = QuantizationParameters(per_channel=False if name else None)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(images),
+        subset_size=len(images),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(activations_quantization_params=activations),
+    )
