@@ -95,14 +95,15 @@ def test_photos_of_one_name(folder: Path, file: Path, tmp_path: Path) -> None:
     photo().save(tmp_path / 'temple.gif', save_all=True, append_images=[Image.new('RGB', photo().size)])
     (tmp_path / 'bad.png').write_text('text')
     (tmp_path / 'huge.bmp').write_bytes(huge_bmp())
-    photos = [file, tmp_path / 'bad.png', tmp_path / 'temple.gif', tmp_path / 'huge.bmp']
+    Image.new('RGB', (40000, 1)).save(tmp_path / 'narrow.png')
+    photos = [file, *(tmp_path / name for name in ('bad.png', 'temple.gif', 'huge.bmp', 'narrow.png'))]
     result = call(main, 'explain', *photos, '--model', folder, '--output', tmp_path / 'out', '--top', 1)
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['temple-2.png', 'temple.png']
     first, second = (np.asarray(Image.open(tmp_path / 'out' / name).convert('L'), float) for name in TEMPLES)
     assert np.abs(first - second).mean() < 15
     assert f'Bad image: {tmp_path}/bad.png: no image of a known format' in result.stderr
-    assert 'huge.bmp: 60000x60000 pixels' in result.stderr
-    assert result.returncode == 1 and result.stderr.endswith('error: 2 of 4 photos cannot be used.\n')
+    assert 'huge.bmp: 60000x60000 pixels' in result.stderr and 'narrow.png: 40000x1 pixels' in result.stderr
+    assert result.returncode == 1 and result.stderr.endswith('error: 3 of 5 photos cannot be used.\n')
 
 
 TEMPLES = ('temple.png', 'temple-2.png')

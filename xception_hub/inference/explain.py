@@ -4,6 +4,7 @@ What a network saw in photos: for each photo a picture of what spoke for the lik
 """
 
 import difflib
+import json
 import sys
 import warnings
 from collections import Counter
@@ -12,18 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from cyclopts import App, Parameter
 from torch import Tensor
 
 from ..directory.card import OF_CLASSES, final_activation_of
-from ..errors import DataError, ImageError, ModelError, SettingsError, XceptionHubError
+from ..errors import DataError, ModelError, SettingsError, XceptionHubError
 from ..images import open_image
-from ..weights.sources import source_of
-from . import models
 from .attribution import explain, in_unit_range
-from .class_names import names_of
+from .models import open_model
 from .overlay import overlay, seen, sheet
+from .predictor import Predictor, default_device
 
 NEAR = 5  # names of classes that an unknown one is answered by
 MAX_CLASSES = 12  # in a picture
@@ -32,23 +31,21 @@ LONGEST = 32  # characters of a title
 app = App(help=__doc__, version_flags=[])
 
 
-def load(name: str) -> tuple[models.TimmModel, list[str], bool]:
-    """A model, the names of its classes, and whether an image has any number of them.
+def load(name: str, device: str, image_size: int | None) -> Predictor:
+    """A model that finds probabilities of classes.
 
     Raises:
         ModelError: There is no such model, or its outputs are no classes.
     """
-    if Path(name).is_dir():
-        name = f'local-dir:{name}'
-    model = models.build(name, None, True, {}, None).eval()
-    config = source_of(name).read_config() if name.startswith(('local-dir:', 'hf-hub:')) else {}
+    model, config = open_model(name)
     activation = final_activation_of(config)
     if not model.num_classes or activation not in OF_CLASSES:
         values = (
             f'values: in Keras they end in {activation!r}' if model.num_classes else 'features, without a classifier'
         )
         raise ModelError(f'The outputs of {name} are {values}. A map explains a class: name a model that classifies.')
-    return model, names_of(model), config.get('problem_type') == 'multi_label_classification'
+    multi_label = config.get('problem_type') == 'multi_label_classification'
+    return Predictor(model.to(device), probabilities=True, multi_label=multi_label, image_size=image_size)
 
 
 def class_number(given: str, class_names: Sequence[str]) -> int:
@@ -93,7 +90,7 @@ def main(
     method: str = 'gradcam',
     raw: Annotated[bool, Parameter(negative='')] = False,
     image_size: int | None = None,
-    device: str = 'cuda' if torch.cuda.is_available() else 'cpu',
+    device: str = default_device(),
 ) -> None:
     """Draws what in photos spoke for their classes: each as the network sees it, beside a map of each class.
 
@@ -116,23 +113,19 @@ def main(
             raise SettingsError(f'{folders[0]} is a folder. Name the photos in it, such as {folders[0]}/*.jpg.')
         if not 1 <= (len(classes) or top) <= MAX_CLASSES:
             raise SettingsError(f'{len(classes) or top} classes do not fit into a picture: 1 to {MAX_CLASSES} do.')
-        network, class_names, multi_label = load(model)
+        predictor, bad = load(model, device, image_size), 0
+        _, transforms, class_names, *_ = predictor.loaded
         numbers = [class_number(given, class_names) for given in classes]
-        transforms, bad = models.Transforms(network.to(device), image_size), 0
-        transform = transforms.evaluation()
-        for photo, target in zip(photos, targets_of(photos, output)):
-            try:
-                image = transform(open_image(photo, transforms.min_side)).to(device)
-            except ImageError as e:
+        for photo, target, row in zip(photos, targets_of(photos, output), predictor.predict(photos)):
+            if row['error']:
                 bad += 1
-                print(f'Bad image: {photo}: {e}', file=sys.stderr)
+                print(f'Bad image: {photo}: {row["error"]}', file=sys.stderr)
                 continue
-            with torch.inference_mode():
-                logits = network(image[None])[0].double()
-            probabilities = logits.sigmoid() if multi_label else logits.softmax(0)
-            chosen = numbers or probabilities.topk(min(top, len(class_names))).indices.tolist()
-            maps = explain(network, image.expand(len(chosen), -1, -1, -1), chosen, method)
-            named = [(class_names[number], float(probabilities[number])) for number in chosen]
+            probabilities = np.array(json.loads(row['probabilities']))
+            chosen = numbers or np.argsort(-probabilities, kind='stable')[:top].tolist()
+            image = transforms.evaluation()(open_image(photo, transforms.min_side)).to(device)
+            maps = explain(predictor.model, image.expand(len(chosen), -1, -1, -1), chosen, method)
+            named = [(class_names[number], probabilities[number]) for number in chosen]
             write(target, image, transforms.config, maps, named, raw)
             print(f'{target}.png\t{", ".join(f"{name} {probability:.3f}" for name, probability in named)}')
         if bad:
