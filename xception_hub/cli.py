@@ -4,12 +4,14 @@ import difflib
 import importlib
 import importlib.util
 import json
+import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
@@ -48,6 +50,10 @@ RECIPES = {
     'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Write a model directory as a Keras file.', group=KERAS),
     'finetune': Recipe('finetune.py', 'finetune', 'Adapt a timm model to a dataset or a folder of images.', True),
     'predict': Recipe('xception_hub.training.predict', 'finetune', 'Classify images, or write their features.'),
+    'explain': Recipe('xception_hub.inference.explain', 'explain', 'Draw what in photos spoke for their classes.'),
+    'demo': Recipe(
+        'xception_hub.inference.demo', 'demo', 'Serve a page that says what photos show, and where it looked.'
+    ),
     'export': Recipe('xception_hub.inference.export', 'export', 'Write a model for another runtime, and compare.'),
     'publish': Recipe('conversion/publish.py', 'keras', 'Publish a model directory on the Hugging Face Hub.'),
     'paper': Recipe('xception_hub.paper.__main__', 'paper', 'Check and draw what the paper states.', group=PAPER),
@@ -118,20 +124,41 @@ def loaded(name: str) -> App:
         sys.exit(f"error: {e}. xception-hub {name} needs: pip install 'xception-hub[{recipe.extra}]'")
 
 
-def tool(called: Collection[str]) -> App:
-    """The whole tool. Commands that are not called are a line of its help."""
-    app = App(
+COMPLETION = '--install-completion'
+FILES = {  # shell -> what stands at the end of its script, and what makes it go on to files
+    'bash': ('^complete -F', 'complete -o default -F'),
+    'zsh': (r'^  esac(?=\n}$)', '  esac || _files'),
+}
+
+
+class Tool(App):
+    """A command line whose completion falls back to files: photos and models are texts to Cyclopts, as names are."""
+
+    def generate_completion(self, *, shell: Any = None, **kwargs: Any) -> str:
+        text = super().generate_completion(shell=shell, **kwargs)
+        return re.sub(*FILES[shell], text, flags=re.MULTILINE) if shell in FILES else text
+
+
+def tool(called: str) -> App:
+    """The whole tool. Commands that are not called are a line of its help, and whole for completion."""
+    app = Tool(
         name='xception-hub',
         help='Xception of arXiv:1610.02357 for timm, exactly as Keras computes it.',
         version=__version__,
     )
-    app.register_install_completion_command(help='Complete commands and options on TAB.')
-    app['--install-completion'].group = app['--help'].group = app['--version'].group = HERE
+    app.register_install_completion_command(COMPLETION, help='Complete commands and options on TAB.')
+    app[COMPLETION].group = app['--help'].group = app['--version'].group = HERE
     app.command(verify, group=KERAS)
     app.command(run, group=USE, usage='Usage: xception-hub run [SCRIPT | -m MODULE] [ARGUMENTS]')
     for number, (name, recipe) in enumerate(RECIPES.items()):
-        line = App(help=recipe.help, group=recipe.group, sort_key=number)
-        app.command(loaded(name) if name in called else line, name=name)
+        command = App(help=recipe.help, group=recipe.group, sort_key=number)
+        if called == COMPLETION:
+            with suppress(SystemExit):  # without its packages it stays a line
+                command = loaded(name)
+                command.help = recipe.help
+        elif called == name:
+            command = loaded(name)
+        app.command(command, name=name)
     return app
 
 
@@ -159,6 +186,6 @@ def main(tokens: Sequence[str] | None = None) -> None:
             sys.argv[0] = f'xception-hub {called}'
             loaded(called).meta(tokens[1:], exit_on_error=False)
         else:
-            tool(RECIPES if '--install-completion' in tokens[:1] else [called])(tokens, exit_on_error=False)
+            tool(tokens[0] if tokens else '')(tokens, exit_on_error=False)
     except CycloptsError:  # has been printed
         sys.exit(USAGE)

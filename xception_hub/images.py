@@ -27,7 +27,9 @@ BACKGROUND = (255, 255, 255)  # below transparent pixels, whose own colours are 
 ImageSource = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
 
 
-def open_image(source: ImageSource, min_side: int | None = None, grey_maximum: int | None = None) -> Image.Image:
+def open_image(
+    source: ImageSource, min_side: int | None = None, grey_maximum: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Opens an image file as fine-tuning does, completely decoded. Any number of threads may do so at once.
 
     Args:
@@ -36,20 +38,21 @@ def open_image(source: ImageSource, min_side: int | None = None, grey_maximum: i
             of its size, which is several times faster and differs little after resizing.
         grey_maximum: Value that is white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16. None is
             65535, but only for images that use at least a quarter of these values.
+        max_pixels: Pixels of the largest image that is opened.
 
     Returns:
         In mode RGB: turned upright as its EXIF says, on white where it is transparent, 16 bits scaled to 8, CMYK by its
         own profile. Of an animation the first frame.
 
     Raises:
-        ImageError: It is no image, truncated, damaged, larger than `MAX_PIXELS`, or has values that mean no colours.
+        ImageError: It is no image, truncated, damaged, larger than `max_pixels`, or has values that mean no colours.
     """
     try:
         with _LIMITS, _opened(source) as image:
             if min_side and image.format == 'JPEG' and not isinstance(source, Image.Image):
                 image.draft(image.mode, (DRAFT_MARGIN * min_side, DRAFT_MARGIN * min_side))
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f'{image.width}x{image.height} pixels, of {MAX_PIXELS} at most')
+            if image.width * image.height > max_pixels:
+                raise ImageError(f'{image.width}x{image.height} pixels, of {max_pixels} at most')
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image), grey_maximum)
     except ImageError:

@@ -1,0 +1,166 @@
+"""`xception-hub demo`: a page for visitors who may send anything, in a process of its own, over HTTP."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import ROOT
+from patience import patience
+from PIL import Image
+from port_a_keras_model import Checkpoint
+
+from xception_hub.inference.predictor import Predictor
+
+pytest.importorskip('gradio')
+CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    command = [sys.executable, '-m', 'xception_hub', 'demo', *map(str, args)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.fixture(scope='module')
+def page(converted: Path) -> Iterator[str]:
+    """The address of a page for the converted model."""
+    port = free_port()
+    process = start(converted, '--port', port)
+    address, end = f'http://127.0.0.1:{port}', time.monotonic() + patience(90)
+    while True:
+        try:
+            httpx.get(address)
+            break
+        except httpx.TransportError:
+            assert process.poll() is None and time.monotonic() < end, process.communicate()
+            time.sleep(0.2)
+    yield address
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=patience(30))
+
+
+def upload(page: str, name: str, content: bytes) -> str:
+    """The path by which the page knows a file that was sent."""
+    answer = httpx.post(f'{page}/gradio_api/upload', files=[('files', (name, content))], timeout=60)
+    answer.raise_for_status()
+    return answer.json()[0]
+
+
+def answers(page: str, *paths: str) -> str | None:
+    """The page's answer in HTML; None if it answers by an error."""
+    files = [{'path': path, 'meta': {'_type': 'gradio.FileData'}} for path in paths]
+    event = httpx.post(f'{page}/gradio_api/call/answer', json={'data': [files]}, timeout=60).json()['event_id']
+    lines = httpx.get(f'{page}/gradio_api/call/answer/{event}', timeout=patience(60)).text.splitlines()
+    kind, data = (re.sub(r'^\w+: ', '', line) for line in lines[-3 if lines[-1] == '' else -2 :][:2])
+    return json.loads(data)[0] if kind == 'complete' else None
+
+
+def test_says_what_predict_says(page: str, converted: Path, checkpoint: Checkpoint) -> None:
+    """Names and probabilities in their order, the picture that the network sees, and where it looked."""
+    photos = [photo for photo in checkpoint.photos if photo.stem in checkpoint.labels][:2]
+    answer = answers(page, *(upload(page, photo.name, photo.read_bytes()) for photo in photos))
+    assert answer is not None
+    for article, row in zip(answer.split('</article>'), Predictor(str(converted)).predict(photos), strict=False):
+        found = re.findall(r'<li><span>(.*?)</span>.*?<data value="(.*?)">', article)
+        assert [label for label, _ in found] == [label for label, _ in json.loads(row['top'])]
+        assert [float(value) for _, value in found] == pytest.approx([p for _, p in json.loads(row['top'])], abs=1e-5)
+        assert article.count('<img src="data:image/png') == 2 and f'What spoke for {row["label"]}' in article
+        assert re.search(rf'Answered in [\d.]+ s by {converted.name}, engine eager\. Explained in', article)
+    assert str(converted.parent) not in answer
+
+
+def test_what_is_no_photo(page: str, tmp_path: Path, checkpoint: Checkpoint) -> None:
+    """Each has a sentence; the photo beside them is answered, and the page goes on."""
+    Image.new('L', (8000, 8000)).save(tmp_path / 'huge.png')
+    frames = [Image.new('RGB', (90, 80), colour) for colour in ('red', 'green')]
+    frames[0].save(tmp_path / 'moving.gif', save_all=True, append_images=frames[1:])
+    truncated = checkpoint.photos[0].read_bytes()[:2000]
+    sent = {'huge.png': (tmp_path / 'huge.png').read_bytes(), 'words.txt': b'words', 'half.jpg': truncated}
+    sent |= {'moving.gif': (tmp_path / 'moving.gif').read_bytes(), '<b>.jpg': checkpoint.photos[0].read_bytes()}
+    answer = answers(page, *(upload(page, name, content) for name, content in sent.items()))
+    assert answer is not None
+    huge, words, half, moving, photo, _ = answer.split('</article>')
+    assert 'Not answered: 8000x8000 pixels, of 33554432 at most.' in huge
+    assert 'Not answered: no image of a known format.' in words
+    assert 'Not answered: damaged: ' in half
+    assert '<meter' in moving and '<meter' in photo and '<b>' not in photo
+    assert answers(page, *[upload(page, 'words.txt', b'words')] * 9).count('<article') == 8  # type: ignore[union-attr]
+
+
+def test_reads_nothing_of_its_machine(page: str) -> None:
+    """Neither by a path nor by an address that only this machine reaches."""
+    for path in ('/etc/passwd', str(ROOT / 'README.md'), f'{page}/config'):
+        assert answers(page, path) is None
+    for path in ('/etc/passwd', ROOT / 'README.md'):
+        assert httpx.get(f'{page}/gradio_api/file={path}').status_code == 403
+
+
+def test_takes_no_more_than_it_can_hold(page: str) -> None:
+    """Of a file without end, too: it stops to read."""
+
+    def endless() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+        for _ in range(200):
+            yield b'x' * 2**20
+
+    headers = {'Content-Type': 'multipart/form-data; boundary=x'}
+    with pytest.raises((httpx.TransportError, httpx.HTTPStatusError)):
+        httpx.post(f'{page}/gradio_api/upload', content=endless(), headers=headers, timeout=60).raise_for_status()
+    assert httpx.get(page).status_code == 200
+
+
+def test_bound_to_this_machine(page: str) -> None:
+    """Linux lists what listens: 0100007F is 127.0.0.1."""
+    port = int(page.rpartition(':')[2])
+    listening = [line.split()[1] for line in Path('/proc/net/tcp').read_text().splitlines() if ' 0A ' in line]
+    assert f'0100007F:{port:04X}' in listening and f'00000000:{port:04X}' not in listening
+
+
+def test_port_that_is_taken(page: str, converted: Path) -> None:
+    port = page.rpartition(':')[2]
+    process = start(converted, '--port', port)
+    text, _ = process.communicate(timeout=patience(90))
+    assert process.returncode == 1
+    assert f'error: Port {port} is taken' in text and 'Choose another --port.' in text and 'Traceback' not in text
+
+
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='needs Chromium and its driver')
+def test_in_a_browser(page: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A visitor chooses a photo and reads; nothing comes from elsewhere, and a phone shows the whole."""
+    webdriver: Any = pytest.importorskip('selenium.webdriver')
+    from selenium.webdriver.common.keys import Keys
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    flags = 'headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking'
+    for flag in [*flags.split(), 'disable-component-update', 'disable-sync', f'user-data-dir={tmp_path}']:
+        options.add_argument(f'--{flag}')
+    photo = next(photo for photo in checkpoint.photos if photo.stem in checkpoint.labels)
+    with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as browser:
+        browser.set_window_size(400, 800)
+        browser.get(page)
+        browser.implicitly_wait(patience(60))
+        browser.find_element('css selector', 'input[type=file]').send_keys(str(photo))
+        label = browser.find_element('css selector', 'article.photo li span').text
+        assert label == checkpoint.labels[photo.stem]
+        width = browser.execute_script('return [document.documentElement.scrollWidth, window.innerWidth]')
+        assert width[0] <= width[1]
+        loaded = browser.execute_script('return performance.getEntriesByType("resource").map(r => r.name)')
+        assert [address for address in loaded if not address.startswith((page, 'data:', 'blob:'))] == []
+        browser.find_element('tag name', 'body').send_keys(Keys.TAB * 2)
+        assert 'file' in (browser.switch_to.active_element.get_attribute('aria-label') or '').lower()

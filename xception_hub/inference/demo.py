@@ -1,0 +1,187 @@
+"""xception-hub demo finetuned
+
+A page on this machine that says what photos show, how sure the model is, and where it looked.
+"""
+
+import base64
+import html
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+from PIL import Image
+
+from ..errors import ImageError, ModelError, SettingsError, XceptionHubError
+from ..images import open_image
+from .attribution import explain, in_unit_range
+from .models import open_model
+from .overlay import overlay, seen
+from .predictor import EAGER, Predictor
+
+os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # read when gradio is imported
+
+import gradio as gr
+
+TOP = 5  # classes that are shown
+MOST = 8  # photos at once
+MAX_MEGABYTES = 32  # of a file
+MAX_PIXELS = 2**25  # 34 million of a photo: 130 MB with its transparency
+KEPT = 600  # seconds, of a photo
+WAITING = 20  # visitors; the next one is asked to come again
+
+INTRODUCTION = """
+# What does it see?
+
+Photos, classified by `{name}`. The machine that answers keeps them for {minutes} minutes.
+"""
+PHOTO = """
+<article class="photo">
+  <h3>{name}</h3>
+  <div class="pictures">{pictures}</div>
+  <ol class="classes">{classes}</ol>
+  <p>{done}</p>
+</article>"""
+REFUSED = '<article class="photo" role="alert"><h3>{name}</h3><p>Not answered: {reason}.</p></article>'
+CLASS = (
+    '<li><span>{label}</span><meter max="1" value="{value:.4f}">{value:.1%}</meter>'
+    '<data value="{value}">{value:.1%}</data></li>'
+)
+STYLE = """
+.photo { border-top: 1px solid var(--border-color-primary); padding: 1rem 0; }
+.photo .pictures { display: flex; flex-wrap: wrap; gap: .5rem; }
+.photo img { max-width: min(100%, 20rem); height: auto; border-radius: .3rem; }
+.photo ol { list-style: none; padding: 0; margin: .5rem 0; max-width: 42rem; }
+.photo li { display: grid; grid-template-columns: minmax(7rem, 1fr) 2fr 4rem; gap: .5rem; align-items: center; }
+.photo li span { overflow-wrap: anywhere; }
+.photo meter { width: 100%; height: 1.2rem; }
+.photo data { text-align: right; font-variant-numeric: tabular-nums; }
+"""
+
+app = App(help=__doc__, version_flags=[])
+
+
+class Demo:
+    """What the page answers.
+
+    Args:
+        name: What `xception-hub predict --model` takes.
+        engine: One of `xception_hub.optimize`'s engines, 'auto' for the fastest, or 'eager'.
+
+    Raises:
+        ModelError: There is no such model, or its outputs are no classes.
+    """
+
+    def __init__(self, name: str, engine: str = EAGER) -> None:
+        self.name = Path(name).name if Path(name).is_dir() else name  # no path of this machine
+        self.engine = engine
+        self.predictor = Predictor(name, top=TOP, engine=engine)
+        loaded = self.predictor.loaded
+        self.model = loaded.function if engine == EAGER else open_model(name)[0]  # engines compute no gradients
+        self.numbers = {label: number for number, label in enumerate(loaded.class_names)}
+
+    def answer(self, files: Sequence[str] | None) -> str:
+        """The page's answer to some photos, in HTML; files that are no photos have a sentence of their own."""
+        if not files:
+            return '<p>Choose one photo or several.</p>'
+        more = f'<p>{len(files) - MOST} photos are left out: {MOST} at once are answered.</p>' if files[MOST:] else ''
+        return '\n'.join(self._article(Path(file)) for file in files[:MOST]) + more
+
+    def _article(self, file: Path) -> str:
+        name = html.escape(file.name)
+        try:
+            photo = open_image(file, self.predictor.loaded.transforms.min_side, max_pixels=MAX_PIXELS)
+        except ImageError as e:
+            return REFUSED.format(name=name, reason=html.escape(str(e)))
+        start = time.perf_counter()
+        (row,) = self.predictor.predict([photo])
+        if row['error']:
+            return REFUSED.format(name=name, reason=html.escape(row['error']))
+        top = json.loads(row['top'])
+        done = f'Answered in {time.perf_counter() - start:.2f} s by {self.name}, engine {self.engine}. '
+        pictures, more = self._pictures(photo, *top[0])
+        return PHOTO.format(
+            name=name,
+            pictures=''.join(f'<img src="{_data(picture)}" alt="{html.escape(text)}">' for text, picture in pictures),
+            classes=''.join(CLASS.format(label=html.escape(label), value=value) for label, value in top),
+            done=html.escape(done + more),
+        )
+
+    def _pictures(self, photo: Image.Image, label: str, _: float) -> tuple[list[tuple[str, Image.Image]], str]:
+        """What the network sees, and what spoke for a class in it, each with its description; and a sentence."""
+        transforms, start = self.predictor.loaded.transforms, time.perf_counter()
+        image = transforms.evaluation()(photo)
+        network = seen(image, transforms.config['mean'], transforms.config['std'])
+        pictures = [('The photo as the network sees it', network)]
+        try:
+            heat = in_unit_range(explain(self.model, image[None], [self.numbers[label]]))[0]
+        except ModelError as e:  # without feature maps
+            return pictures, f'Not explained: {e}'
+        pictures.append((f'What spoke for {label}: the brighter, the more', overlay(network, heat)))
+        return pictures, f'Explained in {time.perf_counter() - start:.2f} s.'
+
+    def page(self) -> gr.Blocks:
+        """The page, not yet served."""
+        with gr.Blocks(title='xception_hub', analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+            gr.Markdown(INTRODUCTION.format(name=self.name, minutes=KEPT // 60))
+            files = gr.File(label='Photos', file_count='multiple', type='filepath', height=180)
+            answer = gr.HTML(label='Answer')
+            files.change(self.answer, files, answer, concurrency_limit=1, api_name='answer')
+        return page.queue(max_size=WAITING)
+
+
+def _data(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, 'PNG')
+    return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+
+def launch(model: str, host: str | None = None, port: int | None = None, engine: str = EAGER, **options: Any) -> Any:
+    """Serves the page until the process ends.
+
+    Args:
+        model: What `xception-hub predict --model` takes.
+        host: Address that the page is served at; None is this machine alone, or what GRADIO_SERVER_NAME says.
+        port: None is the first free one from 7860 on.
+        engine: See `Demo`.
+        **options: Further arguments of gradio's `launch`.
+
+    Raises:
+        ModelError: There is no such model, or its outputs are no classes.
+        SettingsError: The port is taken.
+    """
+    page = Demo(model, engine).page()
+    try:
+        return page.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=MAX_MEGABYTES * 2**20,
+            footer_links=[],
+            css=STYLE,
+            theme=gr.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']),
+            **options,
+        )
+    except OSError as e:
+        place = f'Port {port}' if port else 'Each port from 7860 to 7959'
+        raise SettingsError(f'{place} is taken, or cannot be opened ({e}). Choose another --port.') from e
+
+
+@app.default
+def main(model: str, /, *, host: str | None = None, port: int | None = None, engine: str = EAGER) -> None:
+    """Serve a page that takes photos and shows the likeliest classes of MODEL, and what spoke for the first.
+
+    Args:
+        model: A directory that finetune or convert wrote, or what timm.create_model takes.
+        host: Address of the page: 0.0.0.0 for all who reach this machine. By default only the machine itself.
+        port: Port of the page. By default the first that is free from 7860 on.
+        engine: What computes: eager, auto for the fastest that is installed, or the name of one.
+    """
+    try:
+        launch(model, host, port, engine)
+    except XceptionHubError as e:
+        sys.exit(f'error: {e}')
