@@ -43,7 +43,7 @@ SENTENCES = [
              'counted', 'section 3: modules with a linear residual connection'),
     Sentence('figure 5', f'{q.SEPARABLE_LAYERS} of the layers are depthwise separable',
              'counted', 'figure 5: depthwise separable ones'),
-    Sentence('4.1', f'JFT: over {q.JFT_IMAGES / 1e6:.0f} million images of {q.JFT_CLASSES:,} classes', 'quoted'),
+    Sentence('4.1', f'JFT: over {q.JFT_IMAGES:,} images of {q.JFT_CLASSES:,} classes', 'quoted'),
     Sentence('4.1', f'FastEval14k: {q.FAST_EVAL_IMAGES:,} images of about {q.FAST_EVAL_CLASSES:,} classes, '
              f'{q.FAST_EVAL_LABELS} labels an image on average', 'quoted'),
     Sentence('4.2', f'ImageNet: SGD, momentum {q.MOMENTUM}, learning rate {q.LEARNING_RATE}, times {q.DECAY_RATE} '
@@ -56,7 +56,7 @@ SENTENCES = [
     Sentence('4.3', f'dropout of {q.DROPOUT} before the classifier on ImageNet, none on JFT', 'reproduced'),
     Sentence('4.4', f'{q.GPUS} K80 GPUs for each network; about {q.IMAGENET_DAYS} days on ImageNet, over '
              f'{q.JFT_MONTHS} month on JFT, not to convergence', 'quoted'),
-    *(Sentence('table 1', f'ImageNet: {name} has {top1:.3f} top-1, {top5:.3f} top-5', 'quoted')
+    *(Sentence('table 1', f'ImageNet: {name} has top-1 {top1:.3f}, top-5 {top5:.3f}', 'quoted')
       for name, (top1, top5) in q.IMAGENET.items()),
     *(Sentence('table 2', f'JFT: {name} has MAP@100 {plain:.2f}, with fully connected layers {fc:.2f}', 'quoted')
       for name, (plain, fc) in q.JFT.items()),
