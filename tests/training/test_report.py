@@ -22,6 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from xception_hub.errors import ModelError
 from xception_hub.training.metrics import Calibration, PerClass, Predictions, summary
 from xception_hub.training.report import render
 
@@ -119,6 +120,7 @@ def page_of(
     name: Callable[[int], str] = lambda row: f'{row}.png',
     warnings: Sequence[str] = (),
     usage: str = 'import timm\n',
+    heat: Callable[[int, int], Image.Image] | None = None,
 ) -> str:
     return render(
         predictions,
@@ -131,6 +133,7 @@ def page_of(
         name=name,
         warnings=warnings,
         usage=usage,
+        heat=heat,
     )
 
 
@@ -306,6 +309,27 @@ def test_failing_thumbnail(digits: Predictions) -> None:
     assert len([tag for tag, _ in page.tags if tag == 'img']) == 22
     assert 'no picture: damaged: <b>' in page.text
     assert 'no picture: OSError' in page.text
+
+
+def test_where_the_network_looked(digits: Predictions) -> None:
+    """What spoke for the likeliest class is below each image, but for networks that have no maps of it."""
+
+    def heat(row: int, number: int) -> Image.Image:
+        if row == digits.indices[digits.worst(3)[1]]:
+            raise ModelError('no maps')
+        return Image.new('RGB', (100, 100), (number * 20, 0, 0))
+
+    page = Page(page_of(digits, heat=heat))
+    images = [attributes for tag, attributes in page.tags if tag == 'img']
+    worst = [index for place, index in enumerate(digits.worst(24)) if place != 1]
+    maps = [image for image in images if (image['alt'] or '').startswith('what spoke for')]
+    assert len(images) == 24 + 23 and len(maps) == 23
+    for image, index in zip(maps, worst):
+        number = digits.classes[index, 0]
+        assert image['alt'] == f'what spoke for {NAMES[number]}'
+        shown = Image.open(io.BytesIO(base64.b64decode((image['src'] or '').split(',')[1])))
+        assert np.asarray(shown)[..., 0].mean() == pytest.approx(number * 20, abs=4)
+    assert 'Grad-CAM' in page.text and 'Grad-CAM' not in page_of(digits)
 
 
 def test_stopped_by_the_user(digits: Predictions) -> None:

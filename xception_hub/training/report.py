@@ -8,6 +8,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from numbers import Real
 from pathlib import Path
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
+from ..errors import ModelError
 from .metrics import Calibration, PerClass, Predictions, summary
 
 MISTAKES = 24
@@ -109,6 +111,7 @@ def render(
     warnings: Sequence[str],
     usage: str,
     importance: Sequence[float] | None = None,
+    heat: Callable[[int, int], Image.Image] | None = None,
 ) -> str:
     """Renders the report of a split as an HTML page.
 
@@ -125,6 +128,8 @@ def render(
         warnings: What a reader has to know before believing the figures.
         usage: Python code that loads the model.
         importance: [C] weights of the classes in `metrics.map_at_100`.
+        heat: Makes a picture of what spoke for a class in a row of the split, from the row and the class' number. For
+            what raises a ModelError there is none.
 
     Returns:
         The page, the same for the same arguments.
@@ -159,7 +164,7 @@ def render(
         unmeasured=list(names[per_class.support == 0]),
         confusion=None if predictions.multi_label else _confusion(predictions, names),
         num_wrong=len(wrong),
-        mistakes=[_mistake(predictions, index, names, thumbnail, name) for index in wrong[:MISTAKES]],
+        mistakes=[_mistake(predictions, index, names, thumbnail, name, heat) for index in wrong[:MISTAKES]],
         reliability=reliability,
         calibration_error=calibration.error,
         accuracy=figures['top1'],
@@ -312,6 +317,7 @@ def _mistake(
     names: np.ndarray,
     thumbnail: Callable[[int], Image.Image],
     name: Callable[[int], str],
+    heat: Callable[[int, int], Image.Image] | None,
 ) -> dict[str, Any]:
     """One of them, as a card shows it."""
     row = int(predictions.indices[index])
@@ -324,10 +330,13 @@ def _mistake(
         labels=list(names[np.atleast_1d(label)]),
         loss=predictions.losses[index],
         picture=None,
+        heat=None,
         guesses=list(zip(names[classes[:GUESSES]], probabilities, predictions.hits[index])),
     )
     try:
         card['picture'] = _picture(thumbnail(row))
+        with suppress(ModelError):  # a network without feature maps
+            card['heat'] = heat and _picture(heat(row, int(classes[0])))
     except Exception as e:  # whatever a file leads to: the other pictures are still worth showing
         card['reason'] = str(e) or type(e).__name__
     return card

@@ -3,19 +3,25 @@
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
+from PIL import Image
 
 from .. import __version__
 from ..directory import card, publish
 from ..directory.write import CONFIG_FILE, read_json
 from ..inference import tables
+from ..inference.attribution import explain, in_unit_range
+from ..inference.models import evaluating
+from ..inference.overlay import overlay, seen
 from . import models
 from .data import Split
+from .labels import outputs_of
 from .machine import Machine
 from .metrics import THRESHOLD, Predictions, summary
 from .report import MISTAKES, THUMBNAIL, render
@@ -186,7 +192,24 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
             settings['grey_maximum'],
         ),
         importance=task.manifest['class_importance'],
+        heat=partial(_heat, task, items),
     )
+
+
+def _heat(task: Task, items: Mapping[int, Item], index: int, number: int) -> Image.Image:
+    """What an image of the validation split looks like to the network, and what in it speaks for a class.
+
+    Raises:
+        ModelError: The network has no feature maps.
+    """
+    model, transforms = task.model, task.transforms
+    pixels = transforms.evaluation()(image_of(task.data.validation, items[index], transforms.min_side))
+    images = pixels[None].to(next(model.parameters()).device)
+    if task.settings.output.restrict_classes:
+        number = outputs_of(model, task.data.class_names)[number]
+    with evaluating(model):
+        heat = in_unit_range(explain(model, images, [number]))[0]
+    return overlay(seen(pixels, transforms.config['mean'], transforms.config['std']), heat)
 
 
 def _items(split: Split, indices: Sequence[int]) -> dict[int, Item]:
