@@ -67,6 +67,7 @@ def main(
     ] = SIZES,
     config: Path | None = None,
     plot: Path | None = None,
+    json_: Annotated[bool, Parameter('--json', negative='')] = False,
 ) -> None:
     """Prove that DIRECTORY computes what SOURCE does. The status is 0 only if every proof that decides passed.
 
@@ -77,16 +78,20 @@ def main(
         sizes: Heights and widths of the square images in pixels. The model's own size is compared in any case.
         config: File with what model.to_json() gives in Keras, if the conversion needed it.
         plot: PNG file for the difference after each module. By default DIRECTORY/parity.png.
+        json_: Print what DIRECTORY/parity.json holds, instead of tables.
     """
     try:
         parity = prove(port(source, config), directory, sizes, find_photos(images) if images else [])
         update_report(directory, parity)
     except (XceptionHubError, OSError, ImportError) as e:
         sys.exit(f'error: {e}')
-    if parity.proofs:
-        print(f'{parity.tap_table()}\n')
-        print(draw(parity, plot or directory / PLOT_FILE) + '\n')
-    print(f'{parity.report()}\nWritten: {directory / PARITY_FILE}')
+    picture = draw(parity, plot or directory / PLOT_FILE) if parity.proofs else ''
+    if json_:
+        print((directory / PARITY_FILE).read_text(encoding='utf-8'))
+    else:
+        if parity.proofs:
+            print(f'{parity.tap_table()}\n\n{picture}\n')
+        print(f'{parity.report()}\nWritten: {directory / PARITY_FILE}')
     if not parity.passed:
         sys.exit('The networks are NOT shown to be the same.')
 

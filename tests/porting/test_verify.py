@@ -92,6 +92,8 @@ def test_wrong_network_without_keras(checkpoint: Checkpoint, wrong_directory: Pa
     result = call(app, checkpoint.model, wrong_directory, '--images', checkpoint.model.parent)
     assert result.returncode == 1
     assert 'wrong from entry_flow.1.' in result.stdout
+    result = call(app, checkpoint.model, wrong_directory, '--images', checkpoint.model.parent, '--json')
+    assert (result.returncode, json.loads(result.stdout)['passed']) == (1, False)
 
 
 def test_without_photos(checkpoint: Checkpoint, directory: Path, tmp_path: Path, no_keras: None) -> None:

@@ -33,6 +33,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFor
 
 import xception_hub
 
+from ..errors import in_one_line
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Variant -> the arguments that make it. All else is the same for all of them, the seeds included.
@@ -215,7 +217,11 @@ def draw(result: Path, /, *, folder: Path | None = None) -> None:
         result: A file ablations.json.
         folder: Folder for the pictures. By default the one that the file is in.
     """
-    found = json.loads(result.read_text())
+    try:
+        found = json.loads(result.read_text())
+        found['variants']
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        sys.exit(f'error: {result} is no result of xception-hub ablations: {in_one_line(e)}')
     folder = folder or result.parent
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {
