@@ -88,7 +88,10 @@ def xception_paper_pyramid(pretrained: bool = False, **kwargs) -> nn.Module:
 
 @register_model
 def xception_paper_fc(pretrained: bool = False, **kwargs) -> nn.Module:
-    """With two fully connected layers of 4096 units before the classifier, as figures 5, 7 and 8 have it."""
+    """With two fully connected layers of 4096 units before the classifier.
+
+    They are optional in figure 5, and the paper has them on JFT alone: it reports no such network on ImageNet.
+    """
     return create_xception('xception_paper_fc', pretrained, kwargs, fc_widths=FC_WIDTHS)
 
 
