@@ -53,11 +53,21 @@ class Stem(nn.Module):
         self.conv2 = nn.Conv2d(widths[0], widths[1], 3, padding=padding, bias=False, **dd)
         self.bn2 = nn.BatchNorm2d(widths[1], eps=bn_eps, momentum=BN_MOMENTUM, **dd)
         self.act2 = create_act_layer(act_layer, inplace=True)
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = check_input(x, self.in_chans, self.min_img_size)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self._forward_checkpointed(x)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.bn1(self.conv1(x)))
         return self.act2(self.bn2(self.conv2(x)))
+
+    @torch.jit.ignore
+    def _forward_checkpointed(self, x: Tensor) -> Tensor:
+        return recomputed_in_backward(self, self._forward, x)
 
 
 class XceptionModule(nn.Module):
@@ -127,16 +137,18 @@ class XceptionModule(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return self._forward_checkpointed(x)
-        return self._forward(x)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        out = self.stack(x)
+        checkpointing = self.grad_checkpointing and not torch.jit.is_scripting()
+        out = self._stack_checkpointed(x) if checkpointing else self.stack(x)
         if self.shortcut is not None:
             out = self.drop_path(out) + self.shortcut(x)
         return out
 
     @torch.jit.ignore
-    def _forward_checkpointed(self, x: Tensor) -> Tensor:
-        return recomputed_in_backward(self, self._forward, x)
+    def _stack_checkpointed(self, x: Tensor) -> Tensor:
+        """Recomputes the parts of the stack one by one: recomputed as a whole, the largest one would be the peak."""
+        names = list(self.stack._modules)
+        starts = [0, *(i for i, name in enumerate(names) if name.startswith('conv') and name != 'conv1')]
+        for start, end in zip(starts, [*starts[1:], len(names)]):  # what is in place never begins a part
+            part = self.stack[start:end]
+            x = recomputed_in_backward(part, part, x)
+        return x

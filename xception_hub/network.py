@@ -30,7 +30,7 @@ class Xception(nn.Module):
         in_chans: Channels of the images.
         global_pool: 'avg' (Keras' and the paper's), 'max', 'avgmax', 'catavgmax', or '' for feature maps.
         output_stride: 32; 16 or 8 dilate the last one or two strides: the same function at shared positions.
-        fc_widths: Widths of fully connected layers before the classifier (figures 7 and 8: 4096, 4096).
+        fc_widths: Widths of fully connected layers before the classifier (figure 8: 4096, 4096).
         head_layers: Other layers before the classifier, see `xception_hub.head.Head`.
         drop_rate: Dropout before the classifier, in [0, 1). The paper uses 0.5 on ImageNet.
         drop_path_rate: Stochastic depth of the last residual module, in [0, 1), falling linearly towards the first.
@@ -147,7 +147,7 @@ class Xception(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for module in (*self.entry_flow, *self.middle_flow, *self.exit_flow):
+        for module in (self.stem, *self.entry_flow, *self.middle_flow, *self.exit_flow):
             module.grad_checkpointing = enable
 
     @torch.jit.ignore

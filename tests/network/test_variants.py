@@ -173,7 +173,7 @@ def test_width_multiplier(multiplier: float) -> None:
     assert model.num_features == model.head_hidden_size == model.get_classifier().in_features == maps[-1].shape[1]
 
 
-@pytest.mark.parametrize('kwargs', VARIANTS, ids=str)
+@pytest.mark.parametrize('kwargs', [*VARIANTS, dict(act_layer='elu')], ids=str)  # in place, and not idempotent
 def test_training(kwargs: dict[str, Any]) -> None:
     """Every weight gets a gradient, the same whether the modules are computed once or twice."""
     model = small(**kwargs).train()
