@@ -1,5 +1,6 @@
 """The benchmarks run, each at a size that only shows that it does."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from random_model import random_model
+
+from xception_hub.inference.models import Transforms
+from xception_hub.training import models
 
 
 def run(script: str, *arguments: object) -> str:
@@ -57,6 +62,14 @@ def test_train() -> None:
     assert 'gradient checkpointing' in text and 'images/s' in text
 
 
+def test_predict(tmp_path: Path) -> None:
+    """With what decoding and network cost alone."""
+    model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
+    models.save(tmp_path, model, Transforms(model, 48).config, list('abcd'), False)
+    text = run('predict.py', '--model', tmp_path, '--photos', 3, '--batch-size', 2, '--repeats', 1)
+    assert re.search(r'^decoding( +[\d.]+){3}\nnetwork( +[\d.]+){3}\nboth( +[\d.]+){3}$', text, re.MULTILINE)
+
+
 @pytest.mark.slow
 def test_gpu() -> None:
     """On the CPU, where precision stays as it is."""
@@ -71,3 +84,15 @@ def test_ablations(tmp_path: Path) -> None:
     text = run('ablations.py', 'draw', ROOT / 'docs' / 'paper' / 'ablations.json', '--folder', tmp_path)
     assert 'figure 9: residual connections help' in text
     assert {path.name for path in tmp_path.iterdir()} == {'figure_9.png', 'figure_10.png', 'continuum_trained.png'}
+
+
+def test_inference(tmp_path: Path) -> None:
+    """Every contender that is installed, of a small network."""
+    small = ('--model', 'test_resnet', '--sizes', 71, '--batch-sizes', 2, '--repeats', 1, '--threads', 1, '--layers')
+    text = run('inference.py', *small, '--json-file', tmp_path / 'results.json', '--plot', tmp_path / 'results.png')
+    (results,) = json.loads((tmp_path / 'results.json').read_text())['results'].values()
+    assert {'legacy_xception', 'channels_last', 'folded, onnxruntime, fp32'} < results.keys()
+    assert results['legacy_xception']['ratio'] == 1 and all(result['of_peak'] > 0 for result in results.values())
+    assert re.search(r'^optimize: \w+, fp32( +[\d.]+){4}$', text, re.MULTILINE)
+    assert re.search(r'^regular convolutions( +[\d.]+){2}$', text, re.MULTILINE)
+    assert (tmp_path / 'results.png').stat().st_size > 10_000

@@ -1,6 +1,7 @@
 """Predictions for images wherever they are: what an evaluation of the same model finds, and nothing invented."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,14 @@ def test_a_target_that_can_not_be_written(photos: Path, folder: Path, tmp_path: 
     with pytest.raises(SystemExit):
         predict.main(str(photos), model=str(folder), output=tmp_path / 'rows.csv', device='cpu')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'rows.csv']
+
+
+def test_a_name_that_is_no_text(photos: Path, folder: Path, tmp_path: Path) -> None:
+    """As archives of old systems leave it."""
+    (tmp_path / os.fsdecode(b'caf\xe9.png')).write_bytes((photos / 'one' / '0.png').read_bytes())
+    with pytest.raises(SystemExit) as ended:
+        predict.main(str(tmp_path), model=str(folder), output=tmp_path / 'rows.csv', device='cpu')
+    assert "caf\\udce9.png' is not UTF-8, which no table can hold: rename the file." in str(ended.value)
 
 
 def test_notes_of_a_table(photos: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

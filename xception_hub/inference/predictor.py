@@ -132,7 +132,7 @@ class Predictor:
         Raises:
             ModelError: The model cannot be used.
         """
-        prepared = _Prepared(self, opened)
+        prepared = Prepared(self, opened)
         remaining = iter(images)
         pending: deque[list[Future[Tensor | str]]] = deque()
         pool = ThreadPoolExecutor(self.threads or cores())
@@ -228,7 +228,7 @@ class Predictor:
         return default if self.multi_label is None else self.multi_label
 
     @torch.inference_mode()
-    def _outputs(self, pixels: Tensor) -> Tensor:
+    def outputs(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in uint8 -> logits [B, C] or features [B, D], in float32."""
         function, transforms, *_ = self.loaded
         return function(transforms.normalized(pixels.to(self.loaded.device, non_blocking=True))).float()
@@ -236,17 +236,17 @@ class Predictor:
     @cached_property
     def _no_features(self) -> np.ndarray:
         size = self.loaded.transforms.config['input_size']
-        return np.full(self._outputs(torch.zeros(1, *size, dtype=torch.uint8)).shape[1], np.nan, np.float32)
+        return np.full(self.outputs(torch.zeros(1, *size, dtype=torch.uint8)).shape[1], np.nan, np.float32)
 
     def _rows(self, batch: list['Future[Tensor | str]']) -> Iterator[dict[str, Any]]:
         found = [future.result() for future in batch]
         pixels = [image for image in found if isinstance(image, Tensor)]
-        cells = iter(self._cells(self._outputs(torch.stack(pixels))) if pixels else [])
+        cells = iter(self.cells(self.outputs(torch.stack(pixels))) if pixels else [])
         for image in found:
             yield dict(error=image) if isinstance(image, str) else dict(next(cells), error=None)
 
-    def _cells(self, outputs: Tensor) -> list[dict[str, Any]]:
-        """Cells of images from their logits [B, C], or features [B, D]."""
+    def cells(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """The cells of images from their logits [B, C], or features [B, D]."""
         if self.embed:
             return [dict(features=vector) for vector in outputs.cpu().numpy()]
         names, multi_label = self.loaded.class_names, self.loaded.multi_label
@@ -264,10 +264,10 @@ class Predictor:
         return rows
 
 
-class _Prepared:
+class Prepared:
     """An image as the network's pixels [3, H, W] in uint8, or the reason why it cannot be used."""
 
-    def __init__(self, predictor: Predictor, opened: Callable[[Any], Image.Image] | None) -> None:
+    def __init__(self, predictor: Predictor, opened: Callable[[Any], Image.Image] | None = None) -> None:
         transforms = predictor.loaded.transforms
         self.transform, self.min_side = transforms.pixels(), transforms.min_side
         self.opened = opened or (lambda image: _open(image, self.min_side, predictor.grey_maximum))

@@ -282,9 +282,17 @@ def unlabelled(
 
 
 def files_of(paths: Sequence[str]) -> Split:
-    """Image files whose labels do not matter."""
+    """Image files whose labels do not matter.
+
+    Raises:
+        DataError: A name is not UTF-8.
+    """
     cells = [{'path': path, 'bytes': None} for path in paths]
-    return _without_labels('files', Dataset.from_dict({'image': cells}, datasets.Features(image=Image(decode=False))))
+    try:
+        source = Dataset.from_dict({'image': cells}, datasets.Features(image=Image(decode=False)))
+    except UnicodeEncodeError as e:
+        raise DataError(f'The name of {e.object!a} is not UTF-8, which no table can hold: rename the file.') from e
+    return _without_labels('files', source)
 
 
 def _without_labels(name: str, source: Dataset) -> Split:

@@ -150,7 +150,7 @@ def main(
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     try:
         rank, processes = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
-        in_parts = _is_directory(output, embed, processes)
+        in_parts = _is_directory(output, embed, shard_size, processes)
         if not paths:
             raise SettingsError('Name images, a folder, a table or a dataset: xception-hub predict photos --model DIR.')
         splits, notes = images_in(paths, image_column, split, image_folder)
@@ -174,7 +174,7 @@ def main(
         sys.exit(f'error: {e}')
 
 
-def _is_directory(output: Path | None, embed: bool, processes: int) -> bool:
+def _is_directory(output: Path | None, embed: bool, shard_size: int, processes: int) -> bool:
     """Whether the output is a table in parts.
 
     Raises:
@@ -189,6 +189,8 @@ def _is_directory(output: Path | None, embed: bool, processes: int) -> bool:
         )
     if embed and (output is None or suffix == '.csv'):
         raise SettingsError('--embed writes vectors: name an --output that ends in .jsonl or .parquet, or a directory.')
+    if shard_size < 1:
+        raise SettingsError(f'shard_size is {shard_size}; it has to be 1 or more.')
     if processes > 1 and not in_parts:
         raise SettingsError(f'{processes} processes write a table in parts: name a directory as --output.')
     return in_parts

@@ -1,0 +1,306 @@
+"""One engine: the same rows of whatever an image comes as, by any threads and any library, in flat memory."""
+
+import itertools
+import pickle
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from finetuning import CONTEXT
+from PIL import Image
+from random_model import random_model
+from small_images import encoded, photo, save_pieces
+
+import xception_hub
+from xception_hub.errors import DataError, ModelError, SettingsError
+from xception_hub.inference.models import Transforms
+from xception_hub.inference.predictor import AHEAD, Predictor
+from xception_hub.training import models
+
+NAMES = ['cup', 'fork', 'glass', 'plate']
+COUNT = 7  # images; one more cannot be used
+BATCH_SIZE = 3
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory."""
+    folder = tmp_path_factory.mktemp('model')
+    model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
+    models.save(folder, model, Transforms(model, 48).config, NAMES, False)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Images of several sizes, and a truncated one in their middle."""
+    folder = tmp_path_factory.mktemp('photos')
+    paths = [path for size in (40, 64) for path in save_pieces(folder / str(size), 4, size)]
+    paths[4].write_bytes(paths[4].read_bytes()[:1000])
+    return paths
+
+
+@pytest.fixture(scope='module')
+def predictor(folder: Path) -> Predictor:
+    return predictor_of(folder)
+
+
+@pytest.fixture(scope='module')
+def rows(predictor: Predictor, files: list[Path]) -> list[dict[str, Any]]:
+    return list(predictor.predict(files))
+
+
+def predictor_of(folder: Path, **options: Any) -> Predictor:
+    return Predictor(folder, **{'batch_size': BATCH_SIZE, 'device': 'cpu', **options})
+
+
+def as_rows(columns: Any) -> list[dict[str, Any]]:
+    """Columns that are empty where an image cannot be used, as rows."""
+    names = ('label', 'probability', 'top', 'error')
+    cells = zip(*(columns[name] for name in names))
+    return [
+        dict(error=error) if error else dict(label=label, probability=probability, top=top, error=None)
+        for label, probability, top, error in cells
+    ]
+
+
+def test_equals_the_model(folder: Path, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """By timm's own preparation, image by image."""
+    model, _ = xception_hub.inference.models.open_model(folder)
+    prepared = Transforms(model).evaluation()
+    for path, row in zip(files, rows):
+        if path != files[4]:
+            with torch.inference_mode():
+                probabilities = model(prepared(xception_hub.open_image(path))[None]).double().softmax(1)[0]
+            assert row['label'] == NAMES[probabilities.argmax()]
+            assert row['probability'] == pytest.approx(probabilities.max().item(), abs=1e-6)
+            assert row['error'] is None
+    assert rows[4] == dict(error=rows[4]['error']) and rows[4]['error'].startswith('damaged: ')
+
+
+def test_pixels(predictor: Predictor, files: list[Path]) -> None:
+    """What crosses from the threads in uint8 becomes the very input of an evaluation."""
+    transforms = predictor.loaded.transforms
+    image = xception_hub.open_image(files[0])
+    pixels = transforms.pixels()(image)
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(transforms.normalized(pixels[None])[0], transforms.evaluation()(image))
+
+
+def test_whatever_an_image_comes_as(predictor: Predictor, files: list[Path]) -> None:
+    good = [path for path in files if path != files[4]]
+    expected = list(predictor.predict(good))
+    contents = [path.read_bytes() for path in good]
+    for images in (
+        map(str, good),
+        contents,
+        map(bytearray, contents),
+        map(Image.open, good),
+        (np.asarray(xception_hub.open_image(path)) for path in good),
+        (dict(bytes=content, path='elsewhere.png') for content in contents),
+        (dict(bytes=None, path=str(path)) for path in good),
+    ):
+        assert list(predictor.predict(images)) == expected
+
+
+@pytest.mark.parametrize(
+    ('image', 'reason'),
+    [
+        (b'', 'no image of a known format'),
+        (None, 'no image in this row'),
+        (dict(bytes=None, path=None), 'no image in this row'),
+        ('nowhere.jpg', 'there is no such file'),
+        (7, 'int instead of a path, bytes, an image or an array'),
+        (np.zeros((3, 4, 4)), 'an array [3, 4, 4] of float64 instead of [H, W, 3] in uint8'),
+        (encoded(Image.new('L', (60000, 1))), '60000x1 pixels, which are too narrow'),
+    ],
+    ids=itertools.count(),
+)
+def test_what_cannot_be_used(image: Any, reason: str, predictor: Predictor) -> None:
+    assert list(predictor.predict([image])) == [dict(error=reason)]
+
+
+def test_threads(folder: Path, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """They change nothing, and take no more images than they need."""
+    taken = []
+
+    def images() -> Iterator[Path]:
+        for path in itertools.cycle(files):
+            taken.append(path)
+            yield path
+
+    predictor = predictor_of(folder, threads=4)
+    found = predictor.predict(images())
+    assert list(itertools.islice(found, BATCH_SIZE)) == rows[:BATCH_SIZE]
+    assert len(taken) == (1 + AHEAD) * BATCH_SIZE
+    found.close()  # type: ignore[attr-defined]
+    assert list(predictor.predict(files)) == rows
+
+
+def test_batch(predictor: Predictor, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """A dict of arrays is answered by one, of the same types whether images are bad or not."""
+    contents = np.array([path.read_bytes() for path in files], object)
+    names = np.array([str(path) for path in files])
+    found = predictor(dict(path=names, bytes=contents, number=np.arange(8)))
+    assert list(found) == ['path', 'number', 'label', 'probability', 'top', 'error']
+    assert as_rows(found) == rows
+    bad = predictor(dict(bytes=contents[4:5]))
+    assert {name: values.dtype for name, values in bad.items()} == {name: found[name].dtype for name in bad}
+    assert (bad['label'][0], bad['top'][0], np.isnan(bad['probability'][0])) == ('', '', True)
+    assert as_rows(predictor(dict(path=names))) == rows
+    same = np.stack([np.asarray(xception_hub.open_image(path)) for path in files[:4]])
+    assert as_rows(predictor(dict(image=same))) == rows[:3] + list(predictor.predict(files[3:4]))
+    with pytest.raises(DataError, match=re.escape('needs a column image, bytes or path; it has photo')):
+        predictor(dict(photo=names))
+
+
+def test_features(folder: Path, files: list[Path]) -> None:
+    """NaN where there are none, as wide as the others."""
+    predictor = predictor_of(folder, embed=True)
+    found = predictor(dict(path=files))
+    assert found['features'].shape == (8, 512) and found['features'].dtype == np.float32
+    assert np.isnan(found['features']).any(1).tolist() == [path == files[4] for path in files]
+    assert predictor(dict(path=files[4:5]))['features'].shape == (1, 512)
+    model, _ = xception_hub.inference.models.open_model(folder)
+    with pytest.raises(ModelError, match='ends in a classifier of 4 classes. For its features, call'):
+        list(predictor_of(model, embed=True).predict(files))
+    model.reset_classifier(0)
+    assert np.array_equal(predictor_of(model, embed=True)(dict(path=files))['features'], found['features'], True)
+
+
+def test_faster_models(folder: Path, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """By the name of an engine, and as `optimize` returns them."""
+    model, _ = xception_hub.inference.models.open_model(folder)
+    fast = xception_hub.optimize(model, torch.zeros(BATCH_SIZE, 3, 48, 48), engine='pytorch')
+    for predictor in (predictor_of(folder, engine='pytorch'), predictor_of(fast)):
+        found = list(predictor.predict(files))
+        assert [row.get('label') for row in found] == [row.get('label') for row in rows]
+        assert found[0]['probability'] == pytest.approx(rows[0]['probability'], abs=1e-4)
+
+
+def test_pickled(predictor: Predictor, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """A worker loads the model by its name."""
+    pickled = pickle.dumps(predictor)
+    assert len(pickled) < 1000
+    assert list(pickle.loads(pickled).predict(files)) == rows
+
+
+@pytest.mark.parametrize('name', ['top', 'batch_size', 'threads'])
+def test_settings(name: str) -> None:
+    with pytest.raises(SettingsError, match=f'{name} is 0; it has to be 1 or more'):
+        Predictor('test_resnet', **{name: 0})
+
+
+# In flat memory
+
+
+def growth(folder: Path, count: int, keep: bool) -> float:
+    """MB that predicting some images adds at most; to be called in a process of its own."""
+    content = encoded(photo().crop((0, 0, 160, 160)), 'JPEG', quality=100)
+    predictor = predictor_of(folder, batch_size=8)
+    list(predictor.predict([content] * 32))
+    torch.set_num_threads(1)
+    before = most = anonymous()
+    kept = []
+    for number, row in enumerate(predictor.predict(bytes(content) for _ in range(count))):
+        kept += [row, np.full(10_000, number)] if keep else []
+        most = max(most, anonymous()) if number % 10 == 0 else most
+    return most - before
+
+
+def anonymous() -> float:
+    """MB of this process that no file could be read again for."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith('RssAnon:'))
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='only Linux tells a process its memory')
+@pytest.mark.parametrize('keep', [False, True])
+def test_flat_memory(keep: bool, folder: Path) -> None:
+    """A hundred times the images; what keeps something of each is found."""
+    found = []
+    for count in (10, 1000):
+        with ProcessPoolExecutor(1, CONTEXT) as process:
+            found.append(process.submit(growth, folder, count, keep).result())
+    print(f'{found[0]:.1f} MB, with a hundred times the images {found[1]:.1f} MB')
+    assert (found[1] <= found[0] + 20) != keep
+
+
+# By other libraries
+
+
+def test_datasets(predictor: Predictor, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """With an error in the second batch only, whose type the first has to tell."""
+    source = datasets.Dataset.from_dict(dict(path=[str(path) for path in files]))
+    found = source.map(predictor, batched=True, batch_size=BATCH_SIZE)
+    assert as_rows(found.to_dict()) == rows
+    good = datasets.Dataset.from_dict(dict(image=[str(path) for path in files[:3]]))
+    decoded = good.cast_column('image', datasets.Image()).map(predictor, batched=True)
+    assert as_rows(decoded.select_columns(list(found.features)[1:]).to_dict()) == rows[:3]
+
+
+@pytest.mark.slow
+def test_ray(
+    folder: Path, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a cluster of this machine, by two workers."""
+    ray = pytest.importorskip('ray')
+    pytest.importorskip('ray.data')
+    monkeypatch.setenv('RAY_AUTH_MODE', 'disabled')
+    paths = [str(path) for path in files]
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='error',
+        runtime_env=dict(env_vars=dict(PYTHONPATH=str(ROOT))),
+    )  # fmt: skip
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        source = ray.data.from_items([dict(path=path, bytes=Path(path).read_bytes()) for path in paths])
+        found = source.repartition(1).map_batches(
+            Predictor,
+            fn_constructor_args=(str(folder),),
+            fn_constructor_kwargs=dict(batch_size=BATCH_SIZE, device='cpu'),
+            compute=ray.data.ActorPoolStrategy(size=2),
+            batch_format='numpy',
+            batch_size=BATCH_SIZE,
+        )
+        columns = found.to_pandas().set_index('path').loc[paths]
+    finally:
+        ray.shutdown()
+    assert as_rows(columns) == rows
+
+
+def test_predict_fn(predictor: Predictor, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """What Spark calls: pickled, called for a function, which is given an array."""
+    make = pickle.loads(pickle.dumps(predictor.make_predict_fn))
+    assert as_rows(make()(np.array([path.read_bytes() for path in files], object))) == rows
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:PySpark does not yet fully support pandas:FutureWarning')
+def test_spark(folder: Path, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    sql, functions = pytest.importorskip('pyspark.sql'), pytest.importorskip('pyspark.ml.functions')
+    if not shutil.which('java'):
+        pytest.skip('Spark needs Java')
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    monkeypatch.setenv('PYSPARK_PYTHON', sys.executable)
+    session = sql.SparkSession.builder.master('local[1]').config('spark.ui.enabled', 'false').getOrCreate()
+    try:
+        predicted = functions.predict_batch_udf(
+            predictor_of(folder).make_predict_fn,
+            return_type='struct<label:string,probability:double,top:string,error:string>',
+            batch_size=BATCH_SIZE,
+        )
+        table = session.createDataFrame([(bytearray(path.read_bytes()),) for path in files], 'content binary')
+        found = table.coalesce(1).select(predicted('content').alias('row')).select('row.*').collect()
+    finally:
+        session.stop()
+    assert as_rows({name: [row[name] for row in found] for name in ('label', 'probability', 'top', 'error')}) == rows
