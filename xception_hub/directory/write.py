@@ -1,19 +1,22 @@
 """The files of a model directory, which `timm.create_model('local-dir:DIR', pretrained=True)` loads."""
 
+import copy
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from timm.models import save_for_hf
 from torch import nn
 
 from ..errors import DirectoryError
+from ..network import Xception
 from ..weights.files import ARGUMENTS
 
 WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE = (
@@ -54,10 +57,18 @@ def write_model(
         config = json.loads(config_file.read_text(encoding='utf-8'))
         # the pipelines of transformers pass num_classes themselves; passed twice, it is an error
         config.get('model_args', {}).pop('num_classes', None)
+        if isinstance(model, Xception):  # timm leaves it out for another image size than the name's
+            config['pretrained_cfg']['pool_size'] = _map_size(model, config['pretrained_cfg']['input_size'])
         config_file.write_text(json.dumps(config, indent=2), encoding='utf-8')
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             _make_public(Path(part) / name)
             os.replace(Path(part) / name, directory / name)
+
+
+def _map_size(model: Xception, input_size: Sequence[int]) -> list[int]:
+    """Height and width of the last feature map, by which fastai knows that the network ends in a pooling."""
+    network = copy.deepcopy(model).to('meta').eval()
+    return [*network.forward_features(torch.empty(1, *input_size, device='meta')).shape[2:]]
 
 
 def _add_header(file: Path, model: nn.Module) -> None:
