@@ -149,8 +149,6 @@ def export(
                 )  # fmt: skip
                 run = row.load(file, precision)
                 comparison = compared(run, network, photos.images[:MOST_COMPARED], about['free_axes'], photos.words)
-            except XceptionHubError:
-                raise
             except Exception as e:  # of exporters and runtimes, which have no class in common
                 raise ExportError(
                     f'{format} cannot run {name} in {precision}: {in_one_line(e)} Choose another --format, one of '
@@ -239,7 +237,7 @@ def compared(run: Run, network: nn.Module, images: Tensor, free: Sequence[str], 
     if len(found) > 1:
         agreement = float((found[0].argmax(1) == expected[0].argmax(1)).double().mean())
     cosine = F.cosine_similarity(found[-1].double().flatten(1), expected[-1].double().flatten(1)).min()
-    return Comparison(words, relative_error(found, expected), agreement, float(cosine))
+    return Comparison(f'{len(images)} {words}', relative_error(found, expected), agreement, float(cosine))
 
 
 @app.default

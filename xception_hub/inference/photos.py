@@ -19,7 +19,7 @@ class Photos:
 
     Attributes:
         images: [B, 3, H, W].
-        words: How many of what, in words.
+        words: What they are, in words.
         left_out: Files that cannot be read, each with the reason.
     """
 
@@ -52,7 +52,7 @@ def read_photos(folder: Path, transforms: Transforms, most: int, least: int = 1)
     if len(images) < least:
         reasons = f' {len(left_out)} cannot be read: {left_out[0]}.' if left_out else ''
         raise DataError(f'{folder} has {len(images)} photos, of {least} at least.{reasons} Put more into it.')
-    return Photos(torch.stack(images), f'{len(images)} photos of {folder}', left_out)
+    return Photos(torch.stack(images), f'photos of {folder}', left_out)
 
 
 def sample_batch(transforms: Transforms) -> Photos:
@@ -64,7 +64,7 @@ def sample_batch(transforms: Transforms) -> Photos:
     images = _prepared(sample_photos(), transforms)
     if not images:
         raise DataError('There is no photo to compare on: name a folder of some by --images, or install matplotlib.')
-    return Photos(torch.stack(images), f'{len(images)} parts of a photo')
+    return Photos(torch.stack(images), 'parts of a photo')
 
 
 def _prepared(photos: Iterable[Image.Image], transforms: Transforms) -> list[Tensor]:
