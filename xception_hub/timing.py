@@ -41,8 +41,8 @@ def timed(call: Callable[[], object], device: str | torch.device = 'cpu') -> Cal
     return step
 
 
-def in_turn(steps: Mapping[Any, Callable[[], float]], repeats: int, limit: float = math.inf) -> dict[Any, float]:
-    """Median seconds of each step, after one round that is not counted.
+def rounds(steps: Mapping[Any, Callable[[], float]], repeats: int, limit: float = math.inf) -> dict[Any, list[float]]:
+    """Seconds of each step in each round, after one round that is not counted.
 
     Args:
         steps: Name -> step, which returns the seconds that it took.
@@ -50,7 +50,12 @@ def in_turn(steps: Mapping[Any, Callable[[], float]], repeats: int, limit: float
         limit: Seconds after which no further round begins. Two are counted in any case.
     """
     end = time.perf_counter() + limit
-    rounds: list[dict[Any, float]] = []
-    while len(rounds) <= repeats and (len(rounds) < 3 or time.perf_counter() < end):
-        rounds.append({name: step() for name, step in steps.items()})
-    return {name: statistics.median(seconds[name] for seconds in rounds[1:]) for name in steps}
+    taken: list[dict[Any, float]] = []
+    while len(taken) <= repeats and (len(taken) < 3 or time.perf_counter() < end):
+        taken.append({name: step() for name, step in steps.items()})
+    return {name: [seconds[name] for seconds in taken[1:]] for name in steps}
+
+
+def in_turn(steps: Mapping[Any, Callable[[], float]], repeats: int, limit: float = math.inf) -> dict[Any, float]:
+    """Median seconds of each step, see `rounds`."""
+    return {name: statistics.median(seconds) for name, seconds in rounds(steps, repeats, limit).items()}

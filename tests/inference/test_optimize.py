@@ -19,6 +19,7 @@ import xception_hub
 from xception_hub import Xception
 from xception_hub.errors import OptimizeError
 from xception_hub.inference import choices as choices_module
+from xception_hub.inference import optimize as optimize_module
 from xception_hub.inference.engines import ENGINES, Engine, lacks_bf16
 from xception_hub.inference.optimize import ORIGINAL, OptimizedModel, optimize
 from xception_hub.inference.reference import TOLERANCES, as_list, relative_error
@@ -33,6 +34,12 @@ PYTORCH = ENGINES['pytorch']
 def model() -> Xception:
     """Read only."""
     return random_model(**SMALL)
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests run at the same time."""
+    monkeypatch.setattr(optimize_module, 'BUSY', math.inf)
 
 
 @pytest.fixture
@@ -85,7 +92,7 @@ def test_engine(name: str, model: Xception) -> None:
     before = copy.deepcopy(model.state_dict())
     optimized = xception_hub.optimize(model, EXAMPLE, name)
     assert optimized.engine == name and optimized.any_size and optimized.difference < 1e-5
-    assert optimized.checked_on == '4 photos' and optimized.notes == []
+    assert optimized.checked_on == '4 photos' and not optimized.notes
     assert optimized.gain == optimized.seconds[ORIGINAL] / optimized.seconds[name]
     assert f'{name}, fp32: {optimized.gain:.2f} times' in repr(optimized)
     assert_same(optimized, model, 1e-4)
@@ -215,6 +222,16 @@ def test_choices_cannot_be_written(model: Xception, engines: Callable[..., None]
     (tmp_path / 'file').touch()
     notes = optimize(model, EXAMPLE, choices=tmp_path / 'file' / 'choices.json').notes
     assert len(notes) == 2 and 'cannot be read' in notes[0] and 'not remembered' in notes[1]
+
+
+def test_busy_machine(
+    model: Xception, engines: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A choice that says little is not remembered."""
+    monkeypatch.setattr(optimize_module, 'BUSY', 0)
+    engines()
+    notes = optimize(model, EXAMPLE, choices=tmp_path / 'choices.json').notes
+    assert notes[0].startswith('The machine was busy') and not (tmp_path / 'choices.json').exists()
 
 
 def test_default_choices() -> None:

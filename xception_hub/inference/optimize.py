@@ -1,6 +1,7 @@
 """The same function, faster: by the engine that is the fastest on this machine, checked against the original."""
 
 import copy
+import statistics
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptimizeError, in_one_line
-from ..timing import in_turn, timed
+from ..timing import rounds, timed
 from .choices import Choices, key_of
 from .engines import ENGINES, Engine, lacks_bf16
 from .folding import fold
@@ -21,6 +22,8 @@ AUTO = 'auto'
 ORIGINAL = 'original'
 PRECISIONS = ('fp32', 'bf16')
 ROUNDS, SECONDS = 10, 4.0  # engines take turns until one of both is reached
+BUSY = 1.5  # median of an engine's times, relative to the least, from which on they say little
+MEASURED_BUSY = 'The machine was busy with something else: what was measured is not certain, and not remembered.'
 COPIED = ('pretrained_cfg', 'default_cfg', 'num_classes', 'num_features', 'in_chans', 'feature_info')
 
 
@@ -33,7 +36,7 @@ class OptimizedModel:
         difference: Largest L2 norm of the difference of an image's outputs from the original's, relative to theirs.
         checked_on: The images of which this is the difference, in words.
         any_size: Whether it takes images of other sizes than the example's.
-        seconds: Median seconds of each contender for the example, the model as it came is called 'original'.
+        seconds: Least seconds of each contender for the example; the model as it came is called 'original'.
         notes: What was left out or could not be had, and why.
         pretrained_cfg, num_classes and others: Those of the original, where it has them.
     """
@@ -136,8 +139,8 @@ def optimize(
     folded, notes = _folded(model)
     if engine != AUTO:
         result = _built(engine, folded, reference)
-        result.seconds = _seconds(reference, [result])
-        result.notes = notes
+        result.seconds, busy = _measured(reference, [result])
+        result.notes = [*notes, *[MEASURED_BUSY] * busy]
         return result
     known, key = Choices(choices), key_of(model, example, precision)
     if choice := known.get(key):
@@ -148,10 +151,11 @@ def optimize(
     results, left_out = _all_built(tried, folded, reference)
     if not results:
         raise OptimizeError(' '.join(['No engine computes what the model does.', *left_out]))
-    seconds = _seconds(reference, results)
+    seconds, busy = _measured(reference, results)
     best = min(results, key=lambda result: seconds[result.engine])
-    known.put(key, best.engine, seconds)
-    best.seconds, best.notes = seconds, [*notes, *left_out, *known.notes]
+    if not busy:
+        known.put(key, best.engine, seconds)
+    best.seconds, best.notes = seconds, [*notes, *left_out, *known.notes, *[MEASURED_BUSY] * busy]
     return best
 
 
@@ -197,8 +201,11 @@ def _built(name: str, folded: nn.Module, reference: Reference) -> OptimizedModel
     return result
 
 
-def _seconds(reference: Reference, results: Sequence[OptimizedModel]) -> dict[str, float]:
-    """Median seconds of the original and of each result, for the example."""
+def _measured(reference: Reference, results: Sequence[OptimizedModel]) -> tuple[dict[str, float], bool]:
+    """Seconds of the original and of each result, for the example; and whether the machine was busy with other things.
+
+    The least of several times is the one that is disturbed least.
+    """
     contenders: dict[str, Callable[[Tensor], Any]] = {
         ORIGINAL: reference.model,
         **{result.engine: result for result in results},
@@ -208,7 +215,9 @@ def _seconds(reference: Reference, results: Sequence[OptimizedModel]) -> dict[st
             name: timed(partial(contender, reference.example), reference.example.device)
             for name, contender in contenders.items()
         }
-        return in_turn(steps, ROUNDS, SECONDS)
+        taken = rounds(steps, ROUNDS, SECONDS)
+    busy = any(statistics.median(seconds) > BUSY * min(seconds) for seconds in taken.values())
+    return {name: min(seconds) for name, seconds in taken.items()}, busy
 
 
 def _check(model: nn.Module, example: Tensor, precision: str, photos: Sequence[Photo] | None) -> None:
@@ -228,7 +237,9 @@ def _check(model: nn.Module, example: Tensor, precision: str, photos: Sequence[P
             f"example.to('{parameter.device}')."
         )
     if precision not in PRECISIONS:
-        raise OptimizeError(f'There is no precision {precision!r}: it is one of {PRECISIONS}.')
+        raise OptimizeError(
+            f'There is no precision {precision!r}: it is one of {PRECISIONS}. For int8, run xception-hub export.'
+        )
     if precision == 'bf16' and lacks_bf16(example.device):
         raise OptimizeError(
             f"{example.device} has no instructions for bf16, and would only emulate it: take precision='fp32'."
