@@ -52,7 +52,7 @@ def explain(model: TimmModel, images: Tensor, classes: Sequence[int] | Tensor, m
     if model.training:
         raise ModelError('The model is in training mode, in which it sees images as parts of a batch: model.eval().')
     with torch.inference_mode(False), torch.enable_grad():
-        images, classes = images.detach().clone(), torch.as_tensor(classes, device=images.device)
+        images, classes = images.detach().clone(), torch.as_tensor(classes, device=images.device).clone()
         if len(classes) != len(images) or not ((classes >= 0) & (classes < model.num_classes)).all():
             raise ModelError(
                 f'The classes are {classes.tolist()}: one of 0 to {model.num_classes - 1} for each of {len(images)} '
