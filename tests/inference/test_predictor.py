@@ -249,6 +249,7 @@ def test_datasets(predictor: Predictor, files: list[Path], rows: list[dict[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')  # Ray warns of its own settings
 def test_ray(
     folder: Path, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -285,7 +286,7 @@ def test_predict_fn(predictor: Predictor, files: list[Path], rows: list[dict[str
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings('ignore:PySpark does not yet fully support pandas:FutureWarning')
+@pytest.mark.filterwarnings('ignore')  # PySpark warns of pandas 3
 def test_spark(folder: Path, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     sql, functions = pytest.importorskip('pyspark.sql'), pytest.importorskip('pyspark.ml.functions')
     if not shutil.which('java'):

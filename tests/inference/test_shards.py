@@ -108,7 +108,7 @@ def test_killed(
     there = {path.name: path.stat().st_mtime_ns for path in output.glob('*.parquet')}
     assert PARTS[0] in there
     run(folder, photos, output)
-    assert f'{len(there)} were there' in capsys.readouterr().err
+    assert f'{len(there)} there before' in capsys.readouterr().err
     assert rows_of(output) == rows
     assert all((output / name).stat().st_mtime_ns == written for name, written in there.items())
     assert sorted(path.name for path in output.iterdir()) == [*PARTS, 'shards.json']
@@ -123,7 +123,7 @@ def test_two_runs_at_once(
     with FileLock(output / '.1.lock'):
         run(folder, photos, output)
     assert sorted(path.name for path in output.glob('*.parquet')) == [PARTS[0], PARTS[2], PARTS[3]]
-    assert '3 parts written, 0 were there, 1 are being written by other processes' in capsys.readouterr().err
+    assert 'Parts: 3 written, 0 there before, 1 left to other processes' in capsys.readouterr().err
     run(folder, photos, output)
     assert rows_of(output) == rows
 

@@ -1,5 +1,6 @@
 """The blocks of the README and of the pages below docs/ run as they stand there."""
 
+import importlib.util
 import json
 import os
 import re
@@ -33,7 +34,7 @@ def blocks_of(page: Path, languages: str = 'python|bash') -> list[tuple[str, str
 BLOCKS = [(page, *block) for page in PAGES if page not in TRANSLATIONS for block in blocks_of(page)]
 SETUP = [code.strip() for _, _, code in BLOCKS if code.startswith('python3 -m venv')]
 # The pages below docs/ lead through all there is, by processes that take long; each page stands by itself.
-LONG = {'fine_tune_on_your_photos.md', 'port_your_keras_model.md'}
+LONG = {'at_scale.md', 'export.md', 'fine_tune_on_your_photos.md', 'port_your_keras_model.md'}
 RUN_HERE = [
     pytest.param(
         language, code, id=f'{page.stem}: {code.splitlines()[-1][:50]}', marks=[pytest.mark.slow] * (page.name in LONG)
@@ -79,6 +80,8 @@ def run(language: str, code: str, folder: Path) -> str:
 @pytest.mark.parametrize(('language', 'code'), RUN_HERE)
 def test_block(language: str, code: str, folder: Path) -> None:
     """Each block by itself, in the reader's order."""
+    if 'pyspark' in code and not (importlib.util.find_spec('pyspark') and shutil.which('java')):
+        pytest.skip('Spark needs Java')
     output = run(language, code, folder)
     if 'index_to_description' in code:
         info = timm.data.ImageNetInfo()
@@ -89,11 +92,17 @@ def test_block(language: str, code: str, folder: Path) -> None:
         assert output.strip() in (str(list(CLASS_NAMES)), *CLASS_NAMES, *PHOTOS)
     if 'output_shape' in code:
         assert output.strip() == '(None, 6)'
+    if code.startswith('xception-hub export'):
+        exported = folder / re.findall(r'--output (\S+)', code)[0] / 'export.json'
+        comparison = json.loads(exported.read_text())['comparison']
+        assert comparison['difference'] < 1e-5 or ('int8' in code and comparison['top1_agreement'] > 0.9)
     if code.startswith('xception-hub prove'):
         assert (folder / 'converted' / 'parity.png').stat().st_size > 10_000
     if '--output kitchen-model' in code:
         assert json.loads((folder / 'kitchen-model' / 'metrics.json').read_text())['top1'] == 1
         assert (folder / 'kitchen-model' / 'report.html').stat().st_size > 50_000
+    if code.startswith('xception-hub explain'):
+        assert (folder / 'explained' / 'photo.png').stat().st_size > 50_000
     if '--dry-run' in code:
         assert not (folder / 'kitchen-transfer').exists()
     if '513, 513' in code:

@@ -233,8 +233,8 @@ class _Run:
             written = list(shards.write(['file', *self.predictor.columns], rows, rank, processes))
         others = len(shards.missing())
         self.tell(
-            f'. {len(written)} parts written, {len(shards) - len(missing)} were there'
-            + (f', {others} are being written by other processes' if others else '')
+            f'. Parts: {len(written)} written, {len(shards) - len(missing)} there before'
+            + (f', {others} left to other processes' if others else '')
             + f': {shards.directory}'
         )
 
