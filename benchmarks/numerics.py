@@ -2,7 +2,7 @@
 
 The error that the numerics of the legacy torch lineage cause with the weights that Keras publishes: relative L2 error
 of the 2048 pooled features, in float32, on the photos of examples/port_a_keras_model.py. The reference is this network,
-which equals Keras.
+which equals Keras. The last but one column is what segmentation_models_pytorch does to the stem, alone.
 """
 
 import sys
@@ -45,6 +45,8 @@ def main(
         'pool padding': dict(pool_padding=LEGACY_NUMERICS['pool_padding']),
         'eps': dict(bn_eps=LEGACY_NUMERICS['bn_eps']),
         'both': LEGACY_NUMERICS,
+        'and stem': dict(LEGACY_NUMERICS, stem_padding=1),  # of segmentation_models_pytorch
+        'stem padding': dict(stem_padding=1),
     }
     models = {name: Xception(num_classes=0, **arguments).eval() for name, arguments in variants.items()}
     for model in models.values():
