@@ -11,7 +11,7 @@ import sys
 import textwrap
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,12 +66,12 @@ def torchscript(folded: nn.Module, example: Tensor) -> Function:
     return lambda images: function(images.contiguous(memory_format=torch.channels_last))
 
 
-def contenders(name: str, example: Tensor, compile: bool) -> Iterator[tuple[str, Function]]:
+def contenders(name: str, example: Tensor, precisions: Sequence[str], compile: bool) -> Iterator[tuple[str, Function]]:
     """All that runs here, by name; what computes in bf16 says so in its name."""
     device = example.device
     model = make(name, device)
     folded = fold(model)
-    precisions = ['fp32'] if lacks_bf16(device) else ['fp32', 'bf16']
+    precisions = [precision for precision in precisions if precision == 'fp32' or not lacks_bf16(device)]
     yield BASELINE, make(BASELINE, device)
     yield name, model
     yield 'channels_last', in_channels_last(model)
@@ -211,6 +211,7 @@ def main(
     repeats: int = 5,
     threads: int | None = None,
     device: str = 'cuda' if torch.cuda.is_available() else 'cpu',
+    precisions: tuple[str, ...] = tuple(DTYPES),
     compile: bool = False,
     layers: bool = False,
     growth: bool = False,
@@ -226,6 +227,7 @@ def main(
         repeats: Number of timed repeats, after one that is not counted. Their median is printed.
         threads: Number of threads of torch. By default torch chooses.
         device: cuda or cpu.
+        precisions: What the engines compute in. bf16 is left out on a CPU that only emulates it.
         compile: Let Inductor take part, which builds for minutes on a CPU.
         layers: Print where the time of the folded network goes, too.
         growth: Print how the time depends on pixels and batch, too.
@@ -246,7 +248,7 @@ def main(
         for batch_size in batch_sizes
     }
     example = next(iter(examples.values()))
-    functions = dict(contenders(model, example, compile))
+    functions = dict(contenders(model, example, precisions, compile))
     shapes: dict[str, dict[str, Result]] = {}
     counted = make(model, torch.device('meta'))
     for (size, batch_size), images in examples.items():

@@ -34,6 +34,18 @@ def test_numerics() -> None:
     assert errors[71][0] == 0 and errors[71][1] > 0.01 and errors[96][0] > 0.05
 
 
+@pytest.mark.slow
+def test_explanations(converted: Path) -> None:
+    """The maps depend on the weights, and those of pixels add up to the logit."""
+    small = ('--photos', 1, '--image-size', 96, '--model', converted)
+    rows = {
+        row.split()[0]: row.split()[1:]
+        for row in run('explanations.py', *small, '--methods', 'gradcam', 'deeplift').splitlines()[1:]
+    }
+    assert rows['gradcam'][1] == '-' and float(rows['deeplift'][1]) < 1e-3
+    assert all(abs(float(row[-1])) < 0.8 for row in rows.values())
+
+
 def test_checkpoints() -> None:
     """A row of the table; tests/weights runs every kind."""
     rows = run('checkpoints.py', '--only', 'Cadene', '--sizes', 96).splitlines()
@@ -88,7 +100,8 @@ def test_ablations(tmp_path: Path) -> None:
 
 def test_inference(tmp_path: Path) -> None:
     """Every contender that is installed, of a small network."""
-    small = ('--model', 'test_resnet', '--sizes', 71, '--batch-sizes', 2, '--repeats', 1, '--threads', 1, '--layers')
+    small = ('--model', 'test_resnet', '--sizes', 71, '--batch-sizes', 2, '--repeats', 1, '--threads', 1)
+    small += ('--precisions', 'fp32', '--layers')
     text = run('inference.py', *small, '--json-file', tmp_path / 'results.json', '--plot', tmp_path / 'results.png')
     (results,) = json.loads((tmp_path / 'results.json').read_text())['results'].values()
     assert {'legacy_xception', 'channels_last', 'folded, onnxruntime, fp32'} < results.keys()

@@ -34,7 +34,7 @@ def blocks_of(page: Path, languages: str = 'python|bash') -> list[tuple[str, str
 BLOCKS = [(page, *block) for page in PAGES if page not in TRANSLATIONS for block in blocks_of(page)]
 SETUP = [code.strip() for _, _, code in BLOCKS if code.startswith('python3 -m venv')]
 # The pages below docs/ lead through all there is, by processes that take long; each page stands by itself.
-LONG = {'at_scale.md', 'export.md', 'fine_tune_on_your_photos.md', 'port_your_keras_model.md'}
+LONG = {'at_scale.md', 'export.md', 'faster.md', 'fine_tune_on_your_photos.md', 'port_your_keras_model.md'}
 RUN_HERE = [
     pytest.param(
         language, code, id=f'{page.stem}: {code.splitlines()[-1][:50]}', marks=[pytest.mark.slow] * (page.name in LONG)
@@ -92,6 +92,10 @@ def test_block(language: str, code: str, folder: Path) -> None:
         assert output.strip() in (str(list(CLASS_NAMES)), *CLASS_NAMES, *PHOTOS)
     if 'output_shape' in code:
         assert output.strip() == '(None, 6)'
+    if 'print(faster)' in code:
+        assert re.match(
+            r'OptimizedModel\(\w+, fp32: \d+\.\d\d times as fast as the original at \[1, 3, 299, 299\]', output
+        )
     if code.startswith('xception-hub export'):
         exported = folder / re.findall(r'--output (\S+)', code)[0] / 'export.json'
         comparison = json.loads(exported.read_text())['comparison']
