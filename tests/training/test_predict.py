@@ -110,8 +110,10 @@ def test_tables(kind: str, photos: Path, folder: Path, tmp_path: Path) -> None:
 
 
 def test_embed(photos: Path, folder: Path, tmp_path: Path) -> None:
-    predict.main(str(photos), model=str(folder), output=tmp_path / 'rows.parquet', embed=True, device='cpu')
+    for suffix in ('.jsonl', '.parquet'):
+        predict.main(str(photos), model=str(folder), output=tmp_path / f'rows{suffix}', embed=True, device='cpu')
     rows = rows_of(tmp_path / 'rows.parquet')
+    assert rows_of(tmp_path / 'rows.jsonl') == rows
     model = timm.create_model(f'local-dir:{folder}', pretrained=True, num_classes=0).eval()
     image = Transforms(model).evaluation()(xception_hub.open_image(rows[0]['file']))
     with torch.inference_mode():
@@ -194,6 +196,8 @@ def test_notes_of_a_table(photos: Path, folder: Path, tmp_path: Path, capsys: py
         (('.',), dict(embed=True), '--embed writes vectors'),
         (('.',), {}, 'no image'),
         (('PHOTOS',), dict(model='nothing'), 'nothing cannot be built'),
+        (('PHOTOS',), dict(device='gpu'), "The device 'gpu' cannot be used"),
+        (('PHOTOS',), dict(engine='steam'), 'steam'),
     ],
 )
 def test_refused(
@@ -203,7 +207,7 @@ def test_refused(
     monkeypatch.chdir(tmp_path)
     given = [str(photos) if path == 'PHOTOS' else path for path in paths]
     with pytest.raises(SystemExit) as ended:
-        predict.main(*given, **{'model': str(folder), **options}, device='cpu')
+        predict.main(*given, **{'model': str(folder), 'device': 'cpu', **options})
     assert said in str(ended.value)
 
 

@@ -184,10 +184,11 @@ class Predictor:
 
         Raises:
             ModelError: There is no such model, or its outputs are not what is asked for.
+            SettingsError: There is no such device.
         """
-        device = torch.device(self.device or default_device())
         if not isinstance(self.model, (str, os.PathLike)):
             return self._given(self.model)
+        device = self._device()
         model, config = open_model(self.model)
         activation = final_activation_of(config)
         if activation not in OF_CLASSES and not self.embed:
@@ -206,6 +207,12 @@ class Predictor:
             example = torch.zeros(self.batch_size, *transforms.config['input_size'], device=device)
             function = optimize(model, example, self.engine)
         return Loaded(function, transforms, class_names, self._is_multi_label(multi_label), device, weights)
+
+    def _device(self) -> torch.device:
+        try:
+            return torch.zeros(1, device=self.device or default_device()).device
+        except Exception as e:  # of torch and of drivers, which have no class in common
+            raise SettingsError(f'The device {self.device!r} cannot be used ({e}). Choose cpu, or leave it out.') from e
 
     def _given(self, model: TimmModel) -> Loaded:
         if self.embed and getattr(model, 'num_classes', 0):
@@ -248,7 +255,7 @@ class Predictor:
     def cells(self, outputs: Tensor) -> list[dict[str, Any]]:
         """The cells of images from their logits [B, C], or features [B, D]."""
         if self.embed:
-            return [dict(features=vector) for vector in outputs.cpu().numpy()]
+            return [dict(features=vector) for vector in outputs.cpu().tolist()]
         names, multi_label = self.loaded.class_names, self.loaded.multi_label
         outputs = outputs.double().cpu()
         probabilities = outputs.sigmoid() if multi_label else outputs.softmax(1)

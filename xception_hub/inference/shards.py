@@ -47,7 +47,7 @@ class Shards:
     def path(self, number: int) -> Path:
         return self.directory / f'part-{number:05}-of-{len(self):05}.parquet'
 
-    def range(self, number: int) -> range:
+    def images_of(self, number: int) -> range:
         """The images of a part."""
         return range(number * self.size, min((number + 1) * self.size, self.images))
 
@@ -106,7 +106,7 @@ class Shards:
             with suppress(Timeout), self._lock(number):
                 if not self._is_there(number):  # it may have been written since
                     with tables.table(self.path(number), columns) as write:
-                        for row in rows(self.range(number)):
+                        for row in rows(self.images_of(number)):
                             write(row)
                     yield number
         if not self.missing():
@@ -115,7 +115,7 @@ class Shards:
 
     def _is_there(self, number: int) -> bool:
         try:
-            return parquet.read_metadata(self.path(number)).num_rows == len(self.range(number))
+            return parquet.read_metadata(self.path(number)).num_rows == len(self.images_of(number))
         except (OSError, pyarrow.ArrowInvalid):
             return False
 

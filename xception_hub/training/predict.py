@@ -223,7 +223,7 @@ class _Run:
     def write_parts(self, shards: Shards, rank: int, processes: int) -> None:
         """Writes the parts that are missing and that no other process is writing."""
         missing = shards.missing()
-        with tqdm(total=sum(len(shards.range(number)) for number in missing), unit='img', disable=None) as bar:
+        with tqdm(total=sum(len(shards.images_of(number)) for number in missing), unit='img', disable=None) as bar:
 
             def rows(indices: range) -> Iterator[dict[str, Any]]:
                 for row in self.rows(indices):
