@@ -250,22 +250,23 @@ def test_datasets(predictor: Predictor, files: list[Path], rows: list[dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')  # Ray warns of its own settings
-def test_ray(
-    folder: Path, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_ray(folder: Path, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """On a cluster of this machine, by two workers."""
     ray = pytest.importorskip('ray')
+    pandas = pytest.importorskip('pandas')
     pytest.importorskip('ray.data')
     monkeypatch.setenv('RAY_AUTH_MODE', 'disabled')
-    paths = [str(path) for path in files]
     ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='error',
+        num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level='error',
         runtime_env=dict(env_vars=dict(PYTHONPATH=str(ROOT))),
     )  # fmt: skip
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        source = ray.data.from_items([dict(path=path, bytes=Path(path).read_bytes()) for path in paths])
-        found = source.repartition(1).map_batches(
+        tables = [
+            pandas.DataFrame([dict(path=str(path), bytes=path.read_bytes()) for path in files[start:][:BATCH_SIZE]])
+            for start in range(0, len(files), BATCH_SIZE)
+        ]
+        found = ray.data.from_pandas(tables).map_batches(
             Predictor,
             fn_constructor_args=(str(folder),),
             fn_constructor_kwargs=dict(batch_size=BATCH_SIZE, device='cpu'),
@@ -273,7 +274,7 @@ def test_ray(
             batch_format='numpy',
             batch_size=BATCH_SIZE,
         )
-        columns = found.to_pandas().set_index('path').loc[paths]
+        columns = found.to_pandas().set_index('path').loc[[str(path) for path in files]]
     finally:
         ray.shutdown()
     assert as_rows(columns) == rows
