@@ -290,6 +290,7 @@ def test_predict_fn(predictor: Predictor, files: list[Path], rows: list[dict[str
 @pytest.mark.filterwarnings('ignore')  # PySpark warns of pandas 3
 def test_spark(folder: Path, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     sql, functions = pytest.importorskip('pyspark.sql'), pytest.importorskip('pyspark.ml.functions')
+    types = pytest.importorskip('pyspark.sql.types')
     if not shutil.which('java'):
         pytest.skip('Spark needs Java')
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
@@ -298,7 +299,7 @@ def test_spark(folder: Path, files: list[Path], rows: list[dict[str, Any]], monk
     try:
         predicted = functions.predict_batch_udf(
             predictor_of(folder).make_predict_fn,
-            return_type='struct<label:string,probability:double,top:string,error:string>',
+            return_type=types.StructType.fromDDL('label string, probability double, top string, error string'),
             batch_size=BATCH_SIZE,
         )
         table = session.createDataFrame([(bytearray(path.read_bytes()),) for path in files], 'content binary')
