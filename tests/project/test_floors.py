@@ -133,5 +133,5 @@ def test_import_is_light() -> None:
     code = 'import sys, xception_hub, xception_hub.cli; print(*sys.modules)'
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True, check=True)
     loaded = set(result.stdout.split())
-    assert not loaded & {*HEAVY, 'matplotlib', 'jinja2', 'onnx'}
+    assert not loaded & {*HEAVY, 'matplotlib', 'jinja2', 'onnx', 'xception_hub.inference'}
     assert 'timm' in loaded
