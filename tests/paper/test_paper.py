@@ -208,6 +208,7 @@ def test_one_failure_is_enough(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
             "json='nowhere/paper.json' is not possible: there must be a folder 'nowhere'",
         ),
         (('--json', 'tests'), "json='tests' is not possible: it is a folder"),
+        (('--page', 'tests'), "page='tests' is not possible: it is a folder"),
         (('--figures', 'README.md'), "figures='README.md' is not possible: it is a file"),
     ],
 )

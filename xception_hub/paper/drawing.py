@@ -388,7 +388,7 @@ def draw_continuum(path: Path | None = None, width: int = 728) -> Figure:
         (f'a 3x3 and a 1x1 convolution, {width} to {width} channels', pair, STRONG_POINTWISE, 'o'),
     ):
         points, exist = sorted(counts.items()), len(SEGMENTS) - 1  # no network between 8 and one per channel
-        line = dict(color=colour, marker=marker, linewidth=1.5, markersize=5)
+        line = dict[str, Any](color=colour, marker=marker, linewidth=1.5, markersize=5)
         if counts is network:
             axes.plot(*zip(*points[exist - 1 :]), **line | dict(linestyle=(0, (1, 3))))
             points = points[:exist]

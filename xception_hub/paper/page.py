@@ -45,9 +45,8 @@ def as_svg(figure: Figure, salt: str) -> str:
         salt: Text that no other picture of the page has, for the ids of its clipping paths.
     """
     with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': salt}):
-        figure.savefig(
-            file := io.StringIO(), format='svg', metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
-        )
+        none = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+        figure.savefig(file := io.StringIO(), format='svg', metadata=none)
     svg = file.getvalue()
     svg = svg[svg.index('<svg') :]
     svg = re.sub(r' id="(?:figure|axes|patch|line2d|text)_\d+"', '', svg)
@@ -68,7 +67,7 @@ def modules() -> Iterator[tuple[str, dict[str, Any]]]:
         svg = as_svg(drawing.draw_inception(inception, page=PAGE), name)
         yield name, dict(svg=svg, **count(inception, MAP_SIZE, CHANNELS))
     for segments, order, (name, act) in itertools.product(CHOICES, ORDERS, ACTIVATIONS.items()):
-        module = SeparableConv2d(CHANNELS, CHANNELS, segments=segments, order=order, act=act and act(), device='meta')
+        module = SeparableConv2d(CHANNELS, CHANNELS, segments=segments, order=order, act=act() if act else None)
         key = f'{segments}/{order}/{name}'
         svg = as_svg(drawing.draw_segments(module, page=PAGE, most=MOST), key)
         yield key, dict(svg=svg, **count(module, MAP_SIZE, CHANNELS))
@@ -103,13 +102,11 @@ def figure_5() -> dict[str, Any]:
     network = Xception(device='meta').eval()
     sizes = drawing.map_sizes(network, IMAGE_SIZE)
     names = {module: name for name, module in network.named_modules() if module in sizes}
-    columns, drawn = [], {}
+    columns, drawn = [], dict[nn.Module, str]()
     for number, parts in enumerate(drawing.columns_of(network)):
-        drawing.draw_column(
-            sheet := drawing.Drawing(drawing.COLUMN + 2 * drawing.MARGIN, names), drawing.MARGIN, parts, sizes
-        )
-        svg = as_svg(sheet.finish(None), f'column {number}')
-        columns.append(svg)
+        sheet = drawing.Drawing(drawing.COLUMN + 2 * drawing.MARGIN, names)
+        drawing.draw_column(sheet, drawing.MARGIN, parts, sizes)
+        columns.append(svg := as_svg(sheet.finish(None), f'column {number}'))
         drawn |= {layer: name for layer, name in names.items() if f'id="{name}"' in svg}
     return dict(columns=columns, layers=dict(layers(network, drawn, sizes)))
 
