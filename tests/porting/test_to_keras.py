@@ -107,6 +107,33 @@ def test_rescaling_returns(tmp_path: Path) -> None:
     assert all(torch.equal(back.tensors[name], tensor) for name, tensor in ported.tensors.items())
 
 
+@pytest.mark.slow
+def test_trained_on_in_keras(tmp_path: Path) -> None:
+    """A network of torch is a layer of a new functional model there, which trains, is saved and loaded, and returns."""
+    import keras
+
+    directory = saved(tmp_path / 'network', num_classes=4, pretrained_cfg_overlay=dict(input_size=(3, 71, 71)))
+    write_keras(*build_keras(directory), tmp_path / 'model.keras')
+    loaded = keras.models.load_model(tmp_path / 'model.keras')
+    backbone = next(layer for layer in loaded.layers if isinstance(layer, keras.Model))
+    inputs = keras.Input((71, 71, 3))
+    features = keras.layers.GlobalAveragePooling2D()(backbone(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(features))
+    model.compile('sgd', keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = images(71, 71, batch=2).permute(0, 2, 3, 1).numpy()
+    before = [weight.copy() for weight in backbone.get_weights()]
+    model.fit(x, np.array([0, 1]), verbose=0)
+    changed = [not np.array_equal(*pair) for pair in zip(before, backbone.get_weights())]
+    assert len(changed) == 234 and all(changed)
+    model.save(tmp_path / 'trained.keras')
+    again = keras.models.load_model(tmp_path / 'trained.keras')
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+    network = port(tmp_path / 'trained.keras').model().eval()
+    with torch.inference_mode():
+        found = network(torch.from_numpy(x).permute(0, 3, 1, 2))
+    torch.testing.assert_close(found, torch.from_numpy(model.predict(x, verbose=0)), **FLOAT32)
+
+
 def test_weights_alone(converted: Path, tmp_path: Path) -> None:
     """A .weights.h5 that Keras loads into the same model."""
     model, network = build_keras(converted)
