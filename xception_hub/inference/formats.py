@@ -167,7 +167,9 @@ def _as_it_is(program: ExportedProgram, outputs: Sequence[str]) -> ExportedProgr
 
 
 def _store_torch_export(program: ExportedProgram, path: Path, texts: Mapping[str, str]) -> None:
-    torch.export.save(program, path, extra_files=dict(texts))
+    buffer = io.BytesIO()  # on a full disk, torch's own writer ends the process
+    torch.export.save(program, buffer, extra_files=dict(texts))
+    path.write_bytes(buffer.getvalue())
 
 
 def _load_torch_export(path: Path, precision: str = 'fp32') -> Run:
