@@ -46,6 +46,15 @@ def test_explanations(converted: Path) -> None:
     assert all(abs(float(row[-1])) < 0.8 for row in rows.values())
 
 
+@pytest.mark.slow
+def test_explanations(converted: Path) -> None:
+    """The maps depend on the weights, and those of pixels add up to the logit."""
+    small = ('--photos', 1, '--image-size', 96, '--model', converted, '--methods', 'gradcam', 'deeplift')
+    rows = {row.split()[0]: row.split()[1:] for row in run('explanations.py', *small).splitlines()[1:]}
+    assert rows['gradcam'][1] == '-' and float(rows['deeplift'][1]) < 1e-3
+    assert all(abs(float(row[-1])) < 0.8 for row in rows.values())
+
+
 def test_checkpoints() -> None:
     """A row of the table; tests/weights runs every kind."""
     rows = run('checkpoints.py', '--only', 'Cadene', '--sizes', 96).splitlines()
