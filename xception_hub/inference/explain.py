@@ -86,7 +86,7 @@ def main(
     model: str,
     output: Path = Path('explained'),
     top: int = 3,
-    classes: Annotated[tuple[str, ...], Parameter('--class', negative='')] = (),
+    classes: Annotated[tuple[str, ...], Parameter('--class', negative='', show_default=False)] = (),
     method: str = 'gradcam',
     raw: Annotated[bool, Parameter(negative='')] = False,
     image_size: int | None = None,
