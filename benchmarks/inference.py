@@ -14,11 +14,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import timm
 import torch
-from cyclopts import App
+from cyclopts import App, Parameter
 from torch import Tensor, fx, nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +36,7 @@ MATRIX = 2048  # rows and columns, whose multiplication is the machine's peak
 GROWTH = ((128, 192, 256, 299, 384, 512), (1, 2, 4, 8, 16))  # pixels, batches
 RTX_3090 = 1625  # images per second of legacy_xception that timm publishes: AMP, channels_last, batch 256
 
+SEVERAL = Parameter(consume_multiple=True, negative='')
 app = App(help=__doc__, version_flags=[])
 
 
@@ -206,12 +207,12 @@ def draw(path: Path, title: str, shapes: dict[str, dict[str, Result]]) -> None:
 def main(
     *,
     model: str = 'xception_paper',
-    sizes: tuple[int, ...] = (299, 224),
-    batch_sizes: tuple[int, ...] = (1, 8),
+    sizes: Annotated[tuple[int, ...], SEVERAL] = (299, 224),
+    batch_sizes: Annotated[tuple[int, ...], SEVERAL] = (1, 8),
     repeats: int = 5,
     threads: int | None = None,
     device: str = 'cuda' if torch.cuda.is_available() else 'cpu',
-    precisions: tuple[str, ...] = tuple(DTYPES),
+    precisions: Annotated[tuple[str, ...], SEVERAL] = tuple(DTYPES),
     compile: bool = False,
     layers: bool = False,
     growth: bool = False,
