@@ -80,17 +80,13 @@ def _inductor(model: nn.Module, example: Tensor, precision: str) -> Function:
     return _pytorch(model, example, precision, options={'freezing': True, 'triton.cudagraphs': example.is_cuda})
 
 
-def _exported(model: nn.Module, example: Tensor, precision: str, format: str, *options: str) -> Function:
+def _exported(model: nn.Module, example: Tensor, precision: str, format: str) -> Function:
     """A runtime of its own, which runs the file of a format."""
     with tempfile.TemporaryDirectory(prefix='xception_hub') as folder:
         path = Path(folder) / f'model{FORMATS[format].suffix}'
         FORMATS[format].write(model, example, path)
-        run = FORMATS[format].load(path, *options)
+        run = FORMATS[format].load(path, precision)
     return lambda images: run(images.contiguous())
-
-
-def _openvino(model: nn.Module, example: Tensor, precision: str) -> Function:
-    return _exported(model, example, precision, 'openvino', precision)
 
 
 ENGINES = {
@@ -104,7 +100,9 @@ ENGINES = {
         ('cpu',),
         ('fp32',),
     ),
-    'openvino': Engine(_openvino, FORMATS['openvino'].packages, 'xception-hub[export]', ('cpu',), ('cpu',)),
+    'openvino': Engine(
+        partial(_exported, format='openvino'), FORMATS['openvino'].packages, 'xception-hub[export]', ('cpu',), ('cpu',)
+    ),
     'cudagraphs': Engine(partial(_pytorch, backend='cudagraphs')),
     'tensorrt': Engine(partial(_pytorch, backend='tensorrt'), ('torch_tensorrt',), 'torch-tensorrt'),
 }

@@ -126,7 +126,7 @@ def _store_onnx(model: Any, path: Path, texts: Mapping[str, str]) -> None:
     onnx.save(model, path)
 
 
-def _load_onnx(path: Path, precision: str = 'fp32') -> Run:
+def _load_onnx(path: Path, precision: str) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -153,7 +153,7 @@ def _store_openvino(model: Any, path: Path, texts: Mapping[str, str]) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def _load_openvino(path: Path, precision: str = 'fp32') -> Run:
+def _load_openvino(path: Path, precision: str) -> Run:
     import openvino
 
     # left to itself, OpenVINO computes float32 in bfloat16 on CPUs that have it
@@ -172,7 +172,7 @@ def _store_torch_export(program: ExportedProgram, path: Path, texts: Mapping[str
     path.write_bytes(buffer.getvalue())
 
 
-def _load_torch_export(path: Path, precision: str = 'fp32') -> Run:
+def _load_torch_export(path: Path, precision: str) -> Run:
     return _without_gradients(torch.export.load(path).module())
 
 
@@ -180,7 +180,7 @@ def _store_aoti(program: ExportedProgram, path: Path, texts: Mapping[str, str]) 
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
 
 
-def _load_aoti(path: Path, precision: str = 'fp32') -> Run:
+def _load_aoti(path: Path, precision: str) -> Run:
     return _without_gradients(torch._inductor.aoti_load_package(str(path)))
 
 
@@ -192,7 +192,7 @@ def _store_executorch(program: ExportedProgram, path: Path, texts: Mapping[str, 
     path.write_bytes(lowered.buffer)
 
 
-def _load_executorch(path: Path, precision: str = 'fp32') -> Run:
+def _load_executorch(path: Path, precision: str) -> Run:
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(path).load_method('forward')
