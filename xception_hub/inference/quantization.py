@@ -19,8 +19,8 @@ def by_nncf(model: Any, calibration: Sequence[Tensor], name: str | None = None) 
 
     nncf.set_log_level('ERROR')
     images = [{name: x.numpy()} if name else x.numpy() for x in calibration]
-    # One range for all channels: a range for each was far off on photos unlike those of the calibration (docs/export.md),
-    # and ONNX Runtime takes none.
+    # One range for all channels: one for each was far off on photos unlike those of the calibration, see
+    # docs/export.md, and ONNX Runtime does not take it.
     activations = QuantizationParameters(per_channel=False)
     return nncf.quantize(
         model,
