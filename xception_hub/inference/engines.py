@@ -57,7 +57,7 @@ def _version(package: str) -> str:
 def _pytorch(model: nn.Module, example: Tensor, precision: str, **compiler: Any) -> Function:
     """PyTorch in channels_last, and in a compiler if there are arguments for `torch.compile`."""
     dtype = DTYPES[precision]
-    function: Function = copy.deepcopy(model).to(dtype=dtype, memory_format=torch.channels_last)
+    function: Function = copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last)
     if compiler:
         function = torch.compile(function, **compiler)
 

@@ -215,7 +215,7 @@ class Predictor:
             raise SettingsError(f'The device {self.device!r} cannot be used ({e}). Choose cpu, or leave it out.') from e
 
     def _given(self, model: TimmModel) -> Loaded:
-        if self.embed and getattr(model, 'num_classes', 0):
+        if self.embed and getattr(model, 'num_classes', None):
             raise ModelError(
                 f'The model ends in a classifier of {model.num_classes} classes. For its features, call '
                 f'model.reset_classifier(0), before xception_hub.optimize.'
