@@ -28,7 +28,7 @@ ImageSource = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
 
 
 def open_image(
-    source: ImageSource, min_side: int | None = None, grey_maximum: int | None = None, max_pixels: int = MAX_PIXELS
+    source: ImageSource, min_side: int | None = None, grey_maximum: int | None = None, max_pixels: int | None = None
 ) -> Image.Image:
     """Opens an image file as fine-tuning does, completely decoded. Any number of threads may do so at once.
 
@@ -38,7 +38,7 @@ def open_image(
             of its size, which is several times faster and differs little after resizing.
         grey_maximum: Value that is white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16. None is
             65535, but only for images that use at least a quarter of these values.
-        max_pixels: Pixels of the largest image that is opened.
+        max_pixels: Pixels of the largest image that is opened; None is `MAX_PIXELS`.
 
     Returns:
         In mode RGB: turned upright as its EXIF says, on white where it is transparent, 16 bits scaled to 8, CMYK by its
@@ -51,8 +51,8 @@ def open_image(
         with _LIMITS, _opened(source) as image:
             if min_side and image.format == 'JPEG' and not isinstance(source, Image.Image):
                 image.draft(image.mode, (DRAFT_MARGIN * min_side, DRAFT_MARGIN * min_side))
-            if image.width * image.height > max_pixels:
-                raise ImageError(f'{image.width}x{image.height} pixels, of {max_pixels} at most')
+            if image.width * image.height > (most := max_pixels or MAX_PIXELS):
+                raise ImageError(f'{image.width}x{image.height} pixels, of {most} at most')
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image), grey_maximum)
     except ImageError:

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -50,7 +49,7 @@ def page(converted: Path) -> Iterator[str]:
             assert process.poll() is None and time.monotonic() < end, process.communicate()
             time.sleep(0.2)
     yield address
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     process.communicate(timeout=patience(30))
 
 

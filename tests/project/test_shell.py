@@ -39,7 +39,7 @@ REFUSED: dict[str, list[str]] = {
     'predict': ['nowhere.jpg', '--model', 'DIR'],
     'export': ['DIR', '--format', 'onnx', '-o', 'OUT'],
     'explain': ['nowhere.jpg', '--model', 'DIR'],
-    'demo': ['--model', 'DIR'],
+    'demo': ['DIR'],
     'publish': ['DIR', 'org/name', '--dry-run'],
     'paper': ['--image-size', '1'],
     'ablations': ['draw', 'nowhere.json'],
