@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,8 +72,14 @@ def genuine_state_dict(ported: Port) -> dict[str, Tensor]:
 @pytest.fixture(scope='session')
 def converted(ported: Port, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory that a conversion of the checkpoint writes, after it was verified."""
-    directory = tmp_path_factory.mktemp('converted') / 'kitchenware'
-    convert(ported, directory, PREPROCESSING, CLASS_NAMES, checkpoint.photos)
+    root = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:  # one for all processes
+        root = root.parent
+    directory = root / 'converted' / 'kitchenware'
+    with FileLock(root / 'converted.lock'):
+        if not directory.exists():
+            directory.parent.mkdir()
+            convert(ported, directory, PREPROCESSING, CLASS_NAMES, checkpoint.photos)
     return directory
 
 

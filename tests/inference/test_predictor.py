@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from finetuning import CONTEXT
+from forked import CONTEXT
 from PIL import Image
 from random_model import random_model
 from small_images import encoded, photo, save_pieces

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from finetuning import CONTEXT
+from forked import CONTEXT
 from patience import patience
 from pyarrow import parquet
 from random_model import random_model

@@ -1,4 +1,4 @@
-"""Runs of finetune.py in processes of their own, which are forked from one that has imported everything already."""
+"""Runs of finetune.py in processes of their own."""
 
 import contextlib
 import glob
@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forked import CONTEXT, write_into
 from patience import patience
-
-CONTEXT: Any = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['finetune'])
 
 # A small network of timm's, from scratch, on small images: a run takes a few seconds.
 SMALL = ('--model', 'test_resnet', '--no-pretrained', '--image-size', '32')
@@ -96,10 +94,7 @@ def _main(arguments: list[str], log: Path, variables: dict[str, str]) -> None:
     os.environ.update(variables)
     if 'LARGEST_FILE' in variables:  # a disk that is full from there on
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(variables['LARGEST_FILE']),) * 2)
-    with log.open('a') as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    write_into(log)
     import finetune  # imported by the server already
 
     sys.argv = ['finetune.py', *arguments]

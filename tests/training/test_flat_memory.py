@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from finetuning import CONTEXT
+from forked import CONTEXT
 from small_images import encoded, photo
 from timm.data import create_transform
 
