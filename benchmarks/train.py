@@ -55,7 +55,6 @@ CONTENDERS = {
     'xception_paper, float32': PAPER,
     'xception_paper, bf16': PAPER._replace(bf16=True),
 }
-MEMORY_RUNS = 3  # number of processes; their median is printed
 PHOTOS = 144  # photos to prepare: the 18 of the checkpoint's package, eight times
 INPUT_BATCH = 16
 WORKERS = (0, 1, 2)
@@ -120,10 +119,10 @@ def peak(variant: Variant, size: int, batch_size: int, threads: int) -> Memory:
     return Memory(highest - before, highest, counted)
 
 
-def peaks(variant: Variant, *arguments: int) -> Memory:
+def peaks(variant: Variant, *arguments: int, runs: int) -> Memory:
     """Median peak memory of several new processes."""
     found = []
-    for _ in range(MEMORY_RUNS):
+    for _ in range(runs):
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
             found.append(process.submit(peak, variant, *arguments).result())
     return Memory(*map(statistics.median, zip(*found)))
@@ -161,25 +160,25 @@ def photos(recipe: str, size: int) -> Images:
     return Images(split, transform, transforms.min_side_for(a.crop_scale))
 
 
-def print_speed(size: int, batch_size: int, repeats: int, threads: int) -> float:
+def print_speed(size: int, batch_size: int, repeats: int, threads: int, memory_runs: int) -> float:
     """Prints a row for each contender; returns images per second of the fastest xception_paper."""
     compared = {name: v for name, v in CONTENDERS.items() if not (v.bf16 and cpu_emulates_bf16())}
     seconds = in_turn({name: Training(v, size, batch_size).step for name, v in compared.items()}, repeats)
     first, *others = seconds.values()
     print(f'{"training step":32}{"images/s":>10}{"ratio":>8}{"peak MB of the process":>25}')
     for name, variant in compared.items():
-        process = peaks(variant, size, batch_size, threads).process
+        process = peaks(variant, size, batch_size, threads, runs=memory_runs).process
         print(f'{name:32}{batch_size / seconds[name]:10.2f}{first / seconds[name]:8.2f}{process:25.0f}')
     if cpu_emulates_bf16():
         print('bf16: not measured, because this CPU only emulates it')
     return batch_size / min(others)
 
 
-def print_checkpointing(size: int, batch_size: int, repeats: int, threads: int) -> None:
+def print_checkpointing(size: int, batch_size: int, repeats: int, threads: int, memory_runs: int) -> None:
     """Prints the memory that checkpointing saves (as the system and `measure` count it), and the time it costs."""
     variants = {'without': PAPER, 'with': CHECKPOINTED}
     seconds = in_turn({name: Training(v, size, batch_size).step for name, v in variants.items()}, repeats)
-    memory = {name: peaks(v, size, batch_size, threads) for name, v in variants.items()}
+    memory = {name: peaks(v, size, batch_size, threads, runs=memory_runs) for name, v in variants.items()}
     print(f'\n{"gradient checkpointing, float32":32}{"peak MB":>10}{"counted MB":>12}{"s a step":>10}')
     for name in variants:
         print(f'{name:32}{memory[name].on_top:10.0f}{memory[name].counted:12.0f}{seconds[name]:10.2f}')
@@ -203,7 +202,9 @@ def print_input(size: int, network: float) -> None:
 
 
 @app.default
-def main(*, size: int = 299, batch_size: int = 8, repeats: int = 5, threads: int | None = None) -> None:
+def main(
+    *, size: int = 299, batch_size: int = 8, repeats: int = 5, threads: int | None = None, memory_runs: int = 3
+) -> None:
     """Measures time and memory; needs Linux, which reports peak memory.
 
     Args:
@@ -211,6 +212,7 @@ def main(*, size: int = 299, batch_size: int = 8, repeats: int = 5, threads: int
         batch_size: Number of images in a training step.
         repeats: Number of timed repeats, after one that is not counted. Their median is printed.
         threads: Number of threads of torch. By default torch chooses.
+        memory_runs: Number of new processes for each figure of memory. Their median is printed.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     shape = (size, batch_size, repeats, torch.get_num_threads())
@@ -218,8 +220,8 @@ def main(*, size: int = 299, batch_size: int = 8, repeats: int = 5, threads: int
         f'python benchmarks/train.py --size {size} --batch-size {batch_size} --repeats {repeats} --threads {shape[3]}'
     )
     print(f'{device_model("cpu")}, torch {torch.__version__}, timm {timm.__version__}\n')
-    network = print_speed(*shape)
-    print_checkpointing(*shape)
+    network = print_speed(*shape, memory_runs)
+    print_checkpointing(*shape, memory_runs)
     print_input(size, network)
 
 

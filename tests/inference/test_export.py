@@ -182,7 +182,8 @@ def test_other_models_and_runtimes(format: str, tmp_path: Path) -> None:
     timm.models.save_for_hf(timm.create_model('test_resnet', num_classes=4), tmp_path / 'model')
     report = export(str(tmp_path / 'model'), tmp_path / 'out', format, image_size=64)
     assert report['comparison']['difference'] < 1e-4
-    assert report['free_axes'] == ([] if format == 'executorch' else ['batch', 'height', 'width'])
+    # machine code of this ResNet computes something else at other sizes, with some versions of torch
+    assert report['free_axes'] in ([[]] if format == 'executorch' else [['batch', 'height', 'width'], ['batch']])
 
 
 # What is refused -----------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_convert() -> None:
 
 @pytest.mark.slow
 def test_train() -> None:
-    text = run('train.py', '--size', 71, '--batch-size', 2, '--repeats', 1, '--threads', 1)
+    text = run('train.py', '--size', 71, '--batch-size', 2, '--repeats', 1, '--threads', 1, '--memory-runs', 1)
     assert 'gradient checkpointing' in text and 'images/s' in text
 
 

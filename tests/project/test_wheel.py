@@ -65,7 +65,7 @@ def test_help(tool: Path, folder: Path) -> None:
     for command in ('verify', 'convert', 'prove', 'to-keras', 'publish', 'paper', 'finetune'):
         assert command in text
     assert 'Usage: xception-hub finetune' in run(tool, folder, 'finetune', '--help')
-    assert 'Did you mean finetune?' in run(tool, folder, 'finetun', status=1)
+    assert 'Did you mean finetune?' in run(tool, folder, 'finetun', status=2)
 
 
 def test_keras(tool: Path, folder: Path, hub: HubServer) -> None:

@@ -23,7 +23,7 @@ from ..timing import device_model, in_turn, timed
 from ..weights.sources import source_of
 from .class_names import names_of
 from .folding import fold
-from .formats import FORMATS, Format, Run
+from .formats import AXES, BATCH, FORMATS, Format, Run
 from .models import TimmModel, Transforms, build
 from .photos import read_photos, sample_batch
 from .reference import TOLERANCES, as_list, relative_error
@@ -35,6 +35,7 @@ DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'int8': torch.float32}
 MOST_COMPARED, MOST_CALIBRATION, LEAST_CALIBRATION = 32, 300, 10  # photos
 LEAST_COSINE = 0.9  # of each photo's features in int8; below, they are something else
 BATCH_SIZE = 8
+OTHER_SIZES = (1.25, 2)  # of the example's height and width, at which a network that has none of its own is tried
 ROUNDS, SECONDS = 20, 4.0  # of a measurement of speed, which ends when one of both is reached
 
 app = App(help=__doc__, version_flags=[])
@@ -81,20 +82,25 @@ class Comparison:
     top1_agreement: float | None
     feature_cosine: float
 
+    def is_close(self, precision: str) -> bool:
+        """Whether the file computes what the model does."""
+        bound = TOLERANCES.get(precision)
+        return self.feature_cosine >= LEAST_COSINE if bound is None else self.difference <= bound
+
     def check(self, format: str, precision: str) -> None:
         """Raises an ExportError if the file computes something else."""
-        bound = TOLERANCES.get(precision)
-        if bound is None and not self.feature_cosine >= LEAST_COSINE:
+        if self.is_close(precision):
+            return
+        if precision not in TOLERANCES:
             raise ExportError(
                 f'{format} computes something else in {precision}: on {self.photos}, the cosine of features is '
                 f'{self.feature_cosine:.3f}, of {LEAST_COSINE} at least. Give more --calibration photos of the kind '
                 f'that the model meets, or take --precision fp32.'
             )
-        if bound is not None and not self.difference <= bound:
-            raise ExportError(
-                f'{format} computes something else: on {self.photos}, its outputs differ by {self.difference:.1e}, of '
-                f'{bound:.0e} at most in {precision}. Choose another --format.'
-            )
+        raise ExportError(
+            f'{format} computes something else: on {self.photos}, its outputs differ by {self.difference:.1e}, of '
+            f'{TOLERANCES[precision]:.0e} at most in {precision}. Choose another --format.'
+        )
 
 
 def export(
@@ -143,12 +149,16 @@ def export(
         file = folder / f'model{row.suffix}'
         with torch.no_grad():
             try:
-                about['free_axes'] = row.write(
-                    in_precision(network, precision, format), example, file, outputs=network.names,
-                    texts={'xception_hub': json.dumps(about)}, calibration=ranges.images.split(1) if ranges else (),
-                )  # fmt: skip
-                run = row.load(file, precision)
-                comparison = compared(run, network, photos.images[:MOST_COMPARED], about['free_axes'], photos.words)
+                # some compilers compute something else at other sizes: such a file has the example's alone
+                for axes in dict.fromkeys([axes_of(network, example), (BATCH,)]):
+                    free = row.write(
+                        in_precision(network, precision, format), example, file, axes=axes, outputs=network.names,
+                        texts={'xception_hub': json.dumps(about)}, calibration=ranges.images.split(1) if ranges else (),
+                    )  # fmt: skip
+                    run = row.load(file, precision)
+                    comparison = compared(run, network, photos.images[:MOST_COMPARED], free, photos.words)
+                    if comparison.is_close(precision):
+                        break
             except Exception as e:  # of exporters and runtimes, which have no class in common
                 raise ExportError(
                     f'{format} cannot run {name} in {precision}: {in_one_line(e)} Choose another --format, one of '
@@ -160,6 +170,7 @@ def export(
             }, ROUNDS, SECONDS)  # fmt: skip
         report = {
             **about,
+            'free_axes': free,
             'comparison': asdict(comparison),
             'left_out': [*(ranges.left_out if ranges else []), *(photos.left_out if photos is not ranges else [])],
             'megabytes': sum(path.stat().st_size for path in folder.iterdir()) / 1e6,
@@ -213,6 +224,17 @@ def described(model: TimmModel, source: str, transforms: Transforms, format: str
     )
 
 
+def axes_of(network: nn.Module, example: Tensor) -> tuple[int, ...]:
+    """Axes of images along which a network takes other sizes than the example's."""
+    height, width = example.shape[2:]
+    try:
+        for size in OTHER_SIZES:
+            network(F.interpolate(example, (int(height * size), int(width * size) + 1)))
+    except Exception:  # of the network: its head has one size
+        return (BATCH,)
+    return tuple(AXES)
+
+
 def in_precision(network: nn.Module, precision: str, format: str) -> nn.Module:
     """The network without batch normalization where torch.fx can trace it, in the data type of a precision."""
     try:
@@ -229,8 +251,8 @@ def compared(run: Run, network: nn.Module, images: Tensor, free: Sequence[str], 
     batch_size = BATCH_SIZE if 'batch' in free else 1
     batches = list(images.split(batch_size))
     if {'height', 'width'} <= {*free}:
-        height, width = images.shape[2:]
-        batches.append(F.interpolate(images[:batch_size], (height * 5 // 4, width * 5 // 4 + 1), mode='bilinear'))
+        height, width = (int(side * OTHER_SIZES[0]) for side in images.shape[2:])
+        batches.append(F.interpolate(images[:batch_size], (height, width + 1), mode='bilinear'))
     pairs = [(as_list(run(batch)), as_list(network(batch))) for batch in batches]
     found, expected = ([torch.cat(outputs) for outputs in zip(*side)] for side in zip(*pairs))
     agreement = None
