@@ -37,7 +37,8 @@ def main(
         repo_id: Repository org/name. It is created if it does not exist.
         dry_run: Show what would be done, with the model card, and send nothing. No token is needed.
         private: Create the repository as a private one. By default it is public.
-        space: Publish a page for the model, too: a Space of the same name, which runs `xception-hub demo`.
+        space: Publish a page for the model, too: a Space of the same name, which runs `xception-hub demo`. That of a
+            private model needs HF_TOKEN among the Space's secrets.
         revision: Branch to publish on; it is created if it does not exist. By default main.
         license: Licence of the weights, in the Hub's words: apache-2.0, mit, other, ... By default the card says that
             none was given.
