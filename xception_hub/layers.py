@@ -15,6 +15,9 @@ STEM_SIZE = 7  # pixels; below, the stem's two VALID convolutions have no output
 
 ORDERS = ('depthwise_first', 'pointwise_first')
 
+# torch before 2.7 does not tell an export from a compilation: exports need no gradients
+is_exporting = getattr(torch.compiler, 'is_exporting', lambda: not torch.is_grad_enabled())
+
 
 @torch.fx.wrap
 def max_pool_same(x: Tensor, stride: int, dilation: int, symmetric: bool) -> Tensor:
@@ -35,14 +38,17 @@ def max_pool_same(x: Tensor, stride: int, dilation: int, symmetric: bool) -> Ten
     rows, columns = (h + dilation - 1) // dilation, (w + dilation - 1) // dilation
     top = 1 if symmetric else rows - rows // 2 * 2  # not %, which OpenVINO has no rule for
     left = 1 if symmetric else columns - columns // 2 * 2
-    copy_free = stride == 2 and dilation == 1
-    if not torch.jit.is_scripting() and copy_free:
+    copy_free, exports = stride == 2 and dilation == 1, False
+    if not torch.jit.is_scripting():
         # the copy-free form would tie an exported or compiled graph to the parity of the example
-        copy_free = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        exports = torch.jit.is_tracing() or is_exporting()
+        copy_free = copy_free and not (exports or torch.compiler.is_compiling())
     if copy_free:
         return F.max_pool2d(x, 3, stride, padding=[top, left], ceil_mode=not symmetric)
     pad = [left * dilation, (2 - left) * dilation, top * dilation, (2 - top) * dilation]
-    if dilation == 1:  # the edge's own values are in each window that reaches over it; -inf has no scale in int8
+    # The edge's own values are in each window that reaches over it, and -inf has no scale in int8. torch 2.14 cannot
+    # compile this padding's backward pass in channels_last.
+    if dilation == 1 and exports:
         return F.max_pool2d(F.pad(x, pad, mode='replicate'), 3, stride)
     return F.max_pool2d(F.pad(x, pad, value=float('-inf')), 3, stride, dilation=dilation)
 

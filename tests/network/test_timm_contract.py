@@ -18,6 +18,7 @@ from torch.export import Dim
 from torch.func import functional_call, grad, vmap
 
 from xception_hub import Xception
+from xception_hub.layers import MaxPool2dSame
 
 # Two computations of the same, relative and absolute: the same operations; the same in another order; in bfloat16.
 SAME = dict(rtol=0.0, atol=0.0)
@@ -104,6 +105,21 @@ def test_compile_to_machine_code(model: Xception, compiler: None) -> None:
     with torch.no_grad():
         program(images(*EXAMPLE, batch=2))
     assert_equal_at_all_sizes(program, model, FLOAT32, batches=(2,))
+
+
+@pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='inductor needs a C++ compiler')
+def test_compiled_pooling_trains(compiler: None) -> None:
+    """inductor's gradients in channels_last, for odd and even sizes."""
+    pool = MaxPool2dSame()
+    compiled = torch.compile(pool, dynamic=False)
+    for size in (5, 6):
+        gradients = []
+        for layer in (pool, compiled):
+            x = torch.arange(2 * 8 * size**2).float().sin().reshape(2, 8, size, size)
+            x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+            layer(x).square().sum().backward()
+            gradients.append(x.grad)
+        assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize(
