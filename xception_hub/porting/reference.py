@@ -6,11 +6,9 @@ but classes of Keras that are known here. Some files Keras can't read any more, 
 which layers were frozen: then Keras' own Xception is given the arrays as the port has read them, and `reading` says so.
 """
 
-import ctypes
 import gc
 import json
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..allocator import release_freed_memory
 from ..errors import ParityError, in_one_line
 from ..topology import TAPS
 from .keras_head import ACTIVATIONS, MAP_POOLS, POOLS
@@ -235,9 +234,7 @@ def _foreign(node: Any) -> Iterator[str]:
 def release_memory() -> None:
     """Frees Keras models that are used no more: they are full of cycles, and the C library keeps what they held."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
-    if trim:
-        trim(0)
+    release_freed_memory()
 
 
 def _allow_float64(backend: str) -> None:

@@ -19,6 +19,7 @@ from cyclopts import App, Parameter
 from PIL import Image
 from tqdm import tqdm
 
+from ..allocator import keep_freed_memory
 from ..errors import DataError, ImageError, SettingsError, XceptionHubError
 from ..inference import tables
 from ..inference.predictor import EAGER, Predictor, digest
@@ -149,6 +150,7 @@ def main(
     """
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     try:
+        keep_freed_memory()
         rank, processes = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
         in_parts = _is_directory(output, embed, shard_size, processes)
         if not paths:

@@ -1,0 +1,36 @@
+"""What the C library keeps, measured in new processes."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+# 64 MB, written once in each round: pages that were given back are mapped anew
+CODE = """
+import resource, sys
+import torch
+from xception_hub import allocator
+allocator.keep_freed_memory() if sys.argv[1] == 'keep' else None
+torch.ones(2 ** 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.ones(2 ** 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+rss = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmRSS'))
+kept = rss()
+allocator.release_freed_memory()
+print(kept - rss())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='needs glibc')
+def test_keep_freed_memory() -> None:
+    """Freed pages are used again; `release_freed_memory` gives them back."""
+    found = {}
+    for kind in ('keep', 'default'):
+        text = subprocess.run([sys.executable, '-c', CODE, kind], check=True, capture_output=True, text=True).stdout
+        found[kind] = [int(line) for line in text.split()]
+    pages = 2**26 // 4096
+    assert found['keep'][0] <= 2 * pages < 7 * pages <= found['default'][0]
+    assert found['keep'][1] > 2**26 // 1024 * 0.9
