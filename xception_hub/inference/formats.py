@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +99,22 @@ def exported(model: nn.Module, example: Tensor, axes: Sequence[int]) -> Exported
     """The program of a model. Sizes along `axes` stay free where the model allows."""
     if BATCH in axes and len(example) == 1:
         example = example.repeat(2, 1, 1, 1)  # torch.export takes a size of 1 for a fixed one
+    shapes = (dict.fromkeys(axes, Dim.AUTO),)
     with torch.no_grad():
-        return torch.export.export(model, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.AUTO),))
+        return _once(
+            model, (example.shape, *axes), lambda: torch.export.export(model, (example,), dynamic_shapes=shapes)
+        )
+
+
+def _once(source: nn.Module | ExportedProgram, key: Any, make: Callable[[], Any]) -> Any:
+    """What is made of a model or program for several formats, kept as long as there is the source."""
+    made = _made.setdefault(source, {})
+    if key not in made:
+        made[key] = make()
+    return made[key]
+
+
+_made: WeakKeyDictionary[nn.Module | ExportedProgram, dict[Any, Any]] = WeakKeyDictionary()
 
 
 def free_axes(program: ExportedProgram) -> list[str]:
@@ -110,9 +125,12 @@ def free_axes(program: ExportedProgram) -> list[str]:
 
 
 def _to_onnx(program: ExportedProgram, outputs: Sequence[str]) -> Any:
-    made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=outputs)
-    assert made is not None
-    return made.model_proto
+    def make() -> Any:
+        made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=outputs)
+        assert made is not None
+        return made.model_proto
+
+    return _once(program, tuple(outputs), make)
 
 
 def _store_onnx(model: Any, path: Path, texts: Mapping[str, str]) -> None:
@@ -138,11 +156,8 @@ def _load_onnx(path: Path, precision: str) -> Run:
 def _to_openvino(program: ExportedProgram, outputs: Sequence[str]) -> Any:
     import openvino
 
-    model = openvino.convert_model(program)
-    model.inputs[0].set_names({INPUT})
-    for output, name in zip(model.outputs, outputs):
-        output.set_names({name})
-    return model
+    # by way of ONNX it is converted in a fifth of the time, and runs faster
+    return openvino.Core().read_model(_to_onnx(program, outputs).SerializeToString())
 
 
 def _store_openvino(model: Any, path: Path, texts: Mapping[str, str]) -> None:
@@ -232,7 +247,7 @@ FORMATS = {
         _store_openvino,
         _load_openvino,
         quantization.by_nncf,
-        packages=('openvino',),
+        packages=('onnx', 'onnxscript', 'openvino'),
         quantizers=('nncf',),
         extra='export',
         precisions=('fp32', 'bf16', 'int8'),
