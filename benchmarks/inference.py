@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import xception_hub
+from xception_hub.allocator import keep_freed_memory
 from xception_hub.inference.engines import DTYPES, ENGINES, lacks_bf16
 from xception_hub.inference.folding import fold
 from xception_hub.inference.reference import Function
@@ -84,8 +85,14 @@ def contenders(name: str, example: Tensor, precisions: Sequence[str], compile: b
             able = device.type in row.devices and precision in row.precisions and not row.missing()
             if able and (compile or engine != 'inductor'):
                 yield f'folded, {engine}, {precision}', row.build(folded, example, precision)
-        optimized = xception_hub.optimize(model, example, precision=precision)
-        yield f'optimize: {optimized.engine}, {precision}', optimized
+
+
+def optimized(name: str, images: Tensor, precisions: Sequence[str]) -> Iterator[tuple[str, Function]]:
+    """What `optimize` chooses for these images."""
+    for precision in precisions:
+        if precision == 'fp32' or not lacks_bf16(images.device):
+            chosen = xception_hub.optimize(make(name, images.device), images, precision=precision)
+            yield f'optimize: {chosen.engine}, {precision}', chosen
 
 
 def multiplication(device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -216,6 +223,7 @@ def main(
     compile: bool = False,
     layers: bool = False,
     growth: bool = False,
+    keep_memory: bool = False,
     json_file: Path | None = None,
     plot: Path | None = None,
 ) -> None:
@@ -232,10 +240,13 @@ def main(
         compile: Let Inductor take part, which builds for minutes on a CPU.
         layers: Print where the time of the folded network goes, too.
         growth: Print how the time depends on pixels and batch, too.
+        keep_memory: Keep freed memory, which all contenders in PyTorch gain from.
         json_file: File for the results.
         plot: File for a picture of them.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
+    if keep_memory:
+        keep_freed_memory()
     packages = [
         f'{row.packages[-1]} {row.version().split()[-1]}'
         for row in ENGINES.values()
@@ -253,7 +264,8 @@ def main(
     shapes: dict[str, dict[str, Result]] = {}
     counted = make(model, torch.device('meta'))
     for (size, batch_size), images in examples.items():
-        results = race(functions, images, count_macs(counted, size)[''], repeats)
+        chosen = dict(optimized(model, images, precisions))
+        results = race({**functions, **chosen}, images, count_macs(counted, size)[''], repeats)
         shapes[f'{size} pixels, batch {batch_size}'] = results
         print_results(size, batch_size, results)
     if example.is_cuda:
@@ -261,8 +273,8 @@ def main(
     if layers:
         print_layers(model, example, repeats)
     if growth:
-        name = next(name for name in functions if name.startswith('optimize'))
-        print_growth(functions[name], name, example.device, repeats)
+        name, function = next(optimized(model, example, precisions))
+        print_growth(function, name, example.device, repeats)
     if json_file:
         table = {shape: {name: r._asdict() for name, r in results.items()} for shape, results in shapes.items()}
         json_file.write_text(json.dumps({'machine': machine, 'repeats': repeats, 'results': table}, indent=2))

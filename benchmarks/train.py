@@ -1,19 +1,20 @@
 """python benchmarks/train.py
 
 Compares the training step of `xception_paper` (forward, backward, SGD with momentum, as in finetune.py) with that of
-timm's `legacy_xception`: images per second and peak memory, contenders in turn. Measures what gradient checkpointing
-saves and costs, and whether photos are prepared faster than the network trains on them.
+timm's `legacy_xception`: images per second and peak memory, contenders in turn, each in a process of its own. Measures
+what gradient checkpointing saves and costs, and whether photos are prepared faster than the network trains on them.
 """
 
-import ctypes
 import multiprocessing
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -28,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 
 from port_a_keras_model import download
 
+from xception_hub.allocator import keep_freed_memory, release_freed_memory
 from xception_hub.inference.models import Transforms, build
 from xception_hub.timing import device_model, in_turn
 from xception_hub.training.data import Split
@@ -43,15 +45,17 @@ class Variant(NamedTuple):
 
     model: str
     channels_last: bool
+    keeps_memory: bool  # as finetune.py does, see allocator.py
     bf16: bool = False
     checkpointing: bool = False
 
 
-BASELINE = Variant('legacy_xception', channels_last=False)
-PAPER = Variant('xception_paper', channels_last=True)
+BASELINE = Variant('legacy_xception', channels_last=False, keeps_memory=False)
+PAPER = Variant('xception_paper', channels_last=True, keeps_memory=True)
 CHECKPOINTED = PAPER._replace(checkpointing=True)
 CONTENDERS = {
     'legacy_xception, NCHW float32': BASELINE,
+    'the same, freed memory kept': BASELINE._replace(keeps_memory=True),
     'xception_paper, float32': PAPER,
     'xception_paper, bf16': PAPER._replace(bf16=True),
 }
@@ -63,9 +67,11 @@ app = App(help=__doc__, version_flags=[])
 
 
 class Training:
-    """A model, its gradients, its optimizer with state, and a batch of noise."""
+    """A model, its gradients, its optimizer with state, and a batch of noise, in a process of their own."""
 
     def __init__(self, variant: Variant, size: int, batch_size: int) -> None:
+        if variant.keeps_memory:
+            keep_freed_memory()
         memory_format = torch.channels_last if variant.channels_last else torch.contiguous_format
         self.variant = variant
         self.model = timm.create_model(variant.model).to(memory_format=memory_format).train()
@@ -91,6 +97,32 @@ class Training:
         return time.perf_counter() - start
 
 
+@contextmanager
+def training(variants: dict[str, Variant], *arguments: int) -> Iterator[dict[str, Callable[[], float]]]:
+    """A step of each variant, which runs in a process that was made for it."""
+    with ExitStack() as stack:
+        steps = {}
+        for name, variant in variants.items():
+            process = stack.enter_context(new_process(prepare, variant, *arguments))
+            steps[name] = lambda process=process: process.submit(step).result()
+        yield steps
+
+
+def new_process(*prepared: Any) -> ProcessPoolExecutor:
+    """A process that begins with a call of a function with arguments, if they are given."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), *prepared[:1], initargs=prepared[1:])
+
+
+def prepare(variant: Variant, size: int, batch_size: int, threads: int) -> None:
+    global prepared
+    torch.set_num_threads(threads)
+    prepared = Training(variant, size, batch_size)
+
+
+def step() -> float:
+    return prepared.step()
+
+
 class Memory(NamedTuple):
     """MB of a step on top of model, gradients and optimizer; of the whole process; and as `measure` counts them."""
 
@@ -110,7 +142,7 @@ def peak(variant: Variant, size: int, batch_size: int, threads: int) -> Memory:
     torch.set_num_threads(threads)
     Training(variant, 71, 1).step()  # allocates the libraries' own buffers
     training = Training(variant, size, batch_size)
-    ctypes.CDLL(None).malloc_trim(0)  # returns memory that construction has freed
+    release_freed_memory()  # of the construction
     before = megabytes('VmRSS')
     Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
     training.step(keep_gradients=True)
@@ -123,7 +155,7 @@ def peaks(variant: Variant, *arguments: int, runs: int) -> Memory:
     """Median peak memory of several new processes."""
     found = []
     for _ in range(runs):
-        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+        with new_process() as process:
             found.append(process.submit(peak, variant, *arguments).result())
     return Memory(*map(statistics.median, zip(*found)))
 
@@ -163,8 +195,9 @@ def photos(recipe: str, size: int) -> Images:
 def print_speed(size: int, batch_size: int, repeats: int, threads: int, memory_runs: int) -> float:
     """Prints a row for each contender; returns images per second of the fastest xception_paper."""
     compared = {name: v for name, v in CONTENDERS.items() if not (v.bf16 and cpu_emulates_bf16())}
-    seconds = in_turn({name: Training(v, size, batch_size).step for name, v in compared.items()}, repeats)
-    first, *others = seconds.values()
+    with training(compared, size, batch_size, threads) as steps:
+        seconds = in_turn(steps, repeats)
+    first, _, *others = seconds.values()
     print(f'{"training step":32}{"images/s":>10}{"ratio":>8}{"peak MB of the process":>25}')
     for name, variant in compared.items():
         process = peaks(variant, size, batch_size, threads, runs=memory_runs).process
@@ -177,7 +210,8 @@ def print_speed(size: int, batch_size: int, repeats: int, threads: int, memory_r
 def print_checkpointing(size: int, batch_size: int, repeats: int, threads: int, memory_runs: int) -> None:
     """Prints the memory that checkpointing saves (as the system and `measure` count it), and the time it costs."""
     variants = {'without': PAPER, 'with': CHECKPOINTED}
-    seconds = in_turn({name: Training(v, size, batch_size).step for name, v in variants.items()}, repeats)
+    with training(variants, size, batch_size, threads) as steps:
+        seconds = in_turn(steps, repeats)
     memory = {name: peaks(v, size, batch_size, threads, runs=memory_runs) for name, v in variants.items()}
     print(f'\n{"gradient checkpointing, float32":32}{"peak MB":>10}{"counted MB":>12}{"s a step":>10}')
     for name in variants:
