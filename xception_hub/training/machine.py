@@ -99,7 +99,8 @@ def start(settings: Settings) -> Machine:
         SettingsError: A tracker is not installed, fp16 is wanted on a CPU (accelerate would ignore both), or the kind
             of parallelism is not supported.
     """
-    keep_freed_memory()
+    if not settings.machine.gradient_checkpointing:  # which is asked for to save memory
+        keep_freed_memory()
     available = [str(tracker) for tracker in get_available_trackers()]
     missing = [tracker for tracker in settings.output.tracker if tracker not in available]
     if missing:
