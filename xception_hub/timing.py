@@ -27,16 +27,21 @@ def device_model(device: str | torch.device) -> str:
     return f'{cpu_model()} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads'
 
 
-def timed(call: Callable[[], object], device: str | torch.device = 'cpu') -> Callable[[], float]:
-    """A step for `in_turn`: makes a call, waits until the device has done its work, and returns the seconds."""
+def timed(call: Callable[[], object], device: str | torch.device = 'cpu', calls: int = 1) -> Callable[[], float]:
+    """A step for `in_turn`: makes calls, waits until the device has done its work, and returns the seconds of a call.
+
+    A short call that takes turns with others meets caches and threads as they left them, and several one after another
+    meet their own.
+    """
     synchronize = torch.cuda.synchronize if torch.device(device).type == 'cuda' else lambda: None
 
     def step() -> float:
         synchronize()
         start = time.perf_counter()
-        call()
+        for _ in range(calls):
+            call()
         synchronize()
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / calls
 
     return step
 

@@ -22,6 +22,7 @@ AUTO = 'auto'
 ORIGINAL = 'original'
 PRECISIONS = ('fp32', 'bf16')
 ROUNDS, SECONDS = 10, 4.0  # engines take turns until one of both is reached
+CALLED_WITH = 4  # images in each turn of an engine, at least
 BUSY = 1.5  # median of an engine's times, relative to the least, from which on they say little
 MEASURED_BUSY = 'The machine was busy with something else: what was measured is not certain, and not remembered.'
 COPIED = ('pretrained_cfg', 'default_cfg', 'num_classes', 'num_features', 'in_chans', 'feature_info')
@@ -114,7 +115,7 @@ def optimize(
     """Makes a model faster on this machine, and checks that it still computes the same.
 
     Batch normalization becomes a part of the convolutions, and images are channels_last. Of the engines that are
-    installed, the fastest for the example is chosen, which takes 20 seconds on two cores, and remembered. On a CPU,
+    installed, the fastest for the example is chosen, which takes 15 to 20 seconds on two cores, and remembered. On a CPU,
     Inductor is not among them, because it builds for minutes (245 s on two cores): ask for it by name.
 
     Args:
@@ -210,9 +211,10 @@ def _measured(reference: Reference, results: Sequence[OptimizedModel]) -> tuple[
         ORIGINAL: reference.model,
         **{result.engine: result for result in results},
     }
+    calls = max(1, CALLED_WITH // len(reference.example))
     with torch.no_grad():
         steps = {
-            name: timed(partial(contender, reference.example), reference.example.device)
+            name: timed(partial(contender, reference.example), reference.example.device, calls)
             for name, contender in contenders.items()
         }
         taken = rounds(steps, ROUNDS, SECONDS)
