@@ -203,7 +203,7 @@ def test_once_more(published: str, repo: str, hub: HubServer, directory: Path) -
 def test_change(repo: str, token: None, hub: HubServer, directory: Path) -> None:
     """One commit of what differs."""
     config = json.loads((directory / 'config.json').read_text())
-    config['label_names'][0] = 'mug'
+    config['pretrained_cfg']['label_names'][0] = config['id2label']['0'] = 'mug'
     (directory / 'config.json').write_text(json.dumps(config))
     (directory / 'optimizer.pth').write_bytes(b'')
     options = ('--license', 'other', '--message', 'Cups are mugs')
@@ -213,7 +213,7 @@ def test_change(repo: str, token: None, hub: HubServer, directory: Path) -> None
     assert 'Not published: optimizer.pth\nIn the repository, and left as it is: .gitattributes\n' in output
     assert [path for path in sent(hub) if 'commit' in path] == [f'/api/models/{repo}/commit/main']
     assert not [path for path in sent(hub) if 'storage' in path]
-    assert json.loads((hub.root / repo / 'config.json').read_text())['label_names'][0] == 'mug'
+    assert json.loads((hub.root / repo / 'config.json').read_text())['id2label']['0'] == 'mug'
     assert 'mug, fork' in (hub.root / repo / 'README.md').read_text()
     assert names(hub.root / repo) == FILES
 
@@ -422,6 +422,10 @@ DAMAGES = {
         '(TypeError: Xception.__init__() got',
     ),
     'another width': (lambda d: change(d / 'config.json', model_args=dict(fc_widths=[99])), 'does not fit'),
+    'two names': (
+        lambda d: change(d / 'config.json', id2label=dict.fromkeys('012345', 'cup')),
+        'id2label, which transformers reads, and label_names differ',
+    ),
     'too few names': (lambda d: change(d / 'config.json', label_names=['cup']), 'list of 6 names, one for each class'),
     'no list of names': (
         lambda d: change(d / 'config.json', label_names=5),

@@ -55,7 +55,7 @@ def test_config(converted: Path) -> None:
     """Preprocessing, class names, hidden layer and dropout arrive."""
     config = json.loads((converted / 'config.json').read_text())
     assert config['architecture'] == 'xception_paper'
-    assert config['label_names'] == list(CLASS_NAMES)
+    assert config['pretrained_cfg']['label_names'] == list(CLASS_NAMES)
     assert config['num_classes'] == 6 and 'num_classes' not in config['model_args']  # transformers passes it itself
     assert config['model_args'].items() >= dict(fc_widths=[100], drop_rate=0.2).items()
     assert (

@@ -97,7 +97,7 @@ def test_probe_of_photos(
     tensors = weights_of(output)
     assert all(tensors[name].equal(tensor) for name, tensor in genuine_state_dict.items())
     config = json.loads((output / 'config.json').read_text())
-    assert config['label_names'] == sorted(PHOTOS)
+    assert config['pretrained_cfg']['label_names'] == sorted(PHOTOS)
     assert config['base_model'] == 'smp-hub/xception.imagenet'
     assert config['pretrained_cfg']['input_size'] == [3, 150, 150]
     assert '234 of 234 tensors bit-identical' in (output / 'README.md').read_text()
@@ -315,7 +315,7 @@ def test_multi_label(folder: Path, tmp_path: Path, log: Path) -> None:
     assert {'top1', 'macro_f1', 'micro_f1', 'mean_average_precision', 'map_at_100', 'num_samples'} < figures.keys()
     config = json.loads((tmp_path / 'model' / 'config.json').read_text())
     assert config['problem_type'] == 'multi_label_classification'
-    assert config['label_names'] == ['even', 'one', 'three', 'two', 'zero']
+    assert config['pretrained_cfg']['label_names'] == ['even', 'one', 'three', 'two', 'zero']
 
 
 @pytest.fixture(scope='module')
@@ -769,7 +769,7 @@ def test_going_on(folder: Path, tmp_path: Path, log: Path) -> None:
         )
         assert ('keeps its rows of 6 classes that it knows; the others are new' in text) == (change == 'class')
     config = json.loads((tmp_path / 'class' / 'config.json').read_text())
-    assert config['label_names'] == sorted([*NAMES[:6], 'a new one'])
+    assert config['pretrained_cfg']['label_names'] == sorted([*NAMES[:6], 'a new one'])
 
 
 def test_early_stopping(folder: Path, tmp_path: Path, log: Path) -> None:

@@ -87,7 +87,7 @@ def test_every_tree_of_the_page(
         output = tmp_path / f'model{number}'
         finetune.app.meta([*words(root, option), *TRAINED, '--output', str(output)], result_action='return_value')
         config = json.loads((output / 'config.json').read_text())
-        assert config['label_names'] == data.class_names
+        assert config['pretrained_cfg']['label_names'] == data.class_names
         assert f'{len(data.class_names)} classes, ' in capsys.readouterr().out
 
 

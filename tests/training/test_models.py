@@ -16,6 +16,7 @@ import timm
 import torch
 from random_model import images, norms_of, random_model
 from small_images import photo
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from xception_hub.errors import ModelError
@@ -294,7 +295,11 @@ def test_saved_and_built_again(options: dict[str, Any], folder: Path) -> None:
     assert Transforms(again).config == transforms.config
     assert again.drop_rate == options.get('drop_rate', 0.0)
     config = json.loads((folder / 'config.json').read_text())
-    assert (config['architecture'], config['num_classes'], config['label_names']) == ('test_resnet', 5, NAMES)
+    assert (config['architecture'], config['num_classes'], config['pretrained_cfg']['label_names']) == (
+        'test_resnet',
+        5,
+        NAMES,
+    )
     assert config['base_model'] == 'org/base' and 'problem_type' not in config
     assert config['pretrained_cfg']['input_size'] == [3, 64, 64]
     assert 'num_classes' not in config['model_args']
@@ -411,6 +416,35 @@ def test_xception_is_saved(folder: Path) -> None:
     found = {result['label']: result['score'] for result in classify(photo())}
     expected = logits(model, transforms.evaluation()(photo())[None]).softmax(1)[0].tolist()
     assert found == pytest.approx(dict(zip(NAMES, expected)), abs=1e-5)
+
+
+def test_trained_again_by_transformers(folder: Path, tmp_path: Path) -> None:
+    """For other classes: transformers and timm name the new ones."""
+    transformers = pytest.importorskip('transformers')
+    model = random_model(num_classes=5, min_img_size=40)
+    save(folder, model, Transforms(model, 48).config, NAMES, False)
+    new = dict(id2label={0: 'red', 1: 'green', 2: 'blue'}, label2id={'red': 0, 'green': 1, 'blue': 2})
+    again = transformers.AutoModelForImageClassification.from_pretrained(
+        folder, num_labels=3, ignore_mismatched_sizes=True, **new
+    )
+    again.save_pretrained(tmp_path / 'again')
+    classify = transformers.pipeline('image-classification', model=str(tmp_path / 'again'))
+    assert {result['label'] for result in classify(photo())} == {'red', 'green', 'blue'}
+    assert classify.model.config.label2id == new['label2id']
+    of_timm = timm.create_model(f'local-dir:{tmp_path / "again"}')
+    assert (of_timm.num_classes, of_timm.pretrained_cfg['label_names']) == (3, ['red', 'green', 'blue'])
+
+
+@pytest.mark.parametrize('names', [[f'c{i}' for i in range(1000)], ImageNetInfo().label_names()])
+def test_as_many_classes_as_imagenet(names: list[str], folder: Path) -> None:
+    """transformers takes a thousand classes for those of ImageNet only if they are."""
+    transformers = pytest.importorskip('transformers')
+    model = small(num_classes=1000)
+    save(folder, model, Transforms(model, 64).config, names, False)
+    found = transformers.AutoConfig.from_pretrained(folder).id2label
+    descriptions = ImageNetInfo().label_descriptions(as_dict=True)
+    assert [*found.values()] == [descriptions.get(name, name) for name in names]
+    assert timm.create_model(f'local-dir:{folder}').pretrained_cfg['label_names'] == names
 
 
 def test_several_labels_are_saved(folder: Path) -> None:

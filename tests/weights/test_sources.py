@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from timm.models._registry import _model_pretrained_cfgs
 from torch import Tensor
 
 import xception_hub
+from xception_hub.directory.write import write_model
 from xception_hub.errors import WeightsError
 from xception_hub.weights.fingerprints import EPS_COMPENSATION, compare
 from xception_hub.weights.layouts import to_legacy
@@ -453,8 +455,47 @@ def test_layers_before_the_classifier_go(kind: str, converted: Path) -> None:
     assert (again.num_classes, again.head_hidden_size) == (classes, 2048)
 
 
+@pytest.mark.parametrize('place', ['file', 'variable'])
+def test_named_directory_with_layers_before_the_classifier(
+    place: str, converted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its backbone serves every other task; its head is had by its arguments, or not at all."""
+    named: dict[str, Any] = {}
+    if place == 'file':
+        named = dict(pretrained_cfg_overlay=dict(file=str(converted)))
+    else:
+        monkeypatch.setenv('XCEPTION_HUB_REPO', str(converted))
+    create = partial(timm.create_model, 'xception_paper', pretrained=True, **named)
+    whole = timm.create_model(f'local-dir:{converted}', pretrained=True)
+    backbone = {name: tensor for name, tensor in whole.state_dict().items() if name.startswith('exit_flow.')}
+    for arguments in (dict(num_classes=0), dict(num_classes=7), dict(num_classes=0, global_pool='', in_chans=1)):
+        with pytest.warns(UserWarning, match=r'left out .*local-dir.* its own 6 classes'):
+            model = create(**arguments)
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in backbone.items())
+    assert len(create(features_only=True)(images(96, 96))) == 5
+    for arguments in ({}, dict(num_classes=6)):
+        with pytest.raises(
+            WeightsError, match=r'its head has 6 classes.*\. Pass num_classes=6, .*, or num_cl'
+        ) as error:
+            create(**arguments)
+    passed = re.search(r'Pass (.*), or num_classes=0', str(error.value))
+    assert passed
+    model = create(**eval(f'dict({passed[1]})'))
+    assert torch.equal(model.head.fc.weight, whole.head.fc.weight)
+
+
+def test_named_directory_of_as_many_classes(tmp_path: Path) -> None:
+    """Its classifier is loaded, although the model's name stands for another number of classes."""
+    model = timm.create_model('xception_paper', num_classes=5)
+    write_model(tmp_path, model, {}, {})
+    named = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path)))
+    assert torch.equal(timm.create_model('xception_paper', num_classes=5, **named).head.fc.weight, model.head.fc.weight)
+    with pytest.raises(WeightsError, match='its head has 5 classes. Pass num_classes=5, or num_classes=0'):
+        timm.create_model('xception_paper', **named)
+
+
 def test_other_layers_before_the_classifier_are_not_replaced(converted: Path) -> None:
-    with pytest.raises(xception_hub.WeightsError, match=r'head\.fc.weight is \[6, 100\]'):
+    with pytest.raises(xception_hub.WeightsError, match=r'its head has 6 classes, fc_widths=\[100\]'):
         timm.create_model(f'local-dir:{converted}', pretrained=True, fc_widths=[50], head_layers=[])
 
 

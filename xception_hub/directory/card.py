@@ -17,7 +17,7 @@ from timm.data import resolve_data_config
 
 from ..errors import CardError, CheckpointError, DirectoryError
 from ..weights.sources import verify
-from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, read_json
+from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, label_names_of, read_json
 
 PROJECT = 'OWNER/xception_hub'  # on GitHub; README.md uses the same name
 PLACEHOLDER = 'ORG/NAME'  # stands for a repository that is not known yet
@@ -102,7 +102,7 @@ def _context(
         license=license,
         architecture=config['architecture'],
         num_classes=num_classes,
-        label_names=config.get('label_names'),
+        label_names=label_names_of(config),
         task=_task(config),
         data=data,
         image_mode=image_mode,
@@ -184,7 +184,7 @@ def _task(config: dict[str, Any]) -> str:
 
 
 def _classes(config: dict[str, Any]) -> str:
-    count, names = config['num_classes'], config.get('label_names') or []
+    count, names = config['num_classes'], label_names_of(config)
     if not count:
         return 'none: the network returns features'
     if not names:

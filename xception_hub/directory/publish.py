@@ -18,7 +18,7 @@ from ..errors import PublishError, WeightsError
 from ..weights.sources import OFFLINE_REMEDY
 from .card import is_xception, render
 from .space import space_files
-from .write import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, read_json
+from .write import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, read_json, written_label_names
 
 CARD_FILE = 'README.md'
 MESSAGE = 'Publish xception_paper'
@@ -231,11 +231,16 @@ def _check_directory(directory: Path) -> None:
             f"{directory / CONFIG_FILE}: its architecture is {config.get('architecture')!r}, not 'xception_paper' or a "
             f'variant of it; another network is published with its own library.'
         )
-    names, classes = config.get('label_names'), config.get('num_classes')
+    names, classes = written_label_names(config), config.get('num_classes')
     if names and (not isinstance(names, list) or len(names) != classes):
         raise PublishError(
             f'{directory / CONFIG_FILE}: label_names has to be a list of {classes} names, one for each '
             f'class, but is {names!r:.200}.'
+        )
+    if 'id2label' in config and [*config['id2label'].values()] != names:
+        raise PublishError(
+            f'{directory / CONFIG_FILE}: id2label, which transformers reads, and label_names differ: write the same '
+            f'names into both, and into label2id.'
         )
     if (directory / PARITY_FILE).is_file():
         passed = read_json(directory / PARITY_FILE).get('passed')

@@ -12,6 +12,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import save_for_hf
 from torch import nn
 
@@ -57,12 +58,40 @@ def write_model(
         config = json.loads(config_file.read_text(encoding='utf-8'))
         # the pipelines of transformers pass num_classes themselves; passed twice, it is an error
         config.get('model_args', {}).pop('num_classes', None)
+        _name_outputs(config)
         if isinstance(model, Xception):  # timm leaves it out for another image size than the name's
             config['pretrained_cfg']['pool_size'] = _map_size(model, config['pretrained_cfg']['input_size'])
         config_file.write_text(json.dumps(config, indent=2), encoding='utf-8')
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             _make_public(Path(part) / name)
             os.replace(Path(part) / name, directory / name)
+
+
+def label_names_of(config: Mapping[str, Any]) -> list[str]:
+    """The names of a model's outputs in its config.json or its pretrained cfg; empty without any."""
+    names = written_label_names(config)
+    return list(names.values() if isinstance(names, dict) else names or [])
+
+
+def written_label_names(config: Mapping[str, Any]) -> Any:
+    """`label_names` as they are written, at the root or in the pretrained cfg; like timm, from the root if both are."""
+    return (config if 'label_names' in config else config.get('pretrained_cfg', {})).get('label_names')
+
+
+def _name_outputs(config: dict[str, Any]) -> None:
+    """Puts the names of the outputs to where timm, transformers, and trainings for other classes in transformers look.
+
+    These replace `id2label`, but would keep `label_names`, which go first, beside it. Where the number of classes is
+    that of an ImageNet, transformers describes its classes, unless there are `label_names` of others.
+    """
+    names, imagenet = label_names_of(config), infer_imagenet_subset(config)
+    if not names or (imagenet and names != ImageNetInfo(imagenet).label_names()):
+        return
+    config['pretrained_cfg']['label_names'] = config.pop('label_names')
+    if not imagenet:
+        config['id2label'] = dict(enumerate(names))
+        if len({*names}) == len(names):
+            config['label2id'] = {name: output for output, name in enumerate(names)}
 
 
 def _map_size(model: Xception, input_size: Sequence[int]) -> list[int]:

@@ -1,19 +1,11 @@
 """What the outputs of a timm model are called."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from timm.data import ImageNetInfo
 
+from ..directory.write import label_names_of
 from .models import TimmModel
 
 IMAGENET_CLASSES = 1000
-
-
-def label_names_of(config: Mapping[str, Any]) -> list[str]:
-    """The names of a model's outputs in its config.json or its pretrained cfg; empty without any."""
-    names = config.get('label_names') or []
-    return list(names.values() if isinstance(names, dict) else names)
 
 
 def names_of(model: TimmModel) -> list[str]:

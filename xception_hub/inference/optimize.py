@@ -115,8 +115,8 @@ def optimize(
     """Makes a model faster on this machine, and checks that it still computes the same.
 
     Batch normalization becomes a part of the convolutions, and images are channels_last. Of the engines that are
-    installed, the fastest for the example is chosen, which takes 15 to 20 seconds on two cores, and remembered. On a CPU,
-    Inductor is not among them, because it builds for minutes (245 s on two cores): ask for it by name.
+    installed, the fastest for the example is chosen, which takes 15 to 20 seconds on two cores, and remembered. On a
+    CPU, Inductor is not among them, because it builds for minutes (245 s on two cores): ask for it by name.
 
     Args:
         model: A timm model in evaluation mode, in float32. It stays as it is.

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..directory.write import write_model
+from ..directory.write import label_names_of, write_model
 from ..errors import ModelError
-from ..inference.class_names import label_names_of
 from ..inference.models import NAMES_CLASSES, TimmModel, build, start_equal
 from ..weights.checkpoints import HIDDEN
 from ..weights.sources import source_of

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -302,7 +302,7 @@ def _drops_hidden_layers(kwargs: dict[str, Any], cfg: PretrainedCfg) -> bool:
     That is so for another number of classes, and if the caller asks for none of them.
     """
     recorded = kwargs.get('pretrained_model_args') or {}  # timm fills in those that the caller does not give
-    hidden = {name: recorded[name] for name in HIDDEN if recorded.get(name)}
+    hidden = _hidden_layers(dict(model_args=recorded))
     asked = any(not kwargs.get(name, True) for name in HIDDEN)
     kept = {name: kwargs[name] for name in HIDDEN if kwargs.get(name)}
     classes = kwargs.get('num_classes', cfg.num_classes)
@@ -311,13 +311,23 @@ def _drops_hidden_layers(kwargs: dict[str, Any], cfg: PretrainedCfg) -> bool:
     for name in HIDDEN:
         kwargs.pop(name, None)
     if not kwargs.get('features_only'):
-        warnings.warn(
-            f'The layers before the classifier are left out ({hidden}): a new one of {classes} classes takes the 2048 '
-            f'features. To keep them, create the model with its own {cfg.num_classes} classes and call '
-            f'model.reset_classifier({classes}).',
-            stacklevel=2,
-        )
+        _warn_of_lost_layers(hidden, classes, cfg.num_classes)
     return True
+
+
+def _hidden_layers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a config.json for layers before the classifier."""
+    recorded = config.get('model_args') or {}
+    return {name: recorded[name] for name in HIDDEN if recorded.get(name)}
+
+
+def _warn_of_lost_layers(hidden: Mapping[str, Any], classes: int, own_classes: int) -> None:
+    kept = f'a new one of {classes} classes takes the 2048 features' if classes else 'the model returns 2048 features'
+    warnings.warn(
+        f'The layers before the classifier are left out ({hidden}): {kept}. To keep them, create the model by '
+        f"'local-dir:' or 'hf-hub:' with its own {own_classes} classes and call model.reset_classifier({classes}).",
+        stacklevel=3,
+    )
 
 
 def verify(location: PathLike, cache_dir: PathLike | None = None) -> Verification:
@@ -353,10 +363,23 @@ class _Wanted:
     new_head: bool
     cache_dir: PathLike | None
 
-    @property
-    def classifier(self) -> bool:
-        """Whether the weights must include the classifier. As in timm, one of another width starts afresh."""
-        return not (self.features_only or self.new_head) and self.model.num_classes == self.cfg.num_classes
+    def has_classifier(self, config: Mapping[str, Any]) -> bool:
+        """Whether the weights must include the classifier. As in timm, one of another width starts afresh.
+
+        Raises:
+            CheckpointError: They must, and their config.json says that they cannot.
+        """
+        classes, own = self.model.num_classes, config.get('num_classes', self.cfg.num_classes)
+        if self.features_only or self.new_head or classes not in (own, self.cfg.num_classes):
+            return False
+        hidden = _hidden_layers(config)
+        if classes != own or any(self.model_args.get(name) != layers for name, layers in hidden.items()):
+            arguments = ''.join(f', {name}={layers}' for name, layers in hidden.items())
+            raise CheckpointError(
+                f'{CONFIG_FILE} says that its head has {own} classes{arguments}. Pass num_classes={own}{arguments}, or '
+                f'num_classes=0 for the network without a head.'
+            )
+        return True
 
 
 def _without_tensors(overlay: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -413,12 +436,16 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     """The source's tensors, after all checks: numerics, genuineness, names, shapes, values."""
     if source.genuine:
         _check_variant(wanted.model_args)
-    else:
-        _check_config(source.read_config(wanted.cache_dir), wanted)
+    config = {} if source.genuine else source.read_config(wanted.cache_dir)
+    _check_config(config, wanted)
+    classifier = wanted.has_classifier(config)
     file = source.read(wanted.cache_dir)
     found = recognise(file.tensors, str(source))
     unsure = not source.genuine and not found.decoder and may_be_padded(found)
-    if wanted.features_only or wanted.new_head:
+    dropped = _hidden_layers(config) if not (classifier or any(map(wanted.model_args.get, HIDDEN))) else {}
+    if dropped and not (wanted.features_only or wanted.new_head):
+        _warn_of_lost_layers(dropped, wanted.model.num_classes, config['num_classes'])
+    if dropped or wanted.features_only or wanted.new_head:
         found.drop_heads('')
     elif chain := find_head(found, str(source)):
         take_head(found, chain, str(source), wanted.model_args.get('head_layers', ()), file.modules, [])
@@ -448,17 +475,13 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
                 f'else. Load it with xception_hub.from_checkpoint, or pass {arguments}.'
             )
 
-    if not wanted.classifier:
+    if not classifier:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('head.fc.')}
     weight = tensors['stem.conv1.weight']
     if weight.shape[1] == wanted.cfg.input_size[0]:
         tensors['stem.conv1.weight'] = adapt_input_conv(wanted.model.in_chans, weight, wanted.cfg.input_size[0])
     check_against(
-        tensors,
-        wanted.model.state_dict(),
-        str(source),
-        optional=() if wanted.classifier else ('head.',),
-        verified=verified,
+        tensors, wanted.model.state_dict(), str(source), optional=() if classifier else ('head.',), verified=verified
     )
     return tensors
 
