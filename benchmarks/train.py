@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -64,6 +65,7 @@ INPUT_BATCH = 16
 WORKERS = (0, 1, 2)
 
 app = App(help=__doc__, version_flags=[])
+prepared: list['Training'] = []
 
 
 class Training:
@@ -103,24 +105,28 @@ def training(variants: dict[str, Variant], *arguments: int) -> Iterator[dict[str
     with ExitStack() as stack:
         steps = {}
         for name, variant in variants.items():
-            process = stack.enter_context(new_process(prepare, variant, *arguments))
-            steps[name] = lambda process=process: process.submit(step).result()
+            process = stack.enter_context(new_process())
+            process.submit(prepare, variant, *arguments).result()
+            steps[name] = partial(in_process, process)
         yield steps
 
 
-def new_process(*prepared: Any) -> ProcessPoolExecutor:
-    """A process that begins with a call of a function with arguments, if they are given."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), *prepared[:1], initargs=prepared[1:])
+def new_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))
 
 
 def prepare(variant: Variant, size: int, batch_size: int, threads: int) -> None:
-    global prepared
+    """Makes what `step` takes its steps of, in a process of its own."""
     torch.set_num_threads(threads)
-    prepared = Training(variant, size, batch_size)
+    prepared.append(Training(variant, size, batch_size))
 
 
 def step() -> float:
-    return prepared.step()
+    return prepared[-1].step()
+
+
+def in_process(process: ProcessPoolExecutor) -> float:
+    return process.submit(step).result()
 
 
 class Memory(NamedTuple):
