@@ -77,6 +77,22 @@ def test_screen(photos: Path, folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert '1 of 1 images' in err and '0 bad' in err
 
 
+def test_json(photos: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lines are those of a .jsonl, errors included; nothing else is on the standard output."""
+    bad = tmp_path / 'bad.png'
+    bad.write_bytes(b'no image')
+    arguments = (str(photos / 'one' / '0.png'), str(bad))
+    predict.main(*arguments, model=str(folder), device='cpu', output=tmp_path / 'rows.jsonl')
+    assert capsys.readouterr().out == ''
+    predict.main(*arguments, model=str(folder), device='cpu', json_=True)
+    out = capsys.readouterr().out
+    assert out == (tmp_path / 'rows.jsonl').read_text()
+    good, broken = map(json.loads, out.splitlines())
+    assert (good['label'] in WORDS, broken['label'], bool(broken['error'])) == (True, None, True)
+    with pytest.raises(SystemExit, match='--json prints what --output rows.csv would hold: leave out one'):
+        predict.main(*arguments, model=str(folder), output=Path('rows.csv'), json_=True)
+
+
 def test_bad_images(photos: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They are named, and have a reason instead of a label; the others are predicted."""
     bad = tmp_path / 'bad.png'

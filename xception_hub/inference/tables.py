@@ -57,6 +57,11 @@ def _rounded(value: float) -> float:
     return float(f'{value:.7g}')  # the digits of float32
 
 
+def json_line(values: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """A row as a line of .jsonl, with null for what it lacks."""
+    return json.dumps({name: values.get(name) for name in TYPES if name in columns}, ensure_ascii=False)
+
+
 @contextmanager
 def table(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A function that writes a row into a .csv, .jsonl or .parquet; the file is there when it is complete.
@@ -95,10 +100,7 @@ def table(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str,
 def _writing(path: Path, suffix: str, schema: pyarrow.Schema) -> Iterator[Callable[[list[Mapping[str, Any]]], None]]:
     if suffix == '.jsonl':
         with open(path, 'w', encoding='utf-8') as file:
-            yield lambda rows: file.writelines(
-                json.dumps({name: values.get(name) for name in schema.names}, ensure_ascii=False) + '\n'
-                for values in rows
-            )
+            yield lambda rows: file.writelines(json_line(values, schema.names) + '\n' for values in rows)
         return
     kind = pyarrow.csv.CSVWriter if suffix == '.csv' else pyarrow.parquet.ParquetWriter
     with kind(path, schema) as writer:

@@ -123,6 +123,7 @@ def main(
     threads: Annotated[int | None, Parameter(name=['--threads', '--workers'])] = None,
     device: str | None = None,
     engine: str = EAGER,
+    json_: Annotated[bool, Parameter('--json', negative='')] = False,
 ) -> None:
     """Predicts the classes of images. Images that cannot be used are listed, and have an error instead of a label.
 
@@ -147,12 +148,13 @@ def main(
         device: Device that computes: cpu, cuda, mps. By default a GPU, if there is one.
         engine: What computes: eager (PyTorch as it is), auto (what is fastest here), or one by its name, such as
             openvino.
+        json_: Print each row as a line of JSON, with all that a table has, instead of text.
     """
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     try:
         keep_freed_memory()
         rank, processes = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
-        in_parts = _is_directory(output, embed, shard_size, processes)
+        in_parts = _is_directory(output, embed, json_, shard_size, processes)
         if not paths:
             raise SettingsError('Name images, a folder, a table or a dataset: xception-hub predict photos --model DIR.')
         splits, notes = images_in(paths, image_column, split, image_folder)
@@ -171,12 +173,12 @@ def main(
             shards.start()
             run.write_parts(shards, rank, processes)
         else:
-            run.write_table(output)
+            run.write_table(output, json_)
     except XceptionHubError as e:
         sys.exit(f'error: {e}')
 
 
-def _is_directory(output: Path | None, embed: bool, shard_size: int, processes: int) -> bool:
+def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int, processes: int) -> bool:
     """Whether the output is a table in parts.
 
     Raises:
@@ -189,8 +191,12 @@ def _is_directory(output: Path | None, embed: bool, shard_size: int, processes: 
             f'{output} ends in {suffix!r}; a table ends in one of {", ".join(tables.SUFFIXES)}, and a directory for a '
             f'table in parts in none.'
         )
-    if embed and (output is None or suffix == '.csv'):
-        raise SettingsError('--embed writes vectors: name an --output that ends in .jsonl or .parquet, or a directory.')
+    if json_ and output:
+        raise SettingsError(f'--json prints what --output {output} would hold: leave out one of them.')
+    if embed and not json_ and (output is None or suffix == '.csv'):
+        raise SettingsError(
+            '--embed writes vectors: name an --output that ends in .jsonl or .parquet, or a directory, or pass --json.'
+        )
     if shard_size < 1:
         raise SettingsError(f'shard_size is {shard_size}; it has to be 1 or more.')
     if processes > 1 and not in_parts:
@@ -215,9 +221,18 @@ class _Run:
                 tqdm.write(f'Bad image: {row["file"]}: {row["error"]}', file=sys.stderr)
             yield row
 
-    def write_table(self, output: Path | None) -> None:
+    def write_table(self, output: Path | None, as_json: bool) -> None:
         """Writes a table, or prints rows."""
-        with tables.table(output, ['file', *self.predictor.columns]) if output else nullcontext(_show) as write:
+        columns = ['file', *self.predictor.columns]
+
+        def show(row: Mapping[str, Any]) -> None:
+            if as_json:
+                tqdm.write(tables.json_line(row, columns), file=sys.stdout)
+            elif not row['error']:
+                share = f'{row["probability"]:.3f}' if 'probability' in row else ''
+                tqdm.write(f'{row["file"]}\t{row["label"]}\t{share}'.rstrip(), file=sys.stdout)
+
+        with tables.table(output, columns) if output else nullcontext(show) as write:
             for row in tqdm(self.rows(range(self.total)), total=self.total, unit='img', disable=None):
                 write(row)
         self.tell(f'. Written: {output}' if output else '')
@@ -247,9 +262,3 @@ class _Run:
             f'{self.bad} bad{more}',
             file=sys.stderr,
         )
-
-
-def _show(row: Mapping[str, Any]) -> None:
-    if not row['error']:
-        share = f'{row["probability"]:.3f}' if 'probability' in row else ''
-        tqdm.write(f'{row["file"]}\t{row["label"]}\t{share}'.rstrip(), file=sys.stdout)
