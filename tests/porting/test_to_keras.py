@@ -172,6 +172,19 @@ def test_what_keras_does_not_know(kwargs: dict[str, Any], reason: str, tmp_path:
         build_keras(saved(tmp_path, num_classes=2, **kwargs))
 
 
+def test_the_pyramid_is_the_same_network(tmp_path: Path) -> None:
+    """Its name stands for what features_only returns, of which a Keras file knows nothing."""
+    directory = saved(tmp_path / 'network', num_classes=2)
+    config = json.loads((directory / 'config.json').read_text())
+    config['architecture'] = 'xception_paper_pyramid'
+    (directory / 'config.json').write_text(json.dumps(config))
+    write_keras(*build_keras(directory), tmp_path / 'model.weights.h5')  # compares all arrays
+    config['architecture'] = 'xception_paper_mid_elu'
+    (directory / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ToKerasError, match="architecture is 'xception_paper_mid_elu', not 'xception_paper'"):
+        build_keras(directory)
+
+
 def test_a_mistake_is_not_written(converted: Path, tmp_path: Path) -> None:
     """A Keras model that isn't the network, and a name that says no format, leave nothing behind."""
     model, network = build_keras(converted)

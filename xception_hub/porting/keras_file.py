@@ -11,7 +11,7 @@ import torch
 
 from ..errors import ToKerasError
 from ..network import Xception
-from ..weights.sources import NUMERICS, VARIANTS
+from ..weights.sources import NUMERICS, SAME_NETWORK, VARIANTS
 from . import keras_model
 from .formats import open_source
 from .keras_head import FINAL_ACTIVATIONS
@@ -68,8 +68,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
         config = json.loads((directory / 'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:
         raise ToKerasError(f'{directory} has no config.json that can be read ({e}).') from e
-    if config.get('architecture') != 'xception_paper':
-        raise ToKerasError(f"{directory}: its architecture is {config.get('architecture')!r}, not 'xception_paper'.")
+    architecture = str(config.get('architecture'))
+    if architecture.removesuffix(SAME_NETWORK) != 'xception_paper':
+        raise ToKerasError(f"{directory}: its architecture is {architecture!r}, not 'xception_paper'.")
     return config
 
 
