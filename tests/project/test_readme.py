@@ -131,6 +131,18 @@ def test_block(language: str, code: str, folder: Path) -> None:
         assert output.strip() == 'torch.Size([1, 17000])'
 
 
+@pytest.mark.parametrize('command', ['run train.py', pytest.param('paper --no-speed --page', marks=pytest.mark.slow)])
+def test_command_in_a_sentence(command: str, folder: Path) -> None:
+    """The README's exact words."""
+    (found,) = re.findall(rf'`(xception-hub {command}[^`]*)`', (ROOT / 'README.md').read_text())
+    (folder / 'train.py').write_text('import sys, timm\nprint(timm.is_model(sys.argv[-1]))')
+    output = run('bash', found, folder, by_itself=True)
+    if command.startswith('run'):
+        assert output.strip() == 'True'
+    else:
+        assert (folder / 'page.html').stat().st_size > 500_000
+
+
 @pytest.mark.parametrize('page', TRANSLATIONS, ids=lambda page: page.name)
 def test_translation(page: Path) -> None:
     """The same code, links, headings and numbers in tables as in the original."""
