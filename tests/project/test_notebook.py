@@ -1,13 +1,23 @@
-"""The notebook of the paper: its cells run from top to bottom, in this process, as they stand there."""
+"""The notebook of the paper runs from top to bottom, in this process, as it stands; so does its translation."""
 
 import json
 import re
+from typing import Any
 
 from conftest import ROOT
 from port_a_keras_model import Checkpoint
 
-CELLS = json.loads((ROOT / 'examples' / 'the_paper.ipynb').read_text('utf-8'))['cells']
+NOTEBOOK, CHINESE = (
+    json.loads((ROOT / 'examples' / name).read_text('utf-8')) for name in ('the_paper.ipynb', 'the_paper.zh.ipynb')
+)
+CELLS = NOTEBOOK['cells']
 MAGIC = '%'  # of a line for Jupyter alone
+LABELS = {'思想。': 'Idea.', '练习。': 'Exercise.'}
+
+
+def texts_of(notebook: dict[str, Any]) -> list[str]:
+    """Of the markdown cells, in order."""
+    return [''.join(cell['source']) for cell in notebook['cells'] if cell['cell_type'] == 'markdown']
 
 
 def test_cells_run(checkpoint: Checkpoint) -> None:
@@ -29,3 +39,19 @@ def test_each_section_is_whole() -> None:
     outputs = [output for cell in CELLS for output in cell.get('outputs', [])]
     assert sum('image/png' in output.get('data', {}) for output in outputs) == 8
     assert not any(output.get('name') == 'stderr' or output['output_type'] == 'error' for output in outputs)
+
+
+def test_translation() -> None:
+    """Its code and outputs are the same, so one run is enough; its text has the same parts, code and links."""
+    texts = iter(texts_of(NOTEBOOK))
+    cells = [
+        {**cell, 'source': next(texts).splitlines(True)} if cell['cell_type'] == 'markdown' else cell
+        for cell in CHINESE['cells']
+    ]
+    assert {**CHINESE, 'cells': cells} == NOTEBOOK
+    for text, expected in zip(texts_of(CHINESE), texts_of(NOTEBOOK)):
+        assert re.search('[\u4e00-\u9fff]', text)
+        assert [LABELS[label] for label in re.findall(r'\*\*(.*?)\*\*', text)] == re.findall(r'\*\*(.*?)\*\*', expected)
+        for pattern in ('^#+ ', r'`.*?`', r'\]\((.*?)\)'):
+            found, wanted = (re.findall(pattern, words, re.MULTILINE) for words in (text, expected))
+            assert sorted(found) == sorted(wanted)
