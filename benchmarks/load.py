@@ -110,7 +110,7 @@ def main(repeats: int = 7) -> None:
     """Measures time and memory; needs Linux, which reports peak memory.
 
     Args:
-        repeats: Number of processes for each contender, after one that is not counted.
+        repeats: Number of processes for each contender, after one that is not counted. With 0 that one is all there is.
     """
     imports: dict[str, list[dict[str, float]]] = {name: [] for name in IMPORTS}
     loads: dict[str, list[dict[str, float]]] = {name: [] for name in LOADS}
@@ -130,7 +130,7 @@ def main(repeats: int = 7) -> None:
     for group in (imports, loads):
         first: dict[str, float] = {}
         for name, runs in group.items():
-            median = {key: statistics.median(run[key] for run in runs[1:]) for key in runs[0]}
+            median = {key: statistics.median(run[key] for run in runs[1:] or runs) for key in runs[0]}
             first = first or median
             logits = f'{median["after"]:19.2f}' if median['after'] else ''
             print(

@@ -5,6 +5,7 @@ timm's `legacy_xception`: images per second and peak memory, contenders in turn,
 what gradient checkpointing saves and costs, and whether photos are prepared faster than the network trains on them.
 """
 
+import functools
 import multiprocessing
 import statistics
 import sys
@@ -60,7 +61,6 @@ CONTENDERS = {
     'xception_paper, float32': PAPER,
     'xception_paper, bf16': PAPER._replace(bf16=True),
 }
-PHOTOS = 144  # photos to prepare: the 18 of the checkpoint's package, eight times
 INPUT_BATCH = 16
 WORKERS = (0, 1, 2)
 
@@ -157,6 +157,7 @@ def peak(variant: Variant, size: int, batch_size: int, threads: int) -> Memory:
     return Memory(highest - before, highest, counted)
 
 
+@functools.cache
 def peaks(variant: Variant, *arguments: int, runs: int) -> Memory:
     """Median peak memory of several new processes."""
     found = []
@@ -168,7 +169,7 @@ def peaks(variant: Variant, *arguments: int, runs: int) -> Memory:
 
 def input_rate(images: Images, workers: int) -> float:
     """Images per second of the second epoch, when the workers have started already."""
-    batches = loader(images, TrainingBatches(images.split, Batching(PHOTOS, INPUT_BATCH), 0), workers)
+    batches = loader(images, TrainingBatches(images.split, Batching(len(images.split), INPUT_BATCH), 0), workers)
     for _ in range(2):
         start = time.perf_counter()
         count = sum(len(batch.inputs) for batch in batches)
@@ -176,16 +177,16 @@ def input_rate(images: Images, workers: int) -> float:
     return count / seconds
 
 
-def photos(recipe: str, size: int) -> Images:
-    """Photos, augmented as in a recipe."""
+def photos(recipe: str, size: int, count: int) -> Images:
+    """Photos of the checkpoint's package, augmented as in a recipe."""
     known = {field.name for field in fields(Augmentation)}
     a = replace(Augmentation(), **{name: value for name, value in RECIPES[recipe]().items() if name in known})
     files = [{'path': str(photo), 'bytes': None} for photo in download().photos]
     source = datasets.Dataset.from_dict(
-        dict(image=[files[i % len(files)] for i in range(PHOTOS)]),
+        dict(image=[files[i % len(files)] for i in range(count)]),
         features=datasets.Features(image=datasets.Image(decode=False)),
     )
-    split = Split('photos', source, np.arange(PHOTOS), np.zeros(PHOTOS, np.int64))
+    split = Split('photos', source, np.arange(count), np.zeros(count, np.int64))
     transforms = Transforms(build('xception_paper', 2, False, {}, size), size)
     transform = transforms.training(
         a.crop_scale,
@@ -227,11 +228,11 @@ def print_checkpointing(size: int, batch_size: int, repeats: int, threads: int, 
     print('peak: resident memory on top of model, gradients and optimizer; counted: what is kept for the backward pass')
 
 
-def print_input(size: int, network: float) -> None:
+def print_input(size: int, network: float, count: int) -> None:
     """Prints images per second for each recipe and number of workers, and whether input or network is the limit."""
     print(f'\n{"input, photos of a megapixel":32}' + ''.join(f'{f"{n} workers":>12}' for n in WORKERS))
     for recipe in ('transfer', 'full'):
-        images = photos(recipe, size)
+        images = photos(recipe, size, count)
         rates = [input_rate(images, workers) for workers in WORKERS]
         binds = 'input' if rates[0] < network else 'network'
         print(
@@ -243,7 +244,13 @@ def print_input(size: int, network: float) -> None:
 
 @app.default
 def main(
-    *, size: int = 299, batch_size: int = 8, repeats: int = 5, threads: int | None = None, memory_runs: int = 3
+    *,
+    size: int = 299,
+    batch_size: int = 8,
+    repeats: int = 5,
+    threads: int | None = None,
+    memory_runs: int = 3,
+    photos: int = 144,
 ) -> None:
     """Measures time and memory; needs Linux, which reports peak memory.
 
@@ -253,6 +260,7 @@ def main(
         repeats: Number of timed repeats, after one that is not counted. Their median is printed.
         threads: Number of threads of torch. By default torch chooses.
         memory_runs: Number of new processes for each figure of memory. Their median is printed.
+        photos: Number of photos to prepare.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     shape = (size, batch_size, repeats, torch.get_num_threads())
@@ -262,7 +270,7 @@ def main(
     print(f'{device_model("cpu")}, torch {torch.__version__}, timm {timm.__version__}\n')
     network = print_speed(*shape, memory_runs)
     print_checkpointing(*shape, memory_runs)
-    print_input(size, network)
+    print_input(size, network, photos)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,12 @@
 """The genuine weights, made available in the ways in which users meet them, and a hub on this machine."""
 
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import safetensors.torch
@@ -38,11 +40,18 @@ os.environ.update(
 for name in ('XCEPTION_HUB_REPO', 'HF_TOKEN', 'HF_HUB_OFFLINE'):
     os.environ.pop(name, None)
 
-from port_a_keras_model import CLASS_NAMES, PREPROCESSING, Checkpoint, download
+from port_a_keras_model import Checkpoint, download
 
-from conversion.convert import convert
 from xception_hub.porting.port import Port, port
 from xception_hub.weights.layouts import to_legacy
+
+
+class Example(NamedTuple):
+    """What examples/port_a_keras_model.py leaves."""
+
+    directory: Path
+    picture: Path
+    printed: Path
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-timeout looks
@@ -70,17 +79,26 @@ def genuine_state_dict(ported: Port) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope='session')
-def converted(ported: Port, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory that a conversion of the checkpoint writes, after it was verified."""
+def example(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Example:
+    """The README's main job, done once for all processes."""
     root = tmp_path_factory.getbasetemp()
-    if 'PYTEST_XDIST_WORKER' in os.environ:  # one for all processes
-        root = root.parent
-    directory = root / 'converted' / 'kitchenware'
-    with FileLock(root / 'converted.lock'):
-        if not directory.exists():
-            directory.parent.mkdir()
-            convert(ported, directory, PREPROCESSING, CLASS_NAMES, checkpoint.photos)
-    return directory
+    folder = (root.parent if 'PYTEST_XDIST_WORKER' in os.environ else root) / 'example'
+    made = Example(folder / 'kitchenware', folder / 'photos.png', folder / 'printed')
+    with FileLock(f'{folder}.lock'):
+        if not made.printed.exists():
+            command = [sys.executable, ROOT / 'examples' / 'port_a_keras_model.py', '--output', made.directory]
+            folder.mkdir(exist_ok=True)
+            result = subprocess.run(command, cwd=folder, text=True, capture_output=True)
+            assert result.returncode == 0, result.stderr
+            (made.directory / made.picture.name).rename(made.picture)
+            made.printed.write_text(result.stdout)
+    return made
+
+
+@pytest.fixture(scope='session')
+def converted(example: Example) -> Path:
+    """The directory that a conversion of the checkpoint writes, after it was verified."""
+    return example.directory
 
 
 @pytest.fixture(scope='session')

@@ -1,29 +1,22 @@
 """The main job: a public Keras model becomes a timm model that classifies photos."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import Example
 from PIL import Image
 from port_a_keras_model import MODEL, Checkpoint, Prediction, contact_sheet, download
 
 
-def test_example(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_example(example: Example) -> None:
     """The command's output: a row for each of 18 photos, 9 of 9 right, the parity figure, and a picture."""
-    result = subprocess.run(
-        [sys.executable, ROOT / 'examples' / 'port_a_keras_model.py', '--output', tmp_path / 'out'],
-        text=True,
-        capture_output=True,
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, result.stderr
-    assert sum('.jpg ' in line for line in result.stdout.splitlines()) == 18
-    assert '9 of 9 labelled photos are classified right.' in result.stdout
-    last = result.stdout.splitlines()[-1]
+    printed = example.printed.read_text()
+    assert sum('.jpg ' in line for line in printed.splitlines()) == 18
+    assert '9 of 9 labelled photos are classified right.' in printed
+    last = printed.splitlines()[-1]
     assert last.startswith('Largest difference from Keras in float64, of 16 taps at 2 sizes: ')
-    with Image.open(tmp_path / 'out' / 'photos.png') as picture:
+    with Image.open(example.picture) as picture:
         assert picture.size == (1448, 918)
 
 
