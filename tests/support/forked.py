@@ -2,20 +2,24 @@
 
 import multiprocessing
 import os
+import runpy
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+OF_TESTS = [str(ROOT / folder) for folder in ('', 'examples', 'tests/support')]  # where they find modules
 CONTEXT: Any = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['finetune'])
 
 
-def write_into(log: Path) -> None:
-    """Lets this process print into a file."""
-    with open(log, 'a') as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+def write_into(log: Path, errors: Path | None = None) -> None:
+    """Lets this process print into a file; its errors into another one, if there is one for them."""
+    for number, path in ((1, log), (2, errors or log)):
+        with open(path, 'a') as file:
+            os.dup2(file.fileno(), number)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
@@ -25,6 +29,24 @@ def run_code(code: str, folder: Path, log: Path) -> tuple[int, str]:
     process.start()
     process.join()
     return process.exitcode, log.read_text()
+
+
+def run_script(script: Path, *arguments: object) -> str:
+    """What `python SCRIPT ARGUMENTS` prints, which has to end well."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed, errors = Path(folder, 'printed'), Path(folder, 'errors')
+        process = CONTEXT.Process(target=_run_script, args=(script, [*map(str, arguments)], printed, errors))
+        process.start()
+        process.join()
+        assert process.exitcode == 0, errors.read_text()
+        return printed.read_text()
+
+
+def _run_script(script: Path, arguments: list[str], printed: Path, errors: Path) -> None:
+    write_into(printed, errors)
+    sys.argv = [str(script), *arguments]
+    sys.path[:] = [str(script.parent), *(path for path in sys.path if path not in OF_TESTS)]
+    runpy.run_path(str(script), run_name='__main__')
 
 
 def _run_code(code: str, folder: Path, log: Path) -> None:
