@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 
 from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError
 from xception_hub.inference.models import TimmModel, Transforms, build, evaluating
+from xception_hub.training import batch_norm, models, results, resume
 from xception_hub.training import machine as machines
-from xception_hub.training import models, results, resume
 from xception_hub.training.data import Data
 from xception_hub.training.dry_run import dry_run
 from xception_hub.training.features import frozen_features
@@ -173,6 +174,10 @@ class Training:
         self.schedule = make_schedule(s, self.optimizer, self.batching)
         if checkpoint:
             self.restore(checkpoint)
+        trains_statistics = s.batch_norm == 'train' and batch_norm.has_statistics(module)
+        self.precise_bn_images = s.precise_bn_images or 0 if trains_statistics else 0
+        if s.precise_bn_images and not trains_statistics:
+            machine.print('--precise-bn-images has no effect: no batch normalization is trained.')
         if task.settings.machine.compile:
             module.compile()
         # a phase is prepared anew: what is trained has changed, and so has what the processes share
@@ -202,6 +207,8 @@ class Training:
                 throughput = self.machine.throughput()
                 self.run_epoch(throughput, stop)
                 self.machine.share(self.phase.module.buffers())  # moving statistics, which differ a little
+                if self.precise_bn_images:
+                    batch_norm.recompute(self.evaluated, self.training_inputs(), self.machine)
                 self.end_epoch(evaluate(self.phase, self.evaluated), throughput)
                 self.save()
                 if stop.asked and self.machine.processes == 1:
@@ -260,6 +267,19 @@ class Training:
         if self.averages:
             self.averages.update(self.phase.module, step=number + 1)
         return loss_sum
+
+    def training_inputs(self) -> Iterator[Tensor]:
+        """What the network has seen in the first updates of the epoch, for precise BN."""
+        progress, batching, machine = self.progress, self.batching, self.machine
+        self.order.epoch, self.order.first_update = progress.epoch, 0
+        updates = min(math.ceil(self.precise_bn_images / batching.group), batching.updates)
+        batches = islice(self.order, sum(map(batching.steps, range(updates))))
+        with machine.progress('Batch normalization', min(updates * batching.group, batching.images)) as bar:
+            for step, batch in enumerate(map(machine.put, machine.loader(self.phase.training, batches))):
+                # for dropout and mixup
+                seed_all(self.settings.seed, progress.phase, progress.epoch, step, machine.rank)
+                yield self.phase.objective.prepare(batch.inputs, batch.labels)[0]
+                bar.update(len(batch.indices) * machine.processes)
 
     def end_epoch(self, predictions: Predictions, throughput: Throughput) -> None:
         """Writes an epoch down, and keeps its weights if they are the best so far."""

@@ -438,6 +438,17 @@ def test_settings(arguments: Any, folder: Path, tmp_path: Path, log: Path) -> No
     assert 0 <= figures_of(tmp_path / 'model')['top1'] <= 1
 
 
+def test_fewer_training_images(folder: Path, tmp_path: Path, log: Path) -> None:
+    """The validation split is the same as without the limit; the seed draws the rest."""
+    rows = []
+    for number, option in enumerate(((), ('--max-train-samples', 20), ('--max-train-samples', 1000))):
+        output = tmp_path / str(number)
+        finetune(*SMALL, *TRAINING, '--epochs', 1, *option, '--dataset', folder, '--output', output, log=log)
+        rows.append(json.loads((output / 'data.json').read_text())['validation_rows'])
+    assert rows[0] == rows[1] == rows[2]
+    assert [figures_of(tmp_path / str(number))['train_images'] for number in range(3)] == [48, 20, 48]
+
+
 @pytest.mark.slow
 def test_compile(folder: Path, tmp_path: Path, log: Path) -> None:
     """The same training, compiled; names of tensors are those of the model."""

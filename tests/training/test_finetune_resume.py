@@ -34,6 +34,8 @@ EVERYTHING = (
     0.9,
     '--drop-path-rate',
     0.1,
+    '--precise-bn-images',
+    40,
 )
 TRANSFER = (
     '--model',

@@ -58,6 +58,9 @@ def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Man
     if not found.has_validation:
         found = found.with_validation(s.validation_share, settings.optimization.seed)
         manifest['validation_rows'] = found.validation.source_rows.tolist()
+    if s.max_train_samples and s.max_train_samples < len(found.train):
+        order = np.random.default_rng(settings.optimization.seed).permutation(len(found.train))
+        found = replace(found, train=found.train.select(np.sort(order[: s.max_train_samples])))
     if not len(found.validation) or not (len(found.train) or settings.output.eval_only):
         raise DataError(f'A split of {s.dataset} has no image that can be used.')
     _warn_of_leaks(found, digests)

@@ -97,6 +97,7 @@ def paper_imagenet() -> dict[str, Any]:
         drop_rate=0.5,
         ema_decay=0.9999,
         batch_norm='train',
+        precise_bn_images=8192,
         crop_scale=(0.08, 1.0),
         flip=0.5,
     )
@@ -126,6 +127,7 @@ def paper_jft() -> dict[str, Any]:
         drop_rate=0.0,
         ema_decay=0.9999,
         batch_norm='train',
+        precise_bn_images=8192,
         crop_scale=(0.08, 1.0),
         flip=0.5,
     )

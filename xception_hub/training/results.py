@@ -97,6 +97,7 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
     if progress.best:
         figures.update({name: progress.best[name] for name in ('phase', 'epoch')})
     if not settings.output.eval_only:
+        figures['train_images'] = len(task.data.train)
         base = models.hub_id(task.model) if settings.model.pretrained else None
         models.save(run.directory, task.model, task.transforms.config, class_names, task.data.multi_label, base)
     write_predictions(run.directory / PREDICTIONS_FILE, task, predictions)
