@@ -175,7 +175,7 @@ class Training:
         if checkpoint:
             self.restore(checkpoint)
         trains_statistics = s.batch_norm == 'train' and batch_norm.has_statistics(module)
-        self.precise_bn_images = s.precise_bn_images or 0 if trains_statistics else 0
+        self.precise_bn_images = s.precise_bn_images if trains_statistics else 0
         if s.precise_bn_images and not trains_statistics:
             machine.print('--precise-bn-images has no effect: no batch normalization is trained.')
         if task.settings.machine.compile:

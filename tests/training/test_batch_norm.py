@@ -19,7 +19,7 @@ from xception_hub.training.machine import Machine
 # Averaged weights of few, large updates: moving statistics are far from them. Nothing is augmented.
 TRAINING = (
     *(*SMALL, '--recipe', 'paper-imagenet', '--crop-scale', 1, 1, '--flip', 0, '--no-scan', '--drop-rate', 0),
-    *('--epochs', 1, '--learning-rate', 0.1, '--ema-decay', 0.9, '--precise-bn-images', 48),
+    *('--epochs', 1, '--learning-rate', 0.1, '--ema-decay', 0.9),
 )
 
 
@@ -32,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(output: Path, folder: Path, *arguments: Any, processes: int = 1) -> nn.Module:
-    given = (*TRAINING, *arguments, '--dataset', folder, '--output', output)
+def trained(output: Path, folder: Path, *arguments: Any, images: int = 48, processes: int = 1) -> nn.Module:
+    given = (*TRAINING, '--precise-bn-images', images, *arguments, '--dataset', folder, '--output', output)
     finetune(*given, log=output.with_suffix('.log'), processes=processes)
     return timm.create_model(f'local-dir:{output}', pretrained=True)
 
@@ -51,11 +51,11 @@ def momentum_of_one(model: nn.Module) -> nn.Module:
 
 
 def test_averaged_weights(folder: Path, tmp_path: Path) -> None:
-    """They come with the statistics of the training images under these weights; by default, with others."""
+    """They come with the statistics of the training images under these weights; moving ones are others."""
     transform = None
-    for name, option in (('precise', ()), ('moving', ('--precise-bn-images', 1))):
-        model = trained(tmp_path / name, folder, '--batch-size', 12 if name == 'moving' else 48, *option)
-        transform = transform or Transforms(model, 32).training((1.0, 1.0))
+    for name, number in (('precise', 48), ('moving', 0)):
+        model = trained(tmp_path / name, folder, '--batch-size', 48, images=number)
+        transform = transform or Transforms(model, 32).training((1.0, 1.0), hflip=0, color_jitter=0)
         found = statistics(model)
         images = [transform(open_image(path)) for path in sorted((folder / 'train').rglob('*.png'))]
         momentum_of_one(model)(torch.stack(images))

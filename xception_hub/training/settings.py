@@ -153,9 +153,9 @@ class Optimization:
     """Largest norm of the gradient; a larger one is scaled down. By default gradients are not clipped."""
     batch_norm: Literal['frozen', 'train'] = 'frozen'
     """Batch normalization: frozen keeps the moving statistics (inference mode), train learns new ones."""
-    precise_bn_images: Annotated[int | None, AT_LEAST_1] = None
+    precise_bn_images: Annotated[int, NOT_NEGATIVE] = 0
     """Training images from which the statistics of batch normalization are computed anew for the weights of each
-    evaluation, averages included (precise BN). By default they are the moving ones, which lag behind the weights."""
+    evaluation, averages included (precise BN). 0 takes the moving ones, which lag behind the weights."""
     label_smoothing: Annotated[float, SHARE] = 0.0
     """Share of each label that is spread over all classes."""
     class_weights: bool = False
@@ -278,7 +278,7 @@ def phases(settings: Settings) -> list[tuple[str, Settings]]:
             clip_grad=None,
             accumulation=1,
             optimizer_args={},
-            precise_bn_images=None,
+            precise_bn_images=0,
             **{**RECIPES['probe'](), 'epochs': s.head_epochs, 'learning_rate': s.head_learning_rate},
         )
         return [('probe', replace(settings, optimization=first)), ('everything', settings)]
