@@ -19,6 +19,7 @@ FLOORS = [
     ['pyramid'],
     ['weights'],
     ['xception_paper'],
+    ['narrow_inception'],
     ['__init__'],
     ['directory'],
     ['inference'],
