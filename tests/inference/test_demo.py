@@ -7,13 +7,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import timm
+from commands import call
 from conftest import ROOT
+from forked import run_code, start_code
 from patience import patience
 from PIL import Image
 from port_a_keras_model import Checkpoint
@@ -21,6 +24,8 @@ from port_a_keras_model import Checkpoint
 from xception_hub.inference.predictor import Predictor
 
 pytest.importorskip('gradio')
+from xception_hub.inference.demo import app
+
 CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
 
 
@@ -30,27 +35,52 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start(*args: object) -> subprocess.Popen[str]:
-    command = [sys.executable, '-m', 'xception_hub', 'demo', *map(str, args)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def wait_for(address: str, status: Callable[[], int | None]) -> None:
+    """Until a page is served there; fails when its process has ended."""
+    end = time.monotonic() + patience(90)
+    while True:
+        try:
+            httpx.get(address)
+            return
+        except httpx.TransportError:
+            assert status() is None and time.monotonic() < end
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope='module')
 def page(converted: Path) -> Iterator[str]:
     """The address of a page for the converted model."""
     port = free_port()
-    process = start(converted, '--port', port)
-    address, end = f'http://127.0.0.1:{port}', time.monotonic() + patience(90)
-    while True:
-        try:
-            httpx.get(address)
-            break
-        except httpx.TransportError:
-            assert process.poll() is None and time.monotonic() < end, process.communicate()
-            time.sleep(0.2)
-    yield address
+    command = [sys.executable, '-m', 'xception_hub', 'demo', converted, '--port', str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, text=True)
+    wait_for(f'http://127.0.0.1:{port}', process.poll)
+    yield f'http://127.0.0.1:{port}'
     process.terminate()
-    process.communicate(timeout=patience(30))
+    process.wait(timeout=patience(30))
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of another architecture, of three classes."""
+    directory = tmp_path_factory.mktemp('small') / 'resnet'
+    model, names = timm.create_model('test_resnet', num_classes=3), ['cup', 'fork', 'glass']
+    timm.models.save_for_hf(model, directory, model_config=dict(label_names=names), safe_serialization=True)
+    return directory
+
+
+def code_of(*args: object) -> str:
+    return f'from xception_hub.cli import main; main({["demo", *map(str, args)]})'
+
+
+@pytest.fixture
+def another(small: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of a second page, of another architecture, for all who reach this machine."""
+    port = free_port()
+    process = start_code(code_of(small, '--host', '0.0.0.0', '--port', port), tmp_path, tmp_path / 'log')
+    wait_for(f'http://127.0.0.1:{port}', lambda: process.exitcode)
+    yield f'http://127.0.0.1:{port}'
+    process.terminate()
+    process.join()
 
 
 def upload(page: str, name: str, content: bytes) -> str:
@@ -123,19 +153,44 @@ def test_takes_no_more_than_it_can_hold(page: str) -> None:
     assert httpx.get(page).status_code == 200
 
 
+def listening(port: int) -> list[str]:
+    """Addresses at which a port is open, as Linux lists them: 0100007F is 127.0.0.1."""
+    rows = [line.split()[1] for line in Path('/proc/net/tcp').read_text().splitlines() if ' 0A ' in line]
+    return [row.partition(':')[0] for row in rows if row.endswith(f':{port:04X}')]
+
+
 def test_bound_to_this_machine(page: str) -> None:
-    """Linux lists what listens: 0100007F is 127.0.0.1."""
-    port = int(page.rpartition(':')[2])
-    listening = [line.split()[1] for line in Path('/proc/net/tcp').read_text().splitlines() if ' 0A ' in line]
-    assert f'0100007F:{port:04X}' in listening and f'00000000:{port:04X}' not in listening
+    assert listening(int(page.rpartition(':')[2])) == ['0100007F']
 
 
-def test_port_that_is_taken(page: str, converted: Path) -> None:
+def test_two_at_once(page: str, another: str, converted: Path, checkpoint: Checkpoint) -> None:
+    """Each answers by its own model, at a port of its own and at the addresses that it was told."""
+    assert another != page and listening(int(another.rpartition(':')[2])) == ['00000000']
+    photo = checkpoint.photos[0]
+    for address, name, classes in ((page, converted.name, 5), (another, 'resnet', 3), (page, converted.name, 5)):
+        answer = answers(address, upload(address, photo.name, photo.read_bytes()))
+        assert answer is not None and f' s by {name}, engine eager. Explained in' in answer
+        assert answer.count('<meter') == classes and answer.count('<img src="data:image/png') == 2
+
+
+def test_port_that_is_taken(page: str, small: Path, tmp_path: Path) -> None:
     port = page.rpartition(':')[2]
-    process = start(converted, '--port', port)
-    text, _ = process.communicate(timeout=patience(90))
-    assert process.returncode == 1
-    assert f'error: Port {port} is taken' in text and 'Choose another --port.' in text and 'Traceback' not in text
+    status, output = run_code(code_of(small, '--port', port), tmp_path, tmp_path / 'log')
+    assert status == 1 and 'Traceback' not in output
+    assert f'error: Port {port} is taken' in output and 'Choose another --port.' in output
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'status', 'message'),
+    [
+        ('--host', '192.0.2.1', 1, 'error: --host 192.0.2.1 is no address of this machine ('),  # for documentation
+        ('--host', 'no host', 1, 'error: --host no host is no address of this machine ('),
+        ('--port', '65536', 2, 'Must be <= 65535'),
+    ],
+)
+def test_addresses_that_cannot_be(option: str, value: str, status: int, message: str, small: Path) -> None:
+    result = call(app, small, option, value)
+    assert result.returncode == status and message in result.stdout + result.stderr
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='needs Chromium and its driver')

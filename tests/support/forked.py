@@ -25,8 +25,7 @@ def write_into(log: Path, errors: Path | None = None) -> None:
 
 def run_code(code: str, folder: Path, log: Path) -> tuple[int, str]:
     """Status and output of what a user would run by `python -c` in a folder; there, warnings are errors."""
-    process = CONTEXT.Process(target=_run_code, args=(code, folder, log))
-    process.start()
+    process = start_code(code, folder, log)
     process.join()
     return process.exitcode, log.read_text()
 
@@ -47,6 +46,13 @@ def _run_script(script: Path, arguments: list[str], printed: Path, errors: Path)
     sys.argv = [str(script), *arguments]
     sys.path[:] = [str(script.parent), *(path for path in sys.path if path not in OF_TESTS)]
     runpy.run_path(str(script), run_name='__main__')
+
+
+def start_code(code: str, folder: Path, log: Path) -> Any:
+    """The process of `run_code`, which goes on."""
+    process = CONTEXT.Process(target=_run_code, args=(code, folder, log))
+    process.start()
+    return process
 
 
 def _run_code(code: str, folder: Path, log: Path) -> None:

@@ -8,13 +8,15 @@ import html
 import io
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
 from PIL import Image
 
 from ..errors import ImageError, ModelError, SettingsError, XceptionHubError
@@ -28,6 +30,7 @@ os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # read when gradio i
 
 import gradio as gr
 
+HOST = os.environ.get('GRADIO_SERVER_NAME', '127.0.0.1')
 TOP = 5  # classes that are shown
 MOST = 8  # photos at once
 MAX_MEGABYTES = 32  # of a file
@@ -141,6 +144,19 @@ def _data(picture: Image.Image) -> str:
     return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
 
+def _check_host(host: str) -> None:
+    """Raises a SettingsError at once; gradio would try each port for five seconds, and blame the ports."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip('[]'), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError) as e:  # UnicodeError: of a name that is no name
+        raise SettingsError(
+            f'--host {host} is no address of this machine ({e}). Choose 127.0.0.1 for this machine alone, or 0.0.0.0 '
+            f'for all who reach it.'
+        ) from e
+
+
 def launch(model: str, host: str | None = None, port: int | None = None, engine: str = EAGER, **options: Any) -> Any:
     """Serves the page until the process ends.
 
@@ -153,8 +169,9 @@ def launch(model: str, host: str | None = None, port: int | None = None, engine:
 
     Raises:
         ModelError: There is no such model, or its outputs are no classes.
-        SettingsError: The port is taken.
+        SettingsError: The host is no address of this machine, or the port is taken.
     """
+    _check_host(host or HOST)
     page = Demo(model, engine).page()
     try:
         return page.launch(
@@ -172,7 +189,14 @@ def launch(model: str, host: str | None = None, port: int | None = None, engine:
 
 
 @app.default
-def main(model: str, /, *, host: str | None = None, port: int | None = None, engine: str = EAGER) -> None:
+def main(
+    model: str,
+    /,
+    *,
+    host: str | None = None,
+    port: Annotated[int | None, Parameter(validator=Number(gte=1, lte=65535))] = None,
+    engine: str = EAGER,
+) -> None:
     """Serve a page that takes photos and shows the likeliest classes of MODEL, and what spoke for the first.
 
     Args:
