@@ -1,6 +1,8 @@
 """`xception-hub demo`: a page for visitors who may send anything, in a process of its own, over HTTP."""
 
+import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -195,7 +197,11 @@ def test_addresses_that_cannot_be(option: str, value: str, status: int, message:
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='needs Chromium and its driver')
 def test_in_a_browser(page: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """A visitor chooses a photo and reads; nothing comes from elsewhere, and a phone shows the whole."""
+    """A visitor chooses a photo and reads; nothing comes from elsewhere, and a phone shows the whole.
+
+    PICTURES=docs keeps what the browser shows there: demo.webp, which the docs have, and demo_narrow.webp.
+    """
+    pictures = Path(os.environ.get('PICTURES', tmp_path))
     webdriver: Any = pytest.importorskip('selenium.webdriver')
     from selenium.webdriver.common.keys import Keys
 
@@ -214,6 +220,11 @@ def test_in_a_browser(page: str, checkpoint: Checkpoint, tmp_path: Path) -> None
         assert label == checkpoint.labels[photo.stem]
         width = browser.execute_script('return [document.documentElement.scrollWidth, window.innerWidth]')
         assert width[0] <= width[1]
+        for name, width, height in (('demo_narrow', 400, 900), ('demo', 900, 820)):
+            browser.set_window_size(width, height)
+            with Image.open(io.BytesIO(browser.get_screenshot_as_png())) as picture:
+                assert len(picture.convert('RGB').getcolors(2**24) or []) > 1000  # with the photo
+                picture.save(pictures / f'{name}.webp', quality=80)
         loaded = browser.execute_script('return performance.getEntriesByType("resource").map(r => r.name)')
         assert [address for address in loaded if not address.startswith((page, 'data:', 'blob:'))] == []
         browser.find_element('tag name', 'body').send_keys(Keys.TAB * 2)
