@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from commands import call
 from conftest import ROOT, save_repository
 from forked import run_code
 from hub_server import HubServer
@@ -20,6 +22,7 @@ from kitchen_photos import PHOTOS, kitchen_photos
 from port_a_keras_model import CLASS_NAMES, Checkpoint
 from torch import Tensor
 
+from xception_hub.cli import main, tool
 from xception_hub.weights.layouts import to_legacy
 
 TRAINED = ('figure_9.png', 'figure_10.png', 'continuum_trained.png')  # by benchmarks/ablations.py
@@ -37,6 +40,8 @@ BLOCKS = [(page, *block) for page in PAGES if page not in TRANSLATIONS for block
 SETUP = [code.strip() for _, _, code in BLOCKS if code.startswith('python3 -m venv')]
 # The pages below docs/ lead through all there is, by processes that take long; each page stands by itself.
 LONG = {'at_scale.md', 'export.md', 'faster.md', 'fine_tune_on_your_photos.md', 'port_your_keras_model.md'}
+# Commands within a sentence that have arguments.
+INLINE = sorted({code for page in PAGES for code in re.findall(r'`xception-hub (\w[^`]* [^`]*)`', page.read_text())})
 RUN_HERE = [
     pytest.param(
         language, code, id=f'{page.stem}: {code.splitlines()[-1][:50]}', marks=[pytest.mark.slow] * (page.name in LONG)
@@ -131,16 +136,19 @@ def test_block(language: str, code: str, folder: Path) -> None:
         assert output.strip() == 'torch.Size([1, 17000])'
 
 
-@pytest.mark.parametrize('command', ['run train.py', pytest.param('paper --no-speed --page', marks=pytest.mark.slow)])
-def test_command_in_a_sentence(command: str, folder: Path) -> None:
-    """The README's exact words."""
-    (found,) = re.findall(rf'`(xception-hub {command}[^`]*)`', (ROOT / 'README.md').read_text())
-    (folder / 'train.py').write_text('import sys, timm\nprint(timm.is_model(sys.argv[-1]))')
-    output = run('bash', found, folder, by_itself=True)
-    if command.startswith('run'):
-        assert output.strip() == 'True'
-    else:
-        assert (folder / 'page.html').stat().st_size > 500_000
+@pytest.mark.parametrize('command', INLINE)
+def test_inline_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words are the tool's; `run` runs what they name."""
+    monkeypatch.chdir(tmp_path)
+    name, *words = shlex.split(command)
+    if name != 'run':
+        tool(name).parse_args([name, *words], exit_on_error=False)
+        return
+    for attribute in ('argv', 'path'):
+        monkeypatch.setattr(sys, attribute, [*getattr(sys, attribute)])
+    monkeypatch.setitem(sys.modules, '__main__', sys.modules['__main__'])
+    Path(words[0]).write_text("import sys, timm; print(sys.argv, timm.is_model('xception_paper'))")
+    assert call(main, name, *words).stdout == f'{words} True\n'
 
 
 @pytest.mark.parametrize('page', TRANSLATIONS, ids=lambda page: page.name)
