@@ -1,6 +1,7 @@
 """`xception_paper_pyramid`: maps whose sizes decoders expect, of the network that computes as Keras does."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,21 @@ def test_decoders_learn(decoder: str, tiny_weights: Any) -> None:
         loss.backward()
         optimizer.step()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize('decoder', ['UnetPlusPlus', 'FPN'])
+def test_decoders_on_a_padded_stem(decoder: str) -> None:
+    """Its maps fit as they are, which those of the stem of Keras do not."""
+    make = partial(getattr(smp, decoder), 'tu-xception_paper', encoder_weights=None, classes=2, **TINY)
+    model, x = make(stem_padding=1).eval(), images(96, 64)
+    network = timm.create_model('xception_paper', features_only=True, stem_padding=1, **TINY).eval()
+    network.load_state_dict(model.encoder.model.state_dict())
+    maps = model.encoder(x)[1:]
+    assert [features.shape[2:] for features in maps] == [(96 >> i, 64 >> i) for i in range(1, 6)]
+    assert all(map(torch.equal, maps, network(x)))
+    assert model(x).shape == (1, 2, 96, 64)
+    with pytest.raises(RuntimeError, match='size'):
+        make().eval()(x)
 
 
 def test_decoder_exported(tiny_weights: nn.Module) -> None:
