@@ -63,6 +63,14 @@ def test_keras_eras() -> None:
 
 
 @pytest.mark.slow
+def test_kerashub() -> None:
+    """Where the first command of its docstring was run: KerasHub is no requirement, since it brings TensorFlow."""
+    pytest.importorskip('keras_hub')
+    row = re.search(r'^\| 71 \| (\S+) \|$', run('kerashub.py', '--sizes', 71), re.MULTILINE)
+    assert row and 0 < float(row[1]) < 1e-13
+
+
+@pytest.mark.slow
 def test_load() -> None:
     assert re.search(r'xception_paper.*\d', run('load.py', '--repeats', 0))
 

@@ -70,7 +70,7 @@ class KerasReference:
         keras, dtype = self.keras, self.dtype
         model = self._load(ported)
         if dtype == 'float64':
-            _allow_float64(keras.backend.backend())
+            allow_float64(keras.backend.backend())
         # the same layers without a fixed image size, in the precision asked for, with Keras' own order of weights
         config = re.sub(r'"(?:mixed_)?b?float(?:16|32)"', f'"{dtype}"', model.to_json())
         if not ported.structure.head.one_size:
@@ -237,7 +237,7 @@ def release_memory() -> None:
     release_freed_memory()
 
 
-def _allow_float64(backend: str) -> None:
+def allow_float64(backend: str) -> None:
     """Lets float64 stay float64: without TensorFlow, Keras normalizes in float32, and JAX computes all in float32."""
     from keras.src.backend.common import dtypes
 
