@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 
 from port_a_keras_model import download
 
-from xception_hub.allocator import keep_freed_memory, release_freed_memory
+from xception_hub.allocator import keep_freed_memory, release_freed_memory, return_freed_memory
 from xception_hub.inference.models import Transforms, build
 from xception_hub.timing import device_model, in_turn
 from xception_hub.training.data import Split
@@ -47,17 +47,17 @@ class Variant(NamedTuple):
 
     model: str
     channels_last: bool
-    keeps_memory: bool  # as finetune.py does, see allocator.py
+    memory: Callable[[], None] | None  # what becomes of freed memory; None for what the C library does by itself
     bf16: bool = False
     checkpointing: bool = False
 
 
-BASELINE = Variant('legacy_xception', channels_last=False, keeps_memory=False)
-PAPER = Variant('xception_paper', channels_last=True, keeps_memory=True)
-CHECKPOINTED = PAPER._replace(checkpointing=True, keeps_memory=False)
+BASELINE = Variant('legacy_xception', channels_last=False, memory=None)
+PAPER = Variant('xception_paper', channels_last=True, memory=keep_freed_memory)
+CHECKPOINTED = PAPER._replace(checkpointing=True, memory=return_freed_memory)
 CONTENDERS = {
     'legacy_xception, NCHW float32': BASELINE,
-    'the same, freed memory kept': BASELINE._replace(keeps_memory=True),
+    'the same, freed memory kept': BASELINE._replace(memory=keep_freed_memory),
     'xception_paper, float32': PAPER,
     'xception_paper, bf16': PAPER._replace(bf16=True),
 }
@@ -72,8 +72,8 @@ class Training:
     """A model, its gradients, its optimizer with state, and a batch of noise, in a process of their own."""
 
     def __init__(self, variant: Variant, size: int, batch_size: int) -> None:
-        if variant.keeps_memory:
-            keep_freed_memory()
+        if variant.memory:
+            variant.memory()
         memory_format = torch.channels_last if variant.channels_last else torch.contiguous_format
         self.variant = variant
         self.model = timm.create_model(variant.model).to(memory_format=memory_format).train()
@@ -216,7 +216,7 @@ def print_speed(size: int, batch_size: int, repeats: int, threads: int, memory_r
 
 def print_checkpointing(size: int, batch_size: int, repeats: int, threads: int, memory_runs: int) -> None:
     """Prints the memory that checkpointing saves (as the system and `measure` count it), and the time it costs."""
-    variants = {'without': PAPER, 'with': CHECKPOINTED}
+    variants = {'without': PAPER._replace(memory=None), 'with': CHECKPOINTED}
     with training(variants, size, batch_size, threads) as steps:
         seconds = in_turn(steps, repeats)
     memory = {name: peaks(v, size, batch_size, threads, runs=memory_runs) for name, v in variants.items()}

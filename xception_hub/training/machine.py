@@ -14,7 +14,7 @@ from accelerate.utils import broadcast, gather_object, tqdm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..allocator import keep_freed_memory
+from ..allocator import keep_freed_memory, return_freed_memory
 from ..errors import SettingsError
 from .samples import Batch, loader
 from .settings import Settings
@@ -99,8 +99,7 @@ def start(settings: Settings) -> Machine:
         SettingsError: A tracker is not installed, fp16 is wanted on a CPU (accelerate would ignore both), or the kind
             of parallelism is not supported.
     """
-    if not settings.machine.gradient_checkpointing:  # which is asked for to save memory
-        keep_freed_memory()
+    return_freed_memory() if settings.machine.gradient_checkpointing else keep_freed_memory()
     available = [str(tracker) for tracker in get_available_trackers()]
     missing = [tracker for tracker in settings.output.tracker if tracker not in available]
     if missing:
