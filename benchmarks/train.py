@@ -103,7 +103,7 @@ class Training:
 def training(variants: dict[str, Variant], *arguments: int) -> Iterator[dict[str, Callable[[], float]]]:
     """A step of each variant, which runs in a process that was made for it."""
     with ExitStack() as stack:
-        steps = {}
+        steps: dict[str, Callable[[], float]] = {}
         for name, variant in variants.items():
             process = stack.enter_context(new_process())
             process.submit(prepare, variant, *arguments).result()

@@ -444,7 +444,8 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     unsure = not source.genuine and not found.decoder and may_be_padded(found)
     dropped = _hidden_layers(config) if not (classifier or any(map(wanted.model_args.get, HIDDEN))) else {}
     if dropped and not (wanted.features_only or wanted.new_head):
-        _warn_of_lost_layers(dropped, wanted.model.num_classes, config['num_classes'])
+        classes: Any = wanted.model.num_classes
+        _warn_of_lost_layers(dropped, classes, config['num_classes'])
     if dropped or wanted.features_only or wanted.new_head:
         found.drop_heads('')
     elif chain := find_head(found, str(source)):
