@@ -1,7 +1,10 @@
 """What docs/troubleshooting.md says of other packages is what they do, and its ways out lead out."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import timm
 import torch
 from conftest import ROOT
+from patience import patience
 from PIL import Image
 from port_a_keras_model import Checkpoint
 from random_model import images, norms_of, random_model
@@ -71,6 +75,37 @@ def test_backbone_of_transformers(model: nn.Module, saved: Path) -> None:
         assert all(torch.equal(norm.weight, other.weight) for norm, other in zip(norms, expected))
         assert all(torch.equal(norm.running_mean, other.running_mean) == kept for norm, other in zip(norms, expected))
     assert not any(norm.running_mean.any() or (norm.running_var != 1).any() for norm in norms_of(backbone))
+
+
+PIPELINE = """
+import sys, gradio, transformers, xception_hub
+from PIL import Image
+classify = transformers.pipeline('image-classification', model='saved')
+photo = Image.new('RGB', (64, 64), 'red')
+page = gradio.Interface(lambda photo: {row['label']: row['score'] for row in classify(photo)}, 'image', 'label')
+print(*page.fn(photo))
+try:
+    gradio.Interface.from_pipeline(classify).fn(photo)
+except AttributeError as e:
+    sys.exit(f'error: {e}')
+"""
+
+
+@pytest.mark.slow
+def test_pipeline_in_gradio(saved: Path) -> None:
+    """In a process of its own, since gradio leaves sockets open. Offline: the Hub does not answer here."""
+    pytest.importorskip('gradio')
+    pytest.importorskip('transformers')
+    cured(saved)
+    command, environment = (
+        [sys.executable, '-c', PIPELINE],
+        {**os.environ, 'PYTHONPATH': str(ROOT), 'HF_HUB_OFFLINE': '1'},
+    )
+    result = subprocess.run(
+        command, cwd=saved.parent, env=environment, text=True, capture_output=True, timeout=patience(60)
+    )
+    assert result.returncode == 1 and is_documented(result.stderr.partition('error: ')[2])
+    assert sorted(result.stdout.split()) == NAMES
 
 
 def test_module_in_a_graph_of_keras(model: nn.Module, tmp_path: Path) -> None:
