@@ -204,7 +204,7 @@ class MachineSettings:
     mixed_precision: Literal['no', 'bf16', 'fp16'] | None = None
     """Precision of the computation: no is float32. By default what `accelerate config` chose."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: three times less memory for them, a third more time or more."""
+    """Recompute activations in the backward pass: three times less memory for them, up to twice the time."""
     compile: bool = False
     """Compile the network with torch.compile."""
     channels_last: bool = True
