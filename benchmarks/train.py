@@ -5,7 +5,6 @@ timm's `legacy_xception`: images per second and peak memory, contenders in turn,
 what gradient checkpointing saves and costs, and whether photos are prepared faster than the network trains on them.
 """
 
-import functools
 import multiprocessing
 import statistics
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,7 +156,7 @@ def peak(variant: Variant, size: int, batch_size: int, threads: int) -> Memory:
     return Memory(highest - before, highest, counted)
 
 
-@functools.cache
+@cache
 def peaks(variant: Variant, *arguments: int, runs: int) -> Memory:
     """Median peak memory of several new processes."""
     found = []

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
+MOST_PIECES = 65536  # that are mapped one by one: glibc's default
 
 
 def keep_freed_memory() -> None:
@@ -27,6 +28,7 @@ def return_freed_memory() -> None:
     Where there is no glibc, nothing happens.
     """
     if mallopt := _of_libc('mallopt'):
+        mallopt(M_MMAP_MAX, MOST_PIECES)
         mallopt(M_MMAP_THRESHOLD, 2**20)
         mallopt(M_TRIM_THRESHOLD, 2**20)
 

@@ -426,6 +426,7 @@ DAMAGES = {
         lambda d: change(d / 'config.json', id2label=dict.fromkeys('012345', 'cup')),
         'id2label, which transformers reads, and label_names differ',
     ),
+    'names that are no table': (lambda d: change(d / 'config.json', id2label=['cup']), 'label_names differ'),
     'too few names': (lambda d: change(d / 'config.json', label_names=['cup']), 'list of 6 names, one for each class'),
     'no list of names': (
         lambda d: change(d / 'config.json', label_names=5),

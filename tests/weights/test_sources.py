@@ -480,8 +480,8 @@ def test_named_directory_with_layers_before_the_classifier(
             create(**arguments)
     passed = re.search(r'Pass (.*), or num_classes=0', str(error.value))
     assert passed
-    model = create(**eval(f'dict({passed[1]})'))
-    assert torch.equal(model.head.fc.weight, whole.head.fc.weight)
+    for arguments in (eval(f'dict({passed[1]})'), dict(num_classes=6, fc_widths=(100,))):
+        assert torch.equal(create(**arguments).head.fc.weight, whole.head.fc.weight)
 
 
 def test_named_directory_of_as_many_classes(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def _check_directory(directory: Path) -> None:
             f'{directory / CONFIG_FILE}: label_names has to be a list of {classes} names, one for each '
             f'class, but is {names!r:.200}.'
         )
-    if 'id2label' in config and [*config['id2label'].values()] != names:
+    if 'id2label' in config and config['id2label'] != {str(output): name for output, name in enumerate(names or [])}:
         raise PublishError(
             f'{directory / CONFIG_FILE}: id2label, which transformers reads, and label_names differ: write the same '
             f'names into both, and into label2id.'

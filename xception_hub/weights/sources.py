@@ -373,7 +373,7 @@ class _Wanted:
         if self.features_only or self.new_head or classes not in (own, self.cfg.num_classes):
             return False
         hidden = _hidden_layers(config)
-        if classes != own or any(self.model_args.get(name) != layers for name, layers in hidden.items()):
+        if classes != own or any([*self.model_args.get(name, ())] != layers for name, layers in hidden.items()):
             arguments = ''.join(f', {name}={layers}' for name, layers in hidden.items())
             raise CheckpointError(
                 f'{CONFIG_FILE} says that its head has {own} classes{arguments}. Pass num_classes={own}{arguments}, or '
@@ -436,8 +436,10 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     """The source's tensors, after all checks: numerics, genuineness, names, shapes, values."""
     if source.genuine:
         _check_variant(wanted.model_args)
-    config = {} if source.genuine else source.read_config(wanted.cache_dir)
-    _check_config(config, wanted)
+        config = {}
+    else:
+        config = source.read_config(wanted.cache_dir)
+        _check_config(config, wanted)
     classifier = wanted.has_classifier(config)
     file = source.read(wanted.cache_dir)
     found = recognise(file.tensors, str(source))
