@@ -1,180 +1,297 @@
 """The ablations: real trainings of a few images, what is said of them, and what the docs show of the large run."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 from commands import call
 from conftest import ROOT
 from handwritten_digits import handwritten_digits
 from PIL import Image
+from scipy import stats
 
-from xception_hub.paper import ablations
+from xception_hub.paper import ablations, evidence, experiments, trained
+from xception_hub.paper.checks import count_parameters
 
-COMMITTED = ROOT / 'docs' / 'paper' / 'ablations.json'
+DOCS = ROOT / 'docs' / 'paper'
+COMMITTED = [DOCS / f'{experiment}.json' for experiment in experiments.NETWORKS]
 
 
 @pytest.mark.slow
 def test_run(tmp_path: Path) -> None:
-    """Two variants, one seed: settings of each, figures of each epoch, curves. Once more, it finds all of it done."""
+    """A rate for each of two networks, two seeds, a picture. Once more, it finds all of it done."""
     digits = handwritten_digits(tmp_path / 'digits', per_class=8)
-    arguments = (
-        tmp_path / 'runs',
-        '--dataset',
-        digits,
-        '--variants',
-        'xception',
-        'no_residual',
-        '--seeds',
-        1,
-        '--epochs',
-        1,
-    )
+    arguments = ('--dataset', digits, '--variants', 'xception', 'inception_v3', '--seeds', 2, '--rates', 0.01, 0.03)
     result = subprocess.run(
-        [sys.executable, ROOT / 'benchmarks' / 'ablations.py', *map(str, arguments)], text=True, capture_output=True
+        [sys.executable, ROOT / 'benchmarks' / 'ablations.py', tmp_path / 'runs', *map(str, arguments)],
+        text=True,
+        capture_output=True,
     )
-    assert result.returncode == 0, result.stderr
-    found = json.loads((tmp_path / 'runs' / 'ablations.json').read_text())
-    assert {name: entry['arguments'] for name, entry in found['variants'].items()} == {
-        'xception': {},
-        'no_residual': {'residual': False},
-    }
-    assert [found['variants'][name]['parameters'] for name in ('xception', 'no_residual')] == [772_250, 737_274]
-    for name, entry in found['variants'].items():
-        (run,) = entry['runs']
-        (epoch,) = run['epochs']
-        config = json.loads((tmp_path / 'runs' / f'{name}-0' / 'config.json').read_text())
-        assert entry['arguments'].items() <= config['model_args'].items()
-        assert config['model_args']['width_multiplier'] == 0.1875
-        assert epoch['top1'] == json.loads((tmp_path / 'runs' / f'{name}-0' / 'metrics.json').read_text())['top1']
-        assert f'{epoch["top1"]:.4f}' in result.stdout
-    (picture,) = (tmp_path / 'runs').glob('*.png')  # there are no networks for the others
-    assert picture.name == 'figure_9.png'
-    with Image.open(picture) as image:
-        assert image.size == (1320, 540)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads((tmp_path / 'runs' / 'figures.json').read_text())
+    assert [network['parameters'] for network in found['networks'].values()] == [772_250, 775_126]
+    assert [network['weight_decay'] for network in found['networks'].values()] == [1e-5, 4e-5]
+    for name, network in found['networks'].items():
+        assert network['tried'][str(network['learning_rate'])] == max(network['tried'].values())
+        assert {'0.01', '0.03'} < network['tried'].keys()  # the best of two is at an edge
+        for run in network['runs']:
+            folder = tmp_path / 'runs' / f'{name}-{run["seed"]}'
+            assert run['epochs'][-1]['top1'] == json.loads((folder / 'metrics.json').read_text())['top1']
+            config = json.loads((folder / 'config.json').read_text())
+            assert config['model_args']['width_multiplier'] == 0.1875
+    assert (found['train_images'], found['judged_on'], found['updates']) == (64, 16, 1)
+    assert 'figure 6: Xception is above Inception V3' in result.stdout
+    assert [path.name for path in (tmp_path / 'runs').glob('*.png')] == ['figure_6.png']  # of the others are none
+    settings = (tmp_path / 'runs' / 'xception-rate-0.01' / 'settings.yaml').read_text()
+    assert 'seed: 1000' in settings and "validation_split: ''" in settings
 
-    weights = (tmp_path / 'runs' / 'no_residual-0' / 'model.safetensors').stat().st_mtime_ns
-    assert call(ablations.app, *arguments).returncode == 0
-    assert (tmp_path / 'runs' / 'no_residual-0' / 'model.safetensors').stat().st_mtime_ns == weights
-    assert json.loads((tmp_path / 'runs' / 'ablations.json').read_text())['variants'] == found['variants']
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').glob('*/*')}
+    again = call(ablations.app, tmp_path / 'runs', *arguments)
+    assert again.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').glob('*/*')} == before
+    assert json.loads((tmp_path / 'runs' / 'figures.json').read_text())['networks'] == found['networks']
+    other = call(ablations.app, tmp_path / 'runs', *arguments, '--epochs', 2, '--variants', 'xception')
+    assert other.returncode == 1 and 'holds a run with other settings' in other.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('experiment', experiments.NETWORKS)
+def test_scale_of_a_gpu(experiment: str, tmp_path: Path) -> None:
+    """Here on the CPU: several runs at a time, in bf16."""
+    digits = handwritten_digits(tmp_path / 'digits', per_class=8, classes=3)
+    name = {'figures': 'inception_v3', 'spectrum': 'segments_1_relu'}[experiment]
+    arguments = ('--experiment', experiment, '--scale', 'gpu', '--variants', name, '--seeds', 2, '--rates', 0.045)
+    result = call(ablations.app, tmp_path / 'runs', '--dataset', digits, *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads((tmp_path / 'runs' / f'{experiment}.json').read_text())
+    assert (found['settings']['mixed_precision'], found['settings']['image_size']) == ('bf16', 96)
+    assert (len(found['networks'][name]['runs']), found['networks'][name]['tried']) == (2, {})
 
 
 @pytest.mark.slow
 def test_failed_run(tmp_path: Path) -> None:
-    """It is named with its reason, and the exit status tells."""
-    result = call(
-        ablations.app, tmp_path / 'runs', '--dataset', tmp_path / 'nothing', '--variants', 'xception', '--seeds', 1
-    )
+    """It is named with its reason, and the exit status tells; one without a rate is not trained."""
+    arguments = ('--dataset', tmp_path / 'nothing', '--variants', 'xception', '--seeds', 1)
+    result = call(ablations.app, tmp_path / 'runs', *arguments)
     assert result.returncode == 1
-    assert 'xception-0' in result.stdout and 'FAILED: error: ' in result.stdout
+    assert result.stdout.count('FAILED: error: ') == 1 and 'xception-rate-0.015' in result.stdout
     assert '1 of 1 runs have failed' in result.stderr
 
 
 @pytest.mark.parametrize(
     ('arguments', 'named'),
     [
-        (('--variants', 'no_residuals'), 'no_residuals'),
+        (
+            ('--variants', 'no_residuals'),
+            "'no_residuals' is no network of --experiment figures. Choose among: xception",
+        ),
+        (('--experiment', 'spectrum', '--variants', 'xception'), 'Choose among: segments_1, segments_1_relu'),
         (('--seeds', 0), '--seeds'),
         (('--jobs', 0), '--jobs'),
-        (('--scale', 'huge'), '"small", "paper"'),
+        (('--rates', 0), '--rates'),
+        (('--scale', 'huge'), '"small", "gpu", "paper"'),
     ],
 )
 def test_bad_input(arguments: tuple[Any, ...], named: str, tmp_path: Path) -> None:
     result = call(ablations.app, tmp_path / 'runs', '--dataset', 'digits', *arguments)
     assert result.returncode
-    assert named in result.stdout + result.stderr
+    assert named in ' '.join((result.stdout + result.stderr).replace('│', ' ').split())
     assert not (tmp_path / 'runs').exists()
 
 
 def test_full_scale() -> None:
-    """The paper's network, its recipe untouched but for looking at all images once before each run."""
-    settings = ablations.settings_of('paper', 'mid_elu', 2, 'ILSVRC/imagenet-1k', None)
+    """The paper's networks and its recipe, untouched but for looking at all images once before each run."""
+    settings = experiments.settings_of('mid_elu', scale='paper', experiment='figures', dataset='imagenet', seed=2)
     assert settings == dict(
         image_size=299,
         scan=False,
-        model_args={'mid_act_layer': 'elu'},
-        dataset='ILSVRC/imagenet-1k',
         recipe='paper-imagenet',
+        dataset='imagenet',
         model='xception_paper',
+        model_args={'mid_act_layer': 'elu'},
+        weight_decay=1e-5,
         seed=2,
     )
 
 
+@pytest.mark.parametrize('scale', experiments.SCALES)
+def test_equal_parameters(scale: Any) -> None:
+    """All networks of the spectrum have as many within 5 %, whatever the widths are rounded to."""
+    counts = []
+    for name in experiments.SPECTRUM:
+        args = experiments.settings_of(name, scale=scale, experiment='spectrum', dataset='')['model_args']
+        with torch.device('meta'):
+            counts.append(count_parameters(timm.create_model('xception_paper', num_classes=10, **args)))
+    assert max(counts) / min(counts) < 1.05
+
+
+class Recorded:
+    """Runs whose top-1 is a function of the rate: None of one that diverges, -1 of one that fails otherwise."""
+
+    def __init__(self, top1: Any) -> None:
+        self.top1 = top1
+
+    def run(self, name: str, settings: dict[str, Any]) -> str:
+        self.last = self.top1(settings['learning_rate'])
+        assert settings['seed'] == 1000 and settings['validation_split'] == ''
+        return (
+            'FAILED: error: The training has diverged' if self.last is None else '' if self.last >= 0 else 'FAILED: x'
+        )
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        return [dict(top1=self.last)]
+
+
+@pytest.mark.parametrize(
+    ('top1', 'tried', 'best'),
+    [
+        (lambda rate: 1 - abs(rate - 0.1), [0.03, 0.1, 0.3], 0.1),
+        (lambda rate: rate, [0.03, 0.1, 0.3, 0.9, 2.7], 2.7),  # no more than five
+        (lambda rate: 1 - rate, [0.0037, 0.0111, 0.03, 0.1, 0.3], 0.0037),
+        (lambda rate: rate if rate < 0.2 else None, [0.03, 0.1, 0.3], 0.1),
+    ],
+)
+def test_rates(top1: Any, tried: list[float], best: float) -> None:
+    """Further ones are tried while the best is at an edge; one that diverges is the worst."""
+    found = ablations.tried_rates(Recorded(top1), 'xception', {}, [0.03, 0.1, 0.3])  # type: ignore[arg-type]
+    assert found is not None
+    assert [*sorted(found)] == pytest.approx(tried, rel=0.02)
+    assert ablations.best_of(found) == pytest.approx(best, rel=0.02)
+
+
+def test_rate_of_a_run_that_fails() -> None:
+    """It does not count as a bad rate."""
+    assert ablations.tried_rates(Recorded(lambda rate: -1), 'xception', {}, [0.03, 0.1]) is None  # type: ignore[arg-type]
+
+
 def result_of(**finals: list[float]) -> dict[str, Any]:
-    """A result whose variants end at these top-1 accuracies, seed by seed."""
+    """A result whose networks end at these top-1 accuracies, seed by seed."""
     return dict(
-        images_judged_on=100,
-        variants={
-            variant: dict(
-                parameters=1,
+        settings=dict(dataset='photos/of-clothes', epochs=1, batch_size=64, image_size=75),
+        train_images=60_000,
+        updates=938,
+        judged_on=10_000,
+        networks={
+            name: dict(
+                parameters=772_250,
+                macs=1,
+                learning_rate=0.1,
+                tried={'0.1': 0.5, '0.3': 0.4},
                 runs=[
-                    dict(
-                        seed=seed,
-                        epochs=[dict(epoch=1, top1=0.0, train_loss=2.0), dict(epoch=2, top1=top1, train_loss=1.0)],
-                    )
+                    dict(seed=seed, epochs=[dict(epoch=1, top1=top1, images_per_second=64.0)])
                     for seed, top1 in enumerate(values)
                 ],
             )
-            for variant, values in finals.items()
+            for name, values in finals.items()
         },
     )
+
+
+def test_interval() -> None:
+    """Student's, as SciPy has it; of one seed it says nothing."""
+    values = [0.7, 0.75, 0.71, 0.8, 0.78]
+    found = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert evidence.interval(values) == pytest.approx((sum(values) / 5, found.low, found.high))
+    assert evidence.interval([0.7]) == (0.7, -math.inf, math.inf)
 
 
 @pytest.mark.parametrize(
     ('finals', 'verdict'),
     [
-        (dict(xception=[0.9, 0.8], no_residual=[0.7, 0.5]), 'the same in all 2 seeds (+25.0 points, +20.0 to +30.0)'),
         (
-            dict(xception=[0.7, 0.5], no_residual=[0.9, 0.8]),
-            'THE OPPOSITE in all 2 seeds (-25.0 points, -30.0 to -20.0)',
+            dict(xception=[0.9, 0.8, 0.7], no_residual=[0.7, 0.59, 0.51]),
+            'so it is here (+20.0 points, 95% interval +17.5',
         ),
-        (dict(xception=[0.9, 0.5], no_residual=[0.7, 0.8]), 'not decided: the same in 1 of 2 seeds'),
-        (dict(xception=[0.9, 0.5], no_residual=[0.9, 0.5]), 'not decided: the same in 0 of 2 seeds'),
-        (dict(xception=[0.9, 0.8], no_residual=[0.7]), 'the same in all 1 seeds (+20.0 points, +20.0 to +20.0)'),
+        (dict(xception=[0.7, 0.59, 0.51], no_residual=[0.9, 0.8, 0.7]), 'THE OPPOSITE here (-20.0 points'),
+        (dict(xception=[0.9, 0.7, 0.8], no_residual=[0.7, 0.8, 0.6]), 'not decided (+10.0 points'),
+        (dict(xception=[0.9, 0.9], no_residual=[0.9, 0.9]), 'not decided (+0.0 points'),
+        (
+            dict(xception=[0.9, 0.8], no_residual=[0.7]),
+            'not decided (+20.0 points, 95% interval -inf to +inf, 1 seeds)',
+        ),
     ],
 )
 def test_verdict(finals: dict[str, list[float]], verdict: str) -> None:
-    """Of seeds that both have; a claim holds, or its opposite does, if all of them agree."""
-    (line,) = [line for line in ablations.verdicts(result_of(**finals)) if line.startswith('figure 9')]
+    """By the interval of the differences, of seeds that both have."""
+    (line,) = [line for line in evidence.verdicts(result_of(**finals)) if line.startswith('figure 9')]
     assert verdict in line
 
 
-def test_curves() -> None:
-    """The mean of the seeds, between the lowest and the highest."""
-    figure = ablations.curves(result_of(xception=[0.2, 0.3, 0.7]), ('xception',), 'A title')
-    accuracy, loss = figure.axes
-    (line,) = accuracy.lines
-    assert line.get_xydata().tolist() == [[1, 0], [2, pytest.approx(0.4)]]
-    (band,) = accuracy.collections
-    assert band.get_datalim(accuracy.transData).get_points()[:, 1].tolist() == [0, pytest.approx(0.7)]
-    assert loss.lines[0].get_ydata().tolist() == [2, 1]
+@pytest.mark.parametrize(
+    ('second', 'verdict'), [([0.7, 0.59, 0.51], 'xception is'), ([1.1, 1.0, 0.91], 'pointwise_fir')]
+)
+def test_verdict_on_equality(second: list[float], verdict: str) -> None:
+    lines = evidence.verdicts(result_of(xception=[0.9, 0.8, 0.7], pointwise_first=second))
+    assert [verdict in line for line in lines if line.startswith('section 1.2')] == [True]
 
 
-def test_pictures(tmp_path: Path) -> None:
-    """Of a whole result; the last one has a point for each seed, and the mean of each network."""
-    found = result_of(**{variant: [0.5, 0.7] for variant in ablations.VARIANTS})
-    (tmp_path / 'ablations.json').write_text(json.dumps(found))
-    ablations.draw(tmp_path / 'ablations.json', folder=tmp_path / 'pictures')
-    assert {path.name for path in (tmp_path / 'pictures').iterdir()} == {*ablations.CURVES, 'continuum_trained.png'}
-    points, mean = ablations.continuum(found).axes[1].lines[:2]
-    assert (list(points.get_ydata()), list(mean.get_ydata())) == ([0.5, 0.7], [pytest.approx(0.6)] * 2)
+WHOLE = {name: [0.5, 0.7, 0.65] for network in experiments.NETWORKS.values() for name in network}
 
 
-def test_committed_result() -> None:
-    """All variants, three seeds, eight epochs, by the command that the page shows, on real images."""
-    found = json.loads(COMMITTED.read_text())
-    assert list(found['variants']) == list(reversed(ablations.VARIANTS))
-    for variant, entry in found['variants'].items():
-        assert entry['arguments'] == ablations.VARIANTS[variant]
-        assert [run['seed'] for run in entry['runs']] == [0, 1, 2]
-        assert all([row['epoch'] for row in run['epochs']] == list(range(1, 9)) for run in entry['runs'])
-    assert found['settings'] == ablations.settings_of('small', 'xception', 0, 'fashion', None)
-    assert found['minutes'] < 60
+@pytest.mark.parametrize('picture', trained.PICTURES)
+def test_picture(picture: str, tmp_path: Path) -> None:
+    """It says its data, scale, updates and seeds. Accuracies are from 0 to 1, differences at least +-5 points."""
+    names = trained.PICTURES[picture][1]
+    figure = trained.pictures(result_of(**WHOLE))[picture]
+    text = figure.get_supxlabel()
+    for said in (
+        'of-clothes',
+        '60,000 training',
+        '1 epoch',
+        '938 updates of 64',
+        '3 seeds',
+        '10,000 images',
+        '75x75',
+        '0.77',
+    ):
+        assert said in text
+    assert 'rates 0.1, chosen on images kept aside' in text
+    accuracy, difference = figure.axes
+    assert accuracy.get_ylim() == (0, 1) and difference.get_ylim() == (-5, 5)
+    dots = [line for line in accuracy.lines if line.get_marker() == 'o']
+    assert [list(line.get_ydata()) for line in dots] == [WHOLE[name] for name in names]
+    (path,) = trained.write(result_of(**{name: WHOLE[name] for name in names}), tmp_path)
+    with Image.open(path) as image:
+        assert image.info['Description'] == text
+
+
+def test_large_differences() -> None:
+    """They fit, with their intervals; a single seed has none."""
+    figures = [
+        trained.pictures(result_of(xception=first, no_residual=other))['figure_9.png']
+        for first, other in (([0.9, 0.8], [0.3, 0.1]), ([0.9], [0.3]))
+    ]
+    assert figures[0].axes[1].get_ylim()[1] > 100 * evidence.interval([0.6, 0.7]).high
+    assert 60 < figures[1].axes[1].get_ylim()[1] < 100
+
+
+def test_no_result(tmp_path: Path) -> None:
+    (tmp_path / 'old.json').write_text('{"variants": {}}')
+    result = call(ablations.app, 'draw', tmp_path / 'old.json')
+    assert result.returncode == 1 and 'old.json is no result of xception-hub ablations' in result.stderr
+
+
+@pytest.mark.parametrize('file', COMMITTED, ids=lambda file: file.stem)
+def test_committed_result(file: Path) -> None:
+    """All networks, five seeds, by the command that the pages show; and the pictures are those of this result."""
+    found = json.loads(file.read_text())
+    assert {*found['networks']} == {*experiments.NETWORKS[file.stem]}
+    for name, network in found['networks'].items():
+        assert [run['seed'] for run in network['runs']] == [0, 1, 2, 3, 4]
+        planned = experiments.settings_of(name, scale='small', experiment=file.stem, dataset='fashion')
+        assert all({**found['settings'], **network, 'seed': 0}[setting] == planned[setting] for setting in planned)
+        assert network['tried'][str(network['learning_rate'])] == max(network['tried'].values())
+    assert (found['train_images'], found['updates'], found['judged_on']) == (60_000, 938, 10_000)
     for page in ('the_paper.md', 'the_paper.zh.md'):
         text = (ROOT / 'docs' / page).read_text()
-        assert found['command'] in text
-        for line in ablations.verdicts(found):
+        for line in (found['command'], *evidence.table(found), *evidence.verdicts(found)):
             assert line in text
+    for name, figure in trained.pictures(found).items():
+        with Image.open(DOCS / name) as image:
+            assert image.info['Description'] == figure.get_supxlabel()

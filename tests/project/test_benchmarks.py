@@ -106,9 +106,9 @@ def test_gpu() -> None:
 
 def test_ablations(tmp_path: Path) -> None:
     """The door in benchmarks/; what is behind it is tested in tests/paper."""
-    text = run_forked('ablations.py', 'draw', ROOT / 'docs' / 'paper' / 'ablations.json', '--folder', tmp_path)
+    text = run_forked('ablations.py', 'draw', ROOT / 'docs' / 'paper' / 'figures.json', '--folder', tmp_path)
     assert 'figure 9: residual connections help' in text
-    assert {path.name for path in tmp_path.iterdir()} == {'figure_9.png', 'figure_10.png', 'continuum_trained.png'}
+    assert {path.name for path in tmp_path.iterdir()} == {'figure_6.png', 'figure_9.png', 'figure_10.png'}
 
 
 def test_inference(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from xception_hub.cli import main, tool
 from xception_hub.weights.layouts import to_legacy
 
-TRAINED = ('figure_9.png', 'figure_10.png', 'continuum_trained.png')  # by benchmarks/ablations.py
+TRAINED = ('figure_6.png', 'figure_9.png', 'figure_10.png', 'spectrum.png')  # by benchmarks/ablations.py
 README = (ROOT / 'README.md').read_text()
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 TRANSLATIONS = [page for page in PAGES if page.suffixes == ['.zh', '.md']]

@@ -1,103 +1,106 @@
-"""The networks of figures 9 and 10 and of the way from Inception to Xception, trained side by side.
+"""The networks that the paper compares, trained side by side from several seeds.
 
     xception-hub ablations RUNS --dataset DATASET
 
-trains each from several seeds by the fine-tuning's recipe paper-imagenet, writes the figures of every epoch to one JSON
-file and draws their curves. --scale small is for two CPU cores and Fashion-MNIST (examples/fashion_mnist.py); --scale
-paper is the paper's network at 299x299 pixels on all devices that `accelerate config` names, one run after another.
-Interrupt it, run the command again: it continues.
+trains those of figures 6, 9 and 10; --experiment spectrum trains the way from regular to depthwise convolutions at
+equal parameters, with and without ReLU. Each run is one of finetune.py by the recipe paper-imagenet, at a learning rate
+that is chosen for its network. All figures go into one JSON file, from which the pictures are drawn. --scale small is
+for two CPU cores and Fashion-MNIST (examples/fashion_mnist.py), gpu for many runs on one GPU, paper for the paper's
+networks at 299x299 pixels on all devices that `accelerate config` names. Interrupt it, run the command again: it
+continues.
 """
 
 import json
 import os
-import platform
 import shlex
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import timm
 import torch
 import yaml
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
-import xception_hub
+import xception_hub  # noqa: F401 (registers the models)
 
 from ..errors import in_one_line
+from .checks import count_macs, count_parameters
+from .evidence import table, verdicts
+from .experiments import MOST_RATES, NETWORKS, SCALES, TUNING, Experiment, ScaleName, settings_of
+from .speed import machine
+from .trained import write
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Variant -> the arguments that make it. All else is the same for all of them, the seeds included.
-VARIANTS: dict[str, dict[str, Any]] = {
-    'xception': {},
-    'no_residual': dict(residual=False),
-    'mid_relu': dict(mid_act_layer='relu'),
-    'mid_elu': dict(mid_act_layer='elu'),
-    'pointwise_first': dict(order='pointwise_first'),
-    'segments_8': dict(segments=8),
-    'segments_4': dict(segments=4),
-    'segments_1': dict(segments=1),
-}
-# Claim of the paper -> the variant that is better by it, and the other one; of EQUAL, neither is.
-CLAIMS = {
-    'figure 9: residual connections help': ('xception', 'no_residual'),
-    'figure 10: no activation in between is better than ReLU': ('xception', 'mid_relu'),
-    'figure 10: no activation in between is better than ELU': ('xception', 'mid_elu'),
-    'figure 10: ReLU is better than ELU': ('mid_relu', 'mid_elu'),
-}
-EQUAL = {'section 1.2: the order of the two operations is unimportant': ('xception', 'pointwise_first')}
-# Picture -> its title, and the networks whose curves are in it.
-CURVES = {
-    'figure_9.png': ('Figure 9, trained here: residual connections', ('xception', 'no_residual')),
-    'figure_10.png': ('Figure 10, trained here: between depthwise and pointwise', ('xception', 'mid_relu', 'mid_elu')),
-}
-CONTINUUM = ('segments_1', 'segments_4', 'segments_8', 'xception')
-
-# Settings of finetune.py on top of the recipe. At the small scale, the averages and the crops are for a training of
-# 1,000 updates on clothes that fill their images; rates, decay and dropout are the paper's.
-SCALES: dict[str, dict[str, Any]] = {
-    'small': dict(
-        image_size=40,
-        epochs=8,
-        batch_size=32,
-        ema_decay=0.99,
-        crop_scale=[0.6, 1.0],
-        scan=False,
-        model_args=dict(width_multiplier=0.1875, min_img_size=40),
-    ),
-    'paper': dict(image_size=299, scan=False, model_args={}),
-}
-RESULT = 'ablations.json'
-
-# Colours of Okabe and Ito, which stay apart for the colour-blind.
-COLOURS = {'xception': '#0072B2', 'no_residual': '#D55E00', 'mid_relu': '#E69F00', 'mid_elu': '#CC79A7'}
-LABELS = {
-    'xception': 'Xception',
-    'no_residual': 'without residual connections',
-    'mid_relu': 'ReLU in between',
-    'mid_elu': 'ELU in between',
-    'pointwise_first': 'pointwise first',
-    'segments_1': '1 segment',
-    'segments_4': '4 segments',
-    'segments_8': '8 segments',
-}
-
 Positive = Annotated[int, Parameter(validator=Number(gte=1))]
-Name = Literal[
-    'xception', 'no_residual', 'mid_relu', 'mid_elu', 'pointwise_first', 'segments_8', 'segments_4', 'segments_1'
-]
+Several = Parameter(consume_multiple=True, negative='')
 
 app = App(help=__doc__, version_flags=[])
+
+
+class Runs:
+    """Runs of finetune.py in one folder; what has ended there is not run again.
+
+    Attributes:
+        folder: The folder, with settings and logs of all runs.
+        started: Number of runs that were started.
+    """
+
+    def __init__(self, folder: Path, jobs: int, by_accelerate: bool) -> None:
+        self.folder = folder
+        self.started = 0
+        launcher = ['-m', 'accelerate.commands.launch'] if by_accelerate else []
+        self.command = [sys.executable, *launcher, '-m', 'xception_hub', 'finetune', '--config']
+        paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
+        self.environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+        if not by_accelerate:
+            self.environment['OMP_NUM_THREADS'] = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+        for part in ('settings', 'logs'):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+
+    def run(self, name: str, settings: dict[str, Any]) -> str:
+        """Trains from settings; returns the last line of the log if that has failed, else ''."""
+        if (self.folder / name / 'metrics.json').is_file() and settings.items() <= self.settings(name).items():
+            return ''
+        file, log = self.folder / 'settings' / f'{name}.yaml', self.folder / 'logs' / f'{name}.txt'
+        file.write_text(yaml.safe_dump(settings, sort_keys=False))
+        self.started += 1
+        started = time.monotonic()
+        with log.open('w') as out:
+            status = subprocess.run(
+                [*self.command, file, '--output', self.folder / name],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+            ).returncode
+        failed = f'FAILED: {"".join(log.read_text().strip().splitlines()[-1:])}' if status else ''
+        said = failed or f'top-1 {self.history(name)[-1]["top1"]:.4f}'
+        print(f'{name:32} {said:14} {time.monotonic() - started:6.0f} s', flush=True)
+        return failed
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """All settings of a run."""
+        return yaml.safe_load((self.folder / name / 'settings.yaml').read_text())
+
+    def metrics(self, name: str) -> dict[str, Any]:
+        """Figures of a run that has ended."""
+        return json.loads((self.folder / name / 'metrics.json').read_text())
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """Figures of each epoch of a run that has ended."""
+        return json.loads((self.folder / name / 'history.json').read_text())
+
+    def updates(self, name: str) -> int:
+        """Updates of the weights in a run."""
+        newest = max((self.folder / name / 'checkpoints').glob('00-*.safetensors'))
+        return int(newest.stem.partition('-')[2])
 
 
 @app.default
@@ -106,237 +109,148 @@ def train(
     /,
     *,
     dataset: str,
-    scale: Literal['small', 'paper'] = 'small',
-    seeds: Positive = 3,
-    variants: Annotated[tuple[Name, ...], Parameter(consume_multiple=True, negative='')] = get_args(Name),
+    experiment: Experiment = 'figures',
+    scale: ScaleName = 'small',
+    seeds: Positive = 5,
+    variants: Annotated[tuple[str, ...], Several] = (),
+    rates: Annotated[tuple[float, ...] | None, Several, Parameter(validator=Number(gt=0))] = None,
     jobs: Positive | None = None,
     epochs: Positive | None = None,
 ) -> None:
     """Train, collect and draw. A failed run does not stop the others; the command then ends with status 1.
 
     Args:
-        runs: Folder for all runs, ablations.json and the pictures.
-        dataset: Dataset, as `xception-hub finetune` takes it.
-        scale: Size of the experiment: small for two CPU cores, paper for the paper's network and images.
-        seeds: Number of runs of each variant.
-        variants: Variants to train.
-        jobs: Number of runs at the same time, each with its share of the cores. By default 2, at the paper's scale 1.
-        epochs: Epochs of each run. By default 8 at the small scale, and the recipe's at the paper's.
+        runs: Folder for all runs, their figures and the pictures.
+        dataset: Dataset, as `xception-hub finetune` takes it. It needs a split for validation.
+        experiment: Networks to train: those of figures 6, 9 and 10, or those of the spectrum.
+        scale: Size of the experiment: small for two CPU cores, gpu for one GPU, paper for the paper's own.
+        seeds: Number of runs of each network.
+        variants: Networks of the experiment to train. By default all.
+        rates: Learning rates, of which the best for each network is found on another seed, fewer updates and images
+            kept aside from training. By default 0.015, 0.045 and 0.135; at the paper's scale the paper's.
+        jobs: Number of runs at the same time, each with its share of the cores. By default 2, 8 on a GPU, and at the
+            paper's scale 1.
+        epochs: Epochs of each run. By default 1, and at the paper's scale the recipe's.
     """
-    jobs = jobs or {'small': 2, 'paper': 1}[scale]
-    launcher = [sys.executable, *({'small': [], 'paper': ['-m', 'accelerate.commands.launch']}[scale])]
-    environment = dict(os.environ)
-    environment['PYTHONPATH'] = os.pathsep.join([str(ROOT), *filter(None, [environment.get('PYTHONPATH')])])
-    if scale == 'small':
-        environment['OMP_NUM_THREADS'] = str(max(1, len(os.sched_getaffinity(0)) // jobs))
-    for folder in ('settings', 'logs'):
-        (runs / folder).mkdir(parents=True, exist_ok=True)
+    unknown = [name for name in variants if name not in NETWORKS[experiment]]
+    if unknown:
+        choices = ', '.join(NETWORKS[experiment])
+        sys.exit(f'error: {unknown[0]!r} is no network of --experiment {experiment}. Choose among: {choices}.')
+    size, names = SCALES[scale], variants or tuple(NETWORKS[experiment])
+    rates_of_all = sorted({*(size.rates if rates is None else rates)})
+    all_runs, started = Runs(runs, jobs or size.jobs, size.by_accelerate), time.monotonic()
+    settings = partial(settings_of, scale=scale, experiment=experiment, dataset=dataset, epochs=epochs)
 
-    def run(planned: tuple[str, int]) -> str | None:
-        """Trains a variant from a seed; the last line of its log if it failed."""
-        variant, seed = planned
-        name = f'{variant}-{seed}'
-        settings = settings_of(scale, variant, seed, dataset, epochs)
-        file, log = runs / 'settings' / f'{name}.yaml', runs / 'logs' / f'{name}.txt'
-        file.write_text(yaml.safe_dump(settings, sort_keys=False))
-        started = time.monotonic()
-        with log.open('w') as out:
-            status = subprocess.run(
-                [*launcher, '-m', 'xception_hub', 'finetune', '--config', file, '--output', runs / name],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            ).returncode
-        said = log.read_text().strip().splitlines()
-        final = f'top-1 {history(runs / name)[-1]["top1"]:.4f}' if status == 0 else f'FAILED: {"".join(said[-1:])}'
-        print(f'{name:20} {final:14} {time.monotonic() - started:6.0f} s', flush=True)
-        return None if status == 0 else final
+    def choose(name: str) -> dict[float, float] | None:
+        return tried_rates(all_runs, name, settings(name), rates_of_all) if len(rates_of_all) > 1 else {}
 
-    # seed by seed, so that what there is after a stop is complete for some; the longest first
-    planned = [(variant, seed) for seed in range(seeds) for variant in sorted(variants, key=list(VARIANTS).index)[::-1]]
-    started = time.monotonic()
-    with ThreadPoolExecutor(jobs) as pool:
-        failed = [failure for failure in pool.map(run, planned) if failure]
-    if len(failed) < len(planned):
-        result = collect(runs, scale, dataset, planned, epochs, minutes=(time.monotonic() - started) / 60)
-        (runs / RESULT).write_text(json.dumps(result, indent=1) + '\n')
-        draw(runs / RESULT)
-    sys.exit(f'{len(failed)} of {len(planned)} runs have failed; see {runs / "logs"}' if failed else 0)
+    def run(name: str, seed: int) -> str:
+        rate = best_of(tried[name]) if tried[name] else next(iter(rates_of_all), None)
+        return all_runs.run(f'{name}-{seed}', settings(name, seed=seed, rate=rate))
 
-
-def settings_of(scale: str, variant: str, seed: int, dataset: str, epochs: int | None) -> dict[str, Any]:
-    """Settings of the fine-tuning for one run."""
-    settings = dict(SCALES[scale], dataset=dataset, recipe='paper-imagenet', model='xception_paper', seed=seed)
-    settings['model_args'] = dict(SCALES[scale]['model_args'], **VARIANTS[variant])
-    return dict(settings, epochs=epochs) if epochs else settings
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / 'history.json').read_text())
-
-
-def collect(
-    runs: Path, scale: str, dataset: str, planned: Sequence[tuple[str, int]], epochs: int | None, minutes: float
-) -> dict[str, Any]:
-    """All figures of all runs that have ended, with what is needed to have them again."""
-    variants: dict[str, Any] = {}
-    for variant, seed in planned:
-        folder = runs / f'{variant}-{seed}'
-        if not (folder / 'history.json').is_file():
-            continue
-        metrics = json.loads((folder / 'metrics.json').read_text())
-        args = dict(SCALES[scale]['model_args'], **VARIANTS[variant])
-        model = xception_hub.Xception(num_classes=metrics['num_classes'], **args, device='meta')
-        entry = variants.setdefault(
-            variant, dict(arguments=VARIANTS[variant], parameters=sum(p.numel() for p in model.parameters()), runs=[])
+    with ThreadPoolExecutor(jobs or size.jobs) as pool:
+        tried = {name: top1s for name, top1s in zip(names, pool.map(choose, names)) if top1s is not None}
+        # seed by seed, so that what there is after a stop is complete for some
+        planned = [(name, seed) for seed in range(seeds) for name in tried]
+        ended = [one for one, failed in zip(planned, pool.map(run, *zip(*planned))) if not failed] if planned else []
+    if ended:
+        result = dict(
+            command=command_of(runs, dataset, experiment, scale, seeds, variants, rates, jobs, epochs),
+            timed=dict(runs=all_runs.started, minutes=round((time.monotonic() - started) / 60, 1)),
+            **collect(all_runs, ended, tried),
         )
-        entry['runs'].append(
-            dict(
-                seed=seed,
-                epochs=[
-                    {name: row[name] for name in ('epoch', 'learning_rate', 'train_loss', 'loss', 'top1')}
-                    for row in history(folder)
-                ],
-            )
-        )
+        (runs / f'{experiment}.json').write_text(json.dumps(result, indent=1) + '\n')
+        draw(runs / f'{experiment}.json')
+    failed = len(names) * seeds - len(ended)
+    sys.exit(f'{failed} of {len(names) * seeds} runs have failed; see {runs / "logs"}' if failed else 0)
+
+
+def tried_rates(runs: Runs, name: str, settings: dict[str, Any], rates: Sequence[float]) -> dict[float, float] | None:
+    """Tries learning rates for a network, and further ones while the best is the highest or the lowest.
+
+    Returns:
+        Rate -> top-1 on images that were kept aside from training, 0 where it diverges; None if a run fails otherwise.
+    """
+    tried: dict[float, float] = {}
+    while rates:
+        for rate in rates:
+            run = f'{name}-rate-{rate:g}'
+            failed = runs.run(run, {**settings, **TUNING, 'learning_rate': rate})
+            if failed and 'has diverged' not in failed:
+                return None
+            tried[rate] = 0.0 if failed else runs.history(run)[-1]['top1']
+        *_, lower, highest = sorted(tried)
+        lowest, factor = min(tried), highest / lower
+        beyond = {lowest: lowest / factor, highest: highest * factor} if len(tried) < MOST_RATES else {}
+        rates = [float(f'{beyond[best]:.3g}')] if (best := best_of(tried)) in beyond else []
+    return tried
+
+
+def best_of(tried: Mapping[float, float]) -> float:
+    """The rate with the highest top-1."""
+    return max(tried, key=tried.__getitem__)
+
+
+def collect(runs: Runs, ended: Sequence[tuple[str, int]], tried: Mapping[str, Any]) -> dict[str, Any]:
+    """All figures of runs that have ended, with what is needed to have them again."""
+    networks: dict[str, Any] = {}
+    for name, seed in ended:
+        run = f'{name}-{seed}'
+        if name not in networks:
+            networks[name] = dict(network(runs.settings(run), runs.metrics(run)), tried=tried[name], runs=[])
+        kept = ('epoch', 'learning_rate', 'train_loss', 'loss', 'top1', 'images_per_second')
+        epochs = [{column: row[column] for column in kept} for row in runs.history(run)]
+        networks[name]['runs'].append(dict(seed=seed, epochs=epochs))
+    metrics = runs.metrics(run)
     return dict(
-        command=shlex.join(['python', 'benchmarks/ablations.py', *sys.argv[1:]]),
-        minutes=round(minutes, 1),
-        machine=f'{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, timm {timm.__version__}',
-        settings=settings_of(scale, 'xception', 0, dataset, epochs),
-        images_judged_on=metrics['num_samples'],
-        variants=variants,
+        machine=f'{machine()}, timm {timm.__version__}',
+        settings={setting: value for setting, value in runs.settings(run).items() if setting not in (*OWN, 'output')},
+        tuning=TUNING,
+        train_images=metrics['train_images'],
+        updates=runs.updates(run),
+        judged_on=metrics['num_samples'],
+        networks=networks,
     )
+
+
+OWN = ('model', 'model_args', 'weight_decay', 'learning_rate', 'seed')  # settings in which runs differ
+
+
+def network(settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network is, and what it costs for one image."""
+    with torch.device('meta'):
+        model = timm.create_model(settings['model'], num_classes=metrics['num_classes'], **settings['model_args'])
+    return dict(
+        {setting: settings[setting] for setting in OWN if setting != 'seed'},
+        parameters=count_parameters(model),
+        macs=count_macs(model.eval(), settings['image_size'])[''],
+    )
+
+
+def command_of(runs: Path, dataset: str, *given: Any) -> str:
+    """The command line; options that were not given are left out."""
+    names = ('experiment', 'scale', 'seeds', 'variants', 'rates', 'jobs', 'epochs')
+    words = ['xception-hub', 'ablations', str(runs), '--dataset', dataset]
+    for name, value in zip(names, given):
+        words += [f'--{name}', *map(str, value if isinstance(value, (list, tuple)) else [value])] if value else []
+    return shlex.join(words)
 
 
 @app.command
 def draw(result: Path, /, *, folder: Path | None = None) -> None:
-    """Draw the curves of a result again, and print what it says of the paper's claims.
+    """Draw the pictures of a result again, and print what it says of the paper's claims.
 
     Args:
-        result: A file ablations.json.
+        result: A file figures.json or spectrum.json.
         folder: Folder for the pictures. By default the one that the file is in.
     """
     try:
         found = json.loads(result.read_text())
-        found['variants']
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        lines = [*table(found), '', *verdicts(found)]
+        written = write(found, folder or result.parent)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
         sys.exit(f'error: {result} is no result of xception-hub ablations: {in_one_line(e)}')
-    folder = folder or result.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = {
-        name: curves(found, variants, title)
-        for name, (title, variants) in CURVES.items()
-        if {*variants} <= {*found['variants']}
-    }
-    if len({*CONTINUUM} & {*found['variants']}) > 1:
-        pictures['continuum_trained.png'] = continuum(found)
-    written = [folder / name for name in pictures]
-    for path, figure in zip(written, pictures.values()):
-        figure.savefig(path, dpi=150)
-    print('\n'.join(['', *verdicts(found), *(f'Written: {path}' for path in written)]))
-
-
-def last(found: Mapping[str, Any], variant: str) -> dict[int, float]:
-    """Seed -> top-1 of the last epoch."""
-    return {run['seed']: run['epochs'][-1]['top1'] for run in found['variants'][variant]['runs']}
-
-
-def verdicts(found: Mapping[str, Any]) -> list[str]:
-    """What the runs say of each claim: a seed's networks see the same images in the same order."""
-    lines = [f'{"variant":20} {"parameters":>12} {"top-1":>8}   of single seeds']
-    for variant, entry in found['variants'].items():
-        values = list(last(found, variant).values())
-        lines.append(
-            f'{variant:20} {entry["parameters"]:12,} {statistics.mean(values):8.4f}   '
-            f'{" ".join(f"{value:.4f}" for value in values)}'
-        )
-    lines.append('')
-    for claim, (better, worse) in {**CLAIMS, **EQUAL}.items():
-        if not {better, worse} <= set(found['variants']):
-            continue
-        first, second = last(found, better), last(found, worse)
-        differences = [first[seed] - second[seed] for seed in first if seed in second]
-        mean = statistics.mean(differences)
-        above = sum(difference > 0 for difference in differences)
-        if claim in EQUAL:
-            verdict = f'{better} is above in {above} of {len(differences)} seeds'
-        elif min(differences) > 0:
-            verdict = f'the same in all {len(differences)} seeds'
-        elif max(differences) < 0:
-            verdict = f'THE OPPOSITE in all {len(differences)} seeds'
-        else:
-            verdict = f'not decided: the same in {above} of {len(differences)} seeds'
-        low, high = min(differences), max(differences)
-        lines.append(f'{claim}: {verdict} ({100 * mean:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f})')
-    return lines
-
-
-def new_figure(columns: int) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(4.4 * columns, 3.6), layout='constrained')
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for ax in axes:
-        ax.grid(alpha=0.3)
-        ax.spines[['top', 'right']].set_visible(False)
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    return figure, axes
-
-
-def curve(ax: Axes, runs: Sequence[Mapping[str, Any]], name: str, label: str, colour: Any) -> None:
-    """Mean over the seeds, and from the lowest to the highest of them."""
-    epochs = [row['epoch'] for row in runs[0]['epochs']]
-    values = list(zip(*([row[name] for row in run['epochs']] for run in runs)))  # an epoch's, of all seeds
-    ax.plot(epochs, [statistics.mean(of) for of in values], color=colour, label=label, linewidth=1.8)
-    ax.fill_between(epochs, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.2, linewidth=0)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel('epoch')
-
-
-def curves(found: Mapping[str, Any], variants: Sequence[str], title: str) -> Figure:
-    """Accuracy and training loss by epoch."""
-    figure, (accuracy, loss) = new_figure(2)
-    figure.suptitle(title, fontsize=11)
-    for variant in variants:
-        runs = found['variants'][variant]['runs']
-        curve(accuracy, runs, 'top1', LABELS[variant], COLOURS[variant])
-        curve(loss, runs, 'train_loss', LABELS[variant], COLOURS[variant])
-    loss.yaxis.set_major_formatter('{x:g}')
-    accuracy.set_title(f'top-1 of {found["images_judged_on"]:,} images not trained on', fontsize=9)
-    loss.set_title('cross-entropy while training', fontsize=9)
-    accuracy.legend(fontsize=8, frameon=False, loc='best')
-    return figure
-
-
-def continuum(found: Mapping[str, Any]) -> Figure:
-    """Accuracy by the number of segments: after each epoch, and in the end beside the number of parameters."""
-    figure, (accuracy, end) = new_figure(2)
-    figure.suptitle('From regular to depthwise separable convolutions, by the number of segments', fontsize=11)
-    present = [variant for variant in CONTINUUM if variant in found['variants']]
-    for variant in present:
-        position = CONTINUUM.index(variant)
-        colour = colormaps['viridis'](position / len(CONTINUUM))
-        label = LABELS[variant] if variant != 'xception' else 'one per channel'
-        curve(accuracy, found['variants'][variant]['runs'], 'top1', label, colour)
-        values = list(last(found, variant).values())
-        end.plot([position] * len(values), values, 'o', color=colour, markersize=5, alpha=0.8)
-        end.plot([position - 0.2, position + 0.2], [statistics.mean(values)] * 2, color=colour, linewidth=2)
-        end.annotate(
-            f'{found["variants"][variant]["parameters"] / 1e6:.1f} M',
-            (position, max(values)),
-            (0, 7),
-            textcoords='offset points',
-            ha='center',
-            fontsize=8,
-        )
-    end.xaxis.set_major_locator(FixedLocator(range(len(CONTINUUM))))
-    end.xaxis.set_minor_locator(NullLocator())
-    end.set_xticklabels(['1', '4', '8', 'one per\nchannel'])
-    end.margins(x=0.12, y=0.2)
-    end.set_xlabel('segments')
-    accuracy.set_title(f'top-1 of {found["images_judged_on"]:,} images not trained on', fontsize=9)
-    end.set_title('after the last epoch: each seed, mean, parameters', fontsize=9)
-    accuracy.legend(fontsize=8, frameon=False, loc='lower right')
-    return figure
+    print('\n'.join(['', *lines, *(f'Written: {path}' for path in written)]))
 
 
 if __name__ == '__main__':

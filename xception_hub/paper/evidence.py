@@ -1,0 +1,79 @@
+"""What runs from several seeds say of a claim: paired differences with their t-interval."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from scipy.special import stdtrit
+
+from .experiments import CLAIMS, EQUAL
+
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean, and Student's interval around it; of a single value, the interval is infinite."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean of values from independent seeds, with its interval at the level `CONFIDENCE`."""
+    mean, count = statistics.mean(values), len(values)
+    if count < 2:
+        return Interval(mean, -math.inf, math.inf)
+    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(values) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
+
+
+def top1(found: Mapping[str, Any], name: str) -> dict[int, float]:
+    """Seed -> top-1 of the last epoch."""
+    return {run['seed']: run['epochs'][-1]['top1'] for run in found['networks'][name]['runs']}
+
+
+def differences(found: Mapping[str, Any], first: str, second: str) -> list[float]:
+    """Top-1 of the first network minus that of the second, from each seed that both have."""
+    one, other = top1(found, first), top1(found, second)
+    return [one[seed] - other[seed] for seed in one if seed in other]
+
+
+def verdicts(found: Mapping[str, Any]) -> list[str]:
+    """What is said of each claim. From the same seed, networks see the same images in the same order."""
+    lines = []
+    for claim, pair in {**CLAIMS, **EQUAL}.items():
+        if not {*pair} <= {*found['networks']} or not (points := differences(found, *pair)):
+            continue
+        mean, low, high = (100 * value for value in interval(points))
+        if not (low > 0 or high < 0):
+            verdict = 'not decided'
+        elif claim in EQUAL:
+            verdict = f'{pair[low < 0]} is better'
+        else:
+            verdict = 'so it is here' if low > 0 else 'THE OPPOSITE here'
+        lines.append(
+            f'{claim}: {verdict} ({mean:+.1f} points, {CONFIDENCE:.0%} interval {low:+.1f} to {high:+.1f}, '
+            f'{len(points)} seeds)'
+        )
+    return lines
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """A line for each network: what it costs, its rate, and what it reaches."""
+    lines = [
+        f'{"network":21}{"parameters":>11}{"MACs":>12}{"steps/s":>9}  {"rate (of those tried)":36}{"top-1":>6}  '
+        'of single seeds'
+    ]
+    for name, entry in found['networks'].items():
+        values = top1(found, name).values()
+        steps = statistics.median(run['epochs'][-1]['images_per_second'] for run in entry['runs'])
+        tried = ' '.join(f'{rate:g}' for rate in sorted(map(float, entry['tried'])))
+        rate = f'{entry["learning_rate"]:g}' + (f' ({tried})' if tried else '')
+        lines.append(
+            f'{name:21}{entry["parameters"]:11,}{entry["macs"]:12,}'
+            f'{steps / found["settings"]["batch_size"]:9.2f}  {rate:36}{statistics.mean(values):6.4f}  '
+            f'{" ".join(f"{value:.4f}" for value in values)}'
+        )
+    return lines

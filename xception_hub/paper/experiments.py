@@ -1,0 +1,139 @@
+"""What is trained to look at the paper's figures: the networks, the scales, and the claims that they bear on."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from . import quoted
+
+Experiment = Literal['figures', 'spectrum']
+ScaleName = Literal['small', 'gpu', 'paper']
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, by what it has beside the scale.
+
+    Attributes:
+        label: Name for the reader.
+        args: Arguments of the model.
+        width: Width beside that of the experiment.
+        model: timm's name.
+        weight_decay: Weight decay of the paper.
+    """
+
+    label: str
+    args: dict[str, Any] = field(default_factory=dict)
+    width: float = 1.0
+    model: str = 'xception_paper'
+    weight_decay: float = quoted.WEIGHT_DECAY['Xception']
+
+
+FIGURES = {
+    'xception': Network('Xception'),
+    'no_residual': Network('without residual connections', dict(residual=False)),
+    'mid_relu': Network('ReLU in between', dict(mid_act_layer='relu')),
+    'mid_elu': Network('ELU in between', dict(mid_act_layer='elu')),
+    'pointwise_first': Network('pointwise first', dict(order='pointwise_first')),
+    'inception_v3': Network(
+        'Inception V3', model='inception_v3_narrow', weight_decay=quoted.WEIGHT_DECAY['Inception V3']
+    ),
+}
+# Segments, by name -> their number, and the width at which the network has as many parameters as with one per channel.
+SEGMENTS = {'segments_1': (1, 0.31), 'segments_4': (4, 0.545), 'segments_8': (8, 0.68), 'one_per_channel': (None, 1.0)}
+ACTIVATIONS = {'': {}, '_relu': dict(mid_act_layer='relu')}
+SPECTRUM = {
+    name + suffix: Network(
+        name.replace('_', ' ') + (', ReLU in between' if args else ''),
+        dict(order='pointwise_first', segments=segments, **args),
+        width,
+    )
+    for name, (segments, width) in SEGMENTS.items()
+    for suffix, args in ACTIVATIONS.items()
+}
+NETWORKS: dict[str, dict[str, Network]] = {'figures': FIGURES, 'spectrum': SPECTRUM}
+
+# Claim -> the network that is better by it, and the other one; of EQUAL, neither is.
+CLAIMS = {
+    'figure 6: Xception is above Inception V3': ('xception', 'inception_v3'),
+    'figure 9: residual connections help': ('xception', 'no_residual'),
+    'figure 10: no activation in between is better than ReLU': ('xception', 'mid_relu'),
+    'figure 10: no activation in between is better than ELU': ('xception', 'mid_elu'),
+    'figure 10: ReLU is better than ELU': ('mid_relu', 'mid_elu'),
+    'section 4.7: with 1 segment, ReLU in between helps': ('segments_1_relu', 'segments_1'),
+    'section 4.7: with 4 segments, ReLU in between helps': ('segments_4_relu', 'segments_4'),
+    'section 4.7: with one segment per channel, ReLU in between harms': ('one_per_channel', 'one_per_channel_relu'),
+}
+EQUAL = {
+    'section 1.2: the order of the two operations is unimportant': ('xception', 'pointwise_first'),
+    'section 5: the extreme of the spectrum need not be its best, 4 segments': ('one_per_channel', 'segments_4_relu'),
+    'section 5: the extreme of the spectrum need not be its best, 8 segments': ('one_per_channel', 'segments_8_relu'),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of an experiment.
+
+    Attributes:
+        settings: Settings of finetune.py on top of the recipe paper-imagenet.
+        widths: Width of each experiment; 1.0 is the paper's.
+        rates: Learning rates to choose from for each network; empty for the paper's.
+        jobs: Runs at the same time.
+        by_accelerate: Whether a run takes all devices that `accelerate config` names.
+    """
+
+    settings: dict[str, Any]
+    widths: dict[str, float]
+    rates: tuple[float, ...]
+    jobs: int
+    by_accelerate: bool = False
+
+
+# Each image is seen once. The averages of the weights reach over 100 updates, and the rate falls to zero.
+SMALL: dict[str, Any] = dict(
+    image_size=75,  # the least that Inception V3 takes; the maps of Xception's middle flow are then 5x5
+    epochs=1,
+    batch_size=64,
+    schedule='cosine',
+    warmup_epochs=0.05,
+    ema_decay=0.99,
+    crop_scale=[0.6, 1.0],
+    scan=False,
+)
+# spectrum: at less than 0.41, the narrowest of its networks has no channel left in its stem
+WIDTHS = dict(figures=0.1875, spectrum=0.42)
+RATES = (0.015, quoted.LEARNING_RATE, 0.135)
+SCALES = {
+    'small': Scale(SMALL, WIDTHS, RATES, jobs=2),
+    'gpu': Scale(dict(SMALL, image_size=96, mixed_precision='bf16', workers=1), WIDTHS, RATES, jobs=8),
+    'paper': Scale(dict(image_size=299, scan=False), dict.fromkeys(WIDTHS, 1.0), (), jobs=1, by_accelerate=True),
+}
+MOST_RATES = 5  # a rate beyond those given is tried where the best one is the highest or the lowest
+# Of the runs that choose a rate: a seed that is not judged, and images kept aside from training.
+TUNING: dict[str, Any] = dict(seed=1000, validation_split='', validation_share=1 / 12, max_train_samples=15_000)
+
+
+def settings_of(
+    name: str,
+    *,
+    scale: ScaleName,
+    experiment: Experiment,
+    dataset: str,
+    seed: int = 0,
+    rate: float | None = None,
+    epochs: int | None = None,
+) -> dict[str, Any]:
+    """Settings of finetune.py for a run; None stands for the scale's."""
+    network, size = NETWORKS[experiment][name], SCALES[scale]
+    width = round(network.width * size.widths[experiment], 4)
+    given = dict(epochs=epochs, learning_rate=rate)
+    return dict(
+        size.settings,
+        recipe='paper-imagenet',
+        dataset=dataset,
+        model=network.model,
+        model_args=network.args if width == 1 else dict(network.args, width_multiplier=width),
+        weight_decay=network.weight_decay,
+        seed=seed,
+        **{setting: value for setting, value in given.items() if value},
+    )
