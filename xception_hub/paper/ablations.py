@@ -10,6 +10,7 @@ networks at 299x299 pixels on all devices that `accelerate config` names. Interr
 continues.
 """
 
+import inspect
 import json
 import os
 import shlex
@@ -132,6 +133,7 @@ def train(
             paper's scale 1.
         epochs: Epochs of each run. By default 1, and at the paper's scale the recipe's.
     """
+    given = dict(locals())
     unknown = [name for name in variants if name not in NETWORKS[experiment]]
     if unknown:
         choices = ', '.join(NETWORKS[experiment])
@@ -155,7 +157,7 @@ def train(
         ended = [one for one, failed in zip(planned, pool.map(run, *zip(*planned))) if not failed] if planned else []
     if ended:
         result = dict(
-            command=command_of(runs, dataset, experiment, scale, seeds, variants, rates, jobs, epochs),
+            command=command_of(**given),
             timed=dict(runs=all_runs.started, minutes=round((time.monotonic() - started) / 60, 1)),
             **collect(all_runs, ended, tried),
         )
@@ -227,12 +229,12 @@ def network(settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str
     )
 
 
-def command_of(runs: Path, dataset: str, *given: Any) -> str:
-    """The command line; options that were not given are left out."""
-    names = ('experiment', 'scale', 'seeds', 'variants', 'rates', 'jobs', 'epochs')
+def command_of(runs: Path, dataset: str, **options: Any) -> str:
+    """The command line; options that have their default are left out."""
     words = ['xception-hub', 'ablations', str(runs), '--dataset', dataset]
-    for name, value in zip(names, given):
-        words += [f'--{name}', *map(str, value if isinstance(value, (list, tuple)) else [value])] if value else []
+    for name, value in options.items():
+        if value != inspect.signature(train).parameters[name].default:
+            words += [f'--{name}', *map(str, value if isinstance(value, tuple) else [value])]
     return shlex.join(words)
 
 
