@@ -153,7 +153,7 @@ class Recorded:
     [
         (lambda rate: 1 - abs(rate - 0.1), [0.03, 0.1, 0.3], 0.1),
         (lambda rate: rate, [0.03, 0.1, 0.3, 0.9, 2.7], 2.7),  # no more than five
-        (lambda rate: 1 - rate, [0.0037, 0.0111, 0.03, 0.1, 0.3], 0.0037),
+        (lambda rate: 1 - rate, [0.00333, 0.01, 0.03, 0.1, 0.3], 0.00333),
         (lambda rate: rate if rate < 0.2 else None, [0.03, 0.1, 0.3], 0.1),
     ],
 )
