@@ -215,7 +215,7 @@ def collect(runs: Runs, ended: Sequence[tuple[str, int]], tried: Mapping[str, An
     )
 
 
-OWN = ('model', 'model_args', 'weight_decay', 'learning_rate', 'seed')  # settings in which runs differ
+OWN = ('model', 'model_args', 'image_size', 'weight_decay', 'learning_rate', 'seed')  # settings in which runs differ
 
 
 def network(settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..layers import MIN_IMG_SIZE
 from . import quoted
 
 Experiment = Literal['figures', 'spectrum']
@@ -19,6 +20,7 @@ class Network:
         width: Width beside that of the experiment.
         model: timm's name.
         weight_decay: Weight decay of the paper.
+        min_image_size: Smallest height and width of the images in pixels, where a scale has smaller ones.
     """
 
     label: str
@@ -26,6 +28,7 @@ class Network:
     width: float = 1.0
     model: str = 'xception_paper'
     weight_decay: float = quoted.WEIGHT_DECAY['Xception']
+    min_image_size: int = 0
 
 
 FIGURES = {
@@ -35,7 +38,10 @@ FIGURES = {
     'mid_elu': Network('ELU in between', dict(mid_act_layer='elu')),
     'pointwise_first': Network('pointwise first', dict(order='pointwise_first')),
     'inception_v3': Network(
-        'Inception V3', model='inception_v3_narrow', weight_decay=quoted.WEIGHT_DECAY['Inception V3']
+        'Inception V3',
+        model='inception_v3_narrow',
+        weight_decay=quoted.WEIGHT_DECAY['Inception V3'],
+        min_image_size=75,  # its last map is then a single position
     ),
 }
 # Segments, by name -> their number, and the width at which the network has as many parameters as with one per channel.
@@ -91,7 +97,7 @@ class Scale:
 
 # Each image is seen once. The averages of the weights reach over 100 updates, and the rate falls to zero.
 SMALL: dict[str, Any] = dict(
-    image_size=75,  # the least that Inception V3 takes; the maps of Xception's middle flow are then 5x5
+    image_size=56,  # twice that of Fashion-MNIST; the maps of the middle flow are then 4x4
     epochs=1,
     batch_size=64,
     schedule='cosine',
@@ -105,7 +111,7 @@ WIDTHS = dict(figures=0.1875, spectrum=0.42)
 RATES = (0.015, quoted.LEARNING_RATE, 0.135)
 SCALES = {
     'small': Scale(SMALL, WIDTHS, RATES, jobs=2),
-    'gpu': Scale(dict(SMALL, image_size=96, mixed_precision='bf16', workers=1), WIDTHS, RATES, jobs=8),
+    'gpu': Scale(dict(SMALL, image_size=96, mixed_precision='bf16', workers=2), WIDTHS, RATES, jobs=8),
     'paper': Scale(dict(image_size=299, scan=False), dict.fromkeys(WIDTHS, 1.0), (), jobs=1, by_accelerate=True),
 }
 MOST_RATES = 5  # a rate beyond those given is tried where the best one is the highest or the lowest
@@ -125,14 +131,18 @@ def settings_of(
 ) -> dict[str, Any]:
     """Settings of finetune.py for a run; None stands for the scale's."""
     network, size = NETWORKS[experiment][name], SCALES[scale]
-    width = round(network.width * size.widths[experiment], 4)
+    width, image_size = round(network.width * size.widths[experiment], 4), size.settings['image_size']
+    args = network.args if width == 1 else dict(network.args, width_multiplier=width)
+    if image_size < MIN_IMG_SIZE and not network.min_image_size:
+        args = dict(args, min_img_size=image_size)
     given = dict(epochs=epochs, learning_rate=rate)
     return dict(
         size.settings,
+        image_size=max(image_size, network.min_image_size),
         recipe='paper-imagenet',
         dataset=dataset,
         model=network.model,
-        model_args=network.args if width == 1 else dict(network.args, width_multiplier=width),
+        model_args=args,
         weight_decay=network.weight_decay,
         seed=seed,
         **{setting: value for setting, value in given.items() if value},

@@ -39,6 +39,7 @@ def caption(found: Mapping[str, Any], names: Sequence[str]) -> str:
     s, networks = found['settings'], [found['networks'][name] for name in names]
     sizes = sorted(network['parameters'] / 1e6 for network in networks)
     size = ' to '.join(dict.fromkeys(f'{count:.2f}' for count in (sizes[0], sizes[-1])))
+    pixels = ' and '.join(dict.fromkeys(f'{network["image_size"]}x{network["image_size"]}' for network in networks))
     seeds = ' or '.join(map(str, sorted({len(network['runs']) for network in networks})))
     rates = ' and '.join(dict.fromkeys(f'{network["learning_rate"]:g}' for network in networks))
     chosen = ', chosen on images kept aside from training' if networks[0]['tried'] else ''
@@ -46,7 +47,7 @@ def caption(found: Mapping[str, Any], names: Sequence[str]) -> str:
         f'{Path(s["dataset"]).name}: {found["train_images"]:,} training images, {s["epochs"]} '
         f'{"epoch" if s["epochs"] == 1 else "epochs"}, {found["updates"]:,} updates of {s["batch_size"]}, '
         f'{seeds} seeds; top-1 of {found["judged_on"]:,} images not trained on.\n'
-        f'{s["image_size"]}x{s["image_size"]} pixels, networks of {size} million parameters, '
+        f'{pixels} pixels, networks of {size} million parameters, '
         f'learning rates {rates}{chosen}.\n'
         f'Dots: single seeds. Bars: means with their {CONFIDENCE:.0%} t-intervals. Differences are those of the same '
         f'seed: the same images in the same order.'
