@@ -103,6 +103,7 @@ SMALL: dict[str, Any] = dict(
     schedule='cosine',
     warmup_epochs=0.05,
     ema_decay=0.99,
+    precise_bn_images=4096,
     crop_scale=[0.6, 1.0],
     scan=False,
 )
@@ -116,7 +117,7 @@ SCALES = {
 }
 MOST_RATES = 5  # a rate beyond those given is tried where the best one is the highest or the lowest
 # Of the runs that choose a rate: a seed that is not judged, and images kept aside from training.
-TUNING: dict[str, Any] = dict(seed=1000, validation_split='', validation_share=1 / 12, max_train_samples=15_000)
+TUNING: dict[str, Any] = dict(seed=1000, validation_split='', validation_share=0.05, max_train_samples=9_600)
 
 
 def settings_of(
