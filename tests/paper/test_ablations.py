@@ -23,7 +23,7 @@ COMMITTED = [DOCS / f'{experiment}.json' for experiment in experiments.NETWORKS]
 
 @pytest.mark.slow
 def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rate for each of two networks, and a picture. Once more, it finds all of it done; other settings are refused."""
+    """A rate for each of two networks, and a picture. Once more, all of it is done; other settings are refused."""
     digits = handwritten_digits(tmp_path / 'digits', per_class=8)
     arguments = ('--dataset', digits, '--variants', 'xception', 'inception_v3', '--seeds', 1, '--rates', 0.01, 0.03)
     monkeypatch.setattr(ablations, 'MOST_RATES', 2)
