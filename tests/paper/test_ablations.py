@@ -230,10 +230,10 @@ def test_verdict(finals: dict[str, list[float]], verdict: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('second', 'verdict'), [([0.7, 0.59, 0.51], 'xception is'), ([1.1, 1.0, 0.91], 'pointwise_fir')]
+    ('second', 'verdict'), [([0.7, 0.59, 0.51], 'depthwise_first is'), ([1.1, 1.0, 0.91], 'one_per_channel is')]
 )
 def test_verdict_on_equality(second: list[float], verdict: str) -> None:
-    lines = evidence.verdicts(result_of(xception=[0.9, 0.8, 0.7], pointwise_first=second))
+    lines = evidence.verdicts(result_of(depthwise_first=[0.9, 0.8, 0.7], one_per_channel=second))
     assert [verdict in line for line in lines if line.startswith('section 1.2')] == [True]
 
 

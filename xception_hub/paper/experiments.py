@@ -36,7 +36,6 @@ FIGURES = {
     'no_residual': Network('without residual connections', dict(residual=False)),
     'mid_relu': Network('ReLU in between', dict(mid_act_layer='relu')),
     'mid_elu': Network('ELU in between', dict(mid_act_layer='elu')),
-    'pointwise_first': Network('pointwise first', dict(order='pointwise_first')),
     'inception_v3': Network(
         'Inception V3',
         model='inception_v3_narrow',
@@ -55,7 +54,7 @@ SPECTRUM = {
     )
     for name, (segments, width) in SEGMENTS.items()
     for suffix, args in ACTIVATIONS.items()
-}
+} | {'depthwise_first': Network('one per channel, depthwise first')}
 NETWORKS: dict[str, dict[str, Network]] = {'figures': FIGURES, 'spectrum': SPECTRUM}
 
 # Claim -> the network that is better by it, and the other one; of EQUAL, neither is.
@@ -70,7 +69,7 @@ CLAIMS = {
     'section 4.7: with one segment per channel, ReLU in between harms': ('one_per_channel', 'one_per_channel_relu'),
 }
 EQUAL = {
-    'section 1.2: the order of the two operations is unimportant': ('xception', 'pointwise_first'),
+    'section 1.2: the order of the two operations is unimportant': ('depthwise_first', 'one_per_channel'),
     'section 5: the extreme of the spectrum need not be its best, 4 segments': ('one_per_channel', 'segments_4_relu'),
     'section 5: the extreme of the spectrum need not be its best, 8 segments': ('one_per_channel', 'segments_8_relu'),
 }

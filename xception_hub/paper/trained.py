@@ -10,15 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from .evidence import CONFIDENCE, differences, interval, top1
-from .experiments import FIGURES, SEGMENTS, SPECTRUM
+from .experiments import ACTIVATIONS, FIGURES, SEGMENTS
 
+GRID = tuple(name + suffix for name in SEGMENTS for suffix in ACTIVATIONS)
 # Picture -> its title, and its networks; differences are those of the first one from the others.
 SPECTRUM_PICTURE = 'spectrum.png'
 PICTURES: dict[str, tuple[str, tuple[str, ...]]] = {
     'figure_6.png': ('Figure 6, trained here: Xception and Inception V3', ('xception', 'inception_v3')),
     'figure_9.png': ('Figure 9, trained here: residual connections', ('xception', 'no_residual')),
     'figure_10.png': ('Figure 10, trained here: between depthwise and pointwise', ('xception', 'mid_relu', 'mid_elu')),
-    SPECTRUM_PICTURE: ('From regular to depthwise convolutions, at equal parameters', tuple(SPECTRUM)),
+    SPECTRUM_PICTURE: ('From regular to depthwise convolutions, at equal parameters', GRID),
 }
 LEAST_RANGE = 5  # points on each side of zero: an axis of differences shows no less, so that noise looks like noise
 
