@@ -144,7 +144,6 @@ class Recorded:
 
     def run(self, name: str, settings: dict[str, Any]) -> str:
         self.last = self.top1(settings['learning_rate'])
-        assert settings['seed'] == 1000 and settings['validation_split'] == ''
         return (
             'FAILED: error: The training has diverged' if self.last is None else '' if self.last >= 0 else 'FAILED: x'
         )
@@ -293,7 +292,8 @@ def test_committed_result(file: Path) -> None:
         planned = experiments.settings_of(name, scale='small', experiment=file.stem, dataset='fashion')
         assert all({**found['settings'], **network, 'seed': 0}[setting] == planned[setting] for setting in planned)
         assert network['tried'][str(network['learning_rate'])] == max(network['tried'].values())
-    assert (found['train_images'], found['updates'], found['judged_on']) == (60_000, 938, 10_000)
+    images, updates = {'figures': (60_000, 938), 'spectrum': (12_800, 200)}[file.stem]
+    assert (found['train_images'], found['updates'], found['judged_on']) == (images, updates, 10_000)
     for page in ('the_paper.md', 'the_paper.zh.md'):
         text = (ROOT / 'docs' / page).read_text()
         for line in (found['command'], *evidence.table(found), *evidence.verdicts(found)):

@@ -34,7 +34,7 @@ import xception_hub  # noqa: F401 (registers the models)
 from ..errors import in_one_line
 from .checks import count_macs, count_parameters
 from .evidence import table, verdicts
-from .experiments import MOST_RATES, NETWORKS, SCALES, TUNING, Experiment, ScaleName, settings_of
+from .experiments import MOST_RATES, NETWORKS, SCALES, TUNING, TUNING_IMAGES, Experiment, ScaleName, settings_of
 from .speed import machine
 from .trained import write
 
@@ -142,9 +142,10 @@ def train(
     rates_of_all = sorted({*(size.rates if rates is None else rates)})
     all_runs, started = Runs(runs, jobs or size.jobs, size.by_accelerate), time.monotonic()
     settings = partial(settings_of, scale=scale, experiment=experiment, dataset=dataset, epochs=epochs)
+    tuning = dict(TUNING, max_train_samples=TUNING_IMAGES[experiment])
 
     def choose(name: str) -> dict[float, float] | None:
-        return tried_rates(all_runs, name, settings(name), rates_of_all) if len(rates_of_all) > 1 else {}
+        return tried_rates(all_runs, name, {**settings(name), **tuning}, rates_of_all) if len(rates_of_all) > 1 else {}
 
     def run(name: str, seed: int) -> str:
         rate = best_of(tried[name]) if tried[name] else next(iter(rates_of_all), None)
@@ -159,6 +160,7 @@ def train(
         result = dict(
             command=command_of(**given),
             timed=dict(runs=all_runs.started, minutes=round((time.monotonic() - started) / 60, 1)),
+            tuning=tuning,
             **collect(all_runs, ended, tried),
         )
         (runs / f'{experiment}.json').write_text(json.dumps(result, indent=1) + '\n')
@@ -177,7 +179,7 @@ def tried_rates(runs: Runs, name: str, settings: dict[str, Any], rates: Sequence
     while rates:
         for rate in rates:
             run = f'{name}-rate-{rate:g}'
-            failed = runs.run(run, {**settings, **TUNING, 'learning_rate': rate})
+            failed = runs.run(run, {**settings, 'learning_rate': rate})
             if failed and 'has diverged' not in failed:
                 return None
             tried[rate] = 0.0 if failed else runs.history(run)[-1]['top1']
@@ -207,7 +209,6 @@ def collect(runs: Runs, ended: Sequence[tuple[str, int]], tried: Mapping[str, An
     return dict(
         machine=f'{machine()}, timm {timm.__version__}',
         settings={setting: value for setting, value in runs.settings(run).items() if setting not in (*OWN, 'output')},
-        tuning=TUNING,
         train_images=metrics['train_images'],
         updates=runs.updates(run),
         judged_on=metrics['num_samples'],

@@ -84,6 +84,7 @@ class Scale:
         widths: Width of each experiment; 1.0 is the paper's.
         rates: Learning rates to choose from for each network; empty for the paper's.
         jobs: Runs at the same time.
+        train_images: Images that a network of an experiment is trained on, drawn anew for each seed; by default all.
         by_accelerate: Whether a run takes all devices that `accelerate config` names.
     """
 
@@ -91,10 +92,11 @@ class Scale:
     widths: dict[str, float]
     rates: tuple[float, ...]
     jobs: int
+    train_images: dict[str, int] = field(default_factory=dict)
     by_accelerate: bool = False
 
 
-# Each image is seen once. The averages of the weights reach over 100 updates, and the rate falls to zero.
+# An image is seen once. The averages of the weights reach over 100 updates, and the rate falls to zero.
 SMALL: dict[str, Any] = dict(
     image_size=56,  # twice that of Fashion-MNIST; the maps of the middle flow are then 4x4
     epochs=1,
@@ -110,13 +112,14 @@ SMALL: dict[str, Any] = dict(
 WIDTHS = dict(figures=0.1875, spectrum=0.42)
 RATES = (0.015, quoted.LEARNING_RATE, 0.135)
 SCALES = {
-    'small': Scale(SMALL, WIDTHS, RATES, jobs=2),
+    'small': Scale(SMALL, WIDTHS, RATES, jobs=2, train_images=dict(spectrum=12_800)),  # an hour for each experiment
     'gpu': Scale(dict(SMALL, image_size=96, mixed_precision='bf16', workers=2), WIDTHS, RATES, jobs=8),
     'paper': Scale(dict(image_size=299, scan=False), dict.fromkeys(WIDTHS, 1.0), (), jobs=1, by_accelerate=True),
 }
 MOST_RATES = 5  # a rate beyond those given is tried where the best one is the highest or the lowest
 # Of the runs that choose a rate: a seed that is not judged, and images kept aside from training.
-TUNING: dict[str, Any] = dict(seed=1000, validation_split='', validation_share=0.05, max_train_samples=9_600)
+TUNING: dict[str, Any] = dict(seed=1000, validation_split='', validation_share=0.05)
+TUNING_IMAGES = dict(figures=9_600, spectrum=6_400)
 
 
 def settings_of(
@@ -135,7 +138,7 @@ def settings_of(
     args = network.args if width == 1 else dict(network.args, width_multiplier=width)
     if image_size < MIN_IMG_SIZE and not network.min_image_size:
         args = dict(args, min_img_size=image_size)
-    given = dict(epochs=epochs, learning_rate=rate)
+    given = dict(epochs=epochs, learning_rate=rate, max_train_samples=size.train_images.get(experiment))
     return dict(
         size.settings,
         image_size=max(image_size, network.min_image_size),
