@@ -256,7 +256,7 @@ def test_picture(picture: str, tmp_path: Path) -> None:
         '0.77',
     ):
         assert said in text
-    assert 'rates 0.1, chosen on images kept aside' in text
+    assert 'learning rate 0.1, chosen on images kept aside' in text
     accuracy, difference = figure.axes
     assert accuracy.get_ylim() == (0, 1) and difference.get_ylim() == (-5, 5)
     dots = [line for line in accuracy.lines if line.get_marker() == 'o']

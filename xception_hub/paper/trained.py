@@ -42,14 +42,15 @@ def caption(found: Mapping[str, Any], names: Sequence[str]) -> str:
     size = ' to '.join(dict.fromkeys(f'{count:.2f}' for count in (sizes[0], sizes[-1])))
     pixels = ' and '.join(dict.fromkeys(f'{network["image_size"]}x{network["image_size"]}' for network in networks))
     seeds = ' or '.join(map(str, sorted({len(network['runs']) for network in networks})))
-    rates = ' and '.join(dict.fromkeys(f'{network["learning_rate"]:g}' for network in networks))
+    rates = [*dict.fromkeys(f'{network["learning_rate"]:g}' for network in networks)]
+    rate = f'learning rate{"s" * (len(rates) > 1)} {" and ".join(rates)}'
     chosen = ', chosen on images kept aside from training' if networks[0]['tried'] else ''
     return (
         f'{Path(s["dataset"]).name}: {found["train_images"]:,} training images, {s["epochs"]} '
         f'{"epoch" if s["epochs"] == 1 else "epochs"}, {found["updates"]:,} updates of {s["batch_size"]}, '
         f'{seeds} seeds; top-1 of {found["judged_on"]:,} images not trained on.\n'
         f'{pixels} pixels, networks of {size} million parameters, '
-        f'learning rates {rates}{chosen}.\n'
+        f'{rate}{chosen}.\n'
         f'Dots: single seeds. Bars: means with their {CONFIDENCE:.0%} t-intervals. Differences are those of the same '
         f'seed: the same images in the same order.'
     )
@@ -83,7 +84,6 @@ def new_figure(title: str) -> Figure:
     for ax in (accuracy, difference):
         ax.grid(alpha=0.3, axis='y')
         ax.spines[['top', 'right']].set_visible(False)
-        ax.margins(x=0.2)
     accuracy.set_ylim(0, 1)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     accuracy.set_title('top-1', fontsize=9)
@@ -103,6 +103,7 @@ def name_columns(ax: Axes, names: Sequence[str]) -> None:
     ax.xaxis.set_major_locator(FixedLocator(range(len(names))))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticklabels(names, fontsize=8)
+    ax.set_xlim(-0.5, len(names) - 0.5)
 
 
 def zero_in_the_middle(ax: Axes, points: Sequence[float]) -> None:
