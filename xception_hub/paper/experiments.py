@@ -112,7 +112,7 @@ SMALL: dict[str, Any] = dict(
 WIDTHS = dict(figures=0.1875, spectrum=0.42)
 RATES = (0.015, quoted.LEARNING_RATE, 0.135)
 SCALES = {
-    'small': Scale(SMALL, WIDTHS, RATES, jobs=2, train_images=dict(spectrum=12_800)),  # an hour for each experiment
+    'small': Scale(SMALL, WIDTHS, RATES, jobs=2, train_images=dict(spectrum=12_800)),
     'gpu': Scale(dict(SMALL, image_size=96, mixed_precision='bf16', workers=2), WIDTHS, RATES, jobs=8),
     'paper': Scale(dict(image_size=299, scan=False), dict.fromkeys(WIDTHS, 1.0), (), jobs=1, by_accelerate=True),
 }
