@@ -32,13 +32,12 @@ from port_a_keras_model import download
 
 from xception_hub.allocator import keep_freed_memory, release_freed_memory, return_freed_memory
 from xception_hub.inference.models import Transforms, build
-from xception_hub.timing import device_model, in_turn
+from xception_hub.timing import device_model, in_turn, lacks_bf16
 from xception_hub.training.data import Split
 from xception_hub.training.memory import measure
 from xception_hub.training.recipes import RECIPES
 from xception_hub.training.samples import Batching, Images, TrainingBatches, loader
 from xception_hub.training.settings import Augmentation
-from xception_hub.training.throughput import cpu_emulates_bf16
 
 
 class Variant(NamedTuple):
@@ -203,7 +202,7 @@ def photos(recipe: str, size: int, count: int) -> Images:
 
 def print_speed(size: int, batch_size: int, repeats: int, threads: int, memory_runs: int) -> float:
     """Prints a row for each contender; returns images per second of the fastest xception_paper."""
-    compared = {name: v for name, v in CONTENDERS.items() if not (v.bf16 and cpu_emulates_bf16())}
+    compared = {name: v for name, v in CONTENDERS.items() if not (v.bf16 and lacks_bf16(torch.device('cpu')))}
     with training(compared, size, batch_size, threads) as steps:
         seconds = in_turn(steps, repeats)
     first, _, *others = seconds.values()
@@ -211,7 +210,7 @@ def print_speed(size: int, batch_size: int, repeats: int, threads: int, memory_r
     for name, variant in compared.items():
         process = peaks(variant, size, batch_size, threads, runs=memory_runs).process
         print(f'{name:32}{batch_size / seconds[name]:10.2f}{first / seconds[name]:8.2f}{process:25.0f}')
-    if cpu_emulates_bf16():
+    if lacks_bf16(torch.device('cpu')):
         print('bf16: not measured, because this CPU only emulates it')
     return batch_size / min(others)
 

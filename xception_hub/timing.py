@@ -1,4 +1,4 @@
-"""How speed is measured: contenders in turn, on a machine with a name."""
+"""How speed is measured: contenders in turn, on a machine with a name and with the arithmetic that it has."""
 
 import math
 import platform
@@ -25,6 +25,14 @@ def device_model(device: str | torch.device) -> str:
     if torch.device(device).type == 'cuda':
         return torch.cuda.get_device_name(device)
     return f'{cpu_model()} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads'
+
+
+def lacks_bf16(device: torch.device) -> bool:
+    """Whether a device has no instructions for bf16, so that it computes slower in it than in float32."""
+    if device.type == 'cuda':
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
+    return not any(present for name, present in capabilities.items() if 'bf16' in name)
 
 
 def timed(call: Callable[[], object], device: str | torch.device = 'cpu', calls: int = 1) -> Callable[[], float]:

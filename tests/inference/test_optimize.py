@@ -20,9 +20,10 @@ from xception_hub import Xception
 from xception_hub.errors import OptimizeError
 from xception_hub.inference import choices as choices_module
 from xception_hub.inference import optimize as optimize_module
-from xception_hub.inference.engines import ENGINES, Engine, lacks_bf16
+from xception_hub.inference.engines import ENGINES, Engine
 from xception_hub.inference.optimize import ORIGINAL, OptimizedModel, optimize
 from xception_hub.inference.reference import TOLERANCES, as_list, relative_error
+from xception_hub.timing import lacks_bf16
 
 SMALL: dict[str, Any] = dict(width_multiplier=0.1875, min_img_size=33, num_classes=5)
 EXAMPLE = images(64, 75, batch=2)
@@ -251,6 +252,12 @@ def test_wrong_engine(factor: float, model: Xception, engines: Callable[..., Non
         optimize(model, EXAMPLE, choices=tmp_path / 'choices.json')
 
 
+@pytest.fixture
+def cpu_with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the processor of the tests has."""
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'avx2': True, 'avx512_bf16': True}, raising=False)
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     (dict(example=EXAMPLE[0]), r'\[3, 64, 75\], not images \[batch, channels, height, width\]'),
     (dict(example=EXAMPLE[:0]), 'not images'),
@@ -266,13 +273,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(('arguments', 'message'), BAD, ids=[message[:30] for _, message in BAD])
-def test_bad_arguments(arguments: dict[str, Any], message: str, model: Xception) -> None:
+def test_bad_arguments(arguments: dict[str, Any], message: str, model: Xception, cpu_with_bf16: None) -> None:
     with pytest.raises(OptimizeError, match=message):
         optimize(**{'model': model, 'example': EXAMPLE, **arguments})
 
 
 def test_bf16_without_instructions(model: Xception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'avx2': True, 'avx512_bf16': False})
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'avx2': True, 'avx512_bf16': False}, raising=False)
+    assert lacks_bf16(torch.device('cpu'))
     with pytest.raises(OptimizeError, match="cpu has no instructions for bf16.*take precision='fp32'"):
         optimize(model, EXAMPLE, precision='bf16')
 

@@ -106,11 +106,3 @@ ENGINES = {
     'cudagraphs': Engine(partial(_pytorch, backend='cudagraphs')),
     'tensorrt': Engine(partial(_pytorch, backend='tensorrt'), ('torch_tensorrt',), 'torch-tensorrt'),
 }
-
-
-def lacks_bf16(device: torch.device) -> bool:
-    """Whether a device has no instructions for bf16, so that it computes slower in it than in float32."""
-    if device.type == 'cuda':
-        return not torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
-    return not any(present for name, present in capabilities.items() if 'bf16' in name)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptimizeError, in_one_line
-from ..timing import rounds, timed
+from ..timing import lacks_bf16, rounds, timed
 from .choices import Choices, key_of
-from .engines import ENGINES, Engine, lacks_bf16
+from .engines import ENGINES, Engine
 from .folding import fold
 from .reference import Function, Photo, Reference, as_list
 

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from ..allocator import keep_freed_memory, return_freed_memory
 from ..errors import SettingsError
+from ..timing import lacks_bf16
 from .samples import Batch, loader
 from .settings import Settings
-from .throughput import Throughput, cpu_emulates_bf16
+from .throughput import Throughput
 
 MAX_WORKERS = 8
 
@@ -119,7 +120,7 @@ def start(settings: Settings) -> Machine:
         raise SettingsError('fp16 needs a GPU. On a CPU choose --mixed-precision bf16 or no.')
     if not accelerator.is_main_process:
         warnings.simplefilter('ignore')  # all processes have the same warnings
-    if accelerator.mixed_precision == 'bf16' and on_cpu and cpu_emulates_bf16():
+    if accelerator.mixed_precision == 'bf16' and on_cpu and lacks_bf16(accelerator.device):
         warnings.warn(
             'This CPU has no arithmetic for bf16, which is many times slower than float32 here.', stacklevel=2
         )

@@ -2,9 +2,6 @@
 
 import time
 from collections.abc import Generator, Iterable
-from typing import Any
-
-import torch
 
 from .samples import Batch
 
@@ -53,9 +50,3 @@ class Throughput:
         if self.model and self.input:
             rates.append(f'{"input" if self.input < self.model else "network"} binds')
         return ', '.join(rates)
-
-
-def cpu_emulates_bf16() -> bool:
-    """Whether bf16 is many times slower than float32 on this CPU: an x86 without AVX-512, as far as torch can tell."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
-    return capabilities.get('architecture') == 'x86_64' and not capabilities.get('avx512_f')
