@@ -1,8 +1,8 @@
 """xception-hub publish DIR org/name --dry-run
 
 Publishes a converted or a fine-tuned directory on the Hugging Face Hub, in one commit: model.safetensors, config.json,
-the model card, and parity.json if there is one; if not, the repository's is removed. What is there is not sent again.
-In a clone: python -m conversion.publish.
+the model card, and parity.json if there is one; if not, the repository's is removed. Files that the repository holds
+already are not sent again. In a clone: python -m conversion.publish.
 """
 
 import sys
@@ -59,7 +59,7 @@ def main(
 def _publish(upload: Upload, dry_run: bool, private: bool, message: str) -> None:
     if upload.remote.problem and not dry_run:
         raise upload.remote.problem
-    print(describe(upload, compared=dry_run))
+    print(describe(upload))
     if dry_run:
         print(f'\n{CARD_FILE}:\n\n{upload.card}\n')
         return

@@ -190,14 +190,13 @@ def test_published(published: str, hub: HubServer, converted: Path) -> None:
     )
 
 
-def test_once_more(published: str, repo: str, hub: HubServer, directory: Path) -> None:
-    """The same content is not sent again, and needs no token."""
+def test_once_more(published: str, repo: str, token: None, hub: HubServer, directory: Path) -> None:
+    """The same content is not sent again."""
     card = render(directory, repo)
     (hub.root / repo / 'README.md').write_text(card)
     output = command(directory, repo)
     assert 'Nothing to do' in output and 'hf-hub:' in output
     assert not [path for path in sent(hub) if 'commit' in path or 'storage' in path]
-    assert command(directory, repo, '--dry-run').count('  unchanged\n') == 4
 
 
 def test_change(repo: str, token: None, hub: HubServer, directory: Path) -> None:
@@ -207,8 +206,6 @@ def test_change(repo: str, token: None, hub: HubServer, directory: Path) -> None
     (directory / 'config.json').write_text(json.dumps(config))
     (directory / 'optimizer.pth').write_bytes(b'')
     options = ('--license', 'other', '--message', 'Cups are mugs')
-    output = command(directory, repo, *options, '--dry-run')
-    assert [line.split()[-1] for line in output.splitlines()[1:5]] == ['unchanged', 'changed', 'changed', 'unchanged']
     output = command(directory, repo, *options)
     assert 'Not published: optimizer.pth\nIn the repository, and left as it is: .gitattributes\n' in output
     assert [path for path in sent(hub) if 'commit' in path] == [f'/api/models/{repo}/commit/main']
@@ -230,7 +227,7 @@ def test_dry_run(hub: HubServer, converted: Path) -> None:
     """Shows the files and the card, asks the hub without a token, and changes nothing."""
     output = command(converted, 'org/dry', '--dry-run')
     assert output.startswith(f'{hub.url}/org/dry, branch main: does not exist')
-    assert re.search(r'model\.safetensors +84\.3 MB  new', output)
+    assert re.search(r'model\.safetensors +84\.3 MB\n', output)
     assert f'README.md:\n\n{render(converted, "org/dry")}' in output and output.endswith('nothing was sent.\n')
     assert sent(hub) == [] and not (hub.root / 'org/dry').exists()
 
@@ -239,7 +236,6 @@ def test_dry_run_without_a_hub(hub: HubServer, converted: Path) -> None:
     hub.faults[''] = Fault.CLOSED
     output = command(converted, 'org/dry', '--dry-run')
     assert 'the Hub could not be asked. org/dry: RemoteProtocolError' in output
-    assert output.count('  unknown\n') == 4
 
 
 def test_branch(repo: str, token: None, hub: HubServer, converted: Path) -> None:

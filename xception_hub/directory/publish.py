@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import timm
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from huggingface_hub.utils.sha import git_hash
 
 import xception_hub  # noqa: F401  registers the model
 
@@ -47,14 +45,14 @@ class Remote:
         exists: Whether the repository exists. False also if it is private and the token cannot open it.
         private: Whether the repository is private.
         head: Hash of the last commit of the branch. None if there is no such branch.
-        files: Name -> huggingface_hub's description, for each file and folder at the top.
+        files: Names of the files and folders at the top.
         problem: Reason why the Hub could not be asked. If there is one, the other attributes mean nothing.
     """
 
     exists: bool = False
     private: bool = False
     head: str | None = None
-    files: dict[str, Any] = field(default_factory=dict)
+    files: frozenset[str] = frozenset()
     problem: PublishError | None = None
 
 
@@ -94,21 +92,6 @@ class Upload:
     def model_name(self) -> str:
         """Name to pass to `timm.create_model`."""
         return f'hf-hub:{_pinned(self.repo_id, self.branch)}'
-
-    def status(self, name: str) -> str:
-        """One of 'new', 'changed', 'unchanged' and 'removed', or 'unknown' if the Hub could not be asked."""
-        if self.remote.problem:
-            return 'unknown'
-        if name in self.removed:
-            return 'removed'
-        if name not in self.remote.files:
-            return 'new'
-        there, content = self.remote.files[name], self.contents[name]
-        if there.lfs:  # the Hub identifies large files by sha256, and all others by git's hash
-            same = there.lfs.sha256 == CommitOperationAdd(name, content).upload_info.sha256.hex()
-        else:
-            same = there.blob_id == git_hash(content if isinstance(content, bytes) else content.read_bytes())
-        return 'unchanged' if same else 'changed'
 
 
 @dataclass(frozen=True)
@@ -185,12 +168,10 @@ def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> Publi
             f'{upload.repo_id} exists and is public, which --private does not change. Make it private on '
             f'{upload.url}/settings, or leave --private out.'
         )
+    if get_token() is None:
+        raise PublishError(f'There is no token to write to {upload.repo_id} with. {TOKEN_REMEDY}')
     operations = [CommitOperationAdd(name, content) for name, content in upload.contents.items()]
     with _explained(upload.repo_id):
-        if get_token() is None:
-            if {upload.status(name) for name in (*upload.contents, *upload.removed)} == {'unchanged'}:
-                return Published(upload, None)
-            raise PublishError(f'There is no token to write to {upload.repo_id} with. {TOKEN_REMEDY}')
         api = HfApi(library_name='xception_hub')
         if not remote.exists:
             sdk = dict(space_sdk='gradio') if upload.kind == 'space' else {}
@@ -275,8 +256,8 @@ def _ask(repo_id: str, branch: str, kind: str) -> Remote:
                 head = api.repo_info(repo_id, repo_type=kind, revision=branch).sha
             except RevisionNotFoundError:
                 return Remote(exists=True, private=bool(info.private))
-            files = {entry.path: entry for entry in api.list_repo_tree(repo_id, repo_type=kind, revision=head)}
-            return Remote(True, bool(info.private), head, files)
+            tree = api.list_repo_tree(repo_id, repo_type=kind, revision=head)
+            return Remote(True, bool(info.private), head, frozenset(entry.path for entry in tree))
     except PublishError as e:
         return Remote(problem=e)
 
@@ -313,13 +294,8 @@ def _described(error: BaseException) -> str:
     return ' '.join(text.split()).rstrip('.')
 
 
-def describe(upload: Upload, compared: bool = False) -> str:
-    """Describes an upload in words, one line for each file.
-
-    Args:
-        upload: The upload to describe.
-        compared: Whether to say which files have changed. This reads all of them.
-    """
+def describe(upload: Upload) -> str:
+    """Describes an upload, one line for each file with its size."""
     remote = upload.remote
     if remote.problem:
         state = f'the Hub could not be asked. {remote.problem}'
@@ -331,11 +307,11 @@ def describe(upload: Upload, compared: bool = False) -> str:
     lines = [f'{upload.url}, branch {upload.branch}: {state}{at}']
     for name, content in upload.contents.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        lines.append(f'  {name:20}{_human(size):>10}' + (f'  {upload.status(name)}' if compared else ''))
+        lines.append(f'  {name:20}{_human(size):>10}')
     lines += [f'  {name:20}{"":>10}  removed' for name in upload.removed]
     if upload.left_out:
         lines.append(f'Not published: {", ".join(upload.left_out)}')
-    if others := sorted(set(remote.files) - {*upload.contents, *upload.removed}):
+    if others := sorted(remote.files - {*upload.contents, *upload.removed}):
         lines.append(f'In the repository, and left as it is: {", ".join(others)}')
     return '\n'.join(lines)
 
