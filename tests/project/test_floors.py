@@ -24,7 +24,7 @@ FLOORS = [
     ['directory'],
     ['inference'],
     ['porting', 'training', 'paper'],
-    ['run'],
+    ['run', 'stand_ins'],
     ['cli'],
     ['doctor'],
     ['__main__'],
