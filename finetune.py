@@ -1,8 +1,9 @@
-"""accelerate launch finetune.py --recipe transfer --dataset photos --output DIR
+"""xception-hub finetune --recipe transfer --dataset photos --output DIR
 
 Adapts xception_paper, or any timm model, to a Hugging Face dataset or a folder of images, on a CPU, a GPU or many
 machines. DIR becomes a model directory for timm, with a report. Interrupt it, run the command again: the final weights
-are bit-identical.
+are bit-identical. For several processes: accelerate launch -m xception_hub finetune. In a clone: accelerate launch
+finetune.py.
 """
 
 import math
@@ -34,7 +35,7 @@ from xception_hub.training.machine import Machine
 from xception_hub.training.manifest import check_finished, find_data
 from xception_hub.training.metrics import Predictions, is_better, summary
 from xception_hub.training.objective import Objective, balanced_class_weights
-from xception_hub.training.optimization import make_optimizer, make_schedule
+from xception_hub.training.optimization import check_optimizer, make_optimizer, make_schedule
 from xception_hub.training.resume import Checkpoint
 from xception_hub.training.runs import SETTINGS_FILE, Interrupted, Progress, Run, Stop, stop_on_signals
 from xception_hub.training.samples import Batch, Batching, Images, InOrder, TrainingBatches, seed_all
@@ -54,7 +55,7 @@ def run(settings: Settings) -> None:
         check_finished(settings, directory, machine)
         results.show_finished(directory, output.push, machine)
         return
-    make_optimizer(replace(settings.optimization, layer_decay=None), nn.Linear(1, 1))  # refuses an unknown one
+    check_optimizer(settings.optimization)
     data, manifest = find_data(settings, directory, machine)
     checkpoint = directory.checkpoints.newest()
     model, transforms = build_model(settings, data, machine, checkpoint)
@@ -374,6 +375,7 @@ def restore_best(phase: Phase) -> None:
 # The command
 
 app = App(help=__doc__, version_flags=[])
+app['--help'].show = app.meta['--help'].show = False  # they would have a box of their own
 
 
 @app.default
@@ -390,7 +392,7 @@ def main(settings: Settings) -> None:
         sys.exit(f'error: {text}' if is_main else 1)
     except (Interrupted, KeyboardInterrupt):
         file = settings.output.output / SETTINGS_FILE  # not there if nothing has been trained
-        again = f', or: finetune.py --config {file}' if file.is_file() else ''
+        again = f', or: {sys.argv[0]} --config {file}' if file.is_file() else ''
         print(f'\nStopped. The same command goes on from here{again}', file=sys.stderr)
         sys.exit(INTERRUPTED)
 

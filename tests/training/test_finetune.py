@@ -644,7 +644,7 @@ def test_divergence(folder: Path, tmp_path: Path, log: Path) -> None:
             'weights.json weights classes in map_at_100, which exclusive classes do',
         ),
         (('--recipe', 'probe', '--flip', 0.5), 'nothing can be augmented'),
-        (('--streaming', '--balanced-sampling'), 'cannot choose images of a stream'),
+        (('--streaming', '--balanced-sampling'), 'Balanced sampling takes images in any order'),
         (('--model', 'resnet51'), 'resnet51 cannot be built'),
         (('--model', 'xception_paper', '--image-size', 40), 'takes images of 71 pixels at least, not 40'),
         (('--model-args.depth', 7), "unexpected keyword argument 'depth'"),

@@ -16,6 +16,7 @@ from .data import Data
 from .machine import Machine
 from .metrics import figure_names
 from .runs import Run
+from .samples import check_balanced
 from .scan import scan
 from .settings import Augmentation, Settings
 
@@ -158,7 +159,7 @@ def read_importance(file: Path, data: Data) -> list[float]:
 
 
 def _check(settings: Settings, data: Data) -> None:
-    """Raises a SettingsError for settings that do not go together, before any time is spent."""
+    """Raises an error for settings that do not go together, before any time is spent."""
     s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
     output = settings.output
     if output.restrict_classes and not output.eval_only:
@@ -172,8 +173,7 @@ def _check(settings: Settings, data: Data) -> None:
             'The recipe probe computes the features of each image once, so that nothing can be augmented. Choose the '
             'recipe transfer or full.'
         )
-    if s.balanced_sampling and settings.data.streaming:
-        raise SettingsError('--balanced-sampling cannot choose images of a stream. Use --class-weights instead.')
+    check_balanced(s.balanced_sampling, settings.data.streaming)
 
 
 def _scan_all(

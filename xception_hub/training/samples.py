@@ -152,6 +152,15 @@ class Batching:
             yield batch or [replace(group[0], weight=0.0)]
 
 
+def check_balanced(balanced: bool, streamed: bool) -> None:
+    """Raises a DataError if a stream is to be balanced."""
+    if balanced and streamed:
+        raise DataError(
+            'Balanced sampling takes images in any order, which a stream does not give. Leave out '
+            '--balanced-sampling, for which --class-weights may stand, or --streaming.'
+        )
+
+
 @dataclass
 class TrainingBatches:
     """This process' batches of an epoch, as a batch sampler.
@@ -176,11 +185,7 @@ class TrainingBatches:
     first_update: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if self.balanced and self.split.streamed:
-            raise DataError(
-                'Balanced sampling takes images in any order, which a stream does not give. Leave out '
-                '--balanced-sampling, for which --class-weights may stand, or --streaming.'
-            )
+        check_balanced(self.balanced, self.split.streamed)
 
     def __len__(self) -> int:
         return sum(self.batching.steps(update) for update in range(self.first_update, self.batching.updates))
