@@ -124,19 +124,7 @@ for name in RECIPES:
 
 def test_help_without_extras() -> None:
     """What the extras bring is not needed for any command's help, which is the same to the letter."""
-    packages = [
-        'accelerate',
-        'captum',
-        'datasets',
-        'fsspec',
-        'gradio',
-        'h5py',
-        'keras',
-        'matplotlib',
-        'pyarrow',
-        'scipy',
-        'torchmetrics',
-    ]
+    packages = 'accelerate captum datasets fsspec gradio h5py keras matplotlib pyarrow scipy torchmetrics'
     code = WITHOUT_EXTRAS.replace('PACKAGES', repr(packages.split()))
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
