@@ -50,13 +50,13 @@ RECIPES = {
     'prove': Recipe('conversion/prove.py', 'keras', 'Prove that a model directory is its Keras file.', group=KERAS),
     'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Write a model directory as a Keras file.', group=KERAS),
     'finetune': Recipe('finetune.py', 'finetune', 'Adapt a timm model to a dataset or a folder of images.', True),
-    'predict': Recipe('xception_hub.training.predict', 'finetune', 'Classify images, or write their features.'),
+    'predict': Recipe('xception_hub.inference.predict', 'finetune', 'Classify images, or write their features.'),
     'explain': Recipe('xception_hub.inference.explain', 'explain', 'Draw what in photos spoke for their classes.'),
     'demo': Recipe(
         'xception_hub.inference.demo', 'demo', 'Serve a page that says what photos show, and where it looked.'
     ),
     'export': Recipe('xception_hub.inference.export', 'export', 'Write a model for another runtime, and compare.'),
-    'publish': Recipe('conversion/publish.py', 'keras', 'Publish a model directory on the Hugging Face Hub.'),
+    'publish': Recipe('xception_hub.directory.publish', 'keras', 'Publish a model directory on the Hugging Face Hub.'),
     'paper': Recipe('xception_hub.paper.__main__', 'paper', 'Check and draw what the paper states.', group=PAPER),
     'ablations': Recipe('xception_hub.paper.ablations', 'finetune,paper', "Train the paper's variants.", group=PAPER),
     'doctor': Recipe('xception_hub.doctor', '', 'Describe this installation, for a report of a bug.', group=HERE),

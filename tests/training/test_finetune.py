@@ -26,12 +26,12 @@ from kitchen_photos import PHOTOS, kitchen_photos
 from torch import Tensor, nn
 
 import xception_hub
+from xception_hub.data.dataset import Data, Split
 from xception_hub.errors import SettingsError
-from xception_hub.training import predict
-from xception_hub.training.data import Data, Split
-from xception_hub.training.manifest import read_importance
+from xception_hub.inference import predict
 from xception_hub.training.results import usage
-from xception_hub.training.resume import Checkpoints, read
+from xception_hub.training.run_checkpoints import Checkpoints, read
+from xception_hub.training.run_data import read_importance
 from xception_hub.training.settings import KNOWN_ELSEWHERE, DataSettings, Settings, with_recipe
 
 TRAINING = ('--recipe', 'full', '--warmup-epochs', 0, '--batch-size', 16)

@@ -16,11 +16,11 @@ import numpy as np
 from cyclopts import App, Parameter
 from torch import Tensor
 
-from ..directory.card import OF_CLASSES, final_activation_of
+from ..directory.config import OF_CLASSES, final_activation_of
 from ..errors import DataError, ModelError, SettingsError, XceptionHubError
 from ..images import open_image
+from ..models.build import open_model
 from .attribution import explain, in_unit_range
-from .models import open_model
 from .overlay import overlay, seen, sheet
 from .predictor import Predictor, default_device
 

@@ -9,7 +9,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from ..errors import ModelError
-from .samples import Batching
+from .batches import Batching
 from .settings import Optimization
 
 LOOKAHEAD = 'lookahead_'  # prefix of timm's names

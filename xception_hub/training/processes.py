@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from ..allocator import keep_freed_memory, return_freed_memory
 from ..errors import SettingsError
 from ..timing import lacks_bf16
-from .samples import Batch, loader
+from .batches import Batch, loader
 from .settings import Settings
 from .throughput import Throughput
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ..data import dataset
+from ..data.dataset import Data
+from ..data.scan import scan
 from ..errors import DataError, SettingsError
-from . import data as datasets_of_images
-from .data import Data
-from .machine import Machine
+from .batches import check_balanced
 from .metrics import figure_names
-from .runs import Run
-from .samples import check_balanced
-from .scan import scan
+from .processes import Machine
+from .run_directory import Run
 from .settings import Augmentation, Settings
 
 SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
@@ -87,7 +87,7 @@ def check_finished(settings: Settings, run: Run, machine: Machine) -> None:
 
 def _load(settings: Settings) -> Data:
     s = settings.data
-    return datasets_of_images.load(
+    return dataset.load(
         s.dataset,
         s.dataset_config,
         image_column=s.image_column,

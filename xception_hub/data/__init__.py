@@ -1,0 +1,1 @@
+"""Labelled photos: found, read, split, scanned."""
