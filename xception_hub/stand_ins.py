@@ -19,7 +19,7 @@ class StandIn(type):
             raise AttributeError(name)
         return StandIn(name, (), {})
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> 'StandIn':  # type: ignore[override]
+    def __call__(cls, *args: Any, **kwargs: Any) -> 'StandIn':
         return cls
 
     def __getitem__(cls, item: Any) -> 'StandIn':

@@ -59,7 +59,7 @@ class Machine:
         self.accelerator.print(text)
 
     def loader(self, dataset: Any, batches: Any) -> DataLoader:
-        """Batches of a dataset in the order of a batch sampler; see `samples.loader`."""
+        """Batches of a dataset in the order of a batch sampler; see `batches.loader`."""
         return loader(dataset, batches, self.workers, self.device.type == 'cuda')
 
     def put(self, batch: Batch) -> Batch:
