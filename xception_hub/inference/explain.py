@@ -100,7 +100,7 @@ def main(
         output: Folder for the pictures: a PNG for each photo, under its name.
         top: Number of the likeliest classes that are explained.
         classes: A class that is explained instead, by its name or number. The option can be given several times.
-        method: gradcam, hirescam, layercam, integrated-gradients or deeplift. The last two need captum.
+        method: gradcam, integrated-gradients or deeplift. The last two need captum.
         raw: Write the maps, too: a .npy for each photo, [classes, height, width] in logits.
         image_size: Height and width of the images in pixels. By default the model's own.
         device: Device that computes: cpu, cuda, mps. By default a GPU, if there is one.
