@@ -290,7 +290,7 @@ class Training:
             epoch=progress.epoch + 1,
             train_loss=progress.loss_sum / progress.images,
             learning_rate=max(group['lr'] for group in self.optimizer.param_groups),
-            **summary(predictions, self.phase.objective.num_classes, self.phase.task.manifest['class_importance']),
+            **summary(predictions, self.phase.objective.num_classes),
             images_per_second=throughput.model,
             input_images_per_second=throughput.input,
         )

@@ -95,7 +95,11 @@ def hub() -> Rows:
     """Whether the Hub answers, and its client's own report."""
     with redirect_stdout(io.StringIO()):
         found = huggingface_hub.utils.dump_environment_info()
-    return {'answer': answer(), **{label: str(value) for label, value in found.items()}}
+    return {'answer': answer(), **texts(found)}
+
+
+def texts(values: dict[str, Any]) -> Rows:
+    return {label: str(value) for label, value in values.items()}
 
 
 def answer() -> str:
@@ -150,7 +154,7 @@ SECTIONS: dict[str, Callable[[], Rows]] = {
     'Engines': engines,
     'Pretrained weights': weights,
     'Hub': hub,
-    'Torch': lambda: collect_env.get_env_info()._asdict(),
+    'Torch': lambda: texts(collect_env.get_env_info()._asdict()),
 }
 
 

@@ -86,7 +86,7 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
     settings, manifest, run, class_names = task.settings, task.manifest, task.run, task.data.class_names
     split, share = task.data.validation.name, settings.data.validation_share
     figures: dict[str, Any] = dict(
-        summary(predictions, len(class_names), manifest['class_importance']),
+        summary(predictions, len(class_names)),
         bad_images=len(manifest['bad_images']),
         num_classes=len(class_names),
         restricted=settings.output.restrict_classes,
@@ -194,7 +194,6 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
             settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}',
             settings['grey_maximum'],
         ),
-        importance=task.manifest['class_importance'],
         heat=partial(_heat, task, items),
     )
 

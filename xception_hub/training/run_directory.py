@@ -1,7 +1,7 @@
 """The directory of a run: its settings, what was found in its data, and how far it has come.
 
 settings.yaml      settings of the run; `--config DIR/settings.yaml` uses them again
-data.json          classes and their weights, images left out, rows of the validation split
+data.json          classes, images left out, rows of the validation split
 checkpoints/       checkpoints to continue from, and the best weights
 
 A finished run also has model.safetensors, config.json, README.md, metrics.json, report.html, predictions.csv for the

@@ -168,9 +168,6 @@ class Optimization:
     metric: str = 'top1'
     """Figure that chooses the best epoch: top1, top5, macro_f1, loss, ...; for multi-label datasets micro_f1,
     mean_average_precision or map_at_100, too."""
-    class_importance: Path | None = None
-    """JSON file with an object that gives each class, by name, its weight in map_at_100: {"dog": 2.5, "cat": 1}. By
-    default all classes weigh the same."""
     early_stopping: Annotated[int | None, AT_LEAST_1] = None
     """Epochs without a better one after which a phase ends. By default all epochs are run."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
