@@ -9,7 +9,6 @@ validation images, and history.json with the figures of each epoch.
 """
 
 import json
-import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 import yaml
 
 from ..errors import ResumeError
+from ..files import PART_SUFFIX, write_text
 from .run_checkpoints import Checkpoints
 
 SETTINGS_FILE, DATA_FILE, HISTORY_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'history.json', 'metrics.json'
@@ -128,7 +128,8 @@ class Run:
     def start(self, manifest: Mapping[str, Any]) -> None:
         """Writes the settings and the manifest into the directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.clear()
+        for part in self.directory.rglob(f'*{PART_SUFFIX}'):  # of a run that was killed
+            part.unlink(missing_ok=True)
         self.write_text(SETTINGS_FILE, yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
         if self.manifest is None:
             self.write_text(DATA_FILE, json.dumps(dict(processes=self.processes, **manifest)))
@@ -139,10 +140,8 @@ class Run:
         Raises:
             ResumeError: The file cannot be written.
         """
-        part = self.directory / f'{name}.part'
         try:
-            part.write_text(text, encoding='utf-8')
-            os.replace(part, self.directory / name)
+            write_text(self.directory / name, text)
         except OSError as e:
             raise ResumeError(f'{self.directory / name} could not be written: {e}.') from e
 
