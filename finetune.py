@@ -24,7 +24,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from xception_hub.data.dataset import Data
-from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError
+from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError, exits_with_message
 from xception_hub.models import classifier
 from xception_hub.models.build import TimmModel, Transforms, build, evaluating
 from xception_hub.models.matching import Selected, on_all_outputs, outputs_of
@@ -398,6 +398,7 @@ def main(settings: Settings) -> None:
 
 
 @app.meta.default
+@exits_with_message()
 def launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], config: Path | None = None
 ) -> None:

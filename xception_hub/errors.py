@@ -1,5 +1,9 @@
 """What can go wrong. Each message names the thing, the value, the choices and the remedy."""
 
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 MAX_MESSAGE = 2000  # characters
 
 
@@ -91,3 +95,22 @@ class Diverged(XceptionHubError, RuntimeError):
 def in_one_line(error: BaseException) -> str:
     """An error of others, with its class, in one line."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())
+
+
+@contextmanager
+def exits_with_message(*others: type[Exception]) -> Iterator[None]:
+    """Ends the process with `error: ...` and status 1 at an XceptionHubError; also the decorator of each command.
+
+    Args:
+        *others: Further errors whose message is for the user.
+    """
+    try:
+        yield
+    except (XceptionHubError, *others) as e:
+        sys.exit(f'error: {e}')
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names with commas between them; of many the first, and how many there are more."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return f'{", ".join(names[:most])}{more}'

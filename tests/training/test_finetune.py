@@ -24,6 +24,7 @@ from kitchen_photos import PHOTOS, kitchen_photos
 from torch import Tensor, nn
 
 import xception_hub
+from xception_hub.errors import SettingsError
 from xception_hub.inference import predict
 from xception_hub.training.results import usage
 from xception_hub.training.run_checkpoints import Checkpoints, read
@@ -774,7 +775,7 @@ def test_class_of_one(folder: Path, tmp_path: Path, log: Path) -> None:
 )
 def test_first_minute(arguments: tuple[str, ...], said: str) -> None:
     """What people type first leads to the option that they mean."""
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SettingsError) as ended:
         with_recipe(arguments, None)
     assert said in str(ended.value)
 

@@ -17,7 +17,7 @@ from cyclopts import App, Parameter
 from torch import Tensor
 
 from ..directory.config import OF_CLASSES, final_activation_of
-from ..errors import DataError, ModelError, SettingsError, XceptionHubError
+from ..errors import DataError, ModelError, SettingsError, exits_with_message
 from ..images import open_image
 from ..models.build import open_model
 from .attribution import explain, in_unit_range
@@ -81,6 +81,7 @@ def targets_of(photos: Sequence[Path], folder: Path) -> list[Path]:
 
 
 @app.default
+@exits_with_message()
 def main(
     *photos: Path,
     model: str,
@@ -106,33 +107,30 @@ def main(
         device: Device that computes: cpu, cuda, mps. By default a GPU, if there is one.
     """
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
-    try:
-        if not photos:
-            raise SettingsError('Name photos: xception-hub explain photo.jpg --model DIR.')
-        if folders := [photo for photo in photos if photo.is_dir()]:
-            raise SettingsError(f'{folders[0]} is a folder. Name the photos in it, such as {folders[0]}/*.jpg.')
-        if not 1 <= (len(classes) or top) <= MAX_CLASSES:
-            raise SettingsError(f'{len(classes) or top} classes do not fit into a picture: 1 to {MAX_CLASSES} do.')
-        device = device or default_device()
-        predictor, bad = load(model, device, image_size), 0
-        _, transforms, class_names, *_ = predictor.loaded
-        numbers = [class_number(given, class_names) for given in classes]
-        for photo, target, row in zip(photos, targets_of(photos, output), predictor.predict(photos)):
-            if row['error']:
-                bad += 1
-                print(f'Bad image: {photo}: {row["error"]}', file=sys.stderr)
-                continue
-            probabilities = np.array(json.loads(row['probabilities']))
-            chosen = numbers or np.argsort(-probabilities, kind='stable')[:top].tolist()
-            image = transforms.evaluation()(open_image(photo, transforms.min_side)).to(device)
-            maps = explain(predictor.model, image.expand(len(chosen), -1, -1, -1), chosen, method)
-            named = [(class_names[number], probabilities[number]) for number in chosen]
-            write(target, image, transforms.config, maps, named, raw)
-            print(f'{target}.png\t{", ".join(f"{name} {probability:.3f}" for name, probability in named)}')
-        if bad:
-            sys.exit(f'error: {bad} of {len(photos)} photos cannot be used.')
-    except XceptionHubError as e:
-        sys.exit(f'error: {e}')
+    if not photos:
+        raise SettingsError('Name photos: xception-hub explain photo.jpg --model DIR.')
+    if folders := [photo for photo in photos if photo.is_dir()]:
+        raise SettingsError(f'{folders[0]} is a folder. Name the photos in it, such as {folders[0]}/*.jpg.')
+    if not 1 <= (len(classes) or top) <= MAX_CLASSES:
+        raise SettingsError(f'{len(classes) or top} classes do not fit into a picture: 1 to {MAX_CLASSES} do.')
+    device = device or default_device()
+    predictor, bad = load(model, device, image_size), 0
+    _, transforms, class_names, *_ = predictor.loaded
+    numbers = [class_number(given, class_names) for given in classes]
+    for photo, target, row in zip(photos, targets_of(photos, output), predictor.predict(photos)):
+        if row['error']:
+            bad += 1
+            print(f'Bad image: {photo}: {row["error"]}', file=sys.stderr)
+            continue
+        probabilities = np.array(json.loads(row['probabilities']))
+        chosen = numbers or np.argsort(-probabilities, kind='stable')[:top].tolist()
+        image = transforms.evaluation()(open_image(photo, transforms.min_side)).to(device)
+        maps = explain(predictor.model, image.expand(len(chosen), -1, -1, -1), chosen, method)
+        named = [(class_names[number], probabilities[number]) for number in chosen]
+        write(target, image, transforms.config, maps, named, raw)
+        print(f'{target}.png\t{", ".join(f"{name} {probability:.3f}" for name, probability in named)}')
+    if bad:
+        sys.exit(f'error: {bad} of {len(photos)} photos cannot be used.')
 
 
 def write(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..directory.config import final_activation_of
 from ..directory.write import new_directory
-from ..errors import ExportError, SettingsError, XceptionHubError, in_one_line
+from ..errors import ExportError, SettingsError, exits_with_message, in_one_line
 from ..models.build import TimmModel, Transforms, build
 from ..models.class_names import names_of
 from ..timing import device_model, in_turn, timed
@@ -263,6 +263,7 @@ def compared(run: Run, network: nn.Module, images: Tensor, free: Sequence[str], 
 
 
 @app.default
+@exits_with_message(OSError)
 def main(
     model: str,
     /,
@@ -287,10 +288,7 @@ def main(
         images: Folder of photos to compare on. By default those of the calibration, else one that Matplotlib brings.
         calibration: Folder of photos by which int8 sets its ranges: 100 to 300 of the kind that the model will meet.
     """
-    try:
-        report = export(model, output, format, precision, image_size=image_size, images=images, calibration=calibration)
-    except (XceptionHubError, OSError) as e:
-        sys.exit(f'error: {e}')
+    report = export(model, output, format, precision, image_size=image_size, images=images, calibration=calibration)
     for reason in report['left_out']:
         print(f'Left out: {reason}', file=sys.stderr)
     print(f'{summary(report)}\nWritten: {output}')
