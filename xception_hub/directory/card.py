@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils.sha import sha_fileobj
 from timm.data import resolve_data_config
 
-from ..errors import CardError, CheckpointError, DirectoryError
+from ..errors import CardError, CheckpointError, DirectoryError, listed
 from ..weights.sources import verify
 from .config import OF_CLASSES, final_activation_of
 from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, label_names_of, read_json
@@ -188,8 +188,8 @@ def _classes(config: dict[str, Any]) -> str:
         return 'none: the network returns features'
     if not names:
         return f'{count}, without names'
-    more = f' and {len(names) - LISTED_CLASSES} more, in {CONFIG_FILE}' if len(names) > LISTED_CLASSES else ''
-    return f'{count}: {", ".join(_plain(name) for name in names[:LISTED_CLASSES])}{more}'
+    more = f', in {CONFIG_FILE}' if len(names) > LISTED_CLASSES else ''
+    return f'{count}: {listed([*map(_plain, names)], LISTED_CLASSES)}{more}'
 
 
 def _preparation(data: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from cyclopts import App, Parameter
 from torch import Tensor
 
 from ..directory.config import OF_CLASSES, final_activation_of
-from ..errors import DataError, ModelError, SettingsError, exits_with_message
+from ..errors import DataError, ModelError, SettingsError, exits_with_message, listed
 from ..images import open_image
 from ..models.build import open_model
 from .attribution import explain, in_unit_range
@@ -63,7 +63,7 @@ def class_number(given: str, class_names: Sequence[str]) -> int:
         return int(given)
     near = [name for name in class_names if given.casefold() in name.casefold()]
     near += difflib.get_close_matches(given, class_names, NEAR)
-    named = ', '.join(list(dict.fromkeys(near or class_names))[:NEAR])
+    named = listed(list(dict.fromkeys(near or class_names)), NEAR)
     raise SettingsError(
         f'There is no class {given!r}. {"Near it are" if near else "The first are"} {named}. The numbers of classes, '
         f'0 to {len(class_names) - 1}, are taken, too.'
