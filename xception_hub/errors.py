@@ -1,8 +1,9 @@
 """What can go wrong. Each message names the thing, the value, the choices and the remedy."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 MAX_MESSAGE = 2000  # characters
 
@@ -114,3 +115,12 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     """Names with commas between them; of many the first, and how many there are more."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return f'{", ".join(names[:most])}{more}'
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings of an earlier run and those of this one, a text for each name."""
+    return [
+        f'{name} is {there.get(name)!r} there and {here.get(name)!r} here'
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]

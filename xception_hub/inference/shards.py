@@ -19,7 +19,7 @@ import pyarrow
 from filelock import FileLock, Timeout
 from pyarrow import parquet
 
-from ..errors import DataError
+from ..errors import DataError, differences
 from ..files import PART_SUFFIX, write_text
 from . import prediction_tables
 
@@ -127,12 +127,7 @@ class Shards:
         return FileLock(self.directory / f'.{name}.lock', timeout=-1 if name == 'manifest' else 0)
 
     def _check(self, there: dict[str, Any], here: dict[str, Any]) -> None:
-        different = [
-            f'{name} is {there.get(name)!r} there and {here.get(name)!r} here'
-            for name in {**there, **here}
-            if there.get(name) != here.get(name)
-        ]
-        if different:
+        if different := differences(there, here):
             raise DataError(
                 f'{self.directory} holds shards of another model, other images or other settings: '
                 f'{"; ".join(different)}. Name another --output, or give the same again.'

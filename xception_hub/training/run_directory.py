@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ResumeError
+from ..errors import ResumeError, differences
 from ..files import PART_SUFFIX, write_text
 from .run_checkpoints import Checkpoints
 
@@ -92,13 +92,8 @@ class Run:
         there = yaml.safe_load(file.read_text(encoding='utf-8'))
         if not isinstance(there, dict):
             raise ResumeError(f'{file} is damaged. Name another directory as the output.')
-        names = sorted({*there, *self.settings} - may_change)
-        different = [
-            f'{name} is {there.get(name)!r} there and {self.settings.get(name)!r} here'
-            for name in names
-            if there.get(name) != self.settings.get(name)
-        ]
-        if different:
+        there, settings = ({k: v for k, v in one.items() if k not in may_change} for one in (there, self.settings))
+        if different := differences(there, settings):
             held = f'{self.directory} holds a run with other settings: {"; ".join(different)}.'
             if self.finished:
                 raise ResumeError(
