@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,7 +116,7 @@ def weights() -> Rows:
     """Whether each source of the pretrained weights is on this machine, and genuine. Nothing is downloaded."""
     own = os.environ.get(REPO_VARIABLE)
     sources = [*([source_of(own)] if own else []), *sources_of(resolve_pretrained_cfg('xception_paper'))]
-    return {str(source): attempt(lambda source=source: on_this_machine(source)) for source in sources}
+    return {str(source): attempt(partial(on_this_machine, source)) for source in sources}
 
 
 def on_this_machine(source: Source) -> str:

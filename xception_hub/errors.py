@@ -105,9 +105,10 @@ def exits_with_message(*others: type[Exception]) -> Iterator[None]:
     Args:
         *others: Further errors whose message is for the user.
     """
+    explained: tuple[type[Exception], ...] = (XceptionHubError, *others)
     try:
         yield
-    except (XceptionHubError, *others) as e:
+    except explained as e:
         sys.exit(f'error: {e}')
 
 
