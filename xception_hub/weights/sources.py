@@ -31,7 +31,6 @@ from .files import ARGUMENTS, CheckpointFile, StateDict, read_checkpoint
 from .fingerprints import Verification, compare, restore_variances
 from .heads import find_head, take_head
 from .layouts import LEGACY_NUMERICS, recognise
-from .verified import compare_once
 
 REPO_VARIABLE = 'XCEPTION_HUB_REPO'
 GENUINE_TAG = 'keras_in1k'  # pretrained cfgs with this tag promise what Keras publishes
@@ -457,7 +456,7 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     tensors = found.tensors
     verified: set[str] = set()
     if source.genuine or found.layout != 'xception_hub':
-        verification = compare_once(file, tensors)
+        verification = compare(tensors)
         verified.update(verification.identical)
         if verification.is_genuine:
             tensors = restore_variances(tensors, verification)
