@@ -12,7 +12,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from xception_hub.directory.publish import CARD_FILE, MESSAGE, Upload, describe, make_space, make_upload, send
-from xception_hub.errors import XceptionHubError
+from xception_hub.errors import XceptionHubError, printable_lines
 
 app = App(name='python -m conversion.publish', help=__doc__, version_flags=[])
 
@@ -59,7 +59,7 @@ def main(
 def _publish(upload: Upload, dry_run: bool, private: bool, message: str) -> None:
     if upload.remote.problem and not dry_run:
         raise upload.remote.problem
-    print(describe(upload, compared=dry_run))
+    print(printable_lines(describe(upload, compared=dry_run)))
     if dry_run:
         print(f'\n{CARD_FILE}:\n\n{upload.card}\n')
         return

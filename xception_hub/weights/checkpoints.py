@@ -11,7 +11,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import nn
 
-from ..errors import CheckpointError, DamagedCheckpointError
+from ..errors import CheckpointError, DamagedCheckpointError, printable_lines
 from ..network import Xception
 from .files import CheckpointFile, StateDict, read_checkpoint
 from .fingerprints import compare
@@ -58,9 +58,9 @@ def from_checkpoint(
     head, classes = _take_head(file, found, str(path), classifier, kwargs, assumed)
     if found.left_out:
         reasons = '; '.join(sorted(set(found.left_out.values())))
-        warnings.warn(f'{path}: left out {listed(list(found.left_out))} ({reasons}).', stacklevel=2)
+        warnings.warn(printable_lines(f'{path}: left out {listed(list(found.left_out))} ({reasons}).'), stacklevel=2)
     if assumed:
-        warnings.warn(f'{path} does not tell everything. Assumed: {"; ".join(assumed)}.', stacklevel=2)
+        warnings.warn(printable_lines(f'{path} does not tell everything. Assumed: {"; ".join(assumed)}.'), stacklevel=2)
 
     tensors = dict(found.tensors)
     name = file.architecture if (file.architecture or '').startswith('xception_paper') else 'xception_paper'
