@@ -409,8 +409,8 @@ def test_refused(kind: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     ('name', 'content', 'reason'),
     [
         ('nothing.keras', None, 'There is no file'),
-        ('model.pb', b'', 'model.pb is empty. A source is'),
-        ('weights.h5', b'', 'not a complete HDF5 file'),
+        ('model.h5', b'', 'model.h5 is empty'),
+        ('weights.h5', b'\x89HDF\r\n\x1a\n', 'not a complete HDF5 file'),
     ],
 )
 def test_refused_files(name: str, content: bytes | None, reason: str, tmp_path: Path) -> None:

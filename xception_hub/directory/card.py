@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils.sha import sha_fileobj
 from timm.data import resolve_data_config
 
-from ..errors import MAX_LINE, CardError, CheckpointError, DirectoryError, printable
+from ..errors import MAX_LINE, MAX_NAME, CardError, CheckpointError, DirectoryError, printable
 from ..weights.sources import verify
 from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, label_names_of, read_json
 
@@ -193,7 +193,7 @@ def _classes(config: dict[str, Any]) -> str:
     if not names:
         return f'{count}, without names'
     more = f' and {len(names) - LISTED_CLASSES} more, in {CONFIG_FILE}' if len(names) > LISTED_CLASSES else ''
-    return f'{count}: {", ".join(_plain(printable(name)) for name in names[:LISTED_CLASSES])}{more}'
+    return f'{count}: {", ".join(_plain(name, MAX_NAME) for name in names[:LISTED_CLASSES])}{more}'
 
 
 def _preparation(data: dict[str, Any]) -> str:
@@ -260,9 +260,9 @@ def _arguments(values: dict[str, Any], indent: int) -> str:
     return '\n'.join(lines).replace('\0', ' ')
 
 
-def _plain(text: object) -> str:
+def _plain(text: object, most: int = MAX_LINE) -> str:
     """Text from outside, escaped for a line or a table cell of Markdown."""
-    words = printable(' '.join(str(text).split()), MAX_LINE)
+    words = printable(' '.join(str(text).split()), most)
     return ''.join(f'\\{c}' if c in r'\`*_[]|<>#' else c for c in words)
 
 

@@ -11,6 +11,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ..errors import CheckpointError, DamagedCheckpointError
+from ..file_kinds import TORCH, foreign
 from .pickles import Inert, Saved, is_module, read_pickle
 
 StateDict = dict[str, Tensor]
@@ -61,6 +62,8 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
         CheckpointError: There is no file, or it is of another format.
     """
     path = Path(path)
+    if other := foreign(path, TORCH):
+        raise CheckpointError(f'{path} {other}')
     if not path.is_file():
         raise CheckpointError(f'There is no file {path}.')
     if path.suffix == '.safetensors' or _is_safetensors(path):
