@@ -112,7 +112,7 @@ def _read_safetensors(path: Path, mapped: bool) -> CheckpointFile:
             }
     except safetensors.SafetensorError as e:
         raise DamagedCheckpointError(
-            f'{path} is not a complete safetensors file ({e}). Delete it and download or convert it again.'
+            f'{path} is not a complete safetensors file ({e}). Download or convert it again.'
         ) from e
     if _state(path) != before:
         raise CheckpointError(f'{path} changed while it was read. Load it again when nothing writes it any more.')
