@@ -70,16 +70,8 @@ class Source:
             CheckpointError: The source is neither a path nor a repository.
             Exception: Any failure of the network.
         """
-        find = {'hub': self._on_the_hub, 'url': self._behind_the_address, 'path': self._on_the_disk}[self.kind]
-        for filename in filenames[:-1]:
-            try:
-                return find(filename, cache_dir)
-            except LocalEntryNotFoundError:  # the hub cannot be asked, so the file may exist
-                break
-            except (EntryNotFoundError, FileNotFoundError):
-                continue
         try:
-            return find(filenames[-1], cache_dir)
+            return self._first(filenames, cache_dir)
         except Exception as e:  # of the client's library, which changes with its version
             is_answer = isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError)
             if not self.guessed or is_answer:
@@ -88,6 +80,17 @@ class Source:
                 f'{self} is no file and no directory on this machine. As a repository of the Hub it cannot be had: '
                 f'{in_one_line(e)} Correct the path, or the id.'
             ) from e
+
+    def _first(self, filenames: Sequence[str], cache_dir: PathLike | None) -> Path:
+        find = {'hub': self._on_the_hub, 'url': self._behind_the_address, 'path': self._on_the_disk}[self.kind]
+        for filename in filenames[:-1]:
+            try:
+                return find(filename, cache_dir)
+            except LocalEntryNotFoundError:  # the hub cannot be asked, so the file may exist
+                raise
+            except (EntryNotFoundError, FileNotFoundError):
+                continue
+        return find(filenames[-1], cache_dir)
 
     def _on_the_hub(self, filename: str, cache_dir: PathLike | None) -> Path:
         repo, revision = hf_split(self.location)
@@ -152,9 +155,11 @@ class Source:
             path = self.fetch([self.filename] if self.filename else WEIGHT_FILES, cache_dir)
             return read_checkpoint(path, mapped=self.kind == 'hub')
         except FileNotFoundError as e:
+            if isinstance(e, EntryNotFoundError):
+                raise
             raise CheckpointError(str(e)) from e
         except DamagedCheckpointError as e:
-            raise DamagedCheckpointError(f'{e}{self.anew(path, cache_dir)}') from e
+            raise DamagedCheckpointError(f'{e}{self.anew(path, cache_dir)}') from e.__cause__
 
     def anew(self, path: Path, cache_dir: PathLike | None = None) -> str:
         """What replaces a damaged file in a cache."""
@@ -228,7 +233,8 @@ def source_of(location: PathLike) -> Source:
         if text.startswith(prefix):
             return Source(kind, text[len(prefix) :])
     for endpoint in (huggingface_hub.constants.ENDPOINT, 'https://huggingface.co', 'https://hf.co'):
-        if page := HUB_PAGE.fullmatch(text.removeprefix(f'{endpoint}/')) if text.startswith(f'{endpoint}/') else None:
+        page = HUB_PAGE.fullmatch(text.removeprefix(f'{endpoint}/')) if text.startswith(f'{endpoint}/') else None
+        if page and not NETWORKS.search(page['id']):
             revision = f'@{page["revision"]}' if page['revision'] else ''
             return Source('hub', f'{page["id"]}{revision}', filename=page['file'])
     if text.startswith(('https://', 'http://')):
