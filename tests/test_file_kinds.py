@@ -340,6 +340,23 @@ def test_packed(kind: str, folder: Path, weights: dict[str, Tensor]) -> None:
     assert read_checkpoint(unpacked).tensors.keys() == weights.keys()
 
 
+class Learner:
+    """What fastai's export.pkl holds: an object with a network among its attributes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.loss_func, self.dls, self.lr = model, nn.CrossEntropyLoss(), [object()], 0.1
+
+
+@pytest.mark.parametrize('is_zip', [True, False])
+def test_object_that_holds_a_network(
+    is_zip: bool, folder: Path, network: nn.Module, weights: dict[str, Tensor]
+) -> None:
+    torch.save(Learner(network), folder / 'export.pkl', _use_new_zipfile_serialization=is_zip)
+    read = read_checkpoint(folder / 'export.pkl')
+    assert all(torch.equal(read.tensors[f'model.{name}'], weights[name]) for name in weights)
+    assert read.modules['model.1'].kind.endswith('BatchNorm2d')
+
+
 # Files of TensorFlow, which is not here to take the way out
 
 

@@ -327,7 +327,7 @@ KERNEL = 'layers/functional/layers/conv2d/vars/0'
 NAN = np.full((3, 3, 3, 32), np.nan, 'f4')
 REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     'text': (lambda s, t: t.write_text('not a zip'), 'not a complete .keras archive'),
-    'empty': (lambda s, t: t.write_bytes(b''), 'not a complete .keras archive'),
+    'empty': (lambda s, t: t.write_bytes(b''), 'is empty'),
     'truncated': (lambda s, t: t.write_bytes(s.read_bytes()[:1_000_000]), 'not a complete .keras archive'),
     'flipped bit': (lambda s, t: t.write_bytes(flipped(s.read_bytes())), 'not a complete .keras archive'),
     'no config': (lambda s, t: rewritten(s, t, config=None), 'holds no config.json'),

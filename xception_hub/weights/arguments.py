@@ -56,7 +56,7 @@ def model_name(recorded: str | None, place: str) -> str:
     Raises:
         CheckpointError: The name is one of this project's by its beginning, but nobody has registered it.
     """
-    if not (recorded or '').startswith(NAMES):
+    if not recorded or not recorded.startswith(NAMES):
         return NAMES
     if recorded not in (names := timm.list_models(f'{NAMES}*')):
         raise CheckpointError(

@@ -70,6 +70,9 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
         found = _read_safetensors(path, mapped)
     else:
         value = read_pickle(path)
+        if isinstance(value, Inert) and isinstance(value.state, dict) and not is_module(value):
+            # fastai's Learner (export.pkl) and skorch's classifiers hold a network among their attributes
+            value = {name: held for name, held in value.state.items() if is_module(held)} or value
         if not isinstance(value, dict) and not is_module(value):
             what = value.kind if isinstance(value, Inert) else type(value).__name__
             raise CheckpointError(f'{path} holds a {what} instead of a state dict or a module.')
