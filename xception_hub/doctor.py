@@ -35,7 +35,8 @@ from .timing import cpu_model
 from .weights.files import read_checkpoint
 from .weights.fingerprints import compare
 from .weights.layouts import recognise
-from .weights.sources import REPO_VARIABLE, WEIGHT_FILES, Source, source_of, sources_of
+from .weights.pretrained import sources_of
+from .weights.sources import REPO_VARIABLE, WEIGHT_FILES, Source, source_of
 
 DISTRIBUTION = 'xception-hub'
 HUB_TIMEOUT = 3.0  # seconds

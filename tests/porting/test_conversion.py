@@ -327,7 +327,7 @@ KERNEL = 'layers/functional/layers/conv2d/vars/0'
 NAN = np.full((3, 3, 3, 32), np.nan, 'f4')
 REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     'text': (lambda s, t: t.write_text('not a zip'), 'not a complete .keras archive'),
-    'empty': (lambda s, t: t.write_bytes(b''), 'not a complete .keras archive'),
+    'empty': (lambda s, t: t.write_bytes(b''), 'is empty'),
     'truncated': (lambda s, t: t.write_bytes(s.read_bytes()[:1_000_000]), 'not a complete .keras archive'),
     'flipped bit': (lambda s, t: t.write_bytes(flipped(s.read_bytes())), 'not a complete .keras archive'),
     'no config': (lambda s, t: rewritten(s, t, config=None), 'holds no config.json'),
@@ -409,8 +409,8 @@ def test_refused(kind: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     ('name', 'content', 'reason'),
     [
         ('nothing.keras', None, 'There is no file'),
-        ('model.pb', b'', 'model.pb is empty. A source is'),
-        ('weights.h5', b'', 'not a complete HDF5 file'),
+        ('model.h5', b'', 'model.h5 is empty'),
+        ('weights.h5', b'\x89HDF\r\n\x1a\n', 'not a complete HDF5 file'),
     ],
 )
 def test_refused_files(name: str, content: bytes | None, reason: str, tmp_path: Path) -> None:

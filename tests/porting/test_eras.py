@@ -257,7 +257,7 @@ def test_other_files(make: Callable[[Path], Any], reason: str, tmp_path: Path) -
 
 def test_a_config_alone(flat_head: Any, tmp_path: Path) -> None:
     (tmp_path / 'model.json').write_text(flat_head.to_json())
-    with pytest.raises(KerasFileError, match=f'a config without weights. .*--config {tmp_path}/model.json'):
+    with pytest.raises(KerasFileError, match=f'a config of Keras without weights. .*--config {tmp_path}/model.json'):
         port(tmp_path / 'model.json')
 
 

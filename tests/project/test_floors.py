@@ -12,7 +12,7 @@ from conftest import ROOT
 # From the ground up. A module may import from its own part and from the floors below.
 FLOORS = [
     ['allocator', 'errors', 'files', 'timing', 'topology'],
-    ['images'],
+    ['file_kinds', 'images'],
     ['layers'],
     ['head', 'modules'],
     ['network'],

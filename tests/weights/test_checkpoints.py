@@ -136,7 +136,7 @@ BAD = {
 }
 SAYS = {
     'code': 'nothing in it was run',
-    'text': 'damaged',
+    'text': 'is a web page',
     'nothing': 'is empty',
     'truncated': 'is truncated',
     'a list': 'is a pickle, but none that torch.save wrote',

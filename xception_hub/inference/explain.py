@@ -17,7 +17,7 @@ from cyclopts import App, Parameter
 from torch import Tensor
 
 from ..directory.config import OF_CLASSES, final_activation_of
-from ..errors import DataError, ModelError, SettingsError, XceptionHubError
+from ..errors import DataError, ModelError, SettingsError, XceptionHubError, printable, printable_lines
 from ..images import open_image
 from ..models.build import open_model
 from .attribution import explain, in_unit_range
@@ -105,7 +105,7 @@ def main(
         image_size: Height and width of the images in pixels. By default the model's own.
         device: Device that computes: cpu, cuda, mps. By default a GPU, if there is one.
     """
-    warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
     try:
         if not photos:
             raise SettingsError('Name photos: xception-hub explain photo.jpg --model DIR.')
@@ -120,7 +120,7 @@ def main(
         for photo, target, row in zip(photos, targets_of(photos, output), predictor.predict(photos)):
             if row['error']:
                 bad += 1
-                print(f'Bad image: {photo}: {row["error"]}', file=sys.stderr)
+                print(printable_lines(f'Bad image: {photo}: {row["error"]}'), file=sys.stderr)
                 continue
             probabilities = np.array(json.loads(row['probabilities']))
             chosen = numbers or np.argsort(-probabilities, kind='stable')[:top].tolist()
@@ -128,7 +128,7 @@ def main(
             maps = explain(predictor.model, image.expand(len(chosen), -1, -1, -1), chosen, method)
             named = [(class_names[number], probabilities[number]) for number in chosen]
             write(target, image, transforms.config, maps, named, raw)
-            print(f'{target}.png\t{", ".join(f"{name} {probability:.3f}" for name, probability in named)}')
+            print(f'{target}.png\t{", ".join(f"{printable(name)} {probability:.3f}" for name, probability in named)}')
         if bad:
             sys.exit(f'error: {bad} of {len(photos)} photos cannot be used.')
     except XceptionHubError as e:

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import ToKerasError
 from ..network import Xception
-from ..weights.sources import NUMERICS, SAME_NETWORK, VARIANTS
+from ..weights.pretrained import NUMERICS, SAME_NETWORK, VARIANTS
 from . import keras_model
 from .formats import open_source
 from .keras_head import FINAL_ACTIVATIONS

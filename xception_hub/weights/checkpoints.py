@@ -11,12 +11,14 @@ import torch
 from timm.models import adapt_input_conv
 from torch import nn
 
-from ..errors import CheckpointError, DamagedCheckpointError
+from ..errors import CheckpointError, DamagedCheckpointError, printable_lines
 from ..network import Xception
-from .files import CheckpointFile, StateDict, read_checkpoint
+from .arguments import model_name, network_arguments
+from .files import CheckpointFile, StateDict
 from .fingerprints import compare
 from .heads import FEATURES, KNOWN_LAYERS, Chain, find_head, take_head
 from .layouts import LAYOUTS, LEGACY_NUMERICS, Recognised, listed, recognise
+from .sources import source_of
 
 __all__ = ['from_checkpoint']
 
@@ -33,7 +35,8 @@ def from_checkpoint(
 
     Args:
         path: A safetensors file, or one of torch.save (.pth, .pt, .ckpt, .p, ...) with a state dict or a pickled
-            module in any containers. No code in it is run.
+            module in any containers. No code in it is run. Or what leads to such a file: a model directory, a hub id
+            ('org/name', 'org/name@revision'), an address.
         prefix: Prefix of the network to take if the file holds several.
         classifier: Name of the head to take if the file holds several.
         **kwargs: Arguments of `timm.create_model('xception_paper', ...)` that replace those found in the file: image
@@ -51,19 +54,19 @@ def from_checkpoint(
     Warns:
         UserWarning: Tensors were left out, or something about the network was assumed.
     """
-    file = read_checkpoint(path)
+    file = source_of(path).read()
     found = recognise(file.tensors, str(path), prefix)
     assumed: list[str] = []
     backbone = _backbone_args(file, found, str(path), kwargs, assumed)
     head, classes = _take_head(file, found, str(path), classifier, kwargs, assumed)
     if found.left_out:
         reasons = '; '.join(sorted(set(found.left_out.values())))
-        warnings.warn(f'{path}: left out {listed(list(found.left_out))} ({reasons}).', stacklevel=2)
+        warnings.warn(printable_lines(f'{path}: left out {listed(list(found.left_out))} ({reasons}).'), stacklevel=2)
     if assumed:
-        warnings.warn(f'{path} does not tell everything. Assumed: {"; ".join(assumed)}.', stacklevel=2)
+        warnings.warn(printable_lines(f'{path} does not tell everything. Assumed: {"; ".join(assumed)}.'), stacklevel=2)
 
     tensors = dict(found.tensors)
-    name = file.architecture if (file.architecture or '').startswith('xception_paper') else 'xception_paper'
+    name = model_name(file.architecture, str(path))
     model_args = {**backbone, **{key: value for key, value in kwargs.items() if key != 'num_classes'}, **head}
     in_chans = tensors['stem.conv1.weight'].shape[1]
     if model_args['in_chans'] != in_chans:
@@ -90,7 +93,7 @@ def _backbone_args(
     args = dict(in_chans=found.tensors['stem.conv1.weight'].shape[1])
     told = file.arguments_of(found.prefix)
     if told is not None:
-        return {**told, **args}
+        return {**network_arguments(told, source, given), **args}
     modules = file.modules_under(found.prefix)
     if found.layout == 'xception_hub':
         numerics: dict[str, Any] = KERAS_NUMERICS

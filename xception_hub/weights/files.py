@@ -1,8 +1,6 @@
 """Reads checkpoint files as data: every tensor by its path, and the network's arguments if the file records them."""
 
 import json
-import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ..errors import CheckpointError, DamagedCheckpointError
+from ..file_kinds import TORCH, foreign
 from .pickles import Inert, Saved, is_module, read_pickle
 
 StateDict = dict[str, Tensor]
@@ -21,43 +20,6 @@ MAX_DEPTH = 6  # levels of containers around a network
 MAX_NODES = 100_000  # tensors, containers and modules; a pickled Xception with its optimizer has about 1,500
 MAX_HEADER = 10_000_000  # bytes of a safetensors header; an Xception's has 25,000
 ARGUMENTS = 'xception_hub'  # entry of a state dict's metadata, or of a safetensors header, with the network's arguments
-SETTLED = 2e9  # nanoseconds after which each file system gives a change another time
-
-
-@dataclass(frozen=True)
-class FileState:
-    """What changes when a file does: its change time cannot be set back, as its modification time can.
-
-    Attributes:
-        path: Absolute path without links.
-        device: Number of the file system.
-        inode: Number of the file there; a file that replaces another has its own.
-        size: Bytes.
-        mtime: Time of the last change of the content, in nanoseconds.
-        ctime: Time of the last change of the content or of what is listed here, in nanoseconds.
-        is_settled: Whether a change from now on will have another time.
-    """
-
-    path: str
-    device: int
-    inode: int
-    size: int
-    mtime: int
-    ctime: int
-    is_settled: bool = field(compare=False, repr=False)
-
-    @classmethod
-    def of(cls, path: str | Path) -> 'FileState | None':
-        """State of the file that a path leads to; None if there is none, or if the system keeps no change times."""
-        try:
-            real, now = os.path.realpath(path), time.time_ns()
-            found = os.stat(real)
-        except OSError:
-            return None
-        times = found.st_mtime_ns, found.st_ctime_ns
-        settled = all(changed < now - SETTLED for changed in times)
-        state = cls(real, found.st_dev, found.st_ino, found.st_size, *times, settled)
-        return state if os.name == 'posix' else None  # elsewhere ctime is the time of the creation
 
 
 @dataclass
@@ -70,7 +32,6 @@ class CheckpointFile:
         architecture: Name of the model; None if the file gives none.
         pretrained_cfg: timm's description of the images, from a config.json beside the file.
         modules: Path of each pickled module -> the module.
-        state: State of a safetensors file, the same before and after its tensors were read; None for others.
     """
 
     tensors: StateDict
@@ -78,7 +39,6 @@ class CheckpointFile:
     architecture: str | None = None
     pretrained_cfg: dict[str, Any] = field(default_factory=dict)
     modules: dict[str, Inert] = field(default_factory=dict)
-    state: FileState | None = None
 
     def arguments_of(self, prefix: str) -> dict[str, Any] | None:
         """Arguments that the file records for the network under a prefix; None if it records none."""
@@ -102,12 +62,17 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
         CheckpointError: There is no file, or it is of another format.
     """
     path = Path(path)
+    if other := foreign(path, TORCH):
+        raise CheckpointError(f'{path} {other}')
     if not path.is_file():
         raise CheckpointError(f'There is no file {path}.')
     if path.suffix == '.safetensors' or _is_safetensors(path):
         found = _read_safetensors(path, mapped)
     else:
         value = read_pickle(path)
+        if isinstance(value, Inert) and isinstance(value.state, dict) and not is_module(value):
+            # fastai's Learner (export.pkl) and skorch's classifiers hold a network among their attributes
+            value = {name: held for name, held in value.state.items() if is_module(held)} or value
         if not isinstance(value, dict) and not is_module(value):
             what = value.kind if isinstance(value, Inert) else type(value).__name__
             raise CheckpointError(f'{path} holds a {what} instead of a state dict or a module.')
@@ -136,7 +101,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path, mapped: bool) -> CheckpointFile:
-    state = FileState.of(path)
+    before = _state(path)
     try:
         with safetensors.safe_open(path, 'pt', backend='pread') as file:
             metadata, names = file.metadata() or {}, file.keys()
@@ -150,13 +115,19 @@ def _read_safetensors(path: Path, mapped: bool) -> CheckpointFile:
             }
     except safetensors.SafetensorError as e:
         raise DamagedCheckpointError(
-            f'{path} is not a complete safetensors file ({e}). Delete it and download or convert it again.'
+            f'{path} is not a complete safetensors file ({e}). Download or convert it again.'
         ) from e
-    if FileState.of(path) != state:
+    if _state(path) != before:
         raise CheckpointError(f'{path} changed while it was read. Load it again when nothing writes it any more.')
     arguments = _as_arguments(metadata.get(ARGUMENTS))
     tensors = {name: tensors[name] for name in names}
-    return CheckpointFile(tensors, {} if arguments is None else {'': arguments}, state=state)
+    return CheckpointFile(tensors, {} if arguments is None else {'': arguments})
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file does."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _config_beside(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable
 from ..network import Xception
 from ..topology import LEGACY_NAMES, MODULES
 from .files import StateDict
@@ -220,12 +220,12 @@ def _is_in_order(checkpoint: StateDict) -> bool:
 
 
 def quoted(names: Iterable[str]) -> str:
-    return ', '.join(repr(name) for name in names) or 'none'
+    return ', '.join(f"'{printable(name)}'" for name in names) or 'none'
 
 
 def listed(names: list[str], most: int = 6) -> str:
     more = f' and {len(names) - most} more' if len(names) > most else ''
-    return (', '.join(names[:most]) + more) or 'none'
+    return (', '.join(map(printable, names[:most])) + more) or 'none'
 
 
 def to_legacy(tensors: StateDict, classifier: str = 'fc') -> StateDict:
