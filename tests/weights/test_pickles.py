@@ -103,6 +103,7 @@ def packed(content: bytes, path: Path) -> Path:
     """A file of torch's zip format with a pickle of one's own."""
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('archive/data.pkl', content)
+        archive.writestr('archive/version', '3\n')
         archive.writestr('archive/data/0', b'\0' * 64)
     return path
 
