@@ -25,7 +25,7 @@ PLACEHOLDER = 'ORG/NAME'  # stands for a repository that is not known yet
 LISTED_CLASSES = 20  # largest number of class names on the card; the others are counted
 LINE_LENGTH = 100  # characters; the Hub's pages show such code without scrolling
 # Activations of Keras models whose outputs stand for classes; linear ones are logits, as far as a file says.
-OF_CLASSES = ('softmax', 'sigmoid', 'linear', 'unknown')
+OF_CLASSES = ('softmax', 'log_softmax', 'sigmoid', 'linear', 'unknown')
 # Figures of metrics.json by their names on the card; HUB_METRICS has their names on the Hub.
 FIGURES = {
     'top1': 'top-1',
@@ -225,8 +225,8 @@ def _final_activation(config: dict[str, Any]) -> str | None:
 
 
 def final_activation_of(config: dict[str, Any]) -> str:
-    """What Keras applies to the outputs of a model that was converted; 'unknown' without a record of it."""
-    return (config.get('keras') or {}).get('final_activation', 'unknown')
+    """What the network that a model was read from applies to its outputs; 'unknown' without a record of it."""
+    return (config.get('keras') or config).get('final_activation', 'unknown')
 
 
 def _dataset_name(metrics: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ PLACES = ('stem.act1', 'stem.act2', 'exit_flow.1.stack.act1', 'exit_flow.1.stack
 NAMED_ACTS = {f'{name}{i}': ours for name in ('act', 'relu') for i, ours in enumerate(PLACES, start=1)}
 EQUAL = {'SyncBatchNorm': 'BatchNorm2d', 'NonDynamicallyQuantizableLinear': 'Linear'}
 ACTS: dict[str, str] = {kind: layer['act'] for kind, layer in KNOWN_LAYERS.items() if 'act' in layer}
-FINAL = {'Softmax': 'softmax', 'LogSoftmax': 'log_softmax', 'Sigmoid': 'sigmoid', 'LogSigmoid': 'log_sigmoid'}
+FINAL = {'Softmax': 'softmax', 'LogSoftmax': 'log_softmax', 'Sigmoid': 'sigmoid'}
 # Without an effect in evaluation, or on pooled features.
 IDLE = re.compile(
     r'(.*\.)?(\w*Dropout\w*|DropPath|DropBlock2d|StochasticDepth|Identity|Flatten|\w*Loss)|torchmetrics\..*'

@@ -25,6 +25,7 @@ from ..errors import CheckpointError, DamagedCheckpointError
 __all__ = ['Inert', 'Saved', 'array_of', 'is_module', 'read_pickle']
 
 MAX_STEPS = 2_000_000  # steps of a pickle, each of which can make a list; an Xception with its optimizer has 60,000
+MAX_CLASSES = 10_000  # a pickled Xception names about 30
 MAX_REPEATED = 2**20  # values of a tensor that repeats those of a smaller storage
 KEYS = (str, int, float, bool, bytes, type(None))  # of dicts; the hash of nested tuples can take the stack and all time
 FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -136,6 +137,8 @@ def _sizes(file: Any, path: Path) -> Callable[[str], int]:
             raise _foreign(content, path)
         size = path.stat().st_size
         return lambda key: size
+    if not zipfile.is_zipfile(file):
+        raise _foreign(content, path)
     with zipfile.ZipFile(file) as archive:
         names = {info.filename.partition('/')[2]: info for info in archive.infolist()}
         file.seek(0)
@@ -194,6 +197,8 @@ class _Unpickler(pickle._Unpickler):
         self.dispatch, self.kinds = _Steps(_STEPS), {}
 
     def find_class(self, module: str, name: str) -> Any:
+        if len(self.kinds) > MAX_CLASSES:
+            raise ValueError(f'a pickle of more than {MAX_CLASSES} classes')
         if (module, name) not in self.kinds:
             self.kinds[module, name] = _stand_in(module, name)
         return self.kinds[module, name]
