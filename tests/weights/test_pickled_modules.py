@@ -127,14 +127,14 @@ ODD: dict[str, tuple[Change, str]] = {
     'no pooling': (lambda model: model.block1.rep._modules.pop('5') and None, 'block1.rep.5: missing'),
     'squeeze and excitation': (lambda model: model.block5.add_module('se', nn.Conv2d(9, 9, 1)), 'block5.se.*Conv2d'),
     'softmax over images': (ends(nn.Softmax(0)), 'dim=0'),
-    'softmax twice': (lambda model: nn.Sequential(model, nn.Softmax(1), nn.Softmax(1)), 'Softmax'),
+    'softmax twice': (lambda model: nn.Sequential(model, nn.Softmax(1), nn.Softmax(1)), 'softmax, softmax'),
 }  # fmt: skip
 UNSURE: dict[str, tuple[Change, str]] = {
     'a pooling to 2x2': (lambda model: put(model, 'global_pool', nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())),
                          'AdaptiveAvgPool2d'),
     'padding in front': (lambda model: nn.Sequential(nn.ReflectionPad2d(3), model), 'ReflectionPad2d'),
     'a hook': (lambda model: model.bn1.register_forward_hook(operator.itemgetter(0)) and None, 'operator.itemgetter'),
-    'a hook in front': (lambda model: model.fc.register_forward_pre_hook(operator.neg) and None, '_forward_pre_hooks'),
+    'a hook in front': (lambda model: model.fc.register_forward_pre_hook(operator.neg) and None, 'operator.neg'),
     'another forward': (lambda model: setattr(model.conv1, 'forward', operator.neg), 'forward'),
     'a head of cosines': (lambda model: put(model, 'fc', Cosine()), 'Cosine'),
     'an activation between heads': (

@@ -4,12 +4,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CheckpointError
 from ..layers import MaxPool2dSame
-from ..network import Xception
-from ..topology import MODULES
+from ..network import GLOBAL_POOLS, Xception
 from .heads import KNOWN_LAYERS
 from .layouts import LAYOUTS, LEFT_OUT, LEGACY_NUMERICS, listed
 from .pickles import Inert
@@ -17,16 +16,6 @@ from .pickles import Inert
 Modules = Mapping[str, Inert]
 
 
-def _unweighted() -> Iterator[str]:
-    """Names of this network's activations and poolings."""
-    for torch, number, convs, strided in MODULES:
-        base = torch if number == 1 else f'{torch}.stack'
-        yield from (f'{base}.act{i}' for i in range(2 if number == 2 else 1, convs + 1))
-        if strided:
-            yield f'{base}.pool'
-
-
-UNWEIGHTED = {*_unweighted()}
 PLACES = ('stem.act1', 'stem.act2', 'exit_flow.1.stack.act1', 'exit_flow.1.stack.act2')
 # Activations of older ports that are modules in some, and calls of functions in others.
 NAMED_ACTS = {f'{name}{i}': ours for name in ('act', 'relu') for i, ours in enumerate(PLACES, start=1)}
@@ -65,63 +54,61 @@ def settings_of(
     root = min((path for path in modules if not path or prefix.startswith(f'{path}.')), key=len, default='')
     modules = {path: modules[path] for path in modules if not root or f'{path}.'.startswith(f'{root}.')}
     inside = {path.removeprefix(prefix): module for path, module in modules.items() if path.startswith(prefix)}
-    args = dict(arguments) if arguments is not None else _numerics_of(inside, layout)
+    own = layout == 'xception_hub'
     try:
-        reference = dict(Xception(**args, device='meta').named_modules())
-    except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f'{source}: its modules name arguments that the network does not take ({e}).') from e
-    slots = _slots(layout, reference)
-    slots = {path: ours for path, ours in slots.items() if path in inside or path not in NAMED_ACTS}
-    odd = []
-    for path, ours in slots.items():
-        expected = reference[ours]
-        if arguments is None and isinstance(expected, MaxPool2dSame):
-            expected = nn.MaxPool2d(3, 2, 1)
-        odd += [f'{path}: {text}' for text in _differences(inside.get(path), expected)]
+        args = {**(arguments or {}), **({} if own else _numerics_of(inside, layout))}
+        act, reference = args.get('act_layer', 'relu'), dict(Xception(**args, device='meta').named_modules())
+        slots = {
+            path: ours for path, ours in _slots(layout, reference).items() if path in inside or path not in NAMED_ACTS
+        }
+        found: dict[str, list[str]] = {kind: [] for kind in ('odd', 'unsure', 'pools', 'final')}
+        for path, ours in slots.items():
+            expected = reference[ours]
+            if not own and isinstance(expected, MaxPool2dSame):
+                expected = nn.MaxPool2d(3, 2, 1)
+            found['odd'] += [f'{path}: {text}' for text in _differences(inside.get(path), expected)]
+        for kind, text in _beside(modules, prefix, slots, act, with_head):
+            found[kind].append(text)
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
+        raise CheckpointError(f'{source} has modules without their parts, or with arguments that are none: {e}') from e
     if layout == 'sequential' and _kind(modules.get(prefix[:-1])) == 'Sequential':
-        odd.append('a Sequential without an activation before its first block')
-    beside = _Beside(modules, prefix, slots, args.get('act_layer', 'relu'))
-    for path, module in modules.items():
-        beside.read(path, module, with_head)
-    if args.get('act_layer', 'relu') != 'relu' and not {*PLACES} <= {*slots.values()}:
-        beside.unsure.append(f'{args["act_layer"]} in modules, and functions in other places')
-    if odd or beside.odd:
+        found['odd'].append('a Sequential without an activation before its first block')
+    if act != 'relu' and not own and not {*PLACES} <= {*slots.values()}:
+        found['unsure'].append(f'{act} in modules, and functions in other places')
+    pools = {*found['pools']}
+    found['unsure'] += sorted(pools) if with_head and len(pools) > 1 else []
+    found['odd'] += found['final'] if len(found['final']) > 1 else []
+    if found['odd']:
         raise CheckpointError(
-            f'{source} computes in a way that this network has no arguments for: {listed(odd + beside.odd)}. Only the '
+            f'{source} computes in a way that this network has no arguments for: {listed(found["odd"])}. Only the '
             f'program that saved it computes the same.'
         )
-    pools = sorted({*beside.pools})
-    unsure = beside.unsure + (pools if with_head and len(pools) > 1 else [])
-    if unsure:
+    if found['unsure']:
         raise CheckpointError(
-            f'{source} may compute in another way than this network: {listed(unsure)}. If you '
-            f'know that it does not, torch.save(model.state_dict(), ...) in the program that saved it gives tensors '
-            f'that load with the arguments you pass, such as act_layer and global_pool.'
+            f'{source} may compute in another way than this network: {listed(found["unsure"])}. If you know that it '
+            f'does not, torch.save(model.state_dict(), ...) in the program that saved it gives tensors that load with '
+            f'the arguments you pass, such as act_layer and global_pool.'
         )
-    if arguments is None and len(pools) == 1:
+    if not own and len(pools) == 1:
         args['global_pool'] = pools.pop()
-    return args, beside.final
+    return args, (found['final'] or ['linear'])[0]
 
 
 def _numerics_of(modules: Modules, layout: str) -> dict[str, Any]:
     """Numerics of an older port, from one module of each kind; that all others have the same is checked later."""
-    names = {ours: path for path, ours in _slots(layout, None).items() if path in modules}
-    eps, padding = (
-        modules[names[ours]].state.get(key) for ours, key in (('stem.bn1', 'eps'), ('stem.conv1', 'padding'))
-    )
-    acts = [ACTS.get(_kind(modules[path])) for ours, path in names.items() if '.act' in ours]
+    names = {ours: path for path, ours in LAYOUTS[layout].items()}
     return {
         **LEGACY_NUMERICS,
-        'bn_eps': eps if isinstance(eps, float) and eps > 0 else LEGACY_NUMERICS['bn_eps'],
-        'stem_padding': int(padding in (1, (1, 1))),
-        'act_layer': next((act for act in acts if act), 'relu'),
+        'bn_eps': modules[names['stem.bn1']].state['eps'],
+        'stem_padding': int(modules[names['stem.conv1']].state['padding'] in (1, (1, 1))),
+        'act_layer': next((ACTS[_kind(module)] for module in modules.values() if _kind(module) in ACTS), 'relu'),
     }
 
 
-def _slots(layout: str, reference: Mapping[str, nn.Module] | None) -> dict[str, str]:
+def _slots(layout: str, reference: Mapping[str, nn.Module]) -> dict[str, str]:
     """Path of each module that computes -> its name in this network."""
     if layout == 'xception_hub':
-        leaves = {name for name, module in (reference or {}).items() if not [*module.children()]}
+        leaves = {name for name, module in reference.items() if not [*module.children()]}
         return {name: name for name in leaves if name != 'head.fc'}
     slots = {**LAYOUTS[layout], **(NAMED_ACTS if layout == 'legacy' else {})}
     for path, ours in LAYOUTS[layout].items():
@@ -135,13 +122,13 @@ def _slots(layout: str, reference: Mapping[str, nn.Module] | None) -> dict[str, 
         if not place.isdigit():
             continue
         following = f'{base}.act{number + bool(parent)}'
-        slots[f'{parent}{dot}{int(place) + 1}'] = following if following in UNWEIGHTED else f'{base}.pool'
+        slots[f'{parent}{dot}{int(place) + 1}'] = following if following in reference else f'{base}.pool'
         if place == '2':
             slots[f'{parent}.0'] = f'{base}.act1'
     if layout == 'pytorchcv':
         del slots['features.final_block.conv1.activ']
         slots |= {'features.final_block.conv2.activ': PLACES[2], 'features.final_block.activ': PLACES[3]}
-    return {path: ours for path, ours in slots.items() if ours in UNWEIGHTED or path in LAYOUTS[layout]}
+    return {path: ours for path, ours in slots.items() if ours in reference}
 
 
 def _differences(module: Inert | None, expected: nn.Module) -> Iterator[str]:
@@ -165,75 +152,54 @@ def _differences(module: Inert | None, expected: nn.Module) -> Iterator[str]:
             yield 'inplace=True, which changes what the shortcut takes'
 
 
-class _Beside:
+def _beside(
+    modules: Modules, prefix: str, slots: Mapping[str, str], act: str, with_head: bool
+) -> Iterator[tuple[str, str]]:
     """What the modules say that have no place in the backbone.
 
-    Attributes:
-        odd: Modules that certainly compute something else.
-        unsure: Modules of which no pickle says what they compute.
-        pools: Kinds of global pooling.
-        final: Activation after the logits.
+    Yields:
+        A kind and a text: 'odd' for what certainly computes something else, 'unsure' for what no pickle says, 'pools'
+        for a global pooling, 'final' for an activation after the logits.
     """
-
-    def __init__(self, modules: Modules, prefix: str, slots: Mapping[str, str], act: str) -> None:
-        self.modules, self.prefix, self.act = modules, prefix, act
-        self.slots = {f'{prefix}{path}' for path in slots}
-        parents = {path[: dot.start()] for path in slots for dot in re.finditer(r'\.', path)} - {'features', 'head'}
-        self.blocks = tuple(f'{prefix}{parent}.' for parent in parents)
-        linear = [i for i, module in enumerate(modules.values()) if _kind(module) == 'Linear']
-        self.last = {*[*modules][max(linear, default=-1) + 1 :]}
-        self.odd: list[str] = []
-        self.unsure: list[str] = []
-        self.pools: list[str] = []
-        self.final = 'linear'
-        self.passed = '\0'
-
-    def read(self, path: str, module: Inert, with_head: bool) -> None:
+    placed = {f'{prefix}{path}' for path in slots}
+    parents = {path[: dot.start()] for path in slots for dot in re.finditer(r'\.', path)} - {'features', 'head'}
+    blocks, passed = tuple(f'{prefix}{parent}.' for parent in parents), '\0'
+    last = max((i for i, module in enumerate(modules.values()) if _kind(module) == 'Linear'), default=-1)
+    for i, (path, module) in enumerate(modules.items()):
         state, kind, shown = module.state, _kind(module), f'{path}: {module.kind}'
-        for hooks in ('_forward_hooks', '_forward_pre_hooks'):
-            for hook in (state.get(hooks) or {}).values():
-                name = getattr(hook, 'kind', type(hook).__name__)
-                if not FOLDED.match(name):
-                    self.unsure.append(f'{path}: {hooks} {name}')
+        hooks = [*(state.get('_forward_hooks') or {}).values(), *(state.get('_forward_pre_hooks') or {}).values()]
+        names = [getattr(hook, 'kind', type(hook).__name__) for hook in hooks]
+        yield from (('unsure', f'{path}: hook {name}') for name in names if not FOLDED.match(name))
         if 'forward' in state:
-            self.unsure.append(f'{path}: a function forward of its own')
-        in_block = path.startswith(self.blocks)
-        if path in self.slots or path.startswith(self.passed) or IDLE.fullmatch(module.kind):
-            return
+            yield 'unsure', f'{path}: a function forward of its own'
+        in_block, pool = path.startswith(blocks), _pool_of(module)
+        if path in placed or path.startswith(passed) or IDLE.fullmatch(module.kind):
+            continue
         if not in_block and any(re.search(pattern, path, re.IGNORECASE) for pattern in LEFT_OUT):
-            return
-        pool = _pool_of(module)
-        if pool and (not in_block or path.endswith('final_block.pool')):
-            self.passed = f'{path}.'
-            self.pools.append(pool)
-        elif state['_modules']:
-            return
+            continue
+        parent = path.rpartition('.')[0]
+        in_order = _kind(modules.get(parent)) == 'Sequential'
+        if pool is not None and (not in_block or path.endswith('final_block.pool')):
+            passed = f'{path}.'
+            yield ('pools', pool) if pool in GLOBAL_POOLS else ('unsure', shown)
+        elif state['_modules'] or not (in_block or with_head):
+            continue
         elif in_block:
-            in_order = _kind(self.modules.get(path.rpartition('.')[0])) == 'Sequential'
-            if in_order or ACTS.get(kind) != self.act:
-                self.odd.append(shown)
-        elif with_head:
-            self.read_head(path, module, shown)
-
-    def read_head(self, path: str, module: Inert, shown: str) -> None:
-        kind, parent = _kind(module), path.rpartition('.')[0]
-        in_order = _kind(self.modules.get(parent)) == 'Sequential'
-        in_chain = in_order and not self.prefix.startswith(
-            f'{parent}.' if parent else ''
-        )  # whose layers are read later
-        function = FINAL.get(kind) or ACTS.get(kind)
-        weight = (module.state.get('_parameters') or {}).get('weight')
-        if function and (path in self.last or (kind in FINAL and not in_order)):
-            if self.final != 'linear' or module.state.get('dim') not in (None, 1, -1):
-                self.odd.append(f'{shown}, dim={module.state.get("dim")}')
-            elif function != self.act or in_order:
-                self.final = function
-        elif function:
-            self.unsure += [shown] * (not in_chain and function != 'relu')
-        elif isinstance(weight, Tensor):
-            self.unsure += [shown] * (weight.dim() == 2 and kind != 'Linear')
-        elif not module.state.get('_parameters') and not module.state.get('_buffers'):
-            self.unsure.append(shown)
+            if in_order or ACTS.get(kind) != act:
+                yield 'odd', shown
+        elif function := FINAL.get(kind) or ACTS.get(kind):
+            in_chain = in_order and not prefix.startswith(f'{parent}.' if parent else '')  # which is read later
+            if i > last or (kind in FINAL and not in_order):
+                if state.get('dim') not in (None, 1, -1):
+                    yield 'odd', f'{shown}, dim={state["dim"]}'
+                elif function != act or in_order:
+                    yield 'final', function
+            elif not in_chain and function != 'relu':
+                yield 'unsure', shown
+        else:
+            tensors = {**(state.get('_parameters') or {}), **(state.get('_buffers') or {})}
+            if not tensors or (kind != 'Linear' and getattr(tensors.get('weight'), 'ndim', 0) == 2):
+                yield 'unsure', shown
 
 
 def _pool_of(module: Inert) -> str | None:

@@ -129,14 +129,13 @@ class _File(io.FileIO):
         raise io.UnsupportedOperation
 
 
-def _sizes(file: Any, path: Path) -> Callable[[str], int]:
-    """Makes the checks that torch leaves out. Returns the most bytes that the storage of a key can have."""
+def _sizes(file: Any, path: Path) -> dict[str, int] | None:
+    """Makes the checks that torch leaves out. Returns the bytes of each part of a zip archive."""
     content = file.read(512)
     if content[:4] != b'PK\3\4':
         if not re.match(rb'(\x80.)?\x8a\x0a', content, re.DOTALL):  # the magic number, as a long of ten bytes
             raise _foreign(content, path)
-        size = path.stat().st_size
-        return lambda key: size
+        return None  # torch compares the sizes
     if not zipfile.is_zipfile(file):
         raise _foreign(content, path)
     with zipfile.ZipFile(file) as archive:
@@ -156,7 +155,7 @@ def _sizes(file: Any, path: Path) -> Callable[[str], int]:
             raise DamagedCheckpointError(f'{path} is damaged: its parts lie over each other.')
         if damaged := archive.testzip():
             raise DamagedCheckpointError(f'{path} is damaged: the checksum of {damaged} is another.')
-    return lambda key: names[f'data/{key}'].file_size
+    return {name: info.file_size for name, info in names.items()}
 
 
 def _foreign(content: bytes, path: Path) -> CheckpointError:
@@ -186,15 +185,19 @@ class _Steps(dict[int, Callable[..., None]]):
         return super().__getitem__(code)
 
 
-class _Unpickler(pickle._Unpickler):
+_Python: Any = pickle._Unpickler  # typeshed leaves most of it out
+
+
+class _Unpickler(_Python):
     """Python's unpickler, with stand-ins of its own: no pickle can change those of another."""
 
-    sizes: Callable[[str], int]
+    sizes: dict[str, int] | None
     keys: set[str]
 
     def __init__(self, file: Any, **options: Any) -> None:
         super().__init__(file, **options)
-        self.dispatch, self.kinds = _Steps(_STEPS), {}
+        self.dispatch = _Steps(_STEPS)
+        self.kinds: dict[tuple[str, str], Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if len(self.kinds) > MAX_CLASSES:
@@ -216,8 +219,8 @@ class _Unpickler(pickle._Unpickler):
             storage_type, size = torch.UntypedStorage, count
         else:
             size = count * storage_type.dtype.itemsize
-        if not 0 <= size <= self.sizes(key):
-            raise ValueError(f'a storage of {size} bytes, of which the file has {self.sizes(key)}')
+        if size < 0 or (self.sizes is not None and size != self.sizes[f'data/{key}']):
+            raise ValueError(f'a storage of another size than {size} bytes')
         self.keys.add(key)
         self.append(self.persistent_load((kind, storage_type, key, location, count, *view)))
 
@@ -245,23 +248,23 @@ class _Unpickler(pickle._Unpickler):
 
 _UNUSED = (pickle.LONG4, pickle.EXT1, pickle.EXT2, pickle.EXT4)  # huge integers, and classes by number
 _STEPS: dict[int, Any] = {
-    **{code: step for code, step in pickle._Unpickler.dispatch.items() if bytes([code]) not in _UNUSED},
+    **{code: step for code, step in _Python.dispatch.items() if bytes([code]) not in _UNUSED},
     pickle.BINPERSID[0]: _Unpickler.load_reference,
     pickle.BUILD[0]: _Unpickler.load_build,
     pickle.SETITEM[0]: _Unpickler.load_item,
     pickle.SETITEMS[0]: _Unpickler.load_items,
     pickle.DICT[0]: _Unpickler.load_dict,
-    pickle.EMPTY_SET[0]: pickle._Unpickler.load_empty_list,
-    pickle.ADDITEMS[0]: pickle._Unpickler.load_appends,
-    pickle.FROZENSET[0]: pickle._Unpickler.load_list,
-    pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,  # Python makes an array before it reads it
+    pickle.EMPTY_SET[0]: _Python.load_empty_list,
+    pickle.ADDITEMS[0]: _Python.load_appends,
+    pickle.FROZENSET[0]: _Python.load_list,
+    pickle.BYTEARRAY8[0]: _Python.load_binbytes8,  # Python makes an array before it reads it
 }
 
 
-def _pickle_module(sizes: Callable[[str], int]) -> SimpleNamespace:
+def _pickle_module(sizes: dict[str, int] | None) -> SimpleNamespace:
     """What torch takes as `pickle_module`, for one file."""
     keys: set[str] = set()
-    unpickler = type('Unpickler', (_Unpickler,), dict(sizes=staticmethod(sizes), keys=keys))
+    unpickler = type('Unpickler', (_Unpickler,), dict(sizes=sizes, keys=keys))
 
     def load(file: Any, **options: Any) -> Any:
         """Reads the parts of an old file around its object: two numbers, a dict, and last the keys of all storages."""
@@ -292,14 +295,14 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any = None
     if tensor.numel() > MAX_REPEATED and tensor.nbytes > values.nbytes():
         raise ValueError(f'a tensor of {tensor.numel()} values in a storage of {values.nbytes()} bytes')
     if metadata:  # whether the values are conjugated or negated
-        torch._utils.set_tensor_metadata(tensor, metadata)  # type: ignore[no-untyped-call]
+        torch._utils.set_tensor_metadata(tensor, metadata)
     return tensor
 
 
 # Functions that pickles may call. None of them calls what a pickle gives, but for another one of them.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     'torch._utils._rebuild_tensor': _tensor,
-    'torch._utils._rebuild_tensor_v2': lambda *args: _tensor(*args[:4], None, *args[6:]),
+    'torch._utils._rebuild_tensor_v2': lambda *args: _tensor(*args[:4], *[None, *args[6:]]),
     'torch._utils._rebuild_tensor_v3': lambda *args: _tensor(*args[:4], *args[6:]),
     'torch._utils._rebuild_parameter': lambda data, *_: data,
     'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
