@@ -110,7 +110,7 @@ def test_modules_of_the_same_function(kind: str, legacy: nn.Module, tmp_path: Pa
     model = changed(legacy, SAME[kind])
     read = xception_hub.from_checkpoint(saved(model, tmp_path))
     with torch.no_grad():
-        assert torch.equal(read(images(150, 150)), model(images(150, 150)))
+        assert torch.equal(read(images(96, 107)), model(images(96, 107)))
 
 
 # Change -> what the message names. test_checkpoints.py has the strides, the paddings and the eps.
@@ -218,14 +218,16 @@ def test_final_activations(kind: str, legacy: nn.Module, tmp_path: Path) -> None
     model = changed(legacy, change)
     with pytest.warns(UserWarning, match=f'ends in {name}'):
         read = xception_hub.from_checkpoint(saved(model, tmp_path))
-    x = images(150, 150)
+    x = images(96, 107)
     with torch.no_grad():
         assert torch.equal(APPLIED[name](read(x)), model(x))
     assert read.final_activation == name and name in ' '.join(read.pretrained_cfg['notes'])
-    directory = tmp_path / 'directory'
-    directory.mkdir()
-    write_model(directory, read, {}, {})
-    for predictor in (Predictor(read), Predictor(directory)):
+    predictors = [Predictor(read)]
+    if kind in ('sigmoid', 'tanh'):
+        (directory := tmp_path / 'directory').mkdir()
+        write_model(directory, read, {}, {})
+        predictors.append(Predictor(directory))
+    for predictor in predictors:
         if name in ('tanh', 'relu'):
             with pytest.raises(ModelError, match=name):
                 predictor.loaded  # noqa: B018
@@ -258,7 +260,7 @@ def test_folded(kind: str, legacy: nn.Module, tmp_path: Path) -> None:
     model = changed(legacy, FOLDED[kind])
     read = xception_hub.from_checkpoint(saved(model.state_dict(), tmp_path))
     with torch.no_grad():
-        assert torch.equal(read(images(150, 150)), model(images(150, 150)))
+        assert torch.equal(read(images(96, 107)), model(images(96, 107)))
 
 
 def test_not_folded(legacy: nn.Module, tmp_path: Path) -> None:
@@ -283,7 +285,7 @@ def test_biases(biased: Change, whole: bool, legacy: nn.Module, tmp_path: Path) 
     """A bias before a normalization is part of its mean, but for rounding; that of a depthwise convolution too."""
     model = changed(legacy, biased).double()
     read = xception_hub.from_checkpoint(saved(model if whole else model.state_dict(), tmp_path)).double()
-    x = images(150, 150).double()
+    x = images(96, 107).double()
     with torch.no_grad():
         assert (model(x) - legacy.double()(x)).abs().max() > 0.01
         torch.testing.assert_close(read(x), model(x), rtol=0, atol=1e-5)
