@@ -120,7 +120,7 @@ BOMBS = {
     'a text of 4 GB': b'\x80\x04\x8d' + struct.pack('<Q', 2**32) + b'x.',
     'bytes of an exabyte': b'\x80\x04\x8e' + struct.pack('<Q', 2**60) + b'x.',
     'a number of a billion digits': b'\x80\x02\x8b' + struct.pack('<i', 2**30) + b'x.',
-    'tuples in tuples as a key': b'\x80\x02}(' + b')' + b'\x85' * 200_000 + b'Ku.',
+    'tuples in tuples as a key': b'\x80\x02}(' + b')' + b'\x85' * 200_000 + b'K\1u.',
     'lists in lists': b'\x80\x02' + b']' * 100_000 + b'a' * 99_999 + b'.',
     'steps without end': b'\x80\x02' + b'N0' * 3_000_000 + b'N.',
     'a frame of an exabyte': b'\x80\x04\x95' + struct.pack('<Q', 2**60) + b'N.',
