@@ -260,7 +260,7 @@ KINDS = [
     Kind('read once, and saved', own),
     Kind('whole model, SiLU everywhere', changed(replaced(nn.ReLU, nn.SiLU))),
     Kind('whole model, softmax at its end: the logits', softmax),
-    Kind('whole model, InstanceNorm', changed(lambda model: setattr(model, 'bn3', nn.InstanceNorm2d(1536, 1e-5))),
+    Kind('whole model, InstanceNorm', changed(lambda net: setattr(net, 'bn3', nn.InstanceNorm2d(1536, affine=True))),
          refused='computes in a way that this network has no arguments for'),
     Kind('whole model, strides', changed(lambda model: setattr(model.conv1, 'stride', (1, 1))),
          refused='conv1: stride=(1, 1)'),
