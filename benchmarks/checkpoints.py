@@ -20,6 +20,7 @@ import timm
 import torch
 from cyclopts import App, Parameter
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,12 +41,14 @@ class Kind(NamedTuple):
         save: Writes it for a trained `legacy_xception`, to a path; returns what it computes, None for the network.
         arguments: Arguments of `from_checkpoint` beside the path.
         refused: Part of the message if the file is refused without these arguments, or in any case.
+        rounding: Largest difference where tensors are folded, which float32 rounds.
     """
 
     name: str
     save: Callable[[nn.Module, Path], Reference | None]
     arguments: Mapping[str, Any] = MappingProxyType({})
     refused: str = ''
+    rounding: float = 0.0
 
 
 def trained(seed: int = 0) -> nn.Module:
@@ -180,6 +183,42 @@ def own(model: nn.Module, path: Path) -> None:
     torch.save(xception_hub.from_checkpoint(path).state_dict(), path)
 
 
+def changed(change: Callable[[nn.Module], Any], whole: bool = True) -> Callable[[nn.Module, Path], Reference]:
+    """Saves a network in which something is another, as a whole or its state dict."""
+
+    def save(model: nn.Module, path: Path) -> Reference:
+        change(model)
+        torch.save(model if whole else model.state_dict(), path)
+        return model.double()
+
+    return save
+
+
+def replaced(old: type[nn.Module], new: Callable[[], nn.Module]) -> Callable[[nn.Module], None]:
+    def change(model: nn.Module) -> None:
+        for module in list(model.modules()):
+            module._modules.update({name: new() for name, part in module._modules.items() if isinstance(part, old)})
+
+    return change
+
+
+def biased(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.bias = nn.Parameter(torch.randn(module.out_channels) / 10)
+
+
+def parametrized(model: Any) -> None:
+    torch.nn.utils.parametrizations.weight_norm(model.conv1)
+    torch.nn.utils.parametrizations.spectral_norm(model.conv2)
+    prune.l1_unstructured(model.fc, 'weight', 0.5)
+
+
+def softmax(model: nn.Module, path: Path) -> Reference:
+    torch.save(nn.Sequential(model, nn.Softmax(1)), path)
+    return model.double()
+
+
 def torchscript(model: nn.Module, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -219,6 +258,17 @@ KINDS = [
     Kind('its encoder alone', lambda model, path: smp(model, path, 'encoder'), dict(stem_padding=1),
          'segmentation_models_pytorch pads'),
     Kind('read once, and saved', own),
+    Kind('whole model, SiLU everywhere', changed(replaced(nn.ReLU, nn.SiLU))),
+    Kind('whole model, softmax at its end: the logits', softmax),
+    Kind('whole model, InstanceNorm', changed(lambda net: setattr(net, 'bn3', nn.InstanceNorm2d(1536, affine=True))),
+         refused='computes in a way that this network has no arguments for'),
+    Kind('whole model, strides', changed(lambda model: setattr(model.conv1, 'stride', (1, 1))),
+         refused='conv1: stride=(1, 1)'),
+    Kind('convolutions with biases', changed(biased, whole=False), rounding=1e-5),
+    Kind('weight norm, spectral norm, pruning', changed(parametrized, whole=False), rounding=1e-4),
+    Kind('numpy arrays', state_dict(lambda state: {name: tensor.numpy() for name, tensor in state.items()})),
+    Kind('qint8', state_dict(lambda state: {**state, 'fc.weight': torch.quantize_per_tensor(
+        state['fc.weight'], 0.01, 0, torch.qint8)}), refused='only plain tensors are read'),
     Kind('TorchScript', torchscript, refused='TorchScript archive, whose program this project does not run'),
     Kind('unknown names, all shapes in order', renamed, refused='their names are not known'),
     Kind('timm `xception41`', other('xception41'), refused='an aligned Xception'),

@@ -17,7 +17,7 @@ from xception_hub.directory.write import write_model
 from xception_hub.errors import MAX_LINE, CheckpointError, KerasFileError, XceptionHubError, printable, printable_lines
 from xception_hub.inference import demo
 from xception_hub.inference.predictor import Predictor
-from xception_hub.training import predict
+from xception_hub.inference import predict
 from xception_hub.training.report import ENVIRONMENT
 
 HOSTILE = {

@@ -172,7 +172,7 @@ def test_outputs_that_are_no_classes(photos: Path, folder: Path, tmp_path: Path)
     (tmp_path / 'model' / 'config.json').write_text(json.dumps(dict(config, keras=dict(final_activation='relu'))))
     with pytest.raises(SystemExit) as ended:
         predict.main(str(photos), model=str(tmp_path / 'model'), device='cpu')
-    assert "are values: in Keras they end in 'relu'" in str(ended.value) and '--embed' in str(ended.value)
+    assert "are values: they end in 'relu'" in str(ended.value) and '--embed' in str(ended.value)
     output = tmp_path / 'rows.parquet'
     predict.main(str(photos), model=str(tmp_path / 'model'), output=output, embed=True, device='cpu')
     assert len(rows_of(output)) == 12

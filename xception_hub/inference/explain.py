@@ -40,9 +40,7 @@ def load(name: str, device: str, image_size: int | None) -> Predictor:
     model, config = open_model(name)
     activation = final_activation_of(config)
     if not model.num_classes or activation not in OF_CLASSES:
-        values = (
-            f'values: in Keras they end in {activation!r}' if model.num_classes else 'features, without a classifier'
-        )
+        values = f'values: they end in {activation!r}' if model.num_classes else 'features, without a classifier'
         raise ModelError(f'The outputs of {name} are {values}. A map explains a class: name a model that classifies.')
     multi_label = config.get('problem_type') == 'multi_label_classification'
     return Predictor(model.to(device), probabilities=True, multi_label=multi_label, image_size=image_size)

@@ -12,12 +12,12 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from ..errors import CheckpointError, DamagedCheckpointError, printable_lines
-from ..network import Xception
 from .arguments import model_name, network_arguments
 from .files import CheckpointFile, StateDict
 from .fingerprints import compare
-from .heads import FEATURES, KNOWN_LAYERS, Chain, find_head, take_head
+from .heads import FEATURES, Chain, find_head, take_head
 from .layouts import LAYOUTS, LEGACY_NUMERICS, Recognised, listed, recognise
+from .pickled_modules import settings_of
 from .sources import source_of
 
 __all__ = ['from_checkpoint']
@@ -57,7 +57,7 @@ def from_checkpoint(
     file = source_of(path).read()
     found = recognise(file.tensors, str(path), prefix)
     assumed: list[str] = []
-    backbone = _backbone_args(file, found, str(path), kwargs, assumed)
+    backbone, final = _backbone_args(file, found, str(path), kwargs, assumed)
     head, classes = _take_head(file, found, str(path), classifier, kwargs, assumed)
     if found.left_out:
         reasons = '; '.join(sorted(set(found.left_out.values())))
@@ -83,22 +83,36 @@ def from_checkpoint(
     model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE, 'notes': notes, **_preparation(file)}
     if classes != model_args.get('num_classes', classes):
         model.reset_classifier(classes)
+    elif final != 'linear':
+        model.final_activation = final
+        model.pretrained_cfg['notes'] += (f'the saved network ended in {final}; this one returns logits',)
+        warnings.warn(
+            f'{path}: the saved network ends in {final}, which is left out: this one returns the logits before it. '
+            f'model.final_activation names it.',
+            stacklevel=2,
+        )
     return model.eval()
 
 
 def _backbone_args(
     file: CheckpointFile, found: Recognised, source: str, given: Mapping[str, Any], assumed: list[str]
-) -> dict[str, Any]:
-    """Arguments of the backbone, from what the file records, from its modules, or from its layout."""
+) -> tuple[dict[str, Any], str]:
+    """Arguments of the backbone, from what the file records, from its modules, or from its layout.
+
+    Returns:
+        The arguments, and the activation that the file's modules apply to the logits: 'linear' for none.
+    """
     args = dict(in_chans=found.tensors['stem.conv1.weight'].shape[1])
     told = file.arguments_of(found.prefix)
+    if any(f'{found.prefix}{name}' in file.modules for name in LAYOUTS[found.layout]):
+        with_head = not (given.get('num_classes') == 0 or given.get('features_only') or found.decoder)
+        told = None if told is None else network_arguments(told, source)
+        read, final = settings_of(file.modules, found.prefix, found.layout, source, told, with_head)
+        return {**read, **args}, final
     if told is not None:
-        return {**network_arguments(told, source, given), **args}
-    modules = file.modules_under(found.prefix)
+        return {**network_arguments(told, source, given), **args}, 'linear'
     if found.layout == 'xception_hub':
         numerics: dict[str, Any] = KERAS_NUMERICS
-    elif modules:
-        return {**args, **_numerics_of(modules, found.layout, source)}
     else:
         numerics = {**LEGACY_NUMERICS, 'stem_padding': int(found.decoder)}
         if 'stem_padding' not in given and not found.decoder and may_be_padded(found):
@@ -109,7 +123,7 @@ def _backbone_args(
             )
     if numerics is KERAS_NUMERICS and (unsaid := [name for name in numerics if name not in given]):
         assumed.append('the numerics of Keras, ' + ', '.join(f'{name}={numerics[name]!r}' for name in unsaid))
-    return {**args, **numerics}
+    return {**args, **numerics}, 'linear'
 
 
 def may_be_padded(found: Recognised) -> bool:
@@ -118,51 +132,6 @@ def may_be_padded(found: Recognised) -> bool:
     if found.layout != 'legacy' or own_head or (found.heads and not found.prefix.endswith('encoder.')):
         return False
     return not compare(found.tensors).is_genuine  # Keras' own tensors were trained without padding
-
-
-def _numerics_of(modules: Mapping[str, Any], layout: str, source: str) -> dict[str, Any]:
-    """Numerics of a pickled network, from its modules.
-
-    Raises:
-        CheckpointError: A module computes in a way that this network has no argument for.
-    """
-    names = {ours: name for name, ours in LAYOUTS[layout].items()}
-    reference, odd = dict(Xception(device='meta').named_modules()), []
-    epsilons: list[Any] = []
-    paddings: list[Any] = []
-    for ours, name in names.items():
-        state = modules[name].state if name in modules else {}
-        expected: Any = reference[ours]
-        if 'eps' in state:
-            epsilons.append(state['eps'])
-        elif ours.startswith('stem.conv'):
-            paddings.append(_pair(state.get('padding')))
-        elif _pair(state.get('padding')) != expected.padding:
-            odd.append(f'{name}: padding={state.get("padding")}')
-        for key in ('stride', 'dilation', 'groups'):
-            if hasattr(expected, key) and _pair(state.get(key)) != _pair(getattr(expected, key)):
-                odd.append(f'{name}: {key}={state.get(key)}')
-    for name, module in modules.items():
-        if module.kind.endswith('.MaxPool2d'):
-            pool = dict(kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1), ceil_mode=False)
-            found = {key: module.state.get(key) for key in pool}
-            odd += [f'{name}: {key}={found[key]}' for key in pool if _pair(found[key]) != _pair(pool[key])]
-        activation = KNOWN_LAYERS.get(module.kind.rpartition('.')[2], {}).get('act', 'relu')
-        if re.search(r'(^|\.)(rep\.\d+|(relu|act)\d*|activ)$', name) and activation != 'relu':
-            odd.append(f'{name}: {activation}')
-    same_eps = all(isinstance(eps, float) and eps == epsilons[0] for eps in epsilons)
-    if odd or not same_eps or paddings not in ([(0, 0)] * 2, [(1, 1)] * 2):
-        odd += [f'eps of {epsilons[0]!r:.20}' + ' and others' * (not same_eps), f'padding of the stem {paddings!r:.40}']
-        raise CheckpointError(
-            f'{source} computes in a way that this network has no arguments for: {listed(odd)}. Use the program that '
-            f'saved it; torch.save(model.state_dict(), ...) there gives tensors that load with the numerics you pass.'
-        )
-    pooling = modules['global_pool'].state.get('pool_type', 'avg') if 'global_pool' in modules else 'avg'
-    return {**LEGACY_NUMERICS, 'bn_eps': epsilons[0], 'stem_padding': paddings[0][0], 'global_pool': pooling}
-
-
-def _pair(value: Any) -> Any:
-    return (value, value) if type(value) is int else value
 
 
 def _take_head(

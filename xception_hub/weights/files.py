@@ -1,6 +1,7 @@
 """Reads checkpoint files as data: every tensor by its path, and the network's arguments if the file records them."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +13,17 @@ from torch import Tensor
 
 from ..errors import CheckpointError, DamagedCheckpointError
 from ..file_kinds import TORCH, foreign
-from .pickles import Inert, Saved, is_module, read_pickle
+from .pickles import Inert, Saved, array_of, is_module, read_pickle
+from .plain_tensors import plain
 
 StateDict = dict[str, Tensor]
 
 MAX_DEPTH = 6  # levels of containers around a network
 MAX_NODES = 100_000  # tensors, containers and modules; a pickled Xception with its optimizer has about 1,500
+MAX_PATH = 1000  # characters of the path of a tensor
 MAX_HEADER = 10_000_000  # bytes of a safetensors header; an Xception's has 25,000
 ARGUMENTS = 'xception_hub'  # entry of a state dict's metadata, or of a safetensors header, with the network's arguments
+UNREAD = re.compile(r'^torch\._utils\._rebuild_|^torch\._tensor\._rebuild|multiarray\._reconstruct$')
 
 
 @dataclass
@@ -84,8 +88,9 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
                 _architecture(value),
                 modules={name: node for name, node in nodes.items() if is_module(node)},
             )
-        except (AttributeError, KeyError, TypeError) as e:
+        except (AttributeError, LookupError, TypeError) as e:
             raise DamagedCheckpointError(f'{path} is damaged: a module in it has lost its parts ({e}).') from e
+    found.tensors = plain(found.tensors, str(path))
     config = _config_beside(path)
     if config and '' not in found.arguments:
         found.architecture = config.get('architecture')
@@ -160,14 +165,36 @@ def _walk(value: Any, source: str) -> Iterator[tuple[str, Any]]:
             children = {name: child for kind in kinds for name, child in (node.state.get(kind) or {}).items()}
         elif isinstance(node, dict) and depth < MAX_DEPTH:
             children, depth = node, depth + 1
-        elif not isinstance(node, Tensor):
+        elif isinstance(node, Inert):
+            node = _array(node, path, source)
+        if len(path) > MAX_PATH:
+            break
+        if not (isinstance(node, Tensor) or is_module(node) or node is children):
             continue
         yield path, node
         named = [(f'{path}.{name}' if path else str(name), child, depth) for name, child in children.items()
                  if isinstance(name, (str, int))]  # fmt: skip
         stack += reversed(named)  # in the order of the file
-    raise CheckpointError(f'{source} has more than {MAX_NODES} tensors and containers, so it is no checkpoint of this '
-                          f'network. Save the network alone: torch.save(model.state_dict(), ...).')  # fmt: skip
+    raise CheckpointError(f'{source} has more or deeper tensors and containers than a checkpoint of this network. '
+                          f'Save the network alone: torch.save(model.state_dict(), ...).')  # fmt: skip
+
+
+def _array(value: Inert, path: str, source: str) -> Tensor | None:
+    """The values of numpy's array; None for what is no tensor.
+
+    Raises:
+        CheckpointError: It may be a weight, of a kind that is not read.
+    """
+    array = array_of(value)
+    is_weight = UNREAD.search(value.kind) and path.rpartition('.')[2] in ('weight', 'bias', 'running_mean')
+    if array is None and (is_weight or '.quantized.' in value.kind):
+        raise CheckpointError(
+            f'{source}: {path} is a {value.kind}, but only plain tensors are read. Where the file is trusted, its '
+            f'state dict becomes plain by torch.save({{name: tensor.dequantize() if tensor.is_quantized else '
+            f"tensor.to_dense() for name, tensor in STATE_DICT.items()}}, 'plain.pth'). A network that was quantized "
+            f'for its activations too computes something else with them.'
+        )
+    return array
 
 
 def _arguments(nodes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -13,6 +13,7 @@ from ..errors import CheckpointError, printable
 from ..network import Xception
 from ..topology import LEGACY_NAMES, MODULES
 from .files import StateDict
+from .plain_tensors import without_biases
 
 LEGACY_NUMERICS = dict(bn_eps=1e-5, pool_padding='symmetric')
 
@@ -161,6 +162,8 @@ def recognise(checkpoint: StateDict, source: str = 'the checkpoint', prefix: str
     ]
     if missing:
         raise CheckpointError(f'{source} is no checkpoint of this network. Layers that are missing: {listed(missing)}.')
+    if layout != 'xception_hub':  # which has no biases
+        found.tensors = without_biases(found.tensors)
     return found
 
 
