@@ -92,6 +92,16 @@ def test_chosen_maps() -> None:
         torch.testing.assert_close(found, maps, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('index', range(4))
+def test_pruned(index: int) -> None:
+    """It ends with the padded map that it gave before, and `forward_intermediates` with the same."""
+    model, x = timm.create_model(NAME, **TINY).eval(), images(67, 70)
+    expected = model.forward_intermediates(x, [index], intermediates_only=True)[0]
+    assert model.prune_intermediate_layers([index]) == [index]
+    output, maps = model.forward_intermediates(x, [index])
+    assert all(torch.equal(found, expected) for found in (model.forward_features(x), model(x), output, *maps))
+
+
 def test_positions() -> None:
     """The pixel that a position stands for, through residual connections alone and kernels of one tap."""
     model = pyramid()
