@@ -23,7 +23,8 @@ class XceptionPyramid(Xception):
     def prune_intermediate_layers(self, indices: int | list[int] = 1, *args: Any, **kwargs: Any) -> list[int]:
         taken = super().prune_intermediate_layers(indices, *args, **kwargs)
         if max(taken) < 4:
-            self.end_reduction = self.feature_info[max(taken)]['reduction']
+            reduction: Any = self.feature_info[max(taken)]['reduction']
+            self.end_reduction = reduction
         return taken
 
     def forward_features(self, x: Tensor) -> Tensor:  # [B, C, H, W]

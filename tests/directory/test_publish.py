@@ -365,6 +365,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: flo
     pytest.fail(f'No answer from {url}: {log.read_text()}')
 
 
+@pytest.mark.needs('olah')
 def test_through_a_mirror(mirror: str, reader: Path, model: nn.Module) -> None:
     """A server that others wrote serves the published files, and timm computes the same from them."""
     result = python('-c', LOGITS, f'hf-hub:{REPO}', {}, cwd=reader, HF_ENDPOINT=mirror)

@@ -25,9 +25,10 @@ from port_a_keras_model import Checkpoint
 
 from xception_hub.inference.predictor import Predictor
 
-pytest.importorskip('gradio')
+pytest.importorskip('gradio', reason="needs gradio: pip install -e '.[test-all]'")
 from xception_hub.inference.demo import app
 
+pytestmark = pytest.mark.needs('gradio')
 CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
 
 

@@ -249,12 +249,13 @@ def test_datasets(predictor: Predictor, files: list[Path], rows: list[dict[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.needs('ray')
 @pytest.mark.filterwarnings('ignore')  # Ray warns of its own settings
 def test_ray(folder: Path, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """On a cluster of this machine, by two workers."""
-    ray = pytest.importorskip('ray')
-    pandas = pytest.importorskip('pandas')
-    pytest.importorskip('ray.data')
+    import pandas
+    import ray.data
+
     monkeypatch.setenv('RAY_AUTH_MODE', 'disabled')
     ray.init(
         num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level='error',

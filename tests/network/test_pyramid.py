@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import segmentation_models_pytorch as smp
 import timm
 import torch
 from random_model import images, random_model
@@ -155,9 +154,12 @@ def test_weights_of_a_directory(tiny_weights: nn.Module, tmp_path: Path, monkeyp
 
 def segmentation(decoder: str) -> Any:
     """One with pretrained weights and two classes."""
+    import segmentation_models_pytorch as smp
+
     return getattr(smp, decoder)(f'tu-{NAME}', encoder_weights=True, classes=2, **TINY, **NARROW[decoder])
 
 
+@pytest.mark.needs('segmentation_models_pytorch')
 @pytest.mark.parametrize('decoder', NARROW)
 def test_decoders_learn(decoder: str, tiny_weights: Any) -> None:
     """With the weights that were named, and logits of the size of the images."""
@@ -179,9 +181,12 @@ def test_decoders_learn(decoder: str, tiny_weights: Any) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.needs('segmentation_models_pytorch')
 @pytest.mark.parametrize('decoder', ['UnetPlusPlus', 'FPN'])
 def test_decoders_on_a_padded_stem(decoder: str) -> None:
     """Its maps fit as they are, which those of the stem of Keras do not."""
+    import segmentation_models_pytorch as smp
+
     make = partial(getattr(smp, decoder), 'tu-xception_paper', encoder_weights=None, classes=2, **TINY)
     model, x = make(stem_padding=1).eval(), images(96, 64)
     network = timm.create_model('xception_paper', features_only=True, stem_padding=1, **TINY).eval()
@@ -194,6 +199,7 @@ def test_decoders_on_a_padded_stem(decoder: str) -> None:
         make().eval()(x)
 
 
+@pytest.mark.needs('segmentation_models_pytorch')
 def test_decoder_exported(tiny_weights: nn.Module) -> None:
     """One program for images of 32n pixels, of a decoder that joins the maps of all stages."""
     model = segmentation('FPN').eval()

@@ -701,6 +701,7 @@ def test_settings_can_be_fed_back(folder: Path, tmp_path: Path, log: Path) -> No
     assert 'epoks' in ended.text
 
 
+@pytest.mark.needs('tensorboard')
 def test_tracker(folder: Path, tmp_path: Path, log: Path) -> None:
     """TensorBoard's own reader finds the figures of each epoch."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

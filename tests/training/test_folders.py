@@ -139,6 +139,7 @@ def test_images_beside_the_splits_and_below_a_class(tmp_path: Path) -> None:
     assert any('count for their class' in note and "'a'" in note for note in data.notes)
 
 
+@pytest.mark.needs('pillow_heif')
 def test_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read by pillow-heif; without it the run stops, and names the package."""
     root = make(tmp_path / 'photos', 'cat/1.png\ndog/2.png')

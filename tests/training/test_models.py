@@ -411,16 +411,18 @@ def test_xception_is_saved(folder: Path) -> None:
     with pytest.raises(ModelError, match='takes images of 40 pixels at least, not 39'):
         build(f'local-dir:{folder}', 5, True, {}, 39)
 
-    transformers = pytest.importorskip('transformers')
+    transformers = pytest.importorskip('transformers', reason="needs transformers: pip install -e '.[test-all]'")
     classify = transformers.pipeline('image-classification', model=str(folder))
     found = {result['label']: result['score'] for result in classify(photo())}
     expected = logits(model, transforms.evaluation()(photo())[None]).softmax(1)[0].tolist()
     assert found == pytest.approx(dict(zip(NAMES, expected)), abs=1e-5)
 
 
+@pytest.mark.needs('transformers')
 def test_trained_again_by_transformers(folder: Path, tmp_path: Path) -> None:
     """For other classes: transformers and timm name the new ones."""
-    transformers = pytest.importorskip('transformers')
+    import transformers
+
     model = random_model(num_classes=5, min_img_size=40)
     save(folder, model, Transforms(model, 48).config, NAMES, False)
     new = dict(id2label={0: 'red', 1: 'green', 2: 'blue'}, label2id={'red': 0, 'green': 1, 'blue': 2})
@@ -435,10 +437,12 @@ def test_trained_again_by_transformers(folder: Path, tmp_path: Path) -> None:
     assert (of_timm.num_classes, of_timm.pretrained_cfg['label_names']) == (3, ['red', 'green', 'blue'])
 
 
+@pytest.mark.needs('transformers')
 @pytest.mark.parametrize('names', [[f'c{i}' for i in range(1000)], ImageNetInfo().label_names()])
 def test_as_many_classes_as_imagenet(names: list[str], folder: Path) -> None:
     """transformers takes a thousand classes for those of ImageNet only if they are."""
-    transformers = pytest.importorskip('transformers')
+    import transformers
+
     model = small(num_classes=1000)
     save(folder, model, Transforms(model, 64).config, names, False)
     found = transformers.AutoConfig.from_pretrained(folder).id2label
