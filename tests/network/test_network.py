@@ -99,8 +99,9 @@ def test_pooling_is_tensorflows(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize('output_stride', [16, 8])
 def test_dilated_network_is_the_strided_one(output_stride: int, size: tuple[int, int], pool_padding: str) -> None:
     """At the positions that the two share, every map is equal, whatever the parity of the sizes."""
-    strided = random_model(pool_padding=pool_padding).double()
-    dilated = random_model(pool_padding=pool_padding, output_stride=output_stride).double()
+    kwargs: dict[str, Any] = dict(pool_padding=pool_padding, width_multiplier=0.25)
+    strided = random_model(**kwargs).double()
+    dilated = random_model(**kwargs, output_stride=output_stride).double()
     dilated.load_state_dict(strided.state_dict())
     with torch.no_grad(), one_thread():
         maps = [m.forward_intermediates(images(*size).double(), intermediates_only=True) for m in (strided, dilated)]

@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,9 @@ import safetensors.torch
 import timm
 import torch
 import yaml
-from conftest import ROOT
 from datasets import Dataset
 from finetuning import SMALL, Running, finetune, run
+from forked import run_code
 from handwritten_digits import NAMES, handwritten_digits
 from hub_server import TOKEN, HubServer
 from kitchen_photos import PHOTOS, kitchen_photos
@@ -76,16 +73,8 @@ def test_probe_of_photos(
 ) -> None:
     """Nine photos teach the genuine frozen backbone what is on at least eight of the other nine."""
     arguments = (
-        '--recipe',
-        'probe',
-        '--dataset',
-        kitchen,
-        '--image-size',
-        150,
-        '--validation-share',
-        0.5,
-        '--feature-cache',
-        tmp_path / 'features',
+        f'--recipe probe --dataset {kitchen} --image-size 150 --validation-share 0.5',
+        f'--feature-cache {tmp_path / "features"}',
     )
     output = tmp_path / 'model'
     text = finetune(*arguments, '--output', output, log=log)
@@ -110,33 +99,15 @@ def test_code_of_the_report(hub: HubServer, kitchen: Path, tmp_path: Path, log: 
     """It runs as it stands there, and gives the figures that the report shows."""
     output = tmp_path / 'model'
     finetune(
-        '--recipe',
-        'probe',
-        '--dataset',
-        kitchen,
-        '--image-size',
-        96,
-        '--epochs',
-        30,
-        '--output',
-        output,
-        '--feature-cache',
-        tmp_path / 'features',
+        f'--recipe probe --dataset {kitchen} --image-size 96 --epochs 30 --output {output}',
+        f'--feature-cache {tmp_path / "features"}',
         log=log,
     )
     page = Page((output / 'report.html').read_text())
     code = usage(f'local-dir:{output}')
     assert code in page.text
     shutil.copy(kitchen / 'plate' / '0385.jpg', tmp_path / 'photo.jpg')
-    printed = subprocess.run(
-        [sys.executable, '-c', code],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        check=True,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-    ).stdout
-    assert printed.strip() == 'plate'
+    assert run_code(code, tmp_path, tmp_path / 'printed') == (0, 'plate\n')
     assert 'local-dir' in page.text and 'Confusion' in page.text
 
 
@@ -158,20 +129,8 @@ def test_transfer_keeps_statistics(
     """The guide's two phases: weights move in the second one, moving statistics don't by a bit."""
     output = tmp_path / 'model'
     finetune(
-        '--recipe',
-        'transfer',
-        '--dataset',
-        kitchen,
-        '--image-size',
-        71,
-        '--epochs',
-        1,
-        '--head-epochs',
-        20,
-        '--output',
-        output,
-        '--feature-cache',
-        tmp_path / 'features',
+        f'--recipe transfer --dataset {kitchen} --image-size 71 --epochs 1 --head-epochs 20',
+        f'--output {output} --feature-cache {tmp_path / "features"}',
         log=log,
     )
     tensors = read(output / 'checkpoints' / '01-000000001.safetensors').tensors['model']
@@ -188,94 +147,25 @@ def test_digits_reach(tmp_path: Path, log: Path) -> None:
     data = handwritten_digits(tmp_path / 'digits', per_class=60)
     finetune(
         *SMALL,
-        '--recipe',
-        'full',
-        '--dataset',
-        data,
-        '--epochs',
-        12,
-        '--warmup-epochs',
-        1,
-        '--batch-size',
-        16,
-        '--learning-rate',
-        3e-3,
-        '--layer-decay',
-        1.0,
-        '--flip',
-        0,
-        '--ema-decay',
-        0.98,
-        '--crop-scale',
-        0.7,
-        1.0,
-        '--output',
-        tmp_path / 'model',
+        f'--recipe full --dataset {data} --epochs 12 --warmup-epochs 1 --batch-size 16',
+        '--learning-rate 3e-3 --layer-decay 1.0 --flip 0 --ema-decay 0.98 --crop-scale 0.7 1.0',
+        f'--output {tmp_path / "model"}',
         log=log,
     )
     assert figures_of(tmp_path / 'model')['top1'] >= 0.85
 
 
 def test_two_processes_are_one(folder: Path, tmp_path: Path, log: Path) -> None:
-    """By `accelerate launch`: half the batch each, accumulated, a short last group: the same weights and figures."""
-    arguments = [
-        *map(
-            str,
-            (
-                *SMALL,
-                '--recipe',
-                'full',
-                '--dataset',
-                folder,
-                '--epochs',
-                2,
-                '--warmup-epochs',
-                0,
-                '--batch-norm',
-                'frozen',
-                '--mixup',
-                0,
-                '--drop-rate',
-                0,
-                '--drop-path-rate',
-                0,
-                '--optimizer',
-                'sgd',
-                '--learning-rate',
-                0.3,
-                '--layer-decay',
-                1,
-                '--random-erasing',
-                0.5,
-                '--output',
-            ),
-        )
-    ]
-    finetune(*arguments, tmp_path / 'one', '--batch-size', 20, '--accumulation', 1, log=log)
-    launcher = [
-        sys.executable,
-        '-m',
-        'accelerate.commands.launch',
-        '--multi_gpu',
-        '--num_processes',
-        '2',
-        '--num_machines',
-        '1',
-        '--mixed_precision',
-        'no',
-        '--dynamo_backend',
-        'no',
-        '--main_process_port',
-        '0',
-        ROOT / 'finetune.py',
-    ]
-    result = subprocess.run(
-        [*map(str, launcher), *arguments, str(tmp_path / 'two'), '--batch-size', '5', '--accumulation', '2'],
-        text=True,
-        capture_output=True,
-        env=dict(os.environ, ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1'),
+    """Half the batch each, accumulated, a short last group: the same weights and figures."""
+    arguments = (
+        *SMALL,
+        f'--recipe full --dataset {folder} --epochs 2 --warmup-epochs 0 --batch-norm frozen --mixup 0 --drop-rate 0',
+        '--drop-path-rate 0 --optimizer sgd --learning-rate 0.3 --layer-decay 1 --random-erasing 0.5 --output',
     )
-    assert result.returncode == 0, result.stderr
+    finetune(*arguments, tmp_path / 'one', '--batch-size 20 --accumulation 1', log=log)
+    text = finetune(
+        *arguments, tmp_path / 'two', '--batch-size 5 --accumulation 2', log=tmp_path / 'log 2', processes=2
+    )
     one, two = weights_of(tmp_path / 'one'), weights_of(tmp_path / 'two')
     moved = timm.create_model('test_resnet', num_classes=6).state_dict()
     assert max(float((one[name] - moved[name]).abs().max()) for name in one if 'weight' in name) > 1e-3
@@ -284,7 +174,7 @@ def test_two_processes_are_one(folder: Path, tmp_path: Path, log: Path) -> None:
     assert figures_of(tmp_path / 'one')['num_samples'] == figures_of(tmp_path / 'two')['num_samples'] == 12
     losses = [figures_of(tmp_path / name)['loss'] for name in ('one', 'two')]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert result.stdout.count('6 classes, 48 images for training, 12 for validation') == 1
+    assert text.count('6 classes, 48 images for training, 12 for validation') == 1
 
 
 def test_multi_label(folder: Path, tmp_path: Path, log: Path) -> None:
@@ -299,16 +189,8 @@ def test_multi_label(folder: Path, tmp_path: Path, log: Path) -> None:
     finetune(
         *SMALL,
         *FEW,
-        '--dataset',
-        table,
-        '--metric',
-        'mean_average_precision',
-        '--class-weights',
-        '--cutmix',
-        1,
-        '--balanced-sampling',
-        '--output',
-        tmp_path / 'model',
+        f'--dataset {table} --metric mean_average_precision --class-weights --cutmix 1',
+        f'--balanced-sampling --output {tmp_path / "model"}',
         log=log,
     )
     figures = figures_of(tmp_path / 'model')
@@ -398,20 +280,9 @@ def test_arguments_of_the_model(folder: Path, tmp_path: Path, log: Path) -> None
     }
     arguments = [part for name, value in given.items() for part in (f'--model-args.{name}', value)]
     finetune(
-        '--model',
-        'xception_paper_mid_elu',
-        '--no-pretrained',
-        '--image-size',
-        32,
+        '--model xception_paper_mid_elu --no-pretrained --image-size 32',
         *arguments,
-        '--recipe',
-        'paper-imagenet',
-        '--epochs',
-        1,
-        '--dataset',
-        folder,
-        '--output',
-        tmp_path / 'model',
+        f'--recipe paper-imagenet --epochs 1 --dataset {folder} --output {tmp_path / "model"}',
         log=log,
     )
     assert given.items() <= json.loads((tmp_path / 'model' / 'config.json').read_text())['model_args'].items()
@@ -484,10 +355,7 @@ def test_evaluation(folder: Path, tmp_path: Path, log: Path) -> None:
             '--eval-only',
             '--model',
             f'local-dir:{tmp_path / "model"}',
-            '--dataset',
-            table,
-            '--output',
-            output,
+            f'--dataset {table} --output {output}',
             log=tmp_path / f'log {processes}',
             processes=processes,
         )
@@ -510,10 +378,7 @@ def test_evaluation(folder: Path, tmp_path: Path, log: Path) -> None:
         '--eval-only',
         '--model',
         f'local-dir:{tmp_path / "model"}',
-        '--dataset',
-        table,
-        '--output',
-        tmp_path / 'other',
+        f'--dataset {table} --output {tmp_path / "other"}',
         log=tmp_path / 'bad log',
     )
     assert ended.status == 1
@@ -579,13 +444,7 @@ def test_bad_images(folder: Path, tmp_path: Path, log: Path) -> None:
     ended = run(
         *SMALL,
         *FEW,
-        '--dataset',
-        data,
-        '--no-scan',
-        '--output',
-        tmp_path / 'unscanned',
-        '--workers',
-        1,
+        f'--dataset {data} --no-scan --output {tmp_path / "unscanned"} --workers 1',
         log=tmp_path / 'unscanned log',
     )
     assert ended.status == 1
@@ -612,18 +471,8 @@ def test_divergence(folder: Path, tmp_path: Path, log: Path) -> None:
     ended = run(
         *SMALL,
         *TRAINING,
-        '--epochs',
-        30,
-        '--optimizer',
-        'sgd',
-        '--learning-rate',
-        1e20,
-        '--clip-grad',
-        1e30,
-        '--dataset',
-        folder,
-        '--output',
-        tmp_path / 'model',
+        f'--epochs 30 --optimizer sgd --learning-rate 1e20 --clip-grad 1e30 --dataset {folder}',
+        f'--output {tmp_path / "model"}',
         log=log,
     )
     assert ended.status == 1
@@ -715,21 +564,8 @@ def test_tracker(folder: Path, tmp_path: Path, log: Path) -> None:
 def test_push(hub: HubServer, folder: Path, tmp_path: Path, log: Path) -> None:
     """The Hub then has what the directory has: the model comes back by timm, with its class names."""
     arguments = (
-        '--recipe',
-        'probe',
-        '--no-pretrained',
-        '--dataset',
-        folder,
-        '--image-size',
-        71,
-        '--epochs',
-        2,
-        '--feature-cache',
-        tmp_path / 'features',
-        '--output',
-        tmp_path / 'model',
-        '--push',
-        'org/digits',
+        f'--recipe probe --no-pretrained --dataset {folder} --image-size 71 --epochs 2',
+        f'--feature-cache {tmp_path / "features"} --output {tmp_path / "model"} --push org/digits',
     )
     ended = run(*arguments, log=log)
     assert ended.status == 1
@@ -745,12 +581,7 @@ def test_push_of_another_network(hub: HubServer, folder: Path, tmp_path: Path, l
     finetune(
         *SMALL,
         *FEW,
-        '--dataset',
-        folder,
-        '--output',
-        tmp_path / 'model',
-        '--push',
-        'org/resnet',
+        f'--dataset {folder} --output {tmp_path / "model"} --push org/resnet',
         log=log,
         environment=dict(HF_TOKEN=TOKEN),
     )
@@ -789,20 +620,8 @@ def test_early_stopping(folder: Path, tmp_path: Path, log: Path) -> None:
     finetune(
         *SMALL,
         *TRAINING,
-        '--epochs',
-        30,
-        '--early-stopping',
-        2,
-        '--learning-rate',
-        1e-30,
-        '--batch-norm',
-        'frozen',
-        '--ema-decay',
-        0,
-        '--dataset',
-        folder,
-        '--output',
-        tmp_path / 'model',
+        '--epochs 30 --early-stopping 2 --learning-rate 1e-30 --batch-norm frozen --ema-decay 0',
+        f'--dataset {folder} --output {tmp_path / "model"}',
         log=log,
     )
     newest = Checkpoints(tmp_path / 'model' / 'checkpoints').newest()
