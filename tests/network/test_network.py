@@ -236,12 +236,12 @@ def test_act_layer(act_layer: Any, kind: type) -> None:
 def test_bad_argument(argument: dict[str, Any]) -> None:
     """The error names the argument and its value."""
     ((name, value),) = argument.items()
-    with pytest.raises(ValueError, match=re.escape(f'{name}={value!r} is not possible')):
+    with pytest.raises(ValueError, match=re.escape(f'{name}={value!r}')):
         on_meta(**argument)
 
 
 def test_head_layers_and_fc_widths() -> None:
-    with pytest.raises(ValueError, match='no fc_widths beside it'):
+    with pytest.raises(ValueError, match='fc_widths'):
         on_meta(fc_widths=(8,), head_layers=[{'fc': 8}])
 
 

@@ -191,7 +191,7 @@ def test_one_failure_is_enough(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         return network
 
     monkeypatch.setattr(checks, 'create', damaged)
-    with pytest.raises(SystemExit, match='1 of 14 checks fails: section 3: modules with a linear'):
+    with pytest.raises(SystemExit, match='1 of 14.*section 3'):
         command.app(['--no-speed'])
     assert capsys.readouterr().out.count('FAILS') == 1
 

@@ -92,10 +92,10 @@ def test_damaged_files(tmp_path: Path) -> None:
     write(file, {'model': {'weight': torch.randn(100)}}, dict(epoch=1))
     for kind, content in damage(file.read_bytes()).items():
         file.write_bytes(content)
-        with pytest.raises(ResumeError, match=rf'{file} is damaged, or not a checkpoint'):
+        with pytest.raises(ResumeError, match=str(file)):
             print(kind, read(file))
     for path in (tmp_path / 'none.safetensors', tmp_path):
-        with pytest.raises(ResumeError, match=rf'{path} is damaged, or not a checkpoint'):
+        with pytest.raises(ResumeError, match=str(path)):
             read(path)
 
 
@@ -195,13 +195,11 @@ def test_newest_passes_over_damaged_ones(tmp_path: Path) -> None:
         checkpoints.save(0, update, {'model': {'weight': torch.tensor(update)}}, dict(update=update))
     damaged = checkpoints.path(0, 2)
     damaged.write_bytes(damaged.read_bytes()[:50])
-    with pytest.warns(
-        UserWarning, match=rf'{damaged} is damaged, or not a checkpoint .* The checkpoint before it is used'
-    ):
+    with pytest.warns(UserWarning, match=f'{damaged}.*before it is used'):
         newest = checkpoints.newest()
     assert newest is not None and newest.state == dict(update=1)
     checkpoints.path(0, 1).write_bytes(b'')
-    with pytest.warns(UserWarning, match='The checkpoint before it is used'):
+    with pytest.warns(UserWarning, match='before it is used'):
         assert checkpoints.newest() is None
 
 
@@ -221,7 +219,7 @@ def test_restore(tmp_path: Path) -> None:
     restore(other, one.state_dict(), tmp_path / 'x')
     assert torch.equal(one.weight, other.weight)
     for tensors in (dict(weight=one.weight), dict(one.state_dict(), more=one.weight), nn.Linear(2, 3).state_dict()):
-        with pytest.raises(ResumeError, match=rf'{tmp_path}/x does not fit the model \(Error.* in loading'):
+        with pytest.raises(ResumeError, match=rf'{tmp_path}/x.*Error.* in loading'):
             restore(other, tensors, tmp_path / 'x')
 
 
@@ -357,7 +355,7 @@ def test_state_that_can_not_be_kept(value: Any, kind: str) -> None:
     of_parameter.state[parameter]['old'] = value
     of_group.param_groups[0]['old'] = torch.Generator()
     for optimizer, found in ((of_parameter, kind), (of_group, 'Generator')):
-        with pytest.raises(ResumeError, match=f'SGD keeps a {found} in its state, which a checkpoint cannot hold'):
+        with pytest.raises(ResumeError, match=f'SGD.*{found}'):
             pack_optimizer(optimizer)
 
 
@@ -372,5 +370,5 @@ def test_optimizers_that_can_not_be_kept() -> None:
         return loss
 
     optimizer.step(closure)
-    with pytest.raises(ResumeError, match='LBFGS keeps a list in its state'):
+    with pytest.raises(ResumeError, match='LBFGS.*list'):
         pack_optimizer(optimizer)
