@@ -1,6 +1,7 @@
 """Datasets in every form in which people keep them, and the ways in which they are broken."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -573,12 +574,9 @@ def test_classes_that_come_with_rarer_ones_only() -> None:
     labels = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1], [1, 0, 1]])
     assert len(stratified(labels, ['animal', 'cat', 'dog'], 0.5, 0)) == 2
     labels = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]])
-    with pytest.warns(UserWarning, match='single image') as found:
+    with pytest.warns(UserWarning, match='training only') as found:
         stratified(labels, ['animal', 'cat', 'dog', 'rock'], 0.5, 0)
-    assert [str(warning.message) for warning in found] == [
-        '2 classes have a single image, which is in training only: cat, dog.',
-        '1 classes are in training only, because they occur with rarer ones only: animal.',
-    ]
+    assert [re.findall('animal|cat|dog|rock', str(warning.message)) for warning in found] == [['cat', 'dog'], ['animal']]
 
 
 def test_class_of_one(folder: Path) -> None:
