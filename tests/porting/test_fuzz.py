@@ -32,7 +32,7 @@ from xception_hub.porting.port import port
 from xception_hub.porting.weights import WeightFile
 
 SEED = int(os.environ.get('FUZZ_SEED', 20161007))
-FAST, SLOW = 48, 1000  # cases of the fuzz, each of which follows from the seed and its number
+FAST, SLOW = 48, 500  # cases of the fuzz, each of which follows from the seed and its number
 LARGE = 1024  # elements from which on an array has one value throughout, which HDF5 doesn't store
 MOST_CHARACTERS = 2100  # of a message
 WEIGHTS = 'model.weights.h5'  # in an archive

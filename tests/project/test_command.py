@@ -84,7 +84,8 @@ def test_unknown_command(given: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('command', 'module', 'extra'), [('convert', 'h5py', 'keras'), ('finetune', 'datasets', 'finetune')]
+    ('command', 'module', 'extra'),
+    [('convert', 'h5py', 'keras'), pytest.param('finetune', 'datasets', 'finetune', marks=pytest.mark.slow)],
 )
 def test_missing_extra(command: str, module: str, extra: str, tmp_path: Path) -> None:
     """A command whose packages are not there says which `pip install` brings them."""

@@ -52,7 +52,8 @@ NEEDED = {  # what a block names -> the packages of the extra test-all that it n
 
 def marks_of(page: Path, code: str) -> list[pytest.MarkDecorator]:
     needs = [pytest.mark.needs(*modules) for name, modules in NEEDED.items() if name in code]
-    return [pytest.mark.slow] * (page.name in LONG) + needs
+    long = page.name in LONG or '--figures' in code  # all of the paper's: the README's block checks what is stated
+    return [pytest.mark.slow] * long + needs
 
 
 RUN_HERE = [

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from forked import run_code
 from hub_server import Fault, HubServer
 from PIL import Image
 from small_images import WORDS, digits, encoded, photo, save_digits
@@ -486,14 +485,15 @@ def test_classes_that_only_the_validation_split_has(feature: Any, tmp_path: Path
 # The same everywhere
 
 
-def test_the_same_in_another_process(folder: Path) -> None:
+def test_the_same_in_another_process(folder: Path, tmp_path: Path) -> None:
     """Every rank of a distributed training reads and splits the data by itself."""
     code = (
         'from xception_hub.training.data import load\n'
         f'data = load({str(folder)!r})\n'
         'print(data.digest(), data.with_validation(0.2, 3).validation.source_rows.tolist())'
     )
-    other = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, check=True).stdout
+    status, other = run_code(code, tmp_path, tmp_path / 'log')
+    assert status == 0, other
     data = load(str(folder))
     rows = data.with_validation(0.2, 3).validation.source_rows.tolist()
     assert other.splitlines()[-1] == f'{data.digest()} {rows}'

@@ -103,7 +103,7 @@ def test_killed_at_random_moments(recipe: Any, processes: int, workers: int, fol
     assert not list((tmp_path / 'killed').rglob('*.part'))
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_asked_to_stop(number: int, processes: int, folder: Path, tmp_path: Path) -> None:
     """Ctrl-C, and a batch system's signal: saved where it is, and said how to go on."""

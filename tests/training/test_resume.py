@@ -1,8 +1,6 @@
 """Checkpoints: every bit that was written, or what was there before; optimizers that go on as if nothing had been."""
 
 import math
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from forked import run_code
 from random_model import images
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
@@ -100,11 +99,11 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 
 FULL_DISK = """
-import resource, sys
+import resource
 from pathlib import Path
 import torch
 from xception_hub.training.resume import Checkpoints, ResumeError, read, write
-file, folder = Path(sys.argv[1]), Path(sys.argv[2])
+file, folder = Path('x.safetensors').absolute(), Path('run').absolute()
 write(file, {'model': {'weight': torch.ones(1000)}}, dict(epoch=1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 for attempt in (lambda: write(file, {'model': {'weight': torch.zeros(200_000)}}, dict(epoch=2)),
@@ -117,12 +116,12 @@ print(read(file).state, read(file).tensors['model']['weight'].sum().item())
 """
 
 
-def test_full_disk(tmp_path: Path) -> None:
+def test_full_disk(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """An error that says what to do; the old file is whole, and nothing half-written is left."""
-    file, folder = tmp_path / 'x.safetensors', tmp_path / 'run'
-    result = subprocess.run([sys.executable, '-c', FULL_DISK, file, folder], text=True, capture_output=True)
-    assert result.returncode == 0, result.stderr
-    first, second, old = result.stdout.splitlines()
+    file, folder, log = tmp_path / 'x.safetensors', tmp_path / 'run', tmp_path_factory.mktemp('log') / 'log'
+    status, text = run_code(FULL_DISK, tmp_path, log)
+    assert status == 0, text
+    first, second, old = text.splitlines()
     for line, path in ((first, file), (second, folder / '00-000000001.safetensors')):
         assert line.startswith(f'{path} (1 MB) could not be written: ')
         assert line.endswith('Files written before are unchanged: make room, and run the same command again.')

@@ -360,8 +360,7 @@ def test_large_jpegs_are_decoded_smaller() -> None:
     assert sizes == [(320, 214)]
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-@pytest.mark.parametrize('streamed', [False, True])
+@pytest.mark.parametrize(('workers', 'streamed'), [(0, False), (0, True), (2, True)])
 def test_bad_images_are_named(
     files: list[Path], workers: int, streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,7 @@ NEEDED = {  # of the extra test-all
 )
 def test_every_kind(kind: Kind, random_legacy: nn.Module, tmp_path: Path) -> None:
     """Exactly the function that was saved, or the reason why not; docs/old_checkpoints.md has the table."""
-    sizes = (299, 150) if kind is KINDS[0] else (224,)
+    sizes = (299, 150) if kind is KINDS[0] else (96,)
     assert difference(kind, random_legacy, tmp_path, sizes).startswith(
         '0' if kind.arguments or not kind.refused else 'refused'
     )
