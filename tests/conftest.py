@@ -1,5 +1,6 @@
 """The genuine weights, made available in the ways in which users meet them, and a hub on this machine."""
 
+import gc
 import importlib.util
 import os
 import subprocess
@@ -59,6 +60,12 @@ class Example(NamedTuple):
 def pytest_configure(config: pytest.Config) -> None:
     measure()
     config.option.timeout = patience(float(config.getini('timeout')))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures are made

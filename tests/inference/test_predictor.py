@@ -223,7 +223,7 @@ def anonymous() -> float:
 
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='only Linux tells a process its memory')
-@pytest.mark.parametrize('keep', [False, True])
+@pytest.mark.parametrize('keep', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_flat_memory(keep: bool, folder: Path) -> None:
     """A hundred times the images; what keeps something of each is found."""
     found = []

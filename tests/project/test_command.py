@@ -49,14 +49,6 @@ def test_help_and_version() -> None:
     assert re.fullmatch(r'\d+\.\d+\.\d+', call(main, '--version').stdout.strip())
 
 
-def test_import_is_light() -> None:
-    """Importing the package brings in nothing that timm does not, beside its own modules."""
-    code = 'import sys, timm; before = set(sys.modules); import xception_hub; print(*set(sys.modules) - before)'
-    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True, check=True)
-    roots = {name.partition('.')[0] for name in result.stdout.split()}
-    assert roots.isdisjoint({'cyclopts', 'rich', 'keras', 'h5py', 'conversion', 'accelerate', 'datasets'})
-
-
 def test_help_of_every_command() -> None:
     """Every command is listed, and each option has a sentence."""
     listed = call(main, '--help').stdout

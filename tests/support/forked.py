@@ -14,7 +14,7 @@ import huggingface_hub
 ROOT = Path(__file__).resolve().parents[2]
 OF_TESTS = [str(ROOT / folder) for folder in ('', 'examples', 'tests/support')]  # where they find modules
 CONTEXT: Any = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['finetune'])
+CONTEXT.set_forkserver_preload(['preloaded'])
 
 
 def write_into(log: Path, errors: Path | None = None) -> None:

@@ -298,6 +298,7 @@ def test_settings(arguments: Any, folder: Path, tmp_path: Path, log: Path) -> No
     assert 0 <= figures_of(tmp_path / 'model')['top1'] <= 1
 
 
+@pytest.mark.slow
 def test_fewer_training_images(folder: Path, tmp_path: Path, log: Path) -> None:
     """The validation split is the same as without the limit; the seed draws the rest."""
     rows = []
@@ -401,6 +402,7 @@ def test_evaluation_on_a_part_of_the_classes(folder: Path, tmp_path: Path, log: 
         assert said in report and report.count('alt="what spoke for') == min(24, len(right) - sum(right))
 
 
+@pytest.mark.slow
 def test_evaluation_of_imagenet(hub: HubServer, kitchen: Path, tmp_path: Path, log: Path) -> None:
     """The 1000 classes by their WordNet ids, in folders of which there are only some."""
     data = tmp_path / 'imagenet'
@@ -441,6 +443,7 @@ def test_bad_images(folder: Path, tmp_path: Path, log: Path) -> None:
     assert 'Traceback' not in ended.text
 
 
+@pytest.mark.slow
 def test_full_disk(folder: Path, tmp_path: Path, log: Path) -> None:
     """A clear error; what was written before is intact, and the same command goes on once there is room."""
     arguments = (*SMALL, *FEW, '--dataset', folder, '--checkpoint-minutes', 0, '--output')
@@ -547,7 +550,8 @@ def test_tracker(folder: Path, tmp_path: Path, log: Path) -> None:
 def test_push(hub: HubServer, folder: Path, tmp_path: Path, log: Path) -> None:
     """The Hub then has what the directory has: the model comes back by timm, with its class names."""
     arguments = (
-        f'--recipe probe --no-pretrained --dataset {folder} --image-size 71 --epochs 2',
+        '--recipe probe --no-pretrained --model-args.width_multiplier 0.1875 --model-args.min_img_size 32',
+        f'--image-size 32 --epochs 2 --dataset {folder}',
         f'--feature-cache {tmp_path / "features"} --output {tmp_path / "model"} --push org/digits',
     )
     ended = run(*arguments, log=log)
@@ -573,6 +577,7 @@ def test_push_of_another_network(hub: HubServer, folder: Path, tmp_path: Path, l
     assert all(tensor.equal(model.state_dict()[name]) for name, tensor in weights_of(tmp_path / 'model').items())
 
 
+@pytest.mark.slow
 def test_going_on(folder: Path, tmp_path: Path, log: Path) -> None:
     """More epochs, new photos, a new class: a finished run is not touched, and the command that it names works."""
     data, model = tmp_path / 'digits', tmp_path / 'model'
