@@ -16,10 +16,10 @@ from small_images import photo
 
 import xception_hub
 from xception_hub import images
+from xception_hub.data.dataset import Split
+from xception_hub.data.items import Item, image_of
 from xception_hub.errors import ImageError
 from xception_hub.images import open_image
-from xception_hub.training.data import Split
-from xception_hub.training.samples import Item, image_of
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:

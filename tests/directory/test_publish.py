@@ -29,9 +29,9 @@ from PIL import Image
 from port_a_keras_model import CLASS_NAMES, Checkpoint
 from torch import Tensor, nn
 
-from conversion.publish import app
 from xception_hub.directory.card import render
-from xception_hub.directory.publish import make_upload, publish, send
+from xception_hub.directory.publish import app
+from xception_hub.directory.upload import make_upload, publish, send
 from xception_hub.errors import PublishError
 
 # huggingface_hub's own use of its HTTP library, where Xet is disabled
@@ -176,14 +176,13 @@ def test_published(published: str, hub: HubServer, converted: Path) -> None:
     )
 
 
-def test_once_more(published: str, repo: str, hub: HubServer, directory: Path) -> None:
-    """The same content is not sent again, and needs no token."""
+def test_once_more(published: str, repo: str, token: None, hub: HubServer, directory: Path) -> None:
+    """The same content is not sent again."""
     card = render(directory, repo)
     (hub.root / repo / 'README.md').write_text(card)
     output = command(directory, repo)
     assert 'Nothing to do' in output and 'hf-hub:' in output
     assert not [path for path in sent(hub) if 'commit' in path or 'storage' in path]
-    assert command(directory, repo, '--dry-run').count('  unchanged\n') == 4
 
 
 def test_change(repo: str, token: None, hub: HubServer, directory: Path) -> None:
@@ -193,8 +192,6 @@ def test_change(repo: str, token: None, hub: HubServer, directory: Path) -> None
     (directory / 'config.json').write_text(json.dumps(config))
     (directory / 'optimizer.pth').write_bytes(b'')
     options = ('--license', 'other', '--message', 'Cups are mugs')
-    output = command(directory, repo, *options, '--dry-run')
-    assert [line.split()[-1] for line in output.splitlines()[1:5]] == ['unchanged', 'changed', 'changed', 'unchanged']
     output = command(directory, repo, *options)
     assert 'Not published: optimizer.pth\nIn the repository, and left as it is: .gitattributes\n' in output
     assert [path for path in sent(hub) if 'commit' in path] == [f'/api/models/{repo}/commit/main']
@@ -216,7 +213,7 @@ def test_dry_run(hub: HubServer, converted: Path) -> None:
     """Shows the files and the card, asks the hub without a token, and changes nothing."""
     output = command(converted, 'org/dry', '--dry-run')
     assert output.startswith(f'{hub.url}/org/dry, branch main: does not exist')
-    assert re.search(r'model\.safetensors +84\.3 MB  new', output)
+    assert re.search(r'model\.safetensors +84\.3 MB\n', output)
     assert f'README.md:\n\n{render(converted, "org/dry")}' in output and output.endswith('nothing was sent.\n')
     assert sent(hub) == [] and not (hub.root / 'org/dry').exists()
 
@@ -225,7 +222,6 @@ def test_dry_run_without_a_hub(hub: HubServer, converted: Path) -> None:
     hub.faults[''] = Fault.CLOSED
     output = command(converted, 'org/dry', '--dry-run')
     assert 'the Hub could not be asked. org/dry: RemoteProtocolError' in output
-    assert output.count('  unknown\n') == 4
 
 
 def test_branch(repo: str, token: None, hub: HubServer, converted: Path) -> None:

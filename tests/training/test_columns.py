@@ -7,8 +7,8 @@ import datasets
 import pytest
 from PIL import Image
 
+from xception_hub.data.dataset import Data, load
 from xception_hub.errors import DataError
-from xception_hub.training.data import Data, load
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ from hub_server import Fault, HubServer
 from PIL import Image
 from small_images import WORDS, digits, encoded, photo, save_digits
 
+from xception_hub.data.dataset import Data, Split, content, load
+from xception_hub.data.stratified import stratified
 from xception_hub.errors import DataError, ImageError
-from xception_hub.training.data import Data, Split, content, load
-from xception_hub.training.stratified import stratified
 
 TABLES = ('csv', 'tsv', 'json', 'jsonl', 'parquet')
 PICTURES = datasets.Features(picture=datasets.Image(), digit=datasets.ClassLabel(names=list(WORDS)))
@@ -488,7 +488,7 @@ def test_classes_that_only_the_validation_split_has(feature: Any, tmp_path: Path
 def test_the_same_in_another_process(folder: Path, tmp_path: Path) -> None:
     """Every rank of a distributed training reads and splits the data by itself."""
     code = (
-        'from xception_hub.training.data import load\n'
+        'from xception_hub.data.dataset import load\n'
         f'data = load({str(folder)!r})\n'
         'print(data.digest(), data.with_validation(0.2, 3).validation.source_rows.tolist())'
     )

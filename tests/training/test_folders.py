@@ -16,11 +16,11 @@ from small_images import photo
 
 import finetune
 from xception_hub import images
+from xception_hub.data.dataset import Data
+from xception_hub.data.folders import read_folder, understand
+from xception_hub.data.split_names import split_of
 from xception_hub.errors import DataError
-from xception_hub.training.data import Data
-from xception_hub.training.folders import read_folder, understand
-from xception_hub.training.manifest import _load, class_counts
-from xception_hub.training.split_names import split_of
+from xception_hub.training.run_data import _load, class_counts
 
 PAGE = (ROOT / 'docs' / 'folders.md').read_text()
 TRAINED = (*SMALL, '--recipe', 'probe', '--epochs', '1', '--validation-share', '0.5')
@@ -148,7 +148,7 @@ def test_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = read(root)
     assert described(data) == 'the classes cat, dog; 2 in train'
     assert images.open_image(root / 'dog' / '2.heic').size == (64, 64)
-    monkeypatch.setattr('xception_hub.training.folders.IMAGE_SUFFIXES', images.IMAGE_SUFFIXES - {'.heic'})
+    monkeypatch.setattr('xception_hub.data.folders.IMAGE_SUFFIXES', images.IMAGE_SUFFIXES - {'.heic'})
     with pytest.raises(DataError, match=r'dog.*1 \.heic.*pip install pillow-heif'):
         read(root)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from xception_hub.data.image_paths import locate
 from xception_hub.errors import DataError
-from xception_hub.training.image_paths import locate
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from random_model import images
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from xception_hub.data.dataset import Data, Split
 from xception_hub.errors import ModelError
-from xception_hub.training.data import Data, Split
-from xception_hub.training.labels import Selected, on_all_outputs, outputs_of
+from xception_hub.models.matching import Selected, on_all_outputs, outputs_of
 
 IDS = ImageNetInfo().label_names()
 DESCRIPTIONS = list(ImageNetInfo().label_descriptions(as_dict=True).values())

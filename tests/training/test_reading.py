@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xception_hub.data.dataset import Data, load
 from xception_hub.errors import DataError, ImageError
 from xception_hub.images import open_image
-from xception_hub.training.data import Data, load
 
 POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n'
 CARD = """---

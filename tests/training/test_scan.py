@@ -12,10 +12,10 @@ from PIL import Image
 from small_images import encoded, photo, save_pieces, split_of
 
 from xception_hub import images
+from xception_hub.data.dataset import Split, load
+from xception_hub.data.items import Item, image_of
+from xception_hub.data.scan import BadImage, Scan, digests, scan
 from xception_hub.errors import ImageError
-from xception_hub.training.data import Split, load
-from xception_hub.training.samples import Item, image_of
-from xception_hub.training.scan import BadImage, Scan, digests, scan
 
 GOOD = (0, 2, 5, 8)  # indices among the bad ones
 

@@ -21,8 +21,8 @@ from PIL import Image
 
 from ..errors import ImageError, ModelError, SettingsError, XceptionHubError
 from ..images import open_image
+from ..models.build import open_model
 from .attribution import explain, in_unit_range
-from .models import open_model
 from .overlay import overlay, seen
 from .predictor import EAGER, Predictor
 

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError
 from ..images import open_image
-from .data import Split, content
-from .samples import Item, cell_of, in_order
+from .dataset import Split, content
+from .items import Item, cell_of, in_order
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from ..inference.models import TimmModel, Transforms
-from .data import Data
-from .machine import Machine
-from .manifest import Manifest
+from ..data.dataset import Data
+from ..models.build import TimmModel, Transforms
+from .batches import Images
 from .objective import Objective
-from .runs import Run
-from .samples import Images
+from .processes import Machine
+from .run_data import Manifest
+from .run_directory import Run
 from .settings import Settings
 
 

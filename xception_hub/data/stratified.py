@@ -24,9 +24,8 @@ def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], s
     """Positions of a validation split with about the same share of each class.
 
     Args:
-        labels: Labels of all images: [N] class numbers, of which each with two images or more is in both parts; or [N,
-            C] of 0
-            and 1, of which the rarest class of each image counts.
+        labels: Labels of all images: [N] class numbers, or [N, C] of 0 and 1. A class number with two images or more is
+            in both parts. An image with several classes is counted under the rarest of them.
         class_names: For the warning about classes that are missing in one of the parts.
         share: Share of the images, in (0, 1).
         seed: Seed; it decides the rows on any machine and in any process.

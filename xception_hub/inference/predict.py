@@ -20,15 +20,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..allocator import keep_freed_memory
+from ..data.dataset import Split, files_of, unlabelled
+from ..data.folders import read_folder
+from ..data.items import Item, cell_of, image_of
+from ..data.reading import is_saved
+from ..data.tables import TABLES
 from ..errors import DataError, ImageError, SettingsError, XceptionHubError
-from ..inference import tables
-from ..inference.predictor import EAGER, Predictor, digest
-from ..inference.shards import Shards
-from .data import Split, files_of, unlabelled
-from .folders import read_folder
-from .reading import is_saved
-from .samples import Item, cell_of, image_of
-from .tables import TABLES
+from . import prediction_tables
+from .predictor import EAGER, Predictor, digest
+from .shards import Shards
 
 app = App(help=__doc__, version_flags=[])
 
@@ -185,11 +185,11 @@ def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int
         SettingsError: It can be nothing that is asked for.
     """
     suffix = output.suffix if output else ''
-    in_parts = bool(output and suffix not in tables.SUFFIXES and (not suffix or output.is_dir()))
-    if output and not in_parts and suffix not in tables.SUFFIXES:
+    in_parts = bool(output and suffix not in prediction_tables.SUFFIXES and (not suffix or output.is_dir()))
+    if output and not in_parts and suffix not in prediction_tables.SUFFIXES:
         raise SettingsError(
-            f'{output} ends in {suffix!r}; a table ends in one of {", ".join(tables.SUFFIXES)}, and a directory for a '
-            f'table in parts in none.'
+            f'{output} ends in {suffix!r}; a table ends in one of {", ".join(prediction_tables.SUFFIXES)}, and a '
+            f'directory for a table in parts in none.'
         )
     if json_ and output:
         raise SettingsError(f'--json prints what --output {output} would hold: leave out one of them.')
@@ -227,12 +227,12 @@ class _Run:
 
         def show(row: Mapping[str, Any]) -> None:
             if as_json:
-                tqdm.write(tables.json_line(row, columns), file=sys.stdout)
+                tqdm.write(prediction_tables.json_line(row, columns), file=sys.stdout)
             elif not row['error']:
                 share = f'{row["probability"]:.3f}' if 'probability' in row else ''
                 tqdm.write(f'{row["file"]}\t{row["label"]}\t{share}'.rstrip(), file=sys.stdout)
 
-        with tables.table(output, columns) if output else nullcontext(show) as write:
+        with prediction_tables.table(output, columns) if output else nullcontext(show) as write:
             for row in tqdm(self.rows(range(self.total)), total=self.total, unit='img', disable=None):
                 write(row)
         self.tell(f'. Written: {output}' if output else '')

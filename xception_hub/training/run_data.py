@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ..data import dataset
+from ..data.dataset import Data
+from ..data.scan import scan
 from ..errors import DataError, SettingsError
-from . import data as datasets_of_images
-from .data import Data
-from .machine import Machine
+from .batches import check_balanced
 from .metrics import figure_names
-from .runs import Run
-from .scan import scan
+from .processes import Machine
+from .run_directory import Run
 from .settings import Augmentation, Settings
 
 SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
@@ -86,7 +87,7 @@ def check_finished(settings: Settings, run: Run, machine: Machine) -> None:
 
 def _load(settings: Settings) -> Data:
     s = settings.data
-    return datasets_of_images.load(
+    return dataset.load(
         s.dataset,
         s.dataset_config,
         image_column=s.image_column,
@@ -158,7 +159,7 @@ def read_importance(file: Path, data: Data) -> list[float]:
 
 
 def _check(settings: Settings, data: Data) -> None:
-    """Raises a SettingsError for settings that do not go together, before any time is spent."""
+    """Raises an error for settings that do not go together, before any time is spent."""
     s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
     output = settings.output
     if output.restrict_classes and not output.eval_only:
@@ -172,8 +173,7 @@ def _check(settings: Settings, data: Data) -> None:
             'The recipe probe computes the features of each image once, so that nothing can be augmented. Choose the '
             'recipe transfer or full.'
         )
-    if s.balanced_sampling and settings.data.streaming:
-        raise SettingsError('--balanced-sampling cannot choose images of a stream. Use --class-weights instead.')
+    check_balanced(s.balanced_sampling, settings.data.streaming)
 
 
 def _scan_all(

@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,28 +21,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import DataError, ImageError
-from ..images import open_image
-from .data import Cell, Split, content
+from ..data.dataset import Split
+from ..data.items import Item, image_of, in_order
+from ..errors import DataError
 
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
-
-
-@dataclass(frozen=True)
-class Item:
-    """What a sampler asks a dataset for.
-
-    Attributes:
-        index: Number of the image in the split.
-        epoch: For the augmentation, which differs from epoch to epoch.
-        weight: 1, or 0 for a padding image that fills an idle rank.
-        cell: The image file, of a stream, which can't be asked for an index.
-    """
-
-    index: int
-    epoch: int = 0
-    weight: float = 1.0
-    cell: Cell | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +134,15 @@ class Batching:
             yield batch or [replace(group[0], weight=0.0)]
 
 
+def check_balanced(balanced: bool, streamed: bool) -> None:
+    """Raises a DataError if a stream is to be balanced."""
+    if balanced and streamed:
+        raise DataError(
+            'Balanced sampling takes images in any order, which a stream does not give. Leave out '
+            '--balanced-sampling, for which --class-weights may stand, or --streaming.'
+        )
+
+
 @dataclass
 class TrainingBatches:
     """This process' batches of an epoch, as a batch sampler.
@@ -176,11 +167,7 @@ class TrainingBatches:
     first_update: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if self.balanced and self.split.streamed:
-            raise DataError(
-                'Balanced sampling takes images in any order, which a stream does not give. Leave out '
-                '--balanced-sampling, for which --class-weights may stand, or --streaming.'
-            )
+        check_balanced(self.balanced, self.split.streamed)
 
     def __len__(self) -> int:
         return sum(self.batching.steps(update) for update in range(self.first_update, self.batching.updates))
@@ -252,13 +239,6 @@ class InOrder:
             yield batch
 
 
-def in_order(split: Split) -> Iterator[Item]:
-    """All images of a split; only those of a stream come with their files."""
-    if split.streamed:
-        return (Item(index, cell=cell) for index, cell in split.cells())
-    return (Item(index) for index in range(len(split)))
-
-
 class Images(Dataset):
     """Images of a split, decoded and transformed.
 
@@ -287,22 +267,6 @@ class Images(Dataset):
         inputs = self.transform(image)
         label = torch.as_tensor(self.split.labels[item.index])
         return inputs, label, item.index, item.weight, time.perf_counter() - start
-
-
-def cell_of(split: Split, item: Item) -> Cell:
-    """The image file that an item stands for."""
-    return split.cell(item.index) if item.cell is None else item.cell
-
-
-def image_of(split: Split, item: Item, min_side: int | None = None) -> Image.Image:
-    """Decodes an image of a split; an ImageError names it."""
-    cell = cell_of(split, item)
-    try:
-        path = cell.get('path') or '://'
-        local = cell.get('bytes') is None and '://' not in path
-        return open_image(Path(path) if local else content(cell), min_side, split.grey_maximum)
-    except ImageError as e:
-        raise ImageError(f'{split.cell_name(item.index, cell)}: {e}') from e
 
 
 def _collate(samples: list[tuple[Tensor, Tensor, int, float, float]]) -> Batch:
