@@ -1,5 +1,6 @@
 """Processes that are forked from one that has imported everything already: an import of PyTorch alone takes seconds."""
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -14,11 +15,12 @@ import huggingface_hub
 ROOT = Path(__file__).resolve().parents[2]
 OF_TESTS = [str(ROOT / folder) for folder in ('', 'examples', 'tests/support')]  # where they find modules
 CONTEXT: Any = multiprocessing.get_context('forkserver')
-CONTEXT.set_forkserver_preload(['preloaded'])
+CONTEXT.set_forkserver_preload(['finetune'])
 
 
 def write_into(log: Path, errors: Path | None = None) -> None:
     """Lets this process print into a file; its errors into another one, if there is one for them."""
+    gc.freeze()  # what was imported before the fork stays: a collection need not look at it
     for number, path in ((1, log), (2, errors or log)):
         with open(path, 'a') as file:
             os.dup2(file.fileno(), number)
