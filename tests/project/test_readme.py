@@ -151,7 +151,11 @@ def test_block(language: str, code: str, folder: Path) -> None:
         assert output.strip() == 'torch.Size([1, 17000])'
 
 
-@pytest.mark.parametrize('command', INLINE)
+@pytest.mark.parametrize(
+    'command',
+    [pytest.param(code, marks=[pytest.mark.needs('gradio')] * code.startswith('demo ')) for code in INLINE],
+    ids=str,
+)
 def test_inline_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its words are the tool's; `run` runs what they name."""
     monkeypatch.chdir(tmp_path)
