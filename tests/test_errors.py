@@ -15,9 +15,8 @@ from xception_hub import cli
 from xception_hub.directory.card import render
 from xception_hub.directory.write import write_model
 from xception_hub.errors import MAX_LINE, CheckpointError, KerasFileError, XceptionHubError, printable, printable_lines
-from xception_hub.inference import demo
+from xception_hub.inference import demo, predict
 from xception_hub.inference.predictor import Predictor
-from xception_hub.inference import predict
 from xception_hub.training.report import ENVIRONMENT
 
 HOSTILE = {

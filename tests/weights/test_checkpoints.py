@@ -53,13 +53,26 @@ def random_legacy() -> nn.Module:
     return trained()
 
 
+NEEDED = {  # of the extra test-all
+    'pytorchcv': ['pytorchcv'],
+    'segmentation_models_pytorch: the features': ['segmentation_models_pytorch'],
+    'its encoder alone': ['segmentation_models_pytorch'],
+}
+
+
 @pytest.mark.filterwarnings(
     'ignore:.*left out', 'ignore:.*Assumed', 'ignore:.*torch.jit', 'ignore:.*quantized', 'ignore:.*ends in'
 )
-@pytest.mark.parametrize('kind', KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    'kind',
+    [
+        pytest.param(kind, id=kind.name, marks=[pytest.mark.needs(name) for name in NEEDED.get(kind.name, [])])
+        for kind in KINDS
+    ],
+)
 def test_every_kind(kind: Kind, random_legacy: nn.Module, tmp_path: Path) -> None:
     """Exactly the function that was saved, or the reason why not; docs/old_checkpoints.md has the table."""
-    sizes = (299, 150) if kind is KINDS[0] else (224,)
+    sizes = (299, 150) if kind is KINDS[0] else (96,)
     found = difference(kind, random_legacy, tmp_path, sizes)
     if kind.arguments or not kind.refused:
         assert float(found.partition(';')[0]) <= kind.rounding
@@ -456,6 +469,7 @@ def test_modules_with_other_numerics(random_legacy: nn.Module, tmp_path: Path) -
         assert torch.equal(read.double()(x), model.double()(x))
 
 
+@pytest.mark.needs('segmentation_models_pytorch')
 def test_a_named_source_of_smp(random_legacy: nn.Module, tmp_path: Path) -> None:
     """create_model, too, wants the padding, and the arguments that its error names are the right ones."""
     reference = smp(random_legacy, tmp_path / 'smp.pth')
