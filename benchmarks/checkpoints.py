@@ -214,7 +214,7 @@ KINDS = [
          dict(classifier='fc'), "2 classifiers: 'fc', 'old'"),
     Kind('pytorchcv', pytorchcv),
     Kind('cnn_finetune', cnn_finetune),
-    Kind('fastai: the features', fastai, NO_HEAD, 'no place for'),
+    Kind('fastai: the features', fastai, NO_HEAD, 'of two poolings'),
     Kind('segmentation_models_pytorch: the features', smp),
     Kind('its encoder alone', lambda model, path: smp(model, path, 'encoder'), dict(stem_padding=1),
          'segmentation_models_pytorch pads'),

@@ -26,11 +26,11 @@ from timm.models._hub import check_cached_file, download_cached_file, get_cache_
 from torch import nn
 
 from ..errors import CheckpointError, DamagedCheckpointError, WeightsError
-from .checkpoints import HIDDEN, check_against, may_be_padded
+from .checkpoints import HIDDEN, check_against, head_layers_of, may_be_padded
 from .files import ARGUMENTS, CheckpointFile, StateDict, read_checkpoint
 from .fingerprints import Verification, compare, restore_variances
-from .heads import find_head, take_head
-from .layouts import LEGACY_NUMERICS, recognise
+from .heads import drop_heads, find_head, take_head
+from .layouts import LEGACY_NUMERICS, Recognised, recognise
 from .verified import compare_once
 
 REPO_VARIABLE = 'XCEPTION_HUB_REPO'
@@ -442,16 +442,22 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
         _check_config(config, wanted)
     classifier = wanted.has_classifier(config)
     file = source.read(wanted.cache_dir)
-    found = recognise(file.tensors, str(source))
+    found = recognise(file.tensors, str(source), roots=file.roots)
     unsure = not source.genuine and not found.decoder and may_be_padded(found)
     dropped = _hidden_layers(config) if not (classifier or any(map(wanted.model_args.get, HIDDEN))) else {}
     if dropped and not (wanted.features_only or wanted.new_head):
         classes: Any = wanted.model.num_classes
         _warn_of_lost_layers(dropped, classes, config['num_classes'])
     if dropped or wanted.features_only or wanted.new_head:
-        found.drop_heads('')
-    elif chain := find_head(found, str(source)):
-        take_head(found, chain, str(source), wanted.model_args.get('head_layers', ()), file.modules, [])
+        drop_heads(found, '')
+    else:
+        classifier = _take_head(file, found, source, wanted) or classifier
+    if not (classifier or source.genuine) and wanted.model.num_classes and 'head.fc.weight' in found.tensors:
+        warnings.warn(
+            f'{source} has a classifier of {len(found.tensors["head.fc.weight"])} classes, which is left out: the new '
+            f'one of {wanted.model.num_classes} starts at random.',
+            stacklevel=2,
+        )
     if told := file.arguments_of(found.prefix):
         _check_config(dict(model_args=told), wanted, 'Its metadata')
     tensors = found.tensors
@@ -487,6 +493,26 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
         tensors, wanted.model.state_dict(), str(source), optional=() if classifier else ('head.',), verified=verified
     )
     return tensors
+
+
+def _take_head(file: CheckpointFile, found: Recognised, source: Source, wanted: _Wanted) -> bool:
+    """Puts the head of the file into `found`, if the model has one. Returns whether it is the model's."""
+    args, classes = wanted.model_args, wanted.model.num_classes
+    pool, layers = args.get('global_pool', 'avg'), args.get('head_layers', ())
+    expected = {name: tensor.shape for name, tensor in wanted.model.state_dict().items() if name.startswith('head.')}
+    if not expected:
+        drop_heads(found, '')
+        return False
+    chain = find_head(found, str(source), None, layers, pool)
+    if chain and chain.is_hidden and args.get('fc_widths'):
+        layers = head_layers_of(args)
+        chain = find_head(found, str(source), None, layers, pool)
+    if chain and (chain.num_classes == classes or layers or not chain.is_hidden):
+        assumed: list[str] = []
+        take_head(found, chain, str(source), layers, file.modules, assumed)
+        if assumed:
+            warnings.warn(f'{source} does not say everything. Assumed: {"; ".join(assumed)}.', stacklevel=2)
+    return expected == {name: tensor.shape for name, tensor in found.tensors.items() if name.startswith('head.')}
 
 
 def _check_variant(model_args: dict[str, Any]) -> None:
