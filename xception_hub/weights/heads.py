@@ -357,8 +357,9 @@ def _assigned(
             f'{source}: {head.name} has other layers than head_layers={[dict(layer) for layer in head_layers]}: rather '
             f'{_described(head.layers[:-1])}, of which only fc and bn are in the file.'
         )
-    parent = head.classifier.name.rpartition('.')[0]
-    known = {(layer.kind, layer.takes, layer.returns) for layer in layers if layer.name.rpartition('.')[0] != parent}
+    parent, _, place = head.classifier.name.rpartition('.')
+    apart = [layer for layer in layers if not place.isdigit() or layer.name.rpartition('.')[0] != parent]
+    known = {(layer.kind, layer.takes, layer.returns) for layer in apart}
     if also := [layer.name for layer in free if (layer.kind, layer.takes, layer.returns) in known]:
         raise CheckpointError(
             f'{source}: {quoted(also)} could stand in {head.name} as well as {quoted(layer.name for layer in layers)}. '
@@ -406,7 +407,7 @@ def take_head(
     layers: Sequence[HeadLayer] | None = head_layers or _pickled_layers(head, source, modules, assumed)
     if layers is None and not head.is_hidden:
         layers = []
-        if re.search(r'\.[1-9]\d*$', relative):
+        if head.name != relative and re.search(r'\.[1-9]\d*$', relative):
             assumed.append(f'dropout before {relative}, where the file has no tensors')
     if layers is None:
         convolutions = any(layer.is_convolution for layer in head.layers[:-1])

@@ -451,13 +451,14 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     if dropped or wanted.features_only or wanted.new_head:
         drop_heads(found, '')
     else:
-        classifier = _take_head(file, found, source, wanted) or classifier
-    if not (classifier or source.genuine) and wanted.model.num_classes and 'head.fc.weight' in found.tensors:
-        warnings.warn(
-            f'{source} has a classifier of {len(found.tensors["head.fc.weight"])} classes, which is left out: the new '
-            f'one of {wanted.model.num_classes} starts at random.',
-            stacklevel=2,
-        )
+        fits, own = _take_head(file, found, source, wanted)
+        classifier = classifier or fits
+        if own and wanted.model.num_classes and not (classifier or source.genuine):
+            warnings.warn(
+                f'{source} has a classifier of {own} classes, which is left out: the new one of '
+                f'{wanted.model.num_classes} starts at random.',
+                stacklevel=2,
+            )
     if told := file.arguments_of(found.prefix):
         _check_config(dict(model_args=told), wanted, 'Its metadata')
     tensors = found.tensors
@@ -495,14 +496,18 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     return tensors
 
 
-def _take_head(file: CheckpointFile, found: Recognised, source: Source, wanted: _Wanted) -> bool:
-    """Puts the head of the file into `found`, if the model has one. Returns whether it is the model's."""
+def _take_head(file: CheckpointFile, found: Recognised, source: Source, wanted: _Wanted) -> tuple[bool, int]:
+    """Puts the head of the file into `found`, if the model has one.
+
+    Returns:
+        Whether it is the model's, and the number of its classes, 0 for none.
+    """
     args, classes = wanted.model_args, wanted.model.num_classes
     pool, layers = args.get('global_pool', 'avg'), args.get('head_layers', ())
     expected = {name: tensor.shape for name, tensor in wanted.model.state_dict().items() if name.startswith('head.')}
     if not expected:
         drop_heads(found, '')
-        return False
+        return False, 0
     chain = find_head(found, str(source), None, layers, pool)
     if chain and chain.is_hidden and args.get('fc_widths'):
         layers = head_layers_of(args)
@@ -512,7 +517,8 @@ def _take_head(file: CheckpointFile, found: Recognised, source: Source, wanted: 
         take_head(found, chain, str(source), layers, file.modules, assumed)
         if assumed:
             warnings.warn(f'{source} does not say everything. Assumed: {"; ".join(assumed)}.', stacklevel=2)
-    return expected == {name: tensor.shape for name, tensor in found.tensors.items() if name.startswith('head.')}
+    own = {name: tensor.shape for name, tensor in found.tensors.items() if name.startswith('head.')}
+    return own == expected, chain.num_classes if chain else own.get('head.fc.weight', [0])[0]
 
 
 def _check_variant(model_args: dict[str, Any]) -> None:
