@@ -414,8 +414,8 @@ def take_head(
         condition = ', if its convolutions follow the pooling' * convolutions
         raise CheckpointError(
             f'{source}: the head {head.name} has layers before its classifier, and the file names neither activations '
-            f'nor dropout. Pass all of them{condition}, such as head_layers={_described(head.layers[:-1])}; num_classes=0 '
-            f'takes the backbone without any head.'
+            f'nor dropout. Pass all of them{condition}, such as head_layers={_described(head.layers[:-1])}; '
+            f'num_classes=0 takes the backbone without any head.'
         )
     taken = [dict(layer) for layer in layers]
     if all(set(layer) == {'drop'} for layer in taken):
