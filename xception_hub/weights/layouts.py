@@ -275,12 +275,12 @@ def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tup
             # what stands beside the other network, but not beside the chosen one, belongs to the other
             parts = other.split('.')[:-1]
             parents = [''.join(f'{part}.' for part in parts[: i + 1]) for i in range(len(parts))]
-            start = next((parent for parent in parents if not chosen.startswith(parent)), None)
+            apart = next((parent for parent in parents if not chosen.startswith(parent)), None)
             own = {f'{other}{layer}' for layer in LAYOUTS[layouts[other]]}  # where the chosen one lies within the other
             left_out |= {
                 name: f'another network; prefix={other!r} takes it'
                 for name in checkpoint
-                if (name.startswith(start) if start else name.rpartition('.')[0] in own)
+                if (name.startswith(apart) if apart else name.rpartition('.')[0] in own)
             }
     return chosen, layouts[chosen], left_out
 
