@@ -110,6 +110,7 @@ def test_places(place: str, legacy: nn.Module, maps: Tensor, tmp_path: Path) -> 
         assert xception_hub.from_checkpoint(path, num_classes=5).num_classes == 5
 
 
+@pytest.mark.filterwarnings('ignore:.*no bias, is a linear layer')
 def test_every_classifier_that_is_named(legacy: nn.Module, maps: Tensor, tmp_path: Path) -> None:
     """By layer, Sequential, end of a path or tensor; what is left out is said to change the function perhaps."""
     one, two = fc(), fc()
@@ -481,6 +482,14 @@ def test_a_fitting_head_is_loaded(way: str, legacy: nn.Module, tmp_path: Path, m
     with torch.inference_mode():
         assert torch.equal(maps[-1], model.double().forward_features(images(96, 107, batch=2).double()))  # type: ignore[operator]
     assert create(num_classes=0, **given).num_classes == 0
+
+
+def test_a_directory_of_another_number_of_classes(tmp_path: Path) -> None:
+    model = timm.create_model('xception_paper', num_classes=5)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    with pytest.warns(UserWarning, match='has a classifier of 5 classes.* 4 starts at random'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, num_classes=4)
+    assert timm.create_model(f'local-dir:{tmp_path}', pretrained=True, features_only=True)
 
 
 # Adapters of peft
