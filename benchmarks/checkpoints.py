@@ -177,6 +177,86 @@ def renamed(model: nn.Module, path: Path) -> None:
                path)  # fmt: skip
 
 
+class Assembled(nn.Module):
+    """A network under a path, other modules under theirs, and a function of its last maps and of them."""
+
+    def __init__(
+        self, model: nn.Module, body: str, parts: Mapping[str, nn.Module], compute: Callable[..., Tensor]
+    ) -> None:
+        super().__init__()
+        self.body, self.parts, self.compute = body, list(parts), compute
+        del model.fc
+        for path, module in {body: model, **parts}.items():
+            place: nn.Module = self
+            for parent in path.split('.')[:-1]:
+                if not hasattr(place, parent):
+                    place.add_module(parent, nn.Module())
+                place = place.get_submodule(parent)
+            place.add_module(path.rpartition('.')[2], module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.get_submodule(self.body).forward_features(x)  # type: ignore[operator]
+        return self.compute(maps, *(self.get_submodule(path) for path in self.parts))
+
+
+def on_averages(maps: Tensor, *layers: nn.Module) -> Tensor:
+    """Layers with ReLU between them, on pooled features."""
+    x = layers[0](maps.mean((2, 3)))
+    for layer in layers[1:]:
+        x = layer(x.relu())
+    return x
+
+
+def excited(maps: Tensor, squeeze: nn.Module, fc: nn.Module) -> Tensor:
+    return on_averages(maps * squeeze(maps.mean((2, 3))).sigmoid()[:, :, None, None], fc)
+
+
+def assembled(
+    parts: Callable[[], Mapping[str, nn.Module]], compute: Callable[..., Tensor] = on_averages, body: str = 'net'
+) -> Callable[[nn.Module, Path], Reference]:
+    """Saves the state dict of an `Assembled` network."""
+
+    def save(model: nn.Module, path: Path) -> Reference:
+        network = Assembled(copy.deepcopy(model), body, parts(), compute).eval()
+        torch.save(network.state_dict(), path)
+        return network.double()
+
+    return save
+
+
+def linear(features: int = 2048, classes: int = CLASSES, bias: bool = True) -> nn.Module:
+    return nn.Linear(features, classes, bias=bias)
+
+
+def pytorchcv_body(model: nn.Module, path: Path) -> Reference:
+    """Its features within two Sequentials, and a classifier of one's own."""
+    pytorchcv(model, path)
+    features = {name[9:]: tensor for name, tensor in torch.load(path).items() if name.startswith('features.')}
+    fc = linear()
+    torch.save({**under('base.0.', features), **under('fc.', fc.state_dict())}, path)
+    return lambda x: on_averages(model.double().forward_features(x), fc.double())  # type: ignore[operator]
+
+
+def two_poolings(model: nn.Module, path: Path) -> Reference:
+    """timm's `legacy_xception` on averages and maxima."""
+    model.reset_classifier(CLASSES, 'catavgmax')  # type: ignore[operator]
+    torch.save(model.state_dict(), path)
+    return model.double()
+
+
+class Normalize(nn.Module):
+    """Normalizes images of 0 to 1 within the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('mean', torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer('std', torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+
+def normalized(model: nn.Module, path: Path) -> None:
+    torch.save(nn.Sequential(Normalize(), model).state_dict(), path)
+
+
 def own(model: nn.Module, path: Path) -> None:
     """The state dict of the network that `from_checkpoint` made: its numerics travel with it."""
     torch.save(model.state_dict(), path)
@@ -227,6 +307,7 @@ def torchscript(model: nn.Module, path: Path) -> None:
 
 DEEP = [{'fc': 32}, {'bn': 1e-5}, {'act': 'tanh'}, {'drop': 0.5}]
 NO_HEAD = dict(num_classes=0)
+HIDDEN = dict(head_layers=[{'fc': 32}, {'act': 'relu'}])
 # fmt: off
 KINDS = [
     Kind('timm `legacy_xception`, tstandley', state_dict(lambda state: state)),
@@ -253,7 +334,7 @@ KINDS = [
          dict(classifier='fc'), "2 classifiers: 'fc', 'old'"),
     Kind('pytorchcv', pytorchcv),
     Kind('cnn_finetune', cnn_finetune),
-    Kind('fastai: the features', fastai, NO_HEAD, 'no place for'),
+    Kind('fastai: the features', fastai, NO_HEAD, 'of two poolings'),
     Kind('segmentation_models_pytorch: the features', smp),
     Kind('its encoder alone', lambda model, path: smp(model, path, 'encoder'), dict(stem_padding=1),
          'segmentation_models_pytorch pads'),
@@ -269,6 +350,22 @@ KINDS = [
     Kind('numpy arrays', state_dict(lambda state: {name: tensor.numpy() for name, tensor in state.items()})),
     Kind('qint8', state_dict(lambda state: {**state, 'fc.weight': torch.quantize_per_tensor(
         state['fc.weight'], 0.01, 0, torch.qint8)}), refused='only plain tensors are read'),
+    Kind('mmpretrain', assembled(lambda: {'head.fc': linear()}, body='backbone.timm_model')),
+    Kind('`features_only`, and a classifier two levels above',
+         assembled(lambda: {'classifier': linear()}, body='net.backbone.body')),
+    Kind('a head called `f1`', assembled(lambda: {'f1': linear()})),
+    Kind('ArcFace: its weight as a linear layer', assembled(lambda: {'metric_fc': linear(bias=False)})),
+    Kind('pytorchcv within Sequentials', pytorchcv_body),
+    Kind('squeeze and excitation before the head',
+         assembled(lambda: {'se': nn.Sequential(linear(2048, 128), nn.ReLU(), linear(128, 2048)), 'fc': linear()},
+                   excited),
+         refused='as attention does'),
+    Kind('`fc1` and `fc2`', assembled(lambda: {'fc1': linear(2048, 32), 'fc2': linear(32)}), HIDDEN,
+         'neither activations'),
+    Kind('ModuleList', assembled(lambda: {'head.0': linear(2048, 32), 'head.1': linear(32)}), HIDDEN,
+         'neither activations'),
+    Kind('`catavgmax`', two_poolings, dict(global_pool='catavgmax'), 'of two poolings'),
+    Kind('Normalize in front', normalized),
     Kind('TorchScript', torchscript, refused='TorchScript archive, whose program this project does not run'),
     Kind('unknown names, all shapes in order', renamed, refused='their names are not known'),
     Kind('timm `xception41`', other('xception41'), refused='an aligned Xception'),

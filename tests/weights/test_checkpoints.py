@@ -25,6 +25,8 @@ from xception_hub.errors import DamagedCheckpointError
 from xception_hub.weights.layouts import recognise, to_legacy
 
 CLASSES = 7
+# of a state dict alone nobody knows the pooling; all other assumptions are errors where no test expects them
+pytestmark = pytest.mark.filterwarnings(r"ignore:.*Assumed. global_pool='avg'\.$")
 
 
 @pytest.fixture(scope='module')
@@ -93,7 +95,8 @@ def test_own_layout(converted: Path) -> None:
 
 def test_arguments_replace_what_the_file_says(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(legacy_state_dict, tmp_path / 'model.pth')
-    model = xception_hub.from_checkpoint(tmp_path / 'model.pth', num_classes=3, bn_eps=1e-3, pool_padding='same')
+    with pytest.warns(UserWarning, match='new one of 3 starts at random'):
+        model = xception_hub.from_checkpoint(tmp_path / 'model.pth', num_classes=3, bn_eps=1e-3, pool_padding='same')
     assert model.head.fc.weight.shape == (3, 2048)
     assert (model.stem.bn1.eps, model.entry_flow[0].stack.pool.symmetric) == (1e-3, False)
 
@@ -310,7 +313,7 @@ CONTAINERS = {
 }
 
 
-@pytest.mark.filterwarnings('ignore:.*left out')
+@pytest.mark.filterwarnings('ignore:.*left out', 'ignore:.*images of 0 to 1')
 @pytest.mark.parametrize('kind', CONTAINERS)
 def test_containers(kind: str, legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
     model = xception_hub.from_checkpoint(save(tmp_path / 'model.pth', CONTAINERS[kind](legacy_state_dict)))
@@ -379,6 +382,7 @@ def test_features_only(legacy_model: nn.Module, tmp_path: Path) -> None:
         assert torch.equal(maps[-1], legacy_model.forward_features(images(150, 150)))
 
 
+@pytest.mark.filterwarnings('ignore:.*no bias, is a linear layer')
 def test_sequential_heads(random_legacy: nn.Module, tmp_path: Path) -> None:
     """The proposal in the message works once its activation is the right one; other layers than the file's do not."""
     wrapper = TransferModel(random_legacy, deep_head()).eval()
@@ -424,6 +428,7 @@ def test_a_head_around_this_network(tmp_path: Path) -> None:
         assert (model.num_classes, model.stem.bn1.eps) == (classes, 1e-5)
 
 
+@pytest.mark.filterwarnings('ignore:.*no bias, is a linear layer')
 def test_two_sequential_heads(random_legacy: nn.Module, tmp_path: Path) -> None:
     wrapper = TransferModel(random_legacy, deep_head()).eval()
     wrapper.model.other = deep_head()

@@ -12,11 +12,13 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from ..errors import CheckpointError, DamagedCheckpointError, printable_lines
+from .adapters import merge_adapters
 from .arguments import model_name, network_arguments
 from .files import CheckpointFile, StateDict
 from .fingerprints import compare
-from .heads import FEATURES, Chain, find_head, take_head
+from .heads import drop_heads, find_head, take_head
 from .layouts import LAYOUTS, LEGACY_NUMERICS, Recognised, listed, recognise
+from .normalization import preparation_of
 from .pickled_modules import settings_of
 from .sources import source_of
 
@@ -54,16 +56,19 @@ def from_checkpoint(
     Warns:
         UserWarning: Tensors were left out, or something about the network was assumed.
     """
-    file = source_of(path).read()
-    found = recognise(file.tensors, str(path), prefix)
+    source = str(path)
+    file = merge_adapters(source_of(path).read(), source)
+    found = recognise(file.tensors, source, prefix, file.roots)
     assumed: list[str] = []
-    backbone, final = _backbone_args(file, found, str(path), kwargs, assumed)
-    head, classes = _take_head(file, found, str(path), classifier, kwargs, assumed)
+    backbone, final = _backbone_args(file, found, source, kwargs, assumed)
+    pooling = kwargs.get('global_pool', backbone.get('global_pool'))
+    head, classes = _take_head(file, found, source, classifier, kwargs, pooling, assumed)
+    preparation = preparation_of(file, found, source, kwargs.get('pretrained_cfg_overlay') or {}, assumed)
     if found.left_out:
         reasons = '; '.join(sorted(set(found.left_out.values())))
         warnings.warn(printable_lines(f'{path}: left out {listed(list(found.left_out))} ({reasons}).'), stacklevel=2)
     if assumed:
-        warnings.warn(printable_lines(f'{path} does not tell everything. Assumed: {"; ".join(assumed)}.'), stacklevel=2)
+        warnings.warn(printable_lines(f'{path} does not say everything. Assumed: {"; ".join(assumed)}.'), stacklevel=2)
 
     tensors = dict(found.tensors)
     name = model_name(file.architecture, str(path))
@@ -74,13 +79,13 @@ def from_checkpoint(
     if kwargs.get('features_only'):
         del model_args['num_classes']
         overlay = dict(state_dict=tensors, input_size=(model_args['in_chans'], 299, 299))
+        overlay = {**(model_args.pop('pretrained_cfg_overlay', None) or {}), **overlay}
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
     else:
         model = timm.create_model(name, **model_args)
-        check_against(tensors, model.state_dict(), str(path))
+        check_against(tensors, model.state_dict(), source)
         model.load_state_dict(tensors)
-    notes = () if file.pretrained_cfg else ('mean and std are assumed: the checkpoint does not tell them',)
-    model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE, 'notes': notes, **_preparation(file)}
+    model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE, **preparation}
     if classes != model_args.get('num_classes', classes):
         model.reset_classifier(classes)
     elif final != 'linear':
@@ -111,6 +116,8 @@ def _backbone_args(
         return {**read, **args}, final
     if told is not None:
         return {**network_arguments(told, source, given), **args}, 'linear'
+    if pooling := file.pretrained_cfg.get('global_pool'):
+        args['global_pool'] = pooling
     if found.layout == 'xception_hub':
         numerics: dict[str, Any] = KERAS_NUMERICS
     else:
@@ -128,8 +135,8 @@ def _backbone_args(
 
 def may_be_padded(found: Recognised) -> bool:
     """Whether the tensors may be segmentation_models_pytorch's encoder: it has lost its head, or its decoder."""
-    own_head = any(layer.startswith(found.prefix) for layer in found.heads)
-    if found.layout != 'legacy' or own_head or (found.heads and not found.prefix.endswith('encoder.')):
+    own_head = any(layer.startswith(found.prefix) for layer in found.beside)
+    if found.layout != 'legacy' or own_head or (found.beside and not found.prefix.endswith('encoder.')):
         return False
     return not compare(found.tensors).is_genuine  # Keras' own tensors were trained without padding
 
@@ -140,54 +147,52 @@ def _take_head(
     source: str,
     classifier: str | None,
     given: Mapping[str, Any],
+    pooling: str | None,
     assumed: list[str],
 ) -> tuple[dict[str, Any], int]:
     """Arguments of the head whose tensors are taken, and the number of classes in the end.
 
     For another number of classes than the file's, the layers before the classifier go too.
     """
-    told = file.arguments_of(found.prefix) or {}
-    args: dict[str, Any] = {name: told[name] for name in HIDDEN if name in told}
+    told = file.arguments_of(found.prefix)
+    args: dict[str, Any] = {name: told[name] for name in HIDDEN if name in told} if told else {}
     bare_args = dict(num_classes=0, **dict.fromkeys(HIDDEN, ()))
     if given.get('num_classes') == 0 or given.get('features_only'):
-        found.drop_heads('a head, which num_classes=0 and features_only=True do without')
+        drop_heads(found, 'what stands beside the backbone, which num_classes=0 and features_only=True do without')
         return bare_args, 0
-    chain: Chain | None = None
+    layers = head_layers_of(given)
+    chain = find_head(found, source, classifier, layers, pooling or 'avg')
+    fc = sorted(name for name in found.tensors if re.fullmatch(r'head\.fc_layers\.fc\d+\.weight', name))
+    if fc and not args:
+        args['fc_widths'] = [found.tensors[name].shape[0] for name in fc]
     own = found.tensors.get('head.fc.weight')
-    if classifier == 'head.fc' or not found.heads:
-        for layer, tensors in found.heads.items():
-            found.left_out.update({f'{layer}.{kind}': "not the classifier 'head.fc'" for kind in tensors})
-        classes = 0 if own is None else own.shape[0]
-        fc = sorted(name for name in found.tensors if re.fullmatch(r'head\.fc_layers\.fc\d+\.weight', name))
-        hidden = bool(args or fc)
-        if fc and not args:
-            args['fc_widths'] = [found.tensors[name].shape[0] for name in fc]
-    else:
-        chain = find_head(found, source, classifier)
-        classes = chain.classifier['weight'].shape[0] if chain else 0
-        hidden = chain is not None and len(chain.layers) > 1
+    classes = chain.num_classes if chain else 0 if own is None else own.shape[0]
     wanted = given.get('num_classes', classes)
-    layers = list(given.get('head_layers') or _fully_connected(given))
-    if hidden and not layers and (wanted != classes or any(name in given for name in HIDDEN)):
-        found.drop_heads(f'layers before the classifier; the new one of {wanted} classes takes the {FEATURES} features')
+    is_hidden = chain.is_hidden if chain else bool(args)
+    if is_hidden and not layers and (wanted != classes or any(name in given for name in HIDDEN)):
+        features = found.num_features
+        drop_heads(
+            found, f'layers before the classifier; the new one of {wanted} classes takes the {features} features'
+        )
         return bare_args, wanted
     if chain:
         args = dict(fc_widths=(), head_layers=take_head(found, chain, source, layers, file.modules, assumed))
     elif layers:
         args = dict(fc_widths=(), head_layers=layers)
+    if classes and pooling is None and told is None:
+        assumed.append("global_pool='avg'")
+    if wanted != classes and classes:
+        found.left_out[chain.name if chain else f'{found.prefix}head.fc'] = (
+            f'a classifier of {classes} classes; the new one of {wanted} starts at random'
+        )
     return {**args, 'num_classes': classes}, wanted
 
 
-def _fully_connected(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`head_layers` that mean what the given `fc_widths` mean."""
+def head_layers_of(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The layers before the classifier that arguments of `Xception` name."""
     act = given.get('act_layer', 'relu')
-    return [layer for width in given.get('fc_widths') or () for layer in ({'fc': width}, {'act': act})]
-
-
-def _preparation(file: CheckpointFile) -> dict[str, Any]:
-    """How the network's images are prepared, from the config.json beside the file."""
-    keys = ('mean', 'std', 'input_size', 'interpolation', 'crop_pct')
-    return {key: file.pretrained_cfg[key] for key in keys if key in file.pretrained_cfg}
+    widths = given.get('fc_widths') or ()
+    return list(given.get('head_layers') or [layer for width in widths for layer in ({'fc': width}, {'act': act})])
 
 
 def check_against(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class CheckpointFile:
         architecture: Name of the model; None if the file gives none.
         pretrained_cfg: timm's description of the images, from a config.json beside the file.
         modules: Path of each pickled module -> the module.
+        roots: Paths of the state dicts, and of the modules that stand in no other.
     """
 
     tensors: StateDict
@@ -43,6 +44,7 @@ class CheckpointFile:
     architecture: str | None = None
     pretrained_cfg: dict[str, Any] = field(default_factory=dict)
     modules: dict[str, Inert] = field(default_factory=dict)
+    roots: Collection[str] = ('',)
 
     def arguments_of(self, prefix: str) -> dict[str, Any] | None:
         """Arguments that the file records for the network under a prefix; None if it records none."""
@@ -87,16 +89,25 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
                 dict(_arguments(nodes)),
                 _architecture(value),
                 modules={name: node for name, node in nodes.items() if is_module(node)},
+                roots=[name for name, node in nodes.items() if isinstance(node, dict) or _is_root(name, nodes)],
             )
         except (AttributeError, LookupError, TypeError) as e:
             raise DamagedCheckpointError(f'{path} is damaged: a module in it has lost its parts ({e}).') from e
     found.tensors = plain(found.tensors, str(path))
     config = _config_beside(path)
     if config and '' not in found.arguments:
-        found.architecture = config.get('architecture')
-        found.arguments[''] = config.get('model_args') or {}
-        found.pretrained_cfg = config.get('pretrained_cfg') or {}
+        found.pretrained_cfg = (
+            {**config, **cfg} if isinstance(cfg := config.get('pretrained_cfg'), dict) else config
+        )  # one level in timm before 0.9
+        if str(config['architecture']).startswith('xception_paper'):
+            found.architecture = config['architecture']
+            found.arguments[''] = config.get('model_args') or {}
     return found
+
+
+def _is_root(name: str, nodes: dict[str, Any]) -> bool:
+    parent = nodes.get(name.rpartition('.')[0]) if name else None
+    return is_module(nodes[name]) and not is_module(parent)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -136,7 +147,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _config_beside(path: Path) -> dict[str, Any] | None:
-    """The config.json of a model directory, if the file is the weights of one."""
+    """The config.json of a model directory of timm, if the file is the weights of one."""
     file = path.with_name('config.json')
     if path.stem not in ('model', 'pytorch_model') or not file.is_file():
         return None
@@ -144,8 +155,7 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
         config = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e:
         raise CheckpointError(f'{file}, which describes the network of {path.name}, is not JSON ({e}).') from e
-    known = isinstance(config, dict) and str(config.get('architecture')).startswith('xception_paper')
-    return config if known else None
+    return config if isinstance(config, dict) and isinstance(config.get('architecture'), str) else None
 
 
 def _walk(value: Any, source: str) -> Iterator[tuple[str, Any]]:

@@ -116,7 +116,7 @@ def _slots(layout: str, reference: Mapping[str, nn.Module]) -> dict[str, str]:
             continue
         base, number = match[1], int(match[2])
         parent, dot, place = path.rpartition('.')
-        if layout == 'pytorchcv':
+        if 'pytorchcv' in layout:
             slots[f'{parent}.activ'] = f'{base}.act{number}'
             slots[f'{parent.rpartition(".")[0]}.pool'] = f'{base}.pool'
         if not place.isdigit():
@@ -125,9 +125,10 @@ def _slots(layout: str, reference: Mapping[str, nn.Module]) -> dict[str, str]:
         slots[f'{parent}{dot}{int(place) + 1}'] = following if following in reference else f'{base}.pool'
         if place == '2':
             slots[f'{parent}.0'] = f'{base}.act1'
-    if layout == 'pytorchcv':
-        del slots['features.final_block.conv1.activ']
-        slots |= {'features.final_block.conv2.activ': PLACES[2], 'features.final_block.activ': PLACES[3]}
+    if 'pytorchcv' in layout:
+        end = 'final_block' if layout == 'pytorchcv' else '5'
+        del slots[f'{end}.conv1.activ']
+        slots |= {f'{end}.conv2.activ': PLACES[2], f'{end}.activ': PLACES[3]}
     return {path: ours for path, ours in slots.items() if ours in reference}
 
 
@@ -162,7 +163,7 @@ def _beside(
         for a global pooling, 'final' for an activation after the logits.
     """
     placed = {f'{prefix}{path}' for path in slots}
-    parents = {path[: dot.start()] for path in slots for dot in re.finditer(r'\.', path)} - {'features', 'head'}
+    parents = {path[: dot.start()] for path in slots for dot in re.finditer(r'\.', path)} - {'head'}
     blocks, passed = tuple(f'{prefix}{parent}.' for parent in parents), '\0'
     last = max((i for i, module in enumerate(modules.values()) if _kind(module) == 'Linear'), default=-1)
     for i, (path, module) in enumerate(modules.items()):

@@ -17,11 +17,11 @@ from torch import nn
 
 from ..errors import CheckpointError, WeightsError, in_one_line, printable_lines
 from .arguments import network_arguments
-from .checkpoints import HIDDEN, check_against, may_be_padded
-from .files import StateDict
+from .checkpoints import HIDDEN, check_against, head_layers_of, may_be_padded
+from .files import CheckpointFile, StateDict
 from .fingerprints import compare, restore_variances
-from .heads import find_head, take_head
-from .layouts import LEGACY_NUMERICS, recognise
+from .heads import drop_heads, find_head, take_head
+from .layouts import LEGACY_NUMERICS, Recognised, recognise
 from .sources import CONFIG_FILE, REPO_VARIABLE, WEIGHT_FILES, PathLike, Source, source_of
 
 GENUINE_TAG = 'keras_in1k'  # pretrained cfgs with this tag promise what Keras publishes
@@ -268,16 +268,25 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
         _check_config(config, wanted)
     classifier = wanted.has_classifier(config)
     file = source.read(wanted.cache_dir)
-    found = recognise(file.tensors, str(source))
+    found = recognise(file.tensors, str(source), roots=file.roots)
     unsure = not source.genuine and not found.decoder and may_be_padded(found)
     dropped = _hidden_layers(config) if not (classifier or any(map(wanted.model_args.get, HIDDEN))) else {}
     if dropped and not (wanted.features_only or wanted.new_head):
         classes: Any = wanted.model.num_classes
         _warn_of_lost_layers(dropped, classes, config['num_classes'])
     if dropped or wanted.features_only or wanted.new_head:
-        found.drop_heads('')
-    elif chain := find_head(found, str(source)):
-        take_head(found, chain, str(source), wanted.model_args.get('head_layers', ()), file.modules, [])
+        drop_heads(found, '')
+    else:
+        fits, own = _take_head(file, found, source, wanted)
+        classifier = classifier or fits
+        if own and wanted.model.num_classes and not (classifier or source.genuine):
+            warnings.warn(
+                printable_lines(
+                    f'{source} has a classifier of {own} classes, which is left out: the new one of '
+                    f'{wanted.model.num_classes} starts at random.'
+                ),
+                stacklevel=2,
+            )
     if recorded := file.arguments_of(found.prefix):
         _check_config(dict(model_args=recorded), wanted, 'Its metadata')
     tensors = found.tensors
@@ -313,6 +322,32 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
         tensors, wanted.model.state_dict(), str(source), optional=() if classifier else ('head.',), verified=verified
     )
     return tensors
+
+
+def _take_head(file: CheckpointFile, found: Recognised, source: Source, wanted: _Wanted) -> tuple[bool, int]:
+    """Puts the head of the file into `found`, if the model has one.
+
+    Returns:
+        Whether it is the model's, and the number of its classes, 0 for none.
+    """
+    args, classes = wanted.model_args, wanted.model.num_classes
+    pool, layers = args.get('global_pool', 'avg'), args.get('head_layers', ())
+    expected = {name: tensor.shape for name, tensor in wanted.model.state_dict().items() if name.startswith('head.')}
+    if not expected:
+        drop_heads(found, '')
+        return False, 0
+    chain = find_head(found, str(source), None, layers, pool)
+    if chain and chain.is_hidden and args.get('fc_widths'):
+        layers = head_layers_of(args)
+        chain = find_head(found, str(source), None, layers, pool)
+    if chain and (chain.num_classes == classes or layers or not chain.is_hidden):
+        assumed: list[str] = []
+        take_head(found, chain, str(source), layers, file.modules, assumed)
+        if assumed:
+            text = f'{source} does not say everything. Assumed: {"; ".join(assumed)}.'
+            warnings.warn(printable_lines(text), stacklevel=2)
+    own = {name: tensor.shape for name, tensor in found.tensors.items() if name.startswith('head.')}
+    return own == expected, chain.num_classes if chain else own.get('head.fc.weight', [0])[0]
 
 
 def _check_variant(model_args: dict[str, Any]) -> None:
