@@ -97,14 +97,14 @@ class FileHead:
     ignored: list[str] = field(default_factory=list)
     one_size: bool = False
 
-    def model_args(self) -> dict[str, Any]:
-        """The head as arguments of `xception_hub.Xception`."""
+    def model_args(self, act_layer: str = 'relu') -> dict[str, Any]:
+        """The head as arguments of `xception_hub.Xception`, whose other activations are `act_layer`."""
         args: dict[str, Any] = dict(num_classes=self.num_classes, global_pool=self.global_pool or 'avg')
         if self.drop_rate:
             args['drop_rate'] = self.drop_rate
         specs = [layer.spec for layer in self.layers]
         widths = [spec['fc'] for spec in specs[::2] if 'fc' in spec]
-        if specs == [spec for width in widths for spec in ({'fc': width}, {'act': 'relu'})]:
+        if specs == [spec for width in widths for spec in ({'fc': width}, {'act': act_layer})]:
             return {**args, **({'fc_widths': widths} if widths else {})}
         return {**args, 'head_layers': specs}
 
@@ -353,7 +353,7 @@ def read_steps(before: Sequence[FileLayer], home: str, source: object) -> tuple[
     steps, ignored = [], []
     for layer in before:
         place = f'{source}: the {layer.class_name} layer {layer.name!r} before Xception'
-        operation = OPERATIONS.get(_operation(layer))
+        operation = OPERATIONS.get(operation_of(layer))
         if layer.class_name in AUGMENTATIONS:
             ignored.append(layer.name or '')
         elif layer.class_name == 'Rescaling':
@@ -428,7 +428,7 @@ def rescaling_of(steps: Sequence[Step], channels: int, source: object) -> Rescal
     return tuple(scale.tolist()), tuple(offset.tolist())
 
 
-def _operation(layer: FileLayer) -> str:
+def operation_of(layer: FileLayer) -> str:
     """What an operation is called that is a layer."""
     if layer.class_name == 'TFOpLambda':
         return str(layer.config.get('function'))

@@ -11,24 +11,36 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import KerasFileError
-from ..layers import BN_EPS, MIN_IMG_SIZE
+from ..layers import MIN_IMG_SIZE
 from ..topology import MODULES
-from .keras_head import HINTS, MAX_CHANNELS, WAY_OUT, FileHead, Step, is_number, read_bare_head, read_head, read_steps
+from .figure5 import FIRST, LAST, compare, match
+from .keras_head import (
+    HINTS,
+    MAX_CHANNELS,
+    OPERATIONS,
+    WAY_OUT,
+    FileHead,
+    Step,
+    operation_of,
+    read_bare_head,
+    read_head,
+    read_steps,
+)
 from .layouts import FileLayer, numbered
-from .names import KERAS_CLASSES, LAYERS, LISTED, group_name
+from .names import AUGMENTATIONS, KERAS_CLASSES, LAYERS, LISTED, group_name
+from .nodes import Call, Tensor, read_calls, tensors_in
 from .preprocessing import Rescaling
 
 MODELS = ('Functional', 'Model', 'Sequential')
-CONSTANT = '_CONSTANT_VALUE'  # what tf_keras writes for the name of a layer where a number is
+KERAS_MODULES = re.compile(r'(tensorflow\.(python\.)?|tf_)?keras(\.[\w.]+)?')
 MAX_IMG_SIZE = 4096  # pixels; both networks are compared at this size
 MAX_NESTING = 16
 MAX_LAYERS = 2000  # Xception has 132
 MAX_NAME = 200  # characters
-FIRST, LAST = 'block1_conv1', 'block14_sepconv2_bn'
+STEM = 6  # layers of the first module, which other networks have too
 OLD_CLASSES = {'BatchNormalizationV1': 'BatchNormalization', 'BatchNormalizationV2': 'BatchNormalization'}
 KERAS1_CLASSES = ('Convolution2D', 'SeparableConvolution2D', 'Merge')
 RESIDUAL_BLOCKS = [module.number for module in MODULES if module.strided]
-BACKBONE_CLASSES = (*(KERAS_CLASSES[kind] for kind in LISTED), 'Activation', 'ReLU', 'MaxPooling2D', 'Add')
 
 # Xception's layers without arrays. A file of weights that has more of a class has the rest in its head.
 COUNTS = {'Activation': 35, 'MaxPooling2D': 4, 'Add': 12}
@@ -48,6 +60,8 @@ class Structure:
         residuals_by: How the residual layers were identified: by 'name', 'graph' or 'order'.
         ignored: Names of training-only layers.
         others: Layers that lead to other outputs than the chosen one.
+        roles: Key of `figure5.FIGURE5` -> the file's layer; empty for weights alone, which say no settings and wires.
+        arguments: Arguments of `xception_hub.Xception` for settings that all layers of a class have in common.
     """
 
     layers: dict[str, FileLayer]
@@ -59,6 +73,8 @@ class Structure:
     residuals_by: str = 'name'
     ignored: list[str] = field(default_factory=list)
     others: list[FileLayer] = field(default_factory=list)
+    roles: dict[str, FileLayer] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rescales(self) -> bool:
@@ -73,6 +89,8 @@ class Model:
     class_name: str
     layers: list[FileLayer]
     nested: dict[str, 'Model']
+    inputs: list[Tensor]
+    outputs: list[Tensor]
 
     def all(self) -> Iterator['Model']:
         yield self
@@ -95,13 +113,15 @@ def parse(config: Any, source: object, output_layer: str | None = None) -> Struc
         outer = _read_model(config, 'layers', itertools.count())
         others = _drop_others(outer, output_layer, source) if output_layer else []
         _check_era(outer, source)
-        home, layers, by = _find_xception(outer, source)
-        structure = Structure(layers, residuals_by=by, others=others)
+        home, roles = _find_xception(outer, source)
+        layers = {role: roles[role] for role in LAYERS}
+        structure = Structure(layers, residuals_by='graph', others=others, roles=roles)
         structure.image_size, structure.channels = _input_of(outer, source)
-        _check_numerics(layers, source)
-        before, after = _around_xception(outer, home, layers, source)
+        structure.arguments = compare(roles, source)
+        before, after = _around_xception(outer, home, roles, source)
         structure.steps, ignored = read_steps(before, layers[FIRST].top, source)
         structure.head = read_head(after, structure.image_size, source)
+        _check_calls(outer, source)
         structure.ignored = ignored + structure.head.ignored
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as e:
         if isinstance(e, KerasFileError):
@@ -128,7 +148,7 @@ def bare(layers: list[FileLayer], source: object) -> Structure:
     # Keras 2 gives a group to each layer of a model that is not nested
     candidates = [layers, *homes.values()] if len(homes) > 1 else [layers]
     for home in reversed(candidates):
-        found = _identify(home, graph=False)
+        found = _identify(home)
         if found:
             ours = {id(layer) for layer in found[0].values()}
             rest = [layer for layer in layers if id(layer) not in ours]
@@ -164,11 +184,13 @@ def _read_model(
     entries = config if isinstance(config, list) else config['layers']  # a list in the Sequential of early Keras 2
     if len(entries) > MAX_LAYERS:
         raise ValueError(f'it has {len(entries)} layers')
-    model = Model(layer['class_name'], [], {})
+    own = {} if isinstance(config, list) else config
+    inputs, outputs = ([*tensors_in(own.get(key))] for key in ('input_layers', 'output_layers'))
+    model = Model(layer['class_name'], [], {}, inputs, outputs)
     counts: dict[str, int] = {}
     for entry in entries:
         # Keras keeps arrays under the snake-case name of the class, numbered within the model
-        class_name = OLD_CLASSES.get(entry['class_name'], entry['class_name'])
+        class_name = OLD_CLASSES.get(_class_of(entry), _class_of(entry))
         group = group_name(class_name)
         counts[group] = counts.get(group, -1) + 1
         place = f'{path}/{group}' + (f'_{counts[group]}' if counts[group] else '')
@@ -185,8 +207,7 @@ def _read_model(
                 place,
                 top or name,
                 settings,
-                tuple(_inbound(entry)),
-                tuple(_constants(entry)),
+                read_calls(entry),
                 outer_class or entry['class_name'],
                 next(numbers),
             )
@@ -199,6 +220,13 @@ def _read_model(
     if len(set(names)) < len(names):
         raise ValueError('two layers have the same name')
     return model
+
+
+def _class_of(entry: dict[str, Any]) -> str:
+    """A layer's class; with its package if that is not Keras, whose classes may have the same names."""
+    module, registered = entry.get('module'), entry.get('registered_name')
+    own = 'module' in entry and not KERAS_MODULES.fullmatch(str(module))
+    return str(registered or f'{module}.{entry["class_name"]}') if own else entry['class_name']
 
 
 def _drop_others(model: Model, output_layer: str, source: object) -> list[FileLayer]:
@@ -214,6 +242,7 @@ def _drop_others(model: Model, output_layer: str, source: object) -> list[FileLa
             stack += by_name[name].inbound
     others = [layer for layer in model.layers if layer.name not in needed]
     model.layers = [layer for layer in model.layers if layer.name in needed]
+    model.outputs = [Tensor(output_layer)]
     model.nested = {name: inner for name, inner in model.nested.items() if name in needed}
     return others
 
@@ -224,53 +253,12 @@ def _ends(model: Model) -> list[str]:
     return [layer.name or '' for layer in model.layers if layer.name not in taken]
 
 
-def _inbound(layer: dict[str, Any]) -> Iterator[str]:
-    """Names of the layers that feed a layer. Keras 2 lists them; Keras 3 has them in the call's arguments."""
-
-    def search(node: Any) -> Iterator[str]:
-        if isinstance(node, dict):
-            if 'keras_history' in node:
-                yield node['keras_history'][0]
-            else:
-                for value in node.values():
-                    yield from search(value)
-        elif isinstance(node, (list, tuple)):
-            if node[:1] == [CONSTANT]:
-                yield from search(node[3:])
-            elif len(node) >= 3 and isinstance(node[0], str) and all(isinstance(i, int) for i in node[1:3]):
-                yield node[0]
-            else:
-                for value in node:
-                    yield from search(value)
-
-    return search(layer.get('inbound_nodes', []))
-
-
-def _constants(layer: dict[str, Any]) -> Iterator[tuple[int, Any]]:
-    """Numbers that a layer is called with, and their places: `x / 127.5` is a layer with one in place 1.
-
-    Keras 3 has it beside the tensor, tf_keras under 'y' or in place of the tensor, TensorFlow before 2.4 in the config.
-    """
-    for node in layer.get('inbound_nodes', []):
-        if isinstance(node, dict):
-            for place, value in enumerate([*node.get('args', []), *node.get('kwargs', {}).values()]):
-                if is_number(value):
-                    yield place, value
-        elif isinstance(node, list) and len(node) == 4 and isinstance(node[3], dict):
-            if node[0] == CONSTANT and is_number(node[2]):
-                yield 0, node[2]
-            if is_number(node[3].get('y')):
-                yield 1, node[3]['y']
-    constants = layer['config'].get('constants') if layer['class_name'] == 'TensorFlowOpLayer' else None
-    if isinstance(constants, dict):
-        yield from ((int(place), value) for place, value in constants.items())
-
-
-def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileLayer], str]:
-    for model in outer.all():
-        found = _identify(model.layers, graph=True)
-        if found:
-            return model, *found
+def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileLayer]]:
+    """The model that holds Xception, and all of its layers by their roles in figure 5."""
+    found = [(model, found) for model in outer.all() if (found := match(model.layers))]
+    model, best = max(found, key=lambda pair: len(pair[1].roles), default=(outer, None))
+    if best and not best.deviation:
+        return model, best.roles
     for model in outer.all():
         for layer in model.layers:
             if layer.class_name == 'TimeDistributed':
@@ -278,7 +266,10 @@ def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileL
                     f'{source}: the TimeDistributed layer {layer.name!r} repeats a model. Save that by itself, '
                     f'model.get_layer({layer.name!r}).layer, and convert it.'
                 )
-    raise KerasFileError(f'{source} {_no_xception([layer for model in outer.all() for layer in model.layers])}')
+    every = [layer for model in outer.all() for layer in model.layers]
+    if best and (len(best.roles) > STEM or any(FIRST in (layer.name or '') for layer in every)):
+        raise KerasFileError(f'{source}: {best.deviation}')
+    raise KerasFileError(f'{source} {_no_xception(every)}')
 
 
 def _no_xception(layers: list[FileLayer]) -> str:
@@ -295,7 +286,7 @@ def _no_xception(layers: list[FileLayer]) -> str:
     return f'holds an Xception that lacks {", ".join(missing[:6])}, {len(missing)} layers in all.'
 
 
-def _identify(layers: list[FileLayer], graph: bool) -> tuple[dict[str, FileLayer], str] | None:
+def _identify(layers: list[FileLayer]) -> tuple[dict[str, FileLayer], str] | None:
     """Maps `names.LAYERS` to layers, and says what identified the residual ones; None if this is no whole Xception."""
     by_name = {layer.name: layer for layer in layers if layer.name}
     before, after = _affixes(by_name)
@@ -303,14 +294,11 @@ def _identify(layers: list[FileLayer], graph: bool) -> tuple[dict[str, FileLayer
     if FIRST not in found:
         tops = [layer.top for layer in layers if layer.top]
         # in the weights of a model within another, layers that are not trained come last
-        return _by_order(layers) if graph or len({*tops}) == len(tops) else None
+        return _by_order(layers) if len({*tops}) == len(tops) else None
     how = 'name'
     if len(found) < len(LAYERS):  # Keras leaves the residual layers unnamed
-        how = 'graph' if graph else 'order'
-        if graph:
-            found.update(_residuals_by_graph(layers, by_name, f'{before}block{{}}_pool{after}'))
-        else:
-            found.update(_residuals_by_order(layers, found))
+        how = 'order'
+        found.update(_residuals_by_order(layers, found))
     return (found, how) if len(found) == len(LAYERS) else None
 
 
@@ -322,19 +310,6 @@ def _affixes(names: Collection[str]) -> tuple[str, str]:
         if found and all(f'{before}{other}{after}' in names for other in named):
             return before, after
     return '', ''
-
-
-def _residuals_by_graph(layers: list[FileLayer], by_name: dict[str, FileLayer], pool_of: str) -> dict[str, FileLayer]:
-    """Finds the residual layers in the graph: they are added to a block's pooled output."""
-    found = {}
-    for block in RESIDUAL_BLOCKS:
-        pool = pool_of.format(block)
-        for add in layers:
-            if add.class_name == 'Add' and pool in add.inbound:
-                (norm,) = (by_name[name] for name in add.inbound if name != pool)
-                (conv,) = (by_name[name] for name in norm.inbound)
-                found[f'block{block}_residual_bn'], found[f'block{block}_residual_conv'] = norm, conv
-    return found
 
 
 def _residuals_by_order(layers: list[FileLayer], named: dict[str, FileLayer]) -> dict[str, FileLayer]:
@@ -369,20 +344,53 @@ def _check_era(outer: Model, source: object) -> None:
         )
 
 
-def _check_numerics(layers: dict[str, FileLayer], source: object) -> None:
-    """Refuses settings that change what is computed, but neither a name nor a shape."""
-    for name, layer in layers.items():
-        is_norm = LAYERS[name].kind == 'bn'
-        axis = layer.config.get('axis', -1)
-        if is_norm and (layer.config.get('epsilon', BN_EPS) != BN_EPS or axis not in (-1, 3, [-1], [3])):
+def _check_calls(outer: Model, source: object) -> None:
+    """Refuses calls that change what a layer computes, and inputs and outputs from the middle of a model."""
+    for model in outer.all():
+        for layer in model.layers:
+            place = f'{source}: the {layer.class_name} layer {layer.name!r}'
+            if len(layer.calls) > 1:
+                raise KerasFileError(f'{place} is called {len(layer.calls)} times in one model. {WAY_OUT}')
+            for call in layer.calls:
+                _check_call(layer, call, place)
+                for tensor in call.tensors:
+                    # in Keras 2, a model has a call of its own before it is called
+                    if tensor.index or not 0 <= tensor.node <= (tensor.layer in model.nested):
+                        raise KerasFileError(
+                            f'{place} takes output {tensor.index} of call {tensor.node} of {tensor.layer!r}, which has '
+                            f'one output and is called once.'
+                        )
+        if model.class_name != 'Sequential':
+            _check_ends(model, outer, source)
+
+
+def _check_call(layer: FileLayer, call: Call, place: str) -> None:
+    is_step = operation_of(layer) in OPERATIONS and len(call.tensors) == 1
+    numbers = {number for number, _ in layer.constants} if is_step else set()
+    by_default = call.of_keras3 and layer.class_name in AUGMENTATIONS and layer.class_name.startswith('Random')
+    for number, name, value in call.arguments:
+        neutral = value is None or value is False or number in numbers or name == 'name'
+        if not neutral and not (by_default and name == 'training'):
             raise KerasFileError(
-                f'{source}: the normalization {layer.name!r} has epsilon {layer.config.get("epsilon")} and axis '
-                f"{axis}; Keras' Xception has {BN_EPS} and the last axis."
+                f'{place} is called with {name or "a second argument"}={value!r:.200}, which changes what it computes. '
+                f'Build the model in Keras without it, new.set_weights(old.get_weights()), and save the new one.'
             )
-        if not is_norm and layer.config.get('data_format', 'channels_last') != 'channels_last':
-            raise KerasFileError(f"{source}: {layer.name!r} is {layer.config['data_format']!r}, not 'channels_last'.")
-        if not is_norm and layer.config.get('use_bias', False):
-            raise KerasFileError(f'{source}: {layer.name!r} has a bias, which no convolution of Xception has.')
+
+
+def _check_ends(model: Model, outer: Model, source: object) -> None:
+    inputs = {layer.name for layer in model.layers if layer.class_name == 'InputLayer'}
+    others = {layer.name for layer in model.layers} - inputs
+    for tensor in model.inputs:
+        if tensor.layer in others:
+            raise KerasFileError(
+                f'{source}: a model in it begins at {tensor.layer!r}, which is no InputLayer. {WAY_OUT}'
+            )
+    outputs, ends = [tensor.layer for tensor in model.outputs], _ends(model)
+    if outputs != ends or any(tensor.index for tensor in model.outputs):
+        choose = f' Choose one with --output-layer: {", ".join(outputs[:6])}.' if model is outer else f' {WAY_OUT}'
+        raise KerasFileError(
+            f'{source}: the model ends in {", ".join(ends[:6])}, but its outputs are {", ".join(outputs[:6])}.{choose}'
+        )
 
 
 def _input_of(outer: Model, source: object) -> tuple[tuple[int, int] | None, int]:
@@ -436,7 +444,8 @@ def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: objec
     for layer in model.layers:
         for name in dict.fromkeys(layer.inbound):
             consumers.setdefault(name, []).append(layer.name or '')
-    xception, end = _inside_xception(by_name, layers, source) if model is home else (set(), '')
+    xception = {layer.name or '' for layer in layers.values()} if model is home else set()
+    end = layers[LAST].name or ''
     inputs = [layer.name or '' for layer in model.layers if not layer.inbound]
     for layer in (by_name[name] for name in inputs):
         if layer.class_name != 'InputLayer' and len(inputs) > 1:
@@ -466,27 +475,3 @@ def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: objec
     beside = [name for name in by_name if name not in seen]
     if beside:
         raise KerasFileError(f'{source}: not on the way from image to output: {", ".join(beside[:6])}. {WAY_OUT}')
-
-
-def _inside_xception(
-    by_name: dict[str, FileLayer], layers: dict[str, FileLayer], source: object
-) -> tuple[set[str], str]:
-    """Names of all layers from the first convolution to the last activation, and the name of that activation."""
-    last = layers[LAST].name
-    activations = [name for name, layer in by_name.items() if last in layer.inbound]
-    if len(activations) != 1 or by_name[activations[0]].class_name not in ('Activation', 'ReLU'):
-        raise KerasFileError(f'{source}: {last!r} is followed by {activations[:6]}, not by one activation.')
-    inside: set[str] = set()
-    stack = activations[:]
-    while stack:
-        name = stack.pop()
-        if name not in inside:
-            inside.add(name)
-            if by_name[name].class_name not in BACKBONE_CLASSES:
-                raise KerasFileError(
-                    f'{source}: the {by_name[name].class_name} layer {name!r} cannot be converted; no Xception of '
-                    f'Keras has one inside.'
-                )
-            if by_name[name] is not layers[FIRST]:
-                stack += by_name[name].inbound
-    return inside, activations[0]
