@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from .. import Xception
-from .keras_head import ACTIVATIONS
+from .keras_head import ACTIVATIONS, JOINS, POOLS
 from .names import LAYERS, to_keras
 from .preprocessing import Rescaling
 from .structure import Structure, parse
 
-POOLING_LAYERS = {'avg': 'GlobalAveragePooling2D', 'max': 'GlobalMaxPooling2D'}
+# timm's name of a pooling -> Keras' layers of it; several are joined by another
+POOLING_LAYERS = {kind: [name] for name, kind in POOLS.items()} | {kind: list(POOLS) for kind in JOINS.values()}
+JOINING_LAYERS = {kind: name for name, kind in JOINS.items()}
 
 
 def import_keras() -> Any:
@@ -38,7 +40,7 @@ def build(
     """A model of the kind that Keras' guide to transfer learning builds: the backbone as one layer, then the head.
 
     Args:
-        network: Whose pooling is 'avg' or 'max', and whose head's activations are Keras' too.
+        network: Whose pooling is a key of `POOLING_LAYERS`, and whose head's activations are Keras' too.
         image_size: Height and width, in pixels; None for any.
         final_activation: Applied to the logits.
         rescaling: Scale and offset of a Rescaling layer before the backbone; (1, 0) for none.
@@ -58,7 +60,9 @@ def build(
     backbone = _backbone(keras, network, shape)
     x = backbone(x, training=False)
     if not network.head.flattens:
-        x = getattr(keras.layers, POOLING_LAYERS[network.head.global_pool.pool_type])()(x)
+        kind = network.head.global_pool.pool_type
+        pooled = [getattr(keras.layers, name)()(x) for name in POOLING_LAYERS[kind]]
+        x = getattr(keras.layers, JOINING_LAYERS[kind])()(pooled) if kind in JOINING_LAYERS else pooled[0]
     for layer in network.head.layers:
         x = _head_layer(keras, layer)(x)
     if network.head.drop.p:

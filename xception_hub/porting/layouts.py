@@ -30,6 +30,7 @@ class FileLayer:
         calls: How the layer is called in its model: once, if it is not shared.
         outer_class: Class of the layer `top`.
         number: Place in the order of the config, models within opened.
+        branches: The layers whose outputs it joins, if it joins several that take the same.
     """
 
     name: str | None
@@ -40,6 +41,7 @@ class FileLayer:
     calls: tuple[Call, ...] = ()
     outer_class: str = ''
     number: int = 0
+    branches: tuple['FileLayer', ...] = ()
 
     @property
     def inbound(self) -> tuple[str, ...]:

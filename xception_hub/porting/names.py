@@ -32,14 +32,15 @@ KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
 # Kind of layer -> its class in Keras 2 and 3.
 KERAS_CLASSES = {'conv': 'Conv2D', 'sepconv': 'SeparableConv2D', 'bn': 'BatchNormalization', 'dense': 'Dense'}
 
-# Layers that do nothing outside of training.
+# Layers that change nothing outside of training.
 # fmt: off
 AUGMENTATIONS = (
     'RandomFlip', 'RandomRotation', 'RandomZoom', 'RandomContrast', 'RandomBrightness', 'RandomTranslation',
     'RandomShear', 'RandomHue', 'RandomSaturation', 'RandomColorJitter', 'RandomColorDegeneration',
     'RandomGrayscale', 'RandomPosterization', 'RandomSharpness', 'RandomErasing', 'RandomGaussianBlur',
-    'RandomInvert', 'RandomPerspective', 'RandomElasticTransform', 'GaussianNoise', 'GaussianDropout',
-    'AlphaDropout', 'SpatialDropout2D',
+    'RandomInvert', 'RandomPerspective', 'RandomElasticTransform', 'RandomHeight', 'RandomWidth', 'RandAugment',
+    'AugMix', 'MixUp', 'CutMix', 'Solarization', 'GaussianNoise', 'GaussianDropout', 'AlphaDropout',
+    'SpatialDropout2D', 'ActivityRegularization', 'Identity',
 )
 # fmt: on
 

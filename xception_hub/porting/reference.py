@@ -21,7 +21,7 @@ from ..allocator import release_freed_memory
 from ..errors import ParityError, in_one_line
 from ..topology import TAPS
 from .figure5 import FIGURE5, SETTINGS, TAPPED, read_settings
-from .keras_head import ACTIVATIONS, MAP_POOLS, OPERATIONS, POOLS, operation_of
+from .keras_head import ACTIVATIONS, JOINS, MAP_POOLS, OPERATIONS, POOLS, operation_of
 from .keras_model import build, import_keras, structure_of
 from .layouts import FileLayer
 from .names import AUGMENTATIONS
@@ -38,7 +38,8 @@ OPERATION_CLASSES = {'divide': 'TrueDivide', 'subtract': 'Subtract', 'add': 'Add
 # Whatever a config may name for Keras to be allowed to read it.
 LOADED_CLASSES = frozenset((
     *MODELS, *(node.class_name for node in FIGURE5.values()), *AUGMENTATIONS, *POOLS, *MAP_POOLS, 'InputLayer', 'ReLU',
-    'Dense', 'Dropout', 'Flatten', 'Softmax', 'Rescaling', 'Normalization', 'Concatenate', '__keras_tensor__',
+    'Dense', 'Dropout', 'Flatten', 'Softmax', 'Rescaling', 'Normalization', *JOINS, 'Reshape',
+    'ELU', 'Pipeline', '__keras_tensor__',
     *OPERATION_CLASSES.values(),
 ))  # fmt: skip
 # What Keras doesn't need to evaluate a layer, and what not every version knows.

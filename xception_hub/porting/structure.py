@@ -6,21 +6,22 @@ weights alone -> the layers that have arrays, and a head that leaves no choice
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import KerasFileError
 from ..layers import MIN_IMG_SIZE
 from ..topology import MODULES
-from .figure5 import FIRST, LAST, compare, match
+from .figure5 import FIRST, LAST, WAY_OUT, compare, match
 from .keras_head import (
     HINTS,
     MAX_CHANNELS,
     OPERATIONS,
-    WAY_OUT,
+    POOLS,
     FileHead,
     Step,
+    behind,
     operation_of,
     read_bare_head,
     read_head,
@@ -123,11 +124,30 @@ def parse(config: Any, source: object, output_layer: str | None = None) -> Struc
         structure.head = read_head(after, structure.image_size, source)
         _check_calls(outer, source)
         structure.ignored = ignored + structure.head.ignored
+    except Joined as e:
+        choices = ', '.join(n for n in dict.fromkeys([*e.choices, roles[LAST].name or '']) if _converts(config, n))
+        raise KerasFileError(f'{e}, which cannot be converted. Choose what can with --output-layer: {choices}.') from e
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as e:
         if isinstance(e, KerasFileError):
             raise
         raise KerasFileError(f'{source}: its config is not that of a Keras model ({type(e).__name__}: {e}).') from e
     return structure
+
+
+class Joined(KerasFileError):
+    """A layer takes several outputs; `choices` are those that come from Xception."""
+
+    def __init__(self, text: str, choices: Sequence[str]) -> None:
+        super().__init__(text)
+        self.choices = choices
+
+
+def _converts(config: Any, output_layer: str) -> bool:
+    try:
+        parse(config, '', output_layer)
+    except KerasFileError:
+        return False
+    return True
 
 
 def bare(layers: list[FileLayer], source: object) -> Structure:
@@ -230,21 +250,48 @@ def _class_of(entry: dict[str, Any]) -> str:
 
 
 def _drop_others(model: Model, output_layer: str, source: object) -> list[FileLayer]:
-    """Removes the layers on which the chosen output does not depend, and returns them."""
-    by_name = {layer.name: layer for layer in model.layers}
-    if output_layer not in by_name:
-        raise KerasFileError(f'{source} has no layer {output_layer!r}; its outputs are {", ".join(_ends(model)[:6])}.')
-    needed, stack = set(), [output_layer]
+    """Removes the layers on which the chosen output does not depend, and returns them. It may be in a model within."""
+    end, others = output_layer, []
+    if output_layer not in {layer.name for layer in model.layers}:
+        holders = [name for name, inner in model.nested.items() if output_layer in _all_names(inner)]
+        if len(holders) != 1:
+            where = f'several: {", ".join(holders[:6])}' if holders else 'none'
+            raise KerasFileError(
+                f'{source} has no layer {output_layer!r}; its outputs are {", ".join(_outputs(model)[:6])}. Models in '
+                f'it that have one: {where}.'
+            )
+        end = holders[0]
+        others = _drop_others(model.nested[end], output_layer, source)
+    needed = _ancestors(model, end)
+    others += [layer for layer in model.layers if layer.name not in needed]
+    model.layers = [layer for layer in model.layers if layer.name in needed]
+    model.nested = {name: inner for name, inner in model.nested.items() if name in needed}
+    model.outputs = [Tensor(end)]
+    return others
+
+
+def _outputs(model: Model) -> list[str]:
+    """Names of the layers that a model gives."""
+    is_line = model.class_name == 'Sequential'
+    return [model.layers[-1].name or ''] if is_line else list(dict.fromkeys(tensor.layer for tensor in model.outputs))
+
+
+def _all_names(model: Model) -> set[str]:
+    return {layer.name or '' for inner in model.all() for layer in inner.layers}
+
+
+def _ancestors(model: Model, name: str) -> set[str]:
+    """A layer of a model, and all on which it depends."""
+    names = [layer.name or '' for layer in model.layers]
+    if model.class_name == 'Sequential':
+        return set(names[: names.index(name) + 1])
+    by_name, found, stack = dict(zip(names, model.layers)), set(), [name]
     while stack:
         name = stack.pop()
-        if name not in needed:
-            needed.add(name)
+        if name not in found:
+            found.add(name)
             stack += by_name[name].inbound
-    others = [layer for layer in model.layers if layer.name not in needed]
-    model.layers = [layer for layer in model.layers if layer.name in needed]
-    model.outputs = [Tensor(output_layer)]
-    model.nested = {name: inner for name, inner in model.nested.items() if name in needed}
-    return others
+    return found
 
 
 def _ends(model: Model) -> list[str]:
@@ -416,62 +463,80 @@ def check_image_size(height: int, width: int, source: object) -> None:
 def _around_xception(
     outer: Model, home: Model, layers: dict[str, FileLayer], source: object
 ) -> tuple[list[FileLayer], list[FileLayer]]:
-    """The layers before and after Xception, each of which takes the output of the one before."""
-    before: list[FileLayer] = []
-    after: list[FileLayer] = []
-    side = before
-    for layer in _line(outer, home, layers, source):
-        if layer is layers[FIRST]:
-            side = after
-        elif layer.class_name != 'InputLayer':
-            side.append(layer)
-    return before, after
+    """The layers before Xception, and its last one with those after it: each takes the output of the one before."""
+    line = list(_line(outer, home, layers, source))
+    numbers = [number for number, layer in enumerate(line) if layer is layers[FIRST]]
+    if len(numbers) != 1:
+        raise KerasFileError(f'{source}: the output {_outputs(outer)[0]!r} does not come from Xception.')
+    before, after = line[: numbers[0]], line[numbers[0] + 1 :]
+    return [layer for layer in before if layer.class_name != 'InputLayer'], after
 
 
 def _line(model: Model, home: Model, layers: dict[str, FileLayer], source: object) -> Iterator[FileLayer]:
-    """All layers from image to output, nested models opened. Xception's first layer stands for the whole of it."""
+    """All layers from image to output, nested models opened. Xception's first and last layer stand for all of it."""
     line = model.layers if model.class_name == 'Sequential' else _walk(model, home, layers, source)
     for layer in line:
         if layer.name in model.nested:
             yield from _line(model.nested[layer.name], home, layers, source)
-        else:
+        elif layer.class_name != 'InputLayer':
             yield layer
 
 
-def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: object) -> Iterator[FileLayer]:
+def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: object) -> list[FileLayer]:
+    """The layers of a model from its output back to its input, turned round."""
     by_name = {layer.name or '': layer for layer in model.layers}
-    consumers: dict[str, list[str]] = {}
+    inside = {layer.name for layer in layers.values()} if model is home else set()
+    outputs = tuple(_outputs(model))
+    if len(outputs) != 1:
+        raise KerasFileError(
+            f'{source}: a model in it has {len(outputs)} outputs. Choose one of them with --output-layer: '
+            f'{", ".join(outputs[:6])}.'
+        )
+    line: list[FileLayer] = []
+    inbound = outputs
+    while inbound:
+        layer = by_name[inbound[0]]
+        if layer in line:
+            raise KerasFileError(f'{source}: the layer {layer.name!r} is used twice.')
+        if layer.name in inside:
+            if layer is not layers[LAST]:
+                raise KerasFileError(f'{source}: it takes what {layer.name!r} computes, from the middle of Xception.')
+            line.append(layer)
+            layer = layers[FIRST]
+        inbound = tuple(dict.fromkeys(layer.inbound))
+        if len(inbound) > 1:
+            branches = tuple(by_name[name] for name in inbound)
+            (stem, *others) = {branch.inbound for branch in branches}
+            if others or len(stem) != 1 or not all(branch.class_name in POOLS for branch in branches):
+                raise _joins(model, layer, inbound, layers, source)
+            layer, inbound = replace(layer, branches=branches), stem
+        line.append(layer)
+    known = _ancestors(model, outputs[0])
     for layer in model.layers:
-        for name in dict.fromkeys(layer.inbound):
-            consumers.setdefault(name, []).append(layer.name or '')
-    xception = {layer.name or '' for layer in layers.values()} if model is home else set()
-    end = layers[LAST].name or ''
-    inputs = [layer.name or '' for layer in model.layers if not layer.inbound]
-    for layer in (by_name[name] for name in inputs):
-        if layer.class_name != 'InputLayer' and len(inputs) > 1:
+        if layer.name not in known or (layer is line[-1] and layer.class_name != 'InputLayer'):
             raise KerasFileError(
-                f'{source}: the {layer.class_name} layer {layer.name!r} cannot be converted: it takes the output of no '
-                f'layer.{HINTS.get(layer.class_name, "")}'
+                f'{source}: the {layer.class_name} layer {layer.name!r} cannot be converted: it is not on the way from '
+                f'image to output.{HINTS.get(layer.class_name, "")}'
             )
-    if len(inputs) != 1:
-        raise KerasFileError(f'{source}: a model in it has {len(inputs)} inputs: {", ".join(inputs[:6])}.')
-    name, seen = inputs[0], set(xception)
-    while True:
-        yield by_name[name]
-        seen.add(name)
-        name = end if name in xception else name
-        following = [after for after in consumers.get(name, []) if name not in xception or after not in xception]
-        if len(following) > 1:
-            ends = _ends(model)
-            choose = f' Choose one of its outputs with --output-layer: {", ".join(ends[:6])}.' if len(ends) > 1 else ''
-            raise KerasFileError(
-                f'{source}: the model branches after {name!r}, into {", ".join(following[:6])}.{choose}'
-            )
-        if not following:
-            break
-        name = following[0]
-        if name in seen and name not in xception:
-            raise KerasFileError(f'{source}: the layer {name!r} is used twice.')
-    beside = [name for name in by_name if name not in seen]
-    if beside:
-        raise KerasFileError(f'{source}: not on the way from image to output: {", ".join(beside[:6])}. {WAY_OUT}')
+    return line[::-1]
+
+
+def _joins(
+    model: Model, layer: FileLayer, inbound: Sequence[str], layers: dict[str, FileLayer], source: object
+) -> KerasFileError:
+    """What is wrong with a layer that takes several, and the way out."""
+    what = f'{source}: the {layer.class_name} layer {layer.name!r} joins {", ".join(inbound[:6])}'
+    choices = [name for name in inbound if _holds_xception(model, _ancestors(model, name))]
+    if choices:
+        return Joined(what, choices)
+    if layer.name in model.nested:
+        return KerasFileError(f'{what}. In Keras, save model.get_layer({layer.name!r}) by itself, and convert that.')
+    kept = behind(layer, layers[FIRST].top)
+    return KerasFileError(f'{what} before Xception. In Keras, save {kept}, which keeps the head.')
+
+
+def _holds_xception(model: Model, names: Collection[str]) -> bool:
+    """Whether some layers of a model are a whole Xception, or have one in them."""
+    inner = [inner for name, nested in model.nested.items() if name in names for inner in nested.all()]
+    parts = [[layer for layer in model.layers if layer.name in names], *(model.layers for model in inner)]
+    return any(found is not None and not found.deviation for found in map(match, parts))
