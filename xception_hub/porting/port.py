@@ -17,7 +17,6 @@ from torch import Tensor
 from .. import Xception
 from ..errors import KerasFileError
 from ..weights.checkpoints import check_against
-from .figure5 import compare_backbone
 from .formats import Opened, open_source, read_json
 from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, is_number, normalized, rescaling_of
 from .layouts import GroupsLayout, Layout, layout_of
@@ -180,7 +179,6 @@ def _preset(opened: Opened, structure: Structure) -> Structure:
     backbone = (opened.config or {}).get('class_name')
     if backbone != 'XceptionBackbone':
         raise KerasFileError(f"{opened.path}: its backbone is a {backbone!r}, not an 'XceptionBackbone'.")
-    compare_backbone((opened.config or {}).get('config') or {}, opened.path)
     task, converter = _preset_config(opened, 'task.json'), _preset_config(opened, 'image_converter.json')
     if structure.head.classifier is not None:
         activation, dropout = task.get('activation') or 'linear', task.get('dropout') or 0.0
@@ -224,8 +222,7 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     channels = structure.channels or (kernel[2] if len(kernel) == 4 else 3)
     if not 0 < channels <= MAX_CHANNELS:
         raise KerasFileError(f'{weights.source}: its images would have {channels} channels.')
-    arguments = structure.arguments
-    model_args = dict(head.model_args(arguments.get('act_layer', 'relu')), in_chans=channels, **arguments)
+    model_args = dict(head.model_args(), in_chans=channels)
     expected = Xception(**model_args, device='meta').state_dict()
     if sum(tensor.numel() for tensor in expected.values()) > MAX_PARAMETERS:
         raise KerasFileError(
@@ -308,9 +305,7 @@ class _Account:
         unknown = [path for path, reason in reasons.items() if not reason]
         if unknown:
             of_layers = {path.rpartition('/')[0] for path in self.used} & {path.rpartition('/')[0] for path in unknown}
-            quantized = (
-                ' Those of a layer that has others may be of quantize(), such as int8: save it as it was before.'
-            )
+            quantized = ' Those of a layer with others may come from quantize(), such as int8: save it as it was.'
             raise KerasFileError(
                 f'{self.weights.source} holds {len(unknown)} arrays that Xception has no place for: '
                 f'{_listed(unknown)}.{quantized if of_layers else ""} Used were {len(self.used)}: '
