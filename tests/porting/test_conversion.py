@@ -355,7 +355,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
         'its images are 32x32',
     ),
     'no input': (with_config(lambda c: [backbone(c).pop(0), outer(c).pop(0)]), 'has no input layer'),
-    'a block is missing': (with_config(lambda c: backbone(c).pop(20)), "one SeparableConv2D layer (block3_sepconv"),
+    'a block is missing': (with_config(lambda c: backbone(c).pop(20)), 'one SeparableConv2D layer (block3_sepconv'),
     'rescaling inside': (
         with_config(lambda c: backbone(c)[3].update(class_name='Rescaling')),
         "goes into the Rescaling layer 'block1_conv1_act'",

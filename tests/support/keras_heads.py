@@ -9,6 +9,19 @@ L = keras.layers
 MAP = 71  # pixels, of images whose maps have 3x3 places
 
 
+def base() -> Any:
+    return keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3))
+
+
+def augmented() -> Any:
+    """Layers for training in front of Xception, and a rescaling among them."""
+    x = inputs = keras.Input((MAP, MAP, 3))
+    pipeline = L.Pipeline([L.RandomFlip(), L.Rescaling(1 / 127.5, -1)], name='pipeline')
+    for layer in (L.RandAugment(name='rand'), L.AugMix(name='mix'), L.Dropout(0.1, name='drop'), pipeline, base()):
+        x = layer(x)
+    return keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling2D()(x)))
+
+
 def joined(base: Any, join: str, pools: str, *hidden: Any) -> Any:
     """Xception, its maps pooled in several ways, their join, hidden layers and a classifier."""
     kinds = {'avg': L.GlobalAveragePooling2D, 'max': L.GlobalMaxPooling2D}

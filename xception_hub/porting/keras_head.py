@@ -36,25 +36,15 @@ ACTIVATIONS = {
     'softmax': 'softmax',
 }
 FINAL_ACTIVATIONS = ('linear', *ACTIVATIONS)
-# Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda
-OPERATIONS = {
-    'TrueDivide': 'divide',
-    'Divide': 'divide',
-    'math.truediv': 'divide',
-    'math.divide': 'divide',
-    'Subtract': 'subtract',
-    'math.subtract': 'subtract',
-    'Add': 'add',
-    '__operators__.add': 'add',
-    'math.add': 'add',
-    'Multiply': 'multiply',
-    'math.multiply': 'multiply',
-    # TensorFlow before 2.4
-    'RealDiv': 'divide',
-    'Sub': 'subtract',
-    'AddV2': 'add',
-    'Mul': 'multiply',
+# Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda,
+# and those of TensorFlow before 2.4.
+_OPERATIONS = {
+    'divide': ('TrueDivide', 'Divide', 'math.truediv', 'math.divide', 'RealDiv'),
+    'subtract': ('Subtract', 'math.subtract', 'Sub'),
+    'add': ('Add', '__operators__.add', 'math.add', 'AddV2'),
+    'multiply': ('Multiply', 'math.multiply', 'Mul'),
 }
+OPERATIONS = {name: operation for operation, names in _OPERATIONS.items() for name in names}
 HINTS = {'Lambda': ' It holds code, which is never run.'}
 MAX_UNITS = 1_000_000  # outputs; the paper's largest head has 17,000
 MAX_CHANNELS = 1024

@@ -237,6 +237,8 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
         made = _input(config.get('batch_shape') or config['batch_input_shape'], config['name'], size)
     else:
         settings = {key: value for key, value in config.items() if not NOT_LOADED.fullmatch(key)}
+        if class_name == 'Pipeline':
+            settings['layers'] = [loadable(inner) for inner in config['layers']]
         if class_name in SETTINGS:
             known = read_settings(class_name, config, 'Keras')
             changed = {key: value for key, value in known.items() if value != SETTINGS[class_name][key]}

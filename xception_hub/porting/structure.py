@@ -28,7 +28,7 @@ from .keras_head import (
     read_steps,
 )
 from .layouts import FileLayer, numbered
-from .names import AUGMENTATIONS, KERAS_CLASSES, LAYERS, LISTED, group_name
+from .names import IMAGE_AUGMENTATIONS, KERAS_CLASSES, LAYERS, LISTED, group_name
 from .nodes import Call, Tensor, read_calls, tensors_in
 from .preprocessing import Rescaling
 
@@ -105,7 +105,7 @@ def parse(config: Any, source: object, output_layer: str | None = None) -> Struc
     Args:
         config: What `model.to_json()` gives.
         source: Name of the source in errors.
-        output_layer: Layer of the outermost model that is the output, where it has several.
+        output_layer: Layer that is the output, of the model or of one within it; None for its own output.
 
     Raises:
         KerasFileError: The model is no Xception, or has a layer that cannot be converted.
@@ -414,7 +414,7 @@ def _check_calls(outer: Model, source: object) -> None:
 def _check_call(layer: FileLayer, call: Call, place: str) -> None:
     is_step = operation_of(layer) in OPERATIONS and len(call.tensors) == 1
     numbers = {number for number, _ in layer.constants} if is_step else set()
-    by_default = call.of_keras3 and layer.class_name in AUGMENTATIONS and layer.class_name.startswith('Random')
+    by_default = call.of_keras3 and layer.class_name in (*IMAGE_AUGMENTATIONS, 'Pipeline')
     for number, name, value in call.arguments:
         neutral = value is None or value is False or number in numbers or name == 'name'
         if not neutral and not (by_default and name == 'training'):
