@@ -486,14 +486,14 @@ def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: objec
     """The layers of a model from its output back to its input, turned round."""
     by_name = {layer.name or '': layer for layer in model.layers}
     inside = {layer.name for layer in layers.values()} if model is home else set()
-    outputs = tuple(_outputs(model))
+    outputs: tuple[str, ...] = tuple(_outputs(model))
     if len(outputs) != 1:
         raise KerasFileError(
             f'{source}: a model in it has {len(outputs)} outputs. Choose one of them with --output-layer: '
             f'{", ".join(outputs[:6])}.'
         )
     line: list[FileLayer] = []
-    inbound = outputs
+    inbound: tuple[str, ...] = outputs
     while inbound:
         layer = by_name[inbound[0]]
         if layer in line:
