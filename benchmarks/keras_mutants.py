@@ -292,7 +292,7 @@ RUN = (
 
 
 @app.default
-def main(run: bool = False, every: int = 1) -> int:
+def main(run: bool = False, every: int = 1) -> None:
     """Prints the table.
 
     Args:
@@ -335,8 +335,9 @@ def main(run: bool = False, every: int = 1) -> int:
                 print(
                     f'| {mutant.name} | {shown} | {"refused" if found is None else found or "converts"} |', flush=True
                 )
-    return len(failures)
+    if failures:
+        sys.exit(1)
 
 
 if __name__ == '__main__':
-    sys.exit(bool(app()))
+    app()

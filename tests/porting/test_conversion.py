@@ -358,7 +358,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     'a block is missing': (with_config(lambda c: backbone(c).pop(20)), 'one SeparableConv2D layer (block3_sepconv'),
     'rescaling inside': (
         with_config(lambda c: backbone(c)[3].update(class_name='Rescaling')),
-        "goes into the Rescaling layer 'block1_conv1_act'",
+        "the Rescaling layer 'block1_conv1_act'",
     ),
     'missing array': (with_weights(lambda f: f.__delitem__(KERNEL)), f"there is no '{KERNEL}'"),
     'soft link': (with_weights(replace_array(KERNEL, h5py.SoftLink('/layers'))), 'SoftLink, which is not followed'),

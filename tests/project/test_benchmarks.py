@@ -62,6 +62,11 @@ def test_keras_eras() -> None:
     assert re.fullmatch(r'\| Keras 1.2 \| weights \| \d+e-0[678] \|', rows[2])
 
 
+def test_keras_mutants() -> None:
+    """A sample of the table; tests/porting/test_wiring.py has more, and all of them where slow tests run."""
+    assert '| tf.keras 2.12 | wire |' in run_forked('keras_mutants.py', '--every', 150)
+
+
 @pytest.mark.slow
 def test_kerashub() -> None:
     """Where the first command of its docstring was run: KerasHub is no requirement, since it brings TensorFlow."""

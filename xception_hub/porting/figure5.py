@@ -133,11 +133,13 @@ def match(layers: Sequence[FileLayer]) -> Match | None:
     for layer in layers:
         for name in dict.fromkeys(layer.inbound):
             consumers.setdefault(name, []).append(layer)
-    starts = [layer for layer in layers if layer.class_name == KERAS_CLASSES['conv']]
-    return max((_follow(start, consumers) for start in starts), key=lambda found: len(found.roles), default=None)
+    convs = [layer for layer in layers if layer.class_name == KERAS_CLASSES['conv']]
+    starts = [layer for layer in convs if FIRST in (layer.name or '')] or convs
+    names = {layer.name: layer for layer in layers}
+    return max((_follow(start, consumers, names) for start in starts), key=lambda found: len(found.roles), default=None)
 
 
-def _follow(start: FileLayer, consumers: dict[str, list[FileLayer]]) -> Match:
+def _follow(start: FileLayer, consumers: dict[str, list[FileLayer]], names: dict[str | None, FileLayer]) -> Match:
     roles = {FIRST: start}
     for role, node in [*FIGURE5.items()][1:]:
         inputs = [Tensor(roles[name].name or '') for name in node.inputs]
@@ -149,11 +151,12 @@ def _follow(start: FileLayer, consumers: dict[str, list[FileLayer]]) -> Match:
             and [sorted(call.tensors) for call in layer.calls] == [sorted(inputs)]
         ]
         if len(fitting) != 1:
-            found = ', '.join(map(_described, following[:4])) or 'no layer'
+            shown = [names[role]] if role in names else following[:4]
+            found = ' and '.join(map(_described, shown)) or 'no layer there'
             return Match(
                 roles,
-                f"{inputs[0].layer!r} goes into {found}; in Keras' Xception, one {node.class_name} layer ({role}) "
-                f'takes {" and ".join(map(_named, inputs))}. {WAY_OUT}',
+                f"in Keras' Xception, one {node.class_name} layer ({role}) takes {' and '.join(map(_named, inputs))}. "
+                f'The file has {found}. {WAY_OUT}',
             )
         roles[role] = fitting[0]
     return Match(roles, '')
