@@ -20,6 +20,7 @@ import timm
 import torch
 from cyclopts import App, Parameter
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,12 +41,14 @@ class Kind(NamedTuple):
         save: Writes it for a trained `legacy_xception`, to a path; returns what it computes, None for the network.
         arguments: Arguments of `from_checkpoint` beside the path.
         refused: Part of the message if the file is refused without these arguments, or in any case.
+        rounding: Largest difference where tensors are folded, which float32 rounds.
     """
 
     name: str
     save: Callable[[nn.Module, Path], Reference | None]
     arguments: Mapping[str, Any] = MappingProxyType({})
     refused: str = ''
+    rounding: float = 0.0
 
 
 def trained(seed: int = 0) -> nn.Module:
@@ -174,10 +177,126 @@ def renamed(model: nn.Module, path: Path) -> None:
                path)  # fmt: skip
 
 
+class Assembled(nn.Module):
+    """A network under a path, other modules under theirs, and a function of its last maps and of them."""
+
+    def __init__(
+        self, model: nn.Module, body: str, parts: Mapping[str, nn.Module], compute: Callable[..., Tensor]
+    ) -> None:
+        super().__init__()
+        self.body, self.parts, self.compute = body, list(parts), compute
+        del model.fc
+        for path, module in {body: model, **parts}.items():
+            place: nn.Module = self
+            for parent in path.split('.')[:-1]:
+                if not hasattr(place, parent):
+                    place.add_module(parent, nn.Module())
+                place = place.get_submodule(parent)
+            place.add_module(path.rpartition('.')[2], module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.get_submodule(self.body).forward_features(x)  # type: ignore[operator]
+        return self.compute(maps, *(self.get_submodule(path) for path in self.parts))
+
+
+def on_averages(maps: Tensor, *layers: nn.Module) -> Tensor:
+    """Layers with ReLU between them, on pooled features."""
+    x = layers[0](maps.mean((2, 3)))
+    for layer in layers[1:]:
+        x = layer(x.relu())
+    return x
+
+
+def excited(maps: Tensor, squeeze: nn.Module, fc: nn.Module) -> Tensor:
+    return on_averages(maps * squeeze(maps.mean((2, 3))).sigmoid()[:, :, None, None], fc)
+
+
+def assembled(
+    parts: Callable[[], Mapping[str, nn.Module]], compute: Callable[..., Tensor] = on_averages, body: str = 'net'
+) -> Callable[[nn.Module, Path], Reference]:
+    """Saves the state dict of an `Assembled` network."""
+
+    def save(model: nn.Module, path: Path) -> Reference:
+        network = Assembled(copy.deepcopy(model), body, parts(), compute).eval()
+        torch.save(network.state_dict(), path)
+        return network.double()
+
+    return save
+
+
+def linear(features: int = 2048, classes: int = CLASSES, bias: bool = True) -> nn.Module:
+    return nn.Linear(features, classes, bias=bias)
+
+
+def pytorchcv_body(model: nn.Module, path: Path) -> Reference:
+    """Its features within two Sequentials, and a classifier of one's own."""
+    pytorchcv(model, path)
+    features = {name[9:]: tensor for name, tensor in torch.load(path).items() if name.startswith('features.')}
+    fc = linear()
+    torch.save({**under('base.0.', features), **under('fc.', fc.state_dict())}, path)
+    return lambda x: on_averages(model.double().forward_features(x), fc.double())  # type: ignore[operator]
+
+
+def two_poolings(model: nn.Module, path: Path) -> Reference:
+    """timm's `legacy_xception` on averages and maxima."""
+    model.reset_classifier(CLASSES, 'catavgmax')  # type: ignore[operator]
+    torch.save(model.state_dict(), path)
+    return model.double()
+
+
+class Normalize(nn.Module):
+    """Normalizes images of 0 to 1 within the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('mean', torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer('std', torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+
+def normalized(model: nn.Module, path: Path) -> None:
+    torch.save(nn.Sequential(Normalize(), model).state_dict(), path)
+
+
 def own(model: nn.Module, path: Path) -> None:
     """The state dict of the network that `from_checkpoint` made: its numerics travel with it."""
     torch.save(model.state_dict(), path)
     torch.save(xception_hub.from_checkpoint(path).state_dict(), path)
+
+
+def changed(change: Callable[[nn.Module], Any], whole: bool = True) -> Callable[[nn.Module, Path], Reference]:
+    """Saves a network in which something is another, as a whole or its state dict."""
+
+    def save(model: nn.Module, path: Path) -> Reference:
+        change(model)
+        torch.save(model if whole else model.state_dict(), path)
+        return model.double()
+
+    return save
+
+
+def replaced(old: type[nn.Module], new: Callable[[], nn.Module]) -> Callable[[nn.Module], None]:
+    def change(model: nn.Module) -> None:
+        for module in list(model.modules()):
+            module._modules.update({name: new() for name, part in module._modules.items() if isinstance(part, old)})
+
+    return change
+
+
+def biased(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.bias = nn.Parameter(torch.randn(module.out_channels) / 10)
+
+
+def parametrized(model: Any) -> None:
+    torch.nn.utils.parametrizations.weight_norm(model.conv1)
+    torch.nn.utils.parametrizations.spectral_norm(model.conv2)
+    prune.l1_unstructured(model.fc, 'weight', 0.5)
+
+
+def softmax(model: nn.Module, path: Path) -> Reference:
+    torch.save(nn.Sequential(model, nn.Softmax(1)), path)
+    return model.double()
 
 
 def torchscript(model: nn.Module, path: Path) -> None:
@@ -188,6 +307,7 @@ def torchscript(model: nn.Module, path: Path) -> None:
 
 DEEP = [{'fc': 32}, {'bn': 1e-5}, {'act': 'tanh'}, {'drop': 0.5}]
 NO_HEAD = dict(num_classes=0)
+HIDDEN = dict(head_layers=[{'fc': 32}, {'act': 'relu'}])
 # fmt: off
 KINDS = [
     Kind('timm `legacy_xception`, tstandley', state_dict(lambda state: state)),
@@ -214,11 +334,38 @@ KINDS = [
          dict(classifier='fc'), "2 classifiers: 'fc', 'old'"),
     Kind('pytorchcv', pytorchcv),
     Kind('cnn_finetune', cnn_finetune),
-    Kind('fastai: the features', fastai, NO_HEAD, 'no place for'),
+    Kind('fastai: the features', fastai, NO_HEAD, 'of two poolings'),
     Kind('segmentation_models_pytorch: the features', smp),
     Kind('its encoder alone', lambda model, path: smp(model, path, 'encoder'), dict(stem_padding=1),
          'segmentation_models_pytorch pads'),
     Kind('read once, and saved', own),
+    Kind('whole model, SiLU everywhere', changed(replaced(nn.ReLU, nn.SiLU))),
+    Kind('whole model, softmax at its end: the logits', softmax),
+    Kind('whole model, InstanceNorm', changed(lambda net: setattr(net, 'bn3', nn.InstanceNorm2d(1536, affine=True))),
+         refused='computes in a way that this network has no arguments for'),
+    Kind('whole model, strides', changed(lambda model: setattr(model.conv1, 'stride', (1, 1))),
+         refused='conv1: stride=(1, 1)'),
+    Kind('convolutions with biases', changed(biased, whole=False), rounding=1e-5),
+    Kind('weight norm, spectral norm, pruning', changed(parametrized, whole=False), rounding=1e-4),
+    Kind('numpy arrays', state_dict(lambda state: {name: tensor.numpy() for name, tensor in state.items()})),
+    Kind('qint8', state_dict(lambda state: {**state, 'fc.weight': torch.quantize_per_tensor(
+        state['fc.weight'], 0.01, 0, torch.qint8)}), refused='only plain tensors are read'),
+    Kind('mmpretrain', assembled(lambda: {'head.fc': linear()}, body='backbone.timm_model')),
+    Kind('`features_only`, and a classifier two levels above',
+         assembled(lambda: {'classifier': linear()}, body='net.backbone.body')),
+    Kind('a head called `f1`', assembled(lambda: {'f1': linear()})),
+    Kind('ArcFace: its weight as a linear layer', assembled(lambda: {'metric_fc': linear(bias=False)})),
+    Kind('pytorchcv within Sequentials', pytorchcv_body),
+    Kind('squeeze and excitation before the head',
+         assembled(lambda: {'se': nn.Sequential(linear(2048, 128), nn.ReLU(), linear(128, 2048)), 'fc': linear()},
+                   excited),
+         refused='as attention does'),
+    Kind('`fc1` and `fc2`', assembled(lambda: {'fc1': linear(2048, 32), 'fc2': linear(32)}), HIDDEN,
+         'neither activations'),
+    Kind('ModuleList', assembled(lambda: {'head.0': linear(2048, 32), 'head.1': linear(32)}), HIDDEN,
+         'neither activations'),
+    Kind('`catavgmax`', two_poolings, dict(global_pool='catavgmax'), 'of two poolings'),
+    Kind('Normalize in front', normalized),
     Kind('TorchScript', torchscript, refused='TorchScript archive, whose program this project does not run'),
     Kind('unknown names, all shapes in order', renamed, refused='their names are not known'),
     Kind('timm `xception41`', other('xception41'), refused='an aligned Xception'),

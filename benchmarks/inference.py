@@ -74,7 +74,6 @@ def contenders(name: str, example: Tensor, precisions: Sequence[str], compile: b
     device = example.device
     model = make(name, device)
     folded = fold(model)
-    precisions = [precision for precision in precisions if precision == 'fp32' or not lacks_bf16(device)]
     yield BASELINE, make(BASELINE, device)
     yield name, model
     yield 'channels_last', in_channels_last(model)
@@ -91,9 +90,8 @@ def contenders(name: str, example: Tensor, precisions: Sequence[str], compile: b
 def optimized(name: str, images: Tensor, precisions: Sequence[str]) -> Iterator[tuple[str, Function]]:
     """What `optimize` chooses for these images."""
     for precision in precisions:
-        if precision == 'fp32' or not lacks_bf16(images.device):
-            chosen = xception_hub.optimize(make(name, images.device), images, precision=precision)
-            yield f'optimize: {chosen.engine}, {precision}', chosen
+        chosen = xception_hub.optimize(make(name, images.device), images, precision=precision)
+        yield f'optimize: {chosen.engine}, {precision}', chosen
 
 
 def multiplication(device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -101,22 +99,25 @@ def multiplication(device: torch.device, dtype: torch.dtype) -> Callable[[], Ten
     return lambda: left @ right
 
 
-def race(functions: dict[str, Function], images: Tensor, macs: int, repeats: int) -> dict[str, Result]:
+def race(
+    functions: dict[str, Function], images: Tensor, macs: int, precisions: Sequence[str], repeats: int
+) -> dict[str, Result]:
     """Times all of them in turn, and matrix multiplication with them.
 
     Args:
         functions: Name -> function of images.
         images: [B, C, H, W].
         macs: Multiply-adds for one image.
+        precisions: What they compute in.
         repeats: Number of timed repeats.
     """
     device = images.device
     calls = max(1, CALLED_WITH // len(images))
     steps = {name: timed(partial(function, images), device, calls) for name, function in functions.items()}
-    steps |= {precision: timed(multiplication(device, dtype), device) for precision, dtype in DTYPES.items()}
+    steps |= {precision: timed(multiplication(device, DTYPES[precision]), device) for precision in precisions}
     with torch.no_grad():
         seconds = in_turn(steps, repeats)
-    needed = {p: len(images) * macs / MATRIX**3 * seconds[p] for p in DTYPES}  # seconds at the peak
+    needed = {p: len(images) * macs / MATRIX**3 * seconds[p] for p in precisions}  # seconds at the peak
     return {
         name: Result(
             seconds[name],
@@ -262,12 +263,13 @@ def main(
         for batch_size in batch_sizes
     }
     example = next(iter(examples.values()))
+    precisions = tuple(p for p in precisions if p == 'fp32' or not lacks_bf16(example.device))
     functions = dict(contenders(model, example, precisions, compile))
     shapes: dict[str, dict[str, Result]] = {}
     counted = make(model, torch.device('meta'))
     for (size, batch_size), images in examples.items():
         chosen = dict(optimized(model, images, precisions))
-        results = race({**functions, **chosen}, images, count_macs(counted, size)[''], repeats)
+        results = race({**functions, **chosen}, images, count_macs(counted, size)[''], precisions, repeats)
         shapes[f'{size} pixels, batch {batch_size}'] = results
         print_results(size, batch_size, results)
     if example.is_cuda:

@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests' / 'support')]
 
 import keras
 import keras_files as files
+import keras_heads as heads
 import numpy as np
 import old_keras_files as old
 import torch
@@ -65,6 +66,11 @@ def with_head(kind: str) -> Callable[[Path], Made]:
     return of(lambda: old.head_of(*old.HEADS[kind][0]()), files.archive)
 
 
+def pooled(kind: str) -> Callable[[Path], Made]:
+    join, pools, hidden, _ = heads.POOLED[kind]
+    return of(lambda: heads.joined(heads.base(), join, pools, *hidden()), files.archive)
+
+
 KINDS: dict[tuple[str, str], Callable[[Path], Made]] = {
     ('Keras 1.2', 'weights'): of_keras1,
     ('Keras 2, TensorFlow 1', 'whole model, built twice in a session'): built_twice,
@@ -74,10 +80,12 @@ KINDS: dict[tuple[str, str], Callable[[Path], Made]] = {
     ('TensorFlow 2.12', 'weights .weights.h5'): of(files.flat_with_top, files.weights_h5_of_tensorflow_2_12),
     ('Keras 3.0 to 3.5', '.keras'): of(files.flat_with_head, files.archive_without_names),
     ('Keras 3', '.keras, Sequential, rescaling inside'): of(files.sequential, files.archive),
+    ('Keras 3', 'RandAugment, AugMix and a Pipeline in front'): of(heads.augmented, files.archive),
     ('Keras 3', 'whole model .h5'): of(files.nested, files.whole_h5),
     ('Keras 3', 'shards'): of(files.flat_with_top, files.shards),
     ('KerasHub', 'preset'): of(files.flat_with_top, files.preset),
     **{('any', f'head: {kind}'): with_head(kind) for kind in old.HEADS},
+    **{('any', f'head: {kind}'): pooled(kind) for kind in heads.POOLED},
 }
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from xception_hub.errors import KerasFileError, ParityError, exits_with_message
+from xception_hub.errors import KerasFileError, ParityError, exits_with_message, printable_lines
 from xception_hub.images import sample_photos
 from xception_hub.layers import MIN_IMG_SIZE
 from xception_hub.porting.declared import choose_preprocessing, read_class_names
@@ -103,7 +103,7 @@ def main(
     parity = convert(ported, output, preprocessing, read_class_names(ported, class_names), photos)
     print(f'{parity.report()}\n')
     for line in ported.notes():
-        print(line)
+        print(printable_lines(line))
     print(f'Written: {output}')
 
 

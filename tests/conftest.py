@@ -1,5 +1,7 @@
 """The genuine weights, made available in the ways in which users meet them, and a hub on this machine."""
 
+import gc
+import importlib.util
 import os
 import subprocess
 import sys
@@ -58,6 +60,20 @@ class Example(NamedTuple):
 def pytest_configure(config: pytest.Config) -> None:
     measure()
     config.option.timeout = patience(float(config.getini('timeout')))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures are made
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test whose packages are not there."""
+    for mark in item.iter_markers('needs'):
+        if missing := [name for name in mark.args if importlib.util.find_spec(name) is None]:
+            pytest.skip(f"needs {', '.join(missing)}: pip install -e '.[test-all]'")
 
 
 @pytest.fixture(scope='session')

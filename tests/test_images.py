@@ -60,12 +60,12 @@ def test_grey_values(content: bytes) -> None:
 def test_few_bits_in_sixteen(white: int) -> None:
     """As cameras and scanners write 12 bits: nobody knows what is white, until somebody says it."""
     content = encoded(Image.fromarray((RAMP * white).round().astype(np.uint16)), 'PNG')
-    with pytest.raises(ImageError, match=f'grey values up to {white} in 16 bits.*--grey-maximum'):
+    with pytest.raises(ImageError, match=f'{white} in 16 bits.*--grey-maximum'):
         open_image(content)
     assert np.abs(np.asarray(open_image(content, grey_maximum=white)).astype(int) - GREY[..., None]).max() <= 1
     dark = np.asarray(open_image(content, grey_maximum=65535))
     assert dark.max() == round(white / 257)
-    with pytest.raises(ImageError, match=f'neither bytes, 0..{white - 1} nor 0..1'):
+    with pytest.raises(ImageError, match=f'0..{white - 1}.*0..1'):
         open_image(content, grey_maximum=white - 1)
     assert not np.asarray(open_image(encoded(Image.fromarray(np.zeros((8, 8), np.uint16)), 'PNG'))).any()
 
@@ -74,7 +74,7 @@ def test_few_bits_in_sixteen(white: int) -> None:
     'values', [RAMP * 1e6, RAMP - 0.5, np.where(RAMP > 0.5, np.nan, RAMP)], ids=['1e6', '<0', 'NaN']
 )
 def test_values_that_mean_no_colours(values: np.ndarray) -> None:
-    with pytest.raises(ImageError, match='grey values from'):
+    with pytest.raises(ImageError, match='grey values'):
         open_image(encoded(Image.fromarray(values.astype(np.float32)), 'TIFF'))
 
 
@@ -162,7 +162,7 @@ def test_missing(tmp_path: Path) -> None:
 def test_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     """The header is enough to refuse it; a JPEG counts as it is decoded."""
     monkeypatch.setattr(images, 'MAX_PIXELS', 100_000)
-    with pytest.raises(ImageError, match='1000x1000 pixels, of 100000 at most'):
+    with pytest.raises(ImageError, match='1000x1000.*100000'):
         open_image(encoded(Image.new('1', (1000, 1000)), 'PNG'))
     assert open_image(encoded(Image.new('RGB', (1000, 1000)), 'JPEG'), min_side=60).size == (125, 125)
 
@@ -174,7 +174,7 @@ def test_limits_of_pillow() -> None:
     assert open_image(large).size == (10000, 10000)
     larger = 16000, 12000  # and from twice that on it refuses
     assert open_image(encoded(Image.new('L', larger), 'JPEG'), min_side=100).size == (2000, 1500)
-    with pytest.raises(ImageError, match='16000x12000 pixels, of 134217728 at most'):
+    with pytest.raises(ImageError, match='16000x12000.*134217728'):
         open_image(encoded(Image.new('1', larger), 'PNG'))
     assert before == Image.MAX_IMAGE_PIXELS is not None
 
@@ -209,7 +209,7 @@ def test_what_was_opened_elsewhere() -> None:
     assert (opened.size, image.size) == (photo().size, photo().size)
     assert open_image(np.asarray(opened)).tobytes() == opened.tobytes()
     for array in (np.zeros((8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8), np.zeros((8, 8, 3), np.float32)):
-        with pytest.raises(ImageError, match=re.escape('instead of [H, W, 3] in uint8')):
+        with pytest.raises(ImageError, match=re.escape('[H, W, 3]')):
             open_image(array)
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from . import __version__
+from .errors import printable, printable_lines
 from .run import run
 from .stand_ins import with_stand_ins
 from .weights import fingerprints, sources
@@ -76,7 +77,7 @@ def verify(source: str, /, *, json_: Annotated[bool, Parameter('--json', negativ
     try:
         verification = sources.verify(source)
     except Exception as e:  # networks fail in ways that have no class in common
-        sys.exit(f'error: {source}: {e}')
+        sys.exit(f'error: {printable(source)}: {printable_lines(e)}')
     if json_:
         print(json.dumps(dict(source=source, genuine=verification.is_genuine, **asdict(verification)), indent=2))
         sys.exit(not verification.is_genuine)

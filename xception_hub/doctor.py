@@ -32,7 +32,8 @@ from .inference.engines import ENGINES
 from .weights.files import read_checkpoint
 from .weights.fingerprints import compare
 from .weights.layouts import recognise
-from .weights.sources import REPO_VARIABLE, WEIGHT_FILES, Source, source_of, sources_of
+from .weights.pretrained import sources_of
+from .weights.sources import REPO_VARIABLE, WEIGHT_FILES, Source, source_of
 
 DISTRIBUTION = 'xception-hub'
 HUB_TIMEOUT = 3.0  # seconds

@@ -5,11 +5,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-MAX_MESSAGE = 2000  # characters
+MAX_NAME, MAX_LINE, MAX_LINES = 200, 10_000, 500  # characters, characters, lines
+MAX_MESSAGE = 2000  # characters of an error about a Keras file
+HARMLESS = '\xa0\u3000\u200c\u200d'  # spaces and joiners of scripts, which Python does not count as printable
+
+
+def printable(text: object, most: int = MAX_NAME) -> str:
+    """Text of others as one line for a terminal, a card or a page.
+
+    Line breaks, controls of the terminal and of the direction of writing, and what is invisible become escapes such as
+    \\x1b. Text of more than `most` characters is cut off.
+    """
+    line = str(text)
+    line = line if len(line) <= most else f'{line[:most]} ...'
+    return ''.join(c if c.isprintable() or c in HARMLESS else ascii(c)[1:-1] for c in line)
+
+
+def printable_lines(text: object) -> str:
+    """Text with parts of others, each line as in `printable`."""
+    lines = str(text).split('\n')
+    more = [f'... and {len(lines) - MAX_LINES} lines more'] if len(lines) > MAX_LINES else []
+    return '\n'.join([printable(line, MAX_LINE) for line in lines[:MAX_LINES]] + more)
 
 
 class XceptionHubError(Exception):
     """Any failure that this project explains: a command prints the message and ends with status 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable_lines(message))
 
 
 class CheckpointError(XceptionHubError, ValueError):
@@ -40,9 +63,7 @@ class KerasFileError(XceptionHubError, ValueError):
     """A Keras file is damaged, unsafe or of a kind that cannot be converted."""
 
     def __init__(self, message: str) -> None:
-        # names in a file may be of any length and hold anything, and this goes to a terminal
-        short = message if len(message) <= MAX_MESSAGE else f'{message[:MAX_MESSAGE]} ...'
-        super().__init__(''.join(c if c.isprintable() else ascii(c)[1:-1] for c in short))
+        super().__init__(printable(message, MAX_MESSAGE))
 
 
 class ReleaseError(XceptionHubError, ValueError):
@@ -95,7 +116,7 @@ class Diverged(XceptionHubError, RuntimeError):
 
 def in_one_line(error: BaseException) -> str:
     """An error of others, with its class, in one line."""
-    return ' '.join(f'{type(error).__name__}: {error}'.split())
+    return printable(' '.join(f'{type(error).__name__}: {error}'.split()), MAX_MESSAGE)
 
 
 @contextmanager
@@ -109,13 +130,13 @@ def exits_with_message(*others: type[Exception]) -> Iterator[None]:
     try:
         yield
     except explained as e:
-        sys.exit(f'error: {e}')
+        sys.exit(f'error: {printable_lines(e)}')
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names with commas between them; of many the first, and how many there are more."""
+    """Names of others with commas between them; of many the first, and how many there are more."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
-    return f'{", ".join(names[:most])}{more}'
+    return (', '.join(map(printable, names[:most])) + more) or 'none'
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

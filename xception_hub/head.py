@@ -6,7 +6,7 @@ A first layer 'flatten' takes the place of the pooling: the features of every pl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from timm.layers import SelectAdaptivePool2d, create_act_layer
+from timm.layers import SelectAdaptivePool2d, create_act_layer, get_act_layer
 from torch import Tensor, nn
 
 from .layers import BN_MOMENTUM, init_weights
@@ -145,6 +145,14 @@ def _pooling(pool_type: str) -> SelectAdaptivePool2d:
     return SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
 
 
+def is_act_layer(act_layer: Any) -> bool:
+    """Whether it is a name of timm's, or a class."""
+    try:
+        return callable(get_act_layer(act_layer))
+    except KeyError:
+        return False
+
+
 def are_head_layers(layers: Sequence[Any]) -> bool:
     """Whether `Head` knows all layers, with possible values; only the first can be 'flatten'."""
     return all(map(is_head_layer, layers)) and not any('flatten' in layer for layer in layers[1:])
@@ -161,4 +169,6 @@ def is_head_layer(layer: Any) -> bool:
         return 0 < layer['bn'] < 1 and 0 <= layer.get('momentum', 0) <= 1
     if keys == ['flatten']:
         return len(layer['flatten']) == 2 and all(isinstance(side, int) and side >= 1 for side in layer['flatten'])
-    return keys == ['act'] or (keys == ['drop'] and 0 <= layer['drop'] < 1)
+    return (keys == ['act'] and (layer['act'] == 'softmax' or is_act_layer(layer['act']))) or (
+        keys == ['drop'] and 0 <= layer['drop'] < 1
+    )

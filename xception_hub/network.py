@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import get_act_layer, get_device_dtype
+from timm.layers import get_device_dtype
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .head import HEAD_LAYERS, Head, HeadLayer, are_head_layers
+from .head import HEAD_LAYERS, Head, HeadLayer, are_head_layers, is_act_layer
 from .layers import BN_EPS, MIN_IMG_SIZE, ORDERS, STEM_SIZE, SeparableConv2d, check_argument, init_weights
 from .modules import ActLayer, Stem, XceptionModule
 
@@ -34,7 +34,7 @@ class Xception(nn.Module):
         head_layers: Other layers before the classifier, see `xception_hub.head.Head`.
         drop_rate: Dropout before the classifier, in [0, 1). The paper uses 0.5 on ImageNet.
         drop_path_rate: Stochastic depth of the last residual module, in [0, 1), falling linearly towards the first.
-        act_layer: timm's name of an activation, or its class. timm raises a KeyError for an unknown name.
+        act_layer: timm's name of an activation, or its class.
         bn_eps: 1e-3 as in Keras; 1e-5 for checkpoints trained in the legacy torch lineage.
         pool_padding: 'same' as in Keras; 'symmetric' for checkpoints trained in the legacy torch lineage.
         stem_padding: 0 as in Keras; 1 for segmentation_models_pytorch: images of 32n pixels have maps of 16n to n.
@@ -74,8 +74,8 @@ class Xception(nn.Module):
         device=None,
         dtype=None,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name in CHOICES or name == 'act_layer'}
-        _check_arguments(given)
+        given = {name: value for name, value in locals().items() if name in CHOICES}
+        check_arguments(given)
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         width = partial(_scaled, multiplier=width_multiplier)
@@ -241,13 +241,6 @@ WIDTH_MULTIPLE = 8  # channels: the greatest number that divides all of the pape
 MIN_WIDTH_MULTIPLIER = WIDTH_MULTIPLE / 2 / 32  # rounds the narrowest width, the stem's 32 channels, to zero
 
 
-def _is_act_layer(act_layer: ActLayer) -> bool:
-    try:
-        return get_act_layer(act_layer) is not None
-    except KeyError:
-        return False
-
-
 CHOICES: dict[str, tuple[Callable[[Any], bool], str]] = {  # argument -> test of a value, and what it must be
     'num_classes': (lambda count: count >= 0, 'at least 0'),
     'in_chans': (lambda count: count >= 1, 'at least 1'),
@@ -259,6 +252,7 @@ CHOICES: dict[str, tuple[Callable[[Any], bool], str]] = {  # argument -> test of
     'head_layers': (are_head_layers, f'a list of dicts, each with one of {HEAD_LAYERS}, and no fc_widths beside it'),
     'drop_rate': (lambda rate: 0 <= rate < 1, 'in [0, 1)'),
     'drop_path_rate': (lambda rate: 0 <= rate < 1, 'in [0, 1)'),
+    'act_layer': (is_act_layer, "timm's name of an activation such as 'relu' or 'elu', or a class of modules"),
     'bn_eps': (lambda eps: eps > 0, 'positive (Keras: 1e-3; legacy torch lineage: 1e-5)'),
     'min_img_size': (lambda size: size >= STEM_SIZE, f'at least {STEM_SIZE} pixels'),
     'residual': (
@@ -266,7 +260,7 @@ CHOICES: dict[str, tuple[Callable[[Any], bool], str]] = {  # argument -> test of
         'True with a drop_path_rate, which drops what is beside the residual connections',
     ),
     'mid_act_layer': (
-        lambda layer: layer is None or _is_act_layer(layer),
+        lambda layer: layer is None or is_act_layer(layer),
         "None, timm's name of an activation such as 'relu' or 'elu', or a class of modules",
     ),
     'segments': (SEGMENTS.__contains__, f'one of {SEGMENTS}; None is one per channel'),
@@ -285,7 +279,8 @@ TOLD = dict(
 )  # fmt: skip
 
 
-def _check_arguments(given: dict[str, Any]) -> None:
+def check_arguments(given: dict[str, Any]) -> None:
+    """Raises a ValueError if the network does not take a value, or two together. All of `CHOICES` have to be given."""
     for name, (valid, choices) in CHOICES.items():
         value = given[name]
         check_argument(name, value, valid(value), choices)

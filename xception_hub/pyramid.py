@@ -12,7 +12,24 @@ from .network import Xception
 
 
 class XceptionPyramid(Xception):
-    """Xception whose `forward_intermediates` pads the maps that it returns as `PyramidNet` does."""
+    """Xception whose `forward_intermediates` pads the maps that it returns as `PyramidNet` does.
+
+    Pruned to one of the first four maps, its features are that map, padded, as in timm's pruned models.
+    """
+
+    __constants__ = ('end_reduction',)  # for TorchScript
+    end_reduction = 0  # of the map to which the network was pruned; 0 without padding
+
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, *args: Any, **kwargs: Any) -> list[int]:
+        taken = super().prune_intermediate_layers(indices, *args, **kwargs)
+        if max(taken) < 4:
+            reduction: Any = self.feature_info[max(taken)]['reduction']
+            self.end_reduction = reduction
+        return taken
+
+    def forward_features(self, x: Tensor) -> Tensor:  # [B, C, H, W]
+        features = self.exit_flow(self.middle_flow(self.entry_flow(self.stem(x))))  # TorchScript knows no super()
+        return padded(features, x, self.end_reduction) if self.end_reduction else features
 
     def forward_intermediates(
         self, x: Tensor, indices: int | list[int] | None = None, *args: Any, **kwargs: Any
@@ -21,7 +38,9 @@ class XceptionPyramid(Xception):
         maps = result if isinstance(result, list) else result[1]
         for i, index in enumerate(sorted(feature_take_indices(5, indices)[0])):
             maps[i] = padded(maps[i], x, self.feature_info[index]['reduction'])
-        return result
+        if isinstance(result, list) or not self.end_reduction:
+            return result
+        return padded(result[0], x, self.end_reduction), maps
 
 
 class PyramidNet(FeatureListNet):

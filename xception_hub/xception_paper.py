@@ -12,7 +12,7 @@ from torch import nn
 from .layers import MIN_IMG_SIZE
 from .network import Xception
 from .pyramid import PyramidNet, XceptionPyramid
-from .weights.sources import build_model
+from .weights.pretrained import build_model
 
 FC_WIDTHS = (4096, 4096)
 JFT_CLASSES = 17_000  # an image has any number of them

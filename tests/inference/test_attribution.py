@@ -83,7 +83,8 @@ def test_adds_up(method: str, build: Build, error: float) -> None:
 
 def test_of_captum_alone() -> None:
     """DeepLIFT in captum loses what takes the residual connections, and some of what the pooling passes on."""
-    captum = pytest.importorskip('captum.attr')
+    from captum import attr as captum
+
     x, model = images(96, 96), tiny()
     with torch.no_grad():
         difference = (model(x) - model(torch.zeros_like(x)))[0, 1]
@@ -92,6 +93,7 @@ def test_of_captum_alone() -> None:
     assert (found.sum() / difference).abs() < 0.1
 
 
+@pytest.mark.needs('pytorch_grad_cam')
 @pytest.mark.parametrize(
     'build',
     [tiny, partial(of_timm, 'test_resnet'), partial(tiny, head_layers=[{'flatten': [3, 3]}, {'fc': 8}])],
@@ -99,7 +101,8 @@ def test_of_captum_alone() -> None:
 )
 def test_equals_grad_cam(build: Build) -> None:
     """The package of that name, which scales a map from its least to its largest value."""
-    library = pytest.importorskip('pytorch_grad_cam')
+    import pytorch_grad_cam as library
+
     model = build()
     layer = model.exit_flow[-1] if hasattr(model, 'exit_flow') else model.layer4[-1]
     x = images(96, 96, batch=2)

@@ -1,64 +1,34 @@
 """`xception-hub demo`: a page for visitors who may send anything, in a process of its own, over HTTP."""
 
-import io
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import timm
 from commands import call
 from conftest import ROOT
-from forked import run_code, start_code
+from demo_page import code_of, demo
+from forked import run_code
 from patience import patience
 from PIL import Image
 from port_a_keras_model import Checkpoint
 
 from xception_hub.inference.predictor import Predictor
 
-pytest.importorskip('gradio')
+pytest.importorskip('gradio', reason="needs gradio: pip install -e '.[test-all]'")
 from xception_hub.inference.demo import app
 
-CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
-
-
-def wait_for(address: str, status: Callable[[], int | None]) -> None:
-    """Until a page is served there; fails when its process has ended."""
-    end = time.monotonic() + patience(90)
-    while True:
-        try:
-            httpx.get(address)
-            return
-        except httpx.TransportError:
-            assert status() is None and time.monotonic() < end
-            time.sleep(0.2)
+pytestmark = pytest.mark.needs('gradio')
 
 
 @pytest.fixture(scope='module')
-def page(converted: Path) -> Iterator[str]:
+def page(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a page for the converted model."""
-    port = free_port()
-    command = [sys.executable, '-m', 'xception_hub', 'demo', converted, '--port', str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, text=True)
-    wait_for(f'http://127.0.0.1:{port}', process.poll)
-    yield f'http://127.0.0.1:{port}'
-    process.terminate()
-    process.wait(timeout=patience(30))
+    with demo(tmp_path_factory.mktemp('page'), converted) as address:
+        yield address
 
 
 @pytest.fixture(scope='module')
@@ -70,19 +40,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def code_of(*args: object) -> str:
-    return f'from xception_hub.cli import main; main({["demo", *map(str, args)]})'
-
-
 @pytest.fixture
 def another(small: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a second page, of another architecture, for all who reach this machine."""
-    port = free_port()
-    process = start_code(code_of(small, '--host', '0.0.0.0', '--port', port), tmp_path, tmp_path / 'log')
-    wait_for(f'http://127.0.0.1:{port}', lambda: process.exitcode)
-    yield f'http://127.0.0.1:{port}'
-    process.terminate()
-    process.join()
+    with demo(tmp_path, small, '--host', '0.0.0.0') as address:
+        yield address
 
 
 def upload(page: str, name: str, content: bytes) -> str:
@@ -193,39 +155,3 @@ def test_port_that_is_taken(page: str, small: Path, tmp_path: Path) -> None:
 def test_addresses_that_cannot_be(option: str, value: str, status: int, message: str, small: Path) -> None:
     result = call(app, small, option, value)
     assert result.returncode == status and message in result.stdout + result.stderr
-
-
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='needs Chromium and its driver')
-def test_in_a_browser(page: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """A visitor chooses a photo and reads; nothing comes from elsewhere, and a phone shows the whole.
-
-    PICTURES=docs keeps what the browser shows there: demo.webp, which the docs have, and demo_narrow.webp.
-    """
-    pictures = Path(os.environ.get('PICTURES', tmp_path))
-    webdriver: Any = pytest.importorskip('selenium.webdriver')
-    from selenium.webdriver.common.keys import Keys
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    flags = 'headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking'
-    for flag in [*flags.split(), 'disable-component-update', 'disable-sync', f'user-data-dir={tmp_path}']:
-        options.add_argument(f'--{flag}')
-    photo = next(photo for photo in checkpoint.photos if photo.stem in checkpoint.labels)
-    with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as browser:
-        browser.set_window_size(400, 800)
-        browser.get(page)
-        browser.implicitly_wait(patience(60))
-        browser.find_element('css selector', 'input[type=file]').send_keys(str(photo))
-        label = browser.find_element('css selector', 'article.photo li span').text
-        assert label == checkpoint.labels[photo.stem]
-        width = browser.execute_script('return [document.documentElement.scrollWidth, window.innerWidth]')
-        assert width[0] <= width[1]
-        for name, width, height in (('demo_narrow', 400, 900), ('demo', 900, 820)):
-            browser.set_window_size(width, height)
-            with Image.open(io.BytesIO(browser.get_screenshot_as_png())) as picture:
-                assert len(picture.convert('RGB').getcolors(2**24) or []) > 1000  # with the photo
-                picture.save(pictures / f'{name}.webp', quality=80)
-        loaded = browser.execute_script('return performance.getEntriesByType("resource").map(r => r.name)')
-        assert [address for address in loaded if not address.startswith((page, 'data:', 'blob:'))] == []
-        browser.find_element('tag name', 'body').send_keys(Keys.TAB * 2)
-        assert 'file' in (browser.switch_to.active_element.get_attribute('aria-label') or '').lower()

@@ -119,6 +119,7 @@ def test_onnx(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.needs('nncf', 'openvino')
 @pytest.mark.parametrize('format', ['onnx', 'openvino'])
 def test_int8(format: str, tiny: Path, tmp_path: Path) -> None:
     """A damaged photo of the calibration is left aside by its name; an earlier export is replaced."""
@@ -138,6 +139,7 @@ def test_int8(format: str, tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.needs('openvino')
 def test_openvino(tiny: Path, tmp_path: Path) -> None:
     """A file in float32 is computed in float32, also where OpenVINO alone would choose bf16; and in bf16 on request."""
     import openvino

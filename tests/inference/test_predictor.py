@@ -2,7 +2,6 @@
 
 import itertools
 import pickle
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -159,7 +158,7 @@ def test_batch(predictor: Predictor, files: list[Path], rows: list[dict[str, Any
     assert as_rows(predictor(dict(path=names))) == rows
     same = np.stack([np.asarray(xception_hub.open_image(path)) for path in files[:4]])
     assert as_rows(predictor(dict(image=same))) == rows[:3] + list(predictor.predict(files[3:4]))
-    with pytest.raises(DataError, match=re.escape('needs a column image, bytes or path; it has photo')):
+    with pytest.raises(DataError, match='image, bytes or path.*photo'):
         predictor(dict(photo=names))
 
 
@@ -171,7 +170,7 @@ def test_features(folder: Path, files: list[Path]) -> None:
     assert np.isnan(found['features']).any(1).tolist() == [path == files[4] for path in files]
     assert predictor(dict(path=files[4:5]))['features'].shape == (1, 512)
     model, _ = xception_hub.models.build.open_model(folder)
-    with pytest.raises(ModelError, match='ends in a classifier of 4 classes. For its features, call'):
+    with pytest.raises(ModelError, match='4 classes'):
         list(predictor_of(model, embed=True).predict(files))
     model.reset_classifier(0)
     assert np.array_equal(predictor_of(model, embed=True)(dict(path=files))['features'], found['features'], True)
@@ -196,7 +195,7 @@ def test_pickled(predictor: Predictor, files: list[Path], rows: list[dict[str, A
 
 @pytest.mark.parametrize('name', ['top', 'batch_size', 'threads'])
 def test_settings(name: str) -> None:
-    with pytest.raises(SettingsError, match=f'{name} is 0; it has to be 1 or more'):
+    with pytest.raises(SettingsError, match=f'{name}.*0.*1 or more'):
         Predictor('test_resnet', **{name: 0})
 
 
@@ -224,7 +223,7 @@ def anonymous() -> float:
 
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='only Linux tells a process its memory')
-@pytest.mark.parametrize('keep', [False, True])
+@pytest.mark.parametrize('keep', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_flat_memory(keep: bool, folder: Path) -> None:
     """A hundred times the images; what keeps something of each is found."""
     found = []
@@ -249,12 +248,13 @@ def test_datasets(predictor: Predictor, files: list[Path], rows: list[dict[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.needs('ray')
 @pytest.mark.filterwarnings('ignore')  # Ray warns of its own settings
 def test_ray(folder: Path, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """On a cluster of this machine, by two workers."""
-    ray = pytest.importorskip('ray')
-    pandas = pytest.importorskip('pandas')
-    pytest.importorskip('ray.data')
+    import pandas
+    import ray.data
+
     monkeypatch.setenv('RAY_AUTH_MODE', 'disabled')
     ray.init(
         num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level='error',

@@ -99,8 +99,9 @@ def test_pooling_is_tensorflows(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize('output_stride', [16, 8])
 def test_dilated_network_is_the_strided_one(output_stride: int, size: tuple[int, int], pool_padding: str) -> None:
     """At the positions that the two share, every map is equal, whatever the parity of the sizes."""
-    strided = random_model(pool_padding=pool_padding).double()
-    dilated = random_model(pool_padding=pool_padding, output_stride=output_stride).double()
+    kwargs: dict[str, Any] = dict(pool_padding=pool_padding, width_multiplier=0.25)
+    strided = random_model(**kwargs).double()
+    dilated = random_model(**kwargs, output_stride=output_stride).double()
     dilated.load_state_dict(strided.state_dict())
     with torch.no_grad(), one_thread():
         maps = [m.forward_intermediates(images(*size).double(), intermediates_only=True) for m in (strided, dilated)]
@@ -235,12 +236,12 @@ def test_act_layer(act_layer: Any, kind: type) -> None:
 def test_bad_argument(argument: dict[str, Any]) -> None:
     """The error names the argument and its value."""
     ((name, value),) = argument.items()
-    with pytest.raises(ValueError, match=re.escape(f'{name}={value!r} is not possible')):
+    with pytest.raises(ValueError, match=re.escape(f'{name}={value!r}')):
         on_meta(**argument)
 
 
 def test_head_layers_and_fc_widths() -> None:
-    with pytest.raises(ValueError, match='no fc_widths beside it'):
+    with pytest.raises(ValueError, match='fc_widths'):
         on_meta(fc_widths=(8,), head_layers=[{'fc': 8}])
 
 

@@ -26,6 +26,7 @@ FLOAT64 = dict(rtol=1e-9, atol=1e-11)
 FLOAT32 = dict(rtol=1e-4, atol=1e-5)
 BFLOAT16_ERROR = 0.05  # relative L2 of the logits; measured: 0.01
 
+NARROW: dict[str, Any] = dict(width_multiplier=0.25)
 EXAMPLE = (75, 90)  # what programs are made with: odd and even
 SIZES = [(71, 71), (72, 96), (98, 81)]  # what they run with: the smallest, square, even, even and odd
 
@@ -33,7 +34,7 @@ SIZES = [(71, 71), (72, 96), (98, 81)]  # what they run with: the smallest, squa
 @pytest.fixture(scope='module')
 def model() -> Xception:
     """Read only: a test that changes it works on a copy."""
-    return random_model()
+    return random_model(**NARROW)
 
 
 def assert_equal_at_all_sizes(
@@ -108,6 +109,7 @@ def test_compile_to_machine_code(model: Xception, compiler: None) -> None:
 
 
 @pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='inductor needs a C++ compiler')
+@pytest.mark.slow
 def test_compiled_pooling_trains(compiler: None) -> None:
     """inductor's gradients in channels_last, for odd and even sizes."""
     pool = MaxPool2dSame()
@@ -190,7 +192,7 @@ def step(model: Xception, x: Tensor, compiled: bool = False) -> tuple[dict[str, 
 @pytest.mark.parametrize('kwargs', [dict(), dict(drop_rate=0.5, drop_path_rate=0.5)], ids=str)
 def test_grad_checkpointing(kwargs: dict[str, Any]) -> None:
     """It changes neither gradients nor moving statistics, and counts the batch once, with random drops too."""
-    plain = random_model(**kwargs).double().train()
+    plain = random_model(**NARROW, **kwargs).double().train()
     for norm in norms_of(plain):
         norm.momentum = 0.3  # the user's choice survives, too
     saving, before = copy.deepcopy(plain), copy.deepcopy(dict(plain.named_buffers()))

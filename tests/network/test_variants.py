@@ -98,7 +98,7 @@ def test_arguments_replace_those_of_the_name() -> None:
 def test_named_network_has_no_weights(name: str, hub: HubServer) -> None:
     """It says so, without asking anybody."""
     hub.requests.clear()
-    with pytest.raises(xception_hub.WeightsError, match=f'no pretrained weights for {name}; .*pretrained=False'):
+    with pytest.raises(xception_hub.WeightsError, match=f'{name}.*pretrained=False'):
         timm.create_model(name, pretrained=True)
     assert hub.requests == []
 
@@ -243,7 +243,7 @@ def test_the_weights_of_keras_are_for_none_of_them(kwargs: dict[str, Any], hub: 
     hub.requests.clear()
     with (
         pytest.warns(UserWarning, match='Next'),
-        pytest.raises(xception_hub.WeightsError, match=re.escape(f'there are none for {name}={value!r}')),
+        pytest.raises(xception_hub.WeightsError, match=re.escape(f'{name}={value!r}')),
     ):
         timm.create_model('xception_paper', pretrained=True, **kwargs)
     assert hub.requests == []
@@ -255,7 +255,7 @@ def test_weights_of_another_variant(saved: dict[str, Any], asked: dict[str, Any]
     """Shapes are the same, and config.json says what it is."""
     save_for_hf(timm.create_model('xception_paper', **SMALL, **saved), tmp_path, safe_serialization=True)
     overlay = dict(file=str(tmp_path), num_classes=5)
-    with pytest.raises(xception_hub.WeightsError, match='config.json says mid_act_layer='):
+    with pytest.raises(xception_hub.WeightsError, match='config.json.*mid_act_layer='):
         timm.create_model('xception_paper', pretrained=True, pretrained_cfg_overlay=overlay, **SMALL, **asked)
 
 
@@ -265,7 +265,7 @@ def test_weights_of_another_variant(saved: dict[str, Any], asked: dict[str, Any]
 def test_keras_has_none_of_them(kwargs: dict[str, Any], tmp_path: Path) -> None:
     save_for_hf(timm.create_model('xception_paper', **{**SMALL, **kwargs}), tmp_path, safe_serialization=True)
     ((name, value),) = kwargs.items()
-    with pytest.raises(ToKerasError, match=re.escape(f"{name}={value!r}, but Keras' Xception has")):
+    with pytest.raises(ToKerasError, match=re.escape(f'{name}={value!r}')):
         build_keras(tmp_path)
 
 
@@ -298,7 +298,7 @@ def test_a_file_without_residual_connections_is_no_xception_paper(tmp_path: Path
 )
 def test_bad_argument(kwargs: dict[str, Any], named: str, choices: str) -> None:
     """The error names the argument, its value and the choices."""
-    with pytest.raises(ValueError, match=f'{re.escape(named)} is not possible.*{re.escape(choices)}'):
+    with pytest.raises(ValueError, match=f'{re.escape(named)}.*{re.escape(choices)}'):
         on_meta(**kwargs)
 
 

@@ -336,7 +336,7 @@ def test_scripted(order: str) -> None:
 def test_bad_argument(arguments: dict[str, Any], choices: str) -> None:
     """The error names the argument, its value and the choices."""
     name, value = next(iter(arguments.items()))
-    with pytest.raises(ValueError, match=f'{re.escape(f"{name}={value!r} is not possible")}.*{re.escape(choices)}'):
+    with pytest.raises(ValueError, match=f'{re.escape(f"{name}={value!r}")}.*{re.escape(choices)}'):
         SeparableConv2d(**dict(dict(in_chs=12, out_chs=10), **arguments))
 
 
@@ -347,7 +347,7 @@ def test_segments_only_by_name() -> None:
 
 
 def test_bad_segment_towers() -> None:
-    with pytest.raises(ValueError, match=re.escape('segments=5 is not possible') + '.*out_chs=12'):
+    with pytest.raises(ValueError, match='segments=5.*out_chs=12'):
         SegmentTowers(10, 12, 5)
 
 
@@ -368,12 +368,12 @@ def test_bad_segment_towers() -> None:
     ids=str,
 )
 def test_bad_towers(towers: Any) -> None:
-    with pytest.raises(ValueError, match=re.escape(f'towers={towers!r} is not possible')):
+    with pytest.raises(ValueError, match=re.escape(f'towers={towers!r}')):
         InceptionModule(10, towers)
 
 
 def test_bad_in_chs() -> None:
-    with pytest.raises(ValueError, match='in_chs=0 is not possible: it must be at least 1'):
+    with pytest.raises(ValueError, match='in_chs=0.*at least 1'):
         InceptionModule(0)
 
 
@@ -391,11 +391,11 @@ def test_bad_in_chs() -> None:
 )
 def test_towers_that_are_not_figure_2(towers: Any) -> None:
     """Figure 3 has a segment for towers of a 1x1 and a 3x3 of one width, and for no others."""
-    with pytest.raises(ValueError, match=re.escape('it must be simplified_towers(count, width)')):
+    with pytest.raises(ValueError, match=re.escape('simplified_towers(count, width)')):
         merge_towers(InceptionModule(10, towers))
 
 
 @pytest.mark.parametrize('orders', [[], ['depthwise_first'], ORDERS])
 def test_stack_that_is_not_inceptions(orders: list[str]) -> None:
-    with pytest.raises(ValueError, match=re.escape(f'stack={orders!r} is not possible')):
+    with pytest.raises(ValueError, match=re.escape(f'stack={orders!r}')):
         exchange_order([SeparableConv2d(8, 8, order=order) for order in orders])

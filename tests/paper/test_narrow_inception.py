@@ -50,7 +50,7 @@ def test_as_large_as_xception() -> None:
 
 @pytest.mark.parametrize('width_multiplier', [0, 0.1, 1.5, float('nan')])
 def test_bad_width(width_multiplier: float) -> None:
-    with pytest.raises(ValueError, match=f'width_multiplier={width_multiplier} is not possible: .*sixteenths'):
+    with pytest.raises(ValueError, match=f'width_multiplier={width_multiplier}.*sixteenths'):
         timm.create_model('inception_v3_narrow', width_multiplier=width_multiplier)
 
 

@@ -3,8 +3,6 @@
 import itertools
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,93 +65,3 @@ def test_nothing_is_fetched(page: Path) -> None:
     hosts = set(re.findall(r'https?://([^/"\\]+)', page.read_text('utf-8')))
     assert hosts == {'arxiv.org', 'www.w3.org'}
     assert not re.search(r'\ssrc=|@import|url\((?!#)', page.read_text('utf-8'))
-
-
-class Browser:
-    """Chromium on the page."""
-
-    def __init__(self, page: Path, profile: Path) -> None:
-        webdriver = pytest.importorskip('selenium.webdriver')
-        chromium = shutil.which('chromium') or shutil.which('google-chrome')
-        chromedriver = shutil.which('chromedriver')
-        if not chromium or not chromedriver:
-            pytest.skip('The page is tried in Chromium, which needs chromium and chromedriver on the PATH.')
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-        for switch in (
-            'headless', 'no-sandbox', 'disable-gpu', 'no-first-run', 'disable-background-networking',
-            'disable-component-update', 'disable-sync', 'lang=en-US', f'user-data-dir={profile}',
-        ):  # fmt: skip
-            options.add_argument(f'--{switch}')
-        service = webdriver.chrome.service.Service(chromedriver)
-        self.driver = webdriver.Chrome(options=options, service=service)
-        self.keys, self.actions = webdriver.Keys, webdriver.ActionChains(self.driver)
-        self.driver.get(page.as_uri())
-
-    def find(self, selector: str) -> Any:
-        return self.driver.find_element('css selector', selector)
-
-    def layer(self, name: str) -> Any:
-        """The box of a layer, in the middle of the window."""
-        box = self.find(f'[id="{name}"] path')
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
-        return box
-
-    def read(self, selector: str) -> str:
-        return self.find(selector).text
-
-    def show(self, width: int, scheme: str) -> None:
-        screen = dict(width=width, height=800, deviceScaleFactor=1, mobile=False)
-        self.driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', screen)
-        feature = dict(name='prefers-color-scheme', value=scheme)
-        self.driver.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[feature]))
-
-    def run(self, script: str) -> Any:
-        return self.driver.execute_script(script)
-
-
-@pytest.fixture
-def browser(page: Path, tmp_path: Path) -> Iterator[Browser]:
-    browser = Browser(page, tmp_path)
-    yield browser
-    messages = browser.driver.get_log('browser')
-    browser.driver.quit()
-    assert not messages
-
-
-def test_in_a_browser(browser: Browser, data: dict[str, Any]) -> None:
-    """Sliders are moved, layers clicked, languages switched, by mouse and by keyboard; no text leaves a phone."""
-    right, left = browser.keys.ARROW_RIGHT, browser.keys.ARROW_LEFT
-    assert browser.read('#parameters') == '147,456' and 'does not divide' in browser.read('#network-macs')
-    browser.find('#segments').send_keys(right)
-    assert browser.read('#parameters') == f'{data["modules"]["4/pointwise_first/relu"]["parameters"]:,}'
-    assert browser.read('#network-parameters') == '72,318,584'
-    assert len(re.findall('3x3 conv', browser.read('#picture'))) == 4
-    browser.find('#orders').send_keys(left)
-    browser.find('#activations').send_keys(right)
-    assert browser.read('#network-parameters') == '62,890,616' and 'ELU' in browser.read('#picture')
-    assert 'future work' in browser.read('#meaning')
-    browser.find('#presets > :last-child').click()
-    assert browser.read('#network-parameters') == f'{PARAMETERS:,}' and 'no non-linearity' in browser.read('#picture')
-    browser.find('#activations').send_keys(right)
-    assert 'figure 10' in browser.read('#meaning')
-    browser.find('[data-to=figure_1]').click()
-    assert '3x3 average' in browser.read('#picture') and browser.read('output') == '-'
-
-    browser.layer('exit_flow.1.stack.conv2').click()
-    assert all(text in browser.read('#layer') for text in ('block14_sepconv2', 'conv4', '3,159,552', '10x10x2048'))
-    browser.run("document.getElementById('middle_flow.0.stack.bn1').focus()")
-    browser.actions.send_keys(browser.keys.ENTER).perform()
-    assert 'block5_sepconv1_bn' in browser.read('#layer') and 'to middle_flow.7' in browser.read('#layer')
-
-    colours = []
-    for width, scheme in ((1200, 'light'), (360, 'dark')):
-        browser.show(width, scheme)
-        for language in ('en', 'zh'):
-            browser.find(f'#{language}').click()
-            assert browser.run('return document.documentElement.scrollWidth <= innerWidth')
-        assert '图 5' in browser.read('section h2') and 'Figure' not in browser.read('body')
-        assert '输入, 192' in browser.read('#picture') and '入口流' in browser.read('#columns')
-        colours.append(browser.run('return getComputedStyle(document.body).backgroundColor'))
-    assert colours == ['rgb(255, 255, 255)', 'rgb(21, 24, 28)']

@@ -1,275 +1,628 @@
-"""Damaged and hostile files, thousands of them: each gives the right arrays, or one error that says what is wrong.
+"""Damaged and hostile files: each gives the right arrays, or one error that names the file and what is wrong in it.
 
 Nothing else comes of any: no other exception, no crash, no loop without end, no more than a gigabyte, nothing read,
-written or run outside, nothing half written. Files are read in processes that such things would happen to.
+written or run outside. Files are read in a process that such things would happen to.
 """
 
-import itertools
+import base64
+import io
 import json
+import marshal
 import os
-import select
+import re
 import shutil
-import signal
-import subprocess
-import sys
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
+import h5py
 import keras_files
+import numpy as np
 import pytest
-import small_files
-from conftest import ROOT
-from damages import (
-    ARCHIVES,
-    ARRAYS,
-    BLOCKS,
-    BYTES,
-    CONFIGS,
-    FILES,
-    GROUPS,
-    SHAPES,
-    SHARDS,
-    Case,
-    Damage,
-    Outside,
-    of_a_file,
-    of_hdf5,
-)
-from patience import patience
-from small_files import Base
+from watched import Outcome, Watched
 
-SEED = os.environ.get('FUZZ_SEED', '20161007')
-REPEATS = float(os.environ.get('FUZZ_REPEATS', 1))  # how many times as many cases
-ONLY = os.environ.get('FUZZ_ONLY', '')  # the name of a case
+from xception_hub.porting.port import port
+from xception_hub.porting.weights import WeightFile
 
-PROCESSES = 2
-MOST_SECONDS = 10  # of computing for one case
-PATIENCE = 40  # seconds until a process that says nothing is ended; others may be using the machine
-MOST_MEGABYTES = 1024
-MOST_CHARACTERS = 2100
+SEED = int(os.environ.get('FUZZ_SEED', 20161007))
+FAST, SLOW = 48, 500  # cases of the fuzz, each of which follows from the seed and its number
+LARGE = 1024  # elements from which on an array has one value throughout, which HDF5 doesn't store
+MOST_CHARACTERS = 2100  # of a message
+WEIGHTS = 'model.weights.h5'  # in an archive
 
-XCEPTIONS: dict[str, tuple[Callable[[Any, Path], Path], str, bool]] = {
-    writer.__name__: (writer, model, with_config)
-    for writer, model, with_config in (
-        (keras_files.archive, 'nested', False),
-        (keras_files.archive_without_names, 'sequential', False),
-        (keras_files.whole_h5, 'flat_with_head', False),
-        (keras_files.whole_h5_of_keras2, 'nested', False),
-        (keras_files.weights_h5, 'flat_with_top', False),
-        (keras_files.weights_h5_of_tensorflow_2_12, 'sequential', True),
-        (keras_files.weights_of_keras2, 'flat_with_top', False),
-        (keras_files.shards, 'flat_with_top', False),
-        (keras_files.preset, 'flat_with_top', False),
-        (small_files.release, 'flat_with_top', False),
-    )
+XCEPTIONS: dict[str, tuple[Callable[[Any, Path], Path], Callable[[], Any]]] = {
+    'archive': (keras_files.archive, keras_files.nested),
+    'HDF5': (keras_files.whole_h5, keras_files.flat_with_head),
+    'shards': (keras_files.shards, keras_files.flat_with_top),
 }
-PLAIN = {'old format': 'earliest', 'new format': 'latest'}
+STORAGES = {'old format': 'earliest', 'new format': 'latest'}  # of HDF5, in files of no Xception
 
-ARCHIVED = ('archive', 'archive_without_names')
-WITH_CONFIG = (*ARCHIVED, 'whole_h5', 'whole_h5_of_keras2', 'weights_h5_of_tensorflow_2_12')
 
-# Kind -> what is done, to which files, and how often to each.
-PLAN: dict[str, list[tuple[dict[str, Damage], tuple[str, ...], float]]] = {
-    'bytes': [
-        ({name: of_a_file(change) for name, change in BYTES.items()}, tuple(XCEPTIONS), 2),
-        ({name: of_hdf5(change) for name, change in BYTES.items()}, ARCHIVED, 2),
-        ({name: of_hdf5(change) for name, change in BYTES.items()}, tuple(PLAIN), 16),
-    ],
-    'blocks': [(BLOCKS, tuple(PLAIN), 16), (BLOCKS, tuple(XCEPTIONS), 0.3)],
-    'arrays': [(ARRAYS, tuple(PLAIN), 2), ({**ARRAYS, **SHAPES}, tuple(XCEPTIONS), 0.3)],
-    'groups': [(GROUPS, tuple(XCEPTIONS), 0.3)],
-    'archives': [(ARCHIVES, ARCHIVED, 1)],
-    'configs': [(CONFIGS, WITH_CONFIG, 2)],
-    'files': [(FILES, ('shards', 'preset'), 8), (SHARDS, ('shards',), 1)],
-}
-MOVING = ('nodes', 'settings', 'layer', 'names', 'fed', 'text')  # may give an array to another layer of its shape
+class Place(NamedTuple):
+    """Where an array is: a file of HDF5, the member if it is an archive, and the path in it."""
+
+    file: str
+    member: str | None
+    path: str
 
 
 @dataclass(frozen=True)
-class Spec:
-    """One case: everything about it follows from its name and the seed."""
+class Source:
+    """A source, whole or damaged.
 
-    kind: str
-    damage: str
-    base: str
-    number: int
+    Attributes:
+        folder: Its files, and nothing else.
+        name: Of the file that is read.
+        places: Name of a tensor, or path of an array if it is no Xception -> where it is.
+    """
 
-    @property
-    def name(self) -> str:
-        return f'{self.kind}: {self.damage}: {self.base}: {self.number}'
+    folder: Path
+    name: str
+    places: dict[str, Place]
 
-    def __str__(self) -> str:
-        again = f'FUZZ_SEED={SEED} FUZZ_ONLY="{self.name}" pytest -n 0 -m slow tests -k {self.kind}'
-        return f'{self.name}\n    {again}'
+    def hdf5(self, random: Random) -> tuple[str, str | None]:
+        """One of the files of HDF5, and the member if it is an archive."""
+        return random.choice(sorted({place[:2] for place in self.places.values()}, key=str))
+
+    def text(self) -> str:
+        """Of the model's config, wherever it is."""
+        if self.name.endswith('.keras'):
+            return members_of(self.folder / self.name)['config.json'].decode()
+        with h5py.File(self.folder / self.name) as file:
+            return str(file.attrs['model_config'])
+
+    def write_text(self, text: str) -> None:
+        content = text.encode(errors='surrogatepass')
+        if self.name.endswith('.keras'):
+            write_archive(self.folder / self.name, {**members_of(self.folder / self.name), 'config.json': content})
+        else:
+            with h5py.File(self.folder / self.name, 'r+') as file:
+                file.attrs['model_config'] = content
 
 
-def specs(kind: str, share: float) -> Iterator[tuple[Spec, Damage]]:
-    """Where a damage is to be done less than once to each file, it is done to some of them."""
-    choice = Random(f'{SEED} {kind}')
-    for table, bases, often in PLAN[kind]:
-        for (damage, function), base in itertools.product(table.items(), bases):
-            count = often * REPEATS * share
-            for number in range(int(count) + (choice.random() < count % 1)):
-                spec = Spec(kind, damage, base, number)
-                if ONLY in ('', spec.name):
-                    yield spec, function
+def members_of(archive: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(archive) as opened:
+        return {name: opened.read(name) for name in opened.namelist()}
 
 
-# Files
+def write_archive(path: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
 
 
-@pytest.fixture(scope='session')
+def content_of(folder: Path, file: str, member: str | None) -> bytes:
+    return members_of(folder / file)[member] if member else (folder / file).read_bytes()
+
+
+def write_content(folder: Path, file: str, member: str | None, content: bytes | bytearray) -> None:
+    """A member of an archive gets the right checksum."""
+    if member:
+        write_archive(folder / file, {**members_of(folder / file), member: bytes(content)})
+    else:
+        (folder / file).write_bytes(content)
+
+
+@contextmanager
+def opened(folder: Path, file: str, member: str | None) -> Iterator[h5py.File]:
+    """For changes, in an old format of HDF5."""
+    buffer = io.BytesIO(content_of(folder, file, member))
+    with h5py.File(buffer, 'r+', libver='latest' if file == 'arrays.h5' else 'earliest') as content:
+        yield content
+    write_content(folder, file, member, buffer.getvalue())
+
+
+# Whole sources -------------------------------------------------------------------------------------------------------
+
+
+def with_few_values(model: Any) -> Any:
+    """The model with arrays none of which is like another: small ones are random, of large ones all elements equal."""
+    generator, count = np.random.default_rng(0), 0
+    for layer in keras_files.flat(model):
+        values = []
+        for value in layer.get_weights():
+            count += 1
+            few = value.size < LARGE and value.dtype.kind == 'f'
+            values.append(generator.uniform(0.5, 1.5, value.shape) if few else np.full(value.shape, 1 + count / 1000))
+        if any(value.dtype.kind == 'f' for value in layer.get_weights()):
+            layer.set_weights(values)
+    return model
+
+
+def shrunk(content: bytes) -> bytes:
+    """A file of HDF5 whose large arrays are one value to fill with, all else as it is."""
+    buffer = io.BytesIO()
+    with h5py.File(io.BytesIO(content)) as whole, h5py.File(buffer, 'w') as small:
+        small.attrs.update(whole.attrs)
+
+        def copy(path: str, node: Any) -> None:
+            if isinstance(node, h5py.Group):
+                copied = small.require_group(path)
+            elif node.size < LARGE:
+                copied = small.create_dataset(path, data=node[()])
+            else:
+                copied = small.create_dataset(path, node.shape, node.dtype, fillvalue=node[(0,) * node.ndim])
+            copied.attrs.update(node.attrs)
+
+        whole.visititems(copy)
+    return buffer.getvalue()
+
+
+def xception(folder: Path, kind: str) -> Source:
+    """A few hundred kilobytes."""
+    write, make = XCEPTIONS[kind]
+    model = with_few_values(make())
+    source = write(model, folder)
+    values = keras_files.expected_tensors(model)
+    names = {(float(tensor.flatten()[0]), tensor.numel()): name for name, tensor in values.items()}
+    places: dict[str, Place] = {}
+    for file in sorted(path for path in folder.iterdir() if path.suffix in ('.h5', '.keras')):
+        member = WEIGHTS if file.suffix == '.keras' else None
+        write_content(folder, file.name, member, shrunk(content_of(folder, file.name, member)))
+        with h5py.File(io.BytesIO(content_of(folder, file.name, member))) as content:
+
+            def visit(path: str, node: Any, file: str = file.name, member: str | None = member) -> None:
+                number = isinstance(node, h5py.Dataset) and node.dtype.kind == 'f'
+                if number and (name := names.get((float(node[(0,) * node.ndim]), node.size))):
+                    places[name] = Place(file, member, path)
+
+            content.visititems(visit)
+    assert places.keys() == values.keys()
+    return Source(folder, source.name, places)
+
+
+def every_storage(folder: Path, kind: str) -> Source:
+    """A file of no Xception: each way in which HDF5 stores arrays, groups and attributes, in its old or new format."""
+    generator = np.random.default_rng(0)
+    paths: list[str] = []
+
+    def add(path: str, shape: tuple[int, ...], dtype: str = 'f4', **storage: Any) -> None:
+        paths.append(path)
+        file.create_dataset(path, data=generator.normal(size=shape).astype(dtype), **storage)
+
+    with h5py.File(folder / 'arrays.h5', 'w', libver=STORAGES[kind]) as file:
+        file.attrs.update(keras_version='3.15.1', fixed=np.bytes_(b'x' * 200))
+        for i in range(5):
+            add(f'layers/conv2d_{i}/vars/0', (3, 3, 2, 4))
+            file[f'layers/conv2d_{i}/vars'].attrs['name'] = f'conv_{i}'
+        add('chunks/many', (40, 40), chunks=(16, 16))
+        add('chunks/one', (20, 20), chunks=(20, 20))
+        add('chunks/growing', (40, 10), chunks=(8, 10), maxshape=(None, 10))
+        add('chunks/growing both ways', (40, 10), 'f8', chunks=(8, 5), maxshape=(None, None))
+        add('chunks/bounded', (40, 10), 'f2', chunks=(8, 5), maxshape=(80, 10))
+        add('big endian', (9,), '>f4')
+        compact = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        compact.set_layout(h5py.h5d.COMPACT)
+        space, dtype = h5py.h5s.create_simple((8,)), h5py.h5t.IEEE_F32LE
+        array = h5py.h5d.create(file.id, b'compact', dtype, space, compact)
+        array.write(space, space, np.arange(0.5, 8.5, dtype='f4'))
+        for i in range(20):
+            add(f'many/{i}', (i + 1,))
+            file['many'].attrs[f'a{i}'] = 'v' * i
+    return Source(folder, 'arrays.h5', {path: Place('arrays.h5', None, path) for path in [*paths, 'compact']})
+
+
+@pytest.fixture(scope='module')
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    kinds = {**dict.fromkeys(XCEPTIONS, xception), **dict.fromkeys(STORAGES, every_storage)}
+    return {kind: make(tmp_path_factory.mktemp('whole'), kind) for kind, make in kinds.items()}
+
+
+class Outside(NamedTuple):
+    """What no file may touch: a pipe that nobody writes into, a file with values, one that code would create."""
+
+    pipe: Path
+    secret: Path
+    proof: Path
+
+
+@pytest.fixture(scope='module')
 def outside(tmp_path_factory: pytest.TempPathFactory) -> Outside:
     folder = tmp_path_factory.mktemp('outside')
-    outside = Outside(folder / 'pipe', folder / 'secret.h5', folder / 'proof')
-    os.mkfifo(outside.pipe)
-    small_files.secret(outside.secret)
-    return outside
-
-
-@pytest.fixture(scope='session')
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
-    folder = tmp_path_factory.mktemp('bases')
-    models = {name: small_files.with_few_values(keras_files.MODELS[name]()) for _, name, _ in XCEPTIONS.values()}
-    made = {
-        name: small_files.make_base(folder / name, write, models[model], config)
-        for name, (write, model, config) in XCEPTIONS.items()
-    }
-    return made | {name: small_files.every_storage(folder / name, libver) for name, libver in PLAIN.items()}
-
-
-# Processes
-
-
-class Worker:
-    """A process that reads cases; another one, if the last was lost."""
-
-    def __init__(self, practice: Path) -> None:
-        self._practice = practice
-        self._process: Any = None
-
-    def ask(self, case: dict[str, Any], seconds: float = PATIENCE) -> dict[str, Any]:
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, ROOT / 'tests' / 'support' / 'fuzz_worker.py', self._practice],
-                start_new_session=True,
-                env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            self._process.stdout.readline()
-        self._process.stdin.write(json.dumps(case) + '\n')
-        self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], patience(seconds))[0]:
-            self.close()
-            return dict(outcome=f'no answer in {patience(seconds):.0f} s')
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            self.close()
-            return dict(outcome=f'ended by {signal.Signals(-code).name if code < 0 else code}')
-        result: dict[str, Any] = json.loads(line)
-        if result['megabytes'] > MOST_MEGABYTES or result['outcome'] == 'failed':
-            self.close()
-        return result
-
-    def close(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.communicate()
-            self._process = None
-
-
-@pytest.fixture(scope='session')
-def workers(bases: dict[str, Base]) -> Iterator['SimpleQueue[Worker]']:
-    practice = bases['archive'].folder / 'files' / bases['archive'].source
-    made = [Worker(practice) for _ in range(PROCESSES)]
-    queue: SimpleQueue[Worker] = SimpleQueue()
-    for worker in made:
-        queue.put(worker)
-    yield queue
-    for worker in made:
-        worker.close()
-
-
-# Judgement
-
-
-def complaints(spec: Spec, result: dict[str, Any], folder: Path, named: str | None) -> Iterator[str]:
-    """What a case did that it must not."""
-    if result['outcome'] not in ('read', 'refused'):
-        yield f'{result["outcome"]} {result.get("message", "")}'
-        return
-    if result['events']:
-        yield f'Python did {result["events"][:5]}'
-    if result['megabytes'] > MOST_MEGABYTES or result['seconds'] > MOST_SECONDS:
-        yield f'took {result["megabytes"]} MB, {result["seconds"]} s'
-    if result['wrong']:
-        yield f'{len(result["wrong"])} arrays are wrong, such as {result["wrong"][:3]}'
-    message = result['message']
-    if result['outcome'] == 'read' and named is not None:
-        yield 'was read'
-    if result['outcome'] == 'refused':
-        if str(folder) not in message or (named or '') not in message:
-            yield f'is refused without {named or folder}: {message}'
-        if not message.isprintable() or len(message) > MOST_CHARACTERS:
-            yield f'is refused with {message[:300]!r}'
-
-
-def listing(folder: Path) -> dict[Path, tuple[int, int]]:
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob('*')}
-
-
-def judged(
-    spec: Spec, damage: Damage, bases: dict[str, Base], folder: Path, outside: Outside, worker: Worker
-) -> list[str]:
-    """Does the damage, has the file read, and says what was not as it must be."""
-    base, random = bases[spec.base], Random(f'{SEED} {spec.name}')
-    shutil.copytree(base.folder / 'files', folder)
-    case = Case(base, folder, random, outside)
-    named = damage(case)
-    task = 'arrays' if spec.base in PLAIN else random.choice(('port', 'port', 'command'))
-    before = listing(folder.parent), listing(outside.pipe.parent)
-    result = worker.ask(
-        dict(
-            task=task,
-            source=str(case.source),
-            config=str(folder / base.config) if base.config else None,
-            name=spec.name,
-            folder=str(folder),
-            base=str(base.folder),
-            moves=spec.kind == 'configs',
-        )
-    )
-    found = [*complaints(spec, result, folder, named)]
-    if (listing(folder.parent), listing(outside.pipe.parent)) != before:
-        found.append('left or changed a file')
-    shutil.rmtree(folder)
+    found = Outside(folder / 'pipe', folder / 'secret.h5', folder / 'proof')
+    os.mkfifo(found.pipe)
+    with h5py.File(found.secret, 'w') as file:
+        file['secret'] = np.full(100_000, 7, 'f4')
     return found
 
 
-# a sample, and a large one; FUZZ_REPEATS makes it larger
-@pytest.mark.parametrize('share', [0.02, pytest.param(0.5, marks=pytest.mark.slow)])
-@pytest.mark.parametrize('kind', PLAN)
-def test_fuzz(
-    kind: str, share: float, bases: dict[str, Base], workers: 'SimpleQueue[Worker]', outside: Outside, tmp_path: Path
-) -> None:
-    def run(numbered: tuple[int, tuple[Spec, Damage]]) -> tuple[Spec, list[str]]:
-        number, (spec, damage) = numbered
-        worker = workers.get()
-        try:
-            folder = tmp_path / str(number) / 'case'
-            folder.parent.mkdir()
-            return spec, judged(spec, damage, bases, folder, outside, worker)
-        finally:
-            workers.put(worker)
+# Reading them --------------------------------------------------------------------------------------------------------
 
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        found = [(spec, what) for spec, what in pool.map(run, enumerate(specs(kind, share))) if what]
-    assert not found, '\n'.join(f'{spec}\n    {" | ".join(what)}' for spec, what in found)
+
+def read(source: Source, moved: bool) -> str:
+    """Names of arrays that are not those in the file, by way of h5py; in a process that is watched.
+
+    An array that was moved may have the values of any other of its size.
+    """
+    if source.name == 'arrays.h5':
+        with WeightFile(source.folder / source.name, [source.folder / source.name]) as file:
+            found = {path: file.read(path, file.shape(path)) for path in file.arrays()}
+        places = {path: Place('arrays.h5', None, path) for path in found}
+    else:
+        found = {name: tensor.numpy() for name, tensor in port(source.folder / source.name).tensors.items()}
+        places = source.places
+    read_again: dict[str, np.ndarray] = {}
+    for name, (file_name, member, path) in places.items():
+        with h5py.File(io.BytesIO(content_of(source.folder, file_name, member))) as content:
+            values = np.asarray(content.get(path, np.nan), 'f4')
+            if source.name != 'arrays.h5':
+                axes = (2, 3, 0, 1) if name.endswith('conv_dw.weight') else (3, 2, 0, 1)
+                values = values.transpose(axes) if values.ndim == 4 else values.T
+            read_again[name] = values
+    if moved:
+        return ' '.join(
+            name for name, values in found.items() if not any(np.array_equal(values, v) for v in read_again.values())
+        )
+    names = found.keys() | source.places.keys() if source.name != 'arrays.h5' else found.keys()
+    return ' '.join(name for name in names if not np.array_equal(found.get(name, np.nan), read_again[name]))
+
+
+@pytest.fixture(scope='module')
+def watched(sources: dict[str, Source]) -> Iterator[Watched]:
+    process = Watched()
+    for source in sources.values():  # imports all that is imported on the way
+        assert process(read, source.folder, source, False, watch=False) == Outcome('returned', '', [])
+    yield process
+    process.close()
+
+
+def must_be(outcome: Outcome, folder: Path, named: str | None) -> None:
+    """The right arrays; or, and in any case if there is something to be named, an error that names it and the file."""
+    assert outcome.events == []
+    if outcome.kind == 'returned':
+        assert outcome.text == '' and named is None
+        return
+    assert outcome.kind == 'KerasFileError', outcome.text
+    assert str(folder) in outcome.text and (named or '') in outcome.text
+    assert outcome.text.isprintable() and len(outcome.text) <= MOST_CHARACTERS
+
+
+def test_watched(watched: Watched, tmp_path: Path) -> None:
+    """What must not happen is seen."""
+    assert watched(Path.read_text, tmp_path, Path(__file__)).events
+    assert watched(Path.touch, tmp_path, tmp_path / 'proof').events
+    assert watched(int, tmp_path, 'x').kind == 'ValueError'
+    assert watched(bytearray, tmp_path, 2**31).kind == 'MemoryError'
+
+
+# Named damages -------------------------------------------------------------------------------------------------------
+
+Damage = Callable[[h5py.File, str, Outside], object]  # to a file of HDF5 and the path of an array in it
+
+
+def anew(**storage: Any) -> Damage:
+    """The same array, created in another way."""
+
+    def damage(file: h5py.File, path: str, outside: Outside) -> h5py.Dataset:
+        shape = file[path].shape
+        del file[path]
+        return file.create_dataset(path, **{'shape': shape, 'dtype': 'f4', **storage})
+
+    return damage
+
+
+def linked(make: Callable[[h5py.File, str, Outside], Any]) -> Damage:
+    """Something else at its place."""
+
+    def damage(file: h5py.File, path: str, outside: Outside) -> None:
+        made = make(file, path, outside)
+        del file[path]
+        file[path] = made
+
+    return damage
+
+
+def one_chunk(values: bytes, **filters: Any) -> Damage:
+    """In one chunk, whose bytes are not those that the filters make of the values."""
+
+    def damage(file: h5py.File, path: str, outside: Outside) -> None:
+        shape = file[path].shape
+        anew(chunks=shape, **filters)(file, path, outside).id.write_direct_chunk((0,) * len(shape), values)
+
+    return damage
+
+
+def virtual(file: h5py.File, path: str, outside: Outside) -> None:
+    layout = h5py.VirtualLayout(file[path].shape, 'f4')
+    layout[...] = h5py.VirtualSource(str(outside.pipe), 'secret', file[path].shape)
+    del file[path]
+    file.create_virtual_dataset(path, layout)
+
+
+def unknown_filter(file: h5py.File, path: str, outside: Outside) -> None:
+    shape = file[path].shape
+    del file[path]
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_chunk(shape)
+    plan.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, (1, 2, 3))
+    h5py.h5d.create(file.id, path.encode(), h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple(shape), plan)
+
+
+def crowded(file: h5py.File, path: str, outside: Outside) -> None:
+    for i in range(11_000):
+        file.create_group(f'many/{i}')
+
+
+ARRAYS: dict[str, Damage] = {  # the error names the array
+    'NaN': lambda file, path, outside: file[path].write_direct(np.full(file[path].shape, np.nan, 'f4')),
+    'no values': linked(lambda *_: h5py.Empty('f4')),
+    'of another shape': anew(shape=(7, 5)),
+    'huge': anew(shape=(2**50,)),
+    'huge chunks': anew(shape=(2**40, 2**20), chunks=(64, 64)),
+    'integers': anew(dtype='i4'),
+    'records': anew(dtype=[('a', 'f4'), ('b', 'i2')]),
+    'lists': anew(dtype=h5py.vlen_dtype('f4')),
+    'a group': linked(lambda file, *_: file.create_group('elsewhere')),
+    'a soft link': linked(lambda *_: h5py.SoftLink('/')),
+    'an external link': linked(lambda file, path, outside: h5py.ExternalLink(str(outside.secret), 'secret')),
+    'an external link to a pipe': linked(lambda file, path, outside: h5py.ExternalLink(str(outside.pipe), '/')),
+    'external storage': lambda file, path, outside: anew(
+        external=[(str(outside.secret), 0, file[path].size * 4)]
+    )(file, path, outside),
+    'virtual': virtual,
+    'in two places': lambda file, path, outside: file.__setitem__(f'{path} again', file[path]),
+    'an unknown filter': unknown_filter,
+    'gzip, cut off': one_chunk(zlib.compress(bytes(1000))[:-5], compression='gzip'),
+    'gzip, a bomb': one_chunk(zlib.compress(bytes(2**28)), compression='gzip'),
+    'fletcher32, too short': one_chunk(b'12', fletcher32=True),
+}  # fmt: skip
+GROUPS: dict[str, Damage] = {  # it names the file at least
+    'an array is missing': lambda file, path, outside: file.__delitem__(path),
+    'a cycle': lambda file, path, outside: file[path].parent.__setitem__('cycle', file['/']),
+    'very deep groups': lambda file, path, outside: file.create_group('/'.join('x' * 2000)),
+    'many groups': crowded,
+    'a type': lambda file, path, outside: file[path].parent.__setitem__('type', np.dtype('f4')),
+    'a name to print twice over': lambda file, path, outside: file[path].parent.create_group('a\x1b[2J\nb'),
+    'a name of no characters': lambda file, path, outside: h5py.h5g.create(file[path].parent.id, b'\xff\xfe'),
+    'called 5': lambda file, path, outside: file[path].parent.attrs.update(name=5),
+}
+
+
+def with_field(at: int, value: int) -> Callable[[Path, Outside], None]:
+    """Two bytes in the last entry of an archive's table of contents."""
+
+    def damage(path: Path, outside: Outside) -> None:
+        content = bytearray(path.read_bytes())
+        struct.pack_into('<H', content, content.rfind(b'PK\1\2') + at, value)
+        path.write_bytes(content)
+
+    return damage
+
+
+def with_members(**compressed: int) -> Callable[[Path, Outside], None]:
+    """Members of some megabytes of zeros, by the first part of their names."""
+
+    def damage(path: Path, outside: Outside) -> None:
+        members = members_of(path)
+        with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for name, content in members.items():
+                with archive.open(name, 'w') as member:
+                    member.write(content if name.partition('.')[0] not in compressed else b'')
+                    for _ in range(compressed.get(name.partition('.')[0], 0)):
+                        member.write(bytes(2**20))
+
+    return damage
+
+
+def twice(path: Path, outside: Outside) -> None:
+    with zipfile.ZipFile(path, 'a') as archive:
+        del archive.NameToInfo['config.json']  # or there would be a warning
+        archive.writestr('config.json', b'{}')
+
+
+ARCHIVES: dict[str, tuple[Callable[[Path, Outside], object], str]] = {  # damage, and what the error names
+    'a member is missing': (
+        lambda path, outside: write_archive(path, {k: v for k, v in members_of(path).items() if k != WEIGHTS}), WEIGHTS
+    ),
+    'a member twice': (twice, 'config.json'),
+    'outwards': (lambda path, outside: write_archive(path, {**members_of(path), '../proof': b'x'}), ''),
+    'a bomb of weights': (with_members(model=600), ''),
+    'a bomb of a config': (with_members(config=50), ''),
+    'encrypted': (with_field(8, 1), ''),
+    'of another method': (with_field(10, 77), ''),
+}  # fmt: skip
+
+
+def with_code(text: str, outside: Outside) -> str:
+    """A Lambda layer, which Keras would run."""
+    root = json.loads(text)
+    code = compile(f"open({str(outside.proof)!r}, 'w').close()", 'code', 'eval')
+    function = {'class_name': '__lambda__', 'config': {'code': base64.b64encode(marshal.dumps(code)).decode()}}
+    config = {'name': 'code', 'function': function}
+    root['config']['layers'].insert(1, dict(class_name='Lambda', name='code', inbound_nodes=[], config=config))
+    return json.dumps(root)
+
+
+CONFIGS: dict[str, Callable[[str, Outside], str]] = {  # what it becomes
+    'code': with_code,
+    'cut off': lambda text, outside: text[:1000],
+    'deep lists': lambda text, outside: text.replace('[', '[' * 10**5, 1),
+    'deep lists, closed': lambda text, outside: text.replace('[]', '[' * 5000 + ']' * 5000, 1),
+    'a number of many digits': lambda text, outside: text.replace(': 1,', f': {"9" * 10**6},', 1),
+    'no text': lambda text, outside: text.replace('"Dense"', '"\ud800"'),
+}
+SHARDS: dict[str, Callable[[Outside], Any]] = {  # the file that has an array
+    'outwards': lambda outside: '../secret.h5',
+    'elsewhere': lambda outside: str(outside.secret),
+    'a folder': lambda outside: '..',
+    'none': lambda outside: 'none.h5',
+    'a zero': lambda outside: 'a\0.h5',
+    'no name': lambda outside: {},
+}
+
+
+def copied(whole: Source, folder: Path) -> Source:
+    return replace(whole, folder=Path(shutil.copytree(whole.folder, folder)))
+
+
+@pytest.mark.parametrize('kind', [*ARRAYS, *GROUPS])
+def test_hdf5(kind: str, sources: dict[str, Source], watched: Watched, outside: Outside, tmp_path: Path) -> None:
+    source = copied(sources['archive' if kind in GROUPS else 'HDF5'], tmp_path / 'case')
+    file, member, path = source.places['entry_flow.1.stack.bn1.weight']
+    with opened(source.folder, file, member) as content:
+        {**ARRAYS, **GROUPS}[kind](content, path, outside)
+    must_be(watched(read, source.folder, source, False), source.folder, path if kind in ARRAYS else '')
+
+
+@pytest.mark.parametrize('kind', ARCHIVES)
+def test_archive(kind: str, sources: dict[str, Source], watched: Watched, outside: Outside, tmp_path: Path) -> None:
+    source = copied(sources['archive'], tmp_path / 'case')
+    damage, named = ARCHIVES[kind]
+    damage(source.folder / source.name, outside)
+    must_be(watched(read, source.folder, source, False), source.folder, named)
+    assert not (tmp_path / 'proof').exists()
+
+
+@pytest.mark.parametrize('kind', CONFIGS)
+def test_config(kind: str, sources: dict[str, Source], watched: Watched, outside: Outside, tmp_path: Path) -> None:
+    source = copied(sources['HDF5'], tmp_path / 'case')
+    text = source.text()
+    changed = CONFIGS[kind](text, outside)
+    assert changed != text
+    source.write_text(changed)
+    must_be(watched(read, source.folder, source, False), source.folder, '')
+    assert not outside.proof.exists()
+
+
+@pytest.mark.parametrize('kind', SHARDS)
+def test_shard(kind: str, sources: dict[str, Source], watched: Watched, outside: Outside, tmp_path: Path) -> None:
+    source = copied(sources['shards'], tmp_path / 'case')
+    root = json.loads((source.folder / source.name).read_text())
+    root['weight_map'][next(iter(root['weight_map']))] = SHARDS[kind](outside)
+    (source.folder / source.name).write_text(json.dumps(root))
+    must_be(watched(read, source.folder, source, False), source.folder, '')
+
+
+# The fuzz ------------------------------------------------------------------------------------------------------------
+
+NUMBERS = [0, 1, 2, 3, 4, 7, 8, 16, *(2**bits + d for bits in (7, 8, 15, 16, 31, 32, 40, 63, 64) for d in (-1, 0))]
+# what HDF5 begins a piece of its own data with; \x01 is a header of its old format
+SIGNATURES = (
+    b'\x89HDF TREE SNOD HEAP GCOL OHDR OCHK FRHP FHDB FHIB BTHD BTLF BTIN FAHD FADB EAHD EAIB EADB EASB'.split()
+)
+NODES: list[Any] = [  # what may stand where something else is expected in a config
+    None, True, 0, -1, 3, 2**31, 10**29, 0.5, float('nan'), '', 'x', 'relu', '\x1b[2J\n', '\ud800', 'x' * 5000, [],
+    [[]], [None, 10**6, 3], [['a', 0, 0]], {}, {'class_name': 'function', 'config': 'exec', 'module': 'builtins'},
+]  # fmt: skip
+
+
+def of_bytes(content: bytearray, random: Random) -> None:
+    """Bytes that are lost, added or others."""
+    start = random.randrange(len(content))
+    count = random.choice((1, 8, 64, 512))
+    noise = random.randbytes(min(count, len(content) - start))
+    match random.choice(('flipped', 'flipped', 'noise', 'zeros', 'inserted', 'removed', 'cut off')):
+        case 'flipped':
+            content[start] ^= 1 << random.randrange(8)
+        case 'noise':
+            content[start : start + len(noise)] = noise
+        case 'zeros':
+            content[start : start + len(noise)] = bytes(len(noise))
+        case 'inserted':
+            content[start:start] = noise
+        case 'removed':
+            del content[start : start + count]
+        case 'cut off':
+            del content[start:]
+
+
+def of_numbers(content: bytearray, random: Random) -> None:
+    """Numbers in a piece of HDF5's own data become others, with a checksum that is right."""
+    starts = [m.start() for m in re.finditer(b'|'.join(map(re.escape, SIGNATURES)), content)]
+    with h5py.File(io.BytesIO(content)) as file:
+        file.visititems(lambda path, node: starts.append(h5py.h5o.get_info(node.id).addr))
+    for _ in range(random.choice((1, 1, 2, 3))):
+        block = random.choice(starts)
+        ends = [end for end in range(block + 8, min(block + 300, len(content) - 4)) if is_checked(content, block, end)]
+        end = ends[0] if ends else min(block + 300, len(content))
+        width = random.choice((1, 1, 2, 4, 8))
+        start = random.randrange(block, max(end - width, block + 1))
+        old = int.from_bytes(content[start : start + width], 'little')
+        numbers = (random.choice(NUMBERS), random.getrandbits(8 * width), old + 1, old - 1, old + 8)
+        new = random.choice((*numbers, random.choice(starts)))
+        content[start : start + width] = (new % (1 << 8 * width)).to_bytes(width, 'little')
+        if ends:
+            struct.pack_into('<I', content, end, lookup3(bytes(content[block:end])))
+
+
+def is_checked(content: bytearray, start: int, end: int) -> bool:
+    return content[end : end + 4] == struct.pack('<I', lookup3(bytes(content[start:end])))
+
+
+def lookup3(data: bytes) -> int:
+    """Bob Jenkins' hash, by which HDF5 knows that a piece is whole."""
+
+    def rotated(x: int, bits: int) -> int:
+        return (x << bits | x >> (32 - bits)) & 0xFFFFFFFF
+
+    a = b = c = (0xDEADBEEF + len(data)) & 0xFFFFFFFF
+    padded = data + bytes(-len(data) % 12)
+    words = struct.unpack(f'<{len(padded) // 4}I', padded)
+    for i in range(0, len(words), 3):
+        a, b, c = ((x + word) & 0xFFFFFFFF for x, word in zip((a, b, c), words[i:]))
+        if i + 3 < len(words):
+            for bits in (4, 6, 8, 16, 19, 4):
+                a, c = ((a - c) & 0xFFFFFFFF) ^ rotated(c, bits), (c + b) & 0xFFFFFFFF
+                a, b, c = b, c, a
+    for bits in (14, 11, 25, 16, 4, 14, 24):
+        c = ((c ^ b) - rotated(b, bits)) & 0xFFFFFFFF
+        a, b, c = b, c, a
+    return b
+
+
+def of_nodes(root: Any, random: Random) -> None:
+    """Values of a config are replaced, lost or exchanged."""
+    for _ in range(random.choice((1, 1, 2, 5))):
+        places = [*places_in(root)]
+        (one, i), (other, k) = random.choice(places), random.choice(places)
+        match random.choice(('replaced', 'lost', 'exchanged')):
+            case 'replaced':
+                one[i] = random.choice(NODES)
+            case 'lost':
+                del one[i]
+            case 'exchanged':
+                one[i], other[k] = deepcopy(other[k]), deepcopy(one[i])
+
+
+def places_in(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Each container with each of its keys."""
+    for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        yield node, key
+        if isinstance(value, (dict, list)):
+            yield from places_in(value)
+
+
+def damage(source: Source, random: Random) -> bool:
+    """Whether arrays may have been moved."""
+    change = random.choice((of_bytes, of_numbers, of_numbers, of_nodes))
+    if change is of_nodes and source.name not in ('arrays.h5', 'model.weights.json'):
+        root = json.loads(source.text())
+        of_nodes(root, random)
+        source.write_text(json.dumps(root, ensure_ascii=False))
+        return True
+    file, member = source.hdf5(random)
+    member = member if change is of_numbers or random.random() < 0.5 else None
+    content = bytearray(content_of(source.folder, file, member))
+    (of_bytes if change is of_bytes or (file.endswith('.keras') and not member) else of_numbers)(content, random)
+    write_content(source.folder, file, member, content)
+    return False
+
+
+@pytest.mark.parametrize('numbers', [range(FAST), pytest.param(range(FAST, SLOW), marks=pytest.mark.slow)])
+def test_fuzz(numbers: range, sources: dict[str, Source], watched: Watched, tmp_path: Path) -> None:
+    for number in numbers:
+        random = Random(f'{SEED} {number}')
+        source = copied(sources[random.choice([*XCEPTIONS, *STORAGES, *STORAGES])], tmp_path / str(number))
+        moved = damage(source, random)
+        try:
+            must_be(watched(read, source.folder, source, moved), source.folder, None)
+        except (AssertionError, EOFError) as e:
+            raise AssertionError(f'case {number} of FUZZ_SEED={SEED}, {source.folder}: {e}') from e
+        shutil.rmtree(source.folder)

@@ -164,7 +164,7 @@ def test_final_activation_returns(activation: str, converted: Path, tmp_path: Pa
         (dict(pool_padding='symmetric'), "pool_padding='symmetric'"),
         (dict(output_stride=16), 'output_stride=16'),
         (dict(act_layer='silu'), "act_layer='silu'"),
-        (dict(global_pool='catavgmax'), "global_pool='catavgmax'"),
+        (dict(global_pool='fast'), "global_pool='fast'"),
     ],
 )
 def test_what_keras_does_not_know(kwargs: dict[str, Any], reason: str, tmp_path: Path) -> None:

@@ -1,18 +1,18 @@
-"""What the C library keeps, measured in new processes."""
+"""What the C library keeps, measured in processes of their own."""
 
 import ctypes
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from forked import run_code
 
 # 64 MB, written once in each round: pages that were given back are mapped anew
 CODE = """
-import resource, sys
+import resource
 import torch
 from xception_hub import allocator
-allocator.keep_freed_memory() if sys.argv[1] != 'default' else None
-allocator.return_freed_memory() if sys.argv[1] == 'return' else None
+allocator.keep_freed_memory() if KIND != 'default' else None
+allocator.return_freed_memory() if KIND == 'return' else None
 torch.ones(2 ** 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
@@ -26,11 +26,12 @@ print(kept - rss())
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'mallopt'), reason='needs glibc')
-def test_keep_freed_memory() -> None:
+def test_keep_freed_memory(tmp_path: Path) -> None:
     """Freed pages are used again; `release_freed_memory` gives them back, and the last of two opposites holds."""
     found = {}
     for kind in ('keep', 'default', 'return'):
-        text = subprocess.run([sys.executable, '-c', CODE, kind], check=True, capture_output=True, text=True).stdout
+        status, text = run_code(CODE.replace('KIND', repr(kind)), tmp_path, tmp_path / kind)
+        assert status == 0, text
         found[kind] = [int(line) for line in text.split()]
     pages = 2**26 // 4096
     assert found['keep'][0] <= 2 * pages < 7 * pages <= min(found['default'][0], found['return'][0])

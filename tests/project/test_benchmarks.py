@@ -62,6 +62,11 @@ def test_keras_eras() -> None:
     assert re.fullmatch(r'\| Keras 1.2 \| weights \| \d+e-0[678] \|', rows[2])
 
 
+def test_keras_mutants() -> None:
+    """A sample of the table; tests/porting/test_wiring.py has more, and all of them where slow tests run."""
+    assert '| tf.keras 2.12 | wire |' in run_forked('keras_mutants.py', '--every', 150)
+
+
 @pytest.mark.slow
 def test_kerashub() -> None:
     """Where the first command of its docstring was run: KerasHub is no requirement, since it brings TensorFlow."""
@@ -113,12 +118,12 @@ def test_ablations(tmp_path: Path) -> None:
 
 def test_inference(tmp_path: Path) -> None:
     """Every contender that is installed, of a small network."""
-    small = ('--model', 'test_resnet', '--sizes', 71, '--batch-sizes', 1, 2, '--repeats', 1, '--threads', 1)
+    small = ('--model', 'test_resnet', '--sizes', 71, '--batch-sizes', 2, '--repeats', 1, '--threads', 1)
     small += ('--precisions', 'fp32', '--layers')
     small += ('--json-file', tmp_path / 'results.json', '--plot', tmp_path / 'results.png')
     text = run_forked('inference.py', *small)
     shapes = json.loads((tmp_path / 'results.json').read_text())['results']
-    assert [*shapes] == ['71 pixels, batch 1', '71 pixels, batch 2']
+    assert [*shapes] == ['71 pixels, batch 2']
     results = shapes['71 pixels, batch 2']
     assert {'legacy_xception', 'channels_last', 'folded, onnxruntime, fp32'} < results.keys()
     assert results['legacy_xception']['ratio'] == 1 and all(result['of_peak'] > 0 for result in results.values())

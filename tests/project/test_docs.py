@@ -10,6 +10,7 @@ from conftest import ROOT
 
 import xception_hub
 
+pytestmark = pytest.mark.needs('sphinx', 'myst_parser', 'furo')
 PAGES = {path.stem for path in (ROOT / 'docs').glob('*.md')}
 
 

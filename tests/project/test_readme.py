@@ -42,10 +42,22 @@ SETUP = [code.strip() for _, _, code in BLOCKS if code.startswith('python3 -m ve
 LONG = {'at_scale.md', 'export.md', 'faster.md', 'fine_tune_on_your_photos.md', 'port_your_keras_model.md'}
 # Commands within a sentence that have arguments.
 INLINE = sorted({code for page in PAGES for code in re.findall(r'`xception-hub (\w[^`]* [^`]*)`', page.read_text())})
+NEEDED = {  # what a block names -> the packages of the extra test-all that it needs
+    ' ray,': ['ray'],
+    'openvino': ['openvino', 'nncf'],
+    'pytorch_grad_cam': ['pytorch_grad_cam'],
+    'segmentation_models_pytorch': ['segmentation_models_pytorch'],
+}
+
+
+def marks_of(page: Path, code: str) -> list[pytest.MarkDecorator]:
+    needs = [pytest.mark.needs(*modules) for name, modules in NEEDED.items() if name in code]
+    long = page.name in LONG or '--figures' in code  # all of the paper's: the README's block checks what is stated
+    return [pytest.mark.slow] * long + needs
+
+
 RUN_HERE = [
-    pytest.param(
-        language, code, id=f'{page.stem}: {code.splitlines()[-1][:50]}', marks=[pytest.mark.slow] * (page.name in LONG)
-    )
+    pytest.param(language, code, id=f'{page.stem}: {code.splitlines()[-1][:50]}', marks=marks_of(page, code))
     for page, language, code in BLOCKS
     if code.strip() not in SETUP
 ]
@@ -76,6 +88,9 @@ def folder(
 
 
 def run(language: str, code: str, folder: Path, by_itself: bool) -> str:
+    if code.startswith('xception-hub '):  # the wheel's test runs the tool by this name
+        code = f'from xception_hub.cli import main; main({shlex.split(code)[1:]})'
+        language = 'python'
     if language == 'python' and not by_itself:
         status, output = run_code(code, folder, folder / f'{time.monotonic_ns()}.log')
         assert status == 0, output
@@ -136,7 +151,11 @@ def test_block(language: str, code: str, folder: Path) -> None:
         assert output.strip() == 'torch.Size([1, 17000])'
 
 
-@pytest.mark.parametrize('command', INLINE)
+@pytest.mark.parametrize(
+    'command',
+    [pytest.param(code, marks=[pytest.mark.needs('gradio')] * code.startswith('demo ')) for code in INLINE],
+    ids=str,
+)
 def test_inline_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its words are the tool's; `run` runs what they name."""
     monkeypatch.chdir(tmp_path)

@@ -46,7 +46,13 @@ def process(command: list[object], folder: Path) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize('name', [['scripts/script.py'], ['-m', 'scripts.script']], ids=['script', 'module'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(['scripts/script.py'], id='script'),
+        pytest.param(['-m', 'scripts.script'], id='module', marks=pytest.mark.slow),
+    ],
+)
 def test_as_python_does(name: list[str], script: Path, tmp_path: Path) -> None:
     """All that a script sees and shows is the same; a traceback has the same lines from the script on."""
     ours, expected = (process([*python, *name], tmp_path) for python in (RUN, PYTHON))
@@ -54,6 +60,7 @@ def test_as_python_does(name: list[str], script: Path, tmp_path: Path) -> None:
     assert ours.stderr.endswith(expected.stderr[expected.stderr.index(f'  File "{script.resolve()}"') :])
 
 
+@pytest.mark.slow
 def test_workers(script: Path, tmp_path: Path) -> None:
     """Those that start as a new Python know the models, too."""
     result = process([*RUN, script, 'fork', 'spawn'], tmp_path)

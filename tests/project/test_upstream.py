@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 
 import xception_hub
 from xception_hub.porting.port import Port
+
+pytestmark = pytest.mark.slow
 
 OTHERS = (ROOT / 'docs' / 'troubleshooting.md').read_text().partition('## Messages of others')[2]
 MESSAGES = re.findall(r'^\| \w+: `(.+?)` \|', OTHERS, re.MULTILINE)
@@ -54,8 +55,10 @@ def cured(directory: Path) -> str:
     return str(directory)
 
 
+@pytest.mark.needs('transformers')
 def test_directory_of_timm_in_transformers(model: nn.Module, saved: Path) -> None:
-    transformers = pytest.importorskip('transformers')
+    import transformers
+
     load, x = transformers.AutoModelForImageClassification.from_pretrained, images(64, 64)
     with pytest.raises(TypeError) as caught:
         load(str(saved))
@@ -64,9 +67,11 @@ def test_directory_of_timm_in_transformers(model: nn.Module, saved: Path) -> Non
         torch.testing.assert_close(load(cured(saved)).eval()(x).logits, model(x), rtol=0, atol=0)
 
 
+@pytest.mark.needs('transformers')
 def test_backbone_of_transformers(model: nn.Module, saved: Path) -> None:
     """All weights are there, and all statistics are lost; timm keeps both."""
-    transformers = pytest.importorskip('transformers')
+    import transformers
+
     backbone = transformers.TimmBackbone.from_pretrained(f'local-dir:{saved}')
     features_only = timm.create_model(f'local-dir:{saved}', pretrained=True, features_only=True)
     expected = norms_of(model)
@@ -91,11 +96,9 @@ except AttributeError as e:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.needs('gradio', 'transformers')
 def test_pipeline_in_gradio(saved: Path) -> None:
     """In a process of its own, since gradio leaves sockets open. Offline: the Hub does not answer here."""
-    pytest.importorskip('gradio')
-    pytest.importorskip('transformers')
     cured(saved)
     command, environment = (
         [sys.executable, '-c', PIPELINE],
@@ -109,7 +112,8 @@ def test_pipeline_in_gradio(saved: Path) -> None:
 
 
 def test_module_in_a_graph_of_keras(model: nn.Module, tmp_path: Path) -> None:
-    keras: Any = pytest.importorskip('keras')
+    import keras
+
     inputs = keras.Input((3, 64, 64))
     with pytest.raises(NotImplementedError) as caught:
         keras.layers.TorchModuleWrapper(model)(inputs)
@@ -121,9 +125,11 @@ def test_module_in_a_graph_of_keras(model: nn.Module, tmp_path: Path) -> None:
     assert is_documented(refused.value)
 
 
+@pytest.mark.needs('cv2')
 def test_nearest_pixels_of_opencv(ported: Port, checkpoint: Checkpoint) -> None:
     """Of all photos the exact method has Pillow's pixels; of the one that the other moves most, its logits."""
-    cv2: Any = pytest.importorskip('cv2')
+    import cv2
+
     network, differences = ported.model().eval(), []
     for file in checkpoint.photos:
         photo = xception_hub.open_image(file)

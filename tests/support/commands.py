@@ -9,9 +9,14 @@ from contextlib import redirect_stderr, redirect_stdout
 from subprocess import CompletedProcess
 
 
+def words(*args: object) -> list[str]:
+    """The words of a command line. A text that begins with -- may have several, with spaces between them."""
+    return [word for arg in args for word in (arg.split() if isinstance(arg, str) and arg[:2] == '--' else [str(arg)])]
+
+
 def call(app: Callable[[list[str]], object], *args: object) -> CompletedProcess[str]:
     """What the process would print, and its status. An exception that would be a traceback there is one here."""
-    argv, code = [str(arg) for arg in args], None
+    argv, code = words(*args), None
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         try:
             app(argv)

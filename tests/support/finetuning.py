@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from commands import words
 from forked import CONTEXT, write_into
 from patience import patience
 
@@ -48,7 +49,7 @@ class Running:
                     MASTER_ADDR='127.0.0.1',
                     MASTER_PORT=str(port),
                 )
-            process = CONTEXT.Process(target=_main, args=([str(a) for a in arguments], log, variables))
+            process = CONTEXT.Process(target=_main, args=(words(*arguments), log, variables))
             process.start()
             self.processes.append(process)
 

@@ -1,5 +1,6 @@
 """Processes that are forked from one that has imported everything already: an import of PyTorch alone takes seconds."""
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -9,6 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+
 ROOT = Path(__file__).resolve().parents[2]
 OF_TESTS = [str(ROOT / folder) for folder in ('', 'examples', 'tests/support')]  # where they find modules
 CONTEXT: Any = multiprocessing.get_context('forkserver')
@@ -17,15 +20,16 @@ CONTEXT.set_forkserver_preload(['finetune'])
 
 def write_into(log: Path, errors: Path | None = None) -> None:
     """Lets this process print into a file; its errors into another one, if there is one for them."""
+    gc.freeze()  # what was imported before the fork stays: a collection need not look at it
     for number, path in ((1, log), (2, errors or log)):
         with open(path, 'a') as file:
             os.dup2(file.fileno(), number)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
-def run_code(code: str, folder: Path, log: Path) -> tuple[int, str]:
+def run_code(code: str, folder: Path, log: Path, **variables: str) -> tuple[int, str]:
     """Status and output of what a user would run by `python -c` in a folder; there, warnings are errors."""
-    process = start_code(code, folder, log)
+    process = start_code(code, folder, log, **variables)
     process.join()
     return process.exitcode, log.read_text()
 
@@ -48,15 +52,18 @@ def _run_script(script: Path, arguments: list[str], printed: Path, errors: Path)
     runpy.run_path(str(script), run_name='__main__')
 
 
-def start_code(code: str, folder: Path, log: Path) -> Any:
+def start_code(code: str, folder: Path, log: Path, **variables: str) -> Any:
     """The process of `run_code`, which goes on."""
-    process = CONTEXT.Process(target=_run_code, args=(code, folder, log))
+    process = CONTEXT.Process(target=_run_code, args=(code, folder, log, variables))
     process.start()
     return process
 
 
-def _run_code(code: str, folder: Path, log: Path) -> None:
+def _run_code(code: str, folder: Path, log: Path, variables: dict[str, str]) -> None:
     write_into(log)
+    os.environ.update(variables)
+    if 'HF_HUB_CACHE' in variables:  # was imported already
+        huggingface_hub.constants.HF_HUB_CACHE = variables['HF_HUB_CACHE']
     os.chdir(folder)
     sys.path.insert(0, '')
     warnings.simplefilter('error', UserWarning)

@@ -4,7 +4,7 @@ What they change is made of what this Keras writes: names, groups, attributes an
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +157,47 @@ HEADS: dict[str, tuple[Callable[[], list[Any]], dict[str, Any]]] = {
         lambda: [L.Dropout(0.2), L.Flatten(), L.Dense(16, activation='relu'), L.BatchNormalization(), L.Dense(3)],
         dict(head_layers=[{'flatten': [3, 3]}, {'fc': 16}, {'act': 'relu'}, {'bn': 1e-3}])),
 }  # fmt: skip
+
+
+ONLY_KERAS3 = ('optional', 'synchronized', 'quantization_config')
+
+
+def as_keras2(entry: dict[str, Any], models: Collection[str] = ()) -> dict[str, Any]:
+    """A config as tf.keras 2.12 writes it, of one that the Keras of today does; `models` are layers."""
+    config = dict(entry['config'])
+    if 'layers' in config:
+        inner = [layer['config']['name'] for layer in config['layers'] if 'layers' in layer['config']]
+        config['layers'] = [as_keras2(layer, inner) for layer in config['layers']]
+        for key in ('input_layers', 'output_layers'):
+            if key in config:
+                config[key] = [config[key]] if isinstance(config[key][0], str) else config[key]
+    else:
+        for key, value in config.items():
+            if isinstance(value, dict) and key.endswith(('_initializer', '_regularizer', '_constraint')):
+                inner = {name: of for name, of in value['config'].items() if not name.endswith('_axes')}
+                config[key] = {'class_name': value['class_name'], 'config': inner}
+        config = {key: value for key, value in config.items() if key not in ONLY_KERAS3 and 'renorm' not in key}
+        config['dtype'] = 'float32'
+        if entry['class_name'] == 'InputLayer':
+            config['batch_input_shape'] = config.pop('batch_shape')
+        elif entry['class_name'] == 'BatchNormalization':
+            config['axis'] = [3] if config['axis'] == -1 else config['axis']
+        elif entry['class_name'] == 'SeparableConv2D':
+            more = ('kernel_regularizer', 'kernel_constraint')
+            glorot = {'class_name': 'GlorotUniform', 'config': {'seed': None}}
+            config |= dict.fromkeys(more) | {'groups': 1, 'kernel_initializer': glorot}
+        elif entry['class_name'] == 'Dense':
+            config['activity_regularizer'] = None
+    made = {'class_name': entry['class_name'], 'config': config}
+    if 'inbound_nodes' in entry:
+        made['name'] = entry['name']
+        made['inbound_nodes'] = [_node_of_keras2(node, models) for node in entry['inbound_nodes']]
+    return made
+
+
+def _node_of_keras2(node: dict[str, Any], models: Collection[str]) -> list[Any]:
+    kwargs = {name: value for name, value in node['kwargs'].items() if value is not None}
+    tensors = node['args'][0] if isinstance(node['args'][0], list) else node['args'][:1]
+    histories = [tensor['config']['keras_history'] for tensor in tensors]
+    # a model has a call of its own before it is called
+    return [[name, number + (name in models), index, dict(kwargs)] for name, number, index in histories]

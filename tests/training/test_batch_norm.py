@@ -50,6 +50,7 @@ def momentum_of_one(model: nn.Module) -> nn.Module:
     return model.train()
 
 
+@pytest.mark.slow
 def test_averaged_weights(folder: Path, tmp_path: Path) -> None:
     """They come with the statistics of the training images under these weights; moving ones are others."""
     transform = None

@@ -61,18 +61,18 @@ def test_minus_one_beside_zero(tmp_path: Path) -> None:
     """May be uncertain, as in collections of X-rays: it is not read as no."""
     rows = dict(image=FILES, a=[1, -1, 0, 1], b=[0, 1, 1, 0])
     for options in ({}, dict(label_column='a,b')):
-        with pytest.raises(DataError, match='hold 0 and -1 beside 1, and what -1 means cannot be told'):
+        with pytest.raises(DataError, match='0 and -1 beside 1'):
             read(tmp_path, rows, **options)
 
 
 def test_columns_that_are_no_classes(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds '31' in row 0 instead of 0 or 1"):
+    with pytest.raises(DataError, match="'31'.*row 0.*0 or 1"):
         read(tmp_path, dict(image=FILES, age=[31, 4, 5, 6], a=[1, 0, 0, 1]), label_column='age,a')
-    with pytest.raises(DataError, match='can be told to be the label: it has image, defect. .* --label-column'):
+    with pytest.raises(DataError, match='image, defect.*--label-column'):
         read(tmp_path, dict(image=FILES, defect=[1, 0, 0, 1]))
     data = read(tmp_path, dict(image=FILES, defect=['True', 'False', 'False', 'True']), label_column='defect')
     assert labels_of(data) == ['True', 'False', 'False', 'True']
-    with pytest.raises(DataError, match="has no column 'c', but image, a, b"):
+    with pytest.raises(DataError, match="'c'.*image, a, b"):
         read(tmp_path, dict(image=FILES, a=[1, 0, 0, 1], b=[0, 1, 1, 0]), label_column='a,c')
 
 
@@ -107,7 +107,7 @@ def test_flags_of_the_split(name: str, flags: str, sizes: tuple[int, int] | None
     """`is_valid` is fastai's, or says that a row is in order: a question. `valid` is no name of a split."""
     rows = {'fname': FILES, 'labels': list('abba'), name: ['True' if flag == 'T' else 'False' for flag in flags]}
     if sizes is None:
-        with pytest.raises(DataError, match=f'may name the splits: train, validation. .*--split-column {name}.* ""'):
+        with pytest.raises(DataError, match=f'train, validation.*--split-column {name}.*""'):
             read(tmp_path, rows)
         assert not read(tmp_path, rows, split_column='').has_validation
         sizes, options = (3, 1), dict(split_column=name)
@@ -137,7 +137,7 @@ def test_minus_one_as_a_class(labels: list[str], names: list[str], tmp_path: Pat
 
 def test_rows_without_a_label(tmp_path: Path) -> None:
     rows = dict(image=FILES, label=['a', '', 'b', 'a'])
-    with pytest.raises(DataError, match='1 rows .* row 1. Label them, or leave them aside with --unlabelled skip'):
+    with pytest.raises(DataError, match='row 1.*--unlabelled skip'):
         read(tmp_path, rows)
     data = read(tmp_path, rows, unlabelled='skip')
     assert (labels_of(data), data.train.source_rows.tolist()) == (['a', 'b', 'a'], [0, 2, 3])

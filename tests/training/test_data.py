@@ -1,8 +1,7 @@
 """Datasets in every form in which people keep them, and the ways in which they are broken."""
 
 import json
-import subprocess
-import sys
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from forked import run_code
 from hub_server import Fault, HubServer
 from PIL import Image
 from small_images import WORDS, digits, encoded, photo, save_digits
@@ -108,7 +108,7 @@ def test_folder_with_splits(name: str, folder: Path, tmp_path: Path) -> None:
 
 def test_folder_whose_class_is_called_train(folder: Path) -> None:
     (folder / 'one').rename(folder / 'train')
-    with pytest.raises(DataError, match="'train' may be splits or classes.*--folders splits.*--folders outer"):
+    with pytest.raises(DataError, match="'train'.*--folders splits.*--folders outer"):
         load(str(folder))
     assert load(str(folder), folders='outer').class_names == ['three', 'train', 'two', 'zero']
 
@@ -174,9 +174,9 @@ def test_saved_to_disk(tmp_path: Path) -> None:
     assert data.class_names == list(WORDS)
     assert (len(data.train), len(data.validation)) == (40, 10)
     assert data.train.cell(0)['bytes'].startswith(b'\x89PNG')
-    with pytest.raises(DataError, match=r"no split 'dev', but train, test"):
+    with pytest.raises(DataError, match="'dev'.*train, test"):
         load(str(tmp_path / 'saved'), validation_split='dev')
-    with pytest.raises(DataError, match=r"no column 'image', but picture, digit"):
+    with pytest.raises(DataError, match="'image'.*picture, digit"):
         load(str(tmp_path / 'saved'), image_column='image')
 
 
@@ -332,9 +332,9 @@ def test_files_of_a_stream_that_can_not_be_had(hub: HubServer, everything: dict[
     try:
         (_, there), (_, missing), (_, forbidden) = load(everything['hub folder'], streaming=True).train.cells()
         assert content(there).startswith(b'\x89PNG')
-        with pytest.raises(ImageError, match='cannot be read: .*404'):
+        with pytest.raises(ImageError, match='404'):
             content(missing)
-        with pytest.raises(ImageError, match='cannot be read: .*403'):
+        with pytest.raises(ImageError, match='403'):
             content(forbidden)
     finally:
         hub.faults.clear()
@@ -347,7 +347,7 @@ def test_stream_that_breaks_off(tmp_path: Path) -> None:
     (tmp_path / 'hole.parquet').write_bytes(whole[:4] + bytes(len(whole) - 5000) + whole[-4996:])
     split = load(str(tmp_path / 'hole.parquet'), streaming=True).train
     assert Counter(split.labels.tolist()) == dict.fromkeys(range(4), 10)
-    with pytest.raises(DataError, match="The split 'train' breaks off before row 0"):
+    with pytest.raises(DataError, match="'train'.*row 0"):
         list(split.cells())
 
 
@@ -423,7 +423,7 @@ def test_lists_in_one_split_only(tmp_path: Path) -> None:
     rows = dict(image=split['train']['image'], labels=['a', 'b'])
     split['test'] = datasets.Dataset.from_dict(rows, features=features)
     split.save_to_disk(tmp_path / 'saved')
-    with pytest.raises(DataError, match="The column 'labels' of .* holds lists in one split and no lists in another"):
+    with pytest.raises(DataError, match="'labels'.*lists"):
         load(str(tmp_path / 'saved'))
 
 
@@ -447,9 +447,9 @@ def test_evaluation_takes_what_there_is(tmp_path: Path) -> None:
 
 def test_evaluation_that_has_to_be_told(tmp_path: Path) -> None:
     datasets.DatasetDict(train=pictures(), extra=pictures()).save_to_disk(tmp_path / 'saved')
-    with pytest.raises(DataError, match='has the splits train, extra. Name the one to evaluate on'):
+    with pytest.raises(DataError, match='train, extra'):
         load(str(tmp_path / 'saved'), train_split=None)
-    with pytest.raises(DataError, match="The split 'extra' .* cannot be used for both training and validation"):
+    with pytest.raises(DataError, match="'extra'.*training and validation"):
         load(str(tmp_path / 'saved'), train_split='extra', validation_split='extra')
     assert load(str(tmp_path / 'saved'), train_split='extra').has_validation is False
 
@@ -460,7 +460,7 @@ def test_names_that_differ_between_splits(tmp_path: Path) -> None:
         return datasets.Dataset.from_dict(dict(image=digits()['zero'][:2], label=[0, 1]), features=features)
 
     datasets.DatasetDict(train=split(['cat', 'dog']), test=split(['dog', 'cat'])).save_to_disk(tmp_path / 'saved')
-    with pytest.raises(DataError, match=r"differently: train: \['cat', 'dog'\]; test: \['dog', 'cat'\]"):
+    with pytest.raises(DataError, match=r"train.*\['cat', 'dog'\].*test.*\['dog', 'cat'\]"):
         load(str(tmp_path / 'saved'))
 
 
@@ -478,21 +478,22 @@ def test_classes_that_only_the_validation_split_has(feature: Any, tmp_path: Path
         datasets.DatasetDict(train=train, test=split(labels, datasets.Value('string'))).save_to_disk(saved)
     data = load(str(tmp_path / 'good'))
     assert (data.train.labels.tolist(), data.validation.labels.tolist()) == ([0, 1, 0], [1, 0])
-    with pytest.raises(DataError, match="The split 'test' of .* has classes that are not trained on: ant, bird"):
+    with pytest.raises(DataError, match="'test'.*ant, bird"):
         load(str(tmp_path / 'bad'))
 
 
 # The same everywhere
 
 
-def test_the_same_in_another_process(folder: Path) -> None:
+def test_the_same_in_another_process(folder: Path, tmp_path: Path) -> None:
     """Every rank of a distributed training reads and splits the data by itself."""
     code = (
         'from xception_hub.data.dataset import load\n'
         f'data = load({str(folder)!r})\n'
         'print(data.digest(), data.with_validation(0.2, 3).validation.source_rows.tolist())'
     )
-    other = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, check=True).stdout
+    status, other = run_code(code, tmp_path, tmp_path / 'log')
+    assert status == 0, other
     data = load(str(folder))
     rows = data.with_validation(0.2, 3).validation.source_rows.tolist()
     assert other.splitlines()[-1] == f'{data.digest()} {rows}'
@@ -573,19 +574,17 @@ def test_classes_that_come_with_rarer_ones_only() -> None:
     labels = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1], [1, 0, 1]])
     assert len(stratified(labels, ['animal', 'cat', 'dog'], 0.5, 0)) == 2
     labels = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]])
-    with pytest.warns(UserWarning, match='in training only') as found:
+    with pytest.warns(UserWarning, match='training only') as found:
         stratified(labels, ['animal', 'cat', 'dog', 'rock'], 0.5, 0)
-    assert [str(warning.message) for warning in found] == [
-        '2 classes have a single image, which is in training only: cat, dog.',
-        '1 classes are in training only, because they occur with rarer ones only: animal.',
-    ]
+    named = [re.findall('animal|cat|dog|rock', str(warning.message)) for warning in found]
+    assert named == [['cat', 'dog'], ['animal']]
 
 
 def test_class_of_one(folder: Path) -> None:
     for path in sorted((folder / 'two').iterdir())[1:]:
         path.unlink()
     data = load(str(folder))
-    with pytest.warns(UserWarning, match='1 classes have a single image, which is in training only: two'):
+    with pytest.warns(UserWarning, match='single image.*two'):
         data = data.with_validation(0.2, 0)
     assert 'two' in names_of(data.train, data)
     assert 'two' not in names_of(data.validation, data)
@@ -594,12 +593,12 @@ def test_class_of_one(folder: Path) -> None:
 def test_class_of_none(tmp_path: Path) -> None:
     split = pictures().filter(lambda row: row['digit'] != 2, load_from_cache_file=False)
     split.save_to_disk(tmp_path / 'saved')
-    with pytest.warns(UserWarning, match='1 classes have no image: two'):
+    with pytest.warns(UserWarning, match='no image.*two'):
         load(str(tmp_path / 'saved')).with_validation(0.2, 0)
 
 
 def test_classes_of_one() -> None:
-    with pytest.raises(DataError, match='Every class has a single image'):
+    with pytest.raises(DataError, match='single image'):
         stratified([0, 1, 2], ['a', 'b', 'c'], 0.2, 0)
 
 
@@ -615,20 +614,20 @@ def test_bad_share(share: float, reason: str) -> None:
 def test_one_class(folder: Path) -> None:
     for word in WORDS[1:]:
         (folder / word).rename(folder.parent / word)
-    with pytest.raises(DataError, match=r'has 1 class \(zero\)'):
+    with pytest.raises(DataError, match=r'1 class.*zero'):
         load(str(folder))
 
 
 def test_no_classes(tmp_path: Path) -> None:
     photo().save(tmp_path / '1.png')
-    with pytest.raises(DataError, match='has no folders'):
+    with pytest.raises(DataError, match='folder'):
         load(str(tmp_path))
 
 
 @pytest.mark.parametrize('streaming', [False, True])
 def test_no_images(tmp_path: Path, streaming: bool) -> None:
     (tmp_path / 'a').mkdir()
-    with pytest.raises(DataError, match='holds no image that can be read'):
+    with pytest.raises(DataError, match='no image'):
         load(str(tmp_path), streaming=streaming)
 
 
@@ -682,7 +681,7 @@ def damaged(folder: Path) -> Iterator[Path]:
 @pytest.mark.parametrize('streaming', [False, True])
 def test_damaged(streaming: bool, tmp_path: Path) -> None:
     for path in damaged(tmp_path):
-        with pytest.raises(DataError, match=rf'{path}.* cannot be read') as error:
+        with pytest.raises(DataError, match=str(path)) as error:
             load(str(path), streaming=streaming)
         assert len(str(error.value)) < 1000
 

@@ -159,7 +159,7 @@ def test_damaged_file(kind: str, model: nn.Module, paths: list[Path], tmp_path: 
     expected = run(tmp_path, model, split).clone()
     (file,) = tmp_path.iterdir()
     damages()[kind](file)
-    with pytest.warns(UserWarning, match=f'{file} is damaged'):
+    with pytest.warns(UserWarning, match=str(file)):
         assert torch.equal(run(tmp_path, model, split), expected)
     assert torch.equal(run(tmp_path, model, split), expected) and len(batches) == 12
 

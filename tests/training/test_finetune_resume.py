@@ -14,45 +14,13 @@ from handwritten_digits import handwritten_digits
 # Everything that draws random numbers, and everything that keeps a state.
 EVERYTHING = (
     *SMALL,
-    '--recipe',
-    'full',
-    '--epochs',
-    3,
-    '--warmup-epochs',
-    1,
-    '--batch-size',
-    14,
-    '--accumulation',
-    2,
-    '--mixup',
-    0.2,
-    '--cutmix',
-    0.5,
-    '--random-erasing',
-    0.3,
-    '--ema-decay',
-    0.9,
-    '--drop-path-rate',
-    0.1,
-    '--precise-bn-images',
-    40,
+    '--recipe full --epochs 3 --warmup-epochs 1 --batch-size 14 --accumulation 2 --mixup 0.2',
+    '--cutmix 0.5 --random-erasing 0.3 --ema-decay 0.9 --drop-path-rate 0.1',
+    '--precise-bn-images 40',
 )
 TRANSFER = (
-    '--model',
-    'test_resnet',
-    '--no-pretrained',
-    '--image-size',
-    64,
-    '--recipe',
-    'transfer',
-    '--head-epochs',
-    8,
-    '--epochs',
-    2,
-    '--batch-size',
-    16,
-    '--drop-rate',
-    0.3,
+    '--model test_resnet --no-pretrained --image-size 64 --recipe transfer --head-epochs 8',
+    '--epochs 2 --batch-size 16 --drop-rate 0.3',
 )
 # Killed at its first checkpoint, it can't have ended before.
 ENDLESS = (*SMALL, '--recipe', 'full', '--epochs', 1000, '--batch-size', 8, '--checkpoint-minutes', 0)
@@ -107,16 +75,10 @@ def test_killed_at_random_moments(recipe: Any, processes: int, workers: int, fol
     def arguments(name: str) -> tuple[Any, ...]:
         return (
             *recipe,
-            '--dataset',
-            folder,
-            '--workers',
-            workers,
-            '--checkpoint-minutes',
-            0,
+            f'--dataset {folder} --workers {workers} --checkpoint-minutes 0',
             '--feature-cache',
             tmp_path / f'{name} features',
-            '--output',
-            tmp_path / name,
+            f'--output {tmp_path / name}',
         )
 
     started = time.monotonic()
@@ -141,7 +103,7 @@ def test_killed_at_random_moments(recipe: Any, processes: int, workers: int, fol
     assert not list((tmp_path / 'killed').rglob('*.part'))
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_asked_to_stop(number: int, processes: int, folder: Path, tmp_path: Path) -> None:
     """Ctrl-C, and a batch system's signal: saved where it is, and said how to go on."""

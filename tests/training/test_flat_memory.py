@@ -104,6 +104,7 @@ def test_flat(streaming: bool, tmp_path: Path) -> None:
     assert is_flat(small, large), f'{small:.1f} MB, with ten times the images {large:.1f} MB'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('streaming', [False, True])
 def test_what_is_not_flat_is_found(streaming: bool, tmp_path: Path) -> None:
     """A training that keeps every batch, and a stream through a buffer that holds all of it."""

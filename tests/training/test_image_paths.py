@@ -55,7 +55,7 @@ def test_a_missing_file_with_a_namesake(folder: Path) -> None:
 
 
 def test_several_files_for_a_path(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"'both' may be .*both.jpg or .*both.png"):
+    with pytest.raises(DataError, match=r"'both'.*both\.jpg.*both\.png"):
         locate(['both'], 'table.csv', [folder], None)
     assert locate(['both.png'], 'table.csv', [folder], None)[0] == [str(folder / 'both.png')]
 
@@ -68,21 +68,21 @@ def test_paths_as_they_stand(folder: Path) -> None:
 
 def test_all_missing(folder: Path) -> None:
     """One sentence, not a line for each row."""
-    with pytest.raises(DataError, match="None of the 3 images that t.csv names .* such as 'q/1.bmp' in") as error:
+    with pytest.raises(DataError, match='3 images.*t.csv.*q/1.bmp') as error:
         locate(['q/1.bmp', '2.bmp', '3.bmp'], 't.csv', [folder], None)
     assert str(error.value).endswith('Name the folder of the images with --image-folder.')
-    with pytest.raises(DataError, match="such as '/old/q/1.bmp': their paths begin with '/old/q', which is not"):
+    with pytest.raises(DataError, match="'/old/q/1.bmp'.*'/old/q'"):
         locate(['/old/q/1.bmp', '/old/q/2.bmp'], 't.csv', [folder], folder)
-    with pytest.raises(DataError, match="their paths begin with '/old/q', which is not"):
+    with pytest.raises(DataError, match="'/old/q'"):
         locate(['/old/q/1.bmp', '2.bmp', 'C:\\\\3.bmp'], 't.csv', [folder], folder)
-    with pytest.raises(DataError, match='--image-folder .*nowhere is no folder'):
+    with pytest.raises(DataError, match='--image-folder.*nowhere'):
         locate(['1.jpg'], 't.csv', [folder], folder / 'nowhere')
 
 
 def test_where_they_are(folder: Path) -> None:
     """The message names the folder, and what it names works."""
     for paths, place in ((['1.jpg', '2.jpg'], folder / 'cat'), (['cat/1.jpg'], folder), (['a.b'], folder)):
-        with pytest.raises(DataError, match='If .* is that image: --image-folder') as error:
+        with pytest.raises(DataError, match='--image-folder') as error:
             locate(paths, 't.csv', [folder.parent], None)
         assert str(error.value).endswith(f'--image-folder {place}.')
         files, _ = locate(paths, 't.csv', [folder.parent], place)

@@ -66,9 +66,9 @@ def test_names_that_differ_in_little() -> None:
     """An exact name is surer than one of another case; without one, both are meant."""
     model = named(['turkey', 'Turkey', 'dark_red', 'dark-red'])
     assert outputs_of(model, ['Turkey', 'turkey', 'dark-red']) == [1, 0, 3]
-    with pytest.raises(ModelError, match=r"'TURKEY' of the dataset may be turkey \(turkey\) or Turkey \(Turkey\)"):
+    with pytest.raises(ModelError, match='TURKEY.*turkey.*Turkey'):
         outputs_of(model, ['TURKEY'])
-    with pytest.raises(ModelError, match="'dark red' of the dataset may be dark_red .* or dark-red"):
+    with pytest.raises(ModelError, match='dark red.*dark_red.*dark-red'):
         outputs_of(model, ['dark red', 'turkey'])
 
 
@@ -117,7 +117,7 @@ def test_models_without_names() -> None:
     """Have as many classes, in the same order, or cannot be evaluated."""
     model = timm.create_model('test_resnet', num_classes=3)
     assert outputs_of(model, ['x', 'y', 'z']) == [0, 1, 2]
-    with pytest.raises(ModelError, match='The model has 3 outputs without names, and the dataset 2 classes'):
+    with pytest.raises(ModelError, match='3 outputs.*2 classes'):
         outputs_of(model, ['x', 'y'])
 
 
@@ -125,7 +125,7 @@ def test_names_of_another_classifier() -> None:
     """Those of the weights that a model of other classes began with say nothing."""
     model = named(['cat', 'dog'], num_classes=3)
     assert outputs_of(model, ['cat', 'dog', 'cow']) == [0, 1, 2]
-    with pytest.raises(ModelError, match='3 outputs without names'):
+    with pytest.raises(ModelError, match='3 outputs'):
         outputs_of(model, ['cat', 'dog'])
 
 
@@ -159,9 +159,9 @@ def test_imagenette(imagenet: nn.Module) -> None:
     for names in (ids, lemmas, mixed, [name.replace(' ', '-') for name in lemmas]):
         assert outputs_of(imagenet, names) == outputs
         assert outputs_of(imagenet, names[::-1]) == outputs[::-1]
-    with pytest.raises(ModelError, match="1 classes of the dataset are none of the model's: cup of tea"):
+    with pytest.raises(ModelError, match='cup of tea'):
         outputs_of(imagenet, [*ids, 'cup of tea'])
-    with pytest.raises(ModelError, match="'n01440764' and another one of the dataset are the same output"):
+    with pytest.raises(ModelError, match='n01440764'):
         outputs_of(imagenet, [*ids, 'tench'])
 
 
@@ -193,7 +193,7 @@ def test_the_surest_spelling_decides(name: str, output: int, imagenet: nn.Module
 )
 def test_names_of_two_classes(name: str, choices: str, imagenet: nn.Module) -> None:
     """Neither is taken silently."""
-    with pytest.raises(ModelError, match=f'The class {name!r} of the dataset may be {choices} of the model. Name it'):
+    with pytest.raises(ModelError, match=f'{name!r}.*{choices}.*[Nn]ame it'):
         outputs_of(imagenet, ['tench', name])
     assert outputs_of(imagenet, ['n02012849', 'n03126707']) == [134, 517]
 

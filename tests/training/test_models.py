@@ -109,13 +109,13 @@ def test_config() -> None:
 @pytest.mark.parametrize('name', ['xception_paper', 'test_resnet', 'test_vit'])
 @pytest.mark.parametrize('size', [None, 128])
 def test_grey_images_are_refused(name: str, size: int | None) -> None:
-    with pytest.raises(ModelError, match='The model takes 1 channels; images have three'):
+    with pytest.raises(ModelError, match='1 channel'):
         Transforms(timm.create_model(name, in_chans=1), size)
 
 
 def test_sizes_that_are_fixed() -> None:
     """Networks with an embedding for each place have to be built for a size."""
-    with pytest.raises(ModelError, match='Requested image size .96, 96., but the model requires .224, 224.. Choose'):
+    with pytest.raises(ModelError, match='96, 96.*224, 224'):
         Transforms(timm.create_model('vit_tiny_patch16_224'), 96)
     model = timm.create_model('vit_tiny_patch16_224', img_size=96)
     assert Transforms(model, 96).config['input_size'] == Transforms(model).config['input_size'] == (3, 96, 96)
@@ -201,7 +201,7 @@ def test_dropout_of_a_head() -> None:
 def test_models_that_have_no_head(name: str, options: dict[str, Any], kind: str) -> None:
     model = timm.create_model(name, **options)
     for take_apart in (lambda: ProbeHead(model, 0.0), lambda: without_classifier(model)):
-        with pytest.raises(ModelError, match=f'{kind} instead of one Linear layer, so that its features cannot be'):
+        with pytest.raises(ModelError, match=kind):
             take_apart()
 
 
@@ -324,9 +324,7 @@ def test_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, with what can be done; the Hub's client would retry for half a minute."""
     monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
     start = time.monotonic()
-    with pytest.raises(
-        ModelError, match=r'not in the cache, and http://127.0.0.1:9 cannot .* --no-pretrained'
-    ) as error:
+    with pytest.raises(ModelError, match=r'http://127.0.0.1:9.*--no-pretrained') as error:
         build(name, 5, True, {}, None)
     assert 'local-dir:DIR' in str(error.value) and time.monotonic() - start < 10
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
@@ -335,13 +333,13 @@ def test_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sizes_that_a_model_does_not_take() -> None:
     """Are refused before anything is trained; both ways out work."""
     model = build('swin_tiny_patch4_window7_224', 2, False, {}, None)
-    with pytest.raises(ModelError, match='requires .224, 224.. Choose that .*--model-args.img-size 96'):
+    with pytest.raises(ModelError, match='224, 224.*--model-args.img-size 96'):
         Transforms(model, 96)
     assert Transforms(model, 224).config['input_size'] == (3, 224, 224)
     model = build('swin_tiny_patch4_window7_224', 2, False, dict(img_size=96), 96)
     assert Transforms(model, 96).config['input_size'] == (3, 96, 96)
     model = build('test_vit', 2, False, dict(img_size=97), 97)
-    with pytest.raises(ModelError, match='does not take images of 97 pixels .*divisible by patch size'):
+    with pytest.raises(ModelError, match='97 pixels.*divisible by patch size'):
         Transforms(model, 97)
 
 
@@ -404,23 +402,25 @@ def test_xception_is_saved(folder: Path) -> None:
     again = reloaded(folder, model, 48)
     assert (again.drop_rate, again.stem.min_img_size) == (0.1, 40)
     assert any(isinstance(layer, timm.layers.DropPath) for layer in again.modules())
-    with pytest.warns(UserWarning, match=r"left out \({'fc_widths': \[16\]}\): a new one of 7 classes"):
+    with pytest.warns(UserWarning, match=r"'fc_widths': \[16\].*7 classes"):
         more = build(f'local-dir:{folder}', 7, True, {}, 48)
     assert more.head_hidden_size == 2048
     assert Transforms(more).config == transforms.config
-    with pytest.raises(ModelError, match='takes images of 40 pixels at least, not 39'):
+    with pytest.raises(ModelError, match='40 pixels.*39'):
         build(f'local-dir:{folder}', 5, True, {}, 39)
 
-    transformers = pytest.importorskip('transformers')
+    transformers = pytest.importorskip('transformers', reason="needs transformers: pip install -e '.[test-all]'")
     classify = transformers.pipeline('image-classification', model=str(folder))
     found = {result['label']: result['score'] for result in classify(photo())}
     expected = logits(model, transforms.evaluation()(photo())[None]).softmax(1)[0].tolist()
     assert found == pytest.approx(dict(zip(NAMES, expected)), abs=1e-5)
 
 
+@pytest.mark.needs('transformers')
 def test_trained_again_by_transformers(folder: Path, tmp_path: Path) -> None:
     """For other classes: transformers and timm name the new ones."""
-    transformers = pytest.importorskip('transformers')
+    import transformers
+
     model = random_model(num_classes=5, min_img_size=40)
     save(folder, model, Transforms(model, 48).config, NAMES, False)
     new = dict(id2label={0: 'red', 1: 'green', 2: 'blue'}, label2id={'red': 0, 'green': 1, 'blue': 2})
@@ -435,10 +435,12 @@ def test_trained_again_by_transformers(folder: Path, tmp_path: Path) -> None:
     assert (of_timm.num_classes, of_timm.pretrained_cfg['label_names']) == (3, ['red', 'green', 'blue'])
 
 
+@pytest.mark.needs('transformers')
 @pytest.mark.parametrize('names', [[f'c{i}' for i in range(1000)], ImageNetInfo().label_names()])
 def test_as_many_classes_as_imagenet(names: list[str], folder: Path) -> None:
     """transformers takes a thousand classes for those of ImageNet only if they are."""
-    transformers = pytest.importorskip('transformers')
+    import transformers
+
     model = small(num_classes=1000)
     save(folder, model, Transforms(model, 64).config, names, False)
     found = transformers.AutoConfig.from_pretrained(folder).id2label

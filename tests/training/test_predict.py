@@ -90,7 +90,7 @@ def test_json(photos: Path, folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert out == (tmp_path / 'rows.jsonl').read_text()
     good, broken = map(json.loads, out.splitlines())
     assert (good['label'] in WORDS, broken['label'], bool(broken['error'])) == (True, None, True)
-    with pytest.raises(SystemExit, match='--json prints what --output rows.csv would hold: leave out one'):
+    with pytest.raises(SystemExit, match='--json.*--output rows.csv'):
         predict.main(*arguments, model=str(folder), output=Path('rows.csv'), json_=True)
 
 
@@ -148,6 +148,7 @@ def test_several_labels(photos: Path, tmp_path: Path) -> None:
         assert all(len(json.loads(row['label'])) == count for row in rows_of(output))
 
 
+@pytest.mark.needs('transformers')
 def test_equals_the_pipeline(photos: Path, folder: Path, tmp_path: Path) -> None:
     """Of transformers, given an image as the card opens it: turned, and on white where it is transparent."""
     image = Image.open(photos / 'two' / '0.png').convert('RGBA')
@@ -155,7 +156,9 @@ def test_equals_the_pipeline(photos: Path, folder: Path, tmp_path: Path) -> None
     exif = image.getexif()
     exif[0x0112] = 6  # a quarter turn
     image.save(tmp_path / 'phone.png', exif=exif)
-    classify = pytest.importorskip('transformers').pipeline('image-classification', model=str(folder))
+    from transformers import pipeline
+
+    classify = pipeline('image-classification', model=str(folder))
     predict.main(str(tmp_path / 'phone.png'), model=str(folder), output=tmp_path / 'rows.jsonl', device='cpu')
     (row,) = rows_of(tmp_path / 'rows.jsonl')
     found = classify(xception_hub.open_image(tmp_path / 'phone.png'))
@@ -172,7 +175,7 @@ def test_outputs_that_are_no_classes(photos: Path, folder: Path, tmp_path: Path)
     (tmp_path / 'model' / 'config.json').write_text(json.dumps(dict(config, keras=dict(final_activation='relu'))))
     with pytest.raises(SystemExit) as ended:
         predict.main(str(photos), model=str(tmp_path / 'model'), device='cpu')
-    assert "are values: in Keras they end in 'relu'" in str(ended.value) and '--embed' in str(ended.value)
+    assert "are values: they end in 'relu'" in str(ended.value) and '--embed' in str(ended.value)
     output = tmp_path / 'rows.parquet'
     predict.main(str(photos), model=str(tmp_path / 'model'), output=output, embed=True, device='cpu')
     assert len(rows_of(output)) == 12

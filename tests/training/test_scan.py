@@ -131,7 +131,7 @@ def test_digests(workers: int, tmp_path: Path) -> None:
 
 
 def test_digest_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=rf'{tmp_path}/none.png: there is no such file'):
+    with pytest.raises(ImageError, match=f'{tmp_path}/none.png'):
         digests(split_of([*save_pieces(tmp_path, 2, size=16), tmp_path / 'none.png']))
 
 

@@ -74,7 +74,7 @@ def test_accents_in_either_form(tmp_path: Path) -> None:
 
 
 def test_no_label(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r'1 rows .* have no label, the first of them row 1'):
+    with pytest.raises(DataError, match='row 1'):
         load(str(write(tmp_path, ['a', '', 'b'])))
 
 
@@ -92,7 +92,7 @@ def test_delimited_labels(separator: str, tmp_path: Path) -> None:
     """Where the parts occur alone, too, the run asks; both answers work."""
     both = f'scab{separator}rust'
     file = write(tmp_path, [both, 'scab', 'rust', 'healthy'], separator=';')
-    with pytest.raises(DataError, match='is a class of its own: --label-separator ""') as error:
+    with pytest.raises(DataError, match='--label-separator ""') as error:
         load(str(file))
     option = str(error.value).partition('--label-separator "')[2].partition('"')[0]
     assert labels_of(load(str(file), label_separator=option)) == [['rust', 'scab'], ['scab'], ['rust'], ['healthy']]
@@ -125,7 +125,7 @@ def test_a_column_that_may_be_a_split(tmp_path: Path) -> None:
     file = write(tmp_path, ['a', 'a', 'b', 'b'], fold=[0, 1, 0, 1])
     with pytest.raises(DataError, match='--split-column fold, with .*--split-column ""'):
         load(str(file))
-    with pytest.raises(DataError, match="has no split 'train', but 0, 1"):
+    with pytest.raises(DataError, match="'train'.*0, 1"):
         load(str(file), split_column='fold')
     data = load(str(file), split_column='fold', train_split='0', validation_split='1')
     assert (len(data.train), len(data.validation)) == (2, 2)
@@ -139,6 +139,6 @@ def test_a_split_column_of_a_stream(tmp_path: Path) -> None:
     write(tmp_path, ['a', 'b'])
     rows = dict(image=['0.png', '1.png'], label=['a', 'b'], split=['train', 'train'])
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / 'table.parquet')
-    with pytest.raises(DataError, match='Leave out --streaming, or ignore the column with --split-column ""'):
+    with pytest.raises(DataError, match='--streaming.*--split-column ""'):
         load(str(tmp_path / 'table.parquet'), streaming=True)
     assert len(load(str(tmp_path / 'table.parquet'), streaming=True, split_column='').train) == 2

@@ -5,6 +5,7 @@ import os
 import pickle
 import pickletools
 import struct
+import tarfile
 import time
 import zipfile
 from collections import OrderedDict
@@ -18,9 +19,11 @@ import safetensors.torch
 import torch
 from patience import patience
 from torch import nn
+from torch.serialization import MAGIC_NUMBER
 
-from xception_hub.errors import CheckpointError
+from xception_hub.errors import CheckpointError, DamagedCheckpointError
 from xception_hub.weights.files import read_checkpoint
+from xception_hub.weights.layouts import recognise
 from xception_hub.weights.pickles import Inert, is_module, read_pickle
 
 FORMATS = {'zip': True, 'before torch 1.6': False}
@@ -99,11 +102,16 @@ def test_nothing_runs(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def packed(content: bytes, path: Path) -> Path:
-    """A file of torch's zip format with a pickle of one's own."""
-    with zipfile.ZipFile(path, 'w') as archive:
-        archive.writestr('archive/data.pkl', content)
-        archive.writestr('archive/data/0', b'\0' * 64)
+def packed(content: bytes, path: Path, zipped: bool = True, keys: Any = ('0',)) -> Path:
+    """A file of one of torch's formats with a pickle of one's own, and one storage of 64 bytes."""
+    if zipped:
+        with zipfile.ZipFile(path, 'w') as archive:
+            for name, part in {'data.pkl': content, 'version': b'3\n', 'data/0': b'\0' * 64}.items():
+                archive.writestr(f'archive/{name}', part)
+        return path
+    parts = [pickle.dumps(part, 2) for part in (MAGIC_NUMBER, 1001, dict(little_endian=True))]
+    parts += [content, keys if isinstance(keys, bytes) else pickle.dumps([*keys], 2)]
+    path.write_bytes(b''.join([*parts, struct.pack('<q', 16), b'\0' * 64]))
     return path
 
 
@@ -112,7 +120,7 @@ BOMBS = {
     'a text of 4 GB': b'\x80\x04\x8d' + struct.pack('<Q', 2**32) + b'x.',
     'bytes of an exabyte': b'\x80\x04\x8e' + struct.pack('<Q', 2**60) + b'x.',
     'a number of a billion digits': b'\x80\x02\x8b' + struct.pack('<i', 2**30) + b'x.',
-    'tuples in tuples as a key': b'\x80\x02}(' + b')' + b'\x85' * 200_000 + b'Ku.',
+    'tuples in tuples as a key': b'\x80\x02}(' + b')' + b'\x85' * 200_000 + b'K\1u.',
     'lists in lists': b'\x80\x02' + b']' * 100_000 + b'a' * 99_999 + b'.',
     'steps without end': b'\x80\x02' + b'N0' * 3_000_000 + b'N.',
     'a frame of an exabyte': b'\x80\x04\x95' + struct.pack('<Q', 2**60) + b'N.',
@@ -122,13 +130,13 @@ BOMBS = {
 }  # fmt: skip
 
 
-def tensor_pickle(count: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
-    """One tensor in a storage of `count` floats."""
+def tensor_pickle(count: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *view: Any) -> bytes:
+    """One tensor in a storage of `count` floats; the old format has a view too."""
     storage = object()
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value: Any) -> Any:
-            return ('storage', torch.FloatStorage, '0', 'cpu', count) if value is storage else None
+            return ('storage', torch.FloatStorage, '0', 'cpu', count, *view) if value is storage else None
 
     class Rebuilt:
         def __reduce__(self) -> Any:
@@ -139,24 +147,121 @@ def tensor_pickle(count: int, offset: int, size: tuple[int, ...], stride: tuple[
     return out.getvalue()
 
 
-BOMBS |= {
-    'beyond its storage': tensor_pickle(16, 15, (2,), (1,)),
-    'before its storage': tensor_pickle(16, -1, (2,), (1,)),
-    'one value repeated': tensor_pickle(16, 0, (2**20, 2**20), (0, 0)),
-    'negative sizes': tensor_pickle(16, 0, (-1, -1), (1, 1)),
-    'more than the file has': tensor_pickle(2**40, 0, (2**40,), (1,)),
-    'a storage of another length': tensor_pickle(15, 0, (15,), (1,)),
+TENSORS = {
+    'beyond its storage': (16, 15, (2,), (1,)),
+    'before its storage': (16, -1, (2,), (1,)),
+    'one value repeated': (16, 0, (2**20, 2**20), (0, 0)),
+    'negative sizes': (16, 0, (-1, -1), (1, 1)),
+    'a negative stride': (16, 4, (4,), (-1,)),
+    'a stride without end': (16, 0, (2,), (2**62,)),
+    'more values than numbers': (16, 0, (2**62, 4), (1, 1)),
+    'more than the file has': (2**40, 0, (2**40,), (1,)),
+    'a storage of another length': (15, 0, (15,), (1,)),
 }
 
 
-@pytest.mark.parametrize('kind', BOMBS)
-def test_bombs(kind: str, tmp_path: Path) -> None:
-    for protocol in range(2):
-        path = packed(BOMBS[kind], tmp_path / 'model.pth')
-        if protocol:
-            path.write_bytes(BOMBS[kind])
-        with pytest.raises(CheckpointError, match=str(path)):
-            read_pickle(path)
+def nested(levels: int) -> bytes:
+    """A tuple of twice a tuple of twice a tuple: small in memory, and 2**levels to whom it looks at all of it."""
+    return b')' + b'2\x86' * levels
+
+
+BOMBS |= {
+    'a key that takes all time': b'\x80\x02}' + nested(60) + b'Ns.',
+    'a set of what takes all time': b'\x80\x04\x8f(' + nested(60) + b'\x90.',
+    'a dict of it, in the oldest way': b'\x80\x02(' + nested(60) + b'Nd.',
+    'an OrderedDict of it': b'\x80\x02ccollections\nOrderedDict\n]' + nested(60) + b'N\x86a\x85R.',
+    'a storage named so': b'\x80\x02(' + nested(60) + b'NNNNtQ.',
+    'the key of a storage': b'\x80\x02(U\x07storagectorch\nFloatStorage\n' + nested(60) + b'U\x03cpuK\x10NtQ.',
+    'an array of 64 GB': b'\x80\x05\x96' + struct.pack('<Q', 2**36) + b'x.',
+    'a million classes': b'\x80\x02' + b''.join(b'ca\n%d\n0' % i for i in range(700_000)) + b'N.',
+    'modules in modules': b'\x80\x02' + b'ca\nb\n)\x81}U\x08_modules}U\1m' * 20_000 + b'N' + b'ssb' * 20_000 + b'.',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('zipped', FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize('kind', [*BOMBS, *TENSORS])
+def test_bombs(kind: str, zipped: bool, tmp_path: Path) -> None:
+    """No tensor comes out, soon, and in the memory that there is."""
+    view = [] if zipped else [None]
+    content = BOMBS[kind] if kind in BOMBS else tensor_pickle(*TENSORS[kind], *view)
+    path, start = packed(content, tmp_path / 'model.pth', zipped, '0' if kind in TENSORS else ''), time.perf_counter()
+    with pytest.raises(CheckpointError, match=str(path)):
+        recognise(read_checkpoint(path).tensors, str(path))
+    assert time.perf_counter() - start < patience(10)
+    fine = tensor_pickle(16, 3, (2, 2), (4, 1), *view)
+    assert torch.equal(read_pickle(packed(fine, path, zipped)), torch.zeros(2, 2))
+
+
+STOLEN = {
+    'a function of torch': b"ctorch._utils\n_rebuild_tensor_v2\n(N}U\x0c__defaults__)su" + b'tb.',
+    'a class': b'ccollections\nOrderedDict\n}U\x06updateNsb.',
+    'a type': b'ctorch\nfloat32\n}U\1aNsb.',
+    'a class of storages': b'ctorch.storage\nUntypedStorage\n(N}U\3newNstb.',
+    'a list': b'](N}U\1aNstb.',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', STOLEN)
+def test_nothing_is_changed(kind: str, tmp_path: Path) -> None:
+    """No pickle gives a state to what is not its own."""
+    before = vars(torch.UntypedStorage).keys(), torch._utils._rebuild_tensor_v2.__defaults__
+    with pytest.raises(CheckpointError):
+        read_pickle(packed(b'\x80\x02' + STOLEN[kind], tmp_path / 'model.pth'))
+    assert before == (vars(torch.UntypedStorage).keys(), torch._utils._rebuild_tensor_v2.__defaults__)
+
+
+def test_large_storages_of_nothing_are_not_called(tmp_path: Path) -> None:
+    content = b'\x80\x02ctorch.storage\nUntypedStorage\n\x8a\x05\0\0\0\0\x10\x85R.'
+    assert isinstance(read_pickle(packed(content, tmp_path / 'model.pth')), Inert)
+
+
+@pytest.mark.parametrize('keys', [(), ('0', '0'), ('1',), (0,), {'0': 1}, [[]]], ids=str)
+def test_storages_that_an_old_file_leaves_out(keys: Any, tmp_path: Path) -> None:
+    """torch would give them whatever is in the memory."""
+    content = tensor_pickle(16, 0, (16,), (1,), None)
+    with pytest.raises(CheckpointError):
+        read_pickle(packed(content, tmp_path / 'model.pth', False, pickle.dumps(keys, 2)))
+
+
+def test_archives_in_disguise(tmp_path: Path) -> None:
+    """A file that is a tar archive too is not unpacked, and a program behind another archive is not compiled."""
+    parts = b''.join(pickle.dumps(part, 2) for part in (MAGIC_NUMBER, 1001, {}, {'weight': 1}, []))
+    header = bytearray(tarfile.TarInfo('x').tobuf())
+    header[:100] = parts.ljust(100, b'\0')
+    header[148:156] = b'%06o\0 ' % tarfile.calc_chksums(bytes(header))[0]
+    path = tmp_path / 'model.pth'
+    path.write_bytes(bytes(header).ljust(10240, b'\0'))
+    assert tarfile.is_tarfile(path)
+    assert read_pickle(path) == {'weight': 1}
+    torch.jit.script(nn.Linear(2, 3)).save(str(path))
+    visible = packed(pickle.dumps({'weight': 1}, 2), tmp_path / 'visible.pth').read_bytes()
+    path.write_bytes(path.read_bytes() + visible)
+    with pytest.raises(CheckpointError):
+        read_pickle(path)
+
+
+def test_parts_that_lie_over_each_other(tmp_path: Path) -> None:
+    """A directory that names the same bytes many times would have them read as often."""
+    path = packed(pickle.dumps({}, 2), tmp_path / 'model.pth')
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('archive/data/1', bytes(100_000))
+        archive.filelist += [archive.getinfo('archive/data/1')] * 100
+    with pytest.raises(CheckpointError, match='over each other'):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize('value', ['1', 'true'])
+def test_forced_weights_only(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch then takes no unpickler; the error names the variable, and both ways out work."""
+    path = save(dict(weight=torch.ones(2)), tmp_path / 'model.pth', True)
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', value)
+    with pytest.raises(CheckpointError, match='TORCH_FORCE_WEIGHTS_ONLY_LOAD') as error:
+        read_pickle(path)
+    assert not isinstance(error.value, DamagedCheckpointError)
+    safetensors.torch.save_file(torch.load(path), tmp_path / 'weights.safetensors')
+    assert read_checkpoint(tmp_path / 'weights.safetensors').tensors.keys() == {'weight'}
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+    assert read_pickle(path).keys() == {'weight'}
 
 
 def test_torchscript(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +29,11 @@ from torch import Tensor
 
 import xception_hub
 from xception_hub.directory.write import write_model
-from xception_hub.errors import WeightsError
+from xception_hub.errors import CheckpointError, WeightsError
 from xception_hub.weights.fingerprints import EPS_COMPENSATION, compare
 from xception_hub.weights.layouts import to_legacy
-from xception_hub.weights.sources import OFFLINE_REMEDY, _reach_hub
+from xception_hub.weights.pretrained import OFFLINE_REMEDY
+from xception_hub.weights.sources import _reach_hub
 
 FIRST = 'smp-hub/xception.imagenet'
 
@@ -172,17 +177,39 @@ def test_wrong_content(kind: str, served: Path, second_source: Path, imagenet_st
     assert_holds(model, imagenet_state_dict)
 
 
-@pytest.mark.parametrize('content', [b'', b'<html>503</html>' * 1000, None], ids=['empty', 'foreign', 'truncated'])
+def blobs() -> dict[str, bytes]:
+    """Contents of the Hub's cache."""
+    return {path.name: path.read_bytes() for path in Path(huggingface_hub.constants.HF_HUB_CACHE).glob('*/blobs/*')}
+
+
+def take_way_out(message: str) -> None:
+    """Runs the command in a message that downloads a file anew."""
+    command = re.search(r'anew: hf (.*? --force-download)', message)
+    assert command, message
+    hf, cache = Path(sys.executable).with_name('hf'), huggingface_hub.constants.HF_HUB_CACHE
+    environment = {**os.environ, 'HF_HUB_CACHE': str(cache)}
+    subprocess.run([hf, *shlex.split(command[1])], check=True, capture_output=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [(b'', 'is empty'), (b'<html>503</html>' * 1000, 'is a web page'), (None, 'not a complete safetensors file')],
+    ids=['empty', 'foreign', 'truncated'],
+)
 def test_damaged_content(
-    content: bytes | None, hub: HubServer, served: Path, second_source: Path, imagenet_state_dict: dict[str, Tensor]
+    content: bytes | None,
+    reason: str,
+    hub: HubServer,
+    served: Path,
+    second_source: Path,
+    imagenet_state_dict: dict[str, Tensor],
 ) -> None:
-    """Leads to the next source, and does not stay in the cache."""
+    """Leads to the next source. The cache is left alone."""
     served.write_bytes(served.with_suffix('.backup').read_bytes()[:-100] if content is None else content)
-    with pytest.warns(UserWarning, match=r'not a complete safetensors file'):
+    with pytest.warns(UserWarning, match=reason):
         model = timm.create_model('xception_paper', pretrained=True)
     assert_holds(model, imagenet_state_dict)
-    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
-    assert not [path for path in cache.rglob('*') if path.is_file() and path.parent.name == 'blobs']
+    assert [*blobs().values()] == [served.read_bytes()]
 
 
 def flip(file: Path) -> None:
@@ -192,13 +219,29 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_corrupt_cache_of_the_hub(hub: HubServer, second_source: Path, imagenet_state_dict: dict[str, Tensor]) -> None:
-    """Bits that change on the disk: the next source serves, and the time after the first one does, downloaded anew."""
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ('damage', 'reason'), [(flip, '233 of 234 tensors bit-identical'), (truncate, 'not a complete safetensors file')]
+)
+def test_corrupt_cache_of_the_hub(
+    damage: Callable[[Path], None],
+    reason: str,
+    hub: HubServer,
+    second_source: Path,
+    imagenet_state_dict: dict[str, Tensor],
+) -> None:
+    """Bits that change on the disk: the next source serves, until the file is downloaded anew as the warning says."""
     timm.create_model('xception_paper', pretrained=True)
     (blob,) = Path(huggingface_hub.constants.HF_HUB_CACHE).glob('models--*/blobs/*')
-    flip(blob)
-    with pytest.warns(UserWarning, match='233 of 234 tensors bit-identical, 1 different'):
+    damage(blob)
+    corrupt = blobs()
+    with pytest.warns(UserWarning, match=reason) as warned:
         assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
+    assert blobs() == corrupt
+    take_way_out(str(warned[0].message))
     assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
 
 
@@ -557,6 +600,96 @@ def test_changing_a_model_leaves_the_cache_alone(imagenet_state_dict: dict[str, 
         for parameter in timm.create_model('xception_paper', pretrained=True).parameters():
             parameter.zero_()
     assert_holds(timm.create_model('xception_paper', pretrained=True), imagenet_state_dict)
+
+
+# What from_checkpoint and verify take
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    return tmp_path
+
+
+def test_every_kind_of_address(
+    home: Path, own_repository: str, own_weights: dict[str, Tensor], hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory, the home directory, a hub id, a page of the Hub, an address."""
+    save_repository(home / 'directory', own_weights)
+    torch.save(own_weights, home / 'x.pth')
+    (hub.root / 'files').mkdir(exist_ok=True)
+    shutil.copy(home / 'x.pth', hub.root / 'files' / 'own-face.pth')
+    monkeypatch.chdir(home)
+    addresses = [
+        home / 'directory', '~/directory', 'local-dir:~/directory', '~/x.pth', './x.pth', 'directory/model.safetensors',
+        own_repository, f'{own_repository}@v2', f'hf-hub:{own_repository}', f'{hub.url}/{own_repository}',
+        f'{hub.url}/{own_repository}/tree/main', f'{hub.url}/{own_repository}/blob/v2/model.safetensors?download=true',
+        f'{hub.url}/{own_repository}/resolve/main/model.safetensors', f'{hub.url}/files/own-face.pth',
+    ]  # fmt: skip
+    for address in addresses:
+        with pytest.warns(UserWarning, match='Assumed: the numerics of Keras'):
+            assert_holds(xception_hub.from_checkpoint(address), own_weights)
+    assert str(xception_hub.verify('~/x.pth')) == '233 of 234 tensors bit-identical, 1 different'
+
+
+def test_addresses_with_the_same_name(hub: HubServer, imagenet_state_dict: dict[str, Tensor]) -> None:
+    """Of two files called alike, none takes the place of the other."""
+    for folder, value in (('a', 0.25), ('b', 0.75)):
+        (hub.root / 'files' / folder).mkdir(parents=True, exist_ok=True)
+        tensors = changed(imagenet_state_dict, 'head.fc.bias', value)
+        torch.save(tensors, hub.root / 'files' / folder / 'model.pth')
+    for folder, value in (('a', 0.25), ('b', 0.75), ('a', 0.25)):
+        file = hub.root / 'files' / folder / 'model.pth'
+        overlay = dict(url=f'{hub.url}/files/{folder}/{file.name}')
+        model = timm.create_model('xception_paper', pretrained=True, pretrained_cfg_overlay=overlay)
+        assert model.head.fc.bias[3] == value
+
+
+def test_address_of_a_damaged_file(hub: HubServer, imagenet_state_dict: dict[str, Tensor]) -> None:
+    """Half of it arrived, which torch does not notice. The error names the file to delete."""
+    (hub.root / 'files').mkdir(exist_ok=True)
+    safetensors.torch.save_file(imagenet_state_dict, hub.root / 'files' / 'half.safetensors')
+    hub.faults['half'] = Fault.HALF
+    with pytest.raises(CheckpointError, match='complete safetensors') as error:
+        xception_hub.verify(f'{hub.url}/files/half.safetensors')
+    hub.faults.clear()
+    path = re.search(r'delete (\S+)\.$', str(error.value))
+    assert path
+    Path(path[1]).unlink()
+    assert xception_hub.verify(f'{hub.url}/files/half.safetensors').is_genuine
+
+
+@pytest.mark.parametrize('reachable', [True, False])
+def test_typo(reachable: bool, hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What may be a path or a hub id is neither: the error has both readings."""
+    if not reachable:
+        monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', 'http://127.0.0.1:9')
+    monkeypatch.setenv('XCEPTION_HUB_REPO', 'typo/dir')
+    both = 'typo/dir is no file and no directory on this machine. As a repository of the Hub'
+    with pytest.raises(WeightsError, match=both):
+        timm.create_model('xception_paper', pretrained=True)
+    for function in (xception_hub.from_checkpoint, xception_hub.verify):
+        with pytest.raises(CheckpointError, match=both):
+            function('typo/dir')
+
+
+@pytest.mark.parametrize('name', ['weights/x.pth', '~/nothing.safetensors', './typo', 'a/b/c', 'nothing', '/no/dir'])
+def test_missing_path(name: str, hub: HubServer) -> None:
+    """What is a path by its looks is never asked for on the Hub."""
+    with pytest.raises(CheckpointError, match='There is no file'):
+        xception_hub.from_checkpoint(name)
+    assert hub.requests == []
+
+
+def test_directory_without_weights(tmp_path: Path) -> None:
+    """The files in it that may be meant are named; one of them loads."""
+    tensors = timm.create_model('xception_paper', num_classes=2).state_dict()
+    torch.save(tensors, tmp_path / 'best.pth')
+    (tmp_path / 'notes.txt').write_text('x')
+    with pytest.raises(CheckpointError, match=r'It has: best\.pth\. Name the file') as error:
+        xception_hub.from_checkpoint(tmp_path)
+    assert xception_hub.from_checkpoint(tmp_path / 'best.pth').num_classes == 2
+    assert 'notes' not in str(error.value)
 
 
 # Verification

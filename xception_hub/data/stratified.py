@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, printable
 
 
 def _groups(labels: np.ndarray) -> np.ndarray:
@@ -59,5 +59,5 @@ def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], s
     ):
         if found.any():
             names = [class_names[label] for label in np.flatnonzero(found)[:6]]
-            warnings.warn(f'{found.sum()} classes {meaning}: {", ".join(names)}.', stacklevel=2)
+            warnings.warn(f'{found.sum()} classes {meaning}: {", ".join(map(printable, names))}.', stacklevel=2)
     return indices

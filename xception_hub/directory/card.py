@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils.sha import sha_fileobj
 from timm.data import resolve_data_config
 
-from ..errors import CardError, CheckpointError, DirectoryError, listed
+from ..errors import MAX_LINE, MAX_NAME, CardError, CheckpointError, DirectoryError, listed, printable
 from ..weights.sources import verify
 from .config import OF_CLASSES, final_activation_of
 from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, label_names_of, read_json
@@ -89,6 +89,9 @@ def _context(
 ) -> dict[str, Any]:
     """Values that the template uses."""
     num_classes, args = config['num_classes'], config.get('model_args') or {}
+    for name in (config['architecture'], *args):  # these stand in the card's code
+        if not re.fullmatch(r'[\w.]+', str(name)):
+            raise CardError(f'{directory / CONFIG_FILE} holds {name!r} instead of the name of a model or an argument.')
     data = _data_config(config)
     backbone, sha256 = _weights(directory)
     proofs = parity.get('proofs') or []
@@ -189,7 +192,7 @@ def _classes(config: dict[str, Any]) -> str:
     if not names:
         return f'{count}, without names'
     more = f', in {CONFIG_FILE}' if len(names) > LISTED_CLASSES else ''
-    return f'{count}: {listed([*map(_plain, names)], LISTED_CLASSES)}{more}'
+    return f'{count}: {listed([_plain(name, MAX_NAME) for name in names], LISTED_CLASSES)}{more}'
 
 
 def _preparation(data: dict[str, Any]) -> str:
@@ -251,15 +254,15 @@ def _arguments(values: dict[str, Any], indent: int) -> str:
     return '\n'.join(lines).replace('\0', ' ')
 
 
-def _plain(text: object) -> str:
+def _plain(text: object, most: int = MAX_LINE) -> str:
     """Text from outside, escaped for a line or a table cell of Markdown."""
-    words = ' '.join(str(text).split())
+    words = printable(' '.join(str(text).split()), most)
     return ''.join(f'\\{c}' if c in r'\`*_[]|<>#' else c for c in words)
 
 
 def _code(text: object) -> str:
     """Text from outside as Markdown code, without backticks, which would end it."""
-    return f'`{" ".join(str(text).split()).replace("`", "")}`'
+    return f'`{printable(" ".join(str(text).split())).replace("`", "")}`'
 
 
 ENVIRONMENT = jinja2.Environment(

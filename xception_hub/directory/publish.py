@@ -10,7 +10,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from xception_hub.errors import exits_with_message
+from xception_hub.errors import exits_with_message, printable_lines
 
 from .upload import CARD_FILE, MESSAGE, Upload, describe, make_space, make_upload, send
 
@@ -57,7 +57,7 @@ def main(
 def _publish(upload: Upload, dry_run: bool, private: bool, message: str) -> None:
     if upload.remote.problem and not dry_run:
         raise upload.remote.problem
-    print(describe(upload))
+    print(printable_lines(describe(upload)))
     if dry_run:
         print(f'\n{CARD_FILE}:\n\n{upload.card}\n')
         return

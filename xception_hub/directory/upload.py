@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 import xception_hub  # noqa: F401  registers the model
 
 from ..errors import PublishError, WeightsError
-from ..weights.sources import OFFLINE_REMEDY
+from ..weights.pretrained import OFFLINE_REMEDY
 from .card import is_xception, render
 from .space import space_files
 from .write import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, read_json, written_label_names

@@ -59,6 +59,10 @@ def write_model(
         # the pipelines of transformers pass num_classes themselves; passed twice, it is an error
         config.get('model_args', {}).pop('num_classes', None)
         _name_outputs(config)
+        if final := getattr(model, 'final_activation', None):  # of the file that the weights come from
+            config['final_activation'] = final
+            if final == 'sigmoid':
+                config['problem_type'] = 'multi_label_classification'
         if isinstance(model, Xception):  # timm leaves it out for another image size than the name's
             config['pretrained_cfg']['pool_size'] = _map_size(model, config['pretrained_cfg']['input_size'])
         config_file.write_text(json.dumps(config, indent=2), encoding='utf-8')

@@ -18,7 +18,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from PIL import Image
 
-from ..errors import ImageError, ModelError, SettingsError, exits_with_message
+from ..errors import ImageError, ModelError, SettingsError, exits_with_message, printable
 from ..images import open_image
 from ..models.build import open_model
 from .attribution import explain, in_unit_range
@@ -95,23 +95,23 @@ class Demo:
         return '\n'.join(self._article(Path(file)) for file in files[:MOST]) + more
 
     def _article(self, file: Path) -> str:
-        name = html.escape(file.name)
+        name = _escaped(file.name)
         try:
             photo = open_image(file, self.predictor.loaded.transforms.min_side, max_pixels=MAX_PIXELS)
         except ImageError as e:
-            return REFUSED.format(name=name, reason=html.escape(str(e)))
+            return REFUSED.format(name=name, reason=_escaped(e))
         start = time.perf_counter()
         (row,) = self.predictor.predict([photo])
         if row['error']:
-            return REFUSED.format(name=name, reason=html.escape(row['error']))
+            return REFUSED.format(name=name, reason=_escaped(row['error']))
         top = json.loads(row['top'])
         done = f'Answered in {time.perf_counter() - start:.2f} s by {self.name}, engine {self.engine}. '
         pictures, more = self._pictures(photo, *top[0])
         return PHOTO.format(
             name=name,
-            pictures=''.join(f'<img src="{_data(picture)}" alt="{html.escape(text)}">' for text, picture in pictures),
-            classes=''.join(CLASS.format(label=html.escape(label), value=value) for label, value in top),
-            done=html.escape(done + more),
+            pictures=''.join(f'<img src="{_data(picture)}" alt="{_escaped(text)}">' for text, picture in pictures),
+            classes=''.join(CLASS.format(label=_escaped(label), value=value) for label, value in top),
+            done=_escaped(done + more),
         )
 
     def _pictures(self, photo: Image.Image, label: str, _: float) -> tuple[list[tuple[str, Image.Image]], str]:
@@ -135,6 +135,10 @@ class Demo:
             answer = gr.HTML(label='Answer')
             files.change(self.answer, files, answer, concurrency_limit=1, api_name='answer')
         return page.queue(max_size=WAITING)
+
+
+def _escaped(text: object) -> str:
+    return html.escape(printable(text))
 
 
 def _data(picture: Image.Image) -> str:

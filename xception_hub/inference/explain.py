@@ -17,7 +17,7 @@ from cyclopts import App, Parameter
 from torch import Tensor
 
 from ..directory.config import OF_CLASSES, final_activation_of
-from ..errors import DataError, ModelError, SettingsError, exits_with_message, listed
+from ..errors import DataError, ModelError, SettingsError, exits_with_message, listed, printable, printable_lines
 from ..images import open_image
 from ..models.build import open_model
 from .attribution import explain, in_unit_range
@@ -40,9 +40,7 @@ def load(name: str, device: str, image_size: int | None) -> Predictor:
     model, config = open_model(name)
     activation = final_activation_of(config)
     if not model.num_classes or activation not in OF_CLASSES:
-        values = (
-            f'values: in Keras they end in {activation!r}' if model.num_classes else 'features, without a classifier'
-        )
+        values = f'values: they end in {activation!r}' if model.num_classes else 'features, without a classifier'
         raise ModelError(f'The outputs of {name} are {values}. A map explains a class: name a model that classifies.')
     multi_label = config.get('problem_type') == 'multi_label_classification'
     return Predictor(model.to(device), probabilities=True, multi_label=multi_label, image_size=image_size)
@@ -106,7 +104,7 @@ def main(
         image_size: Height and width of the images in pixels. By default the model's own.
         device: Device that computes: cpu, cuda, mps. By default a GPU, if there is one.
     """
-    warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
     if not photos:
         raise SettingsError('Name photos: xception-hub explain photo.jpg --model DIR.')
     if folders := [photo for photo in photos if photo.is_dir()]:
@@ -120,7 +118,7 @@ def main(
     for photo, target, row in zip(photos, targets_of(photos, output), predictor.predict(photos)):
         if row['error']:
             bad += 1
-            print(f'Bad image: {photo}: {row["error"]}', file=sys.stderr)
+            print(printable_lines(f'Bad image: {photo}: {row["error"]}'), file=sys.stderr)
             continue
         probabilities = np.array(json.loads(row['probabilities']))
         chosen = numbers or np.argsort(-probabilities, kind='stable')[:top].tolist()
@@ -128,7 +126,7 @@ def main(
         maps = explain(predictor.model, image.expand(len(chosen), -1, -1, -1), chosen, method)
         named = [(class_names[number], probabilities[number]) for number in chosen]
         write(target, image, transforms.config, maps, named, raw)
-        print(f'{target}.png\t{", ".join(f"{name} {probability:.3f}" for name, probability in named)}')
+        print(f'{target}.png\t{", ".join(f"{printable(name)} {probability:.3f}" for name, probability in named)}')
     if bad:
         sys.exit(f'error: {bad} of {len(photos)} photos cannot be used.')
 

@@ -25,7 +25,7 @@ from ..data.folders import read_folder
 from ..data.items import Item, cell_of, image_of
 from ..data.reading import is_saved
 from ..data.tables import TABLES
-from ..errors import DataError, ImageError, SettingsError, exits_with_message
+from ..errors import DataError, ImageError, SettingsError, exits_with_message, printable, printable_lines
 from . import prediction_tables
 from .predictor import EAGER, Predictor, digest
 from .shards import Shards
@@ -151,7 +151,7 @@ def main(
             openvino.
         json_: Print each row as a line of JSON, with all that a table has, instead of text.
     """
-    warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
     keep_freed_memory()
     rank, processes = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
     in_parts = _is_directory(output, embed, json_, shard_size, processes)
@@ -164,7 +164,7 @@ def main(
         device, engine,
     )  # fmt: skip
     for note in notes if rank == 0 else []:
-        print(note, file=sys.stderr)
+        print(printable_lines(note), file=sys.stderr)
     run = _Run(predictor, splits)
     if in_parts:
         assert output
@@ -216,7 +216,7 @@ class _Run:
             self.done += 1
             if row['error']:
                 self.bad += 1
-                tqdm.write(f'Bad image: {row["file"]}: {row["error"]}', file=sys.stderr)
+                tqdm.write(printable_lines(f'Bad image: {row["file"]}: {row["error"]}'), file=sys.stderr)
             yield row
 
     def write_table(self, output: Path | None, as_json: bool) -> None:
@@ -228,7 +228,8 @@ class _Run:
                 tqdm.write(prediction_tables.json_line(row, columns), file=sys.stdout)
             elif not row['error']:
                 share = f'{row["probability"]:.3f}' if 'probability' in row else ''
-                tqdm.write(f'{row["file"]}\t{row["label"]}\t{share}'.rstrip(), file=sys.stdout)
+                cells = map(printable, (row['file'], row['label'], share))
+                tqdm.write('\t'.join(cells).rstrip(), file=sys.stdout)
 
         with prediction_tables.table(output, columns) if output else nullcontext(show) as write:
             for row in tqdm(self.rows(range(self.total)), total=self.total, unit='img', disable=None):

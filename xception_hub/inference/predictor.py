@@ -190,12 +190,7 @@ class Predictor:
             return self._given(self.model)
         device = self._device()
         model, config = open_model(self.model)
-        activation = final_activation_of(config)
-        if activation not in OF_CLASSES and not self.embed:
-            raise ModelError(
-                f'The outputs of {self.model} are values: in Keras they end in {activation!r}, and are no '
-                f'probabilities of classes. --embed writes the features before them.'
-            )
+        self._check_activation(final_activation_of(config))
         weights = digest_of(model)
         multi_label = config.get('problem_type') == 'multi_label_classification'
         class_names = [] if self.embed else names_of(model)
@@ -207,6 +202,13 @@ class Predictor:
             example = torch.zeros(self.batch_size, *transforms.config['input_size'], device=device)
             function = optimize(model, example, self.engine)
         return Loaded(function, transforms, class_names, self._is_multi_label(multi_label), device, weights)
+
+    def _check_activation(self, activation: str) -> None:
+        if activation not in OF_CLASSES and not self.embed:
+            raise ModelError(
+                f'The outputs of {self.model} are values: they end in {activation!r}, and are no probabilities of '
+                f'classes. --embed writes the features before them.'
+            )
 
     def _device(self) -> torch.device:
         try:
@@ -220,6 +222,8 @@ class Predictor:
                 f'The model ends in a classifier of {model.num_classes} classes. For its features, call '
                 f'model.reset_classifier(0), before xception_hub.optimize.'
             )
+        activation = getattr(model, 'final_activation', 'unknown')
+        self._check_activation(activation)
         is_module = isinstance(model, nn.Module)
         if is_module:
             model.eval()
@@ -228,7 +232,12 @@ class Predictor:
         weights = digest_of(model) if is_module else ''
         class_names = [] if self.embed else names_of(model)
         return Loaded(
-            model, Transforms(model, self.image_size), class_names, self._is_multi_label(False), device, weights
+            model,
+            Transforms(model, self.image_size),
+            class_names,
+            self._is_multi_label(activation == 'sigmoid'),
+            device,
+            weights,
         )
 
     def _is_multi_label(self, default: bool) -> bool:

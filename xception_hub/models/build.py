@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import xception_hub  # noqa: F401  registers the model
 
-from ..errors import ModelError
-from ..weights.sources import hub_or_cache, source_of
+from ..errors import CheckpointError, ModelError, in_one_line
+from ..weights.arguments import network_arguments
+from ..weights.sources import CONFIG_FILE, hub_or_cache, source_of
 
 # An nn.Module with what timm's models add: get_classifier, forward_features, pretrained_cfg, ...
 TimmModel = Any
@@ -53,7 +54,7 @@ def build(
             f'--no-pretrained.'
         ) from e
     except Exception as e:  # timm, the Hub and the network raise errors of many types
-        raise ModelError(f'{name} cannot be built: {type(e).__name__}: {e}') from e
+        raise ModelError(f'{name} cannot be built: {in_one_line(_refusal(name) or e)}') from e
     if num_classes not in (None, model.pretrained_cfg['num_classes']):
         start_equal(model)
     least = (model.pretrained_cfg.get('min_input_size') or (0, 0, 0))[1]
@@ -64,6 +65,19 @@ def build(
             f'--image-size, or pass --model-args.min-img-size {image_size} if the model has that argument.'
         )
     return model
+
+
+def _refusal(name: str) -> CheckpointError | None:
+    """What is wrong with the arguments in the config.json of this project's network, which timm passes on unseen."""
+    try:
+        config = source_of(name).read_config() if name.startswith(NAMES_CLASSES) else {}
+        if is_model_in_modules(config.get('architecture', ''), ['xception_paper']):
+            network_arguments(config.get('model_args') or {}, CONFIG_FILE)
+    except CheckpointError as e:
+        return e
+    except Exception:  # of the Hub
+        return None
+    return None
 
 
 def open_model(name: str | os.PathLike[str]) -> tuple[TimmModel, dict[str, Any]]:

@@ -1,6 +1,5 @@
 """A `.keras` archive read as data: its config and its weights. Nothing is extracted and nothing is run."""
 
-import io
 import json
 import struct
 import zipfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KerasFileError
+from ..file_kinds import ArchiveFile
 
 METADATA, CONFIG, WEIGHTS = 'metadata.json', 'config.json', 'model.weights.h5'
 MAX_JSON = 4 * 2**20  # bytes; in memory JSON takes 20 times as much
@@ -54,19 +54,10 @@ def read_weights(path: Path) -> Iterator[bytes]:
         yield from _blocks(archive, WEIGHTS)
 
 
-class _Table(io.FileIO):
-    """An archive's file that refuses a huge list of members, which zipfile would read as a whole."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > 2 * BLOCK:
-            raise ValueError(f'its list of members takes {size} bytes')
-        return super().read(size)
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with _Table(path) as file, zipfile.ZipFile(file) as archive:
+        with ArchiveFile(path) as file, zipfile.ZipFile(file) as archive:
             yield archive
     except KerasFileError:
         raise

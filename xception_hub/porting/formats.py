@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KerasFileError
+from ..file_kinds import HDF5, KERAS, ZIP, foreign
 from .archive import MAX_JSON, parse_json, read_archive, read_weights
 from .weights import WeightFile
 
 MAX_FILE = 2**31  # bytes; with the state of an optimizer it may be three times as large as its arrays
 MAX_SHARDS = 500
 SHARDED = '.weights.json'
-HDF5, ZIP = b'\x89HDF\r\n\x1a\n', b'PK\x03\x04'
 
 ACCEPTED = (
     'a .keras archive, a whole model or weights in .h5, .weights.h5, a sharded .weights.json, or the directory of a '
@@ -60,7 +60,8 @@ def open_source(path: Path) -> Iterator[Opened]:
     Raises:
         KerasFileError: The source is missing, damaged, unsafe or of another kind.
     """
-    if other := _other(path):
+    path = path.expanduser()
+    if other := foreign(path, KERAS):
         raise KerasFileError(f'{path} {other}')
     if not path.exists():
         raise KerasFileError(f'There is no file {path}. A source is {ACCEPTED}.')
@@ -71,6 +72,8 @@ def open_source(path: Path) -> Iterator[Opened]:
         opener = _open_shards
     elif _start(path).startswith(ZIP) or (path.suffix == '.keras' and not _start(path).startswith(HDF5)):
         opener = _open_keras
+    elif not (_start(path).startswith(HDF5) or path.suffix in ('.h5', '.hdf5')):  # perhaps a damaged one
+        raise KerasFileError(f'{path} is no file of Keras. A source is {ACCEPTED}.')
     with opener(path) as opened:
         yield opened
 
@@ -78,40 +81,6 @@ def open_source(path: Path) -> Iterator[Opened]:
 def _start(path: Path) -> bytes:
     with open(path, 'rb') as file:
         return file.read(16)
-
-
-def _other(path: Path) -> str:
-    """What a source is that is none of those above, by its content, else by its name, and what to do; '' for none."""
-    folder = path if path.is_dir() else path.parent
-    name = path.name.partition('.index')[0].partition('.data-0')[0]
-    if (path / 'saved_model.pb').is_file() or path.name in ('saved_model.pb', 'keras_metadata.pb'):
-        return (
-            f'is a SavedModel of TensorFlow. In Python with tensorflow and tf_keras: '
-            f"tf_keras.models.load_model('{folder}').save('model.h5'). Then convert that."
-        )
-    if path.is_dir():
-        is_checkpoint = (path / 'checkpoint').is_file() or any(path.glob('*.index'))
-    else:
-        is_checkpoint = (folder / f'{name}.index').is_file() and not (path.is_file() and name == path.name)
-    if is_checkpoint:
-        prefix = f"tf.train.latest_checkpoint('{path}')" if path.is_dir() else f"'{folder / name}'"
-        return (
-            f'is a checkpoint of TensorFlow, with arrays and no model. In Python with tensorflow and tf_keras, build '
-            f'the model as it was, and then: model.load_weights({prefix}).expect_partial(); '
-            f"model.save('model.h5'). Then convert that."
-        )
-    if not path.is_file() or path.name.endswith(SHARDED):
-        return ''
-    start = _start(path)
-    if start.startswith(b'\x80') or path.suffix == '.safetensors':
-        return 'is a file of torch. It needs no conversion: xception_hub.from_checkpoint(PATH) reads it.'
-    if start[4:8] == b'TFL3':
-        return 'is a model of TensorFlow Lite, whose arrays were changed for a device. Convert what it was made of.'
-    if start.lstrip().startswith(b'{') and path.suffix == '.json':
-        return f'is a config without weights. Name these as the source: convert WEIGHTS --config {path}.'
-    if start.startswith((HDF5, ZIP)) or path.suffix in ('.keras', '.h5', '.hdf5'):  # perhaps a damaged one
-        return ''
-    return f'is {"no file of Keras" if start else "empty"}. A source is {ACCEPTED}.'
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import ToKerasError
 from ..network import Xception
-from ..weights.sources import NUMERICS, SAME_NETWORK, VARIANTS
+from ..weights.pretrained import NUMERICS, SAME_NETWORK, VARIANTS
 from . import keras_model
 from .formats import open_source
 from .keras_head import FINAL_ACTIVATIONS
@@ -20,8 +20,9 @@ from .layouts import layout_of
 from .port import port, read_layers
 from .preprocessing import Rescaling
 
-# What Keras' Xception is; a network with other arguments has no counterpart there.
+# What Keras' Xception is; a network with other arguments has no counterpart there, but for other values of some.
 KERAS_ARGUMENTS = dict(NUMERICS, **VARIANTS, output_stride=32)
+ANY_VALUE = ('bn_eps', 'act_layer')
 SUFFIXES = ('.keras', '.weights.h5')
 
 
@@ -44,7 +45,7 @@ def build_keras(directory: Path) -> tuple[Any, Xception]:
     config = _read_config(directory)
     args, original = config.get('model_args') or {}, config.get('keras') or {}
     for name, value in KERAS_ARGUMENTS.items():
-        if args.get(name, value) != value:
+        if name not in ANY_VALUE and args.get(name, value) != value:
             raise ToKerasError(f"{directory}: {name}={args[name]!r}, but Keras' Xception has {name}={value!r}.")
     network = timm.create_model(f'local-dir:{directory}', pretrained=True)
     pool = network.head.global_pool.pool_type

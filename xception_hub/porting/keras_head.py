@@ -1,8 +1,12 @@
-"""The layers around Xception in a Keras model: rescaling before it, and a head after it that this network can have."""
+"""The layers around Xception in a Keras model: what it does to its images, and a head that this network can have.
+
+Each class of layer has a line in a table: who reads it, and what its settings may be. A setting that the table does not
+have is refused by name, unless it is None, or one of those that no evaluation uses.
+"""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,8 @@ from .preprocessing import Rescaling
 
 POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
 MAP_POOLS = {'AveragePooling2D': 'avg', 'MaxPooling2D': 'max'}
+# What joins the poolings of POOLS -> timm's name of both.
+JOINS = {'Concatenate': 'catavgmax', 'Average': 'avgmax'}
 # Keras' activations -> timm's of the same function
 ACTIVATIONS = {
     'relu': 'relu',
@@ -30,33 +36,57 @@ ACTIVATIONS = {
     'softmax': 'softmax',
 }
 FINAL_ACTIVATIONS = ('linear', *ACTIVATIONS)
-WAY_OUT = (
-    'The features alone can be converted: in Keras, save keras.Model(m.input, '
-    "m.get_layer('block14_sepconv2_act').output), where m is the model, or within it the layer that is Xception."
-)
-# Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda
-OPERATIONS = {
-    'TrueDivide': 'divide',
-    'Divide': 'divide',
-    'math.truediv': 'divide',
-    'math.divide': 'divide',
-    'Subtract': 'subtract',
-    'math.subtract': 'subtract',
-    'Add': 'add',
-    '__operators__.add': 'add',
-    'math.add': 'add',
-    'Multiply': 'multiply',
-    'math.multiply': 'multiply',
-    # TensorFlow before 2.4
-    'RealDiv': 'divide',
-    'Sub': 'subtract',
-    'AddV2': 'add',
-    'Mul': 'multiply',
+# Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda,
+# and those of TensorFlow before 2.4.
+_OPERATIONS = {
+    'divide': ('TrueDivide', 'Divide', 'math.truediv', 'math.divide', 'RealDiv'),
+    'subtract': ('Subtract', 'math.subtract', 'Sub'),
+    'add': ('Add', '__operators__.add', 'math.add', 'AddV2'),
+    'multiply': ('Multiply', 'math.multiply', 'Mul'),
 }
+OPERATIONS = {name: operation for operation, names in _OPERATIONS.items() for name in names}
 HINTS = {'Lambda': ' It holds code, which is never run.'}
 MAX_UNITS = 1_000_000  # outputs; the paper's largest head has 17,000
 MAX_CHANNELS = 1024
 BN_MOMENTUM = 0.99  # Keras' default
+
+# Settings of any layer that no evaluation uses: names, initial values, penalties, chance.
+UNUSED = frozenset(('name', 'trainable', 'batch_input_shape', 'batch_shape', 'input_dim', 'seed', 'noise_shape'))
+UNUSED_ENDS = ('_initializer', '_regularizer', '_constraint')
+FLOATS = frozenset(f'{mixed}{half}float16' for mixed in ('', 'mixed_') for half in ('', 'b')) | {'float32', 'float64'}
+READ = ()  # in place of the values that a setting may have: its reader looks at it
+Settings = Mapping[str, tuple[Any, ...]]
+
+
+class Refused(ValueError):
+    """What of a layer cannot be converted. Who reads the layers adds its name and the way out."""
+
+
+def check_settings(layer: FileLayer, known: Settings) -> None:
+    """Compares all that a layer's config states with what is known.
+
+    Raises:
+        Refused: It has a setting, or a value of one, that would change what is computed.
+    """
+    for name, value in layer.config.items():
+        if name == 'dtype':
+            _check_dtype(value)
+        elif name not in UNUSED and not name.endswith(UNUSED_ENDS):
+            values = known.get(name, (None,))
+            if values is not READ and value not in values:
+                raise Refused(f'has {name}={value!r:.100}')
+
+
+def _check_dtype(value: Any) -> None:
+    """A name, or a policy; that of `quantize()` has a mode in place of a name."""
+    policy = value.get('config', {}) if isinstance(value, dict) else {'name': value}
+    if policy.get('name') not in (*FLOATS, None) or 'mode' in policy:
+        dtype = policy.get('mode', policy.get('name'))
+        raise Refused(
+            f"has dtype {dtype!r:.100}. If quantize() made it, the layer rounds its inputs, which this network's never "
+            f'does: convert the model as it was before, or give it floating point numbers again by the lines under '
+            f'"Quantized" in docs/port_your_keras_model.md'
+        )
 
 
 @dataclass
@@ -80,12 +110,14 @@ class FileHead:
         layers: Layers between pooling and classifier, without the dropout before the classifier.
         classifier: The last Dense layer; None if there is none.
         num_classes: Number of the classifier's outputs, or 0.
-        global_pool: 'avg' or 'max'; '' if the model ends in feature maps.
+        global_pool: A timm name: 'avg', 'max', 'avgmax' or 'catavgmax'; '' if the model ends in feature maps.
         drop_rate: Rate of the dropout before the classifier.
         final_activation: Keras' activation of the logits: 'linear', 'softmax' or 'sigmoid'; 'unknown' for weights
             alone.
-        ignored: Names of training-only layers.
+        ignored: Names of layers that change nothing in evaluation.
         one_size: Whether Keras' head takes maps of one size: it flattens them, or pools with a window of their size.
+        max_first: Whether Keras joins the maxima and the means, in this order; timm's order is the other.
+        way_out: What converts at least the features, for errors.
     """
 
     layers: list[HiddenLayer] = field(default_factory=list)
@@ -96,15 +128,17 @@ class FileHead:
     final_activation: str = 'linear'
     ignored: list[str] = field(default_factory=list)
     one_size: bool = False
+    max_first: bool = False
+    way_out: str = ''
 
-    def model_args(self) -> dict[str, Any]:
-        """The head as arguments of `xception_hub.Xception`."""
+    def model_args(self, act_layer: str = 'relu') -> dict[str, Any]:
+        """The head as arguments of `xception_hub.Xception`, whose other activations are `act_layer`."""
         args: dict[str, Any] = dict(num_classes=self.num_classes, global_pool=self.global_pool or 'avg')
         if self.drop_rate:
             args['drop_rate'] = self.drop_rate
         specs = [layer.spec for layer in self.layers]
         widths = [spec['fc'] for spec in specs[::2] if 'fc' in spec]
-        if specs == [spec for width in widths for spec in ({'fc': width}, {'act': 'relu'})]:
+        if specs == [spec for width in widths for spec in ({'fc': width}, {'act': act_layer})]:
             return {**args, **({'fc_widths': widths} if widths else {})}
         return {**args, 'head_layers': specs}
 
@@ -119,83 +153,92 @@ class FileHead:
             found.append((_named(self.classifier, 'head.fc', 'dense'), self.classifier))
         return found
 
+    def of_pooled(self) -> list[str]:
+        """Names of the tensors whose last axis is that of the pooled features."""
+        names: list[str] = []
+        for layer, _ in self.layers_with_arrays():
+            if layer.kind != 'bn':
+                return [*names, f'{layer.torch}.weight']
+            names += [f'{layer.torch}.{array}' for array in ('weight', 'bias', 'running_mean', 'running_var')]
+        return names
+
 
 def _named(file_layer: FileLayer, torch_name: str, kind: str) -> KerasLayer:
     name = file_layer.name or file_layer.path
     return KerasLayer(name, torch_name, kind, name)
 
 
+MAPS, PLACE, FEATURES, LOGITS = 'before the pooling', 'at the map of one place', 'in the head', 'after the classifier'
+
+
+@dataclass
+class _Reading:
+    """A head while its layers are read.
+
+    Attributes:
+        head: What was read.
+        maps: Height and width of the feature maps, if the file states the size of the images.
+        classifier: The last Dense layer.
+        stage: What the next layer takes: MAPS, the map of one PLACE, FEATURES or LOGITS.
+    """
+
+    head: FileHead
+    maps: list[int] | None
+    classifier: FileLayer | None
+    stage: str = MAPS
+
+    def ignore(self, layer: FileLayer) -> None:
+        self.head.ignored.append(layer.name or '')
+
+    def require(self, *stages: str) -> None:
+        """Refuses a layer that stands elsewhere."""
+        if self.stage == PLACE and PLACE not in stages:
+            raise Refused('cannot be converted: put a Flatten layer before it, which has no arrays')
+        if self.stage not in stages:
+            raise Refused('cannot be converted')
+
+    def pool(self, kind: str, keepdims: bool) -> None:
+        self.require(MAPS)
+        if self.head.layers and kind != 'avg':  # a normalization may turn the largest into the smallest
+            raise Refused('cannot be converted')
+        self.head.global_pool, self.stage = kind, PLACE if keepdims else FEATURES
+
+
 def read_head(after: Sequence[FileLayer], image_size: tuple[int, int] | None, source: object) -> FileHead:
     """Reads the layers that follow Xception, in the order of computation.
 
     Args:
-        after: The layers.
+        after: Xception's last layer, and those that follow it.
         image_size: Height and width of the images, if the file says it.
         source: Name of the source in errors.
 
     Raises:
         KerasFileError: This network's head cannot have one of them.
     """
-    head = FileHead()
-    dense = [i for i, layer in enumerate(after) if layer.class_name == 'Dense']
-    last_dense = dense[-1] if dense else len(after)
-    whole_map = ''  # a pooling that leaves one place, whose maps have to be flattened
-    for i, layer in enumerate(after):
-        place = f'{source}: the {layer.class_name} layer {layer.name!r}'
-        if layer.class_name in AUGMENTATIONS:
-            head.ignored.append(layer.name or '')
-        elif layer.class_name == 'Flatten' and head.global_pool:
-            head.ignored.append(layer.name or '')  # pooled features are flat already
-            whole_map = ''
-        elif whole_map:
-            raise KerasFileError(
-                f'{place} takes the map of one place that {whole_map!r} leaves. Put a Flatten layer between them; it '
-                f'has no arrays. {WAY_OUT}'
-            )
-        elif not head.global_pool:
-            whole_map = _read_before_pooling(head, layer, image_size, f'{place} before the pooling')
-        elif i == last_dense:
-            _read_classifier(head, layer, place)
-        elif layer.class_name in ('Activation', 'ReLU', 'Softmax') and i > last_dense:
-            _read_final_activation(head, _activation(layer, place), place)
-        elif i > last_dense and layer.class_name != 'Dropout':
-            raise KerasFileError(f'{place} follows the classifier, and cannot be converted. {WAY_OUT}')
-        else:
-            head.layers += _hidden(layer, f'{place} in the head')
-    if whole_map:
-        raise KerasFileError(f'{source}: the model ends in the map of one place that {whole_map!r} leaves. {WAY_OUT}')
+    head = FileHead(way_out=f'Pass --output-layer {after[0].name} to convert the features alone.')
+    maps = [map_side(side) for side in image_size] if image_size else None
+    dense = [layer for layer in after if layer.class_name == 'Dense']
+    reading = _Reading(head, maps, dense[-1] if dense else None)
+    for layer in after[1:]:
+        place = f'{source}: the {layer.class_name} layer {layer.name!r} {reading.stage}'
+        try:
+            if layer.class_name in AUGMENTATIONS:
+                reading.ignore(layer)
+                continue
+            if layer.class_name not in HEAD:
+                raise Refused('cannot be converted')
+            reader, known = HEAD[layer.class_name]
+            check_settings(layer, known)
+            reader(reading, layer)
+        except Refused as e:
+            raise KerasFileError(f'{place} {e}.{HINTS.get(layer.class_name, "")} {head.way_out}') from e
+    if reading.stage == PLACE:
+        raise KerasFileError(f'{source}: the model ends in maps of one place, {after[-1].name!r}. {head.way_out}')
+    if head.max_first and not any(name.endswith('.weight') for name in head.of_pooled()[-1:]):
+        raise KerasFileError(f'{source}: the model ends in maxima and means, not in means and maxima. {head.way_out}')
     if head.layers and 'drop' in head.layers[-1].spec and head.classifier is not None:
         head.drop_rate = head.layers.pop().spec['drop']
     return head
-
-
-def _read_before_pooling(head: FileHead, layer: FileLayer, image_size: tuple[int, int] | None, place: str) -> str:
-    """Reads a layer that takes feature maps; returns its name if it leaves maps of one place."""
-    config, class_name = layer.config, layer.class_name
-    maps = [map_side(side) for side in image_size] if image_size else None
-    norms = bool(head.layers)
-    if config.get('data_format', 'channels_last') != 'channels_last':
-        raise KerasFileError(f'{place} is {config["data_format"]!r}, and its maps are channels_last. {WAY_OUT}')
-    if class_name in POOLS and not config.get('keepdims') and not (norms and POOLS[class_name] == 'max'):
-        head.global_pool = POOLS[class_name]
-        return ''
-    whole = maps == _pair(config.get('pool_size')) and config.get('padding', 'valid') == 'valid'
-    if class_name in MAP_POOLS and whole and not norms:
-        head.global_pool, head.one_size = MAP_POOLS[class_name], True
-        return layer.name or class_name
-    if class_name == 'Flatten' and maps and not norms:
-        head.layers.append(HiddenLayer({'flatten': maps}))
-        head.global_pool, head.one_size = 'avg', True  # the network's default, which the layer replaces
-        return ''
-    if class_name == 'Dropout' or (
-        class_name in ('Activation', 'ReLU') and not norms and _keeps_positive(layer, place)
-    ):
-        head.ignored.append(layer.name or '')  # does nothing in evaluation, or to what is not negative
-        return ''
-    if class_name == 'BatchNormalization' and not norms:
-        head.layers.append(HiddenLayer(_norm(config, place), layer))  # of means the same as the mean of it
-        return ''
-    raise KerasFileError(f'{place} cannot be converted.{HINTS.get(layer.class_name, "")} {WAY_OUT}')
 
 
 def map_side(side: int) -> int:
@@ -208,93 +251,158 @@ def _pair(value: Any) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value or ())
 
 
-def _keeps_positive(layer: FileLayer, place: str) -> bool:
-    return _activation(layer, place) in ('relu', 'linear')
+def _global_pool(reading: _Reading, layer: FileLayer) -> None:
+    reading.pool(POOLS[layer.class_name], layer.config.get('keepdims', False))
 
 
-def _read_classifier(head: FileHead, layer: FileLayer, place: str) -> None:
-    if not layer.config.get('use_bias', True):
-        raise KerasFileError(
-            f"{place} is the classifier and has no bias, which this network's has. "
-            f'In Keras, build it with a bias of zeros and copy the kernel.'
-        )
-    head.classifier, head.num_classes = layer, _units(layer, place)
-    _read_final_activation(head, _activation(layer, place), place)
+def _map_pool(reading: _Reading, layer: FileLayer) -> None:
+    if reading.head.layers or not reading.maps or reading.maps != _pair(layer.config.get('pool_size')):
+        raise Refused(f'cannot be converted, for its window is not the whole map ({reading.maps})')
+    reading.pool(MAP_POOLS[layer.class_name], True)
+    reading.head.one_size = True
 
 
-def _read_final_activation(head: FileHead, activation: str, place: str) -> None:
+def _join(reading: _Reading, layer: FileLayer) -> None:
+    """Global poolings of the same maps, side by side."""
+    for branch in layer.branches:
+        check_settings(branch, HEAD[branch.class_name][1])
+    kinds = [POOLS[branch.class_name] for branch in layer.branches]
+    keepdims = {branch.config.get('keepdims', False) for branch in layer.branches}
+    last = 3 if True in keepdims else 1
+    if sorted(kinds) != ['avg', 'max'] or len(keepdims) > 1 or layer.config.get('axis', -1) not in (-1, last):
+        raise Refused(f'cannot be converted: it joins {", ".join(kinds)}')
+    reading.pool(JOINS[layer.class_name], keepdims.pop())
+    reading.head.max_first = layer.class_name == 'Concatenate' and kinds[0] == 'max'
+
+
+def _flatten(reading: _Reading, layer: FileLayer) -> None:
+    head = reading.head
+    if reading.stage != MAPS:
+        reading.ignore(layer)  # these are flat already, or have one place
+        reading.stage = FEATURES if reading.stage == PLACE else reading.stage
+    elif reading.maps and not head.layers:
+        head.layers.append(HiddenLayer({'flatten': reading.maps}))
+        head.global_pool, head.one_size = 'avg', True  # the network's default, which the layer replaces
+        reading.stage = FEATURES
+    else:
+        raise Refused('cannot be converted')
+
+
+def _reshape(reading: _Reading, layer: FileLayer) -> None:
+    ones = _pair(layer.config.get('target_shape'))[:-1]
+    if ones == [1, 1] and reading.stage in (PLACE, FEATURES):
+        reading.ignore(layer)
+        reading.stage = PLACE
+    elif not ones:
+        _flatten(reading, layer)
+    else:
+        raise Refused(f'cannot be converted: it makes {layer.config.get("target_shape")} of them')
+
+
+def _dense(reading: _Reading, layer: FileLayer) -> None:
+    reading.require(FEATURES)
+    head, units, bias = reading.head, _units(layer), layer.config.get('use_bias', True)
+    if layer is reading.classifier:
+        if not bias:
+            raise Refused(
+                "is the classifier and has no bias, which this network's has. In Keras, build it with a bias of zeros "
+                'and copy the kernel'
+            )
+        head.classifier, head.num_classes, reading.stage = layer, units, LOGITS
+    else:
+        head.layers.append(HiddenLayer({'fc': units} if bias else {'fc': units, 'bias': False}, layer))
+    _activation(reading, layer)
+
+
+def _dropout(reading: _Reading, layer: FileLayer) -> None:
+    rate = layer.config['rate']
+    if not is_number(rate) or not 0 <= rate <= 1:
+        raise Refused(f'has rate {rate!r}')
+    if reading.stage in (MAPS, LOGITS):
+        reading.ignore(layer)
+    elif 0 < rate < 1:  # Keras leaves all as it is at 1, too
+        reading.head.layers.append(HiddenLayer({'drop': float(rate)}))
+
+
+def _norm(reading: _Reading, layer: FileLayer) -> None:
+    reading.require(MAPS, PLACE, FEATURES)
+    config = layer.config
+    if reading.stage == MAPS and reading.head.layers:
+        raise Refused('cannot be converted')
+    eps, momentum = float(config.get('epsilon', 1e-3)), float(config.get('momentum', BN_MOMENTUM))
+    last = 1 if reading.stage == FEATURES else 3
+    if config.get('axis', -1) not in (-1, last, [-1], [last]):
+        raise Refused(f'has axis={config["axis"]!r:.100}, which is not the last')
+    if not (0 < eps < 1 and 0 <= momentum <= 1):
+        raise Refused(f'has epsilon {eps} and momentum {momentum}')
+    spec = {'bn': eps} if momentum == BN_MOMENTUM else {'bn': eps, 'momentum': momentum}
+    reading.head.layers.append(HiddenLayer(spec, layer))  # of means it is the same as the mean of it
+
+
+def _activation(reading: _Reading, layer: FileLayer) -> None:
+    activation, head = activation_of(layer), reading.head
+    if layer.class_name == 'Softmax':
+        reading.require(FEATURES, LOGITS)
     if activation == 'linear':
         return
-    if head.final_activation != 'linear':
-        raise KerasFileError(f'{place} applies {activation!r} after a final {head.final_activation!r}.')
-    if activation not in FINAL_ACTIVATIONS:
-        raise KerasFileError(f'{place} ends the model in {activation!r}, not in one of {FINAL_ACTIVATIONS}.')
-    head.final_activation = activation
+    if reading.stage == MAPS:
+        if activation != 'relu' or head.layers:
+            raise Refused(f'cannot be converted: it applies {activation!r}')
+        reading.ignore(layer)  # no feature is negative
+    elif activation not in ACTIVATIONS:
+        where = 'at the end' if reading.stage == LOGITS else 'before the classifier'
+        raise Refused(f'applies {activation!r} {where}; those that can be converted are {", ".join(ACTIVATIONS)}')
+    elif reading.stage != LOGITS:
+        head.layers.append(HiddenLayer({'act': ACTIVATIONS[activation]}))
+    elif head.final_activation != 'linear':
+        raise Refused(f'applies {activation!r} after a final {head.final_activation!r}')
+    else:
+        head.final_activation = activation
 
 
-def _hidden(layer: FileLayer, place: str) -> list[HiddenLayer]:
-    """Reads a layer between pooling and classifier. A Dense layer may come with an activation."""
-    config = layer.config
-    if layer.class_name == 'Dense':
-        spec: dict[str, Any] = {'fc': _units(layer, place)}
-        if not config.get('use_bias', True):
-            spec['bias'] = False
-        return [HiddenLayer(spec, layer), *_act(_activation(layer, place), place)]
-    if layer.class_name in ('Activation', 'ReLU'):
-        return _act(_activation(layer, place), place)
-    if layer.class_name == 'Dropout':
-        rate = float(config['rate'])
-        if not 0 <= rate <= 1:
-            raise KerasFileError(f'{place} has rate {rate}.')
-        return [HiddenLayer({'drop': rate})] if 0 < rate < 1 else []  # Keras leaves all as it is at 1, too
-    if layer.class_name == 'BatchNormalization':
-        return [HiddenLayer(_norm(config, place), layer)]
-    raise KerasFileError(f'{place} cannot be converted.{HINTS.get(layer.class_name, "")} {WAY_OUT}')
-
-
-def _norm(config: dict[str, Any], place: str) -> dict[str, Any]:
-    eps, momentum = float(config.get('epsilon', 1e-3)), float(config.get('momentum', BN_MOMENTUM))
-    whole = config.get('center', True) and config.get('scale', True)
-    if not whole or config.get('axis', -1) not in (-1, 1, 3, [-1], [1], [3]):
-        raise KerasFileError(f'{place} has no beta or no gamma, or another axis than the last.')
-    if not (0 < eps < 1 and 0 <= momentum <= 1):
-        raise KerasFileError(f'{place} has epsilon {eps} and momentum {momentum}.')
-    return {'bn': eps} if momentum == BN_MOMENTUM else {'bn': eps, 'momentum': momentum}
-
-
-def _act(activation: str, place: str) -> list[HiddenLayer]:
-    if activation == 'linear':
-        return []
-    if activation not in ACTIVATIONS:
-        raise KerasFileError(
-            f'{place} applies {activation!r} before the classifier; those that can be converted are '
-            f'{", ".join(ACTIVATIONS)}.'
-        )
-    return [HiddenLayer({'act': ACTIVATIONS[activation]})]
-
-
-def _activation(layer: FileLayer, place: str) -> str:
+def activation_of(layer: FileLayer) -> str:
     """Keras' name of the activation in a layer."""
-    if layer.class_name == 'Softmax':
-        return 'softmax'
-    if layer.class_name == 'ReLU':
-        config = layer.config
-        if config.get('max_value') is not None or config.get('negative_slope') or config.get('threshold'):
-            raise KerasFileError(f'{place} is not the plain rectifier.')
-        return 'relu'
+    if layer.class_name == 'ReLU' and layer.config.get('max_value') is not None:
+        return 'relu6'
+    if layer.class_name in ACTIVATION_LAYERS:
+        return ACTIVATION_LAYERS[layer.class_name]
     activation = layer.config.get('activation') or 'linear'
     if isinstance(activation, dict) and activation.get('class_name') == 'function':
         activation = activation.get('config')
     if not isinstance(activation, str):
-        raise KerasFileError(f'{place} has an activation of its own, which cannot be converted: {activation!r:.200}.')
+        raise Refused(f'has an activation of its own: {activation!r:.200}')
     return activation
 
 
-def _units(layer: FileLayer, place: str) -> int:
+def _units(layer: FileLayer) -> int:
     units = layer.config['units']
     if not isinstance(units, int) or isinstance(units, bool) or not 0 < units <= MAX_UNITS:
-        raise KerasFileError(f'{place} has {units!r} units.')
+        raise Refused(f'has {units!r} units')
     return units
+
+
+ACTIVATION_LAYERS = {'ReLU': 'relu', 'ELU': 'elu', 'Softmax': 'softmax'}
+LAST = dict(data_format=('channels_last', None))
+# Class of layer -> its reader, and its settings with the values that they may have.
+HEAD: dict[str, tuple[Callable[[_Reading, FileLayer], None], Settings]] = {
+    **dict.fromkeys(POOLS, (_global_pool, dict(LAST, keepdims=READ))),
+    **dict.fromkeys(MAP_POOLS, (_map_pool, dict(LAST, pool_size=READ, strides=READ, padding=('valid',)))),
+    'Concatenate': (_join, dict(axis=READ)),
+    'Average': (_join, {}),
+    'Flatten': (_flatten, LAST),
+    'Reshape': (_reshape, dict(target_shape=READ)),
+    'Dense': (_dense, dict(units=READ, activation=READ, use_bias=READ, lora_rank=READ, lora_alpha=READ)),
+    'Dropout': (_dropout, dict(rate=READ)),
+    'BatchNormalization': (
+        _norm,
+        dict(axis=READ, epsilon=READ, momentum=READ, center=(True,), scale=(True,), renorm=(False,), fused=READ,
+             synchronized=READ, renorm_momentum=READ),
+    ),
+    'Activation': (_activation, dict(activation=READ)),
+    'ReLU': (_activation, dict(max_value=(None, 6), negative_slope=(0, None), threshold=(0, None))),
+    'ELU': (_activation, dict(alpha=(1,))),
+    'Softmax': (_activation, dict(axis=(-1, 1))),
+}  # fmt: skip
 
 
 def read_bare_head(rest: Sequence[FileLayer], source: object) -> FileHead:
@@ -345,32 +453,46 @@ def read_steps(before: Sequence[FileLayer], home: str, source: object) -> tuple[
         source: Name of the source in errors.
 
     Returns:
-        The steps, and the names of training-only layers.
+        The steps, and the names of layers that change nothing in evaluation.
 
     Raises:
         KerasFileError: A layer does something else.
     """
     steps, ignored = [], []
-    for layer in before:
-        place = f'{source}: the {layer.class_name} layer {layer.name!r} before Xception'
-        operation = OPERATIONS.get(_operation(layer))
-        if layer.class_name in AUGMENTATIONS:
-            ignored.append(layer.name or '')
-        elif layer.class_name == 'Rescaling':
-            steps.append(Step(_number(layer, 'scale', 1.0, place), _number(layer, 'offset', 0.0, place)))
-        elif layer.class_name == 'Normalization':
-            steps.append(_normalization(layer, place))
-        elif operation and len(layer.constants) == 1:
-            steps.append(_arithmetic(operation, *layer.constants[0], place))
-        else:
+    for layer in _opened(before):
+        try:
+            if layer.class_name in (*AUGMENTATIONS, 'Dropout'):
+                ignored.append(layer.name or '')
+                continue
+            kind = 'operation' if operation_of(layer) in OPERATIONS else layer.class_name
+            if kind not in STEPS:
+                raise Refused('cannot be converted')
+            reader, known = STEPS[kind]
+            check_settings(layer, known)
+            steps.append(reader(layer))
+        except Refused as e:
             raise KerasFileError(
-                f'{place} cannot be converted.{HINTS.get(layer.class_name, "")} Leave it out, and do what it does to '
-                f'the images beforehand: in Keras, save {_behind(layer, home)}, which keeps the head.'
-            )
+                f'{source}: the {layer.class_name} layer {layer.name!r} before Xception {e}.'
+                f'{HINTS.get(layer.class_name, "")} Leave it out, and do what it does to the images beforehand: in '
+                f'Keras, save {behind(layer, home)}, which keeps the head.'
+            ) from e
     return steps, ignored
 
 
-def _behind(layer: FileLayer, home: str) -> str:
+def _opened(layers: Sequence[FileLayer]) -> Iterator[FileLayer]:
+    """The layers, with those of a Pipeline in place of it, under its name."""
+    for layer in layers:
+        if layer.class_name == 'Pipeline':
+            inner = [
+                replace(layer, class_name=entry['class_name'], config=entry['config'])
+                for entry in layer.config['layers']
+            ]
+            yield from _opened(inner)
+        else:
+            yield layer
+
+
+def behind(layer: FileLayer, home: str) -> str:
     """Code for what follows a layer: of the whole model, or of the one within it that holds both layer and Xception."""
     model, name = ('model', layer.top) if layer.top != home or layer.top == layer.name else (
         f'model.get_layer({home!r})', layer.name
@@ -378,28 +500,33 @@ def _behind(layer: FileLayer, home: str) -> str:
     return f'keras.Model({model}.get_layer({name!r}).output, {model}.output)'
 
 
-def _arithmetic(operation: str, position: int, value: Any, place: str) -> Step:
+def _rescaling(layer: FileLayer) -> Step:
+    return Step(_finite(layer.config.get('scale', 1.0)), _finite(layer.config.get('offset', 0.0)))
+
+
+def _arithmetic(layer: FileLayer) -> Step:
     """`x / 127.5` has its number in position 1, `255 - x` in position 0."""
-    number = _finite(value, place)
-    first = position == 0
+    if len(layer.constants) != 1:
+        raise Refused('cannot be converted')
+    (position, value), operation = layer.constants[0], OPERATIONS[operation_of(layer)]
+    number, first = _finite(value), position == 0
     if operation == 'divide' and first:
-        raise KerasFileError(f'{place} divides {value!r} by the images, which no scale and offset can do.')
+        raise Refused(f'divides {value!r} by the images, which no scale and offset can do')
     if operation == 'divide':
         if not np.all(number):
-            raise KerasFileError(f'{place} divides by {value!r}.')
+            raise Refused(f'divides by {value!r}')
         return Step(1 / number)
     if operation == 'multiply':
         return Step(number)
     return Step(offset=number) if operation == 'add' else Step(-1.0, number) if first else Step(1.0, -number)
 
 
-def _normalization(layer: FileLayer, place: str) -> Step:
+def _normalization(layer: FileLayer) -> Step:
     config = layer.config
-    axis = config.get('axis', -1)
-    if config.get('invert') or axis not in (-1, 3, [-1], [3], None):
-        raise KerasFileError(f'{place} is inverted, or has another axis than the last.')
+    if config.get('axis', -1) not in (-1, 3, [-1], [3], None):
+        raise Refused(f'has axis={config["axis"]!r:.100}, which is not the last')
     if config.get('mean') is not None:
-        return normalized(_finite(config['mean'], place), _finite(config.get('variance'), place))
+        return normalized(_finite(config['mean']), _finite(config.get('variance')))
     return Step(file_layer=layer)
 
 
@@ -407,6 +534,14 @@ def normalized(mean: Any, variance: Any) -> Step:
     """The step of a Normalization: (x - mean) / deviation."""
     deviation = np.maximum(np.sqrt(variance), 1e-7)
     return Step(1 / deviation, -mean / deviation)
+
+
+# As HEAD, for what stands before Xception.
+STEPS: dict[str, tuple[Callable[[FileLayer], Step], Settings]] = {
+    'Rescaling': (_rescaling, dict(scale=READ, offset=READ)),
+    'Normalization': (_normalization, dict(axis=READ, mean=READ, variance=READ, invert=(False,))),
+    'operation': (_arithmetic, dict(function=READ, node_def=READ, constants=READ)),
+}
 
 
 def rescaling_of(steps: Sequence[Step], channels: int, source: object) -> Rescaling:
@@ -428,7 +563,7 @@ def rescaling_of(steps: Sequence[Step], channels: int, source: object) -> Rescal
     return tuple(scale.tolist()), tuple(offset.tolist())
 
 
-def _operation(layer: FileLayer) -> str:
+def operation_of(layer: FileLayer) -> str:
     """What an operation is called that is a layer."""
     if layer.class_name == 'TFOpLambda':
         return str(layer.config.get('function'))
@@ -444,15 +579,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _number(layer: FileLayer, name: str, default: float, place: str) -> Any:
-    return _finite(layer.config.get(name, default), f'{place} has {name} {layer.config.get(name)!r:.200}:')
-
-
-def _finite(value: Any, place: str) -> Any:
+def _finite(value: Any) -> Any:
     """A number, or an array [C] of one for each channel."""
     if isinstance(value, dict) and value.get('class_name') == '__numpy__':
         value = (value.get('config') or {}).get('value')
     values = np.array(value, dtype=object).ravel().tolist()
     if not (1 <= len(values) <= MAX_CHANNELS and all(map(is_number, values)) and np.isfinite(values).all()):
-        raise KerasFileError(f'{place} needs a finite number, or one for each channel, not {value!r:.200}.')
+        raise Refused(f'needs a finite number, or one for each channel, not {value!r:.200}')
     return float(values[0]) if len(values) == 1 else np.array(values, float)

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from .. import Xception
-from .keras_head import ACTIVATIONS
+from .keras_head import ACTIVATIONS, JOINS, POOLS
 from .names import LAYERS, to_keras
 from .preprocessing import Rescaling
 from .structure import Structure, parse
 
-POOLING_LAYERS = {'avg': 'GlobalAveragePooling2D', 'max': 'GlobalMaxPooling2D'}
+# timm's name of a pooling -> Keras' layers of it; several are joined by another
+POOLING_LAYERS = {kind: [name] for name, kind in POOLS.items()} | {kind: list(POOLS) for kind in JOINS.values()}
+JOINING_LAYERS = {kind: name for name, kind in JOINS.items()}
 
 
 def import_keras() -> Any:
@@ -38,7 +40,7 @@ def build(
     """A model of the kind that Keras' guide to transfer learning builds: the backbone as one layer, then the head.
 
     Args:
-        network: Whose pooling is 'avg' or 'max', and whose head's activations are Keras' too.
+        network: Whose pooling is a key of `POOLING_LAYERS`, and whose head's activations are Keras' too.
         image_size: Height and width, in pixels; None for any.
         final_activation: Applied to the logits.
         rescaling: Scale and offset of a Rescaling layer before the backbone; (1, 0) for none.
@@ -48,17 +50,19 @@ def build(
 
     Raises:
         ImportError: Keras is not installed.
-        ValueError: The head has an activation that Keras doesn't have.
+        ValueError: The network has an activation that Keras doesn't have.
     """
     keras = import_keras()
     shape = (*image_size, network.in_chans)
     x = inputs = keras.Input(shape)
     if rescaling != (1.0, 0.0):
         x = keras.layers.Rescaling(*map(_plain, rescaling))(x)
-    backbone = keras.applications.Xception(weights=None, include_top=False, input_shape=shape)
+    backbone = _backbone(keras, network, shape)
     x = backbone(x, training=False)
     if not network.head.flattens:
-        x = getattr(keras.layers, POOLING_LAYERS[network.head.global_pool.pool_type])()(x)
+        kind = network.head.global_pool.pool_type
+        pooled = [getattr(keras.layers, name)()(x) for name in POOLING_LAYERS[kind]]
+        x = getattr(keras.layers, JOINING_LAYERS[kind])()(pooled) if kind in JOINING_LAYERS else pooled[0]
     for layer in network.head.layers:
         x = _head_layer(keras, layer)(x)
     if network.head.drop.p:
@@ -83,10 +87,33 @@ def _head_layer(keras: Any, layer: dict[str, Any]) -> Any:
         return keras.layers.BatchNormalization(epsilon=layer['bn'], momentum=layer.get('momentum', 0.99))
     if 'drop' in layer:
         return keras.layers.Dropout(layer['drop'])
+    return keras.layers.Activation(_activation('head_layers', layer['act']))
+
+
+def _activation(argument: str, name: Any) -> str:
+    """Keras' name of an activation of timm."""
     names = {timm_name: keras_name for keras_name, timm_name in reversed(ACTIVATIONS.items())}
-    if layer['act'] not in names:
-        raise ValueError(f'head_layers has the activation {layer["act"]!r}, but Keras has one of {tuple(names)}.')
-    return keras.layers.Activation(names[layer['act']])
+    if name not in names:
+        raise ValueError(f'{argument} has the activation {name!r}, but Keras has one of {tuple(names)}.')
+    return names[name]
+
+
+def _backbone(keras: Any, network: Xception, shape: tuple[int | None, ...]) -> Any:
+    """Keras' own Xception, with the epsilon and the activation that the network has."""
+    backbone = keras.applications.Xception(weights=None, include_top=False, input_shape=shape)
+    changes = {}
+    if 'bn_eps' in network.arguments:
+        changes['epsilon'] = network.arguments['bn_eps']
+    if 'act_layer' in network.arguments:
+        changes['activation'] = _activation('act_layer', network.arguments['act_layer'])
+    if changes:
+        config = backbone.get_config()
+        for layer in config['layers']:
+            # convolutions have an activation, too, which is none
+            own = {name: value for name, value in changes.items() if layer['config'].get(name, 'linear') != 'linear'}
+            layer['config'].update(own)
+        backbone = keras.Model.from_config(config)
+    return backbone
 
 
 def _set_weights(model: Any, backbone: Any, network: Xception) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import KerasFileError
 from .names import AUGMENTATIONS, KERAS1_NAMES, KERAS_CLASSES, KINDS, LAYERS, group_name
+from .nodes import Call
 from .weights import WeightFile
 
 
@@ -26,10 +27,10 @@ class FileLayer:
         path: Path of the layer's group in the layout since Keras 3.
         top: Layer of the outermost model that the layer is or is in. Keras 2 names the group of arrays after it.
         config: The layer's arguments; empty for weights alone.
-        inbound: Names of the layers that feed the layer.
-        constants: Numbers that the layer is called with, each with its place among the operands.
+        calls: How the layer is called in its model: once, if it is not shared.
         outer_class: Class of the layer `top`.
         number: Place in the order of the config, models within opened.
+        branches: The layers whose outputs it joins, if it joins several that take the same.
     """
 
     name: str | None
@@ -37,10 +38,22 @@ class FileLayer:
     path: str = ''
     top: str = ''
     config: dict[str, Any] = field(default_factory=dict)
-    inbound: tuple[str, ...] = ()
-    constants: tuple[tuple[int, Any], ...] = ()
+    calls: tuple[Call, ...] = ()
     outer_class: str = ''
     number: int = 0
+    branches: tuple['FileLayer', ...] = ()
+
+    @property
+    def inbound(self) -> tuple[str, ...]:
+        """Names of the layers that feed the layer."""
+        return tuple(tensor.layer for call in self.calls for tensor in call.tensors)
+
+    @property
+    def constants(self) -> list[tuple[int, Any]]:
+        """Numbers that the layer is called with, each with its place among the operands."""
+        if self.class_name == 'TensorFlowOpLayer':  # before TensorFlow 2.4 they were in the config
+            return [(int(place), value) for place, value in (self.config.get('constants') or {}).items()]
+        return [(a.place, a.value) for call in self.calls for a in call.arguments if type(a.value) in (int, float)]
 
     @property
     def is_numbered(self) -> bool:

@@ -32,14 +32,18 @@ KINDS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
 # Kind of layer -> its class in Keras 2 and 3.
 KERAS_CLASSES = {'conv': 'Conv2D', 'sepconv': 'SeparableConv2D', 'bn': 'BatchNormalization', 'dense': 'Dense'}
 
-# Layers that do nothing outside of training.
+# Layers that change nothing outside of training: those of images, for which Keras 3 records training=True, and others.
 # fmt: off
-AUGMENTATIONS = (
+IMAGE_AUGMENTATIONS = (
     'RandomFlip', 'RandomRotation', 'RandomZoom', 'RandomContrast', 'RandomBrightness', 'RandomTranslation',
     'RandomShear', 'RandomHue', 'RandomSaturation', 'RandomColorJitter', 'RandomColorDegeneration',
     'RandomGrayscale', 'RandomPosterization', 'RandomSharpness', 'RandomErasing', 'RandomGaussianBlur',
-    'RandomInvert', 'RandomPerspective', 'RandomElasticTransform', 'GaussianNoise', 'GaussianDropout',
-    'AlphaDropout', 'SpatialDropout2D',
+    'RandomInvert', 'RandomPerspective', 'RandomElasticTransform', 'RandomHeight', 'RandomWidth', 'RandAugment',
+    'AugMix', 'MixUp', 'CutMix', 'Solarization',
+)
+AUGMENTATIONS = (
+    *IMAGE_AUGMENTATIONS, 'GaussianNoise', 'GaussianDropout', 'AlphaDropout', 'SpatialDropout2D',
+    'ActivityRegularization', 'Identity',
 )
 # fmt: on
 

@@ -24,6 +24,11 @@ TOLERANCES = {'float64': 1e-12, 'float32': 5e-6}
 # In float32 the modules' roundings add up on the way and average out in the pooling, so that is where to look.
 COMPARED = {'float64': TAPS, 'float32': ['head.global_pool']}
 
+OWN_ARRAYS = (
+    'It shows what the network computes with these arrays. It does not show that the file holds them at these places, '
+    'nor what the file says of settings and wires: what is known of that stands below.'
+)
+
 IMAGE_COUNT = 2
 SEED = 20161007  # of the images, if there are no photos: the day of the paper's first version
 
@@ -84,12 +89,20 @@ class Parity:
         reading: Who read the file for Keras.
         proofs: One for each precision and size that was compared with Keras.
         checks: The other proofs.
+        by_keras: Whether Keras itself has read the file's arrays. Else the comparison is no proof about the file alone.
     """
 
     reference: str | None
     reading: str | None
     proofs: list[Comparison]
     checks: list[Finding]
+    by_keras: bool = True
+
+    def result(self, proof: Comparison) -> str:
+        """What a comparison shows, in a few words."""
+        if proof.first_wrong is not None:
+            return f'DIFFERENT from {proof.first_wrong} on'
+        return 'equal' if self.by_keras else "as Keras' own Xception with these arrays"
 
     @property
     def passed(self) -> bool:
@@ -107,6 +120,7 @@ class Parity:
                 'worst': p.worst,
                 'first_wrong': p.first_wrong,
                 'passed': p.first_wrong is None,
+                'result': self.result(p),
             }
             for p in self.proofs
         ]
@@ -114,13 +128,16 @@ class Parity:
             dict(proof=c.proof, passed=c.passed, decisive=c.decisive, summary=c.summary, **c.figures)
             for c in self.checks
         ]
-        return dict(passed=self.passed, reference=self.reference, reading=self.reading, proofs=proofs)
+        return dict(
+            passed=self.passed, reference=self.reference, reading=self.reading, by_keras=self.by_keras, proofs=proofs
+        )
 
     def report(self) -> str:
         """All proofs, for people."""
         lines = []
         if self.proofs:
             lines += [self.table(), '', f'Reference: {self.reference}, given {self.reading}.']
+            lines += [] if self.by_keras else [OWN_ARRAYS]
         else:
             lines += ['Keras is not installed, so the computation was NOT compared. What was shown without it:']
         for check in self.checks:
@@ -141,9 +158,8 @@ class Parity:
         """A row for each proof, with its worst tap."""
         lines = [f'{"precision":10}{"size":>10}  {"worst difference":18}{"tolerance":>10}  result']
         for p in self.proofs:
-            result = 'equal' if p.first_wrong is None else f'DIFFERENT from {p.first_wrong} on'
             size = f'{p.size[0]}x{p.size[1]}'
-            lines.append(f'{p.dtype:10}{size:>10}  {p.worst:<18.1e}{p.tolerance:>10.0e}  {result}')
+            lines.append(f'{p.dtype:10}{size:>10}  {p.worst:<18.1e}{p.tolerance:>10.0e}  {self.result(p)}')
         return '\n'.join(lines)
 
 
@@ -174,7 +190,7 @@ def prove_parity(
     proofs: list[Comparison] = []
     version = reading = None
     by_keras = False
-    checks = [same_tensors(ported, model)]
+    checks = [same_tensors(ported, model), _settings(ported)]
     if ported.structure.head.one_size and ported.image_size:
         sizes = [ported.image_size]
     if keras_is_installed():
@@ -199,7 +215,23 @@ def prove_parity(
         checks += [_statistics(found, not proofs), _residuals(found, not by_keras)]
     if ported.misplaced is not None:
         checks.append(_positions(ported.misplaced, not by_keras))
-    return Parity(version, reading, proofs, [*checks, _fingerprints(ported)])
+    return Parity(version, reading, proofs, [*checks, _fingerprints(ported)], by_keras or not proofs)
+
+
+def _settings(ported: Port) -> Finding:
+    """What the file's config says of the network inside; `port` has refused what is not that of figure 5."""
+    structure, kind = ported.structure, ported.kind
+    known = bool(structure.roles) or ported.is_release or kind == 'preset'
+    summary = {
+        'preset': "the preset's backbone has the widths and poolings of Keras' Xception",
+        'release': 'Keras publishes these weights for its own Xception',
+        'config': f"all settings and wires of {len(structure.roles)} layers are those of Keras' Xception",
+        'weights': 'not known: the file holds weights alone, so that all settings (strides, padding, dilation, '
+        "activations, epsilon, ...) and wires are assumed to be those of Keras' Xception",
+    }['config' if structure.roles else 'preset' if kind == 'preset' else 'release' if known else 'weights']
+    if structure.arguments:
+        summary += f', but for {", ".join(f"{name}={value!r}" for name, value in structure.arguments.items())}'
+    return Finding('settings and wires', known, False, summary, dict(arguments=structure.arguments))
 
 
 def _positions(misplaced: list[tuple[str, str]], decisive: bool) -> Finding:

@@ -18,7 +18,7 @@ from .. import Xception
 from ..errors import KerasFileError
 from ..weights.checkpoints import check_against
 from .formats import Opened, open_source, read_json
-from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, WAY_OUT, is_number, normalized, rescaling_of
+from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, is_number, normalized, rescaling_of
 from .layouts import GroupsLayout, Layout, layout_of
 from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
 from .preprocessing import Rescaling
@@ -85,7 +85,7 @@ class Port:
     def notes(self) -> list[str]:
         """Lines about what of the file the network does without."""
         ignored = self.structure.ignored
-        lines = [f'Ignored (training-only layers): {", ".join(ignored)}'] if ignored else []
+        lines = [f'Ignored, for they change nothing in evaluation: {", ".join(ignored)}'] if ignored else []
         for reason in dict.fromkeys(self.left_out.values()):
             arrays = [array for array, why in self.left_out.items() if why == reason]
             lines.append(f'Left out: {reason}, {len(arrays)} arrays from {arrays[0]} on')
@@ -226,7 +226,7 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     expected = Xception(**model_args, device='meta').state_dict()
     if sum(tensor.numel() for tensor in expected.values()) > MAX_PARAMETERS:
         raise KerasFileError(
-            f'{weights.source}: with its head it would have more than {MAX_PARAMETERS:,} parameters. {WAY_OUT}'
+            f'{weights.source}: with its head it would have more than {MAX_PARAMETERS:,} parameters. {head.way_out}'
         )
     account = _Account(weights)
     plan: list[tuple[KerasLayer, dict[str, tuple[str, tuple[int, ...]]]]] = []
@@ -247,6 +247,8 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     tensors: dict[str, Tensor] = {}
     for layer, arrays in plan:
         tensors.update(to_torch(layer, {keras: weights.read(*place) for keras, place in arrays.items()}))
+    for name in head.of_pooled() if head.max_first else ():
+        tensors[name] = tensors[name].roll(tensors[name].shape[-1] // 2, -1)
     return tensors, model_args, left_out
 
 
@@ -302,9 +304,12 @@ class _Account:
         }
         unknown = [path for path, reason in reasons.items() if not reason]
         if unknown:
+            of_layers = {path.rpartition('/')[0] for path in self.used} & {path.rpartition('/')[0] for path in unknown}
+            quantized = ' Those of a layer with others may come from quantize(), such as int8: save it as it was.'
             raise KerasFileError(
                 f'{self.weights.source} holds {len(unknown)} arrays that Xception has no place for: '
-                f'{_listed(unknown)}. Used were {len(self.used)}: {_listed(list(self.used))}.'
+                f'{_listed(unknown)}.{quantized if of_layers else ""} Used were {len(self.used)}: '
+                f'{_listed(list(self.used))}.'
             )
         return reasons
 

@@ -1,15 +1,16 @@
 """Keras itself as the oracle: the model that a file holds, as Keras reads and runs it, tapped after every module.
 
-Keras reads the file with its own code, so that an error in the name table can't be on both sides. It is given a file
-only after `port` has found nothing in it but layers of Xception and a plain head, and only if its config names nothing
-but classes of Keras that are known here. Some files Keras can't read any more, or reads by a position that depends on
-which layers were frozen: then Keras' own Xception is given the arrays as the port has read them, and `reading` says so.
+Keras builds the file's model from its config and loads the file's weights with its own code, so that an error in the
+name table can't be on both sides. It is given a file only after `port` has found nothing in it but layers of Xception
+and a plain head, and then only the settings that change what is computed: no class but those listed here, nothing that
+other versions of Keras don't know. Some files Keras can't read any more, or reads by a position that depends on which
+layers were frozen: then Keras' own Xception is given the arrays as the port has read them, and `reading` says so.
 """
 
 import gc
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,26 +20,39 @@ import torch
 from ..allocator import release_freed_memory
 from ..errors import ParityError, in_one_line
 from ..topology import TAPS
-from .keras_head import ACTIVATIONS, MAP_POOLS, POOLS
-from .keras_model import build, import_keras
+from .figure5 import FIGURE5, SETTINGS, TAPPED, read_settings
+from .keras_head import ACTIVATIONS, JOINS, MAP_POOLS, OPERATIONS, POOLS, operation_of
+from .keras_model import build, import_keras, structure_of
+from .layouts import FileLayer
 from .names import AUGMENTATIONS
+from .nodes import read_calls
 from .port import Port
-from .structure import BACKBONE_CLASSES, FIRST, MODELS
+from .structure import MODELS, OLD_CLASSES
 
-STEM_ACTIVATION, LAST_ACTIVATION = 'block1_conv2_act', 'block14_sepconv2_act'
 BY_KERAS = 'the file as Keras itself reads it'
+WEIGHTS_BY_KERAS = "Keras' own Xception with the file's weights as Keras itself loads them"
+BY_PORT = "Keras' own Xception with the arrays as the port has read them"
 
+# Operations, as `keras_head.OPERATIONS` calls them -> Keras 3's classes.
+OPERATION_CLASSES = {'divide': 'TrueDivide', 'subtract': 'Subtract', 'add': 'Add', 'multiply': 'Multiply'}
 # Whatever a config may name for Keras to be allowed to read it.
-# fmt: off
 LOADED_CLASSES = frozenset((
-    *MODELS, *BACKBONE_CLASSES, *AUGMENTATIONS, *POOLS, *MAP_POOLS, 'InputLayer', 'Dense', 'Dropout', 'Flatten',
-    'Softmax', 'Rescaling', 'Normalization', 'TrueDivide', 'Divide', 'Subtract', 'Multiply', '__keras_tensor__',
-    '__tuple__', 'DTypePolicy', 'Policy', 'SeedGenerator', 'L1', 'L2', 'L1L2', 'MaxNorm', 'NonNeg', 'UnitNorm',
-    'MinMaxNorm', 'Zeros', 'Ones', 'Constant', 'GlorotUniform', 'GlorotNormal', 'HeUniform', 'HeNormal',
-    'LecunUniform', 'LecunNormal', 'RandomUniform', 'RandomNormal', 'TruncatedNormal', 'VarianceScaling', 'Orthogonal',
-))
-# fmt: on
-LOADED_MODULES = re.compile(r'keras(\.[a-z_.0-9]+)?|builtins')
+    *MODELS, *(node.class_name for node in FIGURE5.values()), *AUGMENTATIONS, *POOLS, *MAP_POOLS, 'InputLayer', 'ReLU',
+    'Dense', 'Dropout', 'Flatten', 'Softmax', 'Rescaling', 'Normalization', *JOINS, 'Reshape',
+    'ELU', 'Pipeline', '__keras_tensor__',
+    *OPERATION_CLASSES.values(),
+))  # fmt: skip
+# What Keras doesn't need to evaluate a layer, and what not every version knows.
+NOT_LOADED = re.compile(
+    r'\w+_(initializer|regularizer|constraint)|dtype|lora_\w+|quantization_config|batch_input_shape|ragged|sparse'
+)
+
+POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    'avg': lambda maps: maps.mean((1, 2)),
+    'max': lambda maps: maps.max((1, 2)),
+    'avgmax': lambda maps: (maps.mean((1, 2)) + maps.max((1, 2))) / 2,
+    'catavgmax': lambda maps: np.concatenate([maps.mean((1, 2)), maps.max((1, 2))], 1),
+}
 
 
 class KerasReference:
@@ -49,7 +63,7 @@ class KerasReference:
         dtype: 'float32' or 'float64', of weights and computation.
 
     Attributes:
-        reading: Who read the file: `BY_KERAS`, or why Keras didn't.
+        reading: Who read the file: `BY_KERAS`, `WEIGHTS_BY_KERAS`, or `BY_PORT` and why Keras didn't.
         rescaling: Scale and offset from the images that the model takes to what Xception takes.
 
     Raises:
@@ -60,27 +74,13 @@ class KerasReference:
     def __init__(self, ported: Port, dtype: str = 'float64') -> None:
         self.keras = import_keras()
         self.dtype = dtype
-        self.reading = BY_KERAS
+        self.reading = BY_KERAS if ported.config is not None else WEIGHTS_BY_KERAS
         self.rescaling = ported.structure.rescaling
-        self._pools_by_max = ported.structure.head.global_pool == 'max'
-        with _of_keras():
-            self._prepare(ported)
-
-    def _prepare(self, ported: Port) -> None:
-        keras, dtype = self.keras, self.dtype
-        model = self._load(ported)
-        if dtype == 'float64':
-            allow_float64(keras.backend.backend())
-        # the same layers without a fixed image size, in the precision asked for, with Keras' own order of weights
-        config = re.sub(r'"(?:mixed_)?b?float(?:16|32)"', f'"{dtype}"', model.to_json())
-        if not ported.structure.head.one_size:
-            config = re.sub(r'("batch_(?:input_)?shape": \[null), \d+, \d+,', r'\1, null, null,', config)
-        twin = keras.models.model_from_json(config)
-        for source, target in zip(model.weights, twin.weights, strict=True):  # one by one: there are 84 MB of them
-            target.assign(source)
-        del model, source
-        release_memory()
-        self._split(twin)
+        self._head = ported.structure.head
+        self._seen: dict[str, Any] = {}
+        with _of_keras(), self._precision():
+            self._model = self._load(ported)
+            self._watch(ported)
 
     @property
     def version(self) -> str:
@@ -88,61 +88,80 @@ class KerasReference:
 
     @property
     def by_keras(self) -> bool:
-        return self.reading == BY_KERAS
+        """Whether Keras itself has read the arrays."""
+        return not self.reading.startswith(BY_PORT)
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Lets Keras build models in the precision asked for."""
+        config = self.keras.config
+        before = config.floatx(), config.dtype_policy()
+        if self.dtype == 'float64':
+            allow_float64(self.keras.backend.backend())
+        config.set_floatx(self.dtype)
+        config.set_dtype_policy(self.dtype)
+        try:
+            yield
+        finally:
+            config.set_floatx(before[0])
+            config.set_dtype_policy(before[1])
 
     def _load(self, ported: Port) -> Any:
+        size = ported.image_size if self._head.one_size else None
         reason = _why_not_loaded(ported)
         if not reason:
             try:
-                return self._load_by_keras(ported)
+                return self._load_by_keras(ported, size or (None, None))
             except Exception:  # Keras has no error of its own for what it can't read
                 reason = f'Keras {self.keras.__version__} does not read this file of Keras {ported.keras_version}'
-        self.reading = f"Keras' own Xception with the arrays as the port has read them, for {reason}"
-        size = ported.image_size if ported.structure.head.one_size else None
+        self.reading = f'{BY_PORT}, for {reason}'
         return build(ported.model(), size or (None, None), rescaling=ported.structure.rescaling)
 
-    def _load_by_keras(self, ported: Port) -> Any:
-        models = self.keras.models
-        if ported.kind in ('archive', 'whole model'):
-            return models.load_model(ported.source, compile=False, safe_mode=True)
+    def _load_by_keras(self, ported: Port, size: tuple[int | None, int | None]) -> Any:
         classes = ported.model_args['num_classes']
         if ported.config is not None:
-            model = models.model_from_json(json.dumps(ported.config))
+            model = self.keras.models.model_from_json(json.dumps(loadable(ported.config, size)))
         else:
+            shape = (None, None, ported.model_args['in_chans'])
             model = self.keras.applications.Xception(
-                weights=None,
-                include_top=bool(classes),
-                classes=classes or 1000,
-                classifier_activation=None,
-                input_shape=(299, 299, ported.model_args['in_chans']),
+                weights=None, include_top=False, input_shape=shape, pooling=self._head.global_pool or 'avg'
             )
+            if classes:
+                model = self.keras.Model(model.input, self.keras.layers.Dense(classes)(model.output))
         model.load_weights(ported.source)
         return model
 
-    def _split(self, model: Any) -> None:
-        """Makes one model of Xception, with an output per module, and lists of the layers before and after it."""
-        layers = list(self._flat(model))
-        names = [layer.name for layer in layers]
-        start, end = names.index(FIRST), names.index(LAST_ACTIVATION)
-        adds = [layer for layer in layers[start:end] if isinstance(layer, self.keras.layers.Add)]
-        taps = [layers[names.index(STEM_ACTIVATION)], *adds, layers[end]]
-        self._features = self.keras.Model(layers[start].input, [layer.output for layer in taps])
-        self._before = [layer for layer in layers[:start] if not isinstance(layer, self.keras.layers.InputLayer)]
-        self._head = [layer for layer in layers[end + 1 :] if not isinstance(layer, self.keras.layers.InputLayer)]
-        # up to the logits, which is where this network ends
-        while self._head and type(self._head[-1]).__name__ in ('Activation', 'Softmax', 'ReLU'):
-            self._head.pop()
-        if self._head and isinstance(self._head[-1], self.keras.layers.Dense):
-            self._head[-1].activation = self.keras.activations.linear
+    def _watch(self, ported: Port) -> None:
+        """Keeps what the layers after every module give, and the classifier before its activation."""
+        by_file = self.reading == BY_KERAS
+        roles = (ported.structure if by_file else structure_of(self._model)).roles
+        watched = {tap: roles[role].name for tap, role in zip(TAPS, TAPPED)}
+        for model in self._models(self._model):
+            layers = {layer.name: layer for layer in model.layers}
+            if set(watched.values()) <= layers.keys():
+                for tap, name in watched.items():
+                    self._keep(layers[name], tap)
+        if by_file and self._head.classifier is not None:
+            for model in self._models(self._model):
+                for layer in model.layers:
+                    if layer.name == self._head.classifier.name and isinstance(layer, self.keras.layers.Dense):
+                        layer.activation = self.keras.activations.linear
+                        self._keep(layer, 'head')
 
-    def _flat(self, model: Any) -> Iterator[Any]:
-        """All layers in the order of computation, models in it opened."""
-        # a functional model's graph also has the operations that are no layers, such as x / 127.5
-        for layer in getattr(model, 'operations', model.layers):
+    def _models(self, model: Any) -> Iterator[Any]:
+        yield model
+        for layer in model.layers:
             if isinstance(layer, self.keras.Model):
-                yield from self._flat(layer)
-            else:
-                yield layer
+                yield from self._models(layer)
+
+    def _keep(self, layer: Any, tap: str) -> None:
+        call = layer.call
+
+        def kept(*args: Any, **kwargs: Any) -> Any:
+            self._seen[tap] = output = call(*args, **kwargs)
+            return output
+
+        layer.call = kept
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Runs the model on images [B, H, W, C], in the range that it takes.
@@ -152,21 +171,15 @@ class KerasReference:
         """
         to_numpy = self.keras.ops.convert_to_numpy
         with torch.no_grad(), _of_keras():
-            x = self.keras.ops.convert_to_tensor(images, dtype=self.dtype)
-            for layer in self._before:
-                x = _call(layer, x)
-            outputs = self._features(x, training=False)
-            taps = dict(zip(TAPS, map(to_numpy, outputs)))
-            x = outputs[-1]
-            # as the network pools, unless the model's own pooling follows at once
-            pooled = to_numpy(x).max((1, 2)) if self._pools_by_max else to_numpy(x).mean((1, 2))
-            for number, layer in enumerate(self._head):
-                x = _call(layer, x)
-                if number == 0 and type(layer).__name__.startswith('Global'):
-                    pooled = to_numpy(x)
-            taps['head.global_pool'] = pooled
-            if self._head:
-                taps['head'] = to_numpy(x)
+            self._seen.clear()
+            output = self._model(self.keras.ops.convert_to_tensor(images, dtype=self.dtype), training=False)
+            taps = {tap: to_numpy(self._seen[tap]) for tap in TAPS if tap in self._seen}
+            maps = taps[TAPS[-3]]
+            logits = taps.pop('head', None)
+            taps['head.global_pool'] = POOLED[self._head.global_pool or 'avg'](maps)
+            if logits is not None or len(getattr(output, 'shape', ())) == 2:
+                taps['head'] = to_numpy(output) if logits is None else logits
+        self._seen.clear()
         return taps
 
 
@@ -181,31 +194,18 @@ def _of_keras() -> Iterator[None]:
         raise ParityError(f'Keras fails: {in_one_line(e)}') from e
 
 
-def _call(layer: Any, x: Any) -> Any:
-    """Calls a layer as in evaluation; an operation such as x / 127.5 with its number."""
-    if hasattr(layer, 'weights'):
-        return layer(x, training=False)
-    arguments = layer._inbound_nodes[0].arguments
-    args = [x if hasattr(value, '_keras_history') else value for value in arguments.args]
-    kwargs = {name: x if hasattr(value, '_keras_history') else value for name, value in arguments.kwargs.items()}
-    return layer(*args, **kwargs)
-
-
 def _why_not_loaded(ported: Port) -> str:
     """Why Keras should not read a file; '' if it should."""
-    config = {key: value for key, value in (ported.config or {}).items() if key != 'compile_config'}  # never compiled
-    foreign = next(_foreign(config), '')
-    if foreign:
-        return f'its config names {foreign!r}, which is not loaded'
-    names = {layer.name for layer in ported.structure.layers.values()}
-    if ported.config is not None and FIRST not in names:
-        return 'its layers have names of their own'
-    if ported.structure.others:
-        return 'one of its outputs was chosen'
     if ported.kind == 'preset':
         return 'the preset belongs to KerasHub'
+    if ported.config is not None:
+        foreign = next(_foreign(loadable(ported.config)), '')
+        if foreign:
+            return f'its config names {foreign!r}, which is not loaded'
+    if ported.structure.others and ported.structure.head.classifier is None:
+        return 'one of its outputs was chosen'
     if ported.kind in ('weights', 'shards') and not ported.is_release:
-        first = ported.structure.layers[FIRST]
+        first = next(iter(ported.structure.layers.values()))
         if not first.path:
             return 'Keras would read it by positions that depend on which layers were frozen'
         if ported.config is None and first.path.count('/') > 1:
@@ -213,17 +213,74 @@ def _why_not_loaded(ported: Port) -> str:
     return ''
 
 
+def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None, None)) -> dict[str, Any]:
+    """A config as the Keras of today writes it, with the settings alone that change what is computed.
+
+    Args:
+        entry: What any Keras wrote of a model or a layer.
+        size: Height and width of the images in pixels, instead of those that the config has.
+    """
+    class_name = OLD_CLASSES.get(entry['class_name'], entry['class_name'])
+    config = entry['config']
+    if class_name in MODELS:
+        config = {'layers': config} if isinstance(config, list) else config
+        layers = [loadable(layer, size) for layer in config['layers']]
+        first = config['layers'][0]['config']
+        if class_name == 'Sequential' and isinstance(first, dict) and 'batch_input_shape' in first:
+            layers = [_input(first['batch_input_shape'], None, size), *(layers[1:] if _is_input(layers[0]) else layers)]
+        class_name = 'Functional' if class_name == 'Model' else class_name
+        kept = {key: config[key] for key in ('name', 'trainable', 'input_layers', 'output_layers') if key in config}
+        settings = {**kept, 'layers': layers}
+        module = 'keras' if class_name == 'Sequential' else 'keras.src.models.functional'
+        made = {'module': module, 'class_name': class_name, 'config': settings, 'registered_name': class_name}
+    elif class_name == 'InputLayer':
+        made = _input(config.get('batch_shape') or config['batch_input_shape'], config['name'], size)
+    else:
+        settings = {key: value for key, value in config.items() if not NOT_LOADED.fullmatch(key)}
+        if class_name == 'Pipeline':
+            settings['layers'] = [loadable(inner) for inner in config['layers']]
+        if class_name in SETTINGS:
+            known = read_settings(class_name, config, 'Keras')
+            changed = {key: value for key, value in known.items() if value != SETTINGS[class_name][key]}
+            settings = {'name': config['name'], 'trainable': config.get('trainable', True), **changed}
+        made = {'module': 'keras.layers', 'class_name': class_name, 'config': settings, 'registered_name': None}
+    name = entry.get('name') or made['config'].get('name')
+    layer = FileLayer(name, class_name, config=config if isinstance(config, dict) else {}, calls=read_calls(entry))
+    operation = OPERATIONS.get(operation_of(layer))
+    nodes: list[Any] = [[[tensor.layer, 0, tensor.index] for tensor in call.tensors] for call in layer.calls]
+    if operation and len(layer.constants) == 1:
+        made.update(module='keras.src.ops.numpy', class_name=OPERATION_CLASSES[operation], config={'name': name})
+        (place, number), (tensor,) = layer.constants[0], layer.calls[0].tensors
+        operands: list[Any] = [
+            {
+                'class_name': '__keras_tensor__',
+                'config': {'shape': [], 'dtype': 'float32', 'keras_history': [tensor.layer, 0, tensor.index]},
+            }
+        ]
+        operands.insert(place, number)
+        nodes = [{'args': operands, 'kwargs': {}}]
+    return {**made, 'name': name, 'inbound_nodes': nodes}
+
+
+def _is_input(layer: dict[str, Any]) -> bool:
+    return layer['class_name'] == 'InputLayer'
+
+
+def _input(shape: list[Any], name: str | None, size: tuple[int | None, int | None]) -> dict[str, Any]:
+    shape = [shape[0], *size, shape[3]] if len(shape) == 4 else shape
+    settings = {'batch_shape': shape, **({'name': name} if name else {})}
+    return {'module': 'keras.layers', 'class_name': 'InputLayer', 'config': settings, 'registered_name': None}
+
+
 def _foreign(node: Any) -> Iterator[str]:
-    """Names in a config of classes and modules that Keras is not asked for."""
+    """Names of classes, modules and functions in a config that Keras is not asked for."""
     if isinstance(node, dict):
-        class_name, module = node.get('class_name'), node.get('module')
+        class_name = node.get('class_name')
         if class_name == 'function':
             if node.get('config') not in (*ACTIVATIONS, 'linear', 'softmax'):
                 yield str(node.get('config'))[:80]
         elif class_name is not None and class_name not in LOADED_CLASSES:
             yield str(class_name)[:80]
-        if module is not None and not LOADED_MODULES.fullmatch(str(module)):
-            yield str(module)[:80]
         for value in node.values():
             yield from _foreign(value)
     elif isinstance(node, (list, tuple)):

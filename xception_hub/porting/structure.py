@@ -6,29 +6,42 @@ weights alone -> the layers that have arrays, and a head that leaves no choice
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import KerasFileError
-from ..layers import BN_EPS, MIN_IMG_SIZE
+from ..layers import MIN_IMG_SIZE
 from ..topology import MODULES
-from .keras_head import HINTS, MAX_CHANNELS, WAY_OUT, FileHead, Step, is_number, read_bare_head, read_head, read_steps
+from .figure5 import FIRST, LAST, WAY_OUT, compare, match
+from .keras_head import (
+    HINTS,
+    MAX_CHANNELS,
+    OPERATIONS,
+    POOLS,
+    FileHead,
+    Step,
+    behind,
+    operation_of,
+    read_bare_head,
+    read_head,
+    read_steps,
+)
 from .layouts import FileLayer, numbered
-from .names import KERAS_CLASSES, LAYERS, LISTED, group_name
+from .names import IMAGE_AUGMENTATIONS, KERAS_CLASSES, LAYERS, LISTED, group_name
+from .nodes import Call, Tensor, read_calls, tensors_in
 from .preprocessing import Rescaling
 
 MODELS = ('Functional', 'Model', 'Sequential')
-CONSTANT = '_CONSTANT_VALUE'  # what tf_keras writes for the name of a layer where a number is
+KERAS_MODULES = re.compile(r'(tensorflow\.(python\.)?|tf_)?keras(\.[\w.]+)?')
 MAX_IMG_SIZE = 4096  # pixels; both networks are compared at this size
 MAX_NESTING = 16
 MAX_LAYERS = 2000  # Xception has 132
 MAX_NAME = 200  # characters
-FIRST, LAST = 'block1_conv1', 'block14_sepconv2_bn'
+STEM = 6  # layers of the first module, which other networks have too
 OLD_CLASSES = {'BatchNormalizationV1': 'BatchNormalization', 'BatchNormalizationV2': 'BatchNormalization'}
 KERAS1_CLASSES = ('Convolution2D', 'SeparableConvolution2D', 'Merge')
 RESIDUAL_BLOCKS = [module.number for module in MODULES if module.strided]
-BACKBONE_CLASSES = (*(KERAS_CLASSES[kind] for kind in LISTED), 'Activation', 'ReLU', 'MaxPooling2D', 'Add')
 
 # Xception's layers without arrays. A file of weights that has more of a class has the rest in its head.
 COUNTS = {'Activation': 35, 'MaxPooling2D': 4, 'Add': 12}
@@ -48,6 +61,8 @@ class Structure:
         residuals_by: How the residual layers were identified: by 'name', 'graph' or 'order'.
         ignored: Names of training-only layers.
         others: Layers that lead to other outputs than the chosen one.
+        roles: Key of `figure5.FIGURE5` -> the file's layer; empty for weights alone, which say no settings and wires.
+        arguments: Arguments of `xception_hub.Xception` for settings that all layers of a class have in common.
     """
 
     layers: dict[str, FileLayer]
@@ -59,6 +74,8 @@ class Structure:
     residuals_by: str = 'name'
     ignored: list[str] = field(default_factory=list)
     others: list[FileLayer] = field(default_factory=list)
+    roles: dict[str, FileLayer] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rescales(self) -> bool:
@@ -73,6 +90,8 @@ class Model:
     class_name: str
     layers: list[FileLayer]
     nested: dict[str, 'Model']
+    inputs: list[Tensor]
+    outputs: list[Tensor]
 
     def all(self) -> Iterator['Model']:
         yield self
@@ -86,7 +105,7 @@ def parse(config: Any, source: object, output_layer: str | None = None) -> Struc
     Args:
         config: What `model.to_json()` gives.
         source: Name of the source in errors.
-        output_layer: Layer of the outermost model that is the output, where it has several.
+        output_layer: Layer that is the output, of the model or of one within it; None for its own output.
 
     Raises:
         KerasFileError: The model is no Xception, or has a layer that cannot be converted.
@@ -95,19 +114,40 @@ def parse(config: Any, source: object, output_layer: str | None = None) -> Struc
         outer = _read_model(config, 'layers', itertools.count())
         others = _drop_others(outer, output_layer, source) if output_layer else []
         _check_era(outer, source)
-        home, layers, by = _find_xception(outer, source)
-        structure = Structure(layers, residuals_by=by, others=others)
+        home, roles = _find_xception(outer, source)
+        layers = {role: roles[role] for role in LAYERS}
+        structure = Structure(layers, residuals_by='graph', others=others, roles=roles)
         structure.image_size, structure.channels = _input_of(outer, source)
-        _check_numerics(layers, source)
-        before, after = _around_xception(outer, home, layers, source)
+        structure.arguments = compare(roles, source)
+        before, after = _around_xception(outer, home, roles, source)
         structure.steps, ignored = read_steps(before, layers[FIRST].top, source)
         structure.head = read_head(after, structure.image_size, source)
+        _check_calls(outer, source)
         structure.ignored = ignored + structure.head.ignored
+    except Joined as e:
+        choices = ', '.join(n for n in dict.fromkeys([*e.choices, roles[LAST].name or '']) if _converts(config, n))
+        raise KerasFileError(f'{e}, which cannot be converted. Choose what can with --output-layer: {choices}.') from e
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as e:
         if isinstance(e, KerasFileError):
             raise
         raise KerasFileError(f'{source}: its config is not that of a Keras model ({type(e).__name__}: {e}).') from e
     return structure
+
+
+class Joined(KerasFileError):
+    """A layer takes several outputs; `choices` are those that come from Xception."""
+
+    def __init__(self, text: str, choices: Sequence[str]) -> None:
+        super().__init__(text)
+        self.choices = choices
+
+
+def _converts(config: Any, output_layer: str) -> bool:
+    try:
+        parse(config, '', output_layer)
+    except KerasFileError:
+        return False
+    return True
 
 
 def bare(layers: list[FileLayer], source: object) -> Structure:
@@ -128,7 +168,7 @@ def bare(layers: list[FileLayer], source: object) -> Structure:
     # Keras 2 gives a group to each layer of a model that is not nested
     candidates = [layers, *homes.values()] if len(homes) > 1 else [layers]
     for home in reversed(candidates):
-        found = _identify(home, graph=False)
+        found = _identify(home)
         if found:
             ours = {id(layer) for layer in found[0].values()}
             rest = [layer for layer in layers if id(layer) not in ours]
@@ -164,11 +204,13 @@ def _read_model(
     entries = config if isinstance(config, list) else config['layers']  # a list in the Sequential of early Keras 2
     if len(entries) > MAX_LAYERS:
         raise ValueError(f'it has {len(entries)} layers')
-    model = Model(layer['class_name'], [], {})
+    own = {} if isinstance(config, list) else config
+    inputs, outputs = ([*tensors_in(own.get(key))] for key in ('input_layers', 'output_layers'))
+    model = Model(layer['class_name'], [], {}, inputs, outputs)
     counts: dict[str, int] = {}
     for entry in entries:
         # Keras keeps arrays under the snake-case name of the class, numbered within the model
-        class_name = OLD_CLASSES.get(entry['class_name'], entry['class_name'])
+        class_name = OLD_CLASSES.get(_class_of(entry), _class_of(entry))
         group = group_name(class_name)
         counts[group] = counts.get(group, -1) + 1
         place = f'{path}/{group}' + (f'_{counts[group]}' if counts[group] else '')
@@ -185,8 +227,7 @@ def _read_model(
                 place,
                 top or name,
                 settings,
-                tuple(_inbound(entry)),
-                tuple(_constants(entry)),
+                read_calls(entry),
                 outer_class or entry['class_name'],
                 next(numbers),
             )
@@ -201,21 +242,56 @@ def _read_model(
     return model
 
 
+def _class_of(entry: dict[str, Any]) -> str:
+    """A layer's class; with its package if that is not Keras, whose classes may have the same names."""
+    module, registered = entry.get('module'), entry.get('registered_name')
+    own = 'module' in entry and not KERAS_MODULES.fullmatch(str(module))
+    return str(registered or f'{module}.{entry["class_name"]}') if own else entry['class_name']
+
+
 def _drop_others(model: Model, output_layer: str, source: object) -> list[FileLayer]:
-    """Removes the layers on which the chosen output does not depend, and returns them."""
-    by_name = {layer.name: layer for layer in model.layers}
-    if output_layer not in by_name:
-        raise KerasFileError(f'{source} has no layer {output_layer!r}; its outputs are {", ".join(_ends(model)[:6])}.')
-    needed, stack = set(), [output_layer]
-    while stack:
-        name = stack.pop()
-        if name not in needed:
-            needed.add(name)
-            stack += by_name[name].inbound
-    others = [layer for layer in model.layers if layer.name not in needed]
+    """Removes the layers on which the chosen output does not depend, and returns them. It may be in a model within."""
+    end, others = output_layer, []
+    if output_layer not in {layer.name for layer in model.layers}:
+        holders = [name for name, inner in model.nested.items() if output_layer in _all_names(inner)]
+        if len(holders) != 1:
+            where = f'several: {", ".join(holders[:6])}' if holders else 'none'
+            raise KerasFileError(
+                f'{source} has no layer {output_layer!r}; its outputs are {", ".join(_outputs(model)[:6])}. Models in '
+                f'it that have one: {where}.'
+            )
+        end = holders[0]
+        others = _drop_others(model.nested[end], output_layer, source)
+    needed = _ancestors(model, end)
+    others += [layer for layer in model.layers if layer.name not in needed]
     model.layers = [layer for layer in model.layers if layer.name in needed]
     model.nested = {name: inner for name, inner in model.nested.items() if name in needed}
+    model.outputs = [Tensor(end)]
     return others
+
+
+def _outputs(model: Model) -> list[str]:
+    """Names of the layers that a model gives."""
+    is_line = model.class_name == 'Sequential'
+    return [model.layers[-1].name or ''] if is_line else list(dict.fromkeys(tensor.layer for tensor in model.outputs))
+
+
+def _all_names(model: Model) -> set[str]:
+    return {layer.name or '' for inner in model.all() for layer in inner.layers}
+
+
+def _ancestors(model: Model, name: str) -> set[str]:
+    """A layer of a model, and all on which it depends."""
+    names = [layer.name or '' for layer in model.layers]
+    if model.class_name == 'Sequential':
+        return set(names[: names.index(name) + 1])
+    by_name, found, stack = dict(zip(names, model.layers)), set(), [name]
+    while stack:
+        name = stack.pop()
+        if name not in found:
+            found.add(name)
+            stack += by_name[name].inbound
+    return found
 
 
 def _ends(model: Model) -> list[str]:
@@ -224,53 +300,12 @@ def _ends(model: Model) -> list[str]:
     return [layer.name or '' for layer in model.layers if layer.name not in taken]
 
 
-def _inbound(layer: dict[str, Any]) -> Iterator[str]:
-    """Names of the layers that feed a layer. Keras 2 lists them; Keras 3 has them in the call's arguments."""
-
-    def search(node: Any) -> Iterator[str]:
-        if isinstance(node, dict):
-            if 'keras_history' in node:
-                yield node['keras_history'][0]
-            else:
-                for value in node.values():
-                    yield from search(value)
-        elif isinstance(node, (list, tuple)):
-            if node[:1] == [CONSTANT]:
-                yield from search(node[3:])
-            elif len(node) >= 3 and isinstance(node[0], str) and all(isinstance(i, int) for i in node[1:3]):
-                yield node[0]
-            else:
-                for value in node:
-                    yield from search(value)
-
-    return search(layer.get('inbound_nodes', []))
-
-
-def _constants(layer: dict[str, Any]) -> Iterator[tuple[int, Any]]:
-    """Numbers that a layer is called with, and their places: `x / 127.5` is a layer with one in place 1.
-
-    Keras 3 has it beside the tensor, tf_keras under 'y' or in place of the tensor, TensorFlow before 2.4 in the config.
-    """
-    for node in layer.get('inbound_nodes', []):
-        if isinstance(node, dict):
-            for place, value in enumerate([*node.get('args', []), *node.get('kwargs', {}).values()]):
-                if is_number(value):
-                    yield place, value
-        elif isinstance(node, list) and len(node) == 4 and isinstance(node[3], dict):
-            if node[0] == CONSTANT and is_number(node[2]):
-                yield 0, node[2]
-            if is_number(node[3].get('y')):
-                yield 1, node[3]['y']
-    constants = layer['config'].get('constants') if layer['class_name'] == 'TensorFlowOpLayer' else None
-    if isinstance(constants, dict):
-        yield from ((int(place), value) for place, value in constants.items())
-
-
-def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileLayer], str]:
-    for model in outer.all():
-        found = _identify(model.layers, graph=True)
-        if found:
-            return model, *found
+def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileLayer]]:
+    """The model that holds Xception, and all of its layers by their roles in figure 5."""
+    found = [(model, found) for model in outer.all() if (found := match(model.layers))]
+    model, best = max(found, key=lambda pair: len(pair[1].roles), default=(outer, None))
+    if best and not best.deviation:
+        return model, best.roles
     for model in outer.all():
         for layer in model.layers:
             if layer.class_name == 'TimeDistributed':
@@ -278,7 +313,10 @@ def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileL
                     f'{source}: the TimeDistributed layer {layer.name!r} repeats a model. Save that by itself, '
                     f'model.get_layer({layer.name!r}).layer, and convert it.'
                 )
-    raise KerasFileError(f'{source} {_no_xception([layer for model in outer.all() for layer in model.layers])}')
+    every = [layer for model in outer.all() for layer in model.layers]
+    if best and (len(best.roles) > STEM or any(FIRST in (layer.name or '') for layer in every)):
+        raise KerasFileError(f'{source}: {best.deviation}')
+    raise KerasFileError(f'{source} {_no_xception(every)}')
 
 
 def _no_xception(layers: list[FileLayer]) -> str:
@@ -295,7 +333,7 @@ def _no_xception(layers: list[FileLayer]) -> str:
     return f'holds an Xception that lacks {", ".join(missing[:6])}, {len(missing)} layers in all.'
 
 
-def _identify(layers: list[FileLayer], graph: bool) -> tuple[dict[str, FileLayer], str] | None:
+def _identify(layers: list[FileLayer]) -> tuple[dict[str, FileLayer], str] | None:
     """Maps `names.LAYERS` to layers, and says what identified the residual ones; None if this is no whole Xception."""
     by_name = {layer.name: layer for layer in layers if layer.name}
     before, after = _affixes(by_name)
@@ -303,14 +341,11 @@ def _identify(layers: list[FileLayer], graph: bool) -> tuple[dict[str, FileLayer
     if FIRST not in found:
         tops = [layer.top for layer in layers if layer.top]
         # in the weights of a model within another, layers that are not trained come last
-        return _by_order(layers) if graph or len({*tops}) == len(tops) else None
+        return _by_order(layers) if len({*tops}) == len(tops) else None
     how = 'name'
     if len(found) < len(LAYERS):  # Keras leaves the residual layers unnamed
-        how = 'graph' if graph else 'order'
-        if graph:
-            found.update(_residuals_by_graph(layers, by_name, f'{before}block{{}}_pool{after}'))
-        else:
-            found.update(_residuals_by_order(layers, found))
+        how = 'order'
+        found.update(_residuals_by_order(layers, found))
     return (found, how) if len(found) == len(LAYERS) else None
 
 
@@ -322,19 +357,6 @@ def _affixes(names: Collection[str]) -> tuple[str, str]:
         if found and all(f'{before}{other}{after}' in names for other in named):
             return before, after
     return '', ''
-
-
-def _residuals_by_graph(layers: list[FileLayer], by_name: dict[str, FileLayer], pool_of: str) -> dict[str, FileLayer]:
-    """Finds the residual layers in the graph: they are added to a block's pooled output."""
-    found = {}
-    for block in RESIDUAL_BLOCKS:
-        pool = pool_of.format(block)
-        for add in layers:
-            if add.class_name == 'Add' and pool in add.inbound:
-                (norm,) = (by_name[name] for name in add.inbound if name != pool)
-                (conv,) = (by_name[name] for name in norm.inbound)
-                found[f'block{block}_residual_bn'], found[f'block{block}_residual_conv'] = norm, conv
-    return found
 
 
 def _residuals_by_order(layers: list[FileLayer], named: dict[str, FileLayer]) -> dict[str, FileLayer]:
@@ -369,20 +391,53 @@ def _check_era(outer: Model, source: object) -> None:
         )
 
 
-def _check_numerics(layers: dict[str, FileLayer], source: object) -> None:
-    """Refuses settings that change what is computed, but neither a name nor a shape."""
-    for name, layer in layers.items():
-        is_norm = LAYERS[name].kind == 'bn'
-        axis = layer.config.get('axis', -1)
-        if is_norm and (layer.config.get('epsilon', BN_EPS) != BN_EPS or axis not in (-1, 3, [-1], [3])):
+def _check_calls(outer: Model, source: object) -> None:
+    """Refuses calls that change what a layer computes, and inputs and outputs from the middle of a model."""
+    for model in outer.all():
+        for layer in model.layers:
+            place = f'{source}: the {layer.class_name} layer {layer.name!r}'
+            if len(layer.calls) > 1:
+                raise KerasFileError(f'{place} is called {len(layer.calls)} times in one model. {WAY_OUT}')
+            for call in layer.calls:
+                _check_call(layer, call, place)
+                for tensor in call.tensors:
+                    # in Keras 2, a model has a call of its own before it is called
+                    if tensor.index or not 0 <= tensor.node <= (tensor.layer in model.nested):
+                        raise KerasFileError(
+                            f'{place} takes output {tensor.index} of call {tensor.node} of {tensor.layer!r}, which has '
+                            f'one output and is called once.'
+                        )
+        if model.class_name != 'Sequential':
+            _check_ends(model, outer, source)
+
+
+def _check_call(layer: FileLayer, call: Call, place: str) -> None:
+    is_step = operation_of(layer) in OPERATIONS and len(call.tensors) == 1
+    numbers = {number for number, _ in layer.constants} if is_step else set()
+    by_default = call.of_keras3 and layer.class_name in (*IMAGE_AUGMENTATIONS, 'Pipeline')
+    for number, name, value in call.arguments:
+        neutral = value is None or value is False or number in numbers or name == 'name'
+        if not neutral and not (by_default and name == 'training'):
             raise KerasFileError(
-                f'{source}: the normalization {layer.name!r} has epsilon {layer.config.get("epsilon")} and axis '
-                f"{axis}; Keras' Xception has {BN_EPS} and the last axis."
+                f'{place} is called with {name or "a second argument"}={value!r:.200}, which changes what it computes. '
+                f'Build the model in Keras without it, new.set_weights(old.get_weights()), and save the new one.'
             )
-        if not is_norm and layer.config.get('data_format', 'channels_last') != 'channels_last':
-            raise KerasFileError(f"{source}: {layer.name!r} is {layer.config['data_format']!r}, not 'channels_last'.")
-        if not is_norm and layer.config.get('use_bias', False):
-            raise KerasFileError(f'{source}: {layer.name!r} has a bias, which no convolution of Xception has.')
+
+
+def _check_ends(model: Model, outer: Model, source: object) -> None:
+    inputs = {layer.name for layer in model.layers if layer.class_name == 'InputLayer'}
+    others = {layer.name for layer in model.layers} - inputs
+    for tensor in model.inputs:
+        if tensor.layer in others:
+            raise KerasFileError(
+                f'{source}: a model in it begins at {tensor.layer!r}, which is no InputLayer. {WAY_OUT}'
+            )
+    outputs, ends = [tensor.layer for tensor in model.outputs], _ends(model)
+    if outputs != ends or any(tensor.index for tensor in model.outputs):
+        choose = f' Choose one with --output-layer: {", ".join(outputs[:6])}.' if model is outer else f' {WAY_OUT}'
+        raise KerasFileError(
+            f'{source}: the model ends in {", ".join(ends[:6])}, but its outputs are {", ".join(outputs[:6])}.{choose}'
+        )
 
 
 def _input_of(outer: Model, source: object) -> tuple[tuple[int, int] | None, int]:
@@ -408,85 +463,80 @@ def check_image_size(height: int, width: int, source: object) -> None:
 def _around_xception(
     outer: Model, home: Model, layers: dict[str, FileLayer], source: object
 ) -> tuple[list[FileLayer], list[FileLayer]]:
-    """The layers before and after Xception, each of which takes the output of the one before."""
-    before: list[FileLayer] = []
-    after: list[FileLayer] = []
-    side = before
-    for layer in _line(outer, home, layers, source):
-        if layer is layers[FIRST]:
-            side = after
-        elif layer.class_name != 'InputLayer':
-            side.append(layer)
-    return before, after
+    """The layers before Xception, and its last one with those after it: each takes the output of the one before."""
+    line = list(_line(outer, home, layers, source))
+    numbers = [number for number, layer in enumerate(line) if layer is layers[FIRST]]
+    if len(numbers) != 1:
+        raise KerasFileError(f'{source}: the output {_outputs(outer)[0]!r} does not come from Xception.')
+    before, after = line[: numbers[0]], line[numbers[0] + 1 :]
+    return [layer for layer in before if layer.class_name != 'InputLayer'], after
 
 
 def _line(model: Model, home: Model, layers: dict[str, FileLayer], source: object) -> Iterator[FileLayer]:
-    """All layers from image to output, nested models opened. Xception's first layer stands for the whole of it."""
+    """All layers from image to output, nested models opened. Xception's first and last layer stand for all of it."""
     line = model.layers if model.class_name == 'Sequential' else _walk(model, home, layers, source)
     for layer in line:
         if layer.name in model.nested:
             yield from _line(model.nested[layer.name], home, layers, source)
-        else:
+        elif layer.class_name != 'InputLayer':
             yield layer
 
 
-def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: object) -> Iterator[FileLayer]:
+def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: object) -> list[FileLayer]:
+    """The layers of a model from its output back to its input, turned round."""
     by_name = {layer.name or '': layer for layer in model.layers}
-    consumers: dict[str, list[str]] = {}
+    inside = {layer.name for layer in layers.values()} if model is home else set()
+    outputs: tuple[str, ...] = tuple(_outputs(model))
+    if len(outputs) != 1:
+        raise KerasFileError(
+            f'{source}: a model in it has {len(outputs)} outputs. Choose one of them with --output-layer: '
+            f'{", ".join(outputs[:6])}.'
+        )
+    line: list[FileLayer] = []
+    inbound: tuple[str, ...] = outputs
+    while inbound:
+        layer = by_name[inbound[0]]
+        if layer in line:
+            raise KerasFileError(f'{source}: the layer {layer.name!r} is used twice.')
+        if layer.name in inside:
+            if layer is not layers[LAST]:
+                raise KerasFileError(f'{source}: it takes what {layer.name!r} computes, from the middle of Xception.')
+            line.append(layer)
+            layer = layers[FIRST]
+        inbound = tuple(dict.fromkeys(layer.inbound))
+        if len(inbound) > 1:
+            branches = tuple(by_name[name] for name in inbound)
+            (stem, *others) = {branch.inbound for branch in branches}
+            if others or len(stem) != 1 or not all(branch.class_name in POOLS for branch in branches):
+                raise _joins(model, layer, inbound, layers, source)
+            layer, inbound = replace(layer, branches=branches), stem
+        line.append(layer)
+    known = _ancestors(model, outputs[0])
     for layer in model.layers:
-        for name in dict.fromkeys(layer.inbound):
-            consumers.setdefault(name, []).append(layer.name or '')
-    xception, end = _inside_xception(by_name, layers, source) if model is home else (set(), '')
-    inputs = [layer.name or '' for layer in model.layers if not layer.inbound]
-    for layer in (by_name[name] for name in inputs):
-        if layer.class_name != 'InputLayer' and len(inputs) > 1:
+        if layer.name not in known or (layer is line[-1] and layer.class_name != 'InputLayer'):
             raise KerasFileError(
-                f'{source}: the {layer.class_name} layer {layer.name!r} cannot be converted: it takes the output of no '
-                f'layer.{HINTS.get(layer.class_name, "")}'
+                f'{source}: the {layer.class_name} layer {layer.name!r} cannot be converted: it is not on the way from '
+                f'image to output.{HINTS.get(layer.class_name, "")}'
             )
-    if len(inputs) != 1:
-        raise KerasFileError(f'{source}: a model in it has {len(inputs)} inputs: {", ".join(inputs[:6])}.')
-    name, seen = inputs[0], set(xception)
-    while True:
-        yield by_name[name]
-        seen.add(name)
-        name = end if name in xception else name
-        following = [after for after in consumers.get(name, []) if name not in xception or after not in xception]
-        if len(following) > 1:
-            ends = _ends(model)
-            choose = f' Choose one of its outputs with --output-layer: {", ".join(ends[:6])}.' if len(ends) > 1 else ''
-            raise KerasFileError(
-                f'{source}: the model branches after {name!r}, into {", ".join(following[:6])}.{choose}'
-            )
-        if not following:
-            break
-        name = following[0]
-        if name in seen and name not in xception:
-            raise KerasFileError(f'{source}: the layer {name!r} is used twice.')
-    beside = [name for name in by_name if name not in seen]
-    if beside:
-        raise KerasFileError(f'{source}: not on the way from image to output: {", ".join(beside[:6])}. {WAY_OUT}')
+    return line[::-1]
 
 
-def _inside_xception(
-    by_name: dict[str, FileLayer], layers: dict[str, FileLayer], source: object
-) -> tuple[set[str], str]:
-    """Names of all layers from the first convolution to the last activation, and the name of that activation."""
-    last = layers[LAST].name
-    activations = [name for name, layer in by_name.items() if last in layer.inbound]
-    if len(activations) != 1 or by_name[activations[0]].class_name not in ('Activation', 'ReLU'):
-        raise KerasFileError(f'{source}: {last!r} is followed by {activations[:6]}, not by one activation.')
-    inside: set[str] = set()
-    stack = activations[:]
-    while stack:
-        name = stack.pop()
-        if name not in inside:
-            inside.add(name)
-            if by_name[name].class_name not in BACKBONE_CLASSES:
-                raise KerasFileError(
-                    f'{source}: the {by_name[name].class_name} layer {name!r} cannot be converted; no Xception of '
-                    f'Keras has one inside.'
-                )
-            if by_name[name] is not layers[FIRST]:
-                stack += by_name[name].inbound
-    return inside, activations[0]
+def _joins(
+    model: Model, layer: FileLayer, inbound: Sequence[str], layers: dict[str, FileLayer], source: object
+) -> KerasFileError:
+    """What is wrong with a layer that takes several, and the way out."""
+    what = f'{source}: the {layer.class_name} layer {layer.name!r} joins {", ".join(inbound[:6])}'
+    choices = [name for name in inbound if _holds_xception(model, _ancestors(model, name))]
+    if choices:
+        return Joined(what, choices)
+    if layer.name in model.nested:
+        return KerasFileError(f'{what}. In Keras, save model.get_layer({layer.name!r}) by itself, and convert that.')
+    kept = behind(layer, layers[FIRST].top)
+    return KerasFileError(f'{what} before Xception. In Keras, save {kept}, which keeps the head.')
+
+
+def _holds_xception(model: Model, names: Collection[str]) -> bool:
+    """Whether some layers of a model are a whole Xception, or have one in them."""
+    inner = [inner for name, nested in model.nested.items() if name in names for inner in nested.all()]
+    parts = [[layer for layer in model.layers if layer.name in names], *(model.layers for model in inner)]
+    return any(found is not None and not found.deviation for found in map(match, parts))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..allocator import keep_freed_memory, return_freed_memory
-from ..errors import SettingsError
+from ..errors import SettingsError, printable_lines
 from ..timing import lacks_bf16
 from .batches import Batch, loader
 from .settings import Settings
@@ -56,7 +56,7 @@ class Machine:
 
     def print(self, text: str) -> None:
         """Prints in one process only."""
-        self.accelerator.print(text)
+        self.accelerator.print(printable_lines(text))
 
     def loader(self, dataset: Any, batches: Any) -> DataLoader:
         """Batches of a dataset in the order of a batch sampler; see `batches.loader`."""

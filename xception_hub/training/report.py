@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
-from ..errors import ModelError
+from ..errors import ModelError, printable_lines
 from .metrics import Calibration, PerClass, Predictions, summary
 
 MISTAKES = 24
@@ -91,6 +91,7 @@ def _percent(value: float) -> str:
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
+    finalize=lambda value: printable_lines(value) if type(value) is str else value,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

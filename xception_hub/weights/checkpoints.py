@@ -11,12 +11,16 @@ import torch
 from timm.models import adapt_input_conv
 from torch import nn
 
-from ..errors import CheckpointError, DamagedCheckpointError
-from ..network import Xception
-from .files import CheckpointFile, StateDict, read_checkpoint
+from ..errors import CheckpointError, DamagedCheckpointError, printable_lines
+from .adapters import merge_adapters
+from .arguments import model_name, network_arguments
+from .files import CheckpointFile, StateDict
 from .fingerprints import compare
-from .heads import FEATURES, KNOWN_LAYERS, Chain, find_head, take_head
+from .heads import drop_heads, find_head, take_head
 from .layouts import LAYOUTS, LEGACY_NUMERICS, Recognised, listed, recognise
+from .normalization import preparation_of
+from .pickled_modules import settings_of
+from .sources import source_of
 
 __all__ = ['from_checkpoint']
 
@@ -33,7 +37,8 @@ def from_checkpoint(
 
     Args:
         path: A safetensors file, or one of torch.save (.pth, .pt, .ckpt, .p, ...) with a state dict or a pickled
-            module in any containers. No code in it is run.
+            module in any containers. No code in it is run. Or what leads to such a file: a model directory, a hub id
+            ('org/name', 'org/name@revision'), an address.
         prefix: Prefix of the network to take if the file holds several.
         classifier: Name of the head to take if the file holds several.
         **kwargs: Arguments of `timm.create_model('xception_paper', ...)` that replace those found in the file: image
@@ -51,19 +56,22 @@ def from_checkpoint(
     Warns:
         UserWarning: Tensors were left out, or something about the network was assumed.
     """
-    file = read_checkpoint(path)
-    found = recognise(file.tensors, str(path), prefix)
+    source = str(path)
+    file = merge_adapters(source_of(path).read(), source)
+    found = recognise(file.tensors, source, prefix, file.roots)
     assumed: list[str] = []
-    backbone = _backbone_args(file, found, str(path), kwargs, assumed)
-    head, classes = _take_head(file, found, str(path), classifier, kwargs, assumed)
+    backbone, final = _backbone_args(file, found, source, kwargs, assumed)
+    pooling = kwargs.get('global_pool', backbone.get('global_pool'))
+    head, classes = _take_head(file, found, source, classifier, kwargs, pooling, assumed)
+    preparation = preparation_of(file, found, source, kwargs.get('pretrained_cfg_overlay') or {}, assumed)
     if found.left_out:
         reasons = '; '.join(sorted(set(found.left_out.values())))
-        warnings.warn(f'{path}: left out {listed(list(found.left_out))} ({reasons}).', stacklevel=2)
+        warnings.warn(printable_lines(f'{path}: left out {listed(list(found.left_out))} ({reasons}).'), stacklevel=2)
     if assumed:
-        warnings.warn(f'{path} does not tell everything. Assumed: {"; ".join(assumed)}.', stacklevel=2)
+        warnings.warn(printable_lines(f'{path} does not say everything. Assumed: {"; ".join(assumed)}.'), stacklevel=2)
 
     tensors = dict(found.tensors)
-    name = file.architecture if (file.architecture or '').startswith('xception_paper') else 'xception_paper'
+    name = model_name(file.architecture, str(path))
     model_args = {**backbone, **{key: value for key, value in kwargs.items() if key != 'num_classes'}, **head}
     in_chans = tensors['stem.conv1.weight'].shape[1]
     if model_args['in_chans'] != in_chans:
@@ -71,31 +79,47 @@ def from_checkpoint(
     if kwargs.get('features_only'):
         del model_args['num_classes']
         overlay = dict(state_dict=tensors, input_size=(model_args['in_chans'], 299, 299))
+        overlay = {**(model_args.pop('pretrained_cfg_overlay', None) or {}), **overlay}
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
     else:
         model = timm.create_model(name, **model_args)
-        check_against(tensors, model.state_dict(), str(path))
+        check_against(tensors, model.state_dict(), source)
         model.load_state_dict(tensors)
-    notes = () if file.pretrained_cfg else ('mean and std are assumed: the checkpoint does not tell them',)
-    model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE, 'notes': notes, **_preparation(file)}
+    model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE, **preparation}
     if classes != model_args.get('num_classes', classes):
         model.reset_classifier(classes)
+    elif final != 'linear':
+        model.final_activation = final
+        model.pretrained_cfg['notes'] += (f'the saved network ended in {final}; this one returns logits',)
+        warnings.warn(
+            f'{path}: the saved network ends in {final}, which is left out: this one returns the logits before it. '
+            f'model.final_activation names it.',
+            stacklevel=2,
+        )
     return model.eval()
 
 
 def _backbone_args(
     file: CheckpointFile, found: Recognised, source: str, given: Mapping[str, Any], assumed: list[str]
-) -> dict[str, Any]:
-    """Arguments of the backbone, from what the file records, from its modules, or from its layout."""
+) -> tuple[dict[str, Any], str]:
+    """Arguments of the backbone, from what the file records, from its modules, or from its layout.
+
+    Returns:
+        The arguments, and the activation that the file's modules apply to the logits: 'linear' for none.
+    """
     args = dict(in_chans=found.tensors['stem.conv1.weight'].shape[1])
     told = file.arguments_of(found.prefix)
+    if any(f'{found.prefix}{name}' in file.modules for name in LAYOUTS[found.layout]):
+        with_head = not (given.get('num_classes') == 0 or given.get('features_only') or found.decoder)
+        told = None if told is None else network_arguments(told, source)
+        read, final = settings_of(file.modules, found.prefix, found.layout, source, told, with_head)
+        return {**read, **args}, final
     if told is not None:
-        return {**told, **args}
-    modules = file.modules_under(found.prefix)
+        return {**network_arguments(told, source, given), **args}, 'linear'
+    if pooling := file.pretrained_cfg.get('global_pool'):
+        args['global_pool'] = pooling
     if found.layout == 'xception_hub':
         numerics: dict[str, Any] = KERAS_NUMERICS
-    elif modules:
-        return {**args, **_numerics_of(modules, found.layout, source)}
     else:
         numerics = {**LEGACY_NUMERICS, 'stem_padding': int(found.decoder)}
         if 'stem_padding' not in given and not found.decoder and may_be_padded(found):
@@ -106,60 +130,15 @@ def _backbone_args(
             )
     if numerics is KERAS_NUMERICS and (unsaid := [name for name in numerics if name not in given]):
         assumed.append('the numerics of Keras, ' + ', '.join(f'{name}={numerics[name]!r}' for name in unsaid))
-    return {**args, **numerics}
+    return {**args, **numerics}, 'linear'
 
 
 def may_be_padded(found: Recognised) -> bool:
     """Whether the tensors may be segmentation_models_pytorch's encoder: it has lost its head, or its decoder."""
-    own_head = any(layer.startswith(found.prefix) for layer in found.heads)
-    if found.layout != 'legacy' or own_head or (found.heads and not found.prefix.endswith('encoder.')):
+    own_head = any(layer.startswith(found.prefix) for layer in found.beside)
+    if found.layout != 'legacy' or own_head or (found.beside and not found.prefix.endswith('encoder.')):
         return False
     return not compare(found.tensors).is_genuine  # Keras' own tensors were trained without padding
-
-
-def _numerics_of(modules: Mapping[str, Any], layout: str, source: str) -> dict[str, Any]:
-    """Numerics of a pickled network, from its modules.
-
-    Raises:
-        CheckpointError: A module computes in a way that this network has no argument for.
-    """
-    names = {ours: name for name, ours in LAYOUTS[layout].items()}
-    reference, odd = dict(Xception(device='meta').named_modules()), []
-    epsilons: list[Any] = []
-    paddings: list[Any] = []
-    for ours, name in names.items():
-        state = modules[name].state if name in modules else {}
-        expected: Any = reference[ours]
-        if 'eps' in state:
-            epsilons.append(state['eps'])
-        elif ours.startswith('stem.conv'):
-            paddings.append(_pair(state.get('padding')))
-        elif _pair(state.get('padding')) != expected.padding:
-            odd.append(f'{name}: padding={state.get("padding")}')
-        for key in ('stride', 'dilation', 'groups'):
-            if hasattr(expected, key) and _pair(state.get(key)) != _pair(getattr(expected, key)):
-                odd.append(f'{name}: {key}={state.get(key)}')
-    for name, module in modules.items():
-        if module.kind.endswith('.MaxPool2d'):
-            pool = dict(kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1), ceil_mode=False)
-            found = {key: module.state.get(key) for key in pool}
-            odd += [f'{name}: {key}={found[key]}' for key in pool if _pair(found[key]) != _pair(pool[key])]
-        activation = KNOWN_LAYERS.get(module.kind.rpartition('.')[2], {}).get('act', 'relu')
-        if re.search(r'(^|\.)(rep\.\d+|(relu|act)\d*|activ)$', name) and activation != 'relu':
-            odd.append(f'{name}: {activation}')
-    same_eps = all(isinstance(eps, float) and eps == epsilons[0] for eps in epsilons)
-    if odd or not same_eps or paddings not in ([(0, 0)] * 2, [(1, 1)] * 2):
-        odd += [f'eps of {epsilons[0]!r:.20}' + ' and others' * (not same_eps), f'padding of the stem {paddings!r:.40}']
-        raise CheckpointError(
-            f'{source} computes in a way that this network has no arguments for: {listed(odd)}. Use the program that '
-            f'saved it; torch.save(model.state_dict(), ...) there gives tensors that load with the numerics you pass.'
-        )
-    pooling = modules['global_pool'].state.get('pool_type', 'avg') if 'global_pool' in modules else 'avg'
-    return {**LEGACY_NUMERICS, 'bn_eps': epsilons[0], 'stem_padding': paddings[0][0], 'global_pool': pooling}
-
-
-def _pair(value: Any) -> Any:
-    return (value, value) if type(value) is int else value
 
 
 def _take_head(
@@ -168,54 +147,52 @@ def _take_head(
     source: str,
     classifier: str | None,
     given: Mapping[str, Any],
+    pooling: str | None,
     assumed: list[str],
 ) -> tuple[dict[str, Any], int]:
     """Arguments of the head whose tensors are taken, and the number of classes in the end.
 
     For another number of classes than the file's, the layers before the classifier go too.
     """
-    told = file.arguments_of(found.prefix) or {}
-    args: dict[str, Any] = {name: told[name] for name in HIDDEN if name in told}
+    told = file.arguments_of(found.prefix)
+    args: dict[str, Any] = {name: told[name] for name in HIDDEN if name in told} if told else {}
     bare_args = dict(num_classes=0, **dict.fromkeys(HIDDEN, ()))
     if given.get('num_classes') == 0 or given.get('features_only'):
-        found.drop_heads('a head, which num_classes=0 and features_only=True do without')
+        drop_heads(found, 'what stands beside the backbone, which num_classes=0 and features_only=True do without')
         return bare_args, 0
-    chain: Chain | None = None
+    layers = head_layers_of(given)
+    chain = find_head(found, source, classifier, layers, pooling or 'avg')
+    fc = sorted(name for name in found.tensors if re.fullmatch(r'head\.fc_layers\.fc\d+\.weight', name))
+    if fc and not args:
+        args['fc_widths'] = [found.tensors[name].shape[0] for name in fc]
     own = found.tensors.get('head.fc.weight')
-    if classifier == 'head.fc' or not found.heads:
-        for layer, tensors in found.heads.items():
-            found.left_out.update({f'{layer}.{kind}': "not the classifier 'head.fc'" for kind in tensors})
-        classes = 0 if own is None else own.shape[0]
-        fc = sorted(name for name in found.tensors if re.fullmatch(r'head\.fc_layers\.fc\d+\.weight', name))
-        hidden = bool(args or fc)
-        if fc and not args:
-            args['fc_widths'] = [found.tensors[name].shape[0] for name in fc]
-    else:
-        chain = find_head(found, source, classifier)
-        classes = chain.classifier['weight'].shape[0] if chain else 0
-        hidden = chain is not None and len(chain.layers) > 1
+    classes = chain.num_classes if chain else 0 if own is None else own.shape[0]
     wanted = given.get('num_classes', classes)
-    layers = list(given.get('head_layers') or _fully_connected(given))
-    if hidden and not layers and (wanted != classes or any(name in given for name in HIDDEN)):
-        found.drop_heads(f'layers before the classifier; the new one of {wanted} classes takes the {FEATURES} features')
+    is_hidden = chain.is_hidden if chain else bool(args)
+    if is_hidden and not layers and (wanted != classes or any(name in given for name in HIDDEN)):
+        features = found.num_features
+        drop_heads(
+            found, f'layers before the classifier; the new one of {wanted} classes takes the {features} features'
+        )
         return bare_args, wanted
     if chain:
         args = dict(fc_widths=(), head_layers=take_head(found, chain, source, layers, file.modules, assumed))
     elif layers:
         args = dict(fc_widths=(), head_layers=layers)
+    if classes and pooling is None and told is None:
+        assumed.append("global_pool='avg'")
+    if wanted != classes and classes:
+        found.left_out[chain.name if chain else f'{found.prefix}head.fc'] = (
+            f'a classifier of {classes} classes; the new one of {wanted} starts at random'
+        )
     return {**args, 'num_classes': classes}, wanted
 
 
-def _fully_connected(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`head_layers` that mean what the given `fc_widths` mean."""
+def head_layers_of(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The layers before the classifier that arguments of `Xception` name."""
     act = given.get('act_layer', 'relu')
-    return [layer for width in given.get('fc_widths') or () for layer in ({'fc': width}, {'act': act})]
-
-
-def _preparation(file: CheckpointFile) -> dict[str, Any]:
-    """How the network's images are prepared, from the config.json beside the file."""
-    keys = ('mean', 'std', 'input_size', 'interpolation', 'crop_pct')
-    return {key: file.pretrained_cfg[key] for key in keys if key in file.pretrained_cfg}
+    widths = given.get('fc_widths') or ()
+    return list(given.get('head_layers') or [layer for width in widths for layer in ({'fc': width}, {'act': act})])
 
 
 def check_against(

@@ -1,9 +1,8 @@
 """Reads checkpoint files as data: every tensor by its path, and the network's arguments if the file records them."""
 
 import json
-import os
-import time
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,51 +12,18 @@ import safetensors.torch
 from torch import Tensor
 
 from ..errors import CheckpointError, DamagedCheckpointError
-from .pickles import Inert, Saved, is_module, read_pickle
+from ..file_kinds import TORCH, foreign
+from .pickles import Inert, Saved, array_of, is_module, read_pickle
+from .plain_tensors import plain
 
 StateDict = dict[str, Tensor]
 
 MAX_DEPTH = 6  # levels of containers around a network
 MAX_NODES = 100_000  # tensors, containers and modules; a pickled Xception with its optimizer has about 1,500
+MAX_PATH = 1000  # characters of the path of a tensor
 MAX_HEADER = 10_000_000  # bytes of a safetensors header; an Xception's has 25,000
 ARGUMENTS = 'xception_hub'  # entry of a state dict's metadata, or of a safetensors header, with the network's arguments
-SETTLED = 2e9  # nanoseconds after which each file system gives a change another time
-
-
-@dataclass(frozen=True)
-class FileState:
-    """What changes when a file does: its change time cannot be set back, as its modification time can.
-
-    Attributes:
-        path: Absolute path without links.
-        device: Number of the file system.
-        inode: Number of the file there; a file that replaces another has its own.
-        size: Bytes.
-        mtime: Time of the last change of the content, in nanoseconds.
-        ctime: Time of the last change of the content or of what is listed here, in nanoseconds.
-        is_settled: Whether a change from now on will have another time.
-    """
-
-    path: str
-    device: int
-    inode: int
-    size: int
-    mtime: int
-    ctime: int
-    is_settled: bool = field(compare=False, repr=False)
-
-    @classmethod
-    def of(cls, path: str | Path) -> 'FileState | None':
-        """State of the file that a path leads to; None if there is none, or if the system keeps no change times."""
-        try:
-            real, now = os.path.realpath(path), time.time_ns()
-            found = os.stat(real)
-        except OSError:
-            return None
-        times = found.st_mtime_ns, found.st_ctime_ns
-        settled = all(changed < now - SETTLED for changed in times)
-        state = cls(real, found.st_dev, found.st_ino, found.st_size, *times, settled)
-        return state if os.name == 'posix' else None  # elsewhere ctime is the time of the creation
+UNREAD = re.compile(r'^torch\._utils\._rebuild_|^torch\._tensor\._rebuild|multiarray\._reconstruct$')
 
 
 @dataclass
@@ -70,7 +36,7 @@ class CheckpointFile:
         architecture: Name of the model; None if the file gives none.
         pretrained_cfg: timm's description of the images, from a config.json beside the file.
         modules: Path of each pickled module -> the module.
-        state: State of a safetensors file, the same before and after its tensors were read; None for others.
+        roots: Paths of the state dicts, and of the modules that stand in no other.
     """
 
     tensors: StateDict
@@ -78,7 +44,7 @@ class CheckpointFile:
     architecture: str | None = None
     pretrained_cfg: dict[str, Any] = field(default_factory=dict)
     modules: dict[str, Inert] = field(default_factory=dict)
-    state: FileState | None = None
+    roots: Collection[str] = ('',)
 
     def arguments_of(self, prefix: str) -> dict[str, Any] | None:
         """Arguments that the file records for the network under a prefix; None if it records none."""
@@ -102,12 +68,17 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
         CheckpointError: There is no file, or it is of another format.
     """
     path = Path(path)
+    if other := foreign(path, TORCH):
+        raise CheckpointError(f'{path} {other}')
     if not path.is_file():
         raise CheckpointError(f'There is no file {path}.')
     if path.suffix == '.safetensors' or _is_safetensors(path):
         found = _read_safetensors(path, mapped)
     else:
         value = read_pickle(path)
+        if isinstance(value, Inert) and isinstance(value.state, dict) and not is_module(value):
+            # fastai's Learner (export.pkl) and skorch's classifiers hold a network among their attributes
+            value = {name: held for name, held in value.state.items() if is_module(held)} or value
         if not isinstance(value, dict) and not is_module(value):
             what = value.kind if isinstance(value, Inert) else type(value).__name__
             raise CheckpointError(f'{path} holds a {what} instead of a state dict or a module.')
@@ -118,15 +89,25 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
                 dict(_arguments(nodes)),
                 _architecture(value),
                 modules={name: node for name, node in nodes.items() if is_module(node)},
+                roots=[name for name, node in nodes.items() if isinstance(node, dict) or _is_root(name, nodes)],
             )
-        except (AttributeError, KeyError, TypeError) as e:
+        except (AttributeError, LookupError, TypeError) as e:
             raise DamagedCheckpointError(f'{path} is damaged: a module in it has lost its parts ({e}).') from e
+    found.tensors = plain(found.tensors, str(path))
     config = _config_beside(path)
     if config and '' not in found.arguments:
-        found.architecture = config.get('architecture')
-        found.arguments[''] = config.get('model_args') or {}
-        found.pretrained_cfg = config.get('pretrained_cfg') or {}
+        found.pretrained_cfg = (
+            {**config, **cfg} if isinstance(cfg := config.get('pretrained_cfg'), dict) else config
+        )  # one level in timm before 0.9
+        if str(config['architecture']).startswith('xception_paper'):
+            found.architecture = config['architecture']
+            found.arguments[''] = config.get('model_args') or {}
     return found
+
+
+def _is_root(name: str, nodes: dict[str, Any]) -> bool:
+    parent = nodes.get(name.rpartition('.')[0]) if name else None
+    return is_module(nodes[name]) and not is_module(parent)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -136,7 +117,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path, mapped: bool) -> CheckpointFile:
-    state = FileState.of(path)
+    before = _state(path)
     try:
         with safetensors.safe_open(path, 'pt', backend='pread') as file:
             metadata, names = file.metadata() or {}, file.keys()
@@ -150,17 +131,23 @@ def _read_safetensors(path: Path, mapped: bool) -> CheckpointFile:
             }
     except safetensors.SafetensorError as e:
         raise DamagedCheckpointError(
-            f'{path} is not a complete safetensors file ({e}). Delete it and download or convert it again.'
+            f'{path} is not a complete safetensors file ({e}). Download or convert it again.'
         ) from e
-    if FileState.of(path) != state:
+    if _state(path) != before:
         raise CheckpointError(f'{path} changed while it was read. Load it again when nothing writes it any more.')
     arguments = _as_arguments(metadata.get(ARGUMENTS))
     tensors = {name: tensors[name] for name in names}
-    return CheckpointFile(tensors, {} if arguments is None else {'': arguments}, state=state)
+    return CheckpointFile(tensors, {} if arguments is None else {'': arguments})
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file does."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _config_beside(path: Path) -> dict[str, Any] | None:
-    """The config.json of a model directory, if the file is the weights of one."""
+    """The config.json of a model directory of timm, if the file is the weights of one."""
     file = path.with_name('config.json')
     if path.stem not in ('model', 'pytorch_model') or not file.is_file():
         return None
@@ -168,8 +155,7 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
         config = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e:
         raise CheckpointError(f'{file}, which describes the network of {path.name}, is not JSON ({e}).') from e
-    known = isinstance(config, dict) and str(config.get('architecture')).startswith('xception_paper')
-    return config if known else None
+    return config if isinstance(config, dict) and isinstance(config.get('architecture'), str) else None
 
 
 def _walk(value: Any, source: str) -> Iterator[tuple[str, Any]]:
@@ -189,14 +175,36 @@ def _walk(value: Any, source: str) -> Iterator[tuple[str, Any]]:
             children = {name: child for kind in kinds for name, child in (node.state.get(kind) or {}).items()}
         elif isinstance(node, dict) and depth < MAX_DEPTH:
             children, depth = node, depth + 1
-        elif not isinstance(node, Tensor):
+        elif isinstance(node, Inert):
+            node = _array(node, path, source)
+        if len(path) > MAX_PATH:
+            break
+        if not (isinstance(node, Tensor) or is_module(node) or node is children):
             continue
         yield path, node
         named = [(f'{path}.{name}' if path else str(name), child, depth) for name, child in children.items()
                  if isinstance(name, (str, int))]  # fmt: skip
         stack += reversed(named)  # in the order of the file
-    raise CheckpointError(f'{source} has more than {MAX_NODES} tensors and containers, so it is no checkpoint of this '
-                          f'network. Save the network alone: torch.save(model.state_dict(), ...).')  # fmt: skip
+    raise CheckpointError(f'{source} has more or deeper tensors and containers than a checkpoint of this network. '
+                          f'Save the network alone: torch.save(model.state_dict(), ...).')  # fmt: skip
+
+
+def _array(value: Inert, path: str, source: str) -> Tensor | None:
+    """The values of numpy's array; None for what is no tensor.
+
+    Raises:
+        CheckpointError: It may be a weight, of a kind that is not read.
+    """
+    array = array_of(value)
+    is_weight = UNREAD.search(value.kind) and path.rpartition('.')[2] in ('weight', 'bias', 'running_mean')
+    if array is None and (is_weight or '.quantized.' in value.kind):
+        raise CheckpointError(
+            f'{source}: {path} is a {value.kind}, but only plain tensors are read. Where the file is trusted, its '
+            f'state dict becomes plain by torch.save({{name: tensor.dequantize() if tensor.is_quantized else '
+            f"tensor.to_dense() for name, tensor in STATE_DICT.items()}}, 'plain.pth'). A network that was quantized "
+            f'for its activations too computes something else with them.'
+        )
+    return array
 
 
 def _arguments(nodes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,35 +6,35 @@ Sequential, pytorchcv renames them. All compute with BatchNorm eps 1e-5 and symm
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..errors import CheckpointError
+from torch import Tensor
+
+from ..errors import CheckpointError, printable
 from ..network import Xception
 from ..topology import LEGACY_NAMES, MODULES
 from .files import StateDict
+from .plain_tensors import without_biases
 
 LEGACY_NUMERICS = dict(bn_eps=1e-5, pool_padding='symmetric')
 
 
-def _in_sequential(*children: str) -> dict[str, str]:
-    """Names of the lineage's layers in a Sequential of the network's children."""
+def _in_sequential(names: Mapping[str, str], *children: str) -> dict[str, str]:
+    """Names of a network's layers in a Sequential of the network's children."""
     places = {child: place for place, child in enumerate(children)}
-    names = {}
-    for legacy, ours in LEGACY_NAMES.items():
-        child, dot, rest = legacy.partition('.')
-        names[f'{places[child]}{dot}{rest}'] = ours
-    return names
+    parts = {name: name.partition('.') for name in names}
+    return {f'{places[child]}{dot}{rest}': names[name] for name, (child, dot, rest) in parts.items()}
 
 
 def _pytorchcv_names() -> Iterator[tuple[str, str]]:
+    """Names in pytorchcv's `features`."""
     units = ['', *(f'stage{i}.unit1' for i in (1, 2, 3)), *(f'stage3.unit{i}' for i in range(2, 10)), 'stage4.unit1']
-    units = [f'features.{unit}' for unit in units] + ['features.final_block']
     for ours in LEGACY_NAMES.values():
         module = next(module for module in MODULES if ours.startswith(f'{module.torch}.'))
-        layer, unit = ours.removeprefix(f'{module.torch}.'), units[module.number - 1]
+        layer, unit = ours.removeprefix(f'{module.torch}.'), [*units, 'final_block'][module.number - 1]
         if module.number == 1:
-            yield f'features.init_block.conv{layer[-1]}.{layer[:-1]}', ours
+            yield f'init_block.conv{layer[-1]}.{layer[:-1]}', ours
         elif layer.startswith('shortcut.'):
             yield f'{unit}.identity_conv.{layer.removeprefix("shortcut.")}', ours
         else:
@@ -44,14 +44,20 @@ def _pytorchcv_names() -> Iterator[tuple[str, str]]:
 
 
 BLOCKS = [f'block{i}' for i in range(1, 13)]
+PYTORCHCV_NAMES = dict(_pytorchcv_names())
 # Layout -> name of each layer in a file -> its name here. A file's layers may have any prefix.
 LAYOUTS: dict[str, dict[str, str]] = {
     'xception_hub': {name: name for name in LEGACY_NAMES.values()},
     'legacy': LEGACY_NAMES,
-    'pytorchcv': dict(_pytorchcv_names()),
-    'sequential': _in_sequential('conv1', 'bn1', '', 'conv2', 'bn2', *BLOCKS, 'conv3', 'bn3', 'conv4', 'bn4'),
+    'sequential': _in_sequential(
+        LEGACY_NAMES, 'conv1', 'bn1', '', 'conv2', 'bn2', *BLOCKS, 'conv3', 'bn3', 'conv4', 'bn4'
+    ),
     'sequential of timm': _in_sequential(
-        'conv1', 'bn1', '', 'conv2', 'bn2', '', *BLOCKS, 'conv3', 'bn3', '', 'conv4', 'bn4'
+        LEGACY_NAMES, 'conv1', 'bn1', '', 'conv2', 'bn2', '', *BLOCKS, 'conv3', 'bn3', '', 'conv4', 'bn4'
+    ),
+    'pytorchcv': PYTORCHCV_NAMES,
+    'sequential of pytorchcv': _in_sequential(
+        PYTORCHCV_NAMES, 'init_block', 'stage1', 'stage2', 'stage3', 'stage4', 'final_block'
     ),
 }
 # A layer that only this layout has -> the layout. Variants of this network have no shortcuts.
@@ -61,19 +67,27 @@ ANCHORS = {
     for layout, names in LAYOUTS.items()
 }  # fmt: skip
 
-# Pattern of a tensor's path -> what the tensor is. The network does not need these tensors.
+# Pattern of a tensor's path -> what the tensor is. No layer has a tensor of such a name.
+STATES = {
+    r'(^|\.)state\.\d+\.\w+$|(^|\.)(exp_avg(_sq)?|momentum_buffer|square_avg)$': "the optimizer's state",
+    r'(^|\.)total_(ops|params)$': "a profiler's count",
+}
+# Pattern of a tensor's path -> what the tensor is, unless it can be of a layer: by its shape or its neighbours.
 LEFT_OUT = {
-    r'(^|\.)adjust_channel\.': "a projection of DeepfakeBench's other detectors, beside the path to the classifier",
-    r'(^|[._])optim|exp_avg': "the optimizer's state",
+    r'(^|[._])optim': "the optimizer's state",
     r'(^|[._])sched': "the scheduler's state",
     r'(^|[._])(scaler|amp)\b': 'the state of mixed precision',
     r'n_averaged$': 'the count of an average',
-    r'(^|\.)(pixel_)?(mean|std)$': 'constants of the preprocessing',
     r'(^|[._])(loss|criterion)': 'the state of a loss',
     r'(^|[._])(metric|confmat|accuracy|auroc|f1)': 'the state of a metric',
     r'(^|\.)rng_state|(^|\.)random': 'the state of a random generator',
 }
+NORMALIZATION = re.compile(
+    r'(^|\.)((pixel|image|img|norm|input|data|rgb|imagenet)_?)?(?P<what>mean|std)$', re.IGNORECASE
+)
+PARAMETERS = ('weight', 'bias', 'running_mean', 'running_var')
 AVERAGES = re.compile(r'(^|[._])(ema|swa|averag\w*|shadow|teacher)([._]|$)')
+ADAPTER = re.compile(r'(^|\.)(lora_\w+|base_layer|modules_to_save)(\.|$)')  # of peft
 
 # Pattern of a tensor's path -> the network that it belongs to, which people mistake for this one.
 OTHER_NETWORKS = {
@@ -92,7 +106,8 @@ class Recognised:
         prefix: Prefix of the network's names in the file.
         tensors: Name -> tensor, without `num_batches_tracked`. Heads of other layouts than this project's are apart.
         left_out: Name in the file -> why the network does not need the tensor.
-        heads: Layer outside the backbone, by its name in the file -> its tensors.
+        beside: Layer outside the backbone, by its name in the file -> its tensors.
+        normalization: Name in the file -> mean or standard deviation of the images.
         decoder: Whether segmentation_models_pytorch's decoder and head lie beside the network.
     """
 
@@ -100,59 +115,72 @@ class Recognised:
     prefix: str
     tensors: StateDict
     left_out: dict[str, str] = field(default_factory=dict)
-    heads: dict[str, StateDict] = field(default_factory=dict)
+    beside: dict[str, StateDict] = field(default_factory=dict)
+    normalization: StateDict = field(default_factory=dict)
     decoder: bool = False
 
-    def drop_heads(self, reason: str) -> None:
-        """Leaves out everything after the global pooling."""
-        for layer, tensors in self.heads.items():
-            self.left_out.update({f'{layer}.{kind}': reason for kind in tensors})
+    @property
+    def num_features(self) -> int:
+        """Channels of the backbone's last maps."""
+        return self.tensors['exit_flow.1.stack.bn2.weight'].shape[0]
+
+    def drop(self, layers: Iterable[str], reason: str) -> None:
+        """Leaves out layers beside the backbone."""
+        for layer in list(layers):
+            self.left_out.update({f'{layer}.{kind}'.lstrip('.'): reason for kind in self.beside.pop(layer)})
+
+    def drop_own_head(self, reason: str) -> None:
+        """Leaves out the head of this project's layout."""
         own = {name for name in self.tensors if name.startswith('head.')}
         self.left_out.update({f'{self.prefix}{name}': reason for name in own})
         self.tensors = {name: tensor for name, tensor in self.tensors.items() if name not in own}
-        self.heads = {}
 
 
-def recognise(checkpoint: StateDict, source: str = 'the checkpoint', prefix: str | None = None) -> Recognised:
+def recognise(
+    checkpoint: StateDict, source: str = 'the checkpoint', prefix: str | None = None, roots: Collection[str] = ('',)
+) -> Recognised:
     """Finds the network's tensors among those of a file of any published layout.
 
     Args:
         checkpoint: Path -> tensor. Containers and wrappers may put any prefix before the network's names.
         source: Name of the checkpoint in errors.
-        prefix: Prefix of the network to take if there are several.
+        prefix: Prefix of the network to take if there are several, or its beginning.
+        roots: Paths of the state dicts and modules in the file.
 
     Raises:
-        CheckpointError: The checkpoint is no Xception, or it holds several networks.
+        CheckpointError: The checkpoint is no Xception, it holds several networks, or its backbone has other layers.
     """
+    if adapters := [name for name in checkpoint if ADAPTER.search(name)]:
+        raise CheckpointError(
+            f'{source} holds adapters of peft ({listed(adapters)}), and does not say how they are scaled. Merge them '
+            f"in the program that trained them: torch.save(model.merge_and_unload().state_dict(), 'merged.pth'), then "
+            f'load merged.pth.'
+        )
     prefix, layout, left_out = _find_network(checkpoint, source, prefix)
     found = Recognised(layout, prefix, {}, left_out)
     names = LAYOUTS[layout]
-    parent = prefix.rpartition('.')[0].rpartition('.')[0]  # a wrapper's head stands beside its backbone
-    beside = f'{parent}.' if parent else ''
-    decoder = tuple(f'{beside}{part}.' for part in ('decoder', 'segmentation_head', 'classification_head'))
+    parent = prefix.rpartition('.')[0].rpartition('.')[0]
+    decoder = tuple(f'{parent}.{part}.'.lstrip('.') for part in ('decoder', 'segmentation_head', 'classification_head'))
     found.decoder = prefix.endswith('encoder.') and any(name.startswith(decoder[:2]) for name in checkpoint)
+    layers: dict[str, StateDict] = {}
     for name, tensor in checkpoint.items():
-        if name in left_out:
-            continue
         layer, _, kind = name.removeprefix(prefix).rpartition('.')
         target = names.get(layer) if name.startswith(prefix) else None
         if layout == 'xception_hub' and name.startswith(f'{prefix}head.'):
             target = layer
-        reason = next((why for pattern, why in LEFT_OUT.items() if re.search(pattern, name, re.IGNORECASE)), None)
-        if target is not None:
-            if kind != 'num_batches_tracked':  # a counter, which the outputs do not depend on
-                if target.endswith('.conv_pw') and tensor.dim() == 2:
-                    tensor = tensor[:, :, None, None]  # as in the lineage's first file
-                found.tensors[f'{target}.{kind}'] = tensor
+        # a counter, which the outputs do not depend on
+        if name in left_out or kind == 'num_batches_tracked':
+            continue
+        if state := _meaning(STATES, name):
+            found.left_out[name] = state
+        elif target is not None:
+            if target.endswith('.conv_pw') and tensor.dim() == 2:
+                tensor = tensor[:, :, None, None]  # as in the lineage's first file
+            found.tensors[f'{target}.{kind}'] = tensor
         elif found.decoder and name.startswith(decoder):
             found.left_out[name] = "segmentation_models_pytorch's decoder and heads, which follow the encoder"
-        elif reason:
-            found.left_out[name] = reason
-        elif name.startswith((prefix, beside)):
-            layer, _, kind = name.rpartition('.')
-            found.heads.setdefault(layer, {})[kind] = tensor
         else:
-            found.left_out[name] = 'it lies beside the network, in another container'
+            layers.setdefault(name.rpartition('.')[0], {})[kind] = tensor
     # a variant without residual connections has no shortcuts
     missing = [
         layer
@@ -161,7 +189,61 @@ def recognise(checkpoint: StateDict, source: str = 'the checkpoint', prefix: str
     ]
     if missing:
         raise CheckpointError(f'{source} is no checkpoint of this network. Layers that are missing: {listed(missing)}.')
+    if layout != 'xception_hub':  # which has no biases
+        found.tensors = without_biases(found.tensors)
+    root = max((root for root in roots if not root or prefix.startswith(f'{root}.')), key=len, default='')
+    for layer, tensors in layers.items():
+        _sort(found, layer, tensors, is_outside=not f'{layer}.'.startswith(f'{root}.'.lstrip('.')))
+    blocks = tuple({f'{prefix}{layer.partition(".")[0]}.' for layer in names})
+    if inside := [
+        f'{layer}.{kind}' for layer, kinds in found.beside.items() for kind in kinds if layer.startswith(blocks)
+    ]:
+        raise CheckpointError(
+            f'{source} has tensors within the backbone that this network has no place for: {listed(inside)}. The '
+            f'backbone computes with them, so no part of it is the one of figure 5. Use the program that wrote it.'
+        )
     return found
+
+
+def _sort(found: Recognised, layer: str, tensors: StateDict, is_outside: bool) -> None:
+    """Takes the tensors of a layer beside the backbone for what they are: of a layer, or of no use for the network.
+
+    A name alone never makes a tensor useless that may be of a layer: by its shape, or by the others of the layer.
+    """
+    weight, channels = tensors.get('weight'), found.tensors['stem.conv1.weight'].shape[1]
+    is_layer = (
+        {'weight', 'bias'} <= tensors.keys() or 'running_mean' in tensors or (weight is not None and weight.dim() > 1)
+    )
+    for kind, tensor in tensors.items():
+        name = f'{layer}.{kind}'.lstrip('.')
+        if takes_features(tensor, found.num_features):
+            reason = None
+        elif NORMALIZATION.search(name) and tensor.numel() in (1, channels):
+            found.normalization[name] = tensor
+            reason = 'how images are normalized'
+        elif not tensor.is_floating_point():
+            reason = 'whole numbers, which no layer computes with'
+        elif is_outside and tensor.dim() < 2 and kind not in PARAMETERS:
+            reason = 'it lies beside the network, in another container'
+        else:
+            reason = None if is_layer else _meaning(LEFT_OUT, name)
+        if reason:
+            found.left_out[name] = reason
+        else:
+            found.beside.setdefault(layer, {})[kind] = tensor
+
+
+def takes_features(tensor: Tensor, features: int) -> bool:
+    """Whether a matrix, or a 1x1 convolution, has the features of one pooling or of two on a side."""
+    return (
+        tensor.dim() in (2, 4)
+        and not {features, 2 * features}.isdisjoint(tensor.shape[:2])
+        and tensor[0, 0].numel() == 1
+    )
+
+
+def _meaning(patterns: Mapping[str, str], name: str) -> str | None:
+    return next((what for pattern, what in patterns.items() if re.search(pattern, name, re.IGNORECASE)), None)
 
 
 def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tuple[str, str, dict[str, str]]:
@@ -178,9 +260,11 @@ def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tup
             f'It holds {listed(list(checkpoint))}. {_what_it_is(checkpoint)}'
         )
     if prefix is not None:
-        chosen = prefix if prefix in layouts else f'{prefix}.'
-        if chosen not in layouts:
+        start = prefix if prefix in layouts or prefix.endswith('.') else f'{prefix}.'
+        within = [start] if start in layouts else [name for name in layouts if name.startswith(start)]
+        if len(within) != 1:
             raise CheckpointError(f'{source} holds no network under prefix={prefix!r}. Choose {quoted(layouts)}.')
+        chosen = within[0]
     else:
         raw = [name for name in layouts if not AVERAGES.search(name)]
         if len(raw) != 1 and len(layouts) > 1:
@@ -188,13 +272,19 @@ def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tup
                 f'{source} holds {len(layouts)} networks, under {quoted(layouts)}. Choose one with prefix=....'
             )
         chosen = raw[0] if raw else next(iter(layouts))
-    others = [name for name in layouts if name != chosen and name != '']
-    left_out = {
-        name: f'another network; prefix={other!r} takes it'
-        for other in others
-        for name in checkpoint
-        if name.startswith(other) and not (chosen and chosen.startswith(other) and name.startswith(chosen))
-    }
+    left_out: dict[str, str] = {}
+    for other in layouts:
+        if other != chosen:
+            # what stands beside the other network, but not beside the chosen one, belongs to the other
+            parts = other.split('.')[:-1]
+            parents = [''.join(f'{part}.' for part in parts[: i + 1]) for i in range(len(parts))]
+            apart = next((parent for parent in parents if not chosen.startswith(parent)), None)
+            own = {f'{other}{layer}' for layer in LAYOUTS[layouts[other]]}  # where the chosen one lies within the other
+            left_out |= {
+                name: f'another network; prefix={other!r} takes it'
+                for name in checkpoint
+                if (name.startswith(apart) if apart else name.rpartition('.')[0] in own)
+            }
     return chosen, layouts[chosen], left_out
 
 
@@ -220,12 +310,12 @@ def _is_in_order(checkpoint: StateDict) -> bool:
 
 
 def quoted(names: Iterable[str]) -> str:
-    return ', '.join(repr(name) for name in names) or 'none'
+    return ', '.join(f"'{printable(name)}'" for name in names) or 'none'
 
 
 def listed(names: list[str], most: int = 6) -> str:
     more = f' and {len(names) - most} more' if len(names) > most else ''
-    return (', '.join(names[:most]) + more) or 'none'
+    return (', '.join(map(printable, names[:most])) + more) or 'none'
 
 
 def to_legacy(tensors: StateDict, classifier: str = 'fc') -> StateDict:

@@ -1,49 +1,34 @@
-"""Reads the tensors of any file that `torch.save` wrote, and runs no code in it. Our own, because torch's
-`weights_only=True` refuses every class that it does not know, and pickled modules are full of them.
+"""Reads any file that `torch.save` wrote by `torch.load`, and runs no code in it.
 
-Python's unpickler builds the objects. Each class that a pickle names becomes an inert stand-in, which keeps what it is
-given. Only the functions by which torch rebuilds tensors are known; ours describe the tensor instead. Each pickle is
-checked for excessive demands before any of it is built.
+`torch.load` takes the unpickler of this module: Python's own, in the version that is written in Python, which no pickle
+can make reserve memory. Each class that a pickle names becomes an inert stand-in, which keeps what it is given. The
+functions by which torch rebuilds plain tensors are known. `weights_only=True` would refuse all other classes, and
+pickled modules are full of them.
 """
 
 import io
-import math
+import os
 import pickle
-import pickletools
 import re
-import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, DamagedCheckpointError
 
-__all__ = ['Inert', 'Saved', 'is_module', 'read_pickle']
+__all__ = ['Inert', 'Saved', 'array_of', 'is_module', 'read_pickle']
 
-MAX_STEPS = 2_000_000  # steps of a pickle; a pickled Xception with its optimizer has about 60,000
-MAX_BYTES = 2**26  # bytes of a pickle without its tensors; a pickled Xception has about 200,000
-MAX_DEPTH = 200  # levels of containers in containers
-MAX_ELEMENTS = 2**30  # elements of a tensor
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a file that torch before 1.6 wrote
-LEGACY_PROTOCOL = 1001
-
-# torch's name of a storage -> type of its values
-DTYPES = {
-    'DoubleStorage': torch.float64,
-    'FloatStorage': torch.float32,
-    'HalfStorage': torch.float16,
-    'BFloat16Storage': torch.bfloat16,
-    'LongStorage': torch.int64,
-    'IntStorage': torch.int32,
-    'ShortStorage': torch.int16,
-    'CharStorage': torch.int8,
-    'ByteStorage': torch.uint8,
-    'BoolStorage': torch.bool,
-}
+MAX_STEPS = 2_000_000  # steps of a pickle, each of which can make a list; an Xception with its optimizer has 60,000
+MAX_CLASSES = 10_000  # a pickled Xception names about 30
+MAX_REPEATED = 2**20  # values of a tensor that repeats those of a smaller storage
+KEYS = (str, int, float, bool, bytes, type(None))  # of dicts; the hash of nested tuples can take the stack and all time
+FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 
 
 class Inert:
@@ -57,21 +42,15 @@ class Inert:
 
     kind = ''
     args: tuple[Any, ...]
-    state: Any
+    state: Any = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'Inert':
         made = super().__new__(cls)
-        made.args, made.state = args, None
+        made.args = args
         return made
 
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Ignores an item: mappings and sequences of unknown classes stay empty."""
-
     def append(self, value: Any) -> None:
-        """Ignores an item, as `__setitem__` does."""
+        """Ignores an item: sequences of unknown classes stay empty."""
 
     extend = append
 
@@ -80,47 +59,60 @@ class Inert:
 
 
 class Saved(dict[Any, Any]):
-    """A dict, or an OrderedDict with the metadata that `state_dict()` gives it."""
+    """An OrderedDict. Its state holds the metadata that `state_dict()` gives it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.metadata: dict[str, Any] = {}
+    state: Any = None
 
+    def __init__(self, pairs: Sequence[Sequence[Any]] = ()) -> None:
+        super().__init__((key, value) for key, value in pairs if type(key) in KEYS)
 
-class Storage(NamedTuple):
-    """A block of values in the file: its key, their type and their number."""
-
-    key: str
-    dtype: torch.dtype
-    length: int
+    @property
+    def metadata(self) -> dict[str, Any]:
+        found = self.state.get('_metadata') if isinstance(self.state, dict) else None
+        return found if isinstance(found, dict) else {}
 
 
-class Strided(NamedTuple):
-    """A tensor whose values are still in the file."""
+def is_module(value: Any) -> bool:
+    return isinstance(value, Inert) and isinstance(value.state, dict) and '_modules' in value.state
 
-    storage: Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
+
+def array_of(value: Inert) -> Tensor | None:
+    """The values of numpy's array of numbers; None for any other object."""
+    if not value.kind.endswith('multiarray._reconstruct') or not isinstance(value.state, tuple):
+        return None
+    _, shape, dtype, is_fortran, content = value.state
+    code, order = dtype.args[0], dtype.state[1]
+    if not re.fullmatch('[fiu][1248]|b1', code) or order not in '<>|':
+        return None
+    array = np.frombuffer(content, f'{order}{code}').reshape(shape, order='F' if is_fortran else 'C')
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder('=')))
 
 
 def read_pickle(path: str | Path) -> Any:
     """Reads a file of torch's zip format or of the one before it.
 
     Returns:
-        The object that was saved: dicts, lists, tuples, numbers and texts as they are, tensors on the CPU, each other
-        object as `Inert`.
+        The object that was saved: dicts, lists, tuples, numbers and texts as they are, sets as lists, tensors on the
+        CPU, each other object as `Inert`. Dicts keep the items whose keys are numbers or texts.
 
     Raises:
         DamagedCheckpointError: The file is damaged, or asks for more than it can hold.
-        CheckpointError: The file is of another format, or its tensors are of a kind that is not read.
+        CheckpointError: The file is of another format, or torch may not read it.
     """
     path = Path(path)
     try:
-        with open(path, 'rb') as file:
-            if zipfile.is_zipfile(file):
-                return _read_zip(path)
-            return _read_legacy(file, path)
+        with io.BufferedReader(_File(path)) as file:
+            module: Any = _pickle_module(_sizes(file, path))
+            if os.environ.get(FORCED, '0').lower() in ('1', 'y', 'yes', 'true'):
+                raise CheckpointError(
+                    f'{path} cannot be read while {FORCED} is set, which takes torch the unpickler that runs nothing '
+                    f'in a file. Unset it, or write the tensors as safetensors: '
+                    f"safetensors.torch.save_file(torch.load({str(path)!r}), 'weights.safetensors')."
+                )
+            file.seek(0)
+            return torch.load(
+                file, map_location='cpu', pickle_module=module, weights_only=False, mmap=False, encoding='latin1'
+            )
     except CheckpointError:
         raise
     except Exception as e:  # a damaged pickle can make the unpickler raise any error
@@ -130,14 +122,27 @@ def read_pickle(path: str | Path) -> Any:
         ) from e
 
 
-def is_module(value: Any) -> bool:
-    return isinstance(value, Inert) and isinstance(value.state, dict) and '_modules' in value.state
+class _File(io.FileIO):
+    """A file without a descriptor. torch unpacks tar archives from files that have one."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation
 
 
-def _read_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
+def _sizes(file: Any, path: Path) -> dict[str, int] | None:
+    """Makes the checks that torch leaves out. Returns the bytes of each part of a zip archive."""
+    content = file.read(512)
+    if content[:4] != b'PK\3\4':
+        if not re.match(rb'(\x80.)?\x8a\x0a', content, re.DOTALL):  # the magic number, as a long of ten bytes
+            raise _foreign(content, path)
+        return None  # torch compares the sizes
+    if not zipfile.is_zipfile(file):
+        raise _foreign(content, path)
+    with zipfile.ZipFile(file) as archive:
         names = {info.filename.partition('/')[2]: info for info in archive.infolist()}
-        if 'constants.pkl' in names or any(name.startswith('code/') for name in names):
+        file.seek(0)
+        records = torch._C.PyTorchFileReader(file).get_all_records() if 'version' in names else []
+        if 'constants.pkl' in {*names, *records} or any(name.startswith('code/') for name in names):
             raise CheckpointError(
                 f'{path} is a TorchScript archive, whose program this project does not run. In a process that trusts '
                 f"it: torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth'), then load weights.pth."
@@ -146,39 +151,11 @@ def _read_zip(path: Path) -> Any:
             raise CheckpointError(f'{path} is a zip archive, but no file of torch.save: it has no data.pkl.')
         if any(info.compress_type != zipfile.ZIP_STORED for info in names.values()):
             raise CheckpointError(f'{path} is compressed, which torch.save never does.')
-        order = archive.read(names['byteorder']) if 'byteorder' in names else b'little'
-
-        def load(storage: Storage) -> Tensor:
-            content = archive.read(names[f'data/{storage.key}'])
-            return _values(content, storage, order.decode().strip() != sys.byteorder)
-
-        return _built(_unpickled(archive.read(names['data.pkl'])), load)
-
-
-def _read_legacy(file: Any, path: Path) -> Any:
-    file.seek(0)
-    content = file.read(512)
-    file.seek(0)
-    if not re.match(rb'(\x80.)?\x8a\x0a', content, re.DOTALL):  # the magic number, as a long of ten bytes
-        raise _foreign(content, path)
-    magic, protocol, _, saved, keys = (_unpickled(file) for _ in range(5))
-    if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
-        raise CheckpointError(f'{path} is not a file of torch.save: it begins with {magic!r:.40}.')
-    storages = {storage.key: storage for storage in _storages(saved)}
-    places: dict[str, int] = {}
-    for key in keys:
-        count, place = int.from_bytes(file.read(8), 'little'), file.tell()
-        storage = storages.get(str(key))
-        if storage is None or count != storage.length:
-            raise DamagedCheckpointError(f'{path}: the storage {key!r:.40} is not the one that its tensors need.')
-        places[str(key)] = place
-        file.seek(count * storage.dtype.itemsize, io.SEEK_CUR)
-
-    def load(storage: Storage) -> Tensor:
-        file.seek(places[storage.key])
-        return _values(file.read(storage.length * storage.dtype.itemsize), storage, sys.byteorder != 'little')
-
-    return _built(saved, load)
+        if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+            raise DamagedCheckpointError(f'{path} is damaged: its parts lie over each other.')
+        if damaged := archive.testzip():
+            raise DamagedCheckpointError(f'{path} is damaged: the checksum of {damaged} is another.')
+    return {name: info.file_size for name, info in names.items()}
 
 
 def _foreign(content: bytes, path: Path) -> CheckpointError:
@@ -196,215 +173,142 @@ def _foreign(content: bytes, path: Path) -> CheckpointError:
     return DamagedCheckpointError(f'{path} is {what}: it is neither a file of torch.save nor a safetensors file.')
 
 
-def _values(content: bytes, storage: Storage, swapped: bool) -> Tensor:
-    """The values of a storage, [count]."""
-    size = storage.dtype.itemsize
-    if len(content) != storage.length * size:
-        raise ValueError(f'the storage {storage.key!r} has {len(content)} bytes instead of {storage.length * size}')
-    buffer = bytearray(content)
-    if swapped:
-        for i in range(size // 2):
-            buffer[i::size], buffer[size - 1 - i :: size] = buffer[size - 1 - i :: size], buffer[i::size]
-    return torch.frombuffer(buffer, dtype=storage.dtype) if buffer else torch.empty(0, dtype=storage.dtype)
+class _Steps(dict[int, Callable[..., None]]):
+    """The table of an unpickler's steps, which counts them."""
+
+    left = MAX_STEPS
+
+    def __getitem__(self, code: int) -> Callable[..., None]:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f'a pickle of more than {MAX_STEPS} steps')
+        return super().__getitem__(code)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds what a pickle describes from stand-ins of its own: no pickle can change those of another."""
+_Python: Any = pickle._Unpickler  # typeshed leaves most of it out
 
-    def __init__(self, file: Any) -> None:
-        super().__init__(file, encoding='latin1')
-        self.kinds: dict[str, Any] = {}
+
+class _Unpickler(_Python):
+    """Python's unpickler, with stand-ins of its own: no pickle can change those of another."""
+
+    sizes: dict[str, int] | None
+    keys: set[str]
+
+    def __init__(self, file: Any, **options: Any) -> None:
+        super().__init__(file, **options)
+        self.dispatch = _Steps(_STEPS)
+        self.kinds: dict[tuple[str, str], Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        kind = f'{module}.{name}'
-        if kind not in self.kinds:
-            self.kinds[kind] = _stand_in(module, name)
-        return self.kinds[kind]
+        if len(self.kinds) > MAX_CLASSES:
+            raise ValueError(f'a pickle of more than {MAX_CLASSES} classes')
+        if (module, name) not in self.kinds:
+            self.kinds[module, name] = _stand_in(module, name)
+        return self.kinds[module, name]
 
-    def persistent_load(self, pid: Any) -> Any:
-        if isinstance(pid, tuple) and pid and pid[0] == 'module':  # in old files: a class and its source text
-            return pid[1]
-        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == 'storage'):
-            raise ValueError(f'a reference of an unknown kind: {pid!r:.80}')
-        _, storage_type, key, _, count = pid[:5]
-        dtype = storage_type if isinstance(storage_type, torch.dtype) else None
-        if dtype is None or not isinstance(count, int) or count < 0:
-            raise ValueError(f'a storage of an unknown type: {pid!r:.80}')
-        if len(pid) > 5 and pid[5] is not None:
-            raise ValueError('a view of a storage, as only torch before 0.4 saved them')
-        return Storage(str(key), dtype, count)
+    def load_reference(self) -> None:
+        """Checks a reference to a storage before torch does. Old files refer to classes too, with their source."""
+        reference = self.stack.pop()
+        if reference[0] == 'module':
+            self.append(reference[1])
+            return
+        kind, storage_type, key, location, count, *view = reference
+        if {*map(type, (kind, key, location))} != {str} or type(count) is not int or view not in ([], [None]):
+            raise ValueError('a reference of an unknown kind')
+        if getattr(storage_type, 'kind', '') == 'torch.storage.UntypedStorage':
+            storage_type, size = torch.UntypedStorage, count
+        else:
+            size = count * storage_type.dtype.itemsize
+        if size < 0 or (self.sizes is not None and size != self.sizes[f'data/{key}']):
+            raise ValueError(f'a storage of another size than {size} bytes')
+        self.keys.add(key)
+        self.append(self.persistent_load((kind, storage_type, key, location, count, *view)))
 
+    def load_build(self) -> None:
+        state, made = self.stack.pop(), self.stack[-1]
+        if not isinstance(made, (Inert, Saved)):
+            raise ValueError('a state of an object that has none')
+        made.state = state
 
-def _stand_in(module: str, name: str) -> Any:
-    """The stand-in for a class or function: tensors are described, containers are built, all else is inert."""
-    if module in ('torch', 'torch.storage') and name in DTYPES:
-        return DTYPES[name]
-    if module == 'torch' and isinstance(dtype := getattr(torch, name, None), torch.dtype):
-        return dtype
-    if (module, name) == ('collections', 'OrderedDict'):
-        return type('OrderedDict', (dict,), {})
-    if (module, name) in (('torch', 'Size'), ('builtins', 'tuple'), ('__builtin__', 'tuple')):
-        return lambda items=(): tuple(items)
-    if (module, name) in (('builtins', 'set'), ('__builtin__', 'set')):
-        return lambda items=(): list(items)
-    rebuild = _REBUILDERS.get(name) if module == 'torch._utils' else None
-    if rebuild is not None:
-        return lambda *args: rebuild(*args)
-    return type(name, (Inert,), {'kind': f'{module}.{name}'})
+    def load_item(self) -> None:
+        self.put([self.stack.pop(-2), self.stack.pop()])
 
+    def load_items(self) -> None:
+        self.put(self.pop_mark())
 
-def _strided(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Strided:
-    numbers = [offset, *size, *stride]
-    if not isinstance(storage, Storage) or len(size) != len(stride) or not all(type(n) is int for n in numbers):
-        raise ValueError('a tensor of an unknown kind')
-    if min(numbers) < 0 or math.prod(size) > MAX_ELEMENTS:
-        raise ValueError(f'a tensor of size {list(size)} and stride {list(stride)}')
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    if math.prod(size) and last >= storage.length:
-        raise ValueError(f'a tensor that reaches beyond its storage, to {last} of {storage.length}')
-    if math.prod(size) > storage.length:
-        raise ValueError(f'a tensor of {math.prod(size)} values in a storage of {storage.length}')
-    return Strided(storage, offset, tuple(size), tuple(stride))
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self.put(items)
+
+    def put(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], dict):  # mappings of unknown classes stay empty
+            self.stack[-1].update((key, value) for key, value in zip(items[::2], items[1::2]) if type(key) in KEYS)
 
 
-_REBUILDERS: dict[str, Callable[..., Any]] = {
-    '_rebuild_tensor': _strided,
-    '_rebuild_tensor_v2': _strided,
-    '_rebuild_parameter': lambda data, *_: data,
-    '_rebuild_parameter_with_state': lambda data, *_: data,
+_UNUSED = (pickle.LONG4, pickle.EXT1, pickle.EXT2, pickle.EXT4)  # huge integers, and classes by number
+_STEPS: dict[int, Any] = {
+    **{code: step for code, step in _Python.dispatch.items() if bytes([code]) not in _UNUSED},
+    pickle.BINPERSID[0]: _Unpickler.load_reference,
+    pickle.BUILD[0]: _Unpickler.load_build,
+    pickle.SETITEM[0]: _Unpickler.load_item,
+    pickle.SETITEMS[0]: _Unpickler.load_items,
+    pickle.DICT[0]: _Unpickler.load_dict,
+    pickle.EMPTY_SET[0]: _Python.load_empty_list,
+    pickle.ADDITEMS[0]: _Python.load_appends,
+    pickle.FROZENSET[0]: _Python.load_list,
+    pickle.BYTEARRAY8[0]: _Python.load_binbytes8,  # Python makes an array before it reads it
 }
 
 
-def _unpickled(source: Any) -> Any:
-    """The next object of a file, or the object in bytes. Its steps are checked first."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    start = file.tell()
-    _check_steps(_Bounded(file))
-    end = file.tell()
-    file.seek(start)
-    return _Unpickler(io.BytesIO(file.read(end - start))).load()
+def _pickle_module(sizes: dict[str, int] | None) -> SimpleNamespace:
+    """What torch takes as `pickle_module`, for one file."""
+    keys: set[str] = set()
+    unpickler = type('Unpickler', (_Unpickler,), dict(sizes=sizes, keys=keys))
+
+    def load(file: Any, **options: Any) -> Any:
+        """Reads the parts of an old file around its object: two numbers, a dict, and last the keys of all storages."""
+        part = unpickler(file, **options).load()
+        if isinstance(part, (int, dict)) and not keys:
+            return part
+        if type(part) is not list or {*map(type, part)} - {str} or sorted(part) != sorted(keys):
+            raise ValueError('other storages than those that its tensors need')
+        return part
+
+    return SimpleNamespace(__name__='pickle', Unpickler=unpickler, load=load)
 
 
-def _check_steps(file: Any) -> None:
-    """Raises a ValueError for a pickle that Python's unpickler may not survive. Builds nothing.
-
-    The unpickler makes a list as long as the largest number of a remembered object. A deeply nested tuple overflows
-    the stack of the C library when it becomes a key. So this function follows both: the numbers, and the depth of each
-    tuple on the unpickler's stack.
-    """
-    stack: list[int | None] = []  # depth of each object; None is a mark
-    memo: dict[Any, int] = {}
-    for steps, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if steps > MAX_STEPS:
-            raise ValueError(f'a pickle of more than {MAX_STEPS} steps')
-        name = opcode.name
-        if name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
-            number: int = len(memo) if name == 'MEMOIZE' else int(argument)  # type: ignore[arg-type]
-            if number > steps:
-                raise ValueError(f'a pickle that remembers object {number} after {steps} steps')
-            memo[number] = stack[-1] or 0
-            continue
-        if name in ('GET', 'BINGET', 'LONG_BINGET'):
-            stack.append(memo[argument])
-            continue
-        if name == 'MARK':
-            stack.append(None)
-            continue
-        popped: list[int] = []
-        if pickletools.markobject in opcode.stack_before:
-            while (depth := stack.pop()) is not None:
-                popped.append(depth)
-            before = opcode.stack_before.index(pickletools.markobject)
-        else:
-            before = len(opcode.stack_before)
-        popped += [stack.pop() or 0 for _ in range(before)]
-        deepest = max(popped, default=0)
-        if deepest > MAX_DEPTH:
-            raise ValueError(f'a pickle of tuples nested more than {MAX_DEPTH} deep')
-        if name.startswith('TUPLE') or name == 'FROZENSET':
-            stack.append(deepest + 1)
-        elif name == 'DUP':
-            stack += [deepest, deepest]
-        else:
-            stack += [0] * len(opcode.stack_after)
+def _stand_in(module: str, name: str) -> Any:
+    """The stand-in for a class or function: plain tensors and containers are built, all else is inert."""
+    function = _FUNCTIONS.get(kind := f'{module}.{name}')
+    if function:
+        return lambda *args: function(*args)
+    if module == 'torch' and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+        return dtype
+    return type(name, (Saved,) if kind == 'collections.OrderedDict' else (Inert,), {'kind': kind})
 
 
-class _Bounded:
-    """A file that gives at most `MAX_BYTES` bytes for one object, whatever length the object claims."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.left = file, MAX_BYTES
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def read(self, size: int = -1) -> bytes:
-        if size < 0 or size > self.left:
-            raise ValueError(f'a pickle longer than {MAX_BYTES} bytes')
-        self.left -= size
-        return self.file.read(size)
-
-    def readline(self) -> bytes:
-        line = self.file.readline(self.left + 1)
-        self.left -= len(line)
-        if self.left < 0:
-            raise ValueError(f'a pickle longer than {MAX_BYTES} bytes')
-        return line
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any = None, metadata: Any = None) -> Tensor:
+    """The tensor [*size] in a storage."""
+    values = storage._untyped_storage
+    tensor = torch.empty(0, dtype=dtype or storage.dtype).set_(values, offset, size, stride)
+    if tensor.numel() > MAX_REPEATED and tensor.nbytes > values.nbytes():
+        raise ValueError(f'a tensor of {tensor.numel()} values in a storage of {values.nbytes()} bytes')
+    if metadata:  # whether the values are conjugated or negated
+        torch._utils.set_tensor_metadata(tensor, metadata)
+    return tensor
 
 
-def _walk(value: Any) -> Iterator[Any]:
-    """Every object in an object, each once."""
-    stack, seen = [value], set()
-    while stack:
-        value = stack.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        yield value
-        if isinstance(value, dict):
-            stack += value.values()
-        elif isinstance(value, (list, tuple)) and not isinstance(value, (Strided, Storage)):
-            stack += value
-        elif isinstance(value, Inert):
-            stack.append(value.state)
-
-
-def _storages(saved: Any) -> list[Storage]:
-    return [value.storage for value in _walk(saved) if isinstance(value, Strided)]
-
-
-def _built(saved: Any, load: Callable[[Storage], Tensor]) -> Any:
-    """The saved object with its tensors. Tensors that shared memory when they were saved share it again."""
-    loaded: dict[str, Tensor] = {}
-    made: dict[int, Any] = {}
-
-    def build(value: Any, depth: int) -> Any:
-        if depth > MAX_DEPTH:
-            raise ValueError(f'objects nested more than {MAX_DEPTH} deep')
-        if id(value) in made:
-            return made[id(value)]
-        if isinstance(value, Strided):
-            key = value.storage.key
-            if key not in loaded:
-                loaded[key] = load(value.storage)
-            result: Any = torch.as_strided(loaded[key], value.size, value.stride, value.offset)
-        elif isinstance(value, dict):
-            result = made[id(value)] = Saved()
-            metadata = getattr(value, '_metadata', None)
-            if isinstance(metadata, dict):
-                result.metadata = metadata
-            result.update({key: build(item, depth + 1) for key, item in value.items()})
-        elif isinstance(value, list):
-            result = made[id(value)] = []
-            result += [build(item, depth + 1) for item in value]
-        elif isinstance(value, tuple) and not isinstance(value, Storage):
-            result = tuple(build(item, depth + 1) for item in value)
-        elif isinstance(value, Inert):
-            made[id(value)] = result = value
-            value.state = build(value.state, depth + 1)
-        else:
-            result = value
-        made[id(value)] = result
-        return result
-
-    return build(saved, 0)
+# Functions that pickles may call. None of them calls what a pickle gives, but for another one of them.
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    'torch._utils._rebuild_tensor': _tensor,
+    'torch._utils._rebuild_tensor_v2': lambda *args: _tensor(*args[:4], *[None, *args[6:]]),
+    'torch._utils._rebuild_tensor_v3': lambda *args: _tensor(*args[:4], *args[6:]),
+    'torch._utils._rebuild_parameter': lambda data, *_: data,
+    'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
+    'torch._tensor._rebuild_from_type_v2': lambda function, kind, args, state: function(*args),
+    'torch.Size': tuple,
+    '_codecs.encode': lambda text, *_: text.encode('latin1'),  # bytes, in protocol 2
+    **{f'{module}.tuple': tuple for module in ('builtins', '__builtin__')},
+    **{f'{module}.set': list for module in ('builtins', '__builtin__')},
+}

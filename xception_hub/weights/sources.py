@@ -1,7 +1,6 @@
-"""Where pretrained weights come from, and in which order.
+"""The places that weights come from: files, directories, repositories of the Hugging Face Hub, addresses.
 
-`build_model` does what timm's `build_model_with_cfg` does, but finds the weights in its own way. It tries several
-sources in order, checks each before it loads anything, and assigns the tensors, which needs no initialisation.
+Nothing is ever deleted from a cache of others. An error about a damaged file names what gets it anew.
 """
 
 import functools
@@ -9,8 +8,8 @@ import hashlib
 import json
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,36 +20,23 @@ from urllib.parse import urlsplit
 import huggingface_hub
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from timm.models import PretrainedCfg, adapt_input_conv, build_model_with_cfg, resolve_pretrained_cfg
-from timm.models._hub import check_cached_file, download_cached_file, get_cache_dir, hf_split
-from torch import nn
+from timm.models._hub import get_cache_dir, hf_split
 
-from ..errors import CheckpointError, DamagedCheckpointError, WeightsError
-from .checkpoints import HIDDEN, check_against, may_be_padded
-from .files import ARGUMENTS, CheckpointFile, StateDict, read_checkpoint
-from .fingerprints import Verification, compare, restore_variances
-from .heads import find_head, take_head
-from .layouts import LEGACY_NUMERICS, recognise
-from .verified import compare_once
+from ..errors import CheckpointError, DamagedCheckpointError, in_one_line
+from ..file_kinds import NETWORKS, TORCH, foreign
+from .files import ARGUMENTS, CheckpointFile, read_checkpoint
+from .fingerprints import Verification, compare
+from .layouts import listed, recognise
 
 REPO_VARIABLE = 'XCEPTION_HUB_REPO'
-GENUINE_TAG = 'keras_in1k'  # pretrained cfgs with this tag promise what Keras publishes
 WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
 CONFIG_FILE = 'config.json'
-SAME_NETWORK = '_pyramid'  # ends names that differ in what features_only returns
 
-# NUMERICS change what the same tensors compute. VARIANTS make the paper's variants, which are other networks: the
-# weights that Keras publishes are never loaded into one.
-NUMERICS = dict(bn_eps=1e-3, pool_padding='same', stem_padding=0, act_layer='relu')
-VARIANTS = dict(residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0)
-
-OFFLINE_REMEDY = f"""\
-If a mirror of the Hub can be reached, set HF_ENDPOINT to its address. Without a network:
-  1. get xception_weights_tf_dim_ordering_tf_kernels.h5 (md5 0a58e3b7378bc2990ea3b43d5981f1f6) by any means from
-     https://storage.googleapis.com/tensorflow/keras-applications/xception/
-  2. in a clone of xception_hub: python -m conversion.convert xception_weights_tf_dim_ordering_tf_kernels.h5 -o DIR
-  3. set {REPO_VARIABLE}=DIR
-For random weights: pretrained=False."""
+HASHED = re.compile(r'-([0-9a-f]{8,64})\.\w+$')  # a file's name with the beginning of its sha256, as torch has them
+HUB_PAGE = re.compile(
+    r'(?!datasets/|spaces/)(?P<id>[^/?#]+/[^/?#]+)'
+    r'(/(resolve|blob|raw|tree)/(?P<revision>[^/?#]+)(/(?P<file>[^?#]+))?)?/?([?#].*)?'
+)
 
 PathLike = str | Path
 
@@ -64,97 +50,129 @@ class Source:
         location: The id, address, path or state dict.
         genuine: Whether the source promises the weights that Keras publishes; anything else is then refused.
         filename: Name of the weights on the Hub; None for one of `WEIGHT_FILES`.
+        guessed: Whether the id could have been meant as the path of a file or directory, which is not there.
     """
 
     kind: str
     location: Any
     genuine: bool = False
     filename: str | None = None
+    guessed: bool = False
 
     def __str__(self) -> str:
         return 'the given state dict' if self.kind == 'tensors' else str(self.location)
 
     def fetch(self, filenames: Sequence[str], cache_dir: PathLike | None = None) -> Path:
-        """Path of the first of these files that the source has, downloaded if necessary."""
+        """Path of the first of these files that the source has, downloaded if necessary.
+
+        Raises:
+            FileNotFoundError, EntryNotFoundError: The source has none of them.
+            CheckpointError: The source is neither a path nor a repository.
+            Exception: Any failure of the network.
+        """
+        try:
+            return self._first(filenames, cache_dir)
+        except Exception as e:  # of the client's library, which changes with its version
+            is_answer = isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError)
+            if not self.guessed or is_answer:
+                raise
+            raise CheckpointError(
+                f'{self} is no file and no directory on this machine. As a repository of the Hub it cannot be had: '
+                f'{in_one_line(e)} Correct the path, or the id.'
+            ) from e
+
+    def _first(self, filenames: Sequence[str], cache_dir: PathLike | None) -> Path:
+        find = {'hub': self._on_the_hub, 'url': self._behind_the_address, 'path': self._on_the_disk}[self.kind]
         for filename in filenames[:-1]:
             try:
-                return self._fetch(filename, cache_dir)
+                return find(filename, cache_dir)
             except LocalEntryNotFoundError:  # the hub cannot be asked, so the file may exist
                 raise
             except (EntryNotFoundError, FileNotFoundError):
                 continue
-        return self._fetch(filenames[-1], cache_dir)
+        return find(filenames[-1], cache_dir)
 
-    def _fetch(self, filename: str, cache_dir: PathLike | None) -> Path:
-        if self.kind == 'hub':
-            repo, revision = hf_split(self.location)
-            download = partial(
-                huggingface_hub.hf_hub_download,
-                repo,
-                filename,
-                revision=revision,
-                cache_dir=cache_dir,
-                library_name='xception_hub',
-            )
-            cached = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir, revision)
-            if re.fullmatch('[0-9a-f]{40}', revision or '') and isinstance(cached, str):
-                return Path(cached)
+    def _on_the_hub(self, filename: str, cache_dir: PathLike | None) -> Path:
+        repo, revision = hf_split(self.location)
+        download = partial(
+            huggingface_hub.hf_hub_download,
+            repo,
+            filename,
+            revision=revision,
+            cache_dir=cache_dir,
+            library_name='xception_hub',
+        )
+        cached = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir, revision)
+        if re.fullmatch('[0-9a-f]{40}', revision or '') and isinstance(cached, str):
+            return Path(cached)
+        try:
+            _reach_hub(huggingface_hub.constants.ENDPOINT)
+        except ConnectionError as e:
             try:
-                _reach_hub(huggingface_hub.constants.ENDPOINT)
-            except ConnectionError as e:
-                try:
-                    return Path(download(local_files_only=True))
-                except LocalEntryNotFoundError:
-                    raise LocalEntryNotFoundError(f'{filename} is not in the cache, and {e}') from None
-            return Path(download())
-        if self.kind == 'url':
-            # the file's name holds the beginning of its sha256, which is checked now and after a download
-            if not check_cached_file(self.location, check_hash=True, cache_dir=cache_dir):
-                if huggingface_hub.constants.HF_HUB_OFFLINE:
-                    raise FileNotFoundError('The file is not in the cache, and HF_HUB_OFFLINE forbids the download.')
-                folder = Path(cache_dir or get_cache_dir())
-                (folder / Path(urlsplit(self.location).path).name).unlink(missing_ok=True)
-            return Path(download_cached_file(self.location, check_hash=True, cache_dir=cache_dir))
-        path = Path(self.location).expanduser()
-        path = path / filename if path.is_dir() else path
-        if not path.is_file():
-            raise FileNotFoundError(f'There is no {path}.')
+                return Path(download(local_files_only=True))
+            except LocalEntryNotFoundError:
+                raise LocalEntryNotFoundError(f'{filename} is not in the cache, and {e}') from None
+        return Path(download())
+
+    def _behind_the_address(self, filename: str, cache_dir: PathLike | None) -> Path:
+        """A file in torch's cache, under its own name only if that holds the beginning of its sha256."""
+        name = Path(urlsplit(self.location).path).name
+        digest = HASHED.search(name)
+        if not digest:  # other addresses have files of the same name
+            name = f'{hashlib.sha256(self.location.encode()).hexdigest()[:16]}_{name}'
+        path = Path(cache_dir or get_cache_dir(), name)
+        if path.is_file() and (not digest or hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest[1])):
+            return path
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            raise FileNotFoundError('The file is not in the cache, and HF_HUB_OFFLINE forbids the download.')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(self.location, str(path), digest and digest[1], progress=False)
         return path
+
+    def _on_the_disk(self, filename: str, cache_dir: PathLike | None) -> Path:
+        path = Path(os.path.expanduser(self.location))
+        file = path / filename if path.is_dir() else path
+        if file.is_file():
+            return file
+        if other := foreign(path, TORCH):
+            raise FileNotFoundError(f'{path} {other}')
+        if not path.is_dir():
+            raise FileNotFoundError(f'There is no file {path}.')
+        names = sorted(file.name for file in path.iterdir() if NETWORKS.search(file.name))
+        raise FileNotFoundError(f'{path} has no {filename}. It has: {listed(names)}. Name the file itself.')
 
     def read(self, cache_dir: PathLike | None = None) -> CheckpointFile:
         """The tensors under the names in the file, and the network's arguments if the file records them.
 
         Raises:
-            CheckpointError: The file is no checkpoint. A damaged download is removed from the cache.
+            CheckpointError: There is no such file, or it is no checkpoint.
             Exception: Any failure of the network.
         """
         if self.kind == 'tensors':
-            told = getattr(self.location, '_metadata', {}).get('', {}).get(ARGUMENTS)
-            return CheckpointFile(dict(self.location), {'': json.loads(told)} if told else {})
-        path = self.fetch([self.filename] if self.filename else WEIGHT_FILES, cache_dir)
+            recorded = getattr(self.location, '_metadata', {}).get('', {}).get(ARGUMENTS)
+            return CheckpointFile(dict(self.location), {'': json.loads(recorded)} if recorded else {})
         try:
-            return read_checkpoint(path, mapped=self.kind == 'hub')
-        except DamagedCheckpointError:
-            self.forget(path)
-            raise
-
-    def forget(self, path: Path) -> None:
-        """Removes a download from its cache, so that the next attempt starts afresh."""
-        if self.kind in ('hub', 'url'):
-            for name in (path.resolve(), path):  # the blob, and the name that points to it
-                name.unlink(missing_ok=True)
-
-    def forget_if_corrupt(self, cache_dir: PathLike | None = None) -> None:
-        """Removes a cached file that is not what the hub sent: the cache names large files by their sha256."""
-        if self.kind == 'hub':
             path = self.fetch([self.filename] if self.filename else WEIGHT_FILES, cache_dir)
-            name = path.resolve().name
-            if len(name) == 64 and hashlib.sha256(path.read_bytes()).hexdigest() != name:
-                self.forget(path)
+            return read_checkpoint(path, mapped=self.kind == 'hub')
+        except FileNotFoundError as e:
+            if isinstance(e, EntryNotFoundError):
+                raise
+            raise CheckpointError(str(e)) from e
+        except DamagedCheckpointError as e:
+            raise DamagedCheckpointError(f'{e}{self.anew(path, cache_dir)}') from e.__cause__
+
+    def anew(self, path: Path, cache_dir: PathLike | None = None) -> str:
+        """What replaces a damaged file in a cache."""
+        if self.kind == 'hub':
+            repo, revision = hf_split(self.location)
+            words = ['hf', 'download', repo, path.name, *(['--revision', revision] if revision else [])]
+            words += ['--force-download', *(['--cache-dir', str(cache_dir)] if cache_dir else [])]
+            return f' To download it anew: {shlex.join(words)}'
+        return f' To download it anew, delete {path}.' if self.kind == 'url' else ''
 
     def read_config(self, cache_dir: PathLike | None = None) -> dict[str, Any]:
         """The repository's or directory's config.json; {} if there is none."""
-        if self.kind != 'hub' and not (self.kind == 'path' and Path(self.location).expanduser().is_dir()):
+        if self.kind != 'hub' and not (self.kind == 'path' and Path(os.path.expanduser(self.location)).is_dir()):
             return {}
         try:
             config = json.loads(self.fetch([CONFIG_FILE], cache_dir).read_text(encoding='utf-8'))
@@ -163,6 +181,8 @@ class Source:
         except (EntryNotFoundError, FileNotFoundError):
             return {}
         except ValueError as e:
+            if isinstance(e, CheckpointError):
+                raise
             raise CheckpointError(f'{self}: {CONFIG_FILE} is not JSON ({e}).') from e
         if not isinstance(config, dict):
             raise CheckpointError(f'{self}: {CONFIG_FILE} holds a {type(config).__name__} instead of an object.')
@@ -202,132 +222,27 @@ def hub_or_cache() -> Iterator[None]:
 
 
 def source_of(location: PathLike) -> Source:
-    """The source that a file or directory, a hub id ('org/name', 'org/name@revision') or an address names."""
+    """The source that a text names.
+
+    Args:
+        location: A file or directory ('~' is the home directory), with or without 'local-dir:'; a hub id, 'org/name' or
+            'org/name@revision', with or without 'hf-hub:'; the address of any file, or of a page of the Hub.
+    """
     text = os.fspath(location)
     for prefix, kind in (('hf-hub:', 'hub'), ('local-dir:', 'path')):
         if text.startswith(prefix):
             return Source(kind, text[len(prefix) :])
+    for endpoint in (huggingface_hub.constants.ENDPOINT, 'https://huggingface.co', 'https://hf.co'):
+        page = HUB_PAGE.fullmatch(text.removeprefix(f'{endpoint}/')) if text.startswith(f'{endpoint}/') else None
+        if page and not NETWORKS.search(page['id']):
+            revision = f'@{page["revision"]}' if page['revision'] else ''
+            return Source('hub', f'{page["id"]}{revision}', filename=page['file'])
     if text.startswith(('https://', 'http://')):
         return Source('url', text)
-    if Path(text).expanduser().exists() or text.count('/') != 1 or text.startswith(('.', '~', '/')):
+    is_path = text.count('/') != 1 or text.startswith(('.', '~', '/')) or NETWORKS.search(text)
+    if is_path or os.path.exists(text):
         return Source('path', text)
-    return Source('hub', text)
-
-
-def sources_of(cfg: PretrainedCfg, genuine: bool = False) -> list[Source]:
-    """The sources that a pretrained cfg names, in timm's order of preference."""
-    if cfg.source == 'local-dir':
-        return [Source('path', cfg.file)]
-    if cfg.source == 'hf-hub':
-        return [Source('hub', cfg.hf_hub_id, filename=cfg.hf_hub_filename)]
-    named = [
-        Source('tensors', cfg.state_dict),
-        Source('path', cfg.file),
-        Source('hub', cfg.hf_hub_id, genuine, cfg.hf_hub_filename),
-        Source('url', cfg.url, genuine),
-    ]
-    return [source for source in named if source.location]
-
-
-def build_model(
-    model_cls: Callable[..., nn.Module],
-    variant: str,
-    pretrained: bool,
-    variant_args: dict[str, Any],
-    pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
-    pretrained_cfg_overlay: dict[str, Any] | None = None,
-    cache_dir: PathLike | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    **kwargs: Any,
-) -> nn.Module:
-    """`timm.models.build_model_with_cfg` for weights from several sources.
-
-    The sources are, in order: what `pretrained_cfg_overlay` names (`hf_hub_id`, `file`, `url` or `state_dict`), what
-    the environment variable XCEPTION_HUB_REPO names, what the model's pretrained cfg names. A model created as
-    `hf-hub:` or `local-dir:` has the one source of that name.
-
-    Args:
-        model_cls: Class of the network.
-        variant: Registered name of the model.
-        pretrained: Load weights.
-        variant_args: Arguments of the network that the name stands for; `kwargs` override them.
-        pretrained_cfg: timm's argument.
-        pretrained_cfg_overlay: timm's argument; the sources that it names come first.
-        cache_dir: Directory for downloads; None for the default cache.
-        device: Device of the parameters.
-        dtype: Data type of the parameters.
-        **kwargs: Further arguments of the network and of timm's function.
-
-    Raises:
-        WeightsError: No source has weights that fit; nothing was loaded.
-    """
-    cfgs = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=_without_tensors(pretrained_cfg_overlay))
-    kwargs = {**variant_args, **kwargs}
-    if not pretrained:
-        return build_model_with_cfg(model_cls, variant, False, device=device, dtype=dtype, **cfgs, **kwargs)
-
-    sources = _all_sources(variant, pretrained_cfg, pretrained_cfg_overlay)
-    cfg = resolve_pretrained_cfg(variant, **cfgs)
-    features_only = kwargs.get('features_only', False)
-    new_head = _drops_hidden_layers(kwargs, cfg)
-
-    def build_with_weights(**model_args: Any) -> nn.Module:
-        model: Any = model_cls(**model_args, device='meta')
-        wanted = _Wanted(
-            model,
-            {**NUMERICS, **VARIANTS, **model_args},
-            {**VARIANTS, **variant_args},
-            cfg,
-            features_only,
-            new_head,
-            cache_dir,
-        )
-        # what may be missing was checked; assigned tensors are neither initialised before nor copied
-        model.load_state_dict(_first_that_fits(sources, wanted), strict=False, assign=True)
-        for module in model.modules():
-            if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-                model.init_weights(module.to_empty(device='cpu', recurse=False))
-        return model.to(
-            device=torch.get_default_device() if device is None else device,
-            dtype=torch.get_default_dtype() if dtype is None else dtype,
-        )
-
-    return build_model_with_cfg(build_with_weights, variant, False, **cfgs, **kwargs)
-
-
-def _drops_hidden_layers(kwargs: dict[str, Any], cfg: PretrainedCfg) -> bool:
-    """Removes the layers before the classifier that a config.json names if they belong to another task.
-
-    That is so for another number of classes, and if the caller asks for none of them.
-    """
-    recorded = kwargs.get('pretrained_model_args') or {}  # timm fills in those that the caller does not give
-    hidden = _hidden_layers(dict(model_args=recorded))
-    asked = any(not kwargs.get(name, True) for name in HIDDEN)
-    kept = {name: kwargs[name] for name in HIDDEN if kwargs.get(name)}
-    classes = kwargs.get('num_classes', cfg.num_classes)
-    if not hidden or (kept and kept != hidden) or not (asked or classes != cfg.num_classes):
-        return False
-    for name in HIDDEN:
-        kwargs.pop(name, None)
-    if not kwargs.get('features_only'):
-        _warn_of_lost_layers(hidden, classes, cfg.num_classes)
-    return True
-
-
-def _hidden_layers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a config.json for layers before the classifier."""
-    recorded = config.get('model_args') or {}
-    return {name: recorded[name] for name in HIDDEN if recorded.get(name)}
-
-
-def _warn_of_lost_layers(hidden: Mapping[str, Any], classes: int, own_classes: int) -> None:
-    kept = f'a new one of {classes} classes takes the 2048 features' if classes else 'the model returns 2048 features'
-    warnings.warn(
-        f'The layers before the classifier are left out ({hidden}): {kept}. To keep them, create the model by '
-        f"'local-dir:' or 'hf-hub:' with its own {own_classes} classes and call model.reset_classifier({classes}).",
-        stacklevel=3,
-    )
+    return Source('hub', text, guessed=True)
 
 
 def verify(location: PathLike, cache_dir: PathLike | None = None) -> Verification:
@@ -339,178 +254,3 @@ def verify(location: PathLike, cache_dir: PathLike | None = None) -> Verificatio
     """
     source = source_of(location)
     return compare(recognise(source.read(cache_dir).tensors, str(source)).tensors)
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """The model that a source's weights have to fit.
-
-    Attributes:
-        model: Network on the meta device: names and shapes without values.
-        model_args: Arguments of the model, with at least `NUMERICS` and `VARIANTS`.
-        variant_args: Arguments that the model's name stands for; a config.json that does not name them means these.
-        cfg: Pretrained cfg, which says how many classes and channels the weights should have.
-        features_only: Whether the classifier is not wanted.
-        new_head: Whether the head starts afresh.
-        cache_dir: Directory for downloads; None for the default cache.
-    """
-
-    model: nn.Module
-    model_args: dict[str, Any]
-    variant_args: dict[str, Any]
-    cfg: PretrainedCfg
-    features_only: bool
-    new_head: bool
-    cache_dir: PathLike | None
-
-    def has_classifier(self, config: Mapping[str, Any]) -> bool:
-        """Whether the weights must include the classifier. As in timm, one of another width starts afresh.
-
-        Raises:
-            CheckpointError: They must, and their config.json says that they cannot.
-        """
-        classes, own = self.model.num_classes, config.get('num_classes', self.cfg.num_classes)
-        if self.features_only or self.new_head or classes not in (own, self.cfg.num_classes):
-            return False
-        hidden = _hidden_layers(config)
-        if classes != own or any([*self.model_args.get(name, ())] != layers for name, layers in hidden.items()):
-            arguments = ''.join(f', {name}={layers}' for name, layers in hidden.items())
-            raise CheckpointError(
-                f'{CONFIG_FILE} says that its head has {own} classes{arguments}. Pass num_classes={own}{arguments}, or '
-                f'num_classes=0 for the network without a head.'
-            )
-        return True
-
-
-def _without_tensors(overlay: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Keeps the model's pretrained cfg from holding a second copy of a state dict."""
-    return overlay and {key: value for key, value in overlay.items() if key != 'state_dict'}
-
-
-def _all_sources(variant: str, pretrained_cfg: Any, overlay: dict[str, Any] | None) -> list[Source]:
-    cfg = resolve_pretrained_cfg(variant, pretrained_cfg)
-    if cfg.source in ('hf-hub', 'local-dir'):
-        return sources_of(cfg)
-    keys = ('state_dict', 'file', 'hf_hub_id', 'hf_hub_filename', 'url')
-    sources = sources_of(PretrainedCfg(**{key: (overlay or {}).get(key) for key in keys}))
-    if os.environ.get(REPO_VARIABLE):
-        sources.append(source_of(os.environ[REPO_VARIABLE]))
-    return sources + sources_of(cfg, genuine=cfg.tag == GENUINE_TAG)
-
-
-def _first_that_fits(sources: list[Source], wanted: _Wanted) -> StateDict:
-    """The tensors of the first source that has what is wanted.
-
-    A source that the user named either loads or raises. Pinned sources stand in for each other: a warning reports each
-    that fails, and an error the last.
-    """
-    causes: list[str] = []
-    for source, following in zip(sources, [*sources[1:], None]):
-        try:
-            return _tensors_that_fit(source, wanted)
-        except Exception as e:  # failures of networks have no common class; each is reported
-            if not source.genuine:
-                raise WeightsError(
-                    f'{source} has no weights for this model: {_described(e)} You named this source, so '
-                    f'no other source stands in for it. Name another one, or none.'
-                ) from e
-            causes.append(f'{source}: {_described(e)}')
-            if following:
-                warnings.warn(f'No weights from {causes[-1]} Next: {following}.', stacklevel=2)
-    if not sources:
-        raise WeightsError(
-            f'There are no pretrained weights for {wanted.cfg.architecture}; create it with '
-            f'pretrained=False, or name a source of your own: pretrained_cfg_overlay=dict(file=...).'
-        )
-    tried = ''.join(f'  {i}. {cause}\n' for i, cause in enumerate(causes, start=1))
-    raise WeightsError(f'No source has pretrained weights for this model. Tried, in order:\n{tried}{OFFLINE_REMEDY}')
-
-
-def _described(error: BaseException) -> str:
-    """An error and its cause in one line. The hub's client says what it could not do; only the cause says why."""
-    text = ' '.join(f'{type(error).__name__}: {error}'.split())
-    return f'{text} (because of {_described(error.__cause__)})' if error.__cause__ else text
-
-
-def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
-    """The source's tensors, after all checks: numerics, genuineness, names, shapes, values."""
-    if source.genuine:
-        _check_variant(wanted.model_args)
-        config = {}
-    else:
-        config = source.read_config(wanted.cache_dir)
-        _check_config(config, wanted)
-    classifier = wanted.has_classifier(config)
-    file = source.read(wanted.cache_dir)
-    found = recognise(file.tensors, str(source))
-    unsure = not source.genuine and not found.decoder and may_be_padded(found)
-    dropped = _hidden_layers(config) if not (classifier or any(map(wanted.model_args.get, HIDDEN))) else {}
-    if dropped and not (wanted.features_only or wanted.new_head):
-        classes: Any = wanted.model.num_classes
-        _warn_of_lost_layers(dropped, classes, config['num_classes'])
-    if dropped or wanted.features_only or wanted.new_head:
-        found.drop_heads('')
-    elif chain := find_head(found, str(source)):
-        take_head(found, chain, str(source), wanted.model_args.get('head_layers', ()), file.modules, [])
-    if told := file.arguments_of(found.prefix):
-        _check_config(dict(model_args=told), wanted, 'Its metadata')
-    tensors = found.tensors
-    verified: set[str] = set()
-    if source.genuine or found.layout != 'xception_hub':
-        verification = compare_once(file, tensors)
-        verified.update(verification.identical)
-        if verification.is_genuine:
-            tensors = restore_variances(tensors, verification)
-        elif source.genuine:
-            source.forget_if_corrupt(wanted.cache_dir)
-            raise CheckpointError(f'It holds other weights than Keras publishes: {verification}.')
-        if unsure and not wanted.model_args['stem_padding']:
-            raise CheckpointError(
-                'It is the backbone of an older port without a head, perhaps of segmentation_models_pytorch, which '
-                'pads the stem. Pass stem_padding=1 if so, else load it with xception_hub.from_checkpoint and '
-                'stem_padding=0.'
-            )
-        numerics = {**LEGACY_NUMERICS, **({'stem_padding': 1} if found.decoder else {})}
-        if not verification.is_genuine and any(wanted.model_args[name] != value for name, value in numerics.items()):
-            arguments = ', '.join(f'{name}={value!r}' for name, value in numerics.items())
-            raise CheckpointError(
-                'It was trained in the legacy torch lineage, and in the numerics of Keras it would compute something '
-                f'else. Load it with xception_hub.from_checkpoint, or pass {arguments}.'
-            )
-
-    if not classifier:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('head.fc.')}
-    weight = tensors['stem.conv1.weight']
-    if weight.shape[1] == wanted.cfg.input_size[0]:
-        tensors['stem.conv1.weight'] = adapt_input_conv(wanted.model.in_chans, weight, wanted.cfg.input_size[0])
-    check_against(
-        tensors, wanted.model.state_dict(), str(source), optional=() if classifier else ('head.',), verified=verified
-    )
-    return tensors
-
-
-def _check_variant(model_args: dict[str, Any]) -> None:
-    """Refuses to load the weights of figure 5 into a variant of the paper, even if the shapes fit."""
-    for name, value in VARIANTS.items():
-        if model_args[name] != value:
-            raise CheckpointError(
-                f'These are the weights of the network with {name}={value!r}; there are none for '
-                f'{name}={model_args[name]!r}, which has to be trained from scratch (pretrained=False).'
-            )
-
-
-def _check_config(config: dict[str, Any], wanted: _Wanted, place: str = CONFIG_FILE) -> None:
-    """Refuses weights whose config.json, or own metadata, says that they belong to something else."""
-    architecture = config.get('architecture', wanted.cfg.architecture)
-    if str(architecture).removesuffix(SAME_NETWORK) != wanted.cfg.architecture.removesuffix(SAME_NETWORK):
-        raise CheckpointError(
-            f'{place} says architecture {architecture!r}, not {wanted.cfg.architecture!r}. '
-            f'Create the model that it names, or point to another repository.'
-        )
-    args = {**wanted.variant_args, **(config.get('model_args') or {})} if config else {}
-    for name, value in args.items():
-        if name in {**NUMERICS, **VARIANTS} and wanted.model_args[name] != value:
-            raise CheckpointError(
-                f'{place} says {name}={value!r}, but the model has {name}={wanted.model_args[name]!r}. '
-                f'Pass {name}={value!r}, or create the model by the name of its repository.'
-            )

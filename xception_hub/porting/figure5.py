@@ -1,0 +1,296 @@
+"""Keras' own Xception as a config states it, generated from `topology.py`, and the comparison of a file with it.
+
+Each layer has a role, which is its name in Keras; those that Keras leaves unnamed are called 'block2_residual_conv',
+'block2_residual_bn' and 'block5_add'. Whatever a config says of these layers is compared, or known to change nothing in
+evaluation: a setting that is in neither table is refused.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from .. import Xception
+from ..errors import KerasFileError
+from ..topology import MODULES
+from .keras_head import ACTIVATIONS, is_number
+from .layouts import FileLayer
+from .names import KERAS_CLASSES, LAYERS
+from .nodes import Tensor
+
+INPUT = 'input'
+CONV = dict(
+    filters=None, kernel_size=None, strides=(1, 1), padding='valid', data_format='channels_last',
+    dilation_rate=(1, 1), groups=1, activation='linear', use_bias=True, dtype='float',
+)  # fmt: skip
+
+# Class -> settings that change what it computes, with Keras' defaults, which hold where a config leaves one out.
+SETTINGS: dict[str, dict[str, Any]] = {
+    'Conv2D': CONV,
+    'SeparableConv2D': dict(CONV, depth_multiplier=1),
+    'BatchNormalization': dict(
+        axis=-1, epsilon=1e-3, center=True, scale=True, renorm=False, virtual_batch_size=None, adjustment=None,
+        dtype='float',
+    ),
+    'Activation': dict(activation='linear', dtype='float'),
+    'ReLU': dict(max_value=None, negative_slope=0, threshold=0, dtype='float'),
+    'MaxPooling2D': dict(pool_size=(2, 2), strides=None, padding='valid', data_format='channels_last', dtype='float'),
+    'Add': dict(dtype='float'),
+    'XceptionBackbone': dict(
+        stackwise_conv_filters=None, stackwise_pooling=None, data_format='channels_last', dtype='float'
+    ),
+}  # fmt: skip
+
+# Settings that change nothing that is computed in evaluation.
+NEUTRAL = re.compile(
+    r'name|trainable|momentum|synchronized|fused|renorm_(clipping|momentum)|lora_(rank|alpha)|batch_(input_)?shape|'
+    r'image_shape|\w+_(initializer|regularizer|constraint)'
+)
+
+# Classes that compute the same as another one, with the settings of `SETTINGS`.
+SAME = {'Activation': ('Activation', 'ReLU')}
+
+# Settings that all layers of a class may have in common: the network's argument, and its value for that of Keras.
+ARGUMENTS: dict[tuple[str, str], tuple[str, Callable[[Any], Any]]] = {
+    ('BatchNormalization', 'epsilon'): ('bn_eps', lambda eps: eps if is_number(eps) and 0 < eps < 1 else None),
+    # over the channels of a map, Keras' softmax is none of timm's
+    ('Activation', 'activation'): ('act_layer', lambda name: None if name == 'softmax' else ACTIVATIONS.get(name)),
+}
+
+FLOATS = re.compile(r'(mixed_)?b?float(16|32|64)')
+WAY_OUT = (
+    "Only Keras' own Xception can be converted. To train on from this one's arrays, which compute something else "
+    'there: in Keras, x = keras.applications.Xception(weights=None, include_top=False); '
+    "x.set_weights(m.get_weights()); x.save('x.keras'), where m is the model up to its last feature maps."
+)
+
+
+class Node(NamedTuple):
+    """A layer of Keras' Xception: its class, the settings that are not Keras' defaults, and the roles it takes."""
+
+    class_name: str
+    settings: dict[str, Any]
+    inputs: tuple[str, ...]
+
+
+def _figure5() -> Iterator[tuple[str, Node]]:
+    """All layers, each after those that it takes."""
+    same = dict(padding='same', use_bias=False)
+    last = INPUT
+
+    def layer(role: str, class_name: str, *beside: str, **settings: Any) -> tuple[str, Node]:
+        nonlocal last
+        node = Node(class_name, settings, (last, *beside))
+        last = role
+        return role, node
+
+    for module in MODULES:
+        block = f'block{module.number}'
+        start, kind = last, 'conv' if module.number == 1 else 'sepconv'
+        acts_after = module.number in (1, 14)
+        for i in range(1, module.convs + 1):
+            conv = f'{block}_{kind}{i}'
+            if not acts_after and (module.number, i) != (2, 1):
+                yield layer(f'{conv}_act', 'Activation', activation='relu')
+            if kind == 'conv':
+                strides = (2, 2) if i == 1 else (1, 1)
+                yield layer(conv, 'Conv2D', kernel_size=(3, 3), strides=strides, use_bias=False)
+            else:
+                yield layer(conv, 'SeparableConv2D', kernel_size=(3, 3), **same)
+            yield layer(f'{conv}_bn', 'BatchNormalization')
+            if acts_after:
+                yield layer(f'{conv}_act', 'Activation', activation='relu')
+        if module.strided:
+            yield layer(f'{block}_pool', 'MaxPooling2D', pool_size=(3, 3), strides=(2, 2), padding='same')
+            pool, last = last, start
+            yield layer(f'{block}_residual_conv', 'Conv2D', kernel_size=(1, 1), strides=(2, 2), **same)
+            yield layer(f'{block}_residual_bn', 'BatchNormalization')
+            start, last = last, pool
+        if not acts_after:
+            yield layer(f'{block}_add', 'Add', start)
+
+
+FIGURE5 = dict(_figure5())
+FIRST, LAST = next(iter(FIGURE5)), [*FIGURE5][-1]
+TAPPED = ['block1_conv2_act', *(role for role in FIGURE5 if role.endswith('_add')), LAST]  # after each module
+
+
+class Match(NamedTuple):
+    """How far a graph is that of figure 5: role -> layer, and where it first is another one, or ''."""
+
+    roles: dict[str, FileLayer]
+    deviation: str
+
+
+def match(layers: Sequence[FileLayer]) -> Match | None:
+    """Follows figure 5 through a graph, by classes and wires alone, from the first convolution on that leads farthest.
+
+    Returns:
+        None for a graph without a convolution.
+    """
+    consumers: dict[str, list[FileLayer]] = {}
+    for layer in layers:
+        for name in dict.fromkeys(layer.inbound):
+            consumers.setdefault(name, []).append(layer)
+    convs = [layer for layer in layers if layer.class_name == KERAS_CLASSES['conv']]
+    starts = [layer for layer in convs if FIRST in (layer.name or '')] or convs
+    names = {layer.name: layer for layer in layers}
+    return max((_follow(start, consumers, names) for start in starts), key=lambda found: len(found.roles), default=None)
+
+
+def _follow(start: FileLayer, consumers: dict[str, list[FileLayer]], names: dict[str | None, FileLayer]) -> Match:
+    roles = {FIRST: start}
+    for role, node in [*FIGURE5.items()][1:]:
+        inputs = [Tensor(roles[name].name or '') for name in node.inputs]
+        following = consumers.get(inputs[0].layer, [])
+        fitting = [
+            layer
+            for layer in following
+            if layer.class_name in SAME.get(node.class_name, (node.class_name,))
+            and [sorted(call.tensors) for call in layer.calls] == [sorted(inputs)]
+        ]
+        if len(fitting) != 1:
+            shown = [names[role]] if role in names else following[:4]
+            found = ' and '.join(map(_described, shown)) or 'no layer there'
+            return Match(
+                roles,
+                f"in Keras' Xception, one {node.class_name} layer ({role}) takes {' and '.join(map(_named, inputs))}. "
+                f'The file has {found}. {WAY_OUT}',
+            )
+        roles[role] = fitting[0]
+    return Match(roles, '')
+
+
+def _described(layer: FileLayer) -> str:
+    calls = [' and '.join(map(_named, call.tensors)) for call in layer.calls]
+    return f'the {layer.class_name} layer {layer.name!r}, which takes {"; then ".join(calls)[:200]}'
+
+
+def _named(tensor: Tensor) -> str:
+    return repr(tensor.layer) + (f' (call {tensor.node}, output {tensor.index})' if tensor.node or tensor.index else '')
+
+
+def compare(roles: dict[str, FileLayer], source: object) -> dict[str, Any]:
+    """Compares every setting of every layer with that of Keras' Xception.
+
+    Args:
+        roles: Role -> layer.
+        source: Name of the source in errors.
+
+    Returns:
+        Arguments of `xception_hub.Xception` for what all layers have in common.
+
+    Raises:
+        KerasFileError: A layer has another setting, which no argument stands for, or one that is not known.
+    """
+    common: dict[tuple[str, str], dict[Any, str]] = {key: {} for key in ARGUMENTS}
+    for role, layer in roles.items():
+        node = FIGURE5[role]
+        place = f'{source}: the {layer.class_name} layer {layer.name!r} ({role})'
+        expected = {**SETTINGS[node.class_name], **node.settings}
+        if role in LAYERS and 'filters' in expected:
+            expected['filters'] = widths()[role]
+        found = read_settings(layer.class_name, layer.config, place)
+        if layer.class_name != node.class_name:  # with Keras' defaults it is the same as this one
+            _refuse_first(found, SETTINGS[layer.class_name], place)
+            found = dict(expected, activation=layer.class_name.lower())
+        for name in expected:
+            if (node.class_name, name) in ARGUMENTS:
+                common[node.class_name, name].setdefault(found[name], place)
+                found[name] = expected[name]
+        _refuse_first(found, expected, place)
+    arguments = {}
+    for (class_name, name), values in common.items():
+        default = next(node for node in FIGURE5.values() if node.class_name == class_name).settings.get(
+            name, SETTINGS[class_name][name]
+        )
+        others = [value for value in values if value != default]
+        if others:
+            argument, convert = ARGUMENTS[class_name, name]
+            value = convert(others[0])
+            if len(values) > 1 or value is None:
+                _refuse_first({name: others[0]}, {name: default}, values[others[0]])
+            arguments[argument] = value
+    return arguments
+
+
+def _refuse_first(found: dict[str, Any], expected: dict[str, Any], place: str) -> None:
+    for name, value in expected.items():
+        if found[name] != value:
+            raise KerasFileError(
+                f"{place} has {name} {_shown(found[name])}; in Keras' Xception it is {_shown(value)}. {WAY_OUT}"
+            )
+
+
+def _shown(value: Any) -> str:
+    return f'{list(value) if isinstance(value, tuple) else value!r}'[:200]
+
+
+def read_settings(class_name: str, config: dict[str, Any], place: str) -> dict[str, Any]:
+    """All settings of `SETTINGS` in one notation; those that a config leaves out are Keras' defaults.
+
+    Raises:
+        KerasFileError: The config has a setting that is in neither table.
+    """
+    known = SETTINGS[class_name]
+    for name, value in config.items():
+        if name not in known and not NEUTRAL.fullmatch(name) and value is not None:
+            raise KerasFileError(f'{place} has {name} {value!r:.200}, which is not known to change nothing. {WAY_OUT}')
+    return {name: _read(name, config[name]) if name in config else default for name, default in known.items()}
+
+
+def _read(name: str, value: Any) -> Any:
+    """A setting, for which Keras has had several notations."""
+    if isinstance(value, dict):
+        inner = value.get('config')
+        if name == 'activation' and value.get('class_name') == 'function':
+            value = inner
+        elif name == 'dtype' and value.get('class_name') in ('DTypePolicy', 'Policy') and isinstance(inner, dict):
+            value = inner.get('name')
+        else:
+            value = json.dumps(value)
+    if name == 'axis':
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        return -1 if value == 3 else value
+    if name in ('kernel_size', 'strides', 'dilation_rate', 'pool_size') and is_number(value):
+        return (value, value)
+    if name == 'dtype':
+        return 'float' if value is None or FLOATS.fullmatch(str(value)) else str(value)
+    if name == 'padding':
+        return str(value).lower()
+    if value is None and name in ('activation', 'data_format'):
+        return {'activation': 'linear', 'data_format': 'channels_last'}[name]
+    return _as_tuples(value)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+@cache
+def widths() -> dict[str, int]:
+    """Channels out of each convolution, as the network has them."""
+    shapes = {name: tensor.shape for name, tensor in Xception(device='meta').state_dict().items()}
+    names = {'conv': '{}.weight', 'sepconv': '{}.conv_pw.weight', 'bn': '{}.weight'}
+    return {role: shapes[names[layer.kind].format(layer.torch)][0] for role, layer in LAYERS.items()}
+
+
+def compare_backbone(config: dict[str, Any], source: object) -> None:
+    """Compares the config of KerasHub's XceptionBackbone, which states the widths and poolings of all modules.
+
+    Raises:
+        KerasFileError: It is another network.
+    """
+    place = f"{source}: its 'XceptionBackbone'"
+    found = read_settings('XceptionBackbone', config, place)
+    convs = [
+        [f'block{module.number}_{"conv" if module.number == 1 else "sepconv"}{i + 1}' for i in range(module.convs)]
+        for module in MODULES
+    ]
+    expected = dict(
+        SETTINGS['XceptionBackbone'],
+        stackwise_conv_filters=tuple(tuple(widths()[name] for name in names) for names in convs),
+        stackwise_pooling=tuple(module.strided for module in MODULES),
+    )
+    _refuse_first({**expected, **{name: value for name, value in found.items() if value is not None}}, expected, place)
