@@ -137,17 +137,19 @@ class Reference:
         cosine = F.cosine_similarity(found[-1].double().flatten(1), expected[-1].double().flatten(1)).min()
         return Comparison(self.words, difference, agreement, float(cosine))
 
+    def takes(self, size: tuple[int, int]) -> bool:
+        """Whether the original takes images of this height and width."""
+        try:
+            self.output_shapes((1, self.example.shape[1], *size))
+        except Exception:  # of the original: they are smaller than it takes, or its head has one size
+            return False
+        return True
+
     def _other_size(self) -> tuple[int, int] | None:
         """Height and width of another size that the original takes; None if it takes one only."""
-        _, channels, height, width = self.example.shape
-        for quarters in QUARTERS:
-            size = (height * quarters // 4, width * quarters // 4 + 1)  # of another parity each
-            try:
-                self.output_shapes((1, channels, *size))
-            except Exception:  # of the original: it is smaller than it takes, or not its only one
-                continue
-            return size
-        return None
+        height, width = self.example.shape[2:]
+        sizes = [(height * quarters // 4, width * quarters // 4 + 1) for quarters in QUARTERS]  # of another parity each
+        return next(filter(self.takes, sizes), None)
 
 
 def _outputs(function: Function, images: Tensor, batch_size: int) -> list[Tensor]:

@@ -112,7 +112,7 @@ def export(
         with torch.no_grad():
             try:
                 # some compilers compute something else at other sizes: such a file has the example's alone
-                for axes in dict.fromkeys([tuple(AXES) if reference.other_size else (BATCH,), (BATCH,)]):
+                for axes in dict.fromkeys([axes_of(reference), (BATCH,)]):
                     free = row.write(
                         in_precision(network, precision, format), example, file, axes=axes, outputs=network.names,
                         texts={'xception_hub': json.dumps(about)}, calibration=ranges.images.split(1) if ranges else (),
@@ -184,6 +184,12 @@ def described(model: TimmModel, source: str, transforms: Transforms, format: str
         class_names=names_of(model) if model.num_classes else [],
         final_activation='sigmoid' if several else final_activation_of(config),
     )
+
+
+def axes_of(reference: Reference) -> tuple[int, ...]:
+    """Axes of images along which a network takes other sizes than the example's."""
+    height, width = reference.example.shape[2:]  # a head of one size may take another, of which the maps are as large
+    return tuple(AXES) if reference.other_size and reference.takes((2 * height, 2 * width)) else (BATCH,)
 
 
 def in_precision(network: nn.Module, precision: str, format: str) -> nn.Module:
