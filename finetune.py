@@ -108,7 +108,7 @@ def build_model(
             machine.print(f'The classifier keeps its rows of {len(kept)} classes that it knows; the others are new.')
     if settings.machine.gradient_checkpointing:
         model.set_grad_checkpointing(True)
-    return model.to(machine.device, memory_format=machine.memory_format), Transforms(model, s.image_size)
+    return model.to(machine.device).to(memory_format=machine.memory_format), Transforms(model, s.image_size)
 
 
 # The phases of a recipe

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ COMPLETE = 0.01  # largest error of DeepLIFT's sum, as a share of the difference
 ROUNDING = 1e-4  # of logits in float32
 
 
-def explain(model: TimmModel, images: Tensor, classes: Sequence[int] | Tensor, method: str = 'gradcam') -> Tensor:
+def explain(model: Any, images: Tensor, classes: Sequence[int] | Tensor, method: str = 'gradcam') -> Tensor:
     """What in each image spoke for a class.
 
     The class activation maps are those of the last feature maps, enlarged to the image: [H, W] values, none negative.

@@ -197,7 +197,7 @@ class Predictor:
         if self.embed:
             model.reset_classifier(0)
         transforms = Transforms(model.to(device), self.image_size)
-        function = model
+        function: Callable[[Tensor], Any] = model
         if self.engine != EAGER:
             example = torch.zeros(self.batch_size, *transforms.config['input_size'], device=device)
             function = optimize(model, example, self.engine)
