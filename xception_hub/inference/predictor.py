@@ -207,7 +207,7 @@ class Predictor:
         if activation not in OF_CLASSES and not self.embed:
             raise ModelError(
                 f'The outputs of {self.model} are values: they end in {activation!r}, and are no probabilities of '
-                f'classes. --embed writes the features before them.'
+                f'classes. xception-hub predict --embed writes the features before them.'
             )
 
     def _device(self) -> torch.device:
