@@ -10,7 +10,7 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,8 +111,8 @@ def inputs(entry: Config) -> list[str]:
     return [tensor['keras_history'][0] for tensor in tensors(entry)] if entry['inbound_nodes'] else []
 
 
-def rewired(name: str, source: str, place: int = 0) -> Callable[[Layers, Config], None]:
-    return lambda layers, _: tensors(layers[name])[place].update(keras_history=[source, 0, 0])
+def rewired(name: str, source: str, place: int = 0, which: Sequence[int] = (0, 0)) -> Callable[[Layers, Config], None]:
+    return lambda layers, _: tensors(layers[name])[place].update(keras_history=[source, *which])
 
 
 def replaced(name: str, **settings: Any) -> Callable[[Layers, Config], None]:
@@ -150,6 +150,10 @@ def all_of(class_name: str, **settings: Any) -> Callable[[Layers, Config], None]
     return change
 
 
+def stated(name: str, **fields: Any) -> Callable[[Layers, Config], None]:
+    return lambda layers, _: layers[name].update(fields)
+
+
 def as_class(name: str, class_name: str) -> Callable[[Layers, Config], None]:
     return lambda layers, _: layers[name].update(class_name=class_name)
 
@@ -169,7 +173,7 @@ def mutants(base: Config) -> Iterator[Mutant]:
         for class_name in CLASSES[entry['class_name']]:
             yield Mutant('class', f'{name}: {class_name}', as_class(name, class_name))
         own = dict(module='own', registered_name=f'own>{entry["class_name"]}')
-        yield Mutant('class', f'{name}: own', lambda layers, _, name=name, own=own: layers[name].update(own))
+        yield Mutant('class', f'{name}: own', stated(name, **own))
         if entry['class_name'] == 'BatchNormalization':
             yield Mutant('call', f'{name}(training=True)', called(name, training=True))
             yield Mutant('neutral', f'{name}(training=False)', called(name, training=False), {})
@@ -182,14 +186,8 @@ def _of_wires(name: str, entry: Config, layers: Layers) -> Iterator[Mutant]:
         for other in inputs(layers[source])[:1]:
             yield Mutant('wire', f'{name} takes {other}', rewired(name, other, place))
         for field, index in (('call', 1), ('output', 2)):
-            history = [source, int(index == 1), int(index == 2)]
-            yield Mutant(
-                'wire',
-                f'{name} takes {field} 1 of {source}',
-                lambda layers, _, place=place, history=history: tensors(layers[name])[place].update(
-                    keras_history=history
-                ),
-            )
+            which = int(index == 1), int(index == 2)
+            yield Mutant('wire', f'{name} takes {field} 1 of {source}', rewired(name, source, place, which))
     yield Mutant('wire', f'without {name}', without(name))
     yield Mutant('call', f'{name} twice', twice(name))
     if entry['class_name'] == 'Add':
@@ -240,15 +238,16 @@ def _of_the_whole(layers: Layers) -> Iterator[Mutant]:
         'neutral', 'layers in another order', lambda _, config: backbone_of(config)['config']['layers'].reverse(), {}
     )
 
-    def outer(number: int) -> Callable[[Config], Config]:
-        return lambda config: config['config']['layers'][number]['inbound_nodes'][0]
+    def outer(number: int, *args: Any, **kwargs: Any) -> Callable[[Layers, Config], None]:
+        def change(_: Layers, config: Config) -> None:
+            node = config['config']['layers'][number]['inbound_nodes'][0]
+            node.update(args=[*node['args'], *args], kwargs={**node['kwargs'], **kwargs})
+
+        return change
 
     for number, name in ((1, 'the backbone'), (3, 'the dropout of the head')):
-        node = outer(number)
-        yield Mutant(
-            'call', f'{name} (training=True)', lambda _, config, node=node: node(config)['kwargs'].update(training=True)
-        )
-        yield Mutant('call', f'{name} (x, True)', lambda _, config, node=node: node(config)['args'].append(True))
+        yield Mutant('call', f'{name} (training=True)', outer(number, training=True))
+        yield Mutant('call', f'{name} (x, True)', outer(number, True))
 
 
 def layers_of(config: Config) -> Layers:
