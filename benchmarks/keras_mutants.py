@@ -207,10 +207,9 @@ def _takes(name: str, sources: list[str]) -> Callable[[Layers, Config], None]:
 def _of_the_whole(layers: Layers) -> Iterator[Mutant]:
     adds = [name for name, entry in layers.items() if entry['class_name'] == 'Add']
 
-    def residuals_swapped(layers: Layers, config: Config) -> None:
-        one, other = (inputs(layers[name])[1] for name in (adds[4], adds[6]))
-        rewired(adds[4], other, 1)(layers, config)
-        rewired(adds[6], one, 1)(layers, config)
+    def residuals_shifted(layers: Layers, config: Config) -> None:
+        for name, earlier in ((adds[5], adds[3]), (adds[6], adds[4])):
+            rewired(name, earlier, 1)(layers, config)
 
     def ends_at(key: str, name: str) -> Callable[[Layers, Config], object]:
         return lambda _, config: backbone_of(config)['config'].update({key: [name, 0, 0]})
@@ -221,7 +220,7 @@ def _of_the_whole(layers: Layers) -> Iterator[Mutant]:
             text = text.replace(f'"{name}"', f'"own_{name}"')
         config.update(json.loads(text))
 
-    yield Mutant('wire', 'two residuals exchanged', residuals_swapped)
+    yield Mutant('wire', 'two residuals of a module before', residuals_shifted)
     for name in adds:
         yield Mutant('end', f'the backbone ends at {name}', ends_at('output_layers', name))
         yield Mutant('end', f'the backbone begins at {name}', ends_at('input_layers', name))
@@ -285,7 +284,7 @@ def difference(original: Any, config: Config) -> float | str:
 
 RUN = (
     'block1_conv1.strides', 'block1_conv2.padding', 'block14_sepconv1.dilation_rate', 'block2_pool.pool_size',
-    'block7_sepconv1.activation', 'add_4 takes block6_sepconv2_bn', 'two residuals exchanged', 'activation selu',
+    'block7_sepconv1.activation', 'add_4 takes block6_sepconv2_bn', 'two residuals of a module before', 'activation selu',
     'epsilon 1e-5', 'block5_sepconv1_bn.momentum', 'without block9_sepconv2_act', 'axis 3', 'add_3, inputs exchanged',
 )  # fmt: skip
 

@@ -357,8 +357,8 @@ def _check_calls(outer: Model, source: object) -> None:
                     # in Keras 2, a model has a call of its own before it is called
                     if tensor.output or not 0 <= tensor.node <= (tensor.layer in model.nested):
                         raise KerasFileError(
-                            f'{place} takes output {tensor.output} of call {tensor.node} of {tensor.layer!r}, which has '
-                            f'one output and is called once.'
+                            f'{place} takes output {tensor.output} of call {tensor.node} of {tensor.layer!r}, which '
+                            f'has one output and is called once.'
                         )
         if model.class_name != 'Sequential':
             _check_ends(model, outer, source)
