@@ -22,16 +22,16 @@ from cyclopts import App, Parameter
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from xception_hub.data.labelled import Data, load
 from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError
 from xception_hub.inference.models import TimmModel, Transforms, build, evaluating
 from xception_hub.training import batch_norm, models, results, resume
 from xception_hub.training import machine as machines
-from xception_hub.training.data import Data
 from xception_hub.training.dry_run import dry_run
 from xception_hub.training.features import frozen_features
 from xception_hub.training.labels import Selected, on_all_outputs, outputs_of
 from xception_hub.training.machine import Machine
-from xception_hub.training.manifest import check_finished, find_data
+from xception_hub.training.manifest import check_finished, checked, divided, scanned
 from xception_hub.training.metrics import Predictions, is_better, summary
 from xception_hub.training.objective import Objective, balanced_class_weights
 from xception_hub.training.optimization import make_optimizer, make_schedule
@@ -55,7 +55,10 @@ def run(settings: Settings) -> None:
         results.show_finished(directory, output.push, machine)
         return
     make_optimizer(replace(settings.optimization, layer_decay=None), nn.Linear(1, 1))  # refuses an unknown one
-    data, manifest = find_data(settings, directory, machine)
+    data = load(settings.data, output.eval_only)
+    manifest = checked(settings, data, directory)
+    data = scanned(data, settings.data, manifest, machine)
+    data = divided(data, settings.data, settings.optimization.seed, manifest, machine)
     checkpoint = directory.checkpoints.newest()
     model, transforms = build_model(settings, data, machine, checkpoint)
     selected = None

@@ -22,6 +22,7 @@ FLOORS = [
     ['narrow_inception'],
     ['__init__'],
     ['directory'],
+    ['data'],
     ['inference'],
     ['porting', 'training', 'paper'],
     ['run'],
@@ -35,7 +36,7 @@ RECIPES = ['finetune.py', 'hubconf.py', 'conversion', 'benchmarks', 'examples']
 HEAVY = {
     'accelerate': {'training', 'finetune'},
     'captum': {'inference'},
-    'datasets': {'training', 'examples', 'benchmarks'},
+    'datasets': {'data', 'training', 'examples', 'benchmarks'},
     'torchmetrics': {'training'},
     'h5py': {'porting'},
     'keras': {'porting', 'benchmarks'},

@@ -26,9 +26,9 @@ from kitchen_photos import PHOTOS, kitchen_photos
 from torch import Tensor, nn
 
 import xception_hub
+from xception_hub.data.labelled import Data, Split
 from xception_hub.errors import SettingsError
 from xception_hub.training import predict
-from xception_hub.training.data import Data, Split
 from xception_hub.training.manifest import read_importance
 from xception_hub.training.results import usage
 from xception_hub.training.resume import Checkpoints, read

@@ -13,8 +13,8 @@ from random_model import images
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from xception_hub.data.labelled import Data, Split
 from xception_hub.errors import ModelError
-from xception_hub.training.data import Data, Split
 from xception_hub.training.labels import Selected, on_all_outputs, outputs_of
 
 IDS = ImageNetInfo().label_names()

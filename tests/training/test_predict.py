@@ -10,6 +10,7 @@ import datasets
 import pytest
 import timm
 import torch
+from datasets_read import load
 from PIL import Image
 from random_model import random_model
 from small_images import WORDS, save_digits
@@ -19,7 +20,6 @@ from xception_hub.inference import tables as predictions
 from xception_hub.inference.class_names import names_of
 from xception_hub.inference.models import Transforms
 from xception_hub.training import models, predict
-from xception_hub.training.data import load
 from xception_hub.training.metrics import Predictions
 from xception_hub.training.samples import Images, InOrder, loader
 

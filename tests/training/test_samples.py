@@ -15,9 +15,9 @@ from small_images import encoded, photo, save_pieces, split_of
 from timm.data import create_transform
 from torch import Tensor
 
+from xception_hub.data.labelled import Split
 from xception_hub.errors import DataError, ImageError
 from xception_hub.training import samples
-from xception_hub.training.data import Split
 from xception_hub.training.samples import (
     Batch,
     Batching,

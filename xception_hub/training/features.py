@@ -18,14 +18,14 @@ from huggingface_hub import cached_assets_path
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..data.bad_images import digests
+from ..data.labelled import Split
 from ..errors import ResumeError
 from ..inference.models import evaluating
-from .data import Split
 from .machine import Machine
 from .models import features_of, without_classifier
 from .resume import read, write
 from .samples import Batch, Images, Item, in_order
-from .scan import digests
 from .task import Task
 from .throughput import Throughput
 

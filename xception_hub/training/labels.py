@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.labelled import Data, Split
 from ..errors import ModelError
 from ..inference.class_names import names_of, spellings_of
 from ..inference.models import TimmModel
-from .data import Data, Split
 
 
 class Selected(nn.Module):

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data.bad_images import BadImage, scan
+from ..data.data_settings import DataSettings
+from ..data.labelled import Data, Split, load
 from ..errors import DataError, SettingsError
-from . import data as datasets_of_images
-from .data import Data
 from .machine import Machine
 from .metrics import figure_names
 from .runs import Run
-from .scan import scan
 from .settings import Augmentation, Settings
 
 SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
@@ -24,93 +24,123 @@ SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size t
 Manifest = dict[str, Any]
 
 
-def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Manifest]:
-    """Reads the dataset, checks the settings against it, decodes every image, and splits what can be used.
-
-    Returns:
-        The data, and the manifest for the run's directory.
+def checked(settings: Settings, data: Data, run: Run) -> Manifest:
+    """The manifest of a run, or a new one, once the settings go together and the data are those that it began with.
 
     Raises:
-        DataError: The data cannot be trained on, holds bad images that are not to be skipped, or has changed.
+        DataError: The data have changed.
         SettingsError: Settings do not go together, or with the data.
     """
-    s = settings.data
-    found = _load(settings)
-    _check(settings, found)
+    _check(settings, data)
     file = settings.optimization.class_importance
-    importance = read_importance(file, found) if file else None
-    manifest = run.manifest or dict(
-        digest=found.digest(), class_names=found.class_names, class_importance=importance, bad_images=[]
-    )
-    _check_unchanged(found, manifest, s.dataset, run)
+    importance = read_importance(file, data) if file else None
+    new = dict(digest=data.digest(), class_names=data.class_names, class_importance=importance)
+    manifest = run.manifest or new
+    _check_unchanged(data, manifest, settings.data, run)
     if manifest.setdefault('class_importance') != importance:
         raise SettingsError(
             f'{file} has changed since {run.directory} was begun. Name another directory as the output.'
         )
-    digests: dict[str, dict[int, bytes]] = {}
-    if run.manifest is None and s.scan:
-        manifest['bad_images'], digests = _scan_all(settings, found, machine)
-    for name in ('train', 'validation'):
-        split = getattr(found, name)
-        bad = [image['position'] for image in manifest['bad_images'] if image['split'] == split.name and len(split)]
-        if bad:
-            found = replace(found, **{name: split.select(np.setdiff1d(np.arange(len(split)), bad))})
-    if not found.has_validation:
-        found = found.with_validation(s.validation_share, settings.optimization.seed)
-        manifest['validation_rows'] = found.validation.source_rows.tolist()
-    if s.max_train_samples and s.max_train_samples < len(found.train):
-        order = np.random.default_rng(settings.optimization.seed).permutation(len(found.train))
-        found = replace(found, train=found.train.select(np.sort(order[: s.max_train_samples])))
-    if not len(found.validation) or not (len(found.train) or settings.output.eval_only):
-        raise DataError(f'A split of {s.dataset} has no image that can be used.')
-    _warn_of_leaks(found, digests)
-    for note in found.notes:
-        machine.print(note)
-    machine.print(class_counts(found))
-    machine.print(
-        f'{s.dataset}: {len(found.class_names)} classes, {len(found.train)} images for training, '
-        f'{len(found.validation)} for validation'
-    )
-    return found, manifest
+    return manifest
 
 
 def check_finished(settings: Settings, run: Run, machine: Machine) -> None:
     """Raises a DataError if a finished run's data are others by now; says so where they cannot be read any more."""
     try:
-        found = _load(settings)
+        data = load(settings.data, settings.output.eval_only)
     except DataError as e:
         machine.print(f'Whether the data have changed since the run cannot be told: {e}')
         return
-    _check_unchanged(found, run.manifest or {}, settings.data.dataset, run)
+    _check_unchanged(data, run.manifest or {}, settings.data, run)
 
 
-def _load(settings: Settings) -> Data:
-    s = settings.data
-    return datasets_of_images.load(
-        s.dataset,
-        s.dataset_config,
-        image_column=s.image_column,
-        label_column=s.label_column,
-        image_folder=s.image_folder,
-        train_split=None if settings.output.eval_only else s.train_split,
-        validation_split=s.validation_split,
-        validation_table=s.validation_table,
-        split_column=s.split_column,
-        label_separator=s.label_separator,
-        unlabelled=s.unlabelled,
-        grey_maximum=s.grey_maximum,
-        folders=s.folders,
-        skip_empty=s.empty_classes == 'skip',
-        streaming=s.streaming,
-    )
-
-
-def _check_unchanged(found: Data, manifest: Manifest, dataset: str, run: Run) -> None:
-    if manifest.get('digest') != found.digest():
+def _check_unchanged(data: Data, manifest: Manifest, settings: DataSettings, run: Run) -> None:
+    if manifest.get('digest') != data.digest():
         start = f' To go on from what was learnt: --model local-dir:{run.directory}.' if run.finished else ''
         raise DataError(
-            f'{dataset} has changed since {run.directory} was begun: it has other images, labels or classes. '
+            f'{settings.dataset} has changed since {run.directory} was begun: it has other images, labels or classes. '
             f'Name another --output.{start}'
+        )
+
+
+def scanned(data: Data, settings: DataSettings, manifest: Manifest, machine: Machine) -> Data:
+    """The data without images that cannot be used, which the manifest of a new run gets to name.
+
+    Raises:
+        DataError: There are bad images, and they are not to be skipped.
+    """
+    looked_at = {}
+    if 'bad_images' not in manifest:
+        manifest['bad_images'] = bad = []
+        for name in ('train', 'validation') if settings.scan else ():
+            split = getattr(data, name)
+            found, digests = _scan(split, machine)
+            bad += [dict(position=i.index, name=i.name, reason=i.reason, split=split.name) for i in found]
+            looked_at[name] = replace(split, digests=digests)
+        bad.sort(key=lambda image: (image['split'], image['position']))
+        for image in bad:
+            machine.print(f'Bad image: {image["name"]}: {image["reason"]}')
+        if bad and settings.bad_images == 'error':
+            raise DataError(
+                f'{len(bad)} images cannot be used; they are named above. Mend or remove them, or leave them out with '
+                f'--bad-images skip.'
+            )
+    data = replace(data, **looked_at)
+    for name in ('train', 'validation'):
+        split = getattr(data, name)
+        bad = [image['position'] for image in manifest['bad_images'] if image['split'] == split.name and len(split)]
+        if bad:
+            data = replace(data, **{name: split.select(np.setdiff1d(np.arange(len(split)), bad))})
+    return data
+
+
+def _scan(split: Split, machine: Machine) -> tuple[list[BadImage], np.ndarray]:
+    """The bad images of a split, and the sha256 of each file, by all processes together."""
+    with machine.progress(f'Scanning {split.name}', len(split)) as bar:
+        own = scan(
+            split,
+            SCAN_SIZE,
+            workers=machine.workers,
+            processes=machine.processes,
+            rank=machine.rank,
+            step=partial(bar.update, machine.processes),
+        )
+    digests = np.full(len(split), b'', object)
+    for part in machine.gather([own.digests]):
+        digests[[*part]] = [*part.values()]
+    return machine.gather(own.bad), digests
+
+
+def divided(data: Data, settings: DataSettings, seed: int, manifest: Manifest, machine: Machine) -> Data:
+    """The data with a validation split, and with as many training images as are wanted.
+
+    Raises:
+        DataError: A split has no image.
+    """
+    if not data.has_validation:
+        data = data.with_validation(settings.validation_share, seed)
+        manifest['validation_rows'] = data.validation.source_rows.tolist()
+    if settings.max_train_samples and settings.max_train_samples < len(data.train):
+        order = np.random.default_rng(seed).permutation(len(data.train))
+        data = replace(data, train=data.train.select(np.sort(order[: settings.max_train_samples])))
+    _warn_of_leaks(data)
+    for note in data.notes:
+        machine.print(note)
+    machine.print(class_counts(data))
+    machine.print(
+        f'{settings.dataset}: {len(data.class_names)} classes, {len(data.train)} images for training, '
+        f'{len(data.validation)} for validation'
+    )
+    return data
+
+
+def _warn_of_leaks(data: Data) -> None:
+    train, validation = ({*split.digests} - {b''} for split in (data.train, data.validation))
+    if both := train & validation:
+        warnings.warn(
+            f'{len(both)} image files are in the training and in the validation split: the figures will be better than '
+            f'the model is.',
+            stacklevel=3,
         )
 
 
@@ -174,62 +204,6 @@ def _check(settings: Settings, data: Data) -> None:
         )
     if s.balanced_sampling and settings.data.streaming:
         raise SettingsError('--balanced-sampling cannot choose images of a stream. Use --class-weights instead.')
-
-
-def _scan_all(
-    settings: Settings, data: Data, machine: Machine
-) -> tuple[list[dict[str, Any]], dict[str, dict[int, bytes]]]:
-    """Scans all splits, by all processes together, and names what is wrong with them.
-
-    Returns:
-        The bad images, and the sha256 of each file, by split and row.
-
-    Raises:
-        DataError: There are bad images, and they are not to be skipped.
-    """
-    bad: list[dict[str, Any]] = []
-    digests: dict[str, dict[int, bytes]] = {}
-    for split in (split for split in (data.train, data.validation) if len(split)):
-        with machine.progress(f'Scanning {split.name}', len(split)) as bar:
-            scanned = scan(
-                split,
-                SCAN_SIZE,
-                workers=machine.workers,
-                processes=machine.processes,
-                rank=machine.rank,
-                step=partial(bar.update, machine.processes),
-            )
-        bad += [
-            dict(position=image.index, name=image.name, reason=image.reason, split=split.name)
-            for image in machine.gather(scanned.bad)
-        ]
-        digests[split.name] = {
-            split.source_rows[index]: digest
-            for part in machine.gather([scanned.digests])
-            for index, digest in part.items()
-        }
-    bad.sort(key=lambda image: (image['split'], image['position']))
-    for image in bad:
-        machine.print(f'Bad image: {image["name"]}: {image["reason"]}')
-    if bad and settings.data.bad_images == 'error':
-        raise DataError(
-            f'{len(bad)} images cannot be used; they are named above. Mend or remove them, or leave them out with '
-            f'--bad-images skip.'
-        )
-    return bad, digests
-
-
-def _warn_of_leaks(data: Data, digests: dict[str, dict[int, bytes]]) -> None:
-    train, validation = (
-        {digests[split.name][row] for row in split.source_rows.tolist()} if split.name in digests else set()
-        for split in (data.train, data.validation)
-    )
-    if train & validation:
-        warnings.warn(
-            f'{len(train & validation)} image files are in the training and in the validation split: the figures '
-            f'will be better than the model is.',
-            stacklevel=3,
-        )
 
 
 def _listed(names: list[str]) -> str:

@@ -20,84 +20,76 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..allocator import keep_freed_memory
+from ..data.data_settings import DataSettings
+from ..data.folders import read_folder
+from ..data.labelled import Cell, Split, files_of, unlabelled
+from ..data.table import is_saved, is_table
 from ..errors import DataError, ImageError, SettingsError, XceptionHubError
 from ..inference import tables
 from ..inference.predictor import EAGER, Predictor, digest
 from ..inference.shards import Shards
-from .data import Split, files_of, unlabelled
-from .folders import read_folder
-from .reading import is_saved
-from .samples import Item, cell_of, image_of
-from .tables import TABLES
 
 app = App(help=__doc__, version_flags=[])
 
 
-def images_in(
-    paths: Sequence[str], image_column: str | None, split: str | None, image_folder: Path | None
-) -> tuple[list[Split], list[str]]:
+def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list[Split], list[str]]:
     """The images of files and folders, then those of tables and datasets, and what was left out.
+
+    Args:
+        paths: Names of files, folders, tables and datasets.
+        settings: How they are read; their `dataset` does not matter.
 
     Raises:
         DataError: There is no such file, or it holds no images.
     """
     files: list[str] = []
     found, notes = list[Split](), list[str]()
-
-    def add(images: Split, more: list[str]) -> None:
-        found.append(images)
-        notes.extend(more)
-
     for text in paths:
         path = Path(text)
-        saved = path.is_dir() and is_saved(path)
-        if path.is_dir() and not saved:
-            folder = read_folder(path)
-            if folder.all_tables() and not folder.all_images():  # such as a cloned repository of the Hub
-                add(*unlabelled(text, image_column, split, image_folder))
-                continue
-            files += map(str, folder.all_images())
-            for (suffix, why), count in folder.left_out().items():
-                notes.append(f'{path}: {count} {suffix} left out ({why})')
-        elif (
-            saved or path.suffix.lower() in TABLES or (not path.exists() and (has_magic(text) or text.count('/') == 1))
-        ):
-            add(*unlabelled(text, image_column, split, image_folder))
-        elif not path.exists():
-            raise DataError(f'There is no {text}.')
-        else:
+        folder = read_folder(path) if path.is_dir() and not is_saved(path) else None
+        if folder and (folder.has_images or not any(map(is_table, folder.all_files()))):
+            files += folder.all_images()
+            notes += [f'{path}: {left_out}'] if (left_out := folder.left_out()) else []
+        elif path.is_file() and not is_table(text):
             files.append(text)
+        elif path.exists() or has_magic(text) or text.count('/') == 1:  # such as a repository of the Hub, or its clone
+            images, more = unlabelled(replace(settings, dataset=text))
+            found.append(images)
+            notes += more
+        else:
+            raise DataError(f'There is no {text}.')
     if files:
-        found.insert(0, files_of(files))
+        found.insert(0, files_of(files, settings))
     if not any(len(part) for part in found):
         raise DataError(f'{", ".join(paths)}: no image. {" ".join(notes)}'.strip())
     return found, notes
 
 
-def sources(splits: Sequence[Split], indices: range) -> Iterator[tuple[Split, Item]]:
-    """Images of the splits, one after the other, by their numbers in all of them, with their files."""
-    first = 0
-    for split in splits:
-        for index in range(max(indices.start - first, 0), min(indices.stop - first, len(split))):
-            yield split, Item(index, cell=split.cell(index))
-        first += len(split)
-
-
 def predict(predictor: Predictor, splits: Sequence[Split], indices: range) -> Iterator[dict[str, Any]]:
-    """A row for each image, in order: `file`, and what `Predictor.predict` gives."""
+    """A row for each image, in order: `file`, and what `Predictor.predict` gives.
+
+    Args:
+        predictor: What classifies.
+        splits: Images, one split after the other.
+        indices: Their numbers in all of the splits.
+    """
     names: deque[str] = deque()
 
-    def images() -> Iterator[tuple[Split, Item]]:
-        for split, item in sources(splits, indices):
-            names.append(split.cell_name(item.index, cell_of(split, item)))
-            yield split, item
+    def images() -> Iterator[tuple[Split, int, Cell]]:
+        first = 0
+        for split in splits:
+            for index in range(max(indices.start - first, 0), min(indices.stop - first, len(split))):
+                cell = split.cell(index)
+                names.append(split.cell_name(index, cell))
+                yield split, index, cell
+            first += len(split)
 
-    def opened(image: tuple[Split, Item]) -> Image.Image:
-        split, item = image
+    def opened(image: tuple[Split, int, Cell]) -> Image.Image:
+        split, index, cell = image
         try:
-            return image_of(split, item, predictor.loaded.transforms.min_side)
+            return split.image(index, predictor.loaded.transforms.min_side, cell)
         except ImageError as e:
-            raise ImageError(str(e).removeprefix(f'{split.cell_name(item.index, cell_of(split, item))}: ')) from e
+            raise ImageError(str(e).removeprefix(f'{split.cell_name(index, cell)}: ')) from e
 
     for row in predictor.predict(images(), opened):
         yield dict(file=names.popleft(), **row)
@@ -157,8 +149,11 @@ def main(
         in_parts = _is_directory(output, embed, json_, shard_size, processes)
         if not paths:
             raise SettingsError('Name images, a folder, a table or a dataset: xception-hub predict photos --model DIR.')
-        splits, notes = images_in(paths, image_column, split, image_folder)
-        splits = [replace(s, grey_maximum=grey_maximum) for s in splits]
+        given = DataSettings(
+            dataset=None, image_column=image_column, image_folder=image_folder, validation_split=split,
+            grey_maximum=grey_maximum,
+        )  # fmt: skip
+        splits, notes = images_in(paths, given)
         predictor = Predictor(
             model, top, threshold, probabilities, embed, multi_label, image_size, grey_maximum, batch_size, threads,
             device, engine,

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from .. import __version__
+from ..data.labelled import Cell, Split
 from ..directory import card, publish
 from ..directory.write import CONFIG_FILE, read_json
 from ..inference import tables
@@ -20,13 +21,11 @@ from ..inference.attribution import explain, in_unit_range
 from ..inference.models import evaluating
 from ..inference.overlay import overlay, seen
 from . import models
-from .data import Split
 from .labels import outputs_of
 from .machine import Machine
 from .metrics import THRESHOLD, Predictions, summary
 from .report import MISTAKES, THUMBNAIL, render
 from .runs import HISTORY_FILE, METRICS_FILE, PREDICTIONS_FILE, Progress, Run
-from .samples import Item, cell_of, image_of
 from .task import Task
 
 COLUMNS = {
@@ -185,8 +184,8 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
         facts=facts,
         settings=settings,
         history=[dict(row, best=row == progress.best) for row in progress.history],
-        thumbnail=lambda index: image_of(split, items[index], THUMBNAIL),
-        name=lambda index: split.cell_name(index, cell_of(split, items[index])),
+        thumbnail=lambda index: split.image(index, THUMBNAIL, items[index]),
+        name=lambda index: split.cell_name(index, items[index]),
         warnings=[f'Left out: {image["name"]}: {image["reason"]}' for image in task.manifest['bad_images']],
         usage=usage(
             settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}',
@@ -197,14 +196,14 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
     )
 
 
-def _heat(task: Task, items: Mapping[int, Item], index: int, number: int) -> Image.Image:
+def _heat(task: Task, items: Mapping[int, Cell], index: int, number: int) -> Image.Image:
     """What an image of the validation split looks like to the network, and what in it speaks for a class.
 
     Raises:
         ModelError: The network has no feature maps.
     """
     model, transforms = task.model, task.transforms
-    pixels = transforms.evaluation()(image_of(task.data.validation, items[index], transforms.min_side))
+    pixels = transforms.evaluation()(task.data.validation.image(index, transforms.min_side, items[index]))
     images = pixels[None].to(next(model.parameters()).device)
     if task.settings.output.restrict_classes:
         number = outputs_of(model, task.data.class_names)[number]
@@ -213,12 +212,12 @@ def _heat(task: Task, items: Mapping[int, Item], index: int, number: int) -> Ima
     return overlay(seen(pixels, transforms.config['mean'], transforms.config['std']), heat)
 
 
-def _items(split: Split, indices: Sequence[int]) -> dict[int, Item]:
-    """The items that open images of a split, by index. A stream is searched in one pass."""
+def _items(split: Split, indices: Sequence[int]) -> dict[int, Cell]:
+    """Image files of a split, by index. A stream is searched in one pass."""
     if not split.streamed:
-        return {index: Item(index) for index in indices}
+        return {index: split.cell(index) for index in indices}
     wanted = set(indices)
-    return {index: Item(index, cell=cell) for index, cell in split.cells() if index in wanted}
+    return {index: cell for index, cell in split.cells() if index in wanted}
 
 
 def _hardware(device: torch.device) -> str:

@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import DataError, ImageError
-from ..images import open_image
-from .data import Cell, Split, content
+from ..data.labelled import Cell, Split
+from ..errors import DataError
 
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
 
@@ -254,9 +252,7 @@ class InOrder:
 
 def in_order(split: Split) -> Iterator[Item]:
     """All images of a split; only those of a stream come with their files."""
-    if split.streamed:
-        return (Item(index, cell=cell) for index, cell in split.cells())
-    return (Item(index) for index in range(len(split)))
+    return (Item(index, cell=cell) for index, cell in split.items())
 
 
 class Images(Dataset):
@@ -282,27 +278,11 @@ class Images(Dataset):
 
     def __getitem__(self, item: Item) -> tuple[Tensor, Tensor, int, float, float]:
         start = time.perf_counter()
-        image = image_of(self.split, item, self.min_side)
+        image = self.split.image(item.index, self.min_side, item.cell)
         seed_all(self.seed, item.epoch, item.index)
         inputs = self.transform(image)
         label = torch.as_tensor(self.split.labels[item.index])
         return inputs, label, item.index, item.weight, time.perf_counter() - start
-
-
-def cell_of(split: Split, item: Item) -> Cell:
-    """The image file that an item stands for."""
-    return split.cell(item.index) if item.cell is None else item.cell
-
-
-def image_of(split: Split, item: Item, min_side: int | None = None) -> Image.Image:
-    """Decodes an image of a split; an ImageError names it."""
-    cell = cell_of(split, item)
-    try:
-        path = cell.get('path') or '://'
-        local = cell.get('bytes') is None and '://' not in path
-        return open_image(Path(path) if local else content(cell), min_side, split.grey_maximum)
-    except ImageError as e:
-        raise ImageError(f'{split.cell_name(item.index, cell)}: {e}') from e
 
 
 def _collate(samples: list[tuple[Tensor, Tensor, int, float, float]]) -> Batch:

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from ..data.labelled import Data
 from ..inference.models import TimmModel, Transforms
-from .data import Data
 from .machine import Machine
 from .manifest import Manifest
 from .objective import Objective

@@ -9,8 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError
 from ..images import open_image
-from .data import Split, content
-from .samples import Item, cell_of, in_order
+from .labelled import Cell, Split, content
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,9 @@ class _Files(Dataset):
         self.min_side = min_side
         self.decoded = decoded
 
-    def __getitem__(self, item: Item) -> tuple[int, bytes, BadImage | None]:
-        cell = cell_of(self.split, item)
+    def __getitem__(self, item: tuple[int, Cell | None]) -> tuple[int, bytes, BadImage | None]:
+        index, cell = item
+        cell = self.split.cell(index) if cell is None else cell
         digest = b''
         try:
             file = content(cell)
@@ -53,8 +53,8 @@ class _Files(Dataset):
             if self.decoded:
                 open_image(file, self.min_side, self.split.grey_maximum)
         except ImageError as e:
-            return item.index, digest, BadImage(item.index, self.split.cell_name(item.index, cell), str(e))
-        return item.index, digest, None
+            return index, digest, BadImage(index, self.split.cell_name(index, cell), str(e))
+        return index, digest, None
 
 
 def scan(
@@ -78,7 +78,7 @@ def scan(
         decoded: False to read the files only.
         step: Called after each image.
     """
-    items = (item for item in in_order(split) if item.index % processes == rank)
+    items = (item for item in split.items() if item[0] % processes == rank)
     results: Iterator[tuple[int, bytes, BadImage | None]] = iter(
         DataLoader(_Files(split, min_side, decoded), sampler=items, batch_size=None, num_workers=workers)
     )

@@ -5,10 +5,11 @@ from typing import Any
 
 import datasets
 import pytest
+from datasets_read import load
 from PIL import Image
 
+from xception_hub.data.labelled import Data
 from xception_hub.errors import DataError
-from xception_hub.training.data import Data, load
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,12 @@ from small_images import photo
 
 import finetune
 from xception_hub import images
+from xception_hub.data.data_settings import DataSettings
+from xception_hub.data.folders import read_folder, understand
+from xception_hub.data.labelled import Data, load
+from xception_hub.data.names import split_of
 from xception_hub.errors import DataError
-from xception_hub.training.data import Data
-from xception_hub.training.folders import read_folder, understand
-from xception_hub.training.manifest import _load, class_counts
-from xception_hub.training.split_names import split_of
+from xception_hub.training.manifest import class_counts
 
 PAGE = (ROOT / 'docs' / 'folders.md').read_text()
 TRAINED = (*SMALL, '--recipe', 'probe', '--epochs', '1', '--validation-share', '0.5')
@@ -55,7 +56,7 @@ def words(root: Path, options: str) -> list[str]:
 def read(root: Path, options: str = '') -> Data:
     """As finetune.py reads it with these options."""
     _, bound, _ = finetune.app.parse_args([*words(root, options), '--output', str(root / 'model')])
-    return _load(bound.arguments['settings'])
+    return load(bound.arguments['settings'].data)
 
 
 def described(data: Data) -> str:
@@ -147,7 +148,7 @@ def test_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = read(root)
     assert described(data) == 'the classes cat, dog; 2 in train'
     assert images.open_image(root / 'dog' / '2.heic').size == (64, 64)
-    monkeypatch.setattr('xception_hub.training.folders.IMAGE_SUFFIXES', images.IMAGE_SUFFIXES - {'.heic'})
+    monkeypatch.setattr('xception_hub.data.folders.IMAGE_SUFFIXES', images.IMAGE_SUFFIXES - {'.heic'})
     with pytest.raises(DataError, match=r"In 'dog': Left out files: 1 .heic \(pip install pillow-heif reads them"):
         read(root)
 
@@ -181,6 +182,7 @@ def test_counts(tmp_path: Path) -> None:
 
 def test_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
     root = make(tmp_path / 'photos', 'b/2.png\nb/10.png\na/1.png')
-    order = [path.name for paths in understand(read_folder(root)).splits['train'].values() for path in paths]
+    splits, _ = understand(read_folder(root), DataSettings(dataset=root))
+    order = [Path(path).name for paths in splits['train'].values() for path in paths]
     assert order == ['1.png', '10.png', '2.png']
     assert os.listdir(root)

@@ -9,11 +9,12 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from datasets_read import load
 from PIL import Image
 
+from xception_hub.data.labelled import Data
 from xception_hub.errors import DataError, ImageError
 from xception_hub.images import open_image
-from xception_hub.training.data import Data, load
 
 POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n'
 CARD = """---
@@ -121,7 +122,7 @@ def test_options_for_other_datasets(clone: Path, tmp_path: Path) -> None:
 def test_split_without_labels(clone: Path) -> None:
     """Nothing to evaluate on, if it is named."""
     with pytest.raises(DataError, match="No row of the split 'test' .* --validation-split, or predict"):
-        load(str(clone), train_split=None, validation_split='test')
+        load(str(clone), evaluation=True, validation_split='test')
 
 
 def test_clone_without_a_card(clone: Path) -> None:
@@ -129,7 +130,7 @@ def test_clone_without_a_card(clone: Path) -> None:
     (clone / 'README.md').write_text('# Cats and dogs\n')
     with pytest.raises(DataError, match=f"single class, 'assets'. If so: --folders outer. .* --dataset {clone}/data"):
         load(str(clone))
-    assert described(load(str(clone), folders='outer', train_split=None))[0] == ['assets']
+    assert described(load(str(clone), folders='outer', evaluation=True))[0] == ['assets']
 
 
 def test_broken_card(clone: Path) -> None:
@@ -264,7 +265,7 @@ def test_images_without_classes_beside_a_table(tmp_path: Path) -> None:
         load(str(folder))
     with pytest.raises(DataError, match='No column .* can be told to be the image: it has id, label.*--image-column'):
         load(str(folder / 'train.csv'))
-    with pytest.raises(DataError, match=f'--image-folder {folder}/train'):
-        load(str(folder / 'train.csv'), image_column='id')
-    data = load(str(folder / 'train.csv'), image_column='id', image_folder=folder / 'train')
-    assert described(data) == (['a', 'b'], 3, 0)
+    for options in ({}, dict(image_folder=folder / 'train')):
+        data = load(str(folder / 'train.csv'), image_column='id', **options)
+        assert described(data) == (['a', 'b'], 3, 0)
+        assert 'without their' in data.notes[0]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import datasets
 import pytest
+from datasets_read import load
 from forked import CONTEXT
 from small_images import encoded, photo
 from timm.data import create_transform
 
 from xception_hub.training import samples
-from xception_hub.training.data import load
 from xception_hub.training.samples import Batching, Images, TrainingBatches, loader
 
 SMALL, LARGE = 200, 2000  # images

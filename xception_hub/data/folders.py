@@ -1,0 +1,223 @@
+"""Folders of images: which of them are splits, which are classes, and which files are left out. Ours, because
+`datasets` reads the same trees without a question where two readings are possible, and leaves files out silently.
+"""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from ..errors import DataError
+from ..images import IMAGE_SUFFIXES, walk
+from .data_settings import DataSettings
+from .names import AFFIXES, listed, split_of
+
+HEIC = {'.heic', '.heif', '.hif'}
+
+
+@dataclass
+class Folder:
+    """A folder, and everything below it that is not hidden.
+
+    Attributes:
+        path: Path of the folder.
+        images: Names of the image files directly in it.
+        files: Names of the other files directly in it.
+        folders: Folders in it, by name, sorted as strings.
+    """
+
+    path: str
+    images: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    folders: dict[str, 'Folder'] = field(default_factory=dict)
+
+    def all(self) -> Iterator['Folder']:
+        """The folder and all below it."""
+        yield self
+        for folder in self.folders.values():
+            yield from folder.all()
+
+    def all_images(self) -> list[str]:
+        """The paths of all images."""
+        return [f'{folder.path}{os.sep}{name}' for folder in self.all() for name in folder.images]
+
+    def all_files(self) -> list[str]:
+        """The paths of all other files."""
+        return [os.path.join(folder.path, name) for folder in self.all() for name in folder.files]
+
+    @property
+    def has_images(self) -> bool:
+        return any(folder.images for folder in self.all())
+
+    @property
+    def live(self) -> dict[str, 'Folder']:
+        """The folders in it that may be classes: they have images, files that may be some, or nothing at all."""
+        found = {}
+        for name, folder in self.folders.items():
+            suffixes = {os.path.splitext(file)[1].lower() for below in folder.all() for file in below.files}
+            if folder.has_images or not suffixes or suffixes & HEIC:
+                found[name] = folder
+        return found
+
+    def left_out(self) -> str:
+        """The files that are no images, or cannot be read, in a sentence; '' for none."""
+        suffixes = Counter(os.path.splitext(file)[1].lower() for folder in self.all() for file in folder.files)
+        parts = [
+            f'{count} {suffix or "no suffix"} '
+            f'({"pip install pillow-heif reads them" if suffix in HEIC else "no images"})'
+            for suffix, count in sorted(suffixes.items(), key=lambda item: item[0] or 'no suffix')
+        ]
+        return f'Left out files: {", ".join(parts)}.' if parts else ''
+
+
+def read_folder(path: str | os.PathLike[str]) -> Folder:
+    """Lists a folder and all below it. A file without a suffix is an image if its content is one."""
+    tree: dict[str, Folder] = {}
+    for place, inside, files in walk(os.fspath(path)):
+        folder = tree.setdefault(place, Folder(place))
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            is_image = suffix in IMAGE_SUFFIXES or (not suffix and _is_image(os.path.join(place, name)))
+            (folder.images if is_image else folder.files).append(name)
+        for name in inside:
+            below = os.path.join(place, name)
+            folder.folders[name] = tree[below] = Folder(below)
+    return tree[os.fspath(path)]
+
+
+def _is_image(path: str) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # of whatever decoder the content led Pillow to
+        return False
+
+
+Classes = dict[str, list[str]]  # class -> image files, in order
+
+
+def understand(
+    root: Folder, settings: DataSettings, named: Collection[str] = ()
+) -> tuple[dict[str, Classes], list[str]]:
+    """Finds splits and classes: the images of each, and what was left out or assumed, in sentences.
+
+    Args:
+        root: Folder of the dataset.
+        settings: What the folders are, where the caller knows it.
+        named: Names of the splits that the caller wants; a folder's name, or a name of what it means.
+
+    Raises:
+        DataError: There are no images, or two readings are possible; the message names the option for each.
+    """
+    notes = list[str]()
+    while not root.images and len(live := root.live) == 1:
+        ((name, only),) = live.items()
+        if not only.folders or name in named or split_of(name):
+            break
+        notes.append(f'{only.path} is taken, the only folder of images in {root.path}.')
+        root = only
+    live = root.live
+    splits = _splits(root, live, named, settings.folders)
+    whole = splits.get('train') is root
+    found: dict[str, Classes] = {}
+    for split, folder in splits.items():
+        folder = folder if whole else _unwrapped(folder)
+        aside = split_of(split) in ('test', 'prediction') and split not in named and not folder.live
+        if aside and folder.images:
+            notes.append(
+                f'{folder.path} is left aside: its {len(folder.images)} images are in no folders of classes. To '
+                f'validate on a share of the training images beside it: --validation-split "".'
+            )
+        else:
+            found[split] = _classes(folder, settings, notes)
+    if aside_ := [name for name in root.folders if name not in (live if whole else splits)]:
+        notes.append(f'Left aside in {root.path}: {listed(map(repr, aside_))}.')
+    if root.images and not whole:
+        notes.append(f'{len(root.images)} images are left out: they lie in {root.path} itself, beside the splits.')
+    return found, [*notes, *filter(None, [root.left_out()])]
+
+
+def _unwrapped(folder: Folder) -> Folder:
+    """The folder of the classes of a split: seg_train/seg_train, train/images."""
+    while not folder.images and len(live := folder.live) == 1:
+        ((name, only),) = live.items()
+        if not (split_of(name) or name.lower() in AFFIXES) or not (only.live or split_of(name)):
+            break
+        folder = only
+    return folder
+
+
+def _splits(root: Folder, live: dict[str, Folder], named: Collection[str], folders: str | None) -> dict[str, Folder]:
+    """The folders that are splits, by name; the folder itself as 'train' if there are none."""
+    like = {name: folder for name, folder in live.items() if split_of(name)}
+    if any(name in live and name != 'train' for name in named):
+        meant = {split_of(name) for name in named if name not in live}
+        return {name: live[name] for name in live if name in named or split_of(name) in meant - {None}}
+    if folders == 'splits' and like:
+        return like
+    hold_classes = any(folder.live for folder in like.values())
+    if len(like) == len(live) and hold_classes and folders != 'outer':
+        return like
+    if like and folders is None and (hold_classes or len(like) == len(live)):
+        raise DataError(
+            f'{root.path} holds {listed(map(repr, live))}, of which {listed(map(repr, like))} may be splits or '
+            f'classes. If they are splits: --folders splits. If all are classes: --folders outer.'
+        )
+    inside = [sorted(folder.live) for folder in live.values()]
+    if folders is None and len(live) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+        first, second = list(live)[:2]
+        raise DataError(
+            f'All folders in {root.path} ({listed(map(repr, live))}) hold the same folders: '
+            f'{listed(map(repr, inside[0]))}. If the former are splits: --train-split {first} --validation-split '
+            f'{second}. If they are classes: --folders outer. If the latter are classes: --folders inner.'
+        )
+    return {'train': root}
+
+
+def _classes(root: Folder, settings: DataSettings, notes: list[str]) -> Classes:
+    """The classes of a split, and their images."""
+    live, folders = root.live, settings.folders
+    if not live:
+        raise DataError(
+            f'{root.path} has no folders, of which there should be one for each class. If a table or the names of the '
+            f'files tell the classes, name a table as the dataset, with a column of paths and one of labels.'
+        )
+    deep = {name: folder for name, folder in live.items() if not folder.images and folder.has_images}
+    inside = [list(folder.live) for folder in deep.values()]
+    alike = len(deep) == len(live) > 1 and all(len(names) == 1 and names == inside[0] for names in inside)
+    if deep and folders in (None, 'splits') and not alike:  # CLASS/images/*.jpg leaves one reading
+        name, below = next(iter(deep)), inside[0][0]
+        raise DataError(
+            f'{root.path} has folders in folders: {name}/{below}. If the class is {name!r}: --folders outer. If it is '
+            f'{below!r}: --folders inner. If it is {f"{name}/{below}"!r}: --folders path.'
+        )
+    places: list[tuple[str, Folder]]
+    if folders in ('inner', 'path'):
+        below_root = [folder for folder in root.all() if folder.images and folder is not root]
+        relative = [os.path.relpath(folder.path, root.path).replace(os.sep, '/') for folder in below_root]
+        names = relative if folders == 'path' else [name.rpartition('/')[2] for name in relative]
+        places = list(zip(names, below_root))
+    else:
+        empty = {name: folder for name, folder in live.items() if not folder.has_images}
+        if empty and settings.empty_classes == 'error':
+            name, folder = next(iter(empty.items()))
+            raise DataError(
+                f'{len(empty)} classes in {root.path} have no image that can be read: {listed(map(repr, empty))}. In '
+                f'{name!r}: {folder.left_out() or "no file."} Leave them out with --empty-classes skip.'
+            )
+        if empty:
+            notes.append(f'Left out of {root.path}, without an image: the classes {listed(map(repr, empty))}.')
+        nested = [n for n, folder in live.items() if folder.images and any(f.has_images for f in folder.live.values())]
+        if nested:
+            notes.append(f'Images in folders below count for their class in {root.path}: {listed(map(repr, nested))}.')
+        places = [(name, below) for name, folder in live.items() if name not in empty for below in folder.all()]
+    if root.images:
+        notes.append(f'{len(root.images)} images are left out: they lie in {root.path} itself, beside the classes.')
+    found: Classes = {}
+    for name, folder in places:  # macOS decomposes accents
+        images = [f'{folder.path}{os.sep}{image}' for image in folder.images]
+        found.setdefault(unicodedata.normalize('NFC', name), []).extend(images)
+    return {name: found[name] for name in sorted(found)}
