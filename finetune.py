@@ -22,7 +22,7 @@ from cyclopts import App, Parameter
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from xception_hub.data.labelled import Data, load
+from xception_hub.data.labelled import Data
 from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError
 from xception_hub.inference.models import TimmModel, Transforms, build, evaluating
 from xception_hub.training import batch_norm, models, results, resume
@@ -31,7 +31,7 @@ from xception_hub.training.dry_run import dry_run
 from xception_hub.training.features import frozen_features
 from xception_hub.training.labels import Selected, on_all_outputs, outputs_of
 from xception_hub.training.machine import Machine
-from xception_hub.training.manifest import check_finished, checked, divided, scanned
+from xception_hub.training.manifest import check_finished, checked, divided, read, scanned, seen_by
 from xception_hub.training.metrics import Predictions, is_better, summary
 from xception_hub.training.objective import Objective, balanced_class_weights
 from xception_hub.training.optimization import make_optimizer, make_schedule
@@ -47,6 +47,8 @@ INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
 
 def run(settings: Settings) -> None:
     """The whole of it: data, model, phases, results."""
+    if Path(settings.model.model).is_dir():
+        settings = replace(settings, model=replace(settings.model, model=f'local-dir:{settings.model.model}'))
     machine = machines.start(settings)
     output = settings.output
     directory = Run(output.output, settings.flat(), machine.processes, RESUME_MAY_CHANGE, output.keep_checkpoints)
@@ -55,10 +57,11 @@ def run(settings: Settings) -> None:
         results.show_finished(directory, output.push, machine)
         return
     make_optimizer(replace(settings.optimization, layer_decay=None), nn.Linear(1, 1))  # refuses an unknown one
-    data = load(settings.data, output.eval_only)
+    seen = seen_by(settings)
+    data = read(settings)
     manifest = checked(settings, data, directory)
     data = scanned(data, settings.data, manifest, machine)
-    data = divided(data, settings.data, settings.optimization.seed, manifest, machine)
+    data = divided(settings, data, seen, manifest, machine)
     checkpoint = directory.checkpoints.newest()
     model, transforms = build_model(settings, data, machine, checkpoint)
     selected = None
@@ -78,6 +81,8 @@ def run(settings: Settings) -> None:
     machine.accelerator.wait_for_everyone()  # all have read what is there; from here on there will be more
     if machine.is_main:
         directory.start(manifest)
+        if len(data.train.digests):  # of a run that was not scanned, nothing is known
+            seen.after(data).write(directory.directory)
     machine.accelerator.init_trackers('xception_hub', {name: str(value) for name, value in settings.flat().items()})
     phase = evaluation_phase(task, selected) if output.eval_only else None
     stages = phases(settings)

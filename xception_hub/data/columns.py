@@ -204,10 +204,10 @@ def read_labels(columns: Sequence[pyarrow.ChunkedArray], features: Sequence[Any]
         raise DataError(f'The column {name!r} of {dataset} holds lists in one split and no lists in another.')
     parts = [_named(*distinct(column), feature) for column, feature in zip(columns, features)]
     declared = _declared(features, dataset)
-    joined = _joined(parts)
-    choices = [value['choices'] for value in joined.values if isinstance(value, dict) and 'choices' in value]
-    are_choices = bool(choices) and len(choices) == len(joined.values)  # of Label Studio
-    values = _normal(choices if are_choices else joined.values)
+    together = joined(parts)
+    choices = [value['choices'] for value in together.values if isinstance(value, dict) and 'choices' in value]
+    are_choices = bool(choices) and len(choices) == len(together.values)  # of Label Studio
+    values = _normal(choices if are_choices else together.values)
     multi_label = are_choices or isinstance(features[0], LISTS)
     if not multi_label:
         values, multi_label = _several(values, settings.label_separator, dataset, layout)
@@ -219,7 +219,7 @@ def read_labels(columns: Sequence[pyarrow.ChunkedArray], features: Sequence[Any]
                 f'The column {name!r} of {dataset} holds {type(value).__name__} instead of class names or numbers.'
             )
     whole = [None if value is None or (multi_label and None in value) else value for value in values]
-    return _joined([(joined.codes, [tuple(v) if isinstance(v, list) else v for v in whole])], declared, multi_label)
+    return joined([(together.codes, [tuple(v) if isinstance(v, list) else v for v in whole])], declared, multi_label)
 
 
 def read_class_columns(splits: Mapping[str, Dataset], names: Sequence[str]) -> tuple[Labels, str]:
@@ -255,7 +255,7 @@ def read_class_columns(splits: Mapping[str, Dataset], names: Sequence[str]) -> t
     ), f'The classes are the columns {listed(names)}: {each}.'
 
 
-def _joined(parts: Iterable[tuple[np.ndarray, list[Any]]], declared: Any = None, multi_label: bool = False) -> Labels:
+def joined(parts: Iterable[tuple[np.ndarray, list[Any]]], declared: Any = None, multi_label: bool = False) -> Labels:
     """Labels of several splits with the values that occur in any of them, each once."""
     number: dict[Any, int] = {}
     values, codes = list[Any](), []

@@ -32,6 +32,12 @@ class DataSettings:
     validation_split: str | None = None
     """Split with the validation images. By default the dataset's own (validation, val, valid, dev or test), else a
     stratified share of the training split; "" for a share in any case."""
+    group_column: str | None = None
+    """Column of what several images have in common, such as the patient: a share for validation does not cut through
+    it. "" for none. By default it is found by its name (patient, subject, lesion_id, ...)."""
+    repeated_images: Literal['labels', 'rows'] | None = None
+    """What rows of a table with the same image and different labels are. labels: the labels of one image, which has any
+    number of classes; rows: examples of their own."""
     validation_table: str | None = None
     """Table or folder with the validation images, apart from the dataset's."""
     validation_share: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2

@@ -26,7 +26,7 @@ from ..images import open_image
 from . import columns, splits
 from .columns import NO_LABEL, Labels
 from .data_settings import DataSettings
-from .names import listed
+from .names import GROUP_COLUMNS, by_name, listed
 from .paths import locate
 from .table import IMAGE_CELLS, Table, cells_of, name_of, read
 
@@ -45,7 +45,9 @@ class Split:
         labels: [N] class numbers, or [N, C] of 0 and 1 in multi-label.
         files: Digest of the names and sizes of the source's image files; '' of a stream, whose files are not known.
         grey_maximum: Value that is white in grey images of more than 8 bits, as in `images.open_image`.
+        groups: [N] number of each image's group, which no split should cut through; empty without groups.
         digests: [N] the sha256 of each image file, b'' where it cannot be read; empty before a scan.
+        pixels: [N] the sha256 of each decoded image; empty before a scan.
     """
 
     name: str
@@ -54,7 +56,9 @@ class Split:
     labels: np.ndarray
     files: str = ''
     grey_maximum: int | None = None
+    groups: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     digests: np.ndarray = field(default_factory=lambda: np.empty(0, object))
+    pixels: np.ndarray = field(default_factory=lambda: np.empty(0, object))
 
     def __len__(self) -> int:
         return len(self.source_rows)
@@ -106,8 +110,8 @@ class Split:
     def select(self, indices: Sequence[int] | np.ndarray) -> 'Split':
         """A part of it; the indices must rise."""
         chosen = np.asarray(indices, np.int64)
-        names = ('source_rows', 'labels', *(['digests'] if len(self.digests) else []))
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+        kept = [name for name in ('groups', 'digests', 'pixels') if len(getattr(self, name))]
+        return replace(self, **{name: getattr(self, name)[chosen] for name in ('source_rows', 'labels', *kept)})
 
     def names(self) -> list[str]:
         """What all images are called, by `cell_name`, without reading them; those of a stream by their rows."""
@@ -150,7 +154,24 @@ class Data:
 
     def with_validation(self, share: float, seed: int) -> 'Data':
         """Takes a part of the training split for validation, the same in every process; see `splits.stratified`."""
-        return self.held_out(splits.stratified(self.train.labels, self.class_names, share, seed))
+        return self.held_out(splits.stratified(self.train.labels, self.class_names, share, seed, self.train.groups))
+
+    def with_several_labels(self) -> 'Data':
+        """The data with [N, C] labels of 0 and 1, for a model that gives an image any number of classes."""
+        if self.multi_label:
+            return self
+        one_hot = np.eye(len(self.class_names), dtype=np.int64)
+        train, validation = (replace(split, labels=one_hot[split.labels]) for split in (self.train, self.validation))
+        return replace(self, train=train, validation=validation, multi_label=True)
+
+    def noted(self, *notes: str) -> 'Data':
+        """The data with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+    def without(self, split: str, indices: Sequence[int] | np.ndarray) -> 'Data':
+        """The data without some images of the split 'train' or 'validation'."""
+        part = getattr(self, split)
+        return replace(self, **{split: part.select(np.setdiff1d(np.arange(len(part)), indices))})
 
     def held_out(self, indices: Sequence[int] | np.ndarray) -> 'Data':
         """Takes images out of the training split, for validation."""
@@ -213,11 +234,18 @@ def load(settings: DataSettings, evaluation: bool = False) -> Data:
         del parts[optional]
         own = None
     kept = _labelled(labels, parts, settings, notes)
+    sources = {split: _images(tables[split], image, notes) for split in kept}
+    labels, kept = _one_row_for_each(labels, kept, {split: rows[0] for split, rows in parts.items()}, sources, settings)
     class_names = _class_names(labels, kept, name, 1 if evaluation else 2)
-    found = {
-        split: _split(split, tables[split], image, labels, rows, parts[split][0], class_names, notes)
-        for split, rows in kept.items()
-    }
+    groups = _groups(tables, (image, *given), settings, notes)
+    found = {}
+    for split, rows in kept.items():
+        source, numbers = sources[split], replace(labels, codes=labels.codes[rows]).numbers(class_names)
+        files = digest_of_files(source) if isinstance(source, Dataset) else ''
+        if settings.streaming and isinstance(source, Dataset):
+            source = source.to_iterable_dataset()
+        of_rows = groups[rows] if len(groups) else groups
+        found[split] = Split(split, source, rows - parts[split][0], numbers, files, settings.grey_maximum, of_rows)
     none = next(iter(found.values())).select([])
     one, other = (found.get(split or '', none) for split in (train, own))
     return Data(one, other, class_names, labels.multi_label, bool(own), tuple(notes))
@@ -386,14 +414,72 @@ def _class_names(labels: Labels, kept: dict[str, np.ndarray], dataset: str, leas
     return class_names
 
 
-def _split(name: str, table: Table, image: str, labels: Labels, rows: np.ndarray, first: int, class_names: list[str],
-           notes: list[str]) -> Split:  # fmt: skip
-    source = _images(table, image, notes)
-    files = digest_of_files(source) if isinstance(source, Dataset) else ''
-    if table.settings.streaming and isinstance(source, Dataset):
-        source = source.to_iterable_dataset()
-    numbers = replace(labels, codes=labels.codes[rows]).numbers(class_names)
-    return Split(name, source, rows - first, numbers, files, table.settings.grey_maximum)
+def _one_row_for_each(
+    labels: Labels, kept: dict[str, np.ndarray], first: dict[str, int], sources: dict[str, Any], settings: DataSettings
+) -> tuple[Labels, dict[str, np.ndarray]]:
+    """The labels of images that have a row for each of their labels, joined; and the rows that stay.
+
+    Raises:
+        DataError: Images are under several labels, which may be all right or a mistake.
+    """
+    values, codes, stay = list(labels.values), labels.codes.copy(), dict(kept)
+    for split, rows in kept.items():
+        if settings.repeated_images == 'rows' or not isinstance(sources[split], Dataset):
+            continue
+        paths = pc.struct_field(columns.cells(sources[split], 'image'), 'path').take(pyarrow.array(rows - first[split]))
+        if pc.count_distinct(paths).as_py() + paths.null_count >= len(rows):
+            continue
+        image, names = columns.distinct(paths)
+        pairs = np.unique(np.stack([image, labels.codes[rows]]), axis=1)
+        pairs = pairs[:, pairs[0] >= 0]
+        several = np.flatnonzero(np.bincount(pairs[0]) > 1)
+        if len(several) and settings.repeated_images is None:
+            both = [labels.values[code] for code in pairs[1][pairs[0] == several[0]]]
+            raise DataError(
+                f'{len(several)} images of {name_of(settings)} have rows with different labels: {names[several[0]]} '
+                f'has {listed(map(repr, both))}. If an image has all the labels of its rows: --repeated-images labels. '
+                f'If each row is an example: --repeated-images rows.'
+            )
+        if settings.repeated_images == 'labels':
+            once, start = np.unique(image, return_index=True)
+            stay[split] = np.sort(np.concatenate([rows[start[once >= 0]], rows[image < 0]]))
+            of_image = dict(zip(once.tolist(), rows[start].tolist()))
+            sets: dict[int, list[str]] = {}
+            for number, code in pairs.T.tolist():
+                value = labels.values[code]
+                sets.setdefault(of_image[number], []).extend(value if labels.multi_label else [value])
+            for row, found in sets.items():
+                codes[row] = len(values)
+                values.append(tuple(dict.fromkeys(found)))
+    if settings.repeated_images != 'labels':
+        return labels, kept
+    values = [value if isinstance(value, tuple) else (value,) for value in values]
+    return replace(labels, codes=codes, values=values, multi_label=True), stay
+
+
+def _groups(tables: dict[str, Table], used: Sequence[str], settings: DataSettings, notes: list[str]) -> np.ndarray:
+    """[N] number of each row's group, one split after the other; empty without groups.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    none = np.empty(0, np.int64)
+    features, given = next(iter(tables.values())).rows.features, settings.group_column
+    column = by_name([name for name in features if name not in used], GROUP_COLUMNS) if given is None else given
+    here = [t for t in tables.values() if column in t.rows.features and (given or isinstance(t.rows, Dataset))]
+    if given and len(here) < len(tables):
+        raise DataError(f'{name_of(settings)} has no column {given!r}, but {listed(features, 20)}.')
+    if not column or len(here) < len(tables):
+        return none
+    codes = columns.joined([columns.distinct(_column(table, column)) for table in here]).codes
+    nothing = codes < 0  # each image without a group is one
+    codes[nothing] = codes.max() + 1 + np.arange(nothing.sum())
+    count = len(np.unique(codes))
+    if given is None and count in (1, len(codes)):
+        return none
+    if given is None:
+        notes.append(f'A share for validation has whole groups of the {count} by {column!r}; none: --group-column "".')
+    return codes
 
 
 # Images

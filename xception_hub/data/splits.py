@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from ..errors import DataError
 from .columns import cells, distinct
@@ -31,6 +31,8 @@ def divided(splits: dict[str, Table], settings: DataSettings) -> dict[str, Table
     table, *others = splits.values()
     rows = table.rows
     found = [name for name in rows.features if plain(name) in SPLIT_COLUMNS or plain(name) in SPLIT_FLAGS]
+    if not found and column is None and not others and isinstance(rows, Dataset):
+        found = [name for name in rows.features if _holds_splits(rows, name)]
     if column == '' or (column is None and (others or not found)):
         return splits
     if column and column not in rows.features:
@@ -46,7 +48,8 @@ def divided(splits: dict[str, Table], settings: DataSettings) -> dict[str, Table
     values = values if (codes < 0).any() else values[:-1]
     if (flags := SPLIT_FLAGS.get(plain(chosen))) and {value.lower() for value in values} <= {*BOOLEANS}:
         values = [flags[BOOLEANS[value.lower()]] for value in values]
-    if column is None and (plain(chosen) in UNCLEAR_FLAGS or not all(map(split_of, values))):
+    is_known = plain(chosen) in {*SPLIT_COLUMNS, *SPLIT_FLAGS} - {*UNCLEAR_FLAGS}
+    if column is None and not (is_known and all(map(split_of, values))):
         raise DataError(
             f'The column {chosen!r} of {table.dataset} may name the splits: {listed(sorted({*values}))}. If it does: '
             f'--split-column {shlex.quote(chosen)}, with --train-split and --validation-split if these are others than '
@@ -54,6 +57,15 @@ def divided(splits: dict[str, Table], settings: DataSettings) -> dict[str, Table
         )
     of_row = np.array(values, object)[codes]
     return {value: replace(table, rows=rows.select(np.flatnonzero(of_row == value))) for value in dict.fromkeys(values)}
+
+
+def _holds_splits(rows: Dataset, column: str) -> bool:
+    """Whether all cells of a column are names of splits, of which one is that of training."""
+    if not isinstance(rows.features[column], Value) or 'string' not in rows.features[column].dtype:
+        return False
+    first = {str(value) for value in rows.select(range(min(len(rows), 1000)))[column]}
+    meant = {split_of(str(v)) for v in distinct(cells(rows, column))[1]} if all(map(split_of, first)) else {None}
+    return None not in meant and 'train' in meant and len(meant) > 1
 
 
 def choose(splits: Mapping[str, Table], settings: DataSettings, evaluation: bool) -> tuple[str | None, str | None]:
@@ -110,7 +122,13 @@ def _named(name: str, splits: Mapping[str, Any]) -> str:
 # A share of the images
 
 
-def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], share: float, seed: int) -> list[int]:
+def stratified(
+    labels: Sequence[int] | np.ndarray,
+    class_names: Sequence[str],
+    share: float,
+    seed: int,
+    groups: Sequence[int] | np.ndarray = (),
+) -> list[int]:
     """Positions of a validation split with about the same share of each class.
 
     Args:
@@ -119,6 +137,7 @@ def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], s
         class_names: For the warning about classes that are missing in one of the parts.
         share: Share of the images, in (0, 1).
         seed: Seed; it decides the rows on any machine and in any process.
+        groups: [N] number of each image's group, which is in one of the parts as a whole; empty without groups.
 
     Returns:
         In rising order.
@@ -127,6 +146,10 @@ def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], s
         raise DataError(f'The share of the validation split is {share}; it must lie between 0 and 1.')
     generator = np.random.default_rng(seed)
     labels = np.asarray(labels)
+    if len(groups):
+        indices = _whole_groups(labels, np.asarray(groups), share, generator)
+        warn_of_missing(labels, indices, class_names)
+        return indices
     values = _strata(labels)
     indices: list[int] = []
     for label, count in zip(*np.unique(values, return_counts=True)):
@@ -138,6 +161,24 @@ def stratified(labels: Sequence[int] | np.ndarray, class_names: Sequence[str], s
     indices.sort()
     warn_of_missing(labels, indices, class_names)
     return indices
+
+
+def _whole_groups(labels: np.ndarray, groups: np.ndarray, share: float, generator: np.random.Generator) -> list[int]:
+    """Positions of groups that together have about the same share of each class; large groups are chosen first."""
+    one_hot = labels if labels.ndim == 2 else np.eye(labels.max() + 1, dtype=np.int64)[labels]
+    order = np.argsort(groups, kind='stable')
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    if len(members) < 2:
+        raise DataError('All images are of one group, so that none is left for validation: --group-column "".')
+    goal = share * one_hot.sum(0)
+    weights = (goal > 0) / goal.clip(1e-9)
+    held, chosen = np.zeros(len(goal)), list[int]()
+    shuffled = [members[number] for number in generator.permutation(len(members))]
+    for group in sorted(shuffled, key=len, reverse=True):
+        more = held + one_hot[group].sum(0)
+        if ((more - goal) ** 2 * weights).sum() < ((held - goal) ** 2 * weights).sum():
+            held, chosen = more, [*chosen, *group.tolist()]
+    return sorted(chosen or min(members, key=len).tolist())
 
 
 def _strata(labels: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ metadata file, without a word; its csv reads 001 as 1.
 import csv
 import glob
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
@@ -33,7 +34,7 @@ from ..weights.sources import hub_or_cache
 from .columns import label_by_name
 from .data_settings import DataSettings
 from .folders import Folder, read_folder, understand
-from .names import listed, split_of
+from .names import IMAGE_COLUMNS, LABEL_COLUMNS, by_name, listed, plain, split_of
 from .paths import texts
 
 METADATA = ('metadata.csv', 'metadata.jsonl', 'metadata.parquet')
@@ -41,6 +42,7 @@ FILE_NAME = 'file_name'  # the column of a metadata file that names the image
 READERS = ('arrow', 'csv', 'hdf5', 'json', 'lance', 'parquet', 'webdataset')  # of `datasets`, for what may hold images
 OF_SAVED = ('state.json', 'dataset_dict.json', 'dataset_info.json')  # files that `save_to_disk` writes
 ARCHIVES = ('.zip', '.tar', '.tgz', '.gz', '.7z', '.rar')
+TRIED, LARGEST_TRIED = 20, 10**8  # tables beside images that are looked into, and bytes of one
 DELIMITERS = ',;\t|'
 IMAGE_CELLS = Features(image=Image(decode=False))
 
@@ -306,8 +308,12 @@ def _declares_files(path: Path) -> bool:
 
 def _by_folders(root: Folder, settings: DataSettings, named: Collection[str]) -> Found:
     """The splits of a folder, their classes sorted as strings."""
-    by_table, tables = '', [file for file in root.all_files() if is_table(file)]
-    if tables:
+    tables = [file for file in root.all_files() if is_table(file)]
+    naming = next(filter(None, (_names_images(file, root) for file in tables[:TRIED])), None)
+    by_table = ''
+    if naming:
+        by_table = f' {naming[0]} names images of it. If their labels are in it: --dataset {naming[0]}{naming[1]}.'
+    elif tables:
         place = os.path.dirname(tables[0])
         beside = [file for file in tables if os.path.dirname(file) == place]
         alone = len(beside) > 1 and not any(f.has_images for f in root.all() if f.path == place)
@@ -316,15 +322,39 @@ def _by_folders(root: Folder, settings: DataSettings, named: Collection[str]) ->
         splits, notes = understand(root, settings, named)
     except DataError as e:
         raise DataError(f'{e}{by_table}') from e
-    single = {name for classes in splits.values() for name in classes}
-    if tables and len(single) == 1 and settings.folders is None:
-        raise DataError(f'{root.path} has a single class, {single.pop()!r}. If so: --folders outer.{by_table}')
+    classes = {name for found in splits.values() for name in found}
+    if tables and len(classes) == 1 and settings.folders is None:
+        raise DataError(f'{root.path} has a single class, {classes.pop()!r}. If so: --folders outer.{by_table}')
+    if naming and naming[2] and not naming[2] <= classes and settings.folders is None:
+        raise DataError(
+            f'The folders of {root.path} are {listed(sorted(classes))}, and the labels in {naming[0]} are '
+            f'{listed(sorted(naming[2]))}. If the folders are the classes: --folders outer.{by_table}'
+        )
     found = {}
     for name, classes in splits.items():
         paths = [path for images in classes.values() for path in images]
         labels = [class_name for class_name, images in classes.items() for _ in images]
         found[name] = Table(root.path, name, cells_of(paths, label=labels), (), settings)
     return Found(found, notes)
+
+
+def _names_images(file: str, root: Folder) -> tuple[str, str, set[str]] | None:
+    """A table whose cells are names of images in a folder, the option for their column, and the labels in it."""
+    if TABLES[os.path.splitext(file)[1].lower()] != 'csv' or os.path.getsize(file) > LARGEST_TRIED:
+        return None
+    try:
+        rows = _texts(Path(file))
+    except (DataError, ValueError, Warning):
+        return None
+    images = {os.path.basename(image) for image in root.all_images()}
+    names = images | {os.path.splitext(name)[0] for name in images}
+    for column in rows:
+        cells = [os.path.basename(cell.replace('\\', '/')) for cell in rows[column].head(100)]
+        if cells and sum(cell in names for cell in cells) > len(cells) / 2:
+            option = '' if plain(column) in IMAGE_COLUMNS else f' --image-column {shlex.quote(column)}'
+            label = by_name([name for name in rows if name != column], LABEL_COLUMNS)
+            return file, option, {*rows[label].astype(str)} - {''} if label else set()
+    return None
 
 
 def cells_of(paths: pyarrow.ChunkedArray | Sequence[str], **columns: list[str]) -> Dataset:

@@ -20,7 +20,6 @@ from cyclopts.validators import Number
 from PIL import Image
 
 from ..errors import ImageError, ModelError, SettingsError, XceptionHubError
-from ..images import open_image
 from .attribution import explain, in_unit_range
 from .models import open_model
 from .overlay import overlay, seen
@@ -98,7 +97,7 @@ class Demo:
     def _article(self, file: Path) -> str:
         name = html.escape(file.name)
         try:
-            photo = open_image(file, self.predictor.loaded.transforms.min_side, max_pixels=MAX_PIXELS)
+            photo = self.predictor.loaded.transforms.open(file, MAX_PIXELS)
         except ImageError as e:
             return REFUSED.format(name=name, reason=html.escape(str(e)))
         start = time.perf_counter()

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..directory.card import OF_CLASSES, final_activation_of
 from ..errors import DataError, ModelError, SettingsError, XceptionHubError
-from ..images import open_image
 from .attribution import explain, in_unit_range
 from .models import open_model
 from .overlay import overlay, seen, sheet
@@ -123,7 +122,7 @@ def main(
                 continue
             probabilities = np.array(json.loads(row['probabilities']))
             chosen = numbers or np.argsort(-probabilities, kind='stable')[:top].tolist()
-            image = transforms.evaluation()(open_image(photo, transforms.min_side)).to(device)
+            image = transforms.evaluation()(transforms.open(photo)).to(device)
             maps = explain(predictor.model, image.expand(len(chosen), -1, -1, -1), chosen, method)
             named = [(class_names[number], probabilities[number]) for number in chosen]
             write(target, image, transforms.config, maps, named, raw)

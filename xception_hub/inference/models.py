@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_input_data_config
 from timm.models import get_model_args, get_model_input_config, is_model_in_modules
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import xception_hub  # noqa: F401  registers the model
 
 from ..errors import ModelError
+from ..images import ImageSource, open_image
 from ..weights.sources import hub_or_cache, source_of
 
 # An nn.Module with what timm's models add: get_classifier, forward_features, pretrained_cfg, ...
@@ -56,6 +58,8 @@ def build(
         raise ModelError(f'{name} cannot be built: {type(e).__name__}: {e}') from e
     if num_classes not in (None, model.pretrained_cfg['num_classes']):
         start_equal(model)
+    recorded = source_of(name).read_config() if pretrained and name.startswith(NAMES_CLASSES) else {}
+    model.grey_maximum = _grey_maximum(recorded, name)
     least = (model.pretrained_cfg.get('min_input_size') or (0, 0, 0))[1]
     least = min(least, get_model_args(model).get('min_img_size', least))
     if image_size is not None and image_size < least:
@@ -64,6 +68,13 @@ def build(
             f'--image-size, or pass --model-args.min-img-size {image_size} if the model has that argument.'
         )
     return model
+
+
+def _grey_maximum(config: Mapping[str, Any], name: str) -> int | None:
+    value = config.get('grey_maximum')
+    if value is not None and (type(value) is not int or value < 1):
+        raise ModelError(f'The config.json of {name} has grey_maximum {value!r} instead of a whole number > 0.')
+    return value
 
 
 def open_model(name: str | os.PathLike[str]) -> tuple[TimmModel, dict[str, Any]]:
@@ -92,6 +103,7 @@ class Transforms:
 
     Attributes:
         config: timm's data config: input_size, mean, std, interpolation, crop_pct, ...
+        grey_maximum: Value that is white in grey images of more than 8 bits, as the model's config.json records it.
         min_side: Shorter side of an image in pixels below which an evaluation loses detail; see `images.open_image`.
 
     Raises:
@@ -108,7 +120,12 @@ class Transforms:
             raise ModelError(f'{e} Choose that --image-size, or pass --model-args.img-size {image_size}.') from e
         if image_size is not None:
             _try(model, self.config['input_size'])
+        self.grey_maximum: int | None = getattr(model, 'grey_maximum', None)
         self.min_side = math.ceil(max(self.config['input_size'][1:]) / self.config['crop_pct'])
+
+    def open(self, source: ImageSource, max_pixels: int | None = None) -> Image.Image:
+        """An image as the model saw those that it was trained on; see `images.open_image`."""
+        return open_image(source, self.min_side, self.grey_maximum, max_pixels)
 
     def evaluation(self) -> Callable[[Any], Tensor]:
         """timm's transform for evaluation."""

@@ -10,18 +10,52 @@ from typing import Any
 
 import numpy as np
 
-from ..data.bad_images import BadImage, scan
+from ..data.bad_images import BadImage, copies, scan
 from ..data.data_settings import DataSettings
 from ..data.labelled import Data, Split, load
-from ..errors import DataError, SettingsError
+from ..data.seen import Seen
+from ..directory.write import label_names_of
+from ..errors import DataError, ModelError, SettingsError
 from .machine import Machine
 from .metrics import figure_names
+from .models import recorded_of
 from .runs import Run
 from .settings import Augmentation, Settings
 
 SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
 
 Manifest = dict[str, Any]
+
+
+def read(settings: Settings) -> Data:
+    """The dataset, its images opened and its labels understood as by the model that a run starts from.
+
+    Raises:
+        DataError: It cannot be trained on.
+        ModelError: The model's classes exclude each other, and an image of the dataset has several.
+    """
+    model, evaluation = settings.model, settings.output.eval_only
+    recorded = recorded_of(model.model) if model.pretrained else {}
+    grey_maximum = settings.data.grey_maximum or recorded.get('grey_maximum')
+    data = load(replace(settings.data, grey_maximum=grey_maximum), evaluation)
+    names = label_names_of(recorded)
+    if not names or not (evaluation or {*names} & {*data.class_names}):
+        return data
+    if recorded.get('problem_type') == 'multi_label_classification':
+        return data.with_several_labels()
+    if data.multi_label and evaluation:
+        raise ModelError(
+            f'The classes of {model.model} exclude each other (softmax), and the labels of {settings.data.dataset} do '
+            f'not. Evaluate a model that was trained on such labels.'
+        )
+    return data
+
+
+def seen_by(settings: Settings) -> Seen:
+    """The images that the model of a directory has seen before a run starts from it."""
+    name = settings.model.model
+    is_here = settings.model.pretrained and name.startswith('local-dir:')
+    return Seen.read(Path(name.removeprefix('local-dir:'))) if is_here else Seen()
 
 
 def checked(settings: Settings, data: Data, run: Run) -> Manifest:
@@ -47,7 +81,7 @@ def checked(settings: Settings, data: Data, run: Run) -> Manifest:
 def check_finished(settings: Settings, run: Run, machine: Machine) -> None:
     """Raises a DataError if a finished run's data are others by now; says so where they cannot be read any more."""
     try:
-        data = load(settings.data, settings.output.eval_only)
+        data = read(settings)
     except DataError as e:
         machine.print(f'Whether the data have changed since the run cannot be told: {e}')
         return
@@ -72,11 +106,10 @@ def scanned(data: Data, settings: DataSettings, manifest: Manifest, machine: Mac
     looked_at = {}
     if 'bad_images' not in manifest:
         manifest['bad_images'] = bad = []
-        for name in ('train', 'validation') if settings.scan else ():
+        for name in [n for n in ('train', 'validation') if settings.scan and len(getattr(data, n))]:
             split = getattr(data, name)
-            found, digests = _scan(split, machine)
+            found, looked_at[name] = _scan(split, machine)
             bad += [dict(position=i.index, name=i.name, reason=i.reason, split=split.name) for i in found]
-            looked_at[name] = replace(split, digests=digests)
         bad.sort(key=lambda image: (image['split'], image['position']))
         for image in bad:
             machine.print(f'Bad image: {image["name"]}: {image["reason"]}')
@@ -89,13 +122,12 @@ def scanned(data: Data, settings: DataSettings, manifest: Manifest, machine: Mac
     for name in ('train', 'validation'):
         split = getattr(data, name)
         bad = [image['position'] for image in manifest['bad_images'] if image['split'] == split.name and len(split)]
-        if bad:
-            data = replace(data, **{name: split.select(np.setdiff1d(np.arange(len(split)), bad))})
+        data = data.without(name, bad) if bad else data
     return data
 
 
-def _scan(split: Split, machine: Machine) -> tuple[list[BadImage], np.ndarray]:
-    """The bad images of a split, and the sha256 of each file, by all processes together."""
+def _scan(split: Split, machine: Machine) -> tuple[list[BadImage], Split]:
+    """The bad images of a split, and the split with the digests of its images, by all processes together."""
     with machine.progress(f'Scanning {split.name}', len(split)) as bar:
         own = scan(
             split,
@@ -105,43 +137,51 @@ def _scan(split: Split, machine: Machine) -> tuple[list[BadImage], np.ndarray]:
             rank=machine.rank,
             step=partial(bar.update, machine.processes),
         )
-    digests = np.full(len(split), b'', object)
-    for part in machine.gather([own.digests]):
-        digests[[*part]] = [*part.values()]
-    return machine.gather(own.bad), digests
+    digests, pixels = np.full((2, len(split)), b'', object)
+    for part in machine.gather([own]):
+        digests[[*part.digests]], pixels[[*part.pixels]] = [*part.digests.values()], [*part.pixels.values()]
+    return machine.gather(own.bad), replace(split, digests=digests, pixels=pixels)
 
 
-def divided(data: Data, settings: DataSettings, seed: int, manifest: Manifest, machine: Machine) -> Data:
+def divided(settings: Settings, data: Data, seen: Seen, manifest: Manifest, machine: Machine) -> Data:
     """The data with a validation split, and with as many training images as are wanted.
 
+    Args:
+        settings: The settings of the run.
+        data: The images that can be used.
+        seen: Those that the model has seen before.
+        manifest: The manifest of the run, which gets to name the rows of the validation split.
+        machine: Where it is printed.
+
     Raises:
-        DataError: A split has no image.
+        DataError: A split has no image, or all were seen.
     """
-    if not data.has_validation:
-        data = data.with_validation(settings.validation_share, seed)
+    s, seed = settings.data, settings.optimization.seed
+    scanned = any(len(split.digests) for split in (data.train, data.validation))
+    if 'validation_rows' in manifest:  # of a run that goes on
+        data = data.held_out(np.flatnonzero(np.isin(data.train.source_rows, manifest['validation_rows'])))
+    elif not data.has_validation:
+        data = seen.share(data, s.validation_share, seed)
         manifest['validation_rows'] = data.validation.source_rows.tolist()
-    if settings.max_train_samples and settings.max_train_samples < len(data.train):
+    elif scanned:
+        data = seen.without_trained(data, settings.output.eval_only)
+    if s.max_train_samples and s.max_train_samples < len(data.train):
         order = np.random.default_rng(seed).permutation(len(data.train))
-        data = replace(data, train=data.train.select(np.sort(order[: settings.max_train_samples])))
-    _warn_of_leaks(data)
+        data = replace(data, train=data.train.select(np.sort(order[: s.max_train_samples])))
+    if not len(data.validation) or not (len(data.train) or settings.output.eval_only):
+        raise DataError(f'A split of {s.dataset} has no image that can be used.')
+    for text in copies(data):
+        warnings.warn(text, stacklevel=2)
     for note in data.notes:
         machine.print(note)
+    if seen.trained and not scanned:
+        machine.print('Whether the model was trained on images of the validation split is not known without the scan.')
     machine.print(class_counts(data))
     machine.print(
-        f'{settings.dataset}: {len(data.class_names)} classes, {len(data.train)} images for training, '
+        f'{s.dataset}: {len(data.class_names)} classes, {len(data.train)} images for training, '
         f'{len(data.validation)} for validation'
     )
     return data
-
-
-def _warn_of_leaks(data: Data) -> None:
-    train, validation = ({*split.digests} - {b''} for split in (data.train, data.validation))
-    if both := train & validation:
-        warnings.warn(
-            f'{len(both)} image files are in the training and in the validation split: the figures will be better than '
-            f'the model is.',
-            stacklevel=3,
-        )
 
 
 def class_counts(data: Data, most: int = 20) -> str:

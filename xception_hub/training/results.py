@@ -98,7 +98,8 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
     if not settings.output.eval_only:
         figures['train_images'] = len(task.data.train)
         base = models.hub_id(task.model) if settings.model.pretrained else None
-        models.save(run.directory, task.model, task.transforms.config, class_names, task.data.multi_label, base)
+        grey_maximum, several = task.data.validation.grey_maximum, task.data.multi_label
+        models.save(run.directory, task.model, task.transforms.config, class_names, several, base, grey_maximum)
     write_predictions(run.directory / PREDICTIONS_FILE, task, predictions)
     run.write_text('report.html', report(task, predictions, progress, figures))
     run.write_text(HISTORY_FILE, json.dumps(progress.history, indent=2))
@@ -188,8 +189,7 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
         name=lambda index: split.cell_name(index, items[index]),
         warnings=[f'Left out: {image["name"]}: {image["reason"]}' for image in task.manifest['bad_images']],
         usage=usage(
-            settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}',
-            settings['grey_maximum'],
+            settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}', split.grey_maximum
         ),
         importance=task.manifest['class_importance'],
         heat=partial(_heat, task, items),
