@@ -1,8 +1,9 @@
-"""accelerate launch finetune.py --recipe transfer --dataset photos --output DIR
+"""xception-hub finetune --recipe transfer --dataset photos --output DIR
 
 Adapts xception_paper, or any timm model, to a Hugging Face dataset or a folder of images, on a CPU, a GPU or many
 machines. DIR becomes a model directory for timm, with a report. Interrupt it, run the command again: the final weights
-are bit-identical.
+are bit-identical. For several processes: accelerate launch -m xception_hub finetune. In a clone: accelerate launch
+finetune.py.
 """
 
 import math
@@ -24,22 +25,22 @@ from torch import Tensor, nn
 
 from xception_hub.data.labelled import Data
 from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError
-from xception_hub.inference.models import TimmModel, Transforms, build, evaluating
-from xception_hub.training import batch_norm, models, results, resume
-from xception_hub.training import machine as machines
+from xception_hub.models import classifier
+from xception_hub.models.build import TimmModel, Transforms, build, evaluating
+from xception_hub.models.matching import Selected, on_all_outputs, outputs_of
+from xception_hub.training import batch_norm, processes, results, run_checkpoints
+from xception_hub.training.batches import Batch, Batching, Images, InOrder, TrainingBatches, seed_all
 from xception_hub.training.dry_run import dry_run
 from xception_hub.training.features import frozen_features
-from xception_hub.training.labels import Selected, on_all_outputs, outputs_of
-from xception_hub.training.machine import Machine
-from xception_hub.training.manifest import check_finished, checked, divided, read, scanned, seen_by
 from xception_hub.training.metrics import Predictions, is_better, summary
 from xception_hub.training.objective import Objective, balanced_class_weights
-from xception_hub.training.optimization import make_optimizer, make_schedule
-from xception_hub.training.resume import Checkpoint
-from xception_hub.training.runs import SETTINGS_FILE, Interrupted, Progress, Run, Stop, stop_on_signals
-from xception_hub.training.samples import Batch, Batching, Images, InOrder, TrainingBatches, seed_all
+from xception_hub.training.optimization import check_optimizer, make_optimizer, make_schedule
+from xception_hub.training.phase import Phase, Task
+from xception_hub.training.processes import Machine
+from xception_hub.training.run_checkpoints import Checkpoint
+from xception_hub.training.run_data import check_finished, checked, divided, read, scanned, seen_by
+from xception_hub.training.run_directory import SETTINGS_FILE, Interrupted, Progress, Run, Stop, stop_on_signals
 from xception_hub.training.settings import RESUME_MAY_CHANGE, Settings, phases, with_recipe
-from xception_hub.training.task import Phase, Task
 from xception_hub.training.throughput import Throughput
 
 INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
@@ -49,14 +50,14 @@ def run(settings: Settings) -> None:
     """The whole of it: data, model, phases, results."""
     if Path(settings.model.model).is_dir():
         settings = replace(settings, model=replace(settings.model, model=f'local-dir:{settings.model.model}'))
-    machine = machines.start(settings)
+    machine = processes.start(settings)
     output = settings.output
     directory = Run(output.output, settings.flat(), machine.processes, RESUME_MAY_CHANGE, output.keep_checkpoints)
     if directory.finished:
         check_finished(settings, directory, machine)
         results.show_finished(directory, output.push, machine)
         return
-    make_optimizer(replace(settings.optimization, layer_decay=None), nn.Linear(1, 1))  # refuses an unknown one
+    check_optimizer(settings.optimization)
     seen = seen_by(settings)
     data = read(settings)
     manifest = checked(settings, data, directory)
@@ -110,7 +111,7 @@ def build_model(
     if settings.output.eval_only:
         model = build(s.model, None, pretrained, args, s.image_size)
     else:
-        model, kept = models.build_for(s.model, data.class_names, pretrained, args, s.image_size)
+        model, kept = classifier.build_for(s.model, data.class_names, pretrained, args, s.image_size)
         if 0 < len(kept) < len(data.class_names):
             machine.print(f'The classifier keeps its rows of {len(kept)} classes that it knows; the others are new.')
     if settings.machine.gradient_checkpointing:
@@ -123,7 +124,7 @@ def build_model(
 
 def probe_phase(task: Task) -> Phase:
     """The classifier alone, on features that the frozen network computes once."""
-    module = models.ProbeHead(task.model, task.settings.model.drop_rate)
+    module = classifier.ProbeHead(task.model, task.settings.model.drop_rate)
     training, validation = (frozen_features(task.images(split), task) for split in ('train', 'validation'))
     return Phase('probe', task, module, 'head', training, validation, make_objective(task))
 
@@ -226,7 +227,7 @@ class Training:
         """Trains for what is left of an epoch."""
         progress, batching, machine = self.progress, self.batching, self.machine
         self.order.epoch, self.order.first_update = progress.epoch, progress.update
-        models.set_mode(self.phase.module, self.settings.batch_norm == 'frozen')
+        classifier.set_mode(self.phase.module, self.settings.batch_norm == 'frozen')
         name = f'{self.phase.name} {progress.epoch + 1}/{self.settings.epochs}'
         minutes = self.phase.task.settings.output.checkpoint_minutes
         with (
@@ -304,7 +305,7 @@ class Training:
         if is_better(self.settings.metric, row, progress.best):
             progress.best = row
             if self.machine.is_main:
-                resume.write(self.checkpoints.best, {self.phase.kind: self.evaluated.state_dict()}, row)
+                run_checkpoints.write(self.checkpoints.best, {self.phase.kind: self.evaluated.state_dict()}, row)
         progress.history.append(row)
         progress.epoch, progress.update, progress.loss_sum, progress.images = progress.epoch + 1, 0, 0.0, 0
         figures = {name: value for name, value in row.items() if isinstance(value, (int, float))}
@@ -332,17 +333,17 @@ class Training:
             raise self.diverged()
         if self.averages:
             tensors['averages'] = self.averages.module.state_dict()
-        tensors['optimizer'], rest = resume.pack_optimizer(self.optimizer)
+        tensors['optimizer'], rest = run_checkpoints.pack_optimizer(self.optimizer)
         state = dict(progress=progress.as_dict(), optimizer=rest, scaler=scaler.state_dict() if scaler else None)
         self.checkpoints.save(progress.phase, progress.epoch * self.batching.updates + progress.update, tensors, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues where a checkpoint was written."""
         tensors, state = checkpoint.tensors, checkpoint.state
-        resume.restore(self.phase.module, tensors[self.phase.kind], checkpoint.path)
+        run_checkpoints.restore(self.phase.module, tensors[self.phase.kind], checkpoint.path)
         if self.averages:
-            resume.restore(self.averages.module, tensors['averages'], checkpoint.path)
-        resume.unpack_optimizer(self.optimizer, tensors.get('optimizer', {}), state['optimizer'])
+            run_checkpoints.restore(self.averages.module, tensors['averages'], checkpoint.path)
+        run_checkpoints.unpack_optimizer(self.optimizer, tensors.get('optimizer', {}), state['optimizer'])
         if self.machine.accelerator.scaler:
             self.machine.accelerator.scaler.load_state_dict(state['scaler'])
 
@@ -372,16 +373,17 @@ def restore_best(phase: Phase) -> None:
     model, machine = phase.task.model, phase.task.machine
     if machine.is_main:
         file = phase.task.run.checkpoints.best
-        best = resume.read(file)
+        best = run_checkpoints.read(file)
         kind = 'model' if 'model' in best.tensors else 'head'
-        resume.restore(model if kind == 'model' else phase.module, best.tensors[kind], file)
-        resume.write(file, {'model': model.state_dict()}, best.state)
+        run_checkpoints.restore(model if kind == 'model' else phase.module, best.tensors[kind], file)
+        run_checkpoints.write(file, {'model': model.state_dict()}, best.state)
     machine.share(model.state_dict().values())
 
 
 # The command
 
 app = App(help=__doc__, version_flags=[])
+app['--help'].show = app.meta['--help'].show = False  # they would have a box of their own
 
 
 @app.default
@@ -398,7 +400,7 @@ def main(settings: Settings) -> None:
         sys.exit(f'error: {text}' if is_main else 1)
     except (Interrupted, KeyboardInterrupt):
         file = settings.output.output / SETTINGS_FILE  # not there if nothing has been trained
-        again = f', or: finetune.py --config {file}' if file.is_file() else ''
+        again = f', or: {sys.argv[0]} --config {file}' if file.is_file() else ''
         print(f'\nStopped. The same command goes on from here{again}', file=sys.stderr)
         sys.exit(INTERRUPTED)
 

@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 import xception_hub
 from xception_hub.allocator import keep_freed_memory
+from xception_hub.inference.check import Function
 from xception_hub.inference.engines import DTYPES, ENGINES
 from xception_hub.inference.folding import fold
-from xception_hub.inference.reference import Function
 from xception_hub.paper.checks import count_macs
 from xception_hub.timing import device_model, in_turn, lacks_bf16, timed
 

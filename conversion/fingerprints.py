@@ -1,4 +1,4 @@
-"""python -m conversion.fingerprints model.keras > xception_hub/fingerprints.json
+"""python -m conversion.fingerprints model.keras > xception_hub/weights/fingerprints.json
 
 Prints the fingerprints of a file's backbone, which has to be the one that Keras publishes: frozen, never trained on.
 """

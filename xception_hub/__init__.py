@@ -6,7 +6,6 @@ Importing this package registers the models, so that `timm.create_model('xceptio
 import importlib
 from typing import Any
 
-from . import narrow_inception as _compared  # noqa: F401
 from . import xception_paper as _registered  # noqa: F401
 from .errors import CheckpointError, WeightsError
 from .images import open_image

@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from . import __version__
 from .run import run
+from .stand_ins import with_stand_ins
 from .weights import fingerprints, sources
 
 PACKAGE = Path(__file__).parent
@@ -46,16 +47,16 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     'convert': Recipe('conversion/convert.py', 'keras', 'Convert a Keras file into a model directory.', group=KERAS),
-    'prove': Recipe('conversion/verify.py', 'keras', 'Prove that a model directory is its Keras file.', group=KERAS),
+    'prove': Recipe('conversion/prove.py', 'keras', 'Prove that a model directory is its Keras file.', group=KERAS),
     'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Write a model directory as a Keras file.', group=KERAS),
     'finetune': Recipe('finetune.py', 'finetune', 'Adapt a timm model to a dataset or a folder of images.', True),
-    'predict': Recipe('xception_hub.training.predict', 'finetune', 'Classify images, or write their features.'),
+    'predict': Recipe('xception_hub.inference.predict', 'finetune', 'Classify images, or write their features.'),
     'explain': Recipe('xception_hub.inference.explain', 'explain', 'Draw what in photos spoke for their classes.'),
     'demo': Recipe(
         'xception_hub.inference.demo', 'demo', 'Serve a page that says what photos show, and where it looked.'
     ),
     'export': Recipe('xception_hub.inference.export', 'export', 'Write a model for another runtime, and compare.'),
-    'publish': Recipe('conversion/publish.py', 'keras', 'Publish a model directory on the Hugging Face Hub.'),
+    'publish': Recipe('xception_hub.directory.publish', 'keras', 'Publish a model directory on the Hugging Face Hub.'),
     'paper': Recipe('xception_hub.paper.__main__', 'paper', 'Check and draw what the paper states.', group=PAPER),
     'ablations': Recipe('xception_hub.paper.ablations', 'finetune,paper', "Train the paper's variants.", group=PAPER),
     'doctor': Recipe('xception_hub.doctor', '', 'Describe this installation, for a report of a bug.', group=HERE),
@@ -113,15 +114,24 @@ def load(recipe: Recipe) -> ModuleType:
     return module
 
 
-def loaded(name: str) -> App:
-    """The command of a recipe."""
+def loaded(name: str, to_describe: bool = False) -> App:
+    """The command of a recipe.
+
+    Args:
+        name: Its name.
+        to_describe: Whether only its help will be printed, for which its packages need not be installed.
+    """
     recipe = RECIPES[name]
     try:
         return load(recipe).app
     except ImportError as e:
         if (e.name or '').startswith('xception_hub'):
             raise
-        sys.exit(f"error: {e}. xception-hub {name} needs: pip install 'xception-hub[{recipe.extra}]'")
+        remedy = f"xception-hub {name} needs: pip install 'xception-hub[{recipe.extra}]'"
+        if not to_describe:
+            sys.exit(f'error: {e}. {remedy}')
+    print(f'{remedy}\n', file=sys.stderr)
+    return with_stand_ins(lambda: load(recipe), 'xception_hub').app
 
 
 COMPLETION = '--install-completion'
@@ -139,7 +149,7 @@ class Tool(App):
         return re.sub(*FILES[shell], text, flags=re.MULTILINE) if shell in FILES else text
 
 
-def tool(called: str) -> App:
+def tool(called: str, to_describe: bool = False) -> App:
     """The whole tool. Commands that are not called are a line of its help, and whole for completion."""
     app = Tool(
         name='xception-hub',
@@ -157,7 +167,7 @@ def tool(called: str) -> App:
                 command = loaded(name)
                 command.help = recipe.help
         elif called == name:
-            command = loaded(name)
+            command = loaded(name, to_describe)
         app.command(command, name=name)
     return app
 
@@ -173,6 +183,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
             the command line cannot be read; 130 after Ctrl-C. `xception-hub run` has the status of its script.
     """
     tokens = sys.argv[1:] if tokens is None else tokens
+    to_describe = not {'--help', '-h'}.isdisjoint(tokens)
     called = next((token for token in tokens[:1] if not token.startswith('-')), '')
     if called and called not in COMMANDS:
         near = difflib.get_close_matches(called, COMMANDS, 1)
@@ -184,8 +195,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
     try:
         if called in RECIPES and RECIPES[called].has_meta:  # its help is whole only where it stands alone
             sys.argv[0] = f'xception-hub {called}'
-            loaded(called).meta(tokens[1:], exit_on_error=False)
+            loaded(called, to_describe).meta(tokens[1:], exit_on_error=False)
         else:
-            tool(tokens[0] if tokens else '')(tokens, exit_on_error=False)
+            tool(called or next(iter(tokens), ''), to_describe)(tokens, exit_on_error=False)
     except CycloptsError:  # has been printed
         sys.exit(USAGE)

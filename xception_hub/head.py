@@ -132,7 +132,7 @@ class Head(nn.Module):
             self._build_classifier(num_classes, **dd)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(x)  # [B, 2048]
+        x = self.global_pool(x)  # [B, pooled features], or [B, C, H, W] without pooling or for a layer 'flatten'
         x = self.drop(self.fc_layers(x))  # [B, num_features]
         return x if pre_logits else self.fc(x)  # [B, num_classes]
 

@@ -19,7 +19,12 @@ with contextlib.suppress(ImportError):
 
     pillow_heif.register_heif_opener()
 
-IMAGE_SUFFIXES = frozenset(suffix for suffix, format in Image.registered_extensions().items() if format in Image.OPEN)
+NO_IMAGES = {'BUFR', 'GRIB', 'HDF5', 'MPEG'}  # formats that Pillow recognises and cannot decode
+IMAGE_SUFFIXES = frozenset(
+    suffix
+    for suffix, format in Image.registered_extensions().items()
+    if format in Image.OPEN and format not in NO_IMAGES
+)
 MAX_PIXELS = 2**27  # 134 million: 400 MB in RGB; ordinary collections hold files that declare far more
 DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this times the size it is needed at, so that resizing averages
 # What systems put beside photos: Synology's thumbnails, recycle bins, macOS' copies.

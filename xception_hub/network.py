@@ -185,8 +185,7 @@ class Xception(nn.Module):
         Args:
             x: Images [B, C, H, W].
             indices: Numbers of the maps to return; an int stands for the last n, None for all. 0 is the stem, 1 and 2
-                are modules 2 and 3, 3 is the
-                middle flow, 4 the exit flow.
+                are modules 2 and 3, 3 is the middle flow, 4 the exit flow.
             norm: Without effect; there is no final normalization.
             stop_early: Leave out what the maps don't need.
             output_fmt: 'NCHW' only.

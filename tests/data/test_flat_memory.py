@@ -11,8 +11,8 @@ from forked import CONTEXT
 from small_images import encoded, photo
 from timm.data import create_transform
 
-from xception_hub.training import samples
-from xception_hub.training.samples import Batching, Images, TrainingBatches, loader
+from xception_hub.training import batches as training_batches
+from xception_hub.training.batches import Batching, Images, TrainingBatches, loader
 
 SMALL, LARGE = 200, 2000  # images
 FILE_SIZE = 160  # pixels; about 40 kB at full quality, so that the large dataset is 80 MB
@@ -64,7 +64,7 @@ def anonymous() -> float:
 
 def growth(dataset: str, streaming: bool, buffer: int, keep: bool) -> float:
     """MB that an epoch adds at most, that of finding the images included; to be called in a process of its own."""
-    samples.SHUFFLE_BUFFER = buffer
+    training_batches.SHUFFLE_BUFFER = buffer
     before = most = anonymous()
     split = load(dataset, streaming=streaming).train
     transform = create_transform(CROP_SIZE, is_training=True)

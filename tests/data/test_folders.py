@@ -18,10 +18,10 @@ import finetune
 from xception_hub import images
 from xception_hub.data.data_settings import DataSettings
 from xception_hub.data.folders import read_folder, understand
+from xception_hub.data.known_names import split_of
 from xception_hub.data.labelled import Data, load
-from xception_hub.data.names import split_of
 from xception_hub.errors import DataError
-from xception_hub.training.manifest import class_counts
+from xception_hub.training.run_data import class_counts
 
 PAGE = (ROOT / 'docs' / 'folders.md').read_text()
 TRAINED = (*SMALL, '--recipe', 'probe', '--epochs', '1', '--validation-share', '0.5')

@@ -130,7 +130,9 @@ def test_groups_are_not_cut(name: str, tmp_path: Path) -> None:
 
 def test_a_group_column_by_its_name(tmp_path: Path) -> None:
     file = table(tmp_path, label=list('xy' * 6), camera=[i // 3 for i in range(12)])
-    assert not len(load(file).train.groups)
+    with pytest.raises(DataError, match='--group-column camera.*--group-column ""'):
+        load(file)
+    assert not len(load(file, group_column='').train.groups)
     assert load(file, group_column='camera').train.groups.tolist() == [i // 3 for i in range(12)]
     with pytest.raises(DataError, match="no column 'cam', but image, label, camera"):
         load(file, group_column='cam')

@@ -1,4 +1,4 @@
-"""`python -m conversion.publish`, over HTTP to a hub on this machine and back, by everything that a card names."""
+"""`xception-hub publish`, over HTTP to a hub on this machine and back, by everything that a card names."""
 
 import hashlib
 import json
@@ -28,9 +28,9 @@ from PIL import Image
 from port_a_keras_model import CLASS_NAMES, Checkpoint
 from torch import Tensor, nn
 
-from conversion.publish import app
 from xception_hub.directory.card import render
-from xception_hub.directory.publish import make_upload, publish, send
+from xception_hub.directory.publish import app
+from xception_hub.directory.upload import make_upload, publish, send
 from xception_hub.errors import PublishError
 
 # huggingface_hub's own use of its HTTP library, where Xet is disabled
@@ -72,7 +72,7 @@ def published(hub: HubServer, converted: Path, tmp_path_factory: pytest.TempPath
     shutil.rmtree(hub.root / REPO, ignore_errors=True)
     result = python(
         '-m',
-        'conversion.publish',
+        'xception_hub.directory.publish',
         converted,
         REPO,
         '--license',
@@ -447,7 +447,7 @@ def test_damaged_directory(damage: str, directory: Path, hub: HubServer, token: 
 
 def test_without_a_token(published: str, converted: Path, tmp_path: Path) -> None:
     """As a user sees it: one line, and a status."""
-    result = python('-m', 'conversion.publish', converted, 'org/nobody', cwd=tmp_path)
+    result = python('-m', 'xception_hub.directory.publish', converted, 'org/nobody', cwd=tmp_path)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith('error: There is no token to write to org/nobody with. Log in with `hf auth login`')

@@ -12,7 +12,7 @@ from random_model import images, random_model
 
 from xception_hub.errors import ModelError, SettingsError
 from xception_hub.inference.attribution import METHODS, explain, in_unit_range
-from xception_hub.inference.hooks import hookable
+from xception_hub.inference.hookable import hookable
 
 CAMS = ('gradcam', 'hirescam', 'layercam')
 Build = Callable[[], Any]

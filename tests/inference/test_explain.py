@@ -17,8 +17,8 @@ import xception_hub
 from xception_hub.cli import main
 from xception_hub.directory.write import write_model
 from xception_hub.inference.attribution import explain
-from xception_hub.inference.models import Transforms
 from xception_hub.inference.overlay import overlay, seen
+from xception_hub.models.build import Transforms
 
 NAMES = ['cup', 'Glass', 'plate', '7']
 

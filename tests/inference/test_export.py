@@ -28,8 +28,8 @@ from xception_hub.cli import main
 from xception_hub.directory.write import write_model
 from xception_hub.errors import DataError, DirectoryError, ExportError, SettingsError
 from xception_hub.inference.export import export
-from xception_hub.inference.formats import FORMATS
-from xception_hub.inference.models import Transforms
+from xception_hub.inference.exporters import FORMATS
+from xception_hub.models.build import Transforms
 
 SIZES = [(71, 71), (72, 96), (98, 81)]  # the smallest, square, even, even and odd
 FLOAT32 = dict(rtol=1e-4, atol=1e-5)

@@ -8,8 +8,8 @@ import timm
 import torch
 from random_model import images, norms_of, random_model
 
+from xception_hub.inference.check import as_list, relative_error
 from xception_hub.inference.folding import fold
-from xception_hub.inference.reference import as_list, relative_error
 
 FLOAT64 = 1e-12  # relative L2 error
 SMALL: dict[str, Any] = dict(width_multiplier=0.1875, min_img_size=33, num_classes=5)

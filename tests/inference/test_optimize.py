@@ -18,11 +18,11 @@ from torch import Tensor, nn
 import xception_hub
 from xception_hub import Xception
 from xception_hub.errors import OptimizeError
-from xception_hub.inference import choices as choices_module
+from xception_hub.inference import engine_choices
 from xception_hub.inference import optimize as optimize_module
+from xception_hub.inference.check import TOLERANCES, as_list, relative_error
 from xception_hub.inference.engines import ENGINES, Engine
 from xception_hub.inference.optimize import ORIGINAL, OptimizedModel, optimize
-from xception_hub.inference.reference import TOLERANCES, as_list, relative_error
 from xception_hub.timing import lacks_bf16
 
 SMALL: dict[str, Any] = dict(width_multiplier=0.1875, min_img_size=33, num_classes=5)
@@ -236,7 +236,7 @@ def test_busy_machine(
 
 
 def test_default_choices() -> None:
-    assert choices_module.default_file().parts[-4:] == ('xception_hub', 'optimize', 'default', 'engines.json')
+    assert engine_choices.default_file().parts[-4:] == ('xception_hub', 'optimize', 'default', 'engines.json')
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

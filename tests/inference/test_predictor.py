@@ -22,9 +22,9 @@ from small_images import encoded, photo, save_pieces
 
 import xception_hub
 from xception_hub.errors import DataError, ModelError, SettingsError
-from xception_hub.inference.models import Transforms
 from xception_hub.inference.predictor import AHEAD, Predictor
-from xception_hub.training import models
+from xception_hub.models import classifier
+from xception_hub.models.build import Transforms
 
 NAMES = ['cup', 'fork', 'glass', 'plate']
 COUNT = 7  # images; one more cannot be used
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory."""
     folder = tmp_path_factory.mktemp('model')
     model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
-    models.save(folder, model, Transforms(model, 48).config, NAMES, False)
+    classifier.save(folder, model, Transforms(model, 48).config, NAMES, False)
     return folder
 
 
@@ -75,7 +75,7 @@ def as_rows(columns: Any) -> list[dict[str, Any]]:
 
 def test_equals_the_model(folder: Path, files: list[Path], rows: list[dict[str, Any]]) -> None:
     """By timm's own preparation, image by image."""
-    model, _ = xception_hub.inference.models.open_model(folder)
+    model, _ = xception_hub.models.build.open_model(folder)
     prepared = Transforms(model).evaluation()
     for path, row in zip(files, rows):
         if path != files[4]:
@@ -170,7 +170,7 @@ def test_features(folder: Path, files: list[Path]) -> None:
     assert found['features'].shape == (8, 512) and found['features'].dtype == np.float32
     assert np.isnan(found['features']).any(1).tolist() == [path == files[4] for path in files]
     assert predictor(dict(path=files[4:5]))['features'].shape == (1, 512)
-    model, _ = xception_hub.inference.models.open_model(folder)
+    model, _ = xception_hub.models.build.open_model(folder)
     with pytest.raises(ModelError, match='ends in a classifier of 4 classes. For its features, call'):
         list(predictor_of(model, embed=True).predict(files))
     model.reset_classifier(0)
@@ -179,7 +179,7 @@ def test_features(folder: Path, files: list[Path]) -> None:
 
 def test_faster_models(folder: Path, files: list[Path], rows: list[dict[str, Any]]) -> None:
     """By the name of an engine, and as `optimize` returns them."""
-    model, _ = xception_hub.inference.models.open_model(folder)
+    model, _ = xception_hub.models.build.open_model(folder)
     fast = xception_hub.optimize(model, torch.zeros(BATCH_SIZE, 3, 48, 48), engine='pytorch')
     for predictor in (predictor_of(folder, engine='pytorch'), predictor_of(fast)):
         found = list(predictor.predict(files))

@@ -16,8 +16,9 @@ from pyarrow import parquet
 from random_model import random_model
 from small_images import save_pieces
 
-from xception_hub.inference.models import Transforms
-from xception_hub.training import models, predict
+from xception_hub.inference import predict
+from xception_hub.models import classifier
+from xception_hub.models.build import Transforms
 
 COUNT, SHARD_SIZE, BATCH_SIZE = 22, 6, 4  # images; four parts, the last of which is smaller
 PARTS = [f'part-0000{number}-of-00004.parquet' for number in range(4)]
@@ -28,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory."""
     folder = tmp_path_factory.mktemp('model')
     model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
-    models.save(folder, model, Transforms(model, 48).config, ['cup', 'fork', 'glass', 'plate'], False)
+    classifier.save(folder, model, Transforms(model, 48).config, ['cup', 'fork', 'glass', 'plate'], False)
     return folder
 
 
@@ -155,7 +156,9 @@ def test_refused(folder: Path, photos: Path, rows: list[dict[str, Any]], tmp_pat
     run(folder, photos, output)
     other = tmp_path / 'other'
     other.mkdir()
-    models.save(other, random_model(1, num_classes=4, width_multiplier=0.25, min_img_size=32), {}, list('abcd'), False)
+    classifier.save(
+        other, random_model(1, num_classes=4, width_multiplier=0.25, min_img_size=32), {}, list('abcd'), False
+    )
     (tmp_path / 'notes').mkdir()
     (tmp_path / 'notes' / 'a.txt').write_text('text')
     (tmp_path / 'file').write_text('text')

@@ -14,7 +14,7 @@ from handwritten_digits import handwritten_digits
 from PIL import Image
 from scipy import stats
 
-from xception_hub.paper import ablations, evidence, experiments, trained
+from xception_hub.paper import ablations, experiments, intervals, trained
 from xception_hub.paper.checks import count_parameters
 
 DOCS = ROOT / 'docs' / 'paper'
@@ -202,8 +202,8 @@ def test_interval() -> None:
     """Student's, as SciPy has it; of one seed it says nothing."""
     values = [0.7, 0.75, 0.71, 0.8, 0.78]
     found = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert evidence.interval(values) == pytest.approx((sum(values) / 5, found.low, found.high))
-    assert evidence.interval([0.7]) == (0.7, -math.inf, math.inf)
+    assert intervals.interval(values) == pytest.approx((sum(values) / 5, found.low, found.high))
+    assert intervals.interval([0.7]) == (0.7, -math.inf, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_interval() -> None:
 )
 def test_verdict(finals: dict[str, list[float]], verdict: str) -> None:
     """By the interval of the differences, of seeds that both have."""
-    (line,) = [line for line in evidence.verdicts(result_of(**finals)) if line.startswith('figure 9')]
+    (line,) = [line for line in intervals.verdicts(result_of(**finals)) if line.startswith('figure 9')]
     assert verdict in line
 
 
@@ -232,7 +232,7 @@ def test_verdict(finals: dict[str, list[float]], verdict: str) -> None:
     ('second', 'verdict'), [([0.7, 0.59, 0.51], 'depthwise_first is'), ([1.1, 1.0, 0.91], 'one_per_channel is')]
 )
 def test_verdict_on_equality(second: list[float], verdict: str) -> None:
-    lines = evidence.verdicts(result_of(depthwise_first=[0.9, 0.8, 0.7], one_per_channel=second))
+    lines = intervals.verdicts(result_of(depthwise_first=[0.9, 0.8, 0.7], one_per_channel=second))
     assert [verdict in line for line in lines if line.startswith('section 1.2')] == [True]
 
 
@@ -272,7 +272,7 @@ def test_large_differences() -> None:
         trained.pictures(result_of(xception=first, no_residual=other))['figure_9.png']
         for first, other in (([0.9, 0.8], [0.3, 0.1]), ([0.9], [0.3]))
     ]
-    assert figures[0].axes[1].get_ylim()[1] > 100 * evidence.interval([0.6, 0.7]).high
+    assert figures[0].axes[1].get_ylim()[1] > 100 * intervals.interval([0.6, 0.7]).high
     assert 60 < figures[1].axes[1].get_ylim()[1] < 100
 
 
@@ -296,7 +296,7 @@ def test_committed_result(file: Path) -> None:
     assert (found['train_images'], found['updates'], found['judged_on']) == (images, updates, 10_000)
     for page in ('the_paper.md', 'the_paper.zh.md'):
         text = (ROOT / 'docs' / page).read_text()
-        for line in (found['command'], *evidence.table(found), *evidence.verdicts(found)):
+        for line in (found['command'], *intervals.table(found), *intervals.verdicts(found)):
             assert line in text
     for name, figure in trained.pictures(found).items():
         with Image.open(DOCS / name) as image:

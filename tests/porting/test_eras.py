@@ -38,7 +38,7 @@ from old_keras_files import (
     with_operations,
 )
 
-from conversion import convert, verify
+from conversion import convert, prove
 from xception_hub.errors import KerasFileError
 from xception_hub.porting.declared import choose_preprocessing
 from xception_hub.porting.keras_file import build_keras, write_keras
@@ -389,7 +389,7 @@ def test_heads_of_one_size_by_the_commands(kind: str, tmp_path: Path) -> None:
     convert.main(file, output=tmp_path / 'model', **options)
     report = json.loads((tmp_path / 'model' / 'parity.json').read_text())
     assert report['passed'] and {tuple(p['size']) for p in report['proofs'] if p['proof'] == 'Keras'} == {(MAP, MAP)}
-    verify.main(file, tmp_path / 'model', sizes=(71, 96))
+    prove.main(file, tmp_path / 'model', sizes=(71, 96))
 
 
 def test_a_flattened_head_takes_one_size(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from keras_files import archive, randomised
 from port_a_keras_model import Checkpoint
 from torch import nn
 
-from conversion.verify import prove
+from conversion.prove import prove
 from xception_hub import Xception
 from xception_hub.porting.declared import check_declared
 from xception_hub.porting.parity import Finding, compare_taps, compare_with_keras, torch_taps

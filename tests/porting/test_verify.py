@@ -1,4 +1,4 @@
-"""`python -m conversion.verify`: with Keras and without, on directories that are right and on one that is not."""
+"""`python -m conversion.prove`: with Keras and without, on directories that are right and on one that is not."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from commands import call
 from PIL import Image
 from port_a_keras_model import Checkpoint
 
-from conversion.verify import app
+from conversion.prove import app
 from xception_hub.porting.consistency import MOST, check_consistency
 from xception_hub.porting.photos import photo_batch
 from xception_hub.porting.port import Port

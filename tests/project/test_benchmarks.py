@@ -12,8 +12,8 @@ from conftest import ROOT
 from forked import run_script
 from random_model import random_model
 
-from xception_hub.inference.models import Transforms
-from xception_hub.training import models
+from xception_hub.models import classifier
+from xception_hub.models.build import Transforms
 
 
 def run(script: str, *arguments: object) -> str:
@@ -90,7 +90,7 @@ def test_train() -> None:
 def test_predict(tmp_path: Path) -> None:
     """With what decoding and network cost alone."""
     model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
-    models.save(tmp_path, model, Transforms(model, 48).config, list('abcd'), False)
+    classifier.save(tmp_path, model, Transforms(model, 48).config, list('abcd'), False)
     text = run_forked('predict.py', '--model', tmp_path, '--photos', 3, '--batch-size', 2, '--repeats', 1)
     assert re.search(r'^decoding( +[\d.]+){3}\nnetwork( +[\d.]+){3}\nboth( +[\d.]+){3}$', text, re.MULTILINE)
 

@@ -87,16 +87,57 @@ def test_unknown_command(given: str, hint: str) -> None:
     ('command', 'module', 'extra'), [('convert', 'h5py', 'keras'), ('finetune', 'datasets', 'finetune')]
 )
 def test_missing_extra(command: str, module: str, extra: str, tmp_path: Path) -> None:
-    """A command whose packages are not there says which `pip install` brings them."""
+    """A command whose packages are not there names the `pip install` that brings them; its help needs none of them."""
     (tmp_path / f'{module}.py').write_text(f'raise ModuleNotFoundError("No module named {module!r}", name={module!r})')
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    result = subprocess.run(
-        [sys.executable, '-m', 'xception_hub', command, '--help'],
-        env={**os.environ, 'PYTHONPATH': path}, cwd=tmp_path, text=True, capture_output=True,
-    )  # fmt: skip
+
+    def run(option: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, '-m', 'xception_hub', command, option],
+            env={**os.environ, 'PYTHONPATH': path}, cwd=tmp_path, text=True, capture_output=True,
+        )  # fmt: skip
+
+    result = run('nothing')
     assert result.returncode == 1
     assert result.stderr.strip().endswith(f"xception-hub {command} needs: pip install 'xception-hub[{extra}]'")
     assert 'Traceback' not in result.stderr
+
+
+WITHOUT_EXTRAS = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Blocked(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition('.')[0] in PACKAGES:
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+sys.meta_path.insert(0, Blocked())
+from xception_hub.cli import RECIPES, main
+for name in RECIPES:
+    try:
+        main([name, '--help'])
+    except SystemExit as e:
+        assert not e.code, e
+"""
+
+
+def test_help_without_extras() -> None:
+    """What the extras bring is not needed for any command's help, which is the same to the letter."""
+    packages = 'accelerate captum datasets fsspec gradio h5py keras matplotlib pyarrow scipy torchmetrics'
+    code = WITHOUT_EXTRAS.replace('PACKAGES', repr(packages.split()))
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ''.join(call(main, name, '--help').stdout for name in RECIPES)
+    for command, extra in (('convert', 'keras'), ('finetune', 'finetune'), ('demo', 'demo')):
+        assert f"xception-hub {command} needs: pip install 'xception-hub[{extra}]'" in result.stderr
+
+
+def test_headings_of_finetune() -> None:
+    """Each group of settings stands under its name, and no box has --help alone."""
+    text = call(main, 'finetune', '--help').stdout
+    headings = re.findall(r'^╭─ (.+?) ─+╮$', text, re.MULTILINE)
+    assert headings == ['Parameters', 'Data', 'Model', 'Optimization', 'Augmentation', 'Machine', 'Output']
 
 
 def test_finetune(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from handwritten_digits import handwritten_digits
 from torch import Tensor, nn
 
 from xception_hub.images import open_image
-from xception_hub.inference.models import Transforms
+from xception_hub.models.build import Transforms
 from xception_hub.training.batch_norm import has_statistics, recompute
-from xception_hub.training.machine import Machine
+from xception_hub.training.processes import Machine
 
 # Averaged weights of few, large updates: moving statistics are far from them. Nothing is augmented.
 TRAINING = (

@@ -18,13 +18,14 @@ from small_images import save_pieces, split_of
 from torch import Tensor, nn
 
 from xception_hub.data.bad_images import digests
+from xception_hub.data.items import Item
 from xception_hub.data.labelled import Split
-from xception_hub.inference.models import Transforms, evaluating
+from xception_hub.models.build import Transforms, evaluating
+from xception_hub.models.classifier import features_of, without_classifier
 from xception_hub.training import features
+from xception_hub.training.batches import Batching, Images, InOrder, TrainingBatches, loader
 from xception_hub.training.features import FeatureCache, Features, cache_directory, context_of
-from xception_hub.training.machine import Machine
-from xception_hub.training.models import features_of, without_classifier
-from xception_hub.training.samples import Batching, Images, InOrder, Item, TrainingBatches, loader
+from xception_hub.training.processes import Machine
 from xception_hub.training.throughput import Throughput
 
 COUNT = 21  # images, in shards of 8 and batches of 4

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 import xception_hub
 from xception_hub.data.labelled import Data, Split
 from xception_hub.errors import SettingsError
-from xception_hub.training import predict
-from xception_hub.training.manifest import read_importance
+from xception_hub.inference import predict
 from xception_hub.training.results import usage
-from xception_hub.training.resume import Checkpoints, read
+from xception_hub.training.run_checkpoints import Checkpoints, read
+from xception_hub.training.run_data import read_importance
 from xception_hub.training.settings import KNOWN_ELSEWHERE, DataSettings, Settings, with_recipe
 
 TRAINING = ('--recipe', 'full', '--warmup-epochs', 0, '--batch-size', 16)
@@ -644,7 +644,7 @@ def test_divergence(folder: Path, tmp_path: Path, log: Path) -> None:
             'weights.json weights classes in map_at_100, which exclusive classes do',
         ),
         (('--recipe', 'probe', '--flip', 0.5), 'nothing can be augmented'),
-        (('--streaming', '--balanced-sampling'), 'cannot choose images of a stream'),
+        (('--streaming', '--balanced-sampling'), 'Balanced sampling takes images in any order'),
         (('--model', 'resnet51'), 'resnet51 cannot be built'),
         (('--model', 'xception_paper', '--image-size', 40), 'takes images of 71 pixels at least, not 40'),
         (('--model-args.depth', 7), "unexpected keyword argument 'depth'"),

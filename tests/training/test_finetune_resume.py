@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def outcome(output: Path) -> dict[str, Any]:
     """What must not depend on interruptions: weights, figures, and the figures of each epoch but for the clock's."""
-    from xception_hub.training.resume import Checkpoints
+    from xception_hub.training.run_checkpoints import Checkpoints
 
     newest = Checkpoints(output / 'checkpoints').newest()
     assert newest is not None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xception_hub.data.labelled import Data, Split
 from xception_hub.errors import ModelError
-from xception_hub.training.labels import Selected, on_all_outputs, outputs_of
+from xception_hub.models.matching import Selected, on_all_outputs, outputs_of
 
 IDS = ImageNetInfo().label_names()
 DESCRIPTIONS = list(ImageNetInfo().label_descriptions(as_dict=True).values())

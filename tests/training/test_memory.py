@@ -10,8 +10,8 @@ import torch
 from random_model import images
 from torch import Tensor, nn
 
+from xception_hub.training.batches import Batch
 from xception_hub.training.memory import Footprint, measure
-from xception_hub.training.samples import Batch
 from xception_hub.training.throughput import Throughput
 
 FLOAT = 4  # bytes

@@ -20,9 +20,9 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from xception_hub.errors import ModelError
-from xception_hub.inference.models import Transforms, build, evaluating
-from xception_hub.training.models import ProbeHead, build_for, features_of, hub_id, save, set_mode, without_classifier
-from xception_hub.training.samples import seed_all
+from xception_hub.models.build import Transforms, build, evaluating
+from xception_hub.models.classifier import ProbeHead, build_for, features_of, hub_id, save, set_mode, without_classifier
+from xception_hub.training.batches import seed_all
 
 NAMES = ['cat', 'dog', 'hen', 'fox', 'owl']
 SMALL = ('test_resnet', 'test_vit', 'test_convnext', 'test_efficientnet', 'test_byobnet')

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from xception_hub.training.batches import seed_all
 from xception_hub.training.objective import Objective, balanced_class_weights
-from xception_hub.training.samples import seed_all
 
 CLASSES = 4
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 0.0])

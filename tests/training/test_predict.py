@@ -16,12 +16,13 @@ from random_model import random_model
 from small_images import WORDS, save_digits
 
 import xception_hub
-from xception_hub.inference import tables as predictions
-from xception_hub.inference.class_names import names_of
-from xception_hub.inference.models import Transforms
-from xception_hub.training import models, predict
+from xception_hub.inference import predict
+from xception_hub.inference import prediction_tables as predictions
+from xception_hub.models import classifier
+from xception_hub.models.build import Transforms
+from xception_hub.models.class_names import names_of
+from xception_hub.training.batches import Images, InOrder, loader
 from xception_hub.training.metrics import Predictions
-from xception_hub.training.samples import Images, InOrder, loader
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory."""
     folder = tmp_path_factory.mktemp('model')
     model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
-    models.save(folder, model, Transforms(model, 64).config, sorted(WORDS), False)
+    classifier.save(folder, model, Transforms(model, 64).config, sorted(WORDS), False)
     return folder
 
 
@@ -140,7 +141,7 @@ def test_several_labels(photos: Path, tmp_path: Path) -> None:
     """config.json says that an image has any number of classes: those above the threshold."""
     model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
     (tmp_path / 'model').mkdir()
-    models.save(tmp_path / 'model', model, Transforms(model, 64).config, sorted(WORDS), True)
+    classifier.save(tmp_path / 'model', model, Transforms(model, 64).config, sorted(WORDS), True)
     for threshold, count in ((0.0, 4), (1.0, 0)):
         output = tmp_path / f'{count}.jsonl'
         predict.main(str(photos), model=str(tmp_path / 'model'), output=output, threshold=threshold, device='cpu')

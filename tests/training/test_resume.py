@@ -16,7 +16,15 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from xception_hub.errors import ResumeError
-from xception_hub.training.resume import Checkpoint, Checkpoints, pack_optimizer, read, restore, unpack_optimizer, write
+from xception_hub.training.run_checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    pack_optimizer,
+    read,
+    restore,
+    unpack_optimizer,
+    write,
+)
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -103,7 +111,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import torch
-from xception_hub.training.resume import Checkpoints, ResumeError, read, write
+from xception_hub.training.run_checkpoints import Checkpoints, ResumeError, read, write
 file, folder = Path(sys.argv[1]), Path(sys.argv[2])
 write(file, {'model': {'weight': torch.ones(1000)}}, dict(epoch=1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

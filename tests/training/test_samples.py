@@ -15,17 +15,16 @@ from small_images import encoded, photo, save_pieces, split_of
 from timm.data import create_transform
 from torch import Tensor
 
+from xception_hub.data.items import Item, in_order
 from xception_hub.data.labelled import Split
 from xception_hub.errors import DataError, ImageError
-from xception_hub.training import samples
-from xception_hub.training.samples import (
+from xception_hub.training import batches as batches_module
+from xception_hub.training.batches import (
     Batch,
     Batching,
     Images,
     InOrder,
-    Item,
     TrainingBatches,
-    in_order,
     loader,
     sampling_weights,
     seed_all,
@@ -107,7 +106,7 @@ def test_no_step_of_one_image(images: int) -> None:
 @pytest.mark.parametrize('streamed', [False, True])
 def test_beginning_in_the_middle(streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly what is left of the epoch, files of a stream included."""
-    monkeypatch.setattr(samples, 'SHUFFLE_BUFFER', 5)
+    monkeypatch.setattr(batches_module, 'SHUFFLE_BUFFER', 5)
     split = numbered(23, streamed=streamed)
     for rank in range(2):
         plan = Batching(23, 2, 2, processes=2, rank=rank)
@@ -145,7 +144,7 @@ def test_epoch_of_an_item() -> None:
 @pytest.mark.parametrize('buffer', [1, 4, 100])
 def test_stream(buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shuffled as far as the buffer allows; every image comes with its own file; all ranks agree."""
-    monkeypatch.setattr(samples, 'SHUFFLE_BUFFER', buffer)
+    monkeypatch.setattr(batches_module, 'SHUFFLE_BUFFER', buffer)
     split = numbered(30, streamed=True)
     order = order_of(split)
     assert sorted(order) == list(range(30)) and order == order_of(split)

@@ -1,6 +1,6 @@
 """Labelled photos: one table of image, label, split and group; read, understood, split.
 
-    data_settings, names        what can be asked for, and what names of splits and columns mean
+    data_settings, known_names       what can be asked for, and what names of splits and columns mean
     folders, table              folders of photos, and any dataset, as tables with a row for each image
     columns, paths              which columns hold images and labels, what their cells mean, and where the files are
     splits                      training and validation, shares, groups and folds

@@ -13,7 +13,7 @@ from PIL import Image
 from ..errors import DataError
 from ..images import IMAGE_SUFFIXES, walk
 from .data_settings import DataSettings
-from .names import AFFIXES, listed, split_of
+from .known_names import AFFIXES, listed, split_of
 
 HEIC = {'.heic', '.heif', '.hif'}
 

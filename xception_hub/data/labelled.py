@@ -8,6 +8,7 @@ Any dataset can be streamed: then only the labels are read beforehand, and image
 import contextlib
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..images import open_image
 from . import columns, splits
 from .columns import NO_LABEL, Labels
 from .data_settings import DataSettings
-from .names import GROUP_COLUMNS, by_name, listed
+from .known_names import GROUP_COLUMNS, UNCLEAR_GROUPS, by_name, listed, plain
 from .paths import locate
 from .table import IMAGE_CELLS, Table, cells_of, name_of, read
 
@@ -477,6 +478,11 @@ def _groups(tables: dict[str, Table], used: Sequence[str], settings: DataSetting
     count = len(np.unique(codes))
     if given is None and count in (1, len(codes)):
         return none
+    if given is None and plain(column) in UNCLEAR_GROUPS and len(tables) == 1:
+        raise DataError(
+            f'The column {column!r} of {name_of(settings)} may be what images have in common. If all of one {column} '
+            f'belong into the same split: --group-column {shlex.quote(column)}. If not: --group-column "".'
+        )
     if given is None:
         notes.append(f'A share for validation has whole groups of the {count} by {column!r}; none: --group-column "".')
     return codes

@@ -15,7 +15,7 @@ from datasets import Dataset, Value
 from ..errors import DataError
 from .columns import cells, distinct
 from .data_settings import DataSettings
-from .names import SPLIT_COLUMNS, SPLIT_FLAGS, UNCLEAR_FLAGS, VALIDATION_SPLITS, listed, plain, split_of
+from .known_names import SPLIT_COLUMNS, SPLIT_FLAGS, UNCLEAR_FLAGS, VALIDATION_SPLITS, listed, plain, split_of
 from .table import Table
 
 BOOLEANS = {'false': 0, '0': 0, '0.0': 0, 'true': 1, '1': 1, '1.0': 1}

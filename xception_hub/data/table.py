@@ -34,7 +34,7 @@ from ..weights.sources import hub_or_cache
 from .columns import label_by_name
 from .data_settings import DataSettings
 from .folders import Folder, read_folder, understand
-from .names import IMAGE_COLUMNS, LABEL_COLUMNS, by_name, listed, plain, split_of
+from .known_names import IMAGE_COLUMNS, LABEL_COLUMNS, by_name, listed, plain, split_of
 from .paths import texts
 
 METADATA = ('metadata.csv', 'metadata.jsonl', 'metadata.parquet')

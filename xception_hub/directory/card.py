@@ -17,6 +17,7 @@ from timm.data import resolve_data_config
 
 from ..errors import CardError, CheckpointError, DirectoryError
 from ..weights.sources import verify
+from .config import OF_CLASSES, final_activation_of
 from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, label_names_of, read_json
 
 PROJECT = 'OWNER/xception_hub'  # on GitHub; README.md uses the same name
@@ -24,8 +25,6 @@ PLACEHOLDER = 'ORG/NAME'  # stands for a repository that is not known yet
 
 LISTED_CLASSES = 20  # largest number of class names on the card; the others are counted
 LINE_LENGTH = 100  # characters; the Hub's pages show such code without scrolling
-# Activations of Keras models whose outputs stand for classes; linear ones are logits, as far as a file says.
-OF_CLASSES = ('softmax', 'sigmoid', 'linear', 'unknown')
 # Figures of metrics.json by their names on the card; HUB_METRICS has their names on the Hub.
 FIGURES = {
     'top1': 'top-1',
@@ -228,11 +227,6 @@ def _final_activation(config: dict[str, Any]) -> str | None:
     activation = final_activation_of(config)
     known = {'linear': 'none', 'unknown': 'not known, for the file held weights alone'}
     return known.get(activation, activation)
-
-
-def final_activation_of(config: dict[str, Any]) -> str:
-    """What Keras applies to the outputs of a model that was converted; 'unknown' without a record of it."""
-    return (config.get('keras') or {}).get('final_activation', 'unknown')
 
 
 def _dataset_name(metrics: dict[str, Any]) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, SettingsError
 from ..layers import MaxPool2dSame
-from .hooks import hookable
-from .models import TimmModel
+from ..models.build import TimmModel
+from .hookable import hookable
 
 Method = Callable[[TimmModel, Tensor, Tensor], Tensor]
 

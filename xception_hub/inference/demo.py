@@ -20,8 +20,8 @@ from cyclopts.validators import Number
 from PIL import Image
 
 from ..errors import ImageError, ModelError, SettingsError, XceptionHubError
+from ..models.build import open_model
 from .attribution import explain, in_unit_range
-from .models import open_model
 from .overlay import overlay, seen
 from .predictor import EAGER, Predictor
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .formats import FORMATS
-from .reference import Function
+from .check import Function
+from .exporters import FORMATS
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 

@@ -16,10 +16,10 @@ import numpy as np
 from cyclopts import App, Parameter
 from torch import Tensor
 
-from ..directory.card import OF_CLASSES, final_activation_of
+from ..directory.config import OF_CLASSES, final_activation_of
 from ..errors import DataError, ModelError, SettingsError, XceptionHubError
+from ..models.build import open_model
 from .attribution import explain, in_unit_range
-from .models import open_model
 from .overlay import overlay, seen, sheet
 from .predictor import Predictor, default_device
 
@@ -89,7 +89,7 @@ def main(
     method: str = 'gradcam',
     raw: Annotated[bool, Parameter(negative='')] = False,
     image_size: int | None = None,
-    device: str = default_device(),
+    device: str | None = None,
 ) -> None:
     """Draws what in photos spoke for their classes: each as the network sees it, beside a map of each class.
 
@@ -102,7 +102,7 @@ def main(
         method: gradcam, hirescam, layercam, integrated-gradients or deeplift. The last two need captum.
         raw: Write the maps, too: a .npy for each photo, [classes, height, width] in logits.
         image_size: Height and width of the images in pixels. By default the model's own.
-        device: Device that computes: cpu, cuda, mps.
+        device: Device that computes: cpu, cuda, mps. By default a GPU, if there is one.
     """
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     try:
@@ -112,6 +112,7 @@ def main(
             raise SettingsError(f'{folders[0]} is a folder. Name the photos in it, such as {folders[0]}/*.jpg.')
         if not 1 <= (len(classes) or top) <= MAX_CLASSES:
             raise SettingsError(f'{len(classes) or top} classes do not fit into a picture: 1 to {MAX_CLASSES} do.')
+        device = device or default_device()
         predictor, bad = load(model, device, image_size), 0
         _, transforms, class_names, *_ = predictor.loaded
         numbers = [class_number(given, class_names) for given in classes]

@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from cyclopts import App, Parameter
 from torch import Tensor, nn
 
-from ..directory.card import final_activation_of
+from ..directory.config import final_activation_of
 from ..directory.write import new_directory
 from ..errors import ExportError, SettingsError, XceptionHubError, in_one_line
+from ..models.build import TimmModel, Transforms, build
+from ..models.class_names import names_of
 from ..timing import device_model, in_turn, timed
 from ..weights.sources import source_of
-from .class_names import names_of
+from .check import TOLERANCES, as_list, relative_error
+from .exporters import AXES, BATCH, FORMATS, Format, Run
 from .folding import fold
-from .formats import AXES, BATCH, FORMATS, Format, Run
-from .models import TimmModel, Transforms, build
-from .photos import read_photos, sample_batch
-from .reference import TOLERANCES, as_list, relative_error
+from .photo_batches import read_photos, sample_batch
 from .snippets import readme, summary
 
 REPORT_FILE = 'export.json'

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..errors import OptimizeError, in_one_line
 from ..timing import lacks_bf16, rounds, timed
-from .choices import Choices, key_of
+from .check import Function, Photo, Reference, as_list
+from .engine_choices import Choices, key_of
 from .engines import ENGINES, Engine
 from .folding import fold
-from .reference import Function, Photo, Reference, as_list
 
 AUTO = 'auto'
 ORIGINAL = 'original'

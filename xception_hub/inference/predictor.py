@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..directory.card import OF_CLASSES, final_activation_of
+from ..directory.config import OF_CLASSES, final_activation_of
 from ..errors import DataError, ImageError, ModelError, SettingsError
 from ..images import MAX_PIXELS
-from . import tables
-from .class_names import names_of
-from .models import TimmModel, Transforms, open_model
+from ..models.build import TimmModel, Transforms, open_model
+from ..models.class_names import names_of
+from . import prediction_tables
 from .optimize import optimize
 
 EAGER = 'eager'
@@ -149,7 +149,7 @@ class Predictor:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the cells of a row, see `tables`."""
+        """Names of the cells of a row, see `prediction_tables`."""
         of_classes = ['label', 'probability', 'top', *(['probabilities'] if self.probabilities else [])]
         return [*(['features'] if self.embed else of_classes), 'error']
 
@@ -269,9 +269,9 @@ class Predictor:
         for number, likeliest in enumerate(zip(places, values)):
             over = (probabilities[number] > self.threshold).nonzero().flatten().tolist() if multi_label else None
             found = None if over is None else [names[place] for place in over]
-            row = tables.row([(names[place], value) for place, value in zip(*likeliest)], found)
+            row = prediction_tables.row([(names[place], value) for place, value in zip(*likeliest)], found)
             if self.probabilities:
-                row['probabilities'] = tables.as_json(probabilities[number].tolist())
+                row['probabilities'] = prediction_tables.as_json(probabilities[number].tolist())
             rows.append(row)
         return rows
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from pyarrow import parquet
 
 from ..errors import DataError
-from . import tables
+from . import prediction_tables
 
 MANIFEST = 'shards.json'
 
@@ -94,7 +94,7 @@ class Shards:
         """Writes what is missing and no other process is writing, and gives the number of each part.
 
         Args:
-            columns: Names of the columns, of `tables.TYPES`.
+            columns: Names of the columns, of `prediction_tables.TYPES`.
             rows: The rows of a range of images.
             rank: Number of this process: of each `processes` parts, one is its own.
             processes: Number of processes that were started together.
@@ -105,7 +105,7 @@ class Shards:
         for number in sorted(self.missing(), key=lambda number: number % processes != rank):
             with suppress(Timeout), self._lock(number):
                 if not self._is_there(number):  # it may have been written since
-                    with tables.table(self.path(number), columns) as write:
+                    with prediction_tables.table(self.path(number), columns) as write:
                         for row in rows(self.images_of(number)):
                             write(row)
                     yield number

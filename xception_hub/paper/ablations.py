@@ -33,8 +33,8 @@ import xception_hub  # noqa: F401 (registers the models)
 
 from ..errors import in_one_line
 from .checks import count_macs, count_parameters
-from .evidence import table, verdicts
 from .experiments import MOST_RATES, NETWORKS, SCALES, TUNING, TUNING_IMAGES, Experiment, ScaleName, settings_of
+from .intervals import table, verdicts
 from .speed import machine
 from .trained import write
 
@@ -58,7 +58,7 @@ class Runs:
         self.folder = folder
         self.started = 0
         launcher = ['-m', 'accelerate.commands.launch'] if by_accelerate else []
-        self.command = [sys.executable, *launcher, '-m', 'xception_hub', 'finetune', '--config']
+        self.command = [sys.executable, *launcher, '-m', 'xception_hub.paper.train_one', '--config']
         paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
         self.environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
         if not by_accelerate:

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from .evidence import CONFIDENCE, differences, interval, top1
 from .experiments import ACTIVATIONS, FIGURES, SEGMENTS
+from .intervals import CONFIDENCE, differences, interval, top1
 
 GRID = tuple(name + suffix for name in SEGMENTS for suffix in ACTIVATIONS)
 # Picture -> its title, and its networks; differences are those of the first one from the others.

@@ -29,9 +29,8 @@ def build_keras(directory: Path) -> tuple[Any, Xception]:
     """The Keras model of a directory.
 
     Args:
-        directory: Directory with config.json and model.safetensors. What config.json says under `keras` of the
-            original, its
-            final activation and the rescaling of its images, is restored.
+        directory: Directory with config.json and model.safetensors. The final activation and the rescaling of images
+            that config.json records under `keras` are restored.
 
     Returns:
         A `keras.Model` (the backbone as one layer, pooling, the head's layers), and the network.

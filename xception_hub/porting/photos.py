@@ -9,9 +9,9 @@ import numpy as np
 import timm
 from PIL import Image
 
+from ..images import IMAGE_SUFFIXES
 from .preprocessing import Preprocessing
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 Photo = Path | Image.Image
 
 
@@ -23,7 +23,7 @@ def find_photos(folder: Path) -> list[Path]:
     """
     photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not photos:
-        raise OSError(f'{folder} holds no file that ends in one of {IMAGE_SUFFIXES}.')
+        raise OSError(f'{folder} holds no file that ends in .jpg, .png or another suffix of images.')
     return photos
 
 

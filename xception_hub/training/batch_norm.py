@@ -10,9 +10,9 @@ from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from ..inference.models import evaluating
-from .machine import Machine
-from .models import BATCH_NORMS
+from ..models.build import evaluating
+from ..models.classifier import BATCH_NORMS
+from .processes import Machine
 
 
 def has_statistics(module: nn.Module) -> bool:

@@ -6,12 +6,12 @@ from functools import partial
 
 from torch import Tensor
 
-from ..inference.models import evaluating
+from ..models.build import evaluating
+from ..models.classifier import features_of, set_mode
+from .batches import Batch, Batching, InOrder, TrainingBatches
 from .memory import measure
-from .models import features_of, set_mode
 from .optimization import make_optimizer
-from .samples import Batch, Batching, InOrder, TrainingBatches
-from .task import Phase, Task
+from .phase import Phase, Task
 
 
 def dry_run(task: Task, prepare: Callable[[Task], Phase]) -> str:

@@ -19,14 +19,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.bad_images import digests
+from ..data.items import Item, in_order
 from ..data.labelled import Split
 from ..errors import ResumeError
-from ..inference.models import evaluating
-from .machine import Machine
-from .models import features_of, without_classifier
-from .resume import read, write
-from .samples import Batch, Images, Item, in_order
-from .task import Task
+from ..models.build import evaluating
+from ..models.classifier import features_of, without_classifier
+from .batches import Batch, Images
+from .phase import Task
+from .processes import Machine
+from .run_checkpoints import read, write
 from .throughput import Throughput
 
 SHARD = 256  # images in a file, and so the most that an interruption can lose

@@ -1,15 +1,26 @@
 """timm's optimizer and schedule, as the settings ask for them."""
 
+from inspect import signature
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from ..errors import ModelError
-from .samples import Batching
+from .batches import Batching
 from .settings import Optimization
+
+LOOKAHEAD = 'lookahead_'  # prefix of timm's names
+
+
+def check_optimizer(s: Optimization) -> None:
+    """Raises a ModelError if timm has no optimizer of the name, or it does not take the arguments."""
+    try:
+        signature(get_optimizer_class(s.optimizer.lower().removeprefix(LOOKAHEAD))).bind_partial(**s.optimizer_args)
+    except (ValueError, TypeError, ImportError, AssertionError) as e:
+        raise ModelError(f'The optimizer {s.optimizer!r} cannot be made: {e}.') from e
 
 
 def make_optimizer(s: Optimization, module: nn.Module) -> torch.optim.Optimizer:

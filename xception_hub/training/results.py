@@ -14,19 +14,19 @@ from PIL import Image
 
 from .. import __version__
 from ..data.labelled import Cell, Split
-from ..directory import card, publish
+from ..directory import card, upload
 from ..directory.write import CONFIG_FILE, read_json
-from ..inference import tables
+from ..inference import prediction_tables
 from ..inference.attribution import explain, in_unit_range
-from ..inference.models import evaluating
 from ..inference.overlay import overlay, seen
-from . import models
-from .labels import outputs_of
-from .machine import Machine
+from ..models import classifier
+from ..models.build import evaluating
+from ..models.matching import outputs_of
 from .metrics import THRESHOLD, Predictions, summary
+from .phase import Task
+from .processes import Machine
 from .report import MISTAKES, THUMBNAIL, render
-from .runs import HISTORY_FILE, METRICS_FILE, PREDICTIONS_FILE, Progress, Run
-from .task import Task
+from .run_directory import HISTORY_FILE, METRICS_FILE, PREDICTIONS_FILE, Progress, Run
 
 COLUMNS = {
     'phase': 12,
@@ -97,9 +97,9 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
         figures.update({name: progress.best[name] for name in ('phase', 'epoch')})
     if not settings.output.eval_only:
         figures['train_images'] = len(task.data.train)
-        base = models.hub_id(task.model) if settings.model.pretrained else None
+        base = classifier.hub_id(task.model) if settings.model.pretrained else None
         grey_maximum, several = task.data.validation.grey_maximum, task.data.multi_label
-        models.save(run.directory, task.model, task.transforms.config, class_names, several, base, grey_maximum)
+        classifier.save(run.directory, task.model, task.transforms.config, class_names, several, base, grey_maximum)
     write_predictions(run.directory / PREDICTIONS_FILE, task, predictions)
     run.write_text('report.html', report(task, predictions, progress, figures))
     run.write_text(HISTORY_FILE, json.dumps(progress.history, indent=2))
@@ -114,7 +114,7 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
 def write_predictions(path: Path, task: Task, predictions: Predictions) -> None:
     """Writes a row for each image of the validation split, with those that cannot be used."""
     split, manifest = task.data.validation, task.manifest
-    with tables.table(path, ('file', 'target', 'label', 'probability', 'top', 'error')) as write:
+    with prediction_tables.table(path, ('file', 'target', 'label', 'probability', 'top', 'error')) as write:
         for values in rows_of(predictions, split, task.data.class_names):
             write(values)
         for image in manifest['bad_images']:
@@ -133,9 +133,11 @@ def rows_of(predictions: Predictions, split: Split, class_names: Sequence[str]) 
         likeliest = [(class_names[c], float(values[c] if several else values[k])) for k, c in enumerate(classes)]
         found = [class_names[c] for c in np.flatnonzero(values > THRESHOLD).tolist()] if several else None
         target = (
-            tables.as_json([class_names[c] for c in np.flatnonzero(label).tolist()]) if several else class_names[label]
+            prediction_tables.as_json([class_names[c] for c in np.flatnonzero(label).tolist()])
+            if several
+            else class_names[label]
         )
-        yield dict(file=names[index], target=target, **tables.row(likeliest, found))
+        yield dict(file=names[index], target=target, **prediction_tables.row(likeliest, found))
 
 
 def show_finished(run: Run, push_to: str | None, machine: Machine) -> None:
@@ -153,7 +155,7 @@ def is_xception(directory: Path) -> bool:
 def push(repo_id: str, directory: Path) -> None:
     """Publishes a finished run with this project's model card, or with timm's card for other networks."""
     if is_xception(directory):
-        published = publish.publish(directory, repo_id, message='Publish a fine-tuned xception_paper')
+        published = upload.publish(directory, repo_id, message='Publish a fine-tuned xception_paper')
         print(f'Published: {published.commit_url or "nothing to do, the repository holds all of this"}')
     else:
         model = timm.create_model(f'local-dir:{directory}', pretrained=True)

@@ -143,7 +143,7 @@ class Augmentation:
     """Alpha of cutmix, which pastes a rectangle of one image into another; 0 for none."""
 
 
-@group('MachineSettings', 5)
+@group('Machine', 5)
 @dataclass(frozen=True, kw_only=True)
 class MachineSettings:
     mixed_precision: Literal['no', 'bf16', 'fp16'] | None = None
@@ -160,7 +160,7 @@ class MachineSettings:
     """Folder for the features of frozen networks. By default in the cache of the Hugging Face libraries."""
 
 
-@group('OutputSettings', 6)
+@group('Output', 6)
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings:
     output: Path = Path('finetuned')
@@ -210,7 +210,7 @@ RESUME_MAY_CHANGE = frozenset(
 
 
 def phases(settings: Settings) -> list[tuple[str, Settings]]:
-    """Directory of the run; in the end it is the model directory, with the report."""
+    """The phases of a run in order, each by its name ('probe' or 'everything') with its settings; none to evaluate."""
     s = settings.optimization
     if settings.output.eval_only:
         return []

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterable
 
-from .samples import Batch
+from .batches import Batch
 
 
 class Throughput:

@@ -55,7 +55,7 @@ class FileState:
         except OSError:
             return None
         times = found.st_mtime_ns, found.st_ctime_ns
-        settled = all(time < now - SETTLED for time in times)
+        settled = all(changed < now - SETTLED for changed in times)
         state = cls(real, found.st_dev, found.st_ino, found.st_size, *times, settled)
         return state if os.name == 'posix' else None  # elsewhere ctime is the time of the creation
 

@@ -3,7 +3,7 @@
 from timm.data import ImageNetInfo
 
 from ..directory.write import label_names_of
-from .models import TimmModel
+from .build import TimmModel
 
 IMAGENET_CLASSES = 1000
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..directory.write import label_names_of, write_model
 from ..errors import ModelError
-from ..inference.models import NAMES_CLASSES, TimmModel, build, start_equal
 from ..weights.checkpoints import HIDDEN
 from ..weights.sources import source_of
+from .build import NAMES_CLASSES, TimmModel, build, start_equal
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

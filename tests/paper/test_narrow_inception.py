@@ -6,7 +6,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-import xception_hub  # noqa: F401 (registers the model)
+import xception_hub.paper  # noqa: F401 (registers the model)
 
 
 def test_whole_width_is_timms() -> None:

@@ -10,8 +10,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.inception_v3 import InceptionV3
 from torch import nn
 
-from .layers import check_argument
-from .xception_paper import base_cfg
+from ..layers import check_argument
+from ..xception_paper import base_cfg
 
 WIDTH_MULTIPLE = 16  # channels: the greatest number that divides all widths of Inception V3
 

@@ -21,27 +21,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.labelled import Cell, Split
+from ..data.items import Item, in_order
+from ..data.labelled import Split
 from ..errors import DataError
 
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
-
-
-@dataclass(frozen=True)
-class Item:
-    """What a sampler asks a dataset for.
-
-    Attributes:
-        index: Number of the image in the split.
-        epoch: For the augmentation, which differs from epoch to epoch.
-        weight: 1, or 0 for a padding image that fills an idle rank.
-        cell: The image file, of a stream, which can't be asked for an index.
-    """
-
-    index: int
-    epoch: int = 0
-    weight: float = 1.0
-    cell: Cell | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +134,15 @@ class Batching:
             yield batch or [replace(group[0], weight=0.0)]
 
 
+def check_balanced(balanced: bool, streamed: bool) -> None:
+    """Raises a DataError if a stream is to be balanced."""
+    if balanced and streamed:
+        raise DataError(
+            'Balanced sampling takes images in any order, which a stream does not give. Leave out '
+            '--balanced-sampling, for which --class-weights may stand, or --streaming.'
+        )
+
+
 @dataclass
 class TrainingBatches:
     """This process' batches of an epoch, as a batch sampler.
@@ -174,11 +167,7 @@ class TrainingBatches:
     first_update: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if self.balanced and self.split.streamed:
-            raise DataError(
-                'Balanced sampling takes images in any order, which a stream does not give. Leave out '
-                '--balanced-sampling, for which --class-weights may stand, or --streaming.'
-            )
+        check_balanced(self.balanced, self.split.streamed)
 
     def __len__(self) -> int:
         return sum(self.batching.steps(update) for update in range(self.first_update, self.batching.updates))
@@ -248,11 +237,6 @@ class InOrder:
                 batch = []
         if batch:
             yield batch
-
-
-def in_order(split: Split) -> Iterator[Item]:
-    """All images of a split; only those of a stream come with their files."""
-    return (Item(index, cell=cell) for index, cell in split.items())
 
 
 class Images(Dataset):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..data.labelled import Data, Split
 from ..errors import ModelError
-from ..inference.class_names import names_of, spellings_of
-from ..inference.models import TimmModel
+from .build import TimmModel
+from .class_names import names_of, spellings_of
 
 
 class Selected(nn.Module):

@@ -6,12 +6,12 @@ from typing import Any
 from torch import nn
 
 from ..data.labelled import Data
-from ..inference.models import TimmModel, Transforms
-from .machine import Machine
-from .manifest import Manifest
+from ..models.build import TimmModel, Transforms
+from .batches import Images
 from .objective import Objective
-from .runs import Run
-from .samples import Images
+from .processes import Machine
+from .run_data import Manifest
+from .run_directory import Run
 from .settings import Settings
 
 

@@ -25,9 +25,9 @@ from ..data.folders import read_folder
 from ..data.labelled import Cell, Split, files_of, unlabelled
 from ..data.table import is_saved, is_table
 from ..errors import DataError, ImageError, SettingsError, XceptionHubError
-from ..inference import tables
-from ..inference.predictor import EAGER, Predictor, digest
-from ..inference.shards import Shards
+from . import prediction_tables
+from .predictor import EAGER, Predictor, digest
+from .shards import Shards
 
 app = App(help=__doc__, version_flags=[])
 
@@ -180,11 +180,11 @@ def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int
         SettingsError: It can be nothing that is asked for.
     """
     suffix = output.suffix if output else ''
-    in_parts = bool(output and suffix not in tables.SUFFIXES and (not suffix or output.is_dir()))
-    if output and not in_parts and suffix not in tables.SUFFIXES:
+    in_parts = bool(output and suffix not in prediction_tables.SUFFIXES and (not suffix or output.is_dir()))
+    if output and not in_parts and suffix not in prediction_tables.SUFFIXES:
         raise SettingsError(
-            f'{output} ends in {suffix!r}; a table ends in one of {", ".join(tables.SUFFIXES)}, and a directory for a '
-            f'table in parts in none.'
+            f'{output} ends in {suffix!r}; a table ends in one of {", ".join(prediction_tables.SUFFIXES)}, and a '
+            f'directory for a table in parts in none.'
         )
     if json_ and output:
         raise SettingsError(f'--json prints what --output {output} would hold: leave out one of them.')
@@ -222,12 +222,12 @@ class _Run:
 
         def show(row: Mapping[str, Any]) -> None:
             if as_json:
-                tqdm.write(tables.json_line(row, columns), file=sys.stdout)
+                tqdm.write(prediction_tables.json_line(row, columns), file=sys.stdout)
             elif not row['error']:
                 share = f'{row["probability"]:.3f}' if 'probability' in row else ''
                 tqdm.write(f'{row["file"]}\t{row["label"]}\t{share}'.rstrip(), file=sys.stdout)
 
-        with tables.table(output, columns) if output else nullcontext(show) as write:
+        with prediction_tables.table(output, columns) if output else nullcontext(show) as write:
             for row in tqdm(self.rows(range(self.total)), total=self.total, unit='img', disable=None):
                 write(row)
         self.tell(f'. Written: {output}' if output else '')

@@ -1,7 +1,7 @@
 """xception-hub prove model.keras DIR --sizes 71 150 224 299 331
 
 Compares the network of a directory with the Keras model that it came from, after every module, at several sizes.
-Without Keras it makes the proofs that need none, on photos, and says so. In a clone: python -m conversion.verify.
+Without Keras it makes the proofs that need none, on photos, and says so. In a clone: python -m conversion.prove.
 """
 
 import sys
@@ -27,7 +27,7 @@ SIZES = (71, 150, 224, 299, 331)  # pixels: Keras' smallest, its users' and the 
 PHOTOS = 16  # for the moving statistics: means need more than two
 PLOT_FILE = 'parity.png'
 
-app = App(name='python -m conversion.verify', help=__doc__, version_flags=[])
+app = App(name='python -m conversion.prove', help=__doc__, version_flags=[])
 
 
 def prove(ported: Port, directory: Path, sizes: tuple[int, ...] = SIZES, photos: list[Path] | None = None) -> Parity:

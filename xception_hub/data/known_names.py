@@ -37,6 +37,7 @@ GROUP_COLUMNS = (
     'group', 'group_id', 'patient', 'patient_id', 'patientid', 'subject', 'subject_id', 'lesion_id', 'case_id',
     'person_id', 'individual_id', 'animal_id', 'site', 'site_id', 'location', 'camera', 'camera_id', 'scene_id',
 )  # fmt: skip
+UNCLEAR_GROUPS = GROUP_COLUMNS[12:]  # a site may be a hospital, and may be a part of the body
 
 
 def split_of(name: str) -> str | None:

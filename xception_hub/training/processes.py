@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from ..allocator import keep_freed_memory, return_freed_memory
 from ..errors import SettingsError
 from ..timing import lacks_bf16
-from .samples import Batch, loader
+from .batches import Batch, loader
 from .settings import Settings
 from .throughput import Throughput
 
@@ -59,7 +59,7 @@ class Machine:
         self.accelerator.print(text)
 
     def loader(self, dataset: Any, batches: Any) -> DataLoader:
-        """Batches of a dataset in the order of a batch sampler; see `samples.loader`."""
+        """Batches of a dataset in the order of a batch sampler; see `batches.loader`."""
         return loader(dataset, batches, self.workers, self.device.type == 'cuda')
 
     def put(self, batch: Batch) -> Batch:

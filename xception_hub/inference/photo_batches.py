@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import DataError, ImageError
 from ..images import find_photos, sample_photos
-from .models import Transforms
+from ..models.build import Transforms
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from ..errors import ResumeError
-from .resume import Checkpoints
+from .run_checkpoints import Checkpoints
 
 SETTINGS_FILE, DATA_FILE, HISTORY_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'history.json', 'metrics.json'
 PREDICTIONS_FILE = 'predictions.csv'

@@ -16,10 +16,11 @@ from ..data.labelled import Data, Split, load
 from ..data.seen import Seen
 from ..directory.write import label_names_of
 from ..errors import DataError, ModelError, SettingsError
-from .machine import Machine
+from ..models.classifier import recorded_of
+from .batches import check_balanced
 from .metrics import figure_names
-from .models import recorded_of
-from .runs import Run
+from .processes import Machine
+from .run_directory import Run
 from .settings import Augmentation, Settings
 
 SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
@@ -228,7 +229,7 @@ def read_importance(file: Path, data: Data) -> list[float]:
 
 
 def _check(settings: Settings, data: Data) -> None:
-    """Raises a SettingsError for settings that do not go together, before any time is spent."""
+    """Raises an error for settings that do not go together, before any time is spent."""
     s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
     output = settings.output
     if output.restrict_classes and not output.eval_only:
@@ -242,8 +243,7 @@ def _check(settings: Settings, data: Data) -> None:
             'The recipe probe computes the features of each image once, so that nothing can be augmented. Choose the '
             'recipe transfer or full.'
         )
-    if s.balanced_sampling and settings.data.streaming:
-        raise SettingsError('--balanced-sampling cannot choose images of a stream. Use --class-weights instead.')
+    check_balanced(s.balanced_sampling, settings.data.streaming)
 
 
 def _listed(names: list[str]) -> str:

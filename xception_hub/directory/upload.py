@@ -1,0 +1,320 @@
+"""Publishes a model directory on the Hugging Face Hub, and a page for it as a Space: each in one commit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+import xception_hub  # noqa: F401  registers the model
+
+from ..errors import PublishError, WeightsError
+from ..weights.sources import OFFLINE_REMEDY
+from .card import is_xception, render
+from .space import space_files
+from .write import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, read_json, written_label_names
+
+CARD_FILE = 'README.md'
+MESSAGE = 'Publish xception_paper'
+MAIN = 'main'  # the Hub's default branch
+TOKEN_REMEDY = (
+    'Log in with `hf auth login`, or set HF_TOKEN. The token needs the right to write there; create one on '
+    'https://huggingface.co/settings/tokens.'
+)
+AGAIN = 'The Hub takes a commit as a whole or not at all: run the command again, it sends what is missing.'
+# HTTP status of the Hub's answer -> remedy, where it is not enough to run the command again
+REMEDIES = {
+    400: 'For the licence, pass --license with an identifier of https://huggingface.co/docs/hub/repositories-licenses.',
+    401: TOKEN_REMEDY,
+    403: TOKEN_REMEDY,
+    404: 'Check the name; if the repository is private, use a token that opens it.',
+    412: 'Someone else made a commit meanwhile. Run the command again: it compares with the new commit.',
+    429: 'The Hub has had too many requests. Wait some minutes, then run the command again.',
+}
+
+
+@dataclass(frozen=True)
+class Remote:
+    """State of a repository on the Hub.
+
+    Attributes:
+        exists: Whether the repository exists. False also if it is private and the token cannot open it.
+        private: Whether the repository is private.
+        head: Hash of the last commit of the branch. None if there is no such branch.
+        files: Names of the files and folders at the top.
+        problem: Reason why the Hub could not be asked. If there is one, the other attributes mean nothing.
+    """
+
+    exists: bool = False
+    private: bool = False
+    head: str | None = None
+    files: frozenset[str] = frozenset()
+    problem: PublishError | None = None
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Everything that publishing a directory, or a page for it, would send and remove.
+
+    Attributes:
+        repo_id: 'org/name'.
+        branch: Branch that the commit goes to.
+        card: Text of the repository's README.md.
+        contents: Name in the repository -> content as bytes, or path of the file that has it.
+        left_out: Names of files and folders in the directory that are not published.
+        remote: State of the repository on the Hub.
+        kind: 'model' or 'space'.
+    """
+
+    repo_id: str
+    branch: str
+    card: str
+    contents: dict[str, Path | bytes]
+    left_out: list[str]
+    remote: Remote
+    kind: str = 'model'
+
+    @property
+    def url(self) -> str:
+        """Address of the repository's page."""
+        return f'{HfApi().endpoint}/{"spaces/" * (self.kind == "space")}{self.repo_id}'
+
+    @property
+    def removed(self) -> list[str]:
+        """Names of files to remove: the repository's parity.json, if the directory has none to replace it."""
+        return [PARITY_FILE] if PARITY_FILE in self.remote.files and PARITY_FILE not in self.contents else []
+
+    @property
+    def model_name(self) -> str:
+        """Name to pass to `timm.create_model`."""
+        return f'hf-hub:{_pinned(self.repo_id, self.branch)}'
+
+
+@dataclass(frozen=True)
+class Published:
+    """Result of publishing.
+
+    Attributes:
+        upload: The upload that was asked for.
+        commit_url: Address of the commit's page. None if nothing had changed and no commit was made.
+    """
+
+    upload: Upload
+    commit_url: str | None
+
+
+def publish(
+    directory: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    license: str | None = None,
+    message: str = MESSAGE,
+) -> Published:
+    """Checks a directory and sends what the Hub does not have, in one commit.
+
+    Args:
+        directory: Directory with config.json and model.safetensors. Nothing is written to it.
+        repo_id: Repository 'org/name'. It is created if it does not exist.
+        private: Whether a new repository is private.
+        revision: Branch to publish on; None is main. It is created from main if it does not exist.
+        license: The Hub's identifier of the weights' licence. The card shows it.
+        message: Message of the commit.
+
+    Raises:
+        DirectoryError: A file of the directory is missing or cannot be read.
+        PublishError: Any other failure. Nothing was published.
+    """
+    return send(make_upload(directory, repo_id, revision, license), private, message)
+
+
+def make_upload(directory: Path, repo_id: str, revision: str | None = None, license: str | None = None) -> Upload:
+    """Checks a directory and asks the Hub what it has. `publish` describes the arguments."""
+    _check_repo_id(repo_id)
+    _check_directory(directory)
+    branch = revision or MAIN
+    card = render(directory, _pinned(repo_id, branch), license)
+    contents: dict[str, Path | bytes] = {
+        WEIGHTS_FILE: directory / WEIGHTS_FILE,
+        CONFIG_FILE: directory / CONFIG_FILE,
+        CARD_FILE: card.encode(),
+    }
+    if (directory / PARITY_FILE).is_file():
+        contents[PARITY_FILE] = directory / PARITY_FILE
+    names = sorted(path.name + ('/' if path.is_dir() else '') for path in directory.iterdir())
+    left_out = [name for name in names if name not in (*contents, CARD_FILE)]
+    return Upload(repo_id, branch, card, contents, left_out, _ask(repo_id, branch, 'model'))
+
+
+def make_space(upload: Upload) -> Upload:
+    """The upload of a page for a published model: a Space of the same name, see `xception_hub.inference.demo`."""
+    files = space_files(upload.repo_id, upload.model_name)
+    contents: dict[str, Path | bytes] = {name: text.encode() for name, text in files.items()}
+    return Upload(upload.repo_id, MAIN, files[CARD_FILE], contents, [], _ask(upload.repo_id, MAIN, 'space'), 'space')
+
+
+def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> Published:
+    """Sends the commit. The Hub's client leaves out unchanged files. `publish` describes the arguments."""
+    remote = upload.remote
+    if remote.problem:
+        raise remote.problem
+    if private and remote.exists and not remote.private:
+        raise PublishError(
+            f'{upload.repo_id} exists and is public, which --private does not change. Make it private on '
+            f'{upload.url}/settings, or leave --private out.'
+        )
+    if get_token() is None:
+        raise PublishError(f'There is no token to write to {upload.repo_id} with. {TOKEN_REMEDY}')
+    operations = [CommitOperationAdd(name, content) for name, content in upload.contents.items()]
+    with _explained(upload.repo_id):
+        api = HfApi(library_name='xception_hub')
+        if not remote.exists:
+            sdk = dict(space_sdk='gradio') if upload.kind == 'space' else {}
+            api.create_repo(upload.repo_id, repo_type=upload.kind, private=private or None, exist_ok=True, **sdk)
+        if remote.head is None and upload.branch != MAIN:
+            api.create_branch(upload.repo_id, branch=upload.branch, exist_ok=True)
+        commit = api.create_commit(
+            upload.repo_id,
+            [*operations, *map(CommitOperationDelete, upload.removed)],
+            commit_message=message,
+            repo_type=upload.kind,
+            revision=upload.branch,
+            parent_commit=remote.head,
+        )
+    return Published(upload, None if commit.oid == remote.head else commit.commit_url)
+
+
+def _pinned(repo_id: str, branch: str) -> str:
+    return repo_id if branch == MAIN else f'{repo_id}@{branch}'
+
+
+def _check_repo_id(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as e:
+        raise PublishError(f'repo id {repo_id!r}: {e} Pass org/name.') from e
+    if '/' not in repo_id:
+        raise PublishError(f'repo id {repo_id!r} has no owner. Pass org/name, or your user name instead of org.')
+
+
+def _check_directory(directory: Path) -> None:
+    """Raises an error if the model does not load, or if a file says that it is wrong."""
+    if not (directory / WEIGHTS_FILE).is_file():  # timm would also load a pickle
+        raise PublishError(f'{directory} has no {WEIGHTS_FILE}. Name a directory that xception-hub convert wrote.')
+    config = read_json(directory / CONFIG_FILE)
+    if not is_xception(config):
+        raise PublishError(
+            f"{directory / CONFIG_FILE}: its architecture is {config.get('architecture')!r}, not 'xception_paper' or a "
+            f'variant of it; another network is published with its own library.'
+        )
+    names, classes = written_label_names(config), config.get('num_classes')
+    if names and (not isinstance(names, list) or len(names) != classes):
+        raise PublishError(
+            f'{directory / CONFIG_FILE}: label_names has to be a list of {classes} names, one for each '
+            f'class, but is {names!r:.200}.'
+        )
+    if 'id2label' in config and config['id2label'] != {str(output): name for output, name in enumerate(names or [])}:
+        raise PublishError(
+            f'{directory / CONFIG_FILE}: id2label, which transformers reads, and label_names differ: write the same '
+            f'names into both, and into label2id.'
+        )
+    if (directory / PARITY_FILE).is_file():
+        passed = read_json(directory / PARITY_FILE).get('passed')
+        if passed is not True:
+            raise PublishError(
+                f'{directory / PARITY_FILE} says passed: {passed}, so the network is not proven to compute the same '
+                f'as its source. Run `xception-hub prove` to see where they differ.'
+            )
+    try:
+        timm.create_model(f'local-dir:{directory}', pretrained=True)
+    except WeightsError as e:
+        # leave out how to get other weights: here the file itself is wrong
+        reason = ' '.join(str(e).removesuffix(OFFLINE_REMEDY).split())
+        raise PublishError(f'{directory} does not load. {reason} Write it anew.') from e
+    except Exception as e:  # config.json may ask for anything
+        raise PublishError(
+            f'{directory} does not load: {CONFIG_FILE} describes no model that timm can build '
+            f'({_described(e)}). Write it anew.'
+        ) from e
+
+
+def _ask(repo_id: str, branch: str, kind: str) -> Remote:
+    """Asks for the state of a repository. An error is returned in `problem`: a dry run goes on without an answer."""
+    api = HfApi(library_name='xception_hub')
+    try:
+        with _explained(repo_id):
+            try:
+                info = api.repo_info(repo_id, repo_type=kind)
+            except RepositoryNotFoundError:
+                return Remote()
+            try:
+                head = api.repo_info(repo_id, repo_type=kind, revision=branch).sha
+            except RevisionNotFoundError:
+                return Remote(exists=True, private=bool(info.private))
+            tree = api.list_repo_tree(repo_id, repo_type=kind, revision=head)
+            return Remote(True, bool(info.private), head, frozenset(entry.path for entry in tree))
+    except PublishError as e:
+        return Remote(problem=e)
+
+
+@contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """Turns any failure of the Hub into a PublishError of one line with a remedy."""
+    try:
+        yield
+    except PublishError:
+        raise
+    except Exception as e:  # includes errors of the client's HTTP library, which changes with its version
+        raise PublishError(f'{repo_id}: {_described(e)}. {_remedy(e)}') from e
+
+
+def _remedy(error: BaseException) -> str:
+    """Remedy for an error, chosen by the status of the Hub's answer if there was one."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    if cause is None:
+        return f'Check the network, and HF_ENDPOINT, which is {HfApi().endpoint}. {AGAIN}'
+    return REMEDIES.get(cause.response.status_code, AGAIN)
+
+
+def _described(error: BaseException) -> str:
+    """Text of an error in one line. The cause is added if the error itself does not name it."""
+    if isinstance(error, HfHubHTTPError):
+        text = f'the Hub answers {error.response.status_code}, {error.server_message or error.response.reason_phrase}'
+    else:
+        text = f'{type(error).__name__}: {error}'
+        if error.__cause__ and str(error.__cause__) not in text:
+            text = f'{text} (because of {_described(error.__cause__)})'
+    return ' '.join(text.split()).rstrip('.')
+
+
+def describe(upload: Upload) -> str:
+    """Describes an upload, one line for each file with its size."""
+    remote = upload.remote
+    if remote.problem:
+        state = f'the Hub could not be asked. {remote.problem}'
+    elif not remote.exists:
+        state = 'does not exist, or is private and not open to the token'
+    else:
+        state = 'private' if remote.private else 'public'
+    at = f', at {remote.head[:8]}' if remote.head else ''
+    lines = [f'{upload.url}, branch {upload.branch}: {state}{at}']
+    for name, content in upload.contents.items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        lines.append(f'  {name:20}{_human(size):>10}')
+    lines += [f'  {name:20}{"":>10}  removed' for name in upload.removed]
+    if upload.left_out:
+        lines.append(f'Not published: {", ".join(upload.left_out)}')
+    if others := sorted(remote.files - {*upload.contents, *upload.removed}):
+        lines.append(f'In the repository, and left as it is: {", ".join(others)}')
+    return '\n'.join(lines)
+
+
+def _human(size: int) -> str:
+    return f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.1f} kB'
