@@ -50,6 +50,7 @@ RECIPES = {
     'prove': Recipe('conversion/prove.py', 'keras', 'Prove that a model directory is its Keras file.', group=KERAS),
     'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Write a model directory as a Keras file.', group=KERAS),
     'finetune': Recipe('finetune.py', 'finetune', 'Adapt a timm model to a dataset or a folder of images.', True),
+    'folds': Recipe('xception_hub.training.cross_validation', 'finetune', 'Summarise the runs of a cross-validation.'),
     'predict': Recipe('xception_hub.inference.predict', 'finetune', 'Classify images, or write their features.'),
     'explain': Recipe('xception_hub.inference.explain', 'explain', 'Draw what in photos spoke for their classes.'),
     'demo': Recipe(

@@ -42,6 +42,11 @@ class DataSettings:
     """Table or folder with the validation images, apart from the dataset's."""
     validation_share: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2
     """Share of the training images held out for validation, where the dataset has no validation split."""
+    fold: str | None = None
+    """Fold that validates; all others are for training. A number from 1 to --folds; without that, the name of a split:
+    a value of the split column, or a folder."""
+    folds: Annotated[int | None, Parameter(validator=Number(gte=2))] = None
+    """Number of folds that the training images are divided into, by classes and groups, for a cross-validation."""
     split_column: str | None = None
     """Column of a table with the split of each row; "" for none. By default it is found by its name and its values."""
     label_separator: str | None = None

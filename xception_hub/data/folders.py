@@ -120,7 +120,7 @@ def understand(
         notes.append(f'{only.path} is taken, the only folder of images in {root.path}.')
         root = only
     live = root.live
-    splits = _splits(root, live, named, settings.folders)
+    splits = _splits(root, live, named, settings)
     whole = splits.get('train') is root
     found: dict[str, Classes] = {}
     for split, folder in splits.items():
@@ -150,8 +150,11 @@ def _unwrapped(folder: Folder) -> Folder:
     return folder
 
 
-def _splits(root: Folder, live: dict[str, Folder], named: Collection[str], folders: str | None) -> dict[str, Folder]:
+def _splits(root: Folder, live: dict[str, Folder], named: Collection[str], settings: DataSettings) -> dict[str, Folder]:
     """The folders that are splits, by name; the folder itself as 'train' if there are none."""
+    folders = settings.folders
+    if settings.fold in live and not settings.folds:
+        return live
     like = {name: folder for name, folder in live.items() if split_of(name)}
     if any(name in live and name != 'train' for name in named):
         meant = {split_of(name) for name in named if name not in live}
@@ -172,7 +175,8 @@ def _splits(root: Folder, live: dict[str, Folder], named: Collection[str], folde
         raise DataError(
             f'All folders in {root.path} ({listed(map(repr, live))}) hold the same folders: '
             f'{listed(map(repr, inside[0]))}. If the former are splits: --train-split {first} --validation-split '
-            f'{second}. If they are classes: --folders outer. If the latter are classes: --folders inner.'
+            f'{second}. If they are folds of a cross-validation: --fold {first}. If they are classes: --folders outer. '
+            f'If the latter are classes: --folders inner.'
         )
     return {'train': root}
 

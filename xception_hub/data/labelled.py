@@ -157,6 +157,11 @@ class Data:
         """Takes a part of the training split for validation, the same in every process; see `splits.stratified`."""
         return self.held_out(splits.stratified(self.train.labels, self.class_names, share, seed, self.train.groups))
 
+    def with_fold(self, fold: int, count: int, seed: int) -> 'Data':
+        """Takes a fold of the training split for validation, from 1 to `count`; see `splits.folds`."""
+        found = splits.folds(self.train.labels, count, seed, self.train.groups)
+        return self.held_out(np.flatnonzero(found == fold - 1))
+
     def with_several_labels(self) -> 'Data':
         """The data with [N, C] labels of 0 and 1, for a model that gives an image any number of classes."""
         if self.multi_label:
@@ -290,9 +295,11 @@ def _without_labels(name: str, source: Any, settings: DataSettings) -> Split:
 
 def _splits(settings: DataSettings, evaluation: bool) -> tuple[dict[str, Table], str | None, str | None, list[str]]:
     """The tables that are used, the names of those for training and for validation, and notes."""
+    settings = replace(settings, validation_split='') if settings.folds and not evaluation else settings
     named = [name for name in (None if evaluation else settings.train_split, settings.validation_split) if name]
     found = read(settings, named)
-    tables, notes = splits.divided(found.tables, settings), [*found.notes]
+    tables, settings = splits.folded(splits.divided(found.tables, settings), settings)
+    notes = [*found.notes]
     if settings.validation_table:
         other = read(replace(settings, dataset=settings.validation_table), named)
         tables, settings = splits.beside(tables, other.tables, settings, evaluation)

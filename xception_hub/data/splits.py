@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Value
+from datasets import Dataset, Value, concatenate_datasets
 
 from ..errors import DataError
 from .columns import cells, distinct
@@ -49,14 +49,40 @@ def divided(splits: dict[str, Table], settings: DataSettings) -> dict[str, Table
     if (flags := SPLIT_FLAGS.get(plain(chosen))) and {value.lower() for value in values} <= {*BOOLEANS}:
         values = [flags[BOOLEANS[value.lower()]] for value in values]
     is_known = plain(chosen) in {*SPLIT_COLUMNS, *SPLIT_FLAGS} - {*UNCLEAR_FLAGS}
-    if column is None and not (is_known and all(map(split_of, values))):
+    is_fold = settings.fold in values and not settings.folds
+    if column is None and not (is_known and (is_fold or all(map(split_of, values)))):
         raise DataError(
             f'The column {chosen!r} of {table.dataset} may name the splits: {listed(sorted({*values}))}. If it does: '
             f'--split-column {shlex.quote(chosen)}, with --train-split and --validation-split if these are others than '
-            f'train and validation. If it does not: --split-column "".'
+            f'train and validation, or --fold {shlex.quote(min(values))} for a fold. If it does not: --split-column "".'
         )
     of_row = np.array(values, object)[codes]
     return {value: replace(table, rows=rows.select(np.flatnonzero(of_row == value))) for value in dict.fromkeys(values)}
+
+
+def folded(splits: dict[str, Table], settings: DataSettings) -> tuple[dict[str, Table], DataSettings]:
+    """The fold that validates, and all others as one training split.
+
+    Raises:
+        DataError: There is no such fold, or the others do not fit together.
+    """
+    if settings.fold is None or settings.folds:
+        return splits, settings
+    first, *_ = splits.values()
+    fold = settings.fold
+    others = [table for name, table in splits.items() if name != fold and split_of(name) not in ('test', 'prediction')]
+    if fold not in splits or not others:
+        raise DataError(
+            f'{first.dataset} has no fold {fold!r} beside others; it has {listed(splits, 20)}. Name the column of '
+            f'folds with --split-column, or let them be made: --fold 1 --folds 5.'
+        )
+    try:
+        rows = concatenate_datasets([table.rows for table in others])
+    except ValueError as e:
+        raise DataError(f'The folds of {first.dataset} have columns that do not fit together ({e}).') from e
+    places = tuple(dict.fromkeys(place for table in others for place in table.folders))
+    train = replace(others[0], split='train', rows=rows, folders=places)
+    return {'train': train, fold: splits[fold]}, replace(settings, train_split='train', validation_split=fold)
 
 
 def _holds_splits(rows: Dataset, column: str) -> bool:
@@ -165,20 +191,61 @@ def stratified(
 
 def _whole_groups(labels: np.ndarray, groups: np.ndarray, share: float, generator: np.random.Generator) -> list[int]:
     """Positions of groups that together have about the same share of each class; large groups are chosen first."""
-    one_hot = labels if labels.ndim == 2 else np.eye(labels.max() + 1, dtype=np.int64)[labels]
-    order = np.argsort(groups, kind='stable')
-    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    one_hot, members = _one_hot(labels), _members(groups, generator)
     if len(members) < 2:
         raise DataError('All images are of one group, so that none is left for validation: --group-column "".')
     goal = share * one_hot.sum(0)
     weights = (goal > 0) / goal.clip(1e-9)
     held, chosen = np.zeros(len(goal)), list[int]()
-    shuffled = [members[number] for number in generator.permutation(len(members))]
-    for group in sorted(shuffled, key=len, reverse=True):
+    for group in members:
         more = held + one_hot[group].sum(0)
         if ((more - goal) ** 2 * weights).sum() < ((held - goal) ** 2 * weights).sum():
             held, chosen = more, [*chosen, *group.tolist()]
     return sorted(chosen or min(members, key=len).tolist())
+
+
+def folds(labels: np.ndarray, count: int, seed: int, groups: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+    """[N], the fold of each image, from 0: about the same share of each class in all of them.
+
+    Args:
+        labels: Labels of all images, as in `stratified`.
+        count: Number of folds.
+        seed: Seed; it decides the folds on any machine and in any process.
+        groups: [N] number of each image's group, which is in one fold as a whole; empty without groups.
+
+    Raises:
+        DataError: There are fewer images or groups than folds.
+    """
+    generator = np.random.default_rng(seed)
+    found = np.empty(len(labels), np.int64)
+    if len(groups):
+        one_hot, members = _one_hot(labels), _members(np.asarray(groups), generator)
+        held, weights = np.zeros((count, one_hot.shape[1])), 1 / one_hot.sum(0).clip(1)
+        for group in members:
+            more = one_hot[group].sum(0)
+            fold = int(((2 * held + more) * more @ weights).argmin())  # what the sum of squares grows by
+            held[fold] += more
+            found[group] = fold
+    else:
+        strata, first = _strata(labels), 0
+        for stratum in np.unique(strata):
+            own = generator.permutation(np.flatnonzero(strata == stratum))
+            found[own] = (first + np.arange(len(own))) % count
+            first += len(own)
+    if len(np.unique(found)) < count:
+        raise DataError(f'There are fewer images or groups than --folds {count}. Name fewer folds.')
+    return found
+
+
+def _one_hot(labels: np.ndarray) -> np.ndarray:
+    return labels if labels.ndim == 2 else np.eye(labels.max() + 1, dtype=np.int64)[labels]
+
+
+def _members(groups: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+    """The positions in each group, in a random order of the groups but for their sizes: large ones first."""
+    order = np.argsort(groups, kind='stable')
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    return sorted((members[number] for number in generator.permutation(len(members))), key=len, reverse=True)
 
 
 def _strata(labels: np.ndarray) -> np.ndarray:

@@ -161,6 +161,10 @@ def divided(settings: Settings, data: Data, seen: Seen, manifest: Manifest, mach
     scanned = any(len(split.digests) for split in (data.train, data.validation))
     if 'validation_rows' in manifest:  # of a run that goes on
         data = data.held_out(np.flatnonzero(np.isin(data.train.source_rows, manifest['validation_rows'])))
+    elif s.folds:
+        data = data.with_fold(int(s.fold or 0), s.folds, seed)
+        manifest['validation_rows'] = data.validation.source_rows.tolist()
+        data = seen.without_trained(data, evaluation=True)
     elif not data.has_validation:
         data = seen.share(data, s.validation_share, seed)
         manifest['validation_rows'] = data.validation.source_rows.tolist()
@@ -242,6 +246,11 @@ def _check(settings: Settings, data: Data) -> None:
         raise SettingsError(
             'The recipe probe computes the features of each image once, so that nothing can be augmented. Choose the '
             'recipe transfer or full.'
+        )
+    if settings.data.folds and settings.data.fold not in map(str, range(1, settings.data.folds + 1)):
+        raise SettingsError(
+            f'--fold {settings.data.fold} is none of the {settings.data.folds} folds. Name one: --fold 1 to --fold '
+            f'{settings.data.folds}.'
         )
     check_balanced(s.balanced_sampling, settings.data.streaming)
 
