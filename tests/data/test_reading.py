@@ -204,10 +204,11 @@ def test_the_same_name_in_two_folders(tmp_path: Path) -> None:
 
 def test_files_that_are_left_aside(tmp_path: Path) -> None:
     save(tmp_path / '1.png')
+    save(tmp_path / '2.png')
     folder = tmp_path / 'tables'
     folder.mkdir()
     for name in ('train', 'test', 'sample_submission'):
-        (folder / f'{name}.csv').write_text('image,label\n1.png,a\n1.png,b\n')
+        (folder / f'{name}.csv').write_text('image,label\n1.png,a\n2.png,b\n')
     data = load(str(folder), image_folder=tmp_path)
     assert (described(data), data.notes) == (
         (['a', 'b'], 2, 2), (f'Left aside in {folder}: sample_submission.csv.',)
@@ -261,7 +262,7 @@ def test_images_without_classes_beside_a_table(tmp_path: Path) -> None:
     """As competitions give them: the table is named, and works."""
     folder = metadata(tmp_path, 'id,label', '0,a', '1,b', '2,a', name='labels.csv')
     (folder / 'train' / 'labels.csv').rename(folder / 'train.csv')
-    with pytest.raises(DataError, match=f'If a table names the images: --dataset {folder}/train.csv'):
+    with pytest.raises(DataError, match=f'--dataset {folder}/train.csv --image-column id'):
         load(str(folder))
     with pytest.raises(DataError, match='No column .* can be told to be the image: it has id, label.*--image-column'):
         load(str(folder / 'train.csv'))

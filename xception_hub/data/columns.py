@@ -26,6 +26,7 @@ LISTS = (datasets.List, datasets.LargeList)
 # What the cells of columns with the names of classes mean: an image is of the class, or is not. A table that has both
 # 0 and -1 may mean something else by one of them, such as uncertain.
 YES, NO, MINUS = {'1', '1.0', 'true', 'yes'}, {'0', '0.0', 'false', 'no'}, {'-1', '-1.0'}
+BLANK = {'', 'none', 'nan'}
 SEPARATORS = ('|', ';', ',', ' ', '/', '+', '&')
 NO_LABEL = '-1'  # where `datasets` has no label, as in the test splits of competitions
 NUMBER = re.compile(r'[+-]?\d+')
@@ -156,8 +157,10 @@ def _is_of_class(rows: Dataset, column: str) -> bool:
     feature = rows.features.get(column)
     if not isinstance(feature, datasets.Value) or 'binary' in feature.dtype:
         return False
-    first = {str(value).lower() for value in rows.select(range(min(len(rows), 1000)))[column]}
-    return first <= YES | NO | MINUS and {str(v).lower() for v in distinct(cells(rows, column))[1]} <= YES | NO | MINUS
+    first = {str(value).strip().lower() for value in rows.select(range(min(len(rows), 1000)))[column]}
+    known = YES | NO | MINUS | BLANK
+    found = {str(v).strip().lower() for v in distinct(cells(rows, column))[1]} if first <= known else first
+    return found <= known and bool(found - BLANK)
 
 
 # The cells
@@ -217,42 +220,61 @@ def read_labels(columns: Sequence[pyarrow.ChunkedArray], features: Sequence[Any]
         if not isinstance(value, str) and value is not None:
             raise DataError(
                 f'The column {name!r} of {dataset} holds {type(value).__name__} instead of class names or numbers.'
+                + (
+                    ' A network for values (a regression) is not trained here; RegressionBlock of fastai does that. '
+                    'Where each value is a class, write it as a name, such as "grade 0.5".'
+                    if value == value and isinstance(value, float)
+                    else ''
+                )
             )
     whole = [None if value is None or (multi_label and None in value) else value for value in values]
     return joined([(together.codes, [tuple(v) if isinstance(v, list) else v for v in whole])], declared, multi_label)
 
 
-def read_class_columns(splits: Mapping[str, Dataset], names: Sequence[str]) -> tuple[Labels, str]:
+def read_class_columns(
+    splits: Mapping[str, Dataset], names: Sequence[str], settings: DataSettings
+) -> tuple[Labels, str]:
     """The labels of columns that stand for a class each, and a sentence about them.
 
     Raises:
-        DataError: A cell means something else than yes or no.
+        DataError: A cell means something else than yes or no, or may mean several things.
     """
-    yes, met = [], set[str]()
+    meant = dict.fromkeys(YES, 1) | dict.fromkeys(NO, 0) | dict.fromkeys(MINUS, 2) | dict.fromkeys(BLANK, 3)
+    found, columns = set[int](), []
     for name in names:
         parts = []
         for rows in splits.values():
             codes, values = distinct(cells(rows, name))
-            texts = [str(value).lower() for value in values] + ['none']
-            if strange := {texts[code] for code in np.unique(codes)} - YES - NO - MINUS:
-                row = next(row for row, code in enumerate(codes) if texts[code] in strange)
+            texts = np.array([meant.get(str(value).strip().lower(), -1) for value in values] + [3])
+            kinds = texts[codes]
+            if (kinds < 0).any():
+                row = int((kinds < 0).argmax())
                 raise DataError(f'The column {name!r} holds {rows[row][name]!r} in row {row} instead of 0 or 1.')
-            met |= {*texts[:-1]}
-            parts.append(np.array([text in YES for text in texts])[codes])
-        yes.append(np.concatenate(parts))
-    if met & NO and met & MINUS:
+            found |= {*kinds.tolist()}
+            parts.append(kinds)
+        columns.append(np.concatenate(parts))
+    table = np.stack(columns, 1)
+    if 3 in found and settings.blank_label is None:
         raise DataError(
-            f'The columns {listed(names)} hold 0 and -1 beside 1, and what -1 means cannot be told. Write 1 or 0 for '
-            f'each class.'
+            f'The columns {listed(names)} have empty cells. If these mean that the image is not of the class: '
+            f'--blank-label no. To leave their rows aside: --blank-label skip.'
         )
-    found, codes = np.unique(np.stack(yes, 1), axis=0, return_inverse=True)
-    single = bool((found.sum(1) == 1).all())
-    sets = [tuple(name for name, there in zip(names, row) if there) for row in found]
-    values: list[Any] = [value[0] for value in sets] if single else sets
+    if {0, 2} <= found and settings.uncertain is None:
+        raise DataError(
+            f'The columns {listed(names)} hold 0 and -1 beside 1, and what -1 means cannot be told. If it means that '
+            f'the image is of the class: --uncertain yes. If not: --uncertain no. To leave such rows aside: '
+            f'--uncertain skip.'
+        )
+    left = (table == 3).any(1) & (settings.blank_label == 'skip') | (table == 2).any(1) & (settings.uncertain == 'skip')
+    yes = (table == 1) | ((table == 2) & (settings.uncertain == 'yes'))
+    patterns, codes = np.unique(yes, axis=0, return_inverse=True)
+    codes = np.where(left, -1, codes.reshape(-1))
+    single = bool((yes[~left].sum(1) == 1).all())
+    sets = [tuple(name for name, there in zip(names, row) if there) for row in patterns]
+    values: list[Any] = [value[0] if value else None for value in sets] if single else sets
     each = 'one of them for each image' if single else 'any number of them for each image'
-    return Labels(
-        codes.reshape(-1), values, list(names), not single
-    ), f'The classes are the columns {listed(names)}: {each}.'
+    note = f'The classes are the columns {listed(names)}: {each}.'
+    return Labels(codes, values, list(names), not single), note
 
 
 def joined(parts: Iterable[tuple[np.ndarray, list[Any]]], declared: Any = None, multi_label: bool = False) -> Labels:

@@ -56,6 +56,14 @@ class DataSettings:
     Else folders are classes: outer: the first ones, whatever is in them; inner: those that hold images, of which equal
     names are one class; path: the same, each by its path. metadata: images and labels are those of the metadata
     files."""
+    table_encoding: str | None = None
+    """Encoding of a table of texts, such as cp1252. By default UTF-8, or the UTF-16 that its first bytes declare."""
+    blank_label: Literal['no', 'skip'] | None = None
+    """What an empty cell in columns of 0 and 1 means: that the image is not of the class, or that its row is left
+    aside."""
+    uncertain: Literal['yes', 'no', 'skip'] | None = None
+    """What -1 beside 0 and 1 means in columns of classes: that the image is of the class, that it is not, or that its
+    row is left aside."""
     unlabelled: Literal['error', 'skip', 'class'] = 'error'
     """What to do with rows without a label, or with -1 beside 0, 1, ...: stop with an error, or leave them aside;
     class: -1 is a class of its own."""

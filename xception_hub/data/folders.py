@@ -185,9 +185,11 @@ def _classes(root: Folder, settings: DataSettings, notes: list[str]) -> Classes:
     """The classes of a split, and their images."""
     live, folders = root.live, settings.folders
     if not live:
+        objects = any(file.endswith(('.txt', '.xml')) for file in root.files)
         raise DataError(
             f'{root.path} has no folders, of which there should be one for each class. If a table or the names of the '
             f'files tell the classes, name a table as the dataset, with a column of paths and one of labels.'
+            + (' Objects in .txt or .xml files (YOLO, VOC, CVAT): export them as COCO, and name its .json.' * objects)
         )
     deep = {name: folder for name, folder in live.items() if not folder.images and folder.has_images}
     inside = [list(folder.live) for folder in deep.values()]

@@ -330,7 +330,7 @@ def _labels(
         rows = {split: table.rows for split, table in tables.items()}
         if not all(isinstance(r, Dataset) for r in rows.values()):
             raise DataError(f'{name} is a stream: the columns {listed(given)} cannot be read. Leave out --streaming.')
-        labels, note = columns.read_class_columns(rows, given)
+        labels, note = columns.read_class_columns(rows, given, settings)
         notes.append(note)
         return labels, {split: len(r) for split, r in rows.items()}
     column = given[0]
@@ -385,7 +385,7 @@ def _labelled(
                 f'they mean that there is no label: --unlabelled skip. If {NO_LABEL} is a class: --unlabelled class.'
             )
         missing = codes == -1
-        if missing.any() and settings.unlabelled != 'skip':
+        if missing.any() and 'skip' not in (settings.unlabelled, settings.blank_label, settings.uncertain):
             raise DataError(
                 f'{missing.sum()} rows of the split {name!r} of {dataset} have no label, the first of them row '
                 f'{np.flatnonzero(missing)[0]}. Label them, or leave them aside with --unlabelled skip.'
@@ -418,7 +418,10 @@ def _class_names(labels: Labels, kept: dict[str, np.ndarray], dataset: str, leas
         )
     for name in others:
         if unknown := sorted(labels.names_in(kept[name]) - {*class_names}):
-            raise DataError(f'The split {name!r} of {dataset} has classes that are not trained on: {listed(unknown)}.')
+            raise DataError(
+                f'The split {name!r} of {dataset} has classes that are not trained on: {listed(unknown)}. '
+                f'To validate on a share of the training images: --validation-split "".'
+            )
     return class_names
 
 

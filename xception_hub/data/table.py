@@ -11,6 +11,7 @@ metadata file, without a word; its csv reads 001 as 1.
 
 import csv
 import glob
+import json
 import os
 import shlex
 import warnings
@@ -29,7 +30,7 @@ from datasets import Dataset, Features, Image, IterableDataset
 from huggingface_hub import metadata_load
 
 from ..errors import DataError, in_one_line
-from ..images import is_lfs_pointer
+from ..images import IMAGE_SUFFIXES, is_lfs_pointer
 from ..weights.sources import hub_or_cache
 from .columns import label_by_name
 from .data_settings import DataSettings
@@ -137,8 +138,17 @@ def read(settings: DataSettings, named: Collection[str] = (), columns: list[str]
         return _folder_of_tables(root, settings, columns)
     files = [path] if path.is_file() else sorted(map(Path, glob.glob(str(dataset), recursive=True)))
     if files:
-        return Found({'train': _table(settings, 'train', files, columns)})
+        return Found({'train': _table(settings, 'train', files, columns)}, _beside(files, settings))
     return _whole(settings, lambda: _load(settings.streaming, columns, dataset, settings.dataset_config))
+
+
+def _beside(files: list[Path], settings: DataSettings) -> list[str]:
+    """A note on the table of a split for validation that lies beside that of training."""
+    first, *others = files
+    if others or split_of(first.stem) != 'train' or settings.validation_table:
+        return []
+    found = [file for file in sorted(first.parent.glob(f'*{first.suffix}')) if split_of(file.stem) == 'validation']
+    return [f'{file} is not read. To validate on it: --validation-table {file}.' for file in found]
 
 
 def is_saved(path: Path) -> bool:
@@ -214,6 +224,8 @@ def _table(settings: DataSettings, split: str, files: Sequence[Path], columns: l
     strange = sorted(kinds - {*TABLES})
     if strange:
         unpack = ' Unpack it, and name the folder.' if strange[0] in ARCHIVES else ''
+        if strange == ['.tar']:
+            unpack += f' If it is a webdataset, name the folder that it is in: --dataset {files[0].parent}.'
         raise DataError(f'{dataset} ends in {strange[0]!r}; a table ends in one of {", ".join(TABLES)}.{unpack}')
     if len({TABLES[kind] for kind in kinds}) > 1:
         raise DataError(f'{dataset} names tables of several kinds: {", ".join(sorted(kinds))}. Name those of one.')
@@ -223,7 +235,9 @@ def _table(settings: DataSettings, split: str, files: Sequence[Path], columns: l
     kind = TABLES[files[0].suffix.lower()]
     try:
         if kind in ('csv', 'excel'):
-            rows = _of_texts([_texts(file) for file in files], dataset)
+            rows = _of_texts([_texts(file, settings.table_encoding) for file in files], dataset)
+        elif kind == 'json' and (objects := [_of_objects(file) for file in files])[0] is not None:
+            rows = _of_texts([part for part in objects if part is not None], dataset)
         else:
             stream = settings.streaming and kind == 'parquet'
             rows = _load(stream, columns, kind, data_files=list(map(str, files)))['train']
@@ -234,29 +248,67 @@ def _table(settings: DataSettings, split: str, files: Sequence[Path], columns: l
     return Table(dataset, split, rows, tuple(dict.fromkeys(str(file.parent) for file in files)), settings)
 
 
-def _texts(file: Path) -> pandas.DataFrame:
+def _texts(file: Path, encoding: str | None = None) -> pandas.DataFrame:
     """A table whose cells are the texts that stand there, 001 and NA too.
 
     Raises:
-        DataError: The first line is empty.
+        DataError: The first line is empty, or the file is in another encoding.
     """
     options: dict[str, Any] = dict(dtype=str, keep_default_na=False)
     if file.suffix.lower() == '.xlsx':
-        return pandas.read_excel(file, **options)
+        return _named_columns(pandas.read_excel(file, **options))
     with open(file, 'rb') as opened:
-        encoding = 'utf-16' if opened.read(2) in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
-    with open(file, encoding=encoding, newline='') as lines:
-        head = lines.readline()
-    delimiter = max(DELIMITERS, key=head.count)
-    names = next(csv.reader([head], delimiter=delimiter, skipinitialspace=True), [])
-    if not names:
-        raise DataError(f'{file} begins with an empty line instead of the names of its columns.')
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')  # rows that are longer than the first line would lose cells
-        return pandas.read_csv(
-            file, sep=delimiter, encoding=encoding, skipinitialspace=True, index_col=False, header=0,
-            names=[name.strip() for name in names], **options,
-        )  # fmt: skip
+        is_utf16 = opened.read(2) in (b'\xff\xfe', b'\xfe\xff')
+    encoding = encoding or ('utf-16' if is_utf16 else 'utf-8-sig')
+    try:
+        with open(file, encoding=encoding, newline='') as lines:
+            head = lines.readline()
+        delimiter = max(DELIMITERS, key=head.count)
+        names = [name.strip() for name in next(csv.reader([head], delimiter=delimiter, skipinitialspace=True), [])]
+        if not names:
+            raise DataError(f'{file} begins with an empty line instead of the names of its columns.')
+        is_row = any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names)  # there is no header
+        if is_row:
+            others = ['label'] if len(names) == 2 else [f'column {number + 1}' for number in range(len(names))]
+            images = [os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names]
+            names = ['image' if there else others[min(n, len(others) - 1)] for n, there in enumerate(images)]
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')  # rows that are longer than the first line would lose cells
+            return _named_columns(pandas.read_csv(
+                file, sep=delimiter, encoding=encoding, skipinitialspace=True, index_col=False,
+                header=None if is_row else 0, names=names, **options,
+            ))  # fmt: skip
+    except (UnicodeError, LookupError) as e:
+        raise DataError(
+            f'{file} cannot be read as text in {encoding} ({e}). Name its encoding, such as that of Western Windows: '
+            f'--table-encoding cp1252 instead of --table-encoding {encoding}.'
+        ) from e
+
+
+def _named_columns(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """A table without the index that pandas writes as a first column without a name."""
+    first = str(next(iter(rows), ''))
+    return rows.iloc[:, 1:] if len(rows.columns) > 1 and (not first or first.startswith('Unnamed: 0')) else rows
+
+
+def _of_objects(file: Path) -> pandas.DataFrame | None:
+    """A COCO file as a table: an image has the classes of its objects. None of another file."""
+    with open(file, encoding='utf-8') as opened:
+        if opened.read(1) != '{':
+            return None
+        opened.seek(0)
+        try:
+            content = json.load(opened)
+        except ValueError:
+            return None
+    if not {'images', 'annotations', 'categories'} <= content.keys():
+        return None
+    names = {category['id']: category['name'] for category in content['categories']}
+    found: dict[Any, set[str]] = {image['id']: set() for image in content['images']}
+    for annotation in content['annotations']:
+        found[annotation['image_id']].add(names[annotation['category_id']])
+    rows = [(image['file_name'], sorted(found[image['id']])) for image in content['images']]
+    return pandas.DataFrame(rows, columns=['image', 'labels'])
 
 
 def _of_texts(parts: list[pandas.DataFrame], dataset: str) -> Dataset:
@@ -309,7 +361,8 @@ def _declares_files(path: Path) -> bool:
 def _by_folders(root: Folder, settings: DataSettings, named: Collection[str]) -> Found:
     """The splits of a folder, their classes sorted as strings."""
     tables = [file for file in root.all_files() if is_table(file)]
-    naming = next(filter(None, (_names_images(file, root) for file in tables[:TRIED])), None)
+    likely = sorted(tables, key=lambda file: (split_of(Path(file).stem) != 'train', 'submission' in file))[:TRIED]
+    naming = next(filter(None, (_names_images(file, root) for file in likely)), None)
     by_table = ''
     if naming:
         by_table = f' {naming[0]} names images of it. If their labels are in it: --dataset {naming[0]}{naming[1]}.'
