@@ -22,6 +22,7 @@ from .weights import fingerprints, sources
 
 PACKAGE = Path(__file__).parent
 USAGE = 2  # exit status where the command line cannot be read
+INTERRUPTED = 130  # of a process that Ctrl-C has ended
 
 # Headings of `xception-hub --help`, in order.
 KERAS, USE, PAPER, HERE = map(Group.create_ordered, ('Keras', 'Train and use', 'The paper', 'This installation'))
@@ -201,3 +202,6 @@ def main(tokens: Sequence[str] | None = None) -> None:
             tool(called or next(iter(tokens), ''), to_describe)(tokens, exit_on_error=False)
     except CycloptsError:  # has been printed
         sys.exit(USAGE)
+    except KeyboardInterrupt:  # before a command could say what is kept
+        print('\nStopped.', file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from glob import has_magic
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,8 @@ from . import prediction_tables
 from .predictor import EAGER, Predictor, digest
 from .shards import Shards
 
+INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
+
 app = App(help=__doc__, version_flags=[])
 
 
@@ -44,7 +46,11 @@ def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list[Split]
     """
     files: list[str] = []
     found, notes = list[Split](), list[str]()
-    for text in paths:
+    patterns = {
+        text: sorted(glob(text, recursive=True)) for text in paths if has_magic(text) and not Path(text).exists()
+    }
+    patterns = {text: found for text, found in patterns.items() if found and not any(map(is_table, found))}
+    for text in [name for text in paths for name in patterns.get(text, [text])]:
         path = Path(text)
         folder = read_folder(path) if path.is_dir() and not is_saved(path) else None
         if folder and (folder.has_images or not any(map(is_table, folder.all_files()))):
@@ -171,6 +177,16 @@ def main(
             run.write_table(output, json_)
     except XceptionHubError as e:
         sys.exit(f'error: {e}')
+    except KeyboardInterrupt:
+        kept = (
+            f'The parts that {output} has are kept: the same command goes on with the others.'
+            if output and not output.suffix
+            else f'{output} is not written. Parts that stay are written to a directory: --output {output.stem}.'
+            if output
+            else 'The rows above are all. Parts that stay are written to a directory: --output predictions.'
+        )
+        print(f'\nStopped. {kept}', file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int, processes: int) -> bool:

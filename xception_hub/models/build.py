@@ -55,6 +55,12 @@ def build(
             f'--no-pretrained.'
         ) from e
     except Exception as e:  # timm, the Hub and the network raise errors of many types
+        directory = Path(name.removeprefix('local-dir:'))
+        if (directory / 'checkpoints').is_dir():
+            raise ModelError(
+                f'{directory} holds a run that is not finished. Go on with it: xception-hub finetune --config '
+                f'{directory}/settings.yaml.'
+            ) from e
         raise ModelError(f'{name} cannot be built: {type(e).__name__}: {e}') from e
     if num_classes not in (None, model.pretrained_cfg['num_classes']):
         start_equal(model)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data.bad_images import BadImage, copies, scan
 from ..data.data_settings import DataSettings
+from ..data.known_names import listed
 from ..data.labelled import Data, Split, load
 from ..data.seen import Seen
 from ..directory.write import label_names_of
@@ -172,7 +173,12 @@ def divided(settings: Settings, data: Data, seen: Seen, manifest: Manifest, mach
         data = seen.without_trained(data, settings.output.eval_only)
     if s.max_train_samples and s.max_train_samples < len(data.train):
         order = np.random.default_rng(seed).permutation(len(data.train))
+        before, all_images = data.train.labels, len(data.train)
         data = replace(data, train=data.train.select(np.sort(order[: s.max_train_samples])))
+        data = data.noted(f'--max-train-samples takes {len(data.train)} of the {all_images} training images.')
+        if lost := _classes_in(before) - _classes_in(data.train.labels):
+            names = listed(data.class_names[number] for number in sorted(lost))
+            warnings.warn(f'--max-train-samples leaves no image for training of the classes {names}.', stacklevel=2)
     if not len(data.validation) or not (len(data.train) or settings.output.eval_only):
         raise DataError(f'A split of {s.dataset} has no image that can be used.')
     for text in copies(data):
@@ -187,6 +193,10 @@ def divided(settings: Settings, data: Data, seen: Seen, manifest: Manifest, mach
         f'{len(data.validation)} for validation'
     )
     return data
+
+
+def _classes_in(labels: np.ndarray) -> set[int]:
+    return {*np.flatnonzero(labels.any(0) if labels.ndim == 2 else np.bincount(labels)).tolist()}
 
 
 def class_counts(data: Data, most: int = 20) -> str:
@@ -238,6 +248,11 @@ def _check(settings: Settings, data: Data) -> None:
     output = settings.output
     if output.restrict_classes and not output.eval_only:
         raise SettingsError('--restrict-classes belongs to --eval-only: a training knows no other classes.')
+    if output.restrict_classes and len(data.class_names) < 2:
+        raise SettingsError(
+            f'--restrict-classes leaves the single class {data.class_names[0]!r}, of which every image would be. Leave it '
+            f'out.'
+        )
     if output.eval_only and s.class_importance and not output.restrict_classes:
         raise SettingsError('--class-importance weights the classes of the dataset: add --restrict-classes.')
     if not output.eval_only and s.metric not in figures:
