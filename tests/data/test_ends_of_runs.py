@@ -48,17 +48,9 @@ def test_one_class_alone(photos: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / 'one').mkdir()
     (photos / 'one').rename(tmp_path / 'one' / 'one')
     try:
-        evaluation = (
-            '--eval-only',
-            '--model',
-            model,
-            '--dataset',
-            tmp_path / 'one',
-            '--output',
-            tmp_path / 'evaluation',
-        )
+        evaluation = ('--eval-only', '--restrict-classes', '--output', tmp_path / 'evaluation')
         with pytest.raises(SystemExit, match='--restrict-classes leaves the single class'):
-            run(*evaluation, '--restrict-classes')
+            run(*evaluation, '--model', model, '--dataset', tmp_path / 'one')
     finally:
         (tmp_path / 'one' / 'one').rename(photos / 'one')
 
@@ -109,13 +101,12 @@ def test_ctrl_c(
 
 
 def test_ctrl_c_in_the_first_seconds(photos: Path, model: Path) -> None:
-    """While it imports what it needs: no traceback."""
+    """While it imports what the command needs beside the package itself: no traceback."""
     command = [sys.executable, '-m', 'xception_hub', 'predict', str(photos), '--model', str(model)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     maps, end = Path(f'/proc/{process.pid}/maps'), time.monotonic() + patience(60)
-    while 'libtorch' not in maps.read_text() and time.monotonic() < end:
+    while 'libarrow' not in maps.read_text() and time.monotonic() < end:
         time.sleep(0.05)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=patience(60))[1]
-    assert process.returncode in (130, 0, -2) and 'Traceback' not in text
+    assert process.returncode == 130 and 'Traceback' not in text

@@ -46,11 +46,7 @@ def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list[Split]
     """
     files: list[str] = []
     found, notes = list[Split](), list[str]()
-    patterns = {
-        text: sorted(glob(text, recursive=True)) for text in paths if has_magic(text) and not Path(text).exists()
-    }
-    patterns = {text: found for text, found in patterns.items() if found and not any(map(is_table, found))}
-    for text in [name for text in paths for name in patterns.get(text, [text])]:
+    for text in (name for given in paths for name in _files_like(given)):
         path = Path(text)
         folder = read_folder(path) if path.is_dir() and not is_saved(path) else None
         if folder and (folder.has_images or not any(map(is_table, folder.all_files()))):
@@ -69,6 +65,12 @@ def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list[Split]
     if not any(len(part) for part in found):
         raise DataError(f'{", ".join(paths)}: no image. {" ".join(notes)}'.strip())
     return found, notes
+
+
+def _files_like(given: str) -> list[str]:
+    """The files of a pattern, unless these are tables, which are read together; else what is given."""
+    found = sorted(glob(given, recursive=True)) if has_magic(given) and not Path(given).exists() else []
+    return found if found and not any(map(is_table, found)) else [given]
 
 
 def predict(predictor: Predictor, splits: Sequence[Split], indices: range) -> Iterator[dict[str, Any]]:

@@ -250,8 +250,8 @@ def _check(settings: Settings, data: Data) -> None:
         raise SettingsError('--restrict-classes belongs to --eval-only: a training knows no other classes.')
     if output.restrict_classes and len(data.class_names) < 2:
         raise SettingsError(
-            f'--restrict-classes leaves the single class {data.class_names[0]!r}, of which every image would be. Leave it '
-            f'out.'
+            f'--restrict-classes leaves the single class {data.class_names[0]!r}, of which every image would be. '
+            f'Leave it out.'
         )
     if output.eval_only and s.class_importance and not output.restrict_classes:
         raise SettingsError('--class-importance weights the classes of the dataset: add --restrict-classes.')
