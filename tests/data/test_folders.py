@@ -29,6 +29,30 @@ TRAINED = (*SMALL, '--recipe', 'probe', '--epochs', '1', '--validation-share', '
 TREES = re.findall(r'```text\n(.*?)```\n\n(?:With `(.*?)`: )?(.*?)(?:\n\n|$)', PAGE, re.DOTALL)
 
 
+def contents() -> str:
+    """The table at the head of the page: what people have, and what happens."""
+    rows = ['| You have | You add | What happens |', '|---|---|---|']
+    for section in re.split(r'^## ', PAGE, flags=re.MULTILINE)[2:]:
+        title, _, text = section.partition('\n')
+        found = re.findall(
+            r'(?:^|\n\n)(?:([^\n`#][^`#]*?):\n\n)?```text\n.*?```\n\n(.*?)(?=\n\n|$)', text.strip(), re.DOTALL
+        )
+        rows += [f'| **[{title}](#{title.lower().replace(" ", "-")})** | | |'] if found else []
+        for sentence, result in found:
+            options, rest = re.match(r'(?:With `(.*?)`: )?(.*)', ' '.join(result.split()), re.DOTALL).groups()  # type: ignore[union-attr]
+            answers = ' or '.join(f'`{option}`' for option in re.findall(r'`(--.*?)`: ', rest))
+            happens = f'a question: {answers}' if answers else rest.rstrip('.')
+            rows.append(
+                f'| {" ".join(sentence.split()) or "The same"} | {f"`{options}`" if options else ""} | {happens} |'
+            )
+    return '\n'.join(rows)
+
+
+def test_the_table_of_contents() -> None:
+    """It is printed by `python -c "from test_folders import contents; print(contents())"`."""
+    assert contents() in PAGE
+
+
 def make(root: Path, tree: str) -> Path:
     """A file or a folder for each line; after a colon stands what is in a file, its lines divided by ' / '."""
     random = np.random.default_rng(0)
@@ -80,7 +104,9 @@ def test_every_tree_of_the_page(
             read(root, options)
         found = re.findall(r'`(--.*?)`: (.*?)(?:; or |\.$)', ' '.join(result.split()))
         assert len(found) > 1
-        assert all(word in str(error.value) for option, _ in found for word in shlex.split(option))
+        assert all(
+            word.replace('DIR', str(root)) in str(error.value) for option, _ in found for word in shlex.split(option)
+        )
         answers = [(f'{options} {option}', expected) for option, expected in found]
     for number, (option, expected) in enumerate(answers):
         data = read(root, option)
