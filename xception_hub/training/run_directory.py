@@ -9,6 +9,7 @@ validation images, and history.json with the figures of each epoch.
 """
 
 import json
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,6 +81,10 @@ class Run:
         self.checkpoints = Checkpoints(directory / 'checkpoints', keep)
         if directory.exists():
             self._check(may_change)
+        there = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            why = 'cannot be written' if there.is_dir() else 'is a file'
+            raise ResumeError(f'{directory} cannot be made: {there} {why}. Name another --output.')
 
     def _check(self, may_change: frozenset[str]) -> None:
         if not self.directory.is_dir():

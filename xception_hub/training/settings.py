@@ -11,12 +11,11 @@ import yaml
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
+from ..data.data_settings import AT_LEAST_1, DataSettings
 from ..errors import SettingsError
 from .recipes import RECIPES
 
-AT_LEAST_1, POSITIVE, SHARE = (
-    Parameter(validator=Number(**bounds)) for bounds in (dict(gte=1), dict(gt=0), dict(gte=0, lt=1))
-)
+POSITIVE, SHARE = (Parameter(validator=Number(**bounds)) for bounds in (dict(gt=0), dict(gte=0, lt=1)))
 NOT_NEGATIVE = Parameter(validator=Number(gte=0))
 SWITCH = Parameter(negative='')  # without a --no-... beside it
 
@@ -36,60 +35,6 @@ Choices = dict[str, Annotated[Any, Parameter(converter=literal, n_tokens=1)]]
 def group(name: str, index: int) -> Callable[[type], type]:
     """Settings that --help shows together."""
     return Parameter(name='*', group=Group(name, sort_key=index), negative_iterable='')
-
-
-@group('Data', 1)
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    dataset: str
-    """Dataset to learn from: a name on the Hub, or a path. The path is a folder with a folder of images for each class,
-    or with metadata files; a table (.csv, .tsv, .json, .jsonl, .parquet) with a column of paths or images, several as
-    a pattern in quotes, or a folder of them; or what `save_to_disk` wrote."""
-    dataset_config: str | None = None
-    """Configuration of a dataset on the Hub that has several. By default the only one."""
-    image_column: str | None = None
-    """Column with the images or their paths. By default it is found by type, then by name."""
-    label_column: str | None = None
-    """Column with the labels. By default it is found by type, then by name. Lists of labels mean that an image has any
-    number of classes (multi-label). Names with commas between them are columns of 0 and 1, for a class each."""
-    image_folder: Path | None = None
-    """Folder of the images that a table names. By default the table's own."""
-    train_split: str = 'train'
-    """Split with the training images."""
-    validation_split: str | None = None
-    """Split with the validation images. By default the dataset's own (validation, val, valid, dev or test), else a
-    stratified share of the training split; "" for a share in any case."""
-    validation_table: str | None = None
-    """Table or folder with the validation images, apart from the dataset's."""
-    validation_share: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2
-    """Share of the training images held out for validation, where the dataset has no validation split."""
-    split_column: str | None = None
-    """Column of a table with the split of each row; "" for none. By default it is told by its name and its values."""
-    label_separator: str | None = None
-    """Text between the labels of an image in one text, such as " " or ","; "" if such texts are single labels."""
-    folders: Literal['splits', 'outer', 'inner', 'path', 'metadata'] | None = None
-    """What the folders in a folder are, where two readings are possible. splits: those with names of splits are splits.
-    Else folders are classes: outer: the first ones, whatever is in them; inner: those that hold images, of which equal
-    names are one class; path: the same, each by its path. metadata: images and labels are those of the metadata
-    files."""
-    unlabelled: Literal['error', 'skip', 'class'] = 'error'
-    """What to do with rows without a label, or with -1 beside 0, 1, ...: stop with an error, or leave them aside;
-    class: -1 is a class of its own."""
-    empty_classes: Literal['error', 'skip'] = 'error'
-    """What to do with folders of classes without an image that can be read: stop with an error, or leave them out."""
-    grey_maximum: Annotated[int | None, AT_LEAST_1] = None
-    """Value that is white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16. By default 65535, if
-    images use at least a quarter of these values."""
-    streaming: bool = False
-    """Read images in the order of the dataset, through a buffer that shuffles them, without copying the dataset
-    first."""
-    bad_images: Literal['error', 'skip'] = 'error'
-    """What to do with images that cannot be decoded: stop with an error, or skip them. They are named in any case, and
-    never silently replaced."""
-    max_train_samples: Annotated[int | None, AT_LEAST_1] = None
-    """Largest number of training images, drawn at random after the validation split. By default all of them."""
-    scan: bool = True
-    """Decode every image once before training. Without the scan, a bad image ends the run when it is met."""
 
 
 @group('Model', 2)
