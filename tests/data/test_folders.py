@@ -92,6 +92,8 @@ def described(data: Data) -> str:
 
 @pytest.mark.filterwarnings('ignore:.*classes have a single image')
 @pytest.mark.filterwarnings('ignore:.*are in training only')
+@pytest.mark.filterwarnings('ignore:.*are in the training and in the validation split')  # rows of one image
+@pytest.mark.filterwarnings('ignore:.*there several times with different labels')
 @pytest.mark.parametrize(('tree', 'options', 'result'), TREES)
 def test_every_tree_of_the_page(
     tree: str, options: str, result: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

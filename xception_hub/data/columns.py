@@ -178,7 +178,7 @@ def distinct(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, list[Any]]:
         encoded = encoded.combine_chunks() if isinstance(encoded, pyarrow.ChunkedArray) else encoded
         return encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
     number: dict[Any, int] = {}
-    values, codes = [], np.empty(len(column), np.int64)
+    values, codes = list[Any](), np.empty(len(column), np.int64)
     for row, value in enumerate(column.to_pylist()):
         key = repr(value)
         if value is not None and key not in number:
@@ -271,10 +271,10 @@ def read_class_columns(
     codes = np.where(left, -1, codes.reshape(-1))
     single = bool((yes[~left].sum(1) == 1).all())
     sets = [tuple(name for name, there in zip(names, row) if there) for row in patterns]
-    values: list[Any] = [value[0] if value else None for value in sets] if single else sets
+    classes: list[Any] = [value[0] if value else None for value in sets] if single else sets
     each = 'one of them for each image' if single else 'any number of them for each image'
     note = f'The classes are the columns {listed(names)}: {each}.'
-    return Labels(codes, values, list(names), not single), note
+    return Labels(codes, classes, list(names), not single), note
 
 
 def joined(parts: Iterable[tuple[np.ndarray, list[Any]]], declared: Any = None, multi_label: bool = False) -> Labels:

@@ -173,9 +173,9 @@ def stratified(
     generator = np.random.default_rng(seed)
     labels = np.asarray(labels)
     if len(groups):
-        indices = _whole_groups(labels, np.asarray(groups), share, generator)
-        warn_of_missing(labels, indices, class_names)
-        return indices
+        held_out = _whole_groups(labels, np.asarray(groups), share, generator)
+        warn_of_missing(labels, held_out, class_names)
+        return held_out
     values = _strata(labels)
     indices: list[int] = []
     for label, count in zip(*np.unique(values, return_counts=True)):

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pandas
 import pyarrow
 import pyarrow.compute as pc
 import yaml
@@ -81,7 +80,7 @@ class Found:
 # Tables from Python: a column is a function of the image's path
 
 
-def photo_table(files: Iterable[str | os.PathLike[str]], **columns: Callable[[Path], Any]) -> pandas.DataFrame:
+def photo_table(files: Iterable[str | os.PathLike[str]], **columns: Callable[[Path], Any]) -> pyarrow.Table:
     """A table of photos, which `DataSettings(dataset=...)` takes.
 
     Args:
@@ -89,7 +88,7 @@ def photo_table(files: Iterable[str | os.PathLike[str]], **columns: Callable[[Pa
         columns: Functions of a photo's path, such as `label=parent_label, split=grandparent_split`.
     """
     paths = [Path(file) for file in files]
-    return pandas.DataFrame(dict(image=map(str, paths), **{n: list(map(of, paths)) for n, of in columns.items()}))
+    return pyarrow.table({'image': [*map(str, paths)], **{name: [*map(of, paths)] for name, of in columns.items()}})
 
 
 def parent_label(path: Path) -> str:
@@ -170,7 +169,7 @@ def name_of(settings: DataSettings) -> str:
 def _given(rows: Any, settings: DataSettings) -> Found:
     """A table from Python; paths in it are relative to the current directory."""
     try:
-        if isinstance(rows, pandas.DataFrame):
+        if type(rows).__module__.partition('.')[0] == 'pandas':
             rows = pyarrow.Table.from_pandas(rows, preserve_index=False)
         rows = Dataset(rows) if isinstance(rows, pyarrow.Table) else rows
     except (pyarrow.ArrowException, TypeError, ValueError) as e:
@@ -248,12 +247,14 @@ def _table(settings: DataSettings, split: str, files: Sequence[Path], columns: l
     return Table(dataset, split, rows, tuple(dict.fromkeys(str(file.parent) for file in files)), settings)
 
 
-def _texts(file: Path, encoding: str | None = None) -> pandas.DataFrame:
+def _texts(file: Path, encoding: str | None = None) -> pyarrow.Table:
     """A table whose cells are the texts that stand there, 001 and NA too.
 
     Raises:
         DataError: The first line is empty, or the file is in another encoding.
     """
+    import pandas  # what it imports in turn is missing where only the help of a command is wanted
+
     options: dict[str, Any] = dict(dtype=str, keep_default_na=False)
     if file.suffix.lower() == '.xlsx':
         return _named_columns(pandas.read_excel(file, **options))
@@ -285,13 +286,14 @@ def _texts(file: Path, encoding: str | None = None) -> pandas.DataFrame:
         ) from e
 
 
-def _named_columns(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """A table without the index that pandas writes as a first column without a name."""
+def _named_columns(rows: Any) -> pyarrow.Table:
+    """A table of pandas, without the index that pandas writes as a first column without a name."""
     first = str(next(iter(rows), ''))
-    return rows.iloc[:, 1:] if len(rows.columns) > 1 and (not first or first.startswith('Unnamed: 0')) else rows
+    is_index = len(rows.columns) > 1 and (not first or first.startswith('Unnamed: 0'))
+    return pyarrow.Table.from_pandas(rows.iloc[:, 1:] if is_index else rows, preserve_index=False)
 
 
-def _of_objects(file: Path) -> pandas.DataFrame | None:
+def _of_objects(file: Path) -> pyarrow.Table | None:
     """A COCO file as a table: an image has the classes of its objects. None of another file."""
     with open(file, encoding='utf-8') as opened:
         if opened.read(1) != '{':
@@ -307,14 +309,16 @@ def _of_objects(file: Path) -> pandas.DataFrame | None:
     found: dict[Any, set[str]] = {image['id']: set() for image in content['images']}
     for annotation in content['annotations']:
         found[annotation['image_id']].add(names[annotation['category_id']])
-    rows = [(image['file_name'], sorted(found[image['id']])) for image in content['images']]
-    return pandas.DataFrame(rows, columns=['image', 'labels'])
+    images = content['images']
+    return pyarrow.table(
+        {'image': [image['file_name'] for image in images], 'labels': [sorted(found[image['id']]) for image in images]}
+    )
 
 
-def _of_texts(parts: list[pandas.DataFrame], dataset: str) -> Dataset:
-    if any(list(part) != list(parts[0]) for part in parts):
+def _of_texts(parts: list[pyarrow.Table], dataset: str) -> Dataset:
+    if any(part.column_names != parts[0].column_names for part in parts):
         raise DataError(f'The tables of {dataset} have different columns. Make them alike, or name one of them.')
-    return Dataset(pyarrow.Table.from_pandas(pandas.concat(parts), preserve_index=False))
+    return Dataset(pyarrow.concat_tables(parts))
 
 
 def _folder_of_tables(root: Folder, settings: DataSettings, columns: list[str] | None) -> Found:
@@ -375,12 +379,12 @@ def _by_folders(root: Folder, settings: DataSettings, named: Collection[str]) ->
         splits, notes = understand(root, settings, named)
     except DataError as e:
         raise DataError(f'{e}{by_table}') from e
-    classes = {name for found in splits.values() for name in found}
-    if tables and len(classes) == 1 and settings.folders is None:
-        raise DataError(f'{root.path} has a single class, {classes.pop()!r}. If so: --folders outer.{by_table}')
-    if naming and naming[2] and not naming[2] <= classes and settings.folders is None:
+    names = {name for classes in splits.values() for name in classes}
+    if tables and len(names) == 1 and settings.folders is None:
+        raise DataError(f'{root.path} has a single class, {names.pop()!r}. If so: --folders outer.{by_table}')
+    if naming and naming[2] and not naming[2] <= names and settings.folders is None:
         raise DataError(
-            f'The folders of {root.path} are {listed(sorted(classes))}, and the labels in {naming[0]} are '
+            f'The folders of {root.path} are {listed(sorted(names))}, and the labels in {naming[0]} are '
             f'{listed(sorted(naming[2]))}. If the folders are the classes: --folders outer.{by_table}'
         )
     found = {}
@@ -401,12 +405,12 @@ def _names_images(file: str, root: Folder) -> tuple[str, str, set[str]] | None:
         return None
     images = {os.path.basename(image) for image in root.all_images()}
     names = images | {os.path.splitext(name)[0] for name in images}
-    for column in rows:
-        cells = [os.path.basename(cell.replace('\\', '/')) for cell in rows[column].head(100)]
+    for column in rows.column_names:
+        cells = [os.path.basename((cell or '').replace('\\', '/')) for cell in rows[column].slice(0, 100).to_pylist()]
         if cells and sum(cell in names for cell in cells) > len(cells) / 2:
             option = '' if plain(column) in IMAGE_COLUMNS else f' --image-column {shlex.quote(column)}'
-            label = by_name([name for name in rows if name != column], LABEL_COLUMNS)
-            return file, option, {*rows[label].astype(str)} - {''} if label else set()
+            label = by_name([name for name in rows.column_names if name != column], LABEL_COLUMNS)
+            return file, option, {*pc.unique(rows[label]).to_pylist()} - {'', None} if label else set()
     return None
 
 
@@ -465,9 +469,9 @@ def _by_metadata(root: Folder, files: list[str], settings: DataSettings) -> Foun
         rows = datasets.concatenate_datasets(parts)
     except ValueError as e:
         raise DataError(f'The metadata files of {root.path} have columns that do not fit together ({e}).') from e
-    outer = pandas.Series([place.split(os.sep)[0] if os.sep in place else '' for place in places], dtype=object)
-    splits = outer if all(split_of(name) for name in outer.unique()) else outer.map(lambda _: 'train')
-    by_split = {str(name): rows.select(chosen) for name, chosen in splits.groupby(splits, sort=False).indices.items()}
+    outer = [place.split(os.sep)[0] if os.sep in place else '' for place in places]
+    splits = outer if all(map(split_of, {*outer})) else ['train'] * len(outer)
+    by_split = {n: rows.select([i for i, s in enumerate(splits) if s == n]) for n in dict.fromkeys(splits)}
     notes = [f'Images and labels are those of {listed(os.path.relpath(file, root.path) for file in files)}.']
     given = {*map(os.path.normpath, rows[FILE_NAME])}
     unnamed = [image for image in root.all_images() if os.path.normpath(image) not in given]

@@ -96,7 +96,7 @@ def scanned(data: Data, settings: DataSettings, manifest: Manifest, machine: Mac
     Raises:
         DataError: There are bad images, and they are not to be skipped.
     """
-    looked_at = {}
+    looked_at: dict[str, Any] = {}
     if 'bad_images' not in manifest:
         manifest['bad_images'] = bad = []
         for name in [n for n in ('train', 'validation') if settings.scan and len(getattr(data, n))]:
@@ -114,8 +114,8 @@ def scanned(data: Data, settings: DataSettings, manifest: Manifest, machine: Mac
     data = replace(data, **looked_at)
     for name in ('train', 'validation'):
         split = getattr(data, name)
-        bad = [image['position'] for image in manifest['bad_images'] if image['split'] == split.name and len(split)]
-        data = data.without(name, bad) if bad else data
+        rows = [image['position'] for image in manifest['bad_images'] if image['split'] == split.name and len(split)]
+        data = data.without(name, rows) if rows else data
     return data
 
 
@@ -224,7 +224,7 @@ def _check(settings: Settings, data: Data) -> None:
             'The recipe probe computes the features of each image once, so that nothing can be augmented. Choose the '
             'recipe transfer or full.'
         )
-    if settings.data.folds and settings.data.fold not in map(str, range(1, settings.data.folds + 1)):
+    if (count := settings.data.folds) and settings.data.fold not in {str(fold + 1) for fold in range(count)}:
         raise SettingsError(
             f'--fold {settings.data.fold} is none of the {settings.data.folds} folds. Name one: --fold 1 to --fold '
             f'{settings.data.folds}.'
