@@ -549,7 +549,9 @@ def digest_of_files(source: Dataset) -> str:
 
 def _size(path: str | None) -> int | None:
     """Bytes of a local file."""
-    if path and '://' not in path:
-        with contextlib.suppress(OSError):
-            return os.stat(path).st_size
-    return None
+    if not path or '://' in path:
+        return None
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
