@@ -138,7 +138,7 @@ def test_digest_of_nothing(tmp_path: Path) -> None:
 def test_empty_split() -> None:
     for streamed in (False, True):
         split = split_of([{'bytes': b'1', 'path': None}], streamed=streamed).select([])
-        assert scan(split) == Scan([], {})
+        assert scan(split) == Scan([], {}, {})
         assert digests(split) == []
 
 

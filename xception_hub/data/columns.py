@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow
 from datasets import ClassLabel, Dataset, Features, Image
 
-from ..errors import DataError
+from ..errors import DataError, listed
 from .data_settings import DataSettings
-from .known_names import IMAGE_COLUMNS, LABEL_COLUMNS, by_name, listed, plain
+from .known_names import IMAGE_COLUMNS, LABEL_COLUMNS, by_name, plain
 
 LISTS = (datasets.List, datasets.LargeList)
 # What the cells of columns with the names of classes mean: an image is of the class, or is not. A table that has both

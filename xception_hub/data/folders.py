@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, listed
 from ..images import IMAGE_SUFFIXES, walk
 from .data_settings import DataSettings
-from .known_names import AFFIXES, listed, split_of
+from .known_names import AFFIXES, split_of
 
 HEIC = {'.heic', '.heif', '.hif'}
 

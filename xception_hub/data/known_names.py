@@ -57,9 +57,3 @@ def by_name(columns: Iterable[str], known: Sequence[str]) -> str | None:
     """The column of the first known name."""
     found = {plain(name): name for name in reversed(list(columns))}
     return next((found[name] for name in known if name in found), None)
-
-
-def listed(names: Iterable[object], most: int = 6) -> str:
-    """Names for a message, the first ones of many."""
-    texts = [str(name) for name in names]
-    return ', '.join(texts[:most]) + (f' and {len(texts) - most} more' if len(texts) > most else '')

@@ -22,12 +22,12 @@ import pyarrow
 import pyarrow.compute as pc
 from datasets import Dataset, Image, IterableDataset
 
-from ..errors import DataError, ImageError, in_one_line
+from ..errors import DataError, ImageError, in_one_line, listed
 from ..images import open_image
 from . import columns, splits
 from .columns import NO_LABEL, Labels
 from .data_settings import DataSettings
-from .known_names import GROUP_COLUMNS, UNCLEAR_GROUPS, by_name, listed, plain
+from .known_names import GROUP_COLUMNS, UNCLEAR_GROUPS, by_name, plain
 from .paths import locate
 from .table import IMAGE_CELLS, Table, cells_of, name_of, read
 
@@ -549,7 +549,9 @@ def digest_of_files(source: Dataset) -> str:
 
 def _size(path: str | None) -> int | None:
     """Bytes of a local file."""
-    if path and '://' not in path:
-        with contextlib.suppress(OSError):
-            return os.stat(path).st_size
-    return None
+    if not path or '://' in path:
+        return None
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None

@@ -56,8 +56,7 @@ class Files:
 
     def __init__(self, folders: Sequence[str]) -> None:
         self.folders = folders
-        self.listings: dict[str, frozenset[str]] = {}
-        self.places: dict[str, list[str]] = {}
+        self.places: dict[str, list[tuple[str, frozenset[str]]]] = {}
 
     @cached_property
     def below(self) -> list[tuple[str, str]]:
@@ -87,14 +86,17 @@ class Files:
         above, slash, name = path.removeprefix('./').rpartition('/')
         if above not in self.places:  # each folder is listed once, for a million paths
             named = [above + slash] if slash and os.path.isabs(above + slash) else self.folders
-            self.places[above] = [os.path.join(folder, above, '') for folder in named]
-        return _only([place + name for place in self.places[above] if name in self._listing(place)], path)
+            places = [os.path.join(folder, above, '') for folder in named]
+            self.places[above] = [(place, _names_in(place)) for place in places]
+        found = [place + name for place, names in self.places[above] if name in names]
+        return found[0] if len(found) == 1 else _only(found, path)
 
-    def _listing(self, place: str) -> frozenset[str]:
-        if place not in self.listings:
-            with suppress(OSError), os.scandir(place) as entries:
-                self.listings[place] = frozenset(entry.name for entry in entries if entry.is_file())
-        return self.listings.setdefault(place, frozenset())
+
+def _names_in(place: str) -> frozenset[str]:
+    """The names of the files in a folder; none if there is no such folder."""
+    with suppress(OSError), os.scandir(place) as entries:
+        return frozenset(entry.name for entry in entries if entry.is_file())
+    return frozenset()
 
 
 def locate(

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Value, concatenate_datasets
 
-from ..errors import DataError
+from ..errors import DataError, listed
 from .columns import cells, distinct
 from .data_settings import DataSettings
-from .known_names import SPLIT_COLUMNS, SPLIT_FLAGS, UNCLEAR_FLAGS, VALIDATION_SPLITS, listed, plain, split_of
+from .known_names import SPLIT_COLUMNS, SPLIT_FLAGS, UNCLEAR_FLAGS, VALIDATION_SPLITS, plain, split_of
 from .table import Table
 
 BOOLEANS = {'false': 0, '0': 0, '0.0': 0, 'true': 1, '1': 1, '1.0': 1}

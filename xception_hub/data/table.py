@@ -28,13 +28,13 @@ import yaml
 from datasets import Dataset, Features, Image, IterableDataset
 from huggingface_hub import metadata_load
 
-from ..errors import DataError, in_one_line
+from ..errors import DataError, in_one_line, listed
 from ..images import IMAGE_SUFFIXES, is_lfs_pointer
 from ..weights.sources import hub_or_cache
 from .columns import label_by_name
 from .data_settings import DataSettings
 from .folders import Folder, read_folder, understand
-from .known_names import IMAGE_COLUMNS, LABEL_COLUMNS, by_name, listed, plain, split_of
+from .known_names import IMAGE_COLUMNS, LABEL_COLUMNS, by_name, plain, split_of
 from .paths import texts
 
 METADATA = ('metadata.csv', 'metadata.jsonl', 'metadata.parquet')

@@ -10,11 +10,10 @@ import numpy as np
 
 from ..data.bad_images import BadImage, copies, scan
 from ..data.data_settings import DataSettings
-from ..data.known_names import listed
 from ..data.labelled import Data, Split, load
 from ..data.seen import Seen
 from ..directory.write import label_names_of
-from ..errors import DataError, ModelError, SettingsError
+from ..errors import DataError, ModelError, SettingsError, listed
 from ..models.classifier import recorded_of
 from .batches import check_balanced
 from .metrics import figure_names

@@ -2,6 +2,7 @@
 
 settings.yaml      settings of the run; `--config DIR/settings.yaml` uses them again
 data.json          classes, images left out, rows of the validation split
+images.json        digests of the images that the model was trained on, and of those held out
 checkpoints/       checkpoints to continue from, and the best weights
 
 A finished run also has model.safetensors, config.json, README.md, metrics.json, report.html, predictions.csv for the
