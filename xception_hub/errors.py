@@ -1,7 +1,7 @@
 """What can go wrong. Each message names the thing, the value, the choices and the remedy."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
