@@ -153,7 +153,7 @@ def test_vision_transformer(file: Path, tmp_path: Path) -> None:
     model = timm.create_model('test_vit', num_classes=2, img_size=96)
     write_model(tmp_path, model, dict(label_names=['a', 'b']), {}, Transforms(model).config)
     command = ['explain', file, '--model', tmp_path, '--output', tmp_path, '--top', 1]
-    assert 'Explain it by the method integrated-gradients.' in call(main, *command).stderr
+    assert 'Choose the method integrated-gradients.' in call(main, *command).stderr
     assert call(main, *command, '--method', 'integrated-gradients').returncode == 0
 
 
