@@ -335,9 +335,7 @@ def test_untraceable(engines: Callable[..., None], tmp_path: Path) -> None:
     engines()
     model = LooksAtValues().eval()
     optimized = optimize(model, EXAMPLE, choices=tmp_path / 'choices.json')
-    assert optimized.notes[0].startswith(
-        'Batch normalization is not folded: torch.fx cannot trace the model (TraceError'
-    )
+    assert optimized.notes[0].startswith('Batch normalization is not folded') and 'TraceError' in optimized.notes[0]
     assert torch.equal(optimized(-EXAMPLE), model(-EXAMPLE))
     with pytest.raises(OptimizeError, match=r'\[2, 3, 64, 75\].*\[1, 3, 64, 75\]'):
         optimized(EXAMPLE[:1])

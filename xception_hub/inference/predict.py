@@ -134,7 +134,7 @@ def main(
         output: Table to write: .csv, .jsonl or .parquet. A directory gets a table in parts, which several processes can
             write together, and which the same command continues after an interruption. By default rows are printed.
         top: Number of most probable classes in the column `top`.
-        threshold: In multi-label models, smallest probability of the classes in the column `label`.
+        threshold: In multi-label models, the column `label` lists the classes above this probability.
         probabilities: Write the probabilities of all classes, too, in the order of the model's outputs.
         embed: Write the features before the classifier instead of classes, to .jsonl, .parquet or a directory.
         multi_label: Whether an image can have any number of classes. By default the model's config.json decides.

@@ -64,7 +64,7 @@ class Predictor:
         model: A directory that finetune or convert wrote, a name for timm.create_model, a timm model, or the result of
             `xception_hub.optimize`.
         top: Number of most probable classes in the column `top`.
-        threshold: In multi-label models, smallest probability of the classes in the column `label`.
+        threshold: In multi-label models, the column `label` lists the classes above this probability.
         probabilities: Whether rows have the probabilities of all classes, too.
         embed: Whether rows have the features before the classifier instead of classes.
         multi_label: Whether an image can have any number of classes. None: the model's config.json decides.

@@ -1,4 +1,4 @@
-"""What a run finds in its data, once, and keeps in its directory: classes, bad images, rows of the validation split."""
+"""Reads the data of a run once, and saves what it finds: classes, bad images, rows of the validation split."""
 
 import warnings
 from dataclasses import replace
@@ -23,14 +23,14 @@ Manifest = dict[str, Any]
 
 
 def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Manifest]:
-    """Reads the dataset, checks the settings against it, decodes every image, and splits what can be used.
+    """Reads the dataset, checks the settings against it, decodes every image, and splits the usable ones.
 
     Returns:
         The data, and the manifest for the run's directory.
 
     Raises:
-        DataError: The data cannot be trained on, holds bad images that are not to be skipped, or has changed.
-        SettingsError: Settings do not go together, or with the data.
+        DataError: The data do not suit training, contain bad images without --bad-images skip, or have changed.
+        SettingsError: Settings contradict each other or the data.
     """
     s = settings.data
     found = _load(settings)
@@ -52,7 +52,7 @@ def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Man
         order = np.random.default_rng(settings.optimization.seed).permutation(len(found.train))
         found = replace(found, train=found.train.select(np.sort(order[: s.max_train_samples])))
     if not len(found.validation) or not (len(found.train) or settings.output.eval_only):
-        raise DataError(f'A split of {s.dataset} has no image that can be used.')
+        raise DataError(f'A split of {s.dataset} has no usable image. Choose other splits, or mend the images.')
     _warn_of_leaks(found, digests)
     for note in found.notes:
         machine.print(note)
@@ -65,11 +65,11 @@ def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Man
 
 
 def check_finished(settings: Settings, run: Run, machine: Machine) -> None:
-    """Raises a DataError if a finished run's data are others by now; says so where they cannot be read any more."""
+    """Raises a DataError if the data of a finished run have changed; prints a note if they cannot be read."""
     try:
         found = _load(settings)
     except DataError as e:
-        machine.print(f'Whether the data have changed since the run cannot be told: {e}')
+        machine.print(f'The data cannot be read, so changes since the run are unknown: {e}')
         return
     _check_unchanged(found, run.manifest or {}, settings.data.dataset, run)
 
@@ -97,15 +97,15 @@ def _load(settings: Settings) -> Data:
 
 def _check_unchanged(found: Data, manifest: Manifest, dataset: str, run: Run) -> None:
     if manifest.get('digest') != found.digest():
-        start = f' To go on from what was learnt: --model local-dir:{run.directory}.' if run.finished else ''
+        start = f' To train the finished model further, pass --model local-dir:{run.directory}.' if run.finished else ''
         raise DataError(
-            f'{dataset} has changed since {run.directory} was begun: it has other images, labels or classes. '
+            f'{dataset} has changed since the start of {run.directory}: it has other images, labels or classes. '
             f'Name another --output.{start}'
         )
 
 
 def class_counts(data: Data, most: int = 20) -> str:
-    """A line for each class, with its number of images in each split; of many classes the first and the last."""
+    """Returns a line for each class with its number of images per split; only the first and last of many classes."""
     splits = {name: getattr(data, name).labels for name in ('train', 'validation') if len(getattr(data, name))}
     counts = {
         name: labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(data.class_names))
@@ -121,17 +121,19 @@ def class_counts(data: Data, most: int = 20) -> str:
 
 
 def _check(settings: Settings, data: Data) -> None:
-    """Raises an error for settings that do not go together, before any time is spent."""
+    """Raises an error for contradictory settings before any long computation."""
     s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
     output = settings.output
     if output.restrict_classes and not output.eval_only:
-        raise SettingsError('--restrict-classes belongs to --eval-only: a training knows no other classes.')
+        raise SettingsError(
+            '--restrict-classes is for --eval-only, because training has no other classes. Leave it out.'
+        )
     if not output.eval_only and s.metric not in figures:
-        raise SettingsError(f'--metric {s.metric} is none of this dataset: {", ".join(figures)}.')
+        raise SettingsError(f'--metric {s.metric} does not exist for this dataset. It has: {", ".join(figures)}.')
     if s.recipe == 'probe' and settings.augmentation != Augmentation():
         raise SettingsError(
-            'The recipe probe computes the features of each image once, so that nothing can be augmented. Choose the '
-            'recipe transfer or full.'
+            'The recipe probe computes the features of each image once, so it cannot augment images. Choose the recipe '
+            'transfer or full.'
         )
     check_balanced(s.balanced_sampling, settings.data.streaming)
 
@@ -139,13 +141,13 @@ def _check(settings: Settings, data: Data) -> None:
 def _scan_all(
     settings: Settings, data: Data, machine: Machine
 ) -> tuple[list[dict[str, Any]], dict[str, dict[int, bytes]]]:
-    """Scans all splits, by all processes together, and names what is wrong with them.
+    """Decodes all images of all splits, with all processes together, and lists the bad ones.
 
     Returns:
         The bad images, and the sha256 of each file, by split and row.
 
     Raises:
-        DataError: There are bad images, and they are not to be skipped.
+        DataError: There are bad images, and --bad-images is not skip.
     """
     bad: list[dict[str, Any]] = []
     digests: dict[str, dict[int, bytes]] = {}
@@ -173,7 +175,7 @@ def _scan_all(
         machine.print(f'Bad image: {image["name"]}: {image["reason"]}')
     if bad and settings.data.bad_images == 'error':
         raise DataError(
-            f'{len(bad)} images cannot be used; they are named above. Mend or remove them, or leave them out with '
+            f'{len(bad)} images cannot be decoded; they are listed above. Mend or remove them, or leave them out by '
             f'--bad-images skip.'
         )
     return bad, digests
@@ -186,7 +188,7 @@ def _warn_of_leaks(data: Data, digests: dict[str, dict[int, bytes]]) -> None:
     )
     if train & validation:
         warnings.warn(
-            f'{len(train & validation)} image files are in the training and in the validation split: the figures '
-            f'will be better than the model is.',
+            f'{len(train & validation)} image files are in both the training and the validation split. The metrics '
+            f'will overestimate the model.',
             stacklevel=3,
         )
