@@ -1,6 +1,6 @@
 """xception-hub predict photos --model local-dir:finetuned
 
-The classes of images, as the model's own report judges them: a row for each image, on the screen or in a table.
+Classifies images, prepared as in training. It prints a line for each image, or writes a table.
 """
 
 import os
@@ -35,14 +35,14 @@ app = App(help=__doc__, version_flags=[])
 
 
 def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list[Split], list[str]]:
-    """The images of files and folders, then those of tables and datasets, and what was left out.
+    """Finds the images of files and folders, then those of tables and datasets, with notes on what is left out.
 
     Args:
         paths: Names of files, folders, tables and datasets.
         settings: How they are read; their `dataset` does not matter.
 
     Raises:
-        DataError: There is no such file, or it holds no images.
+        DataError: A path does not exist, or there are no images.
     """
     files: list[str] = []
     found, notes = list[Split](), list[str]()
@@ -68,13 +68,13 @@ def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list[Split]
 
 
 def _files_like(given: str) -> list[str]:
-    """The files of a pattern, unless these are tables, which are read together; else what is given."""
+    """Finds the files of a pattern; a pattern of tables, and any other text, stays as it is."""
     found = sorted(glob(given, recursive=True)) if has_magic(given) and not Path(given).exists() else []
     return found if found and not any(map(is_table, found)) else [given]
 
 
 def predict(predictor: Predictor, splits: Sequence[Split], indices: range) -> Iterator[dict[str, Any]]:
-    """A row for each image, in order: `file`, and what `Predictor.predict` gives.
+    """Yields a row for each image, in order: `file` and the cells of `Predictor.predict`.
 
     Args:
         predictor: What classifies.
@@ -126,30 +126,29 @@ def main(
     engine: str = EAGER,
     json_: Annotated[bool, Parameter('--json', negative='')] = False,
 ) -> None:
-    """Predicts the classes of images. Images that cannot be used are listed, and have an error instead of a label.
+    """Predicts the classes of images. Bad images are listed, and their rows have an error instead of a label.
 
     Args:
-        paths: Images, folders of images (with all in them), tables with a column of images, datasets of the Hub.
-        model: A directory that finetune or convert wrote, or what timm.create_model takes.
-        output: Table to write: .csv, .jsonl or .parquet; or a directory, for a table in parts that several processes
-            write together, and that is continued where it was interrupted. By default rows are printed.
-        top: Number of the likeliest classes in the column `top`.
-        threshold: Probability above which a class counts, where an image has any number of them.
+        paths: Images, folders (searched with all subfolders), tables with a column of images, or datasets of the Hub.
+        model: Directory that finetune or convert wrote, or a name for timm.create_model.
+        output: Table to write: .csv, .jsonl or .parquet. A directory gets a table in parts, which several processes can
+            write together, and which the same command continues after an interruption. By default rows are printed.
+        top: Number of most probable classes in the column `top`.
+        threshold: In multi-label models, the column `label` lists the classes above this probability.
         probabilities: Write the probabilities of all classes, too, in the order of the model's outputs.
-        embed: Write the features before the classifier instead of classes; to .jsonl, .parquet or a directory.
-        multi_label: Whether an image has any number of classes. By default the model's config.json says so.
-        image_size: Height and width of the images in pixels. By default the model's own.
-        image_column: Column of a table with the images or their paths. By default it is found by type, then by name.
-        image_folder: Folder of the images that a table names. By default the table's own.
-        split: Split of a dataset that has several.
-        grey_maximum: Value that is white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16.
-        batch_size: Images in one step.
-        shard_size: Images in each part of a table in a directory.
-        threads: Threads that decode images. By default one for each core.
-        device: Device that computes: cpu, cuda, mps. By default a GPU, if there is one.
-        engine: What computes: eager (PyTorch as it is), auto (what is fastest here), or one by its name, such as
-            openvino.
-        json_: Print each row as a line of JSON, with all that a table has, instead of text.
+        embed: Write the features before the classifier instead of classes, to .jsonl, .parquet or a directory.
+        multi_label: Whether an image can have any number of classes. By default the model's config.json decides.
+        image_size: Height and width of the images in pixels. By default the model's own size.
+        image_column: Column of a table with the images or their paths. By default it is detected from type, then name.
+        image_folder: Folder of the images that a table lists. By default the folder of the table.
+        split: Split of the dataset. Needed if it has several.
+        grey_maximum: Value of white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16.
+        batch_size: Number of images in one step.
+        shard_size: Number of images in each part of a table in a directory.
+        threads: Threads that decode images. By default one per core.
+        device: Device of the network: cpu, cuda, mps. By default a GPU, if there is one.
+        engine: Engine that runs the network: eager (unchanged PyTorch), auto (the fastest), or a name such as openvino.
+        json_: Print each row as a line of JSON with all columns, instead of text.
     """
     warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
     keep_freed_memory()
@@ -191,20 +190,20 @@ def main(
 
 
 def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int, processes: int) -> bool:
-    """Whether the output is a table in parts.
+    """Returns whether the output is a table in parts.
 
     Raises:
-        SettingsError: It can be nothing that is asked for.
+        SettingsError: The output does not suit the other options.
     """
     suffix = output.suffix if output else ''
     in_parts = bool(output and suffix not in prediction_tables.SUFFIXES and (not suffix or output.is_dir()))
     if output and not in_parts and suffix not in prediction_tables.SUFFIXES:
         raise SettingsError(
-            f'{output} ends in {suffix!r}; a table ends in one of {", ".join(prediction_tables.SUFFIXES)}, and a '
-            f'directory for a table in parts in none.'
+            f'The name {output} ends in {suffix!r}. A table must end in one of '
+            f'{", ".join(prediction_tables.SUFFIXES)}; a directory must have no suffix.'
         )
     if json_ and output:
-        raise SettingsError(f'--json prints what --output {output} would hold: leave out one of them.')
+        raise SettingsError(f'--json prints the rows that --output {output} writes: leave out one of them.')
     if embed and not json_ and (output is None or suffix == '.csv'):
         raise SettingsError(
             '--embed writes vectors: name an --output that ends in .jsonl or .parquet, or a directory, or pass --json.'
@@ -217,7 +216,7 @@ def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int
 
 
 class _Run:
-    """Predicts all images, and tells how far it has come, which images are bad and how fast it was."""
+    """Predicts all images, and reports progress, bad images and speed."""
 
     def __init__(self, predictor: Predictor, splits: Sequence[Split]) -> None:
         self.predictor, self.splits = predictor, splits

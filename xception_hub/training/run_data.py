@@ -1,4 +1,4 @@
-"""What a run finds in its data, once, and keeps in its directory: classes, bad images, rows of the validation split."""
+"""Reads the data of a run once, and saves what it finds: classes, bad images, rows of the validation split."""
 
 import warnings
 from dataclasses import replace
@@ -71,11 +71,11 @@ def checked(settings: Settings, data: Data, run: Run) -> Manifest:
 
 
 def check_finished(settings: Settings, run: Run, machine: Machine) -> None:
-    """Raises a DataError if a finished run's data are others by now; says so where they cannot be read any more."""
+    """Raises a DataError if the data of a finished run have changed; prints a note if they cannot be read."""
     try:
         data = read(settings)
     except DataError as e:
-        machine.print(f'Whether the data have changed since the run cannot be told: {e}')
+        machine.print(f'The data cannot be read, so changes since the run are unknown: {e}')
         return
     _check_unchanged(data, run.manifest or {}, settings.data, run)
 
@@ -190,7 +190,7 @@ def _classes_in(labels: np.ndarray) -> set[int]:
 
 
 def class_counts(data: Data, most: int = 20) -> str:
-    """A line for each class, with its number of images in each split; of many classes the first and the last."""
+    """Returns a line for each class with its number of images per split; only the first and last of many classes."""
     splits = {name: getattr(data, name).labels for name in ('train', 'validation') if len(getattr(data, name))}
     counts = {
         name: labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(data.class_names))
@@ -206,7 +206,7 @@ def class_counts(data: Data, most: int = 20) -> str:
 
 
 def _check(settings: Settings, data: Data) -> None:
-    """Raises an error for settings that do not go together, before any time is spent."""
+    """Raises an error for contradictory settings before any long computation."""
     s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
     output = settings.output
     if output.restrict_classes and not output.eval_only:
@@ -217,11 +217,11 @@ def _check(settings: Settings, data: Data) -> None:
             f'Leave it out.'
         )
     if not output.eval_only and s.metric not in figures:
-        raise SettingsError(f'--metric {s.metric} is none of this dataset: {", ".join(figures)}.')
+        raise SettingsError(f'--metric {s.metric} does not exist for this dataset. It has: {", ".join(figures)}.')
     if s.recipe == 'probe' and settings.augmentation != Augmentation():
         raise SettingsError(
-            'The recipe probe computes the features of each image once, so that nothing can be augmented. Choose the '
-            'recipe transfer or full.'
+            'The recipe probe computes the features of each image once, so it cannot augment images. Choose the recipe '
+            'transfer or full.'
         )
     if (count := settings.data.folds) and settings.data.fold not in {str(fold + 1) for fold in range(count)}:
         raise SettingsError(

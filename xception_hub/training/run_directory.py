@@ -1,4 +1,4 @@
-"""The directory of a run: its settings, what was found in its data, and how far it has come.
+"""The directory of a run: its settings, the findings about its data, and its progress.
 
 settings.yaml      settings of the run; `--config DIR/settings.yaml` uses them again
 data.json          classes, images left out, rows of the validation split
@@ -35,7 +35,7 @@ class Interrupted(Exception):
 
 @dataclass
 class Progress:
-    """How far a run has come. A checkpoint holds this beside the tensors.
+    """Progress of a run. A checkpoint contains it beside the tensors.
 
     Attributes:
         phase: Number of the current phase in the recipe, from 0.
@@ -70,7 +70,7 @@ class Run:
         keep: Number of checkpoints to keep.
 
     Raises:
-        ResumeError: The directory holds other files than a run's, or a run with other settings or processes.
+        ResumeError: The directory contains other files, or a run with other settings or number of processes.
     """
 
     def __init__(
@@ -93,17 +93,17 @@ class Run:
         file = self.directory / SETTINGS_FILE
         if not file.is_file():
             if any(self.directory.iterdir()):
-                raise ResumeError(f'{self.directory} holds files, but no run. Name another directory as the output.')
+                raise ResumeError(f'{self.directory} contains files, but no run. Name another directory as the output.')
             return
         there = yaml.safe_load(file.read_text(encoding='utf-8'))
         if not isinstance(there, dict):
             raise ResumeError(f'{file} is damaged. Name another directory as the output.')
         there, settings = ({k: v for k, v in one.items() if k not in may_change} for one in (there, self.settings))
         if different := differences(there, settings):
-            held = f'{self.directory} holds a run with other settings: {"; ".join(different)}.'
+            held = f'{self.directory} contains a run with other settings: {"; ".join(different)}.'
             if self.finished:
                 raise ResumeError(
-                    f'{held} It is finished. To go on from what was learnt: --model local-dir:{self.directory} and '
+                    f'{held} It is finished. To train its model further, pass --model local-dir:{self.directory} and '
                     f'another --output.'
                 )
             raise ResumeError(
@@ -112,8 +112,8 @@ class Run:
         manifest = self.manifest
         if manifest and manifest['processes'] != self.processes:
             raise ResumeError(
-                f'{self.directory} holds a run of {manifest["processes"]} processes; {self.processes} would see other '
-                f'batches. Start as many, or name another directory as the output.'
+                f'{self.directory} contains a run of {manifest["processes"]} processes; {self.processes} would get '
+                f'other batches. Start {manifest["processes"]}, or name another directory as the output.'
             )
 
     @property
@@ -122,7 +122,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """The content of data.json: what was found in the data. None before the run has begun."""
+        """The content of data.json, with the findings about the data; None before the run starts."""
         file = self.directory / DATA_FILE
         return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else None
 
