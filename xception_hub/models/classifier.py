@@ -86,8 +86,8 @@ def _linear_classifier(model: TimmModel) -> nn.Linear:
     classifier = model.get_classifier()
     if not isinstance(classifier, nn.Linear):
         raise ModelError(
-            f'{type(model).__name__} ends in {type(classifier).__name__}, but frozen features need a model that ends in '
-            f'one Linear layer. Choose the recipe full.'
+            f'{type(model).__name__} ends in {type(classifier).__name__}, but frozen features need a model that ends '
+            f'in one Linear layer. Choose the recipe full.'
         )
     return classifier
 
