@@ -353,7 +353,7 @@ def test_sizes_that_a_model_does_not_take() -> None:
         (['p', 'q'], [-1] * 2),
     ],
 )  # fmt: skip
-@pytest.mark.filterwarnings('ignore:The layers before the classifier are left out')
+@pytest.mark.filterwarnings('ignore:The layers before the classifier are left out', 'ignore:.*starts at random')
 def test_classes_that_stay(class_names: list[str], rows: list[int], options: dict[str, Any], folder: Path) -> None:
     """Keep their rows, by name, and all below them; the others start out equal. Nothing is kept for other classes."""
     model = random_model(num_classes=5, width_multiplier=0.25, min_img_size=32, **options)
