@@ -311,7 +311,7 @@ def test_evaluation(folder: Path, tmp_path: Path, log: Path) -> None:
         log=tmp_path / 'bad log',
     )
     assert ended.status == 1
-    assert "1 classes of the dataset are none of the model's: 0." in ended.text
+    assert '1 classes of the dataset match no output of the model: 0.' in ended.text
 
 
 def test_evaluation_on_a_part_of_the_classes(folder: Path, tmp_path: Path, log: Path) -> None:

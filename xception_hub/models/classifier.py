@@ -57,11 +57,11 @@ def build_for(
 
 
 def _config_of(name: str) -> dict[str, Any]:
-    """What the config.json of a directory or a repository says."""
+    """Returns the config.json of a directory or a repository."""
     try:
         return source_of(name).read_config()
-    except Exception as e:  # of files, of the Hub and of the network: no error in common
-        raise ModelError(f'{name} cannot be had: {type(e).__name__}: {e}') from e
+    except Exception as e:  # errors of files, of the Hub and of the network have no common class
+        raise ModelError(f'{name} cannot be read: {type(e).__name__}: {e}') from e
 
 
 class ProbeHead(nn.Module):
@@ -84,8 +84,8 @@ def _linear_classifier(model: TimmModel) -> nn.Linear:
     classifier = model.get_classifier()
     if not isinstance(classifier, nn.Linear):
         raise ModelError(
-            f'{type(model).__name__} ends in {type(classifier).__name__}, but frozen features need a model that ends in '
-            f'one Linear layer. Choose the recipe full.'
+            f'{type(model).__name__} ends in {type(classifier).__name__}, but frozen features need a model with one '
+            f'Linear layer at its end. Choose the recipe full.'
         )
     return classifier
 
