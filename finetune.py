@@ -23,7 +23,7 @@ from cyclopts import App, Parameter
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from xception_hub.data.dataset import Data
+from xception_hub.data.labelled import Data
 from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError, exits_with_message
 from xception_hub.models import classifier
 from xception_hub.models.build import TimmModel, Transforms, build, evaluating
@@ -38,7 +38,7 @@ from xception_hub.training.optimization import check_optimizer, make_optimizer, 
 from xception_hub.training.phase import Phase, Task
 from xception_hub.training.processes import Machine
 from xception_hub.training.run_checkpoints import Checkpoint
-from xception_hub.training.run_data import check_finished, find_data
+from xception_hub.training.run_data import check_finished, checked, divided, read, scanned, seen_by
 from xception_hub.training.run_directory import SETTINGS_FILE, Interrupted, Progress, Run, Stop, stop_on_signals
 from xception_hub.training.settings import RESUME_MAY_CHANGE, Settings, phases, with_recipe
 from xception_hub.training.throughput import Throughput
@@ -48,6 +48,8 @@ INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
 
 def run(settings: Settings) -> None:
     """Runs the whole training: data, model, phases, results."""
+    if Path(settings.model.model).is_dir():
+        settings = replace(settings, model=replace(settings.model, model=f'local-dir:{settings.model.model}'))
     machine = processes.start(settings)
     output = settings.output
     directory = Run(output.output, settings.flat(), machine.processes, RESUME_MAY_CHANGE, output.keep_checkpoints)
@@ -56,7 +58,11 @@ def run(settings: Settings) -> None:
         results.show_finished(directory, output.push, machine)
         return
     check_optimizer(settings.optimization)
-    data, manifest = find_data(settings, directory, machine)
+    seen = seen_by(settings)
+    data = read(settings)
+    manifest = checked(settings, data, directory)
+    data = scanned(data, settings.data, manifest, machine)
+    data = divided(settings, data, seen, manifest, machine)
     checkpoint = directory.checkpoints.newest()
     model, transforms = build_model(settings, data, machine, checkpoint)
     selected = None
@@ -76,6 +82,8 @@ def run(settings: Settings) -> None:
     machine.accelerator.wait_for_everyone()  # all processes have read the directory; only now the main one writes
     if machine.is_main:
         directory.start(manifest)
+        if len(data.train.digests):  # of a run that was not scanned, nothing is known
+            seen.after(data).write(directory.directory)
     machine.accelerator.init_trackers('xception_hub', {name: str(value) for name, value in settings.flat().items()})
     phase = evaluation_phase(task, selected) if output.eval_only else None
     stages = phases(settings)

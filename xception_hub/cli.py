@@ -23,6 +23,7 @@ from .weights import fingerprints, sources
 
 PACKAGE = Path(__file__).parent
 USAGE = 2  # exit status where the command line cannot be read
+INTERRUPTED = 130  # of a process that Ctrl-C has ended
 
 # Headings of `xception-hub --help`, in order.
 KERAS, USE, PAPER, HERE = map(Group.create_ordered, ('Keras', 'Train and use', 'The paper', 'This installation'))
@@ -51,6 +52,7 @@ RECIPES = {
     'prove': Recipe('conversion/prove.py', 'keras', 'Compare a converted model with its Keras file.', group=KERAS),
     'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Convert a model directory into a Keras file.', group=KERAS),
     'finetune': Recipe('finetune.py', 'finetune', 'Train a timm model on your own labelled images.', True),
+    'folds': Recipe('xception_hub.training.cross_validation', 'finetune', 'Summarise the runs of a cross-validation.'),
     'predict': Recipe('xception_hub.inference.predict', 'finetune', 'Classify images, or save their features.'),
     'explain': Recipe(
         'xception_hub.inference.explain', 'explain', 'Draw heat maps of what made the model choose a class.'
@@ -201,3 +203,6 @@ def main(tokens: Sequence[str] | None = None) -> None:
             tool(called or next(iter(tokens), ''), to_describe)(tokens, exit_on_error=False)
     except CycloptsError:  # has been printed
         sys.exit(USAGE)
+    except KeyboardInterrupt:  # before a command could say what is kept
+        print('\nStopped.', file=sys.stderr)
+        sys.exit(INTERRUPTED)

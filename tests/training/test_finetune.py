@@ -558,7 +558,7 @@ def test_duplicates_are_named(folder: Path, tmp_path: Path, log: Path) -> None:
     for path in list((data / 'one').iterdir()):
         shutil.copy(path, path.with_name(f'copy of {path.name}'))
     text = finetune(*SMALL, *FEW, '--dataset', data, '--output', tmp_path / 'model', log=log)
-    assert re.search(r'warning: \d+ image files are in both the training and the validation split', text)
+    assert re.search(r'warning: \d+ images are in the training and in the validation split', text)
 
 
 def test_class_of_one(folder: Path, tmp_path: Path, log: Path) -> None:

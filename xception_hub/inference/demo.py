@@ -19,7 +19,6 @@ from cyclopts.validators import Number
 from PIL import Image
 
 from ..errors import ImageError, ModelError, SettingsError, exits_with_message, printable
-from ..images import open_image
 from ..models.build import open_model
 from .attribution import explain, in_unit_range
 from .overlay import overlay, seen
@@ -97,7 +96,7 @@ class Demo:
     def _article(self, file: Path) -> str:
         name = _escaped(file.name)
         try:
-            photo = open_image(file, self.predictor.loaded.transforms.min_side, max_pixels=MAX_PIXELS)
+            photo = self.predictor.loaded.transforms.open(file, MAX_PIXELS)
         except ImageError as e:
             return REFUSED.format(name=name, reason=_escaped(e))
         start = time.perf_counter()

@@ -17,7 +17,6 @@ from cyclopts import App, Parameter
 from torch import Tensor
 
 from ..errors import DataError, ModelError, SettingsError, exits_with_message, listed, printable, printable_lines
-from ..images import open_image
 from .attribution import explain, in_unit_range
 from .overlay import overlay, seen, sheet
 from .predictor import Predictor
@@ -109,7 +108,7 @@ def main(
             continue
         probabilities = np.array(json.loads(row['probabilities']))
         chosen = numbers or np.argsort(-probabilities, kind='stable')[:top].tolist()
-        image = transforms.evaluation()(open_image(photo, transforms.min_side)).to(on)
+        image = transforms.evaluation()(transforms.open(photo)).to(on)
         maps = explain(network, image.expand(len(chosen), -1, -1, -1), chosen, method)
         named = [(class_names[number], probabilities[number]) for number in chosen]
         write(target, image, transforms.config, maps, named, raw)

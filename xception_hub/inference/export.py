@@ -180,6 +180,7 @@ def described(model: TimmModel, source: str, transforms: Transforms, format: str
         file=f'model{FORMATS[format].suffix}',
         input='images [batch, channels, height, width], float32',
         preprocessing=transforms.config,
+        **({'grey_maximum': transforms.grey_maximum} if transforms.grey_maximum else {}),
         outputs=list(Outputs(model).names),
         class_names=names_of(model) if model.num_classes else [],
         final_activation='sigmoid' if several else final_activation_of(config),

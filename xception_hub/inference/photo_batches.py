@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import DataError, ImageError, OptimizeError
-from ..images import IMAGE_SUFFIXES, open_image, sample_photos
+from ..images import find_photos, open_image, sample_photos
 from ..models.build import Transforms
 
 CHECKED_PHOTOS = 4  # on which two engines are compared
@@ -48,11 +48,11 @@ def read_photos(folder: Path, transforms: Transforms, most: int, least: int = 1)
     """
     if not folder.is_dir():
         raise DataError(f'There is no folder {folder}. Name one with at least {least} photos in it.')
-    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(find_photos(folder))
     images, left_out = list[Tensor](), list[str]()
     for file in files[:: max(1, len(files) // most)][:most]:
         try:
-            images += _prepared([open_image(file, transforms.min_side)], transforms)
+            images += _prepared([transforms.open(file)], transforms)
         except ImageError as e:
             left_out.append(f'{file}: {e}')
     if len(images) < least:

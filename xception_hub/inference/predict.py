@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from glob import has_magic
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,84 +20,84 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..allocator import keep_freed_memory
-from ..data.dataset import Split, files_of, unlabelled
+from ..data.data_settings import DataSettings
 from ..data.folders import read_folder
-from ..data.items import Item, cell_of, image_of
-from ..data.reading import is_saved
-from ..data.tables import TABLES
+from ..data.labelled import Cell, Split, files_of, unlabelled
+from ..data.table import is_saved, is_table
 from ..errors import DataError, ImageError, SettingsError, exits_with_message, printable, printable_lines
 from . import prediction_tables
 from .predictor import EAGER, Predictor, digest
 from .shards import Shards
 
+INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
+
 app = App(help=__doc__, version_flags=[])
 
 
-def images_in(
-    paths: Sequence[str], image_column: str | None, split: str | None, image_folder: Path | None
-) -> tuple[list[Split], list[str]]:
+def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list[Split], list[str]]:
     """Finds the images of files and folders, then those of tables and datasets, with notes on what is left out.
+
+    Args:
+        paths: Names of files, folders, tables and datasets.
+        settings: How they are read; their `dataset` does not matter.
 
     Raises:
         DataError: A path does not exist, or there are no images.
     """
     files: list[str] = []
     found, notes = list[Split](), list[str]()
-
-    def add(images: Split, more: list[str]) -> None:
-        found.append(images)
-        notes.extend(more)
-
-    for text in paths:
+    for text in (name for given in paths for name in _files_like(given)):
         path = Path(text)
-        saved = path.is_dir() and is_saved(path)
-        if path.is_dir() and not saved:
-            folder = read_folder(path)
-            if folder.all_tables() and not folder.all_images():  # such as a cloned repository of the Hub
-                add(*unlabelled(text, image_column, split, image_folder))
-                continue
-            files += map(str, folder.all_images())
-            for (suffix, why), count in folder.left_out().items():
-                notes.append(f'{path}: {count} {suffix} left out ({why})')
-        elif (
-            saved or path.suffix.lower() in TABLES or (not path.exists() and (has_magic(text) or text.count('/') == 1))
-        ):
-            add(*unlabelled(text, image_column, split, image_folder))
-        elif not path.exists():
-            raise DataError(f'There is no {text}.')
-        else:
+        folder = read_folder(path) if path.is_dir() and not is_saved(path) else None
+        if folder and (folder.has_images or not any(map(is_table, folder.all_files()))):
+            files += folder.all_images()
+            notes += [f'{path}: {left_out}'] if (left_out := folder.left_out()) else []
+        elif path.is_file() and not is_table(text):
             files.append(text)
+        elif path.exists() or has_magic(text) or text.count('/') == 1:  # such as a repository of the Hub, or its clone
+            images, more = unlabelled(replace(settings, dataset=text))
+            found.append(images)
+            notes += more
+        else:
+            raise DataError(f'There is no {text}.')
     if files:
-        found.insert(0, files_of(files))
+        found.insert(0, files_of(files, settings))
     if not any(len(part) for part in found):
         raise DataError(f'{", ".join(paths)}: no image. {" ".join(notes)}'.strip())
     return found, notes
 
 
-def sources(splits: Sequence[Split], indices: range) -> Iterator[tuple[Split, Item]]:
-    """Yields the images of all splits in order, for a range of their numbers, each with its split."""
-    first = 0
-    for split in splits:
-        for index in range(max(indices.start - first, 0), min(indices.stop - first, len(split))):
-            yield split, Item(index, cell=split.cell(index))
-        first += len(split)
+def _files_like(given: str) -> list[str]:
+    """Finds the files of a pattern; a pattern of tables, and any other text, stays as it is."""
+    found = sorted(glob(given, recursive=True)) if has_magic(given) and not Path(given).exists() else []
+    return found if found and not any(map(is_table, found)) else [given]
 
 
 def predict(predictor: Predictor, splits: Sequence[Split], indices: range) -> Iterator[dict[str, Any]]:
-    """Yields a row for each image, in order: `file` and the cells of `Predictor.predict`."""
+    """Yields a row for each image, in order: `file` and the cells of `Predictor.predict`.
+
+    Args:
+        predictor: What classifies.
+        splits: Images, one split after the other.
+        indices: Their numbers in all of the splits.
+    """
     names: deque[str] = deque()
 
-    def images() -> Iterator[tuple[Split, Item]]:
-        for split, item in sources(splits, indices):
-            names.append(split.cell_name(item.index, cell_of(split, item)))
-            yield split, item
+    def images() -> Iterator[tuple[Split, int, Cell]]:
+        first = 0
+        for split in splits:
+            for index in range(max(indices.start - first, 0), min(indices.stop - first, len(split))):
+                cell = split.cell(index)
+                names.append(split.cell_name(index, cell))
+                yield split, index, cell
+            first += len(split)
 
-    def opened(image: tuple[Split, Item]) -> Image.Image:
-        split, item = image
+    def opened(image: tuple[Split, int, Cell]) -> Image.Image:
+        split, index, cell = image
         try:
-            return image_of(split, item, predictor.loaded.transforms.min_side)
+            return split.image(index, predictor.loaded.transforms.min_side, cell)
         except ImageError as e:
-            raise ImageError(str(e).removeprefix(f'{split.cell_name(item.index, cell_of(split, item))}: ')) from e
+            raise ImageError(str(e).removeprefix(f'{split.cell_name(index, cell)}: ')) from e
 
     for row in predictor.predict(images(), opened):
         yield dict(file=names.popleft(), **row)
@@ -156,23 +156,37 @@ def main(
     in_parts = _is_directory(output, embed, json_, shard_size, processes)
     if not paths:
         raise SettingsError('Name images, a folder, a table or a dataset: xception-hub predict photos --model DIR.')
-    splits, notes = images_in(paths, image_column, split, image_folder)
-    splits = [replace(s, grey_maximum=grey_maximum) for s in splits]
-    predictor = Predictor(
-        model, top, threshold, probabilities, embed, multi_label, image_size, grey_maximum, batch_size, threads,
-        device, engine,
+    given = DataSettings(
+        dataset=None, image_column=image_column, image_folder=image_folder, validation_split=split,
+        grey_maximum=grey_maximum,
     )  # fmt: skip
-    for note in notes if rank == 0 else []:
-        print(printable_lines(note), file=sys.stderr)
-    run = _Run(predictor, splits)
-    if in_parts:
-        assert output
-        files = digest(s.files.encode() for s in splits)
-        shards = Shards(output, run.total, shard_size, dict(predictor.identity(), images_digest=files))
-        shards.start()
-        run.write_parts(shards, rank, processes)
-    else:
-        run.write_table(output, json_)
+    try:
+        splits, notes = images_in(paths, given)
+        predictor = Predictor(
+            model, top, threshold, probabilities, embed, multi_label, image_size, grey_maximum, batch_size, threads,
+            device, engine,
+        )  # fmt: skip
+        for note in notes if rank == 0 else []:
+            print(printable_lines(note), file=sys.stderr)
+        run = _Run(predictor, splits)
+        if in_parts:
+            assert output
+            files = digest(s.files.encode() for s in splits)
+            shards = Shards(output, run.total, shard_size, dict(predictor.identity(), images_digest=files))
+            shards.start()
+            run.write_parts(shards, rank, processes)
+        else:
+            run.write_table(output, json_)
+    except KeyboardInterrupt:
+        kept = (
+            f'The parts that {output} has are kept: the same command goes on with the others.'
+            if output and not output.suffix
+            else f'{output} is not written. Parts that stay are written to a directory: --output {output.stem}.'
+            if output
+            else 'The rows above are all. Parts that stay are written to a directory: --output predictions.'
+        )
+        print(f'\nStopped. {kept}', file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int, processes: int) -> bool:

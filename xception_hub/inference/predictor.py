@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..directory.config import OF_CLASSES, final_activation_of
 from ..errors import DataError, ImageError, ModelError, SettingsError
-from ..images import MAX_PIXELS, open_image
+from ..images import MAX_PIXELS
 from ..models.build import TimmModel, Transforms, open_model
 from ..models.class_names import names_of
 from . import prediction_tables
@@ -69,7 +69,8 @@ class Predictor:
         embed: Whether rows have the features before the classifier instead of classes.
         multi_label: Whether an image can have any number of classes. None: the model's config.json decides.
         image_size: Height and width of the images in pixels. None: the model's own size.
-        grey_maximum: Value of white in grey images of more than 8 bits, as in `xception_hub.open_image`.
+        grey_maximum: Value of white in grey images of more than 8 bits, as in `xception_hub.open_image`. None: the
+            model's config.json decides.
         batch_size: Number of images in a batch of the network.
         threads: Threads that decode images. None: one for each core of this process.
         device: Device of a model given by name. None: the GPU of this process, else the CPU.
@@ -166,9 +167,10 @@ class Predictor:
     def identity(self) -> dict[str, Any]:
         """Returns everything that the rows of given images depend on, in types that JSON can express."""
         loaded = self.loaded
-        names = ('top', 'threshold', 'probabilities', 'embed', 'grey_maximum', 'batch_size', 'engine')
+        names = ('top', 'threshold', 'probabilities', 'embed', 'batch_size', 'engine')
         return dict(
             {name: getattr(self, name) for name in names},
+            grey_maximum=loaded.transforms.grey_maximum,
             weights=loaded.weights,
             class_names=digest(name.encode('utf-8', 'surrogatepass') for name in loaded.class_names),
             multi_label=loaded.multi_label,
@@ -196,7 +198,7 @@ class Predictor:
         class_names = [] if self.embed else names_of(model)
         if self.embed:
             model.reset_classifier(0)
-        transforms = Transforms(model.to(device), self.image_size)
+        transforms = self._transforms(model.to(device))
         function: Callable[[Tensor], Any] = model
         if self.engine != EAGER:
             example = torch.zeros(self.batch_size, *transforms.config['input_size'], device=device)
@@ -231,14 +233,14 @@ class Predictor:
         device = torch.device(self.device or 'cpu') if parameter is None else parameter.device
         weights = digest_of(model) if is_module else ''
         class_names = [] if self.embed else names_of(model)
-        return Loaded(
-            model,
-            Transforms(model, self.image_size),
-            class_names,
-            self._is_multi_label(activation == 'sigmoid'),
-            device,
-            weights,
-        )
+        transforms = self._transforms(model)
+        multi_label = self._is_multi_label(activation == 'sigmoid')
+        return Loaded(model, transforms, class_names, multi_label, device, weights)
+
+    def _transforms(self, model: TimmModel) -> Transforms:
+        found = Transforms(model, self.image_size)
+        found.grey_maximum = self.grey_maximum or found.grey_maximum
+        return found
 
     def _is_multi_label(self, default: bool) -> bool:
         return default if self.multi_label is None else self.multi_label
@@ -286,7 +288,7 @@ class Prepared:
     def __init__(self, predictor: Predictor, opened: Callable[[Any], Image.Image] | None = None) -> None:
         transforms = predictor.loaded.transforms
         self.transform, self.min_side = transforms.pixels(), transforms.min_side
-        self.opened = opened or (lambda image: _open(image, self.min_side, predictor.grey_maximum))
+        self.opened = opened or (lambda image: _open(image, transforms))
 
     def __call__(self, image: Any) -> Tensor | str:  # [3, H, W] or the reason
         try:
@@ -299,7 +301,7 @@ class Prepared:
             return str(e)
 
 
-def _open(image: Any, min_side: int, grey_maximum: int | None) -> Image.Image:
+def _open(image: Any, transforms: Transforms) -> Image.Image:
     if isinstance(image, Mapping):
         image = image.get('path') if image.get('bytes') is None else image['bytes']
     if image is None:
@@ -308,7 +310,7 @@ def _open(image: Any, min_side: int, grey_maximum: int | None) -> Image.Image:
         image = bytes(image)
     if not isinstance(image, (bytes, str, os.PathLike, Image.Image, np.ndarray)):
         raise ImageError(f'{type(image).__name__} instead of a path, bytes, an image or an array')
-    return open_image(image, min_side, grey_maximum)
+    return transforms.open(image)
 
 
 def cores() -> int:

@@ -28,7 +28,7 @@ def build_for(
         The model, and the classes whose weights are kept.
     """
     count = len(class_names)
-    config = _config_of(name) if pretrained and name.startswith(NAMES_CLASSES) else {}
+    config = recorded_of(name) if pretrained else {}
     before = label_names_of(config)
     kept = [class_name for class_name in class_names if class_name in before]
     if not kept:
@@ -56,8 +56,10 @@ def build_for(
     return model, kept
 
 
-def _config_of(name: str) -> dict[str, Any]:
-    """Returns the config.json of a directory or a repository."""
+def recorded_of(name: str) -> dict[str, Any]:
+    """The config.json of a directory or a repository; {} of a name that timm knows."""
+    if not name.startswith(NAMES_CLASSES):
+        return {}
     try:
         return source_of(name).read_config()
     except Exception as e:  # errors of files, of the Hub and of the network have no common class
@@ -84,8 +86,8 @@ def _linear_classifier(model: TimmModel) -> nn.Linear:
     classifier = model.get_classifier()
     if not isinstance(classifier, nn.Linear):
         raise ModelError(
-            f'{type(model).__name__} ends in {type(classifier).__name__}, but frozen features need a model with one '
-            f'Linear layer at its end. Choose the recipe full.'
+            f'{type(model).__name__} ends in {type(classifier).__name__}, but frozen features need a model that ends '
+            f'in one Linear layer. Choose the recipe full.'
         )
     return classifier
 
@@ -125,6 +127,7 @@ def save(
     class_names: Sequence[str],
     multi_label: bool,
     base_model: str | None = None,
+    grey_maximum: int | None = None,
 ) -> None:
     """Writes model.safetensors and config.json, from which `timm.create_model('local-dir:...')` builds the model.
 
@@ -134,6 +137,7 @@ def save(
         data_config: timm's data config, as in `Transforms.config`.
         class_names: Names of the classes in the order of the logits.
         multi_label: Whether an image can have any number of labels; pipelines of transformers read it in config.json.
+        grey_maximum: Value of white in grey images of more than 8 bits, as in `images.open_image`.
         base_model: Hub id of the weights before training; None for none.
     """
     built_with = getattr(model, '_model_args', {})  # set by timm's factory; few models store their rates
@@ -143,6 +147,8 @@ def save(
     model_config: dict[str, Any] = dict(label_names=list(class_names), pretrained_cfg=dict(tag=None))
     if base_model:
         model_config['base_model'] = base_model
+    if grey_maximum:
+        model_config['grey_maximum'] = grey_maximum
     if multi_label:
         model_config['problem_type'] = 'multi_label_classification'
     keys = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')

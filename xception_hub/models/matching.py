@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.dataset import Data, Split
+from ..data.labelled import Data, Split
 from ..errors import ModelError, listed
 from .build import TimmModel
 from .class_names import names_of, spellings_of

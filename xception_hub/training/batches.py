@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.dataset import Split
-from ..data.items import Item, image_of, in_order
+from ..data.items import Item, in_order
+from ..data.labelled import Split
 from ..errors import DataError
 
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
@@ -262,7 +262,7 @@ class Images(Dataset):
 
     def __getitem__(self, item: Item) -> tuple[Tensor, Tensor, int, float, float]:  # [3, H, W], [] or [C], seconds
         start = time.perf_counter()
-        image = image_of(self.split, item, self.min_side)
+        image = self.split.image(item.index, self.min_side, item.cell)
         seed_all(self.seed, item.epoch, item.index)
         inputs = self.transform(image)
         label = torch.as_tensor(self.split.labels[item.index])

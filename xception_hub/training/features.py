@@ -17,9 +17,9 @@ from huggingface_hub import cached_assets_path
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.dataset import Split
+from ..data.bad_images import digests
 from ..data.items import Item
-from ..data.scan import digests
+from ..data.labelled import Split
 from ..errors import ResumeError
 from ..models.build import evaluating
 from ..models.classifier import features_of, without_classifier

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from ..data.dataset import Data
+from ..data.labelled import Data
 from ..models.build import TimmModel, Transforms
 from .batches import Images
 from .objective import Objective

@@ -2,6 +2,7 @@
 
 settings.yaml      settings of the run; `--config DIR/settings.yaml` uses them again
 data.json          classes, images left out, rows of the validation split
+images.json        digests of the images that the model was trained on, and of those held out
 checkpoints/       checkpoints to continue from, and the best weights
 
 A finished run also has model.safetensors, config.json, README.md, metrics.json, report.html, predictions.csv for the
@@ -9,6 +10,7 @@ validation images, and history.json with the figures of each epoch.
 """
 
 import json
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,6 +82,10 @@ class Run:
         self.checkpoints = Checkpoints(directory / 'checkpoints', keep)
         if directory.exists():
             self._check(may_change)
+        there = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            why = 'cannot be written' if there.is_dir() else 'is a file'
+            raise ResumeError(f'{directory} cannot be made: {there} {why}. Name another --output.')
 
     def _check(self, may_change: frozenset[str]) -> None:
         if not self.directory.is_dir():

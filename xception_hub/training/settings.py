@@ -11,12 +11,11 @@ import yaml
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
+from ..data.data_settings import AT_LEAST_1, DataSettings
 from ..errors import SettingsError
 from .recipes import RECIPES
 
-AT_LEAST_1, POSITIVE, SHARE = (
-    Parameter(validator=Number(**bounds)) for bounds in (dict(gte=1), dict(gt=0), dict(gte=0, lt=1))
-)
+POSITIVE, SHARE = (Parameter(validator=Number(**bounds)) for bounds in (dict(gt=0), dict(gte=0, lt=1)))
 NOT_NEGATIVE = Parameter(validator=Number(gte=0))
 SWITCH = Parameter(negative='')  # a flag without its --no-... counterpart
 
@@ -36,60 +35,6 @@ Choices = dict[str, Annotated[Any, Parameter(converter=literal, n_tokens=1)]]
 def group(name: str, index: int) -> Callable[[type], type]:
     """Makes one box of --help from the settings of a class."""
     return Parameter(name='*', group=Group(name, sort_key=index), negative_iterable='')
-
-
-@group('Data', 1)
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    dataset: str
-    """Labelled images: a dataset on the Hub, or a path. The path is a folder with one folder of images per class, or
-    with metadata files; a table (.csv, .tsv, .json, .jsonl, .parquet) with a column of paths or images, a quoted
-    pattern for several tables, or a folder of them; or a dataset that `save_to_disk` wrote."""
-    dataset_config: str | None = None
-    """Configuration of the dataset on the Hub. Needed if it has several."""
-    image_column: str | None = None
-    """Column with the images or their paths. By default it is detected from its type, then from its name."""
-    label_column: str | None = None
-    """Column with the labels. By default it is detected from its type, then from its name. A column of lists allows any
-    number of classes per image (multi-label). Several names, separated by commas, are columns of 0 and 1, one per
-    class."""
-    image_folder: Path | None = None
-    """Folder of the images that a table lists. By default the folder of the table."""
-    train_split: str = 'train'
-    """Split with the training images."""
-    validation_split: str | None = None
-    """Split with the validation images. By default the dataset's own (validation, val, valid, dev or test), else a
-    stratified share of the training split. "" always takes a share of the training split."""
-    validation_table: str | None = None
-    """Separate table or folder with the validation images."""
-    validation_share: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2
-    """Share of the training images held out for validation if the dataset has no validation split."""
-    split_column: str | None = None
-    """Column of a table with the split of each row; "" for none. By default it is detected from its name and values."""
-    label_separator: str | None = None
-    """Separator of several labels in one cell, such as " " or ","; "" if each cell is one label."""
-    folders: Literal['splits', 'outer', 'inner', 'path', 'metadata'] | None = None
-    """Meaning of the folders if they can be read in two ways. splits: folders named like splits are splits. outer: the
-    outermost folders are classes. inner: the folders that contain images are classes, and equal names are one class.
-    path: the folders that contain images are classes, named by their paths. metadata: the metadata files list images
-    and labels."""
-    unlabelled: Literal['error', 'skip', 'class'] = 'error'
-    """How to treat rows without a label, or with -1 besides 0, 1, ...: error stops, skip leaves them out, class makes
-    -1 a class."""
-    empty_classes: Literal['error', 'skip'] = 'error'
-    """How to treat class folders without a readable image: error stops, skip leaves them out."""
-    grey_maximum: Annotated[int | None, AT_LEAST_1] = None
-    """Value of white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16. By default 65535, if the
-    images use at least a quarter of that range."""
-    streaming: bool = False
-    """Read images in the order of the dataset, through a shuffle buffer, instead of copying the dataset first."""
-    bad_images: Literal['error', 'skip'] = 'error'
-    """How to treat images that cannot be decoded: error stops, skip leaves them out. Each one is reported either
-    way."""
-    max_train_samples: Annotated[int | None, AT_LEAST_1] = None
-    """Largest number of training images, drawn at random after the validation split. By default all of them."""
-    scan: bool = True
-    """Decode every image once before training. Without the scan, training stops at the first bad image."""
 
 
 @group('Model', 2)
