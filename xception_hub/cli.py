@@ -54,7 +54,9 @@ RECIPES = {
     'finetune': Recipe('finetune.py', 'finetune', 'Train a timm model on your own labelled images.', True),
     'folds': Recipe('xception_hub.training.cross_validation', 'finetune', 'Summarise the runs of a cross-validation.'),
     'predict': Recipe('xception_hub.inference.predict', 'finetune', 'Classify images, or save their features.'),
-    'explain': Recipe('xception_hub.inference.explain', 'explain', 'Draw heat maps of what made the model choose.'),
+    'explain': Recipe(
+        'xception_hub.inference.explain', 'explain', 'Draw heat maps of what made the model choose a class.'
+    ),
     'demo': Recipe('xception_hub.inference.demo', 'demo', 'Start a web page that classifies and explains photos.'),
     'export': Recipe('xception_hub.inference.export', 'export', 'Convert a model for ONNX, OpenVINO and others.'),
     'publish': Recipe('xception_hub.directory.publish', 'keras', 'Publish a model directory on the Hugging Face Hub.'),

@@ -1,7 +1,7 @@
 """xception-hub doctor
 
-Describes this installation for a report of a bug: what is missing for each command, engines, the Hub, the pretrained
-weights, and the reports that torch and the Hub's client make of themselves. Tokens and passwords are left out.
+Describes this installation for a bug report: missing packages for each command, engines, the Hub, the pretrained
+weights, and the reports of torch and of the Hub's client. Tokens and passwords are left out.
 """
 
 import io
@@ -48,7 +48,7 @@ def system() -> Rows:
 
 
 def needed(extras: str) -> Iterator[Requirement]:
-    """What the project itself needs, and what these extras, separated by commas, bring."""
+    """Yields the packages that the project and these extras, separated by commas, need."""
     for requirement in map(Requirement, metadata.requires(DISTRIBUTION) or []):
         if not requirement.marker or any(requirement.marker.evaluate({'extra': extra}) for extra in extras.split(',')):
             yield requirement

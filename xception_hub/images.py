@@ -197,7 +197,7 @@ def _to_rgb(image: Image.Image, grey_maximum: int | None) -> Image.Image:
 
 
 def _to_bytes(image: Image.Image, grey_maximum: int | None) -> np.ndarray:
-    """Grey values of more than eight bits, scaled to 0..255; Pillow would clip them."""
+    """Scales grey values [H, W] of more than eight bits to 0..255; Pillow would clip them."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
     white = grey_maximum or 2**16 - 1

@@ -224,7 +224,7 @@ def test_results(dataset: str, shown: str, directory: Path) -> None:
     ('name', 'content', 'reason'),
     [
         ('config.json', None, 'has no config.json. Name a directory that xception-hub convert wrote'),
-        ('config.json', '[]', 'config.json holds a list instead of an object'),
+        ('config.json', '[]', 'config.json contains a list, not an object'),
         ('config.json', '{}', "lacks what a card needs (KeyError: 'num_classes')"),
         ('parity.json', '{', 'parity.json cannot be read as JSON'),
         ('parity.json', '{"proofs": [{}]}', "has no attribute 'proof'"),

@@ -452,7 +452,7 @@ TROUBLE = {
     'an error before the upload': ('preupload', Fault.SERVER_ERROR, 'the Hub answers 500'),
     'half of the weights': ('/storage/', Fault.HALF, "Error while uploading 'model.safetensors' to the Hub"),
     'an error in storage': ('/storage/', Fault.SERVER_ERROR, 'the Hub answers 500'),
-    'half of the commit': ('/commit/', Fault.HALF, 'run the command again, it sends what is missing'),
+    'half of the commit': ('/commit/', Fault.HALF, 'Run the command again; it sends the missing files'),
     'no answer to the commit': ('/commit/', Fault.CLOSED, 'RemoteProtocolError: Server disconnected'),
 }
 

@@ -177,7 +177,7 @@ def test_in_unit_range(values: list[float], expected: list[float]) -> None:
             'gradcam',
             'has no feature maps .* the method integrated-gradients',
         ),
-        (partial(of_timm, 'test_efficientnet'), [0], 'deeplift', 'DeepLIFT does not hold for EfficientNet'),
+        (partial(of_timm, 'test_efficientnet'), [0], 'deeplift', 'DeepLIFT is wrong for EfficientNet'),
     ],
 )
 def test_refused(build: Build, classes: list[int], method: str, said: str) -> None:

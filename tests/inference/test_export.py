@@ -225,7 +225,7 @@ def test_targets(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / 'file').write_text('text')
     (tmp_path / 'other').mkdir()
     (tmp_path / 'other' / 'thesis.tex').write_text('text')
-    for target, said in (('file', 'is a file'), ('other', 'something other than'), ('file/out', 'cannot be written')):
+    for target, said in (('file', 'is a file'), ('other', 'files that are not'), ('file/out', 'cannot be written')):
         with pytest.raises(DirectoryError, match=said):
             export(str(tiny / 'tiny'), tmp_path / target, 'onnx')
     assert sorted(path.name for path in tmp_path.rglob('*')) == ['file', 'other', 'thesis.tex']

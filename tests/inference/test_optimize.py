@@ -263,7 +263,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (dict(example=EXAMPLE[:0]), 'not images'),
     (dict(example=EXAMPLE[:, :1]), r'does not take the example \[2, 1, 64, 75\]: ValueError: .* takes \[batch, 3,'),
     (dict(example=EXAMPLE.double()), r'torch.float64 and the model torch.float32, but both must be torch.float32'),
-    (dict(example=EXAMPLE.to('meta')), r"on meta, not on cpu as the model is: pass example.to\('cpu'\)"),
+    (dict(example=EXAMPLE.to('meta')), r"on meta, but the model on cpu: pass example.to\('cpu'\)"),
     (dict(engine='tensorflow'), r"no engine 'tensorflow' for the device 'cpu': it is one of \['auto', 'pytorch'"),
     (dict(engine='cudagraphs'), "no engine 'cudagraphs' for the device 'cpu'"),
     (dict(engine='onnxruntime', precision='bf16'), r"does not support bf16 on cpu.*\[.*'openvino'.*\]"),

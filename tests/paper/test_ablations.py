@@ -94,7 +94,7 @@ def test_failed_run(tmp_path: Path) -> None:
     [
         (
             ('--variants', 'no_residuals'),
-            "'no_residuals' is no network of --experiment figures. Choose among: xception",
+            "'no_residuals' is not a network of --experiment figures. It has: xception",
         ),
         (('--experiment', 'spectrum', '--variants', 'xception'), 'Choose among: segments_1, segments_1_relu'),
         (('--seeds', 0), '--seeds'),
@@ -279,7 +279,7 @@ def test_large_differences() -> None:
 def test_no_result(tmp_path: Path) -> None:
     (tmp_path / 'old.json').write_text('{"variants": {}}')
     result = call(ablations.app, 'draw', tmp_path / 'old.json')
-    assert result.returncode == 1 and 'old.json is no result of xception-hub ablations' in result.stderr
+    assert result.returncode == 1 and 'old.json is not a result of xception-hub ablations' in result.stderr
 
 
 @pytest.mark.parametrize('file', COMMITTED, ids=lambda file: file.stem)

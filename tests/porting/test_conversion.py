@@ -449,7 +449,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_directories_are_left_alone(ported: Port, tmp_path: Path, quick: None) -> None:
     (tmp_path / 'letters.txt').write_text('precious')
-    with pytest.raises(DirectoryError, match='something other than a conversion'):
+    with pytest.raises(DirectoryError, match='files that are not a conversion'):
         convert(ported, tmp_path, PREPROCESSING)
     with pytest.raises(DirectoryError, match='is a file'):
         convert(ported, tmp_path / 'letters.txt', PREPROCESSING)

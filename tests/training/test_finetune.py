@@ -311,7 +311,7 @@ def test_evaluation(folder: Path, tmp_path: Path, log: Path) -> None:
         log=tmp_path / 'bad log',
     )
     assert ended.status == 1
-    assert "1 classes of the dataset are none of the model's: 0." in ended.text
+    assert '1 classes of the dataset match no output of the model: 0.' in ended.text
 
 
 def test_evaluation_on_a_part_of_the_classes(folder: Path, tmp_path: Path, log: Path) -> None:
@@ -417,7 +417,7 @@ def test_divergence(folder: Path, tmp_path: Path, log: Path) -> None:
     [
         (('--tracker', 'wandb'), "The tracker 'wandb' is not installed (pip install wandb)"),
         (('--mixed-precision', 'fp16'), 'fp16 needs a GPU'),
-        (('--metric', 'accuracy'), '--metric accuracy is none of this dataset: top1, top5, macro_f1'),
+        (('--metric', 'accuracy'), '--metric accuracy does not exist for this dataset. It has: top1, top5, macro_f1'),
         (('--recipe', 'probe', '--flip', 0.5), 'cannot augment images'),
         (('--streaming', '--balanced-sampling'), 'Replace --balanced-sampling by --class-weights'),
         (('--model', 'xception_paper', '--image-size', 40), 'takes images of 71 pixels at least, not 40'),

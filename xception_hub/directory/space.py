@@ -13,7 +13,7 @@ models:
 - {repo_id}
 ---
 
-What [{repo_id}](https://huggingface.co/{repo_id}) sees in a photo, and where it looks.
+A demo of [{repo_id}](https://huggingface.co/{repo_id}): it classifies photos and shows heat maps.
 """
 APP = """\
 from xception_hub.inference.demo import launch
@@ -31,7 +31,7 @@ def space_files(repo_id: str, model_name: str) -> dict[str, str]:
         model_name: Name to pass to `timm.create_model`.
     """
     try:
-        gradio = f'sdk_version: {version("gradio")}\n'  # the one that the page was tried with
+        gradio = f'sdk_version: {version("gradio")}\n'  # the installed version, which the page was tested with
     except PackageNotFoundError:
         gradio = ''
     title = repo_id.partition('/')[2]

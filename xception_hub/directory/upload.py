@@ -25,7 +25,7 @@ TOKEN_REMEDY = (
     'Log in with `hf auth login`, or set HF_TOKEN. The token needs the right to write there; create one on '
     'https://huggingface.co/settings/tokens.'
 )
-AGAIN = 'The Hub takes a commit as a whole or not at all: run the command again, it sends what is missing.'
+AGAIN = 'The Hub stores a commit completely or not at all. Run the command again; it sends the missing files.'
 # HTTP status of the Hub's answer -> remedy, where it is not enough to run the command again
 REMEDIES = {
     400: 'For the licence, pass --license with an identifier of https://huggingface.co/docs/hub/repositories-licenses.',
@@ -33,7 +33,7 @@ REMEDIES = {
     403: TOKEN_REMEDY,
     404: 'Check the name; if the repository is private, use a token that opens it.',
     412: 'Someone else made a commit meanwhile. Run the command again: it compares with the new commit.',
-    429: 'The Hub has had too many requests. Wait some minutes, then run the command again.',
+    429: 'The Hub received too many requests. Wait some minutes, then run the command again.',
 }
 
 
@@ -46,7 +46,7 @@ class Remote:
         private: Whether the repository is private.
         head: Hash of the last commit of the branch. None if there is no such branch.
         files: Names of the files and folders at the top.
-        problem: Reason why the Hub could not be asked. If there is one, the other attributes mean nothing.
+        problem: Reason why the request to the Hub failed. If there is one, the other attributes are not valid.
     """
 
     exists: bool = False
@@ -169,7 +169,7 @@ def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> Publi
             f'{upload.url}/settings, or leave --private out.'
         )
     if get_token() is None:
-        raise PublishError(f'There is no token to write to {upload.repo_id} with. {TOKEN_REMEDY}')
+        raise PublishError(f'There is no token for writing to {upload.repo_id}. {TOKEN_REMEDY}')
     operations = [CommitOperationAdd(name, content) for name, content in upload.contents.items()]
     with _explained(upload.repo_id):
         api = HfApi(library_name='xception_hub')
@@ -203,19 +203,19 @@ def _check_repo_id(repo_id: str) -> None:
 
 
 def _check_directory(directory: Path) -> None:
-    """Raises an error if the model does not load, or if a file says that it is wrong."""
+    """Raises an error if the model does not load, or if parity.json records a failed proof."""
     if not (directory / WEIGHTS_FILE).is_file():  # timm would also load a pickle
         raise PublishError(f'{directory} has no {WEIGHTS_FILE}. Name a directory that xception-hub convert wrote.')
     config = read_json(directory / CONFIG_FILE)
     if not is_xception(config):
         raise PublishError(
             f"{directory / CONFIG_FILE}: its architecture is {config.get('architecture')!r}, not 'xception_paper' or a "
-            f'variant of it; another network is published with its own library.'
+            f'variant of it. Publish other networks with their own library.'
         )
     names, classes = written_label_names(config), config.get('num_classes')
     if names and (not isinstance(names, list) or len(names) != classes):
         raise PublishError(
-            f'{directory / CONFIG_FILE}: label_names has to be a list of {classes} names, one for each '
+            f'{directory / CONFIG_FILE}: label_names must be a list of {classes} names, one for each '
             f'class, but is {names!r:.200}.'
         )
     if 'id2label' in config and config['id2label'] != {str(output): name for output, name in enumerate(names or [])}:
@@ -227,13 +227,13 @@ def _check_directory(directory: Path) -> None:
         passed = read_json(directory / PARITY_FILE).get('passed')
         if passed is not True:
             raise PublishError(
-                f'{directory / PARITY_FILE} says passed: {passed}, so the network is not proven to compute the same '
-                f'as its source. Run `xception-hub prove` to see where they differ.'
+                f'{directory / PARITY_FILE} contains passed: {passed}, so the network is not proven to compute the '
+                f'same as its source. Run `xception-hub prove` to find the difference.'
             )
     try:
         timm.create_model(f'local-dir:{directory}', pretrained=True)
     except WeightsError as e:
-        # leave out how to get other weights: here the file itself is wrong
+        # leave out the remedy to get other weights, because this file itself is wrong
         reason = ' '.join(str(e).removesuffix(OFFLINE_REMEDY).split())
         raise PublishError(f'{directory} does not load. {reason} Write it anew.') from e
     except Exception as e:  # config.json may ask for anything

@@ -35,7 +35,7 @@ def write_model(
     model_args: Mapping[str, Any],
     data_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes model.safetensors and config.json. Each file replaces an older one only when it is complete.
+    """Writes model.safetensors and config.json. Each file replaces an older one atomically.
 
     Args:
         directory: An existing directory.
@@ -72,21 +72,21 @@ def write_model(
 
 
 def label_names_of(config: Mapping[str, Any]) -> list[str]:
-    """The names of a model's outputs in its config.json or its pretrained cfg; empty without any."""
+    """Returns the names of a model's outputs in its config.json or its pretrained cfg; empty if there are none."""
     names = written_label_names(config)
     return list(names.values() if isinstance(names, dict) else names or [])
 
 
 def written_label_names(config: Mapping[str, Any]) -> Any:
-    """`label_names` as they are written, at the root or in the pretrained cfg; like timm, from the root if both are."""
+    """Returns the unchecked `label_names` from the root, else from the pretrained cfg, in timm's order."""
     return (config if 'label_names' in config else config.get('pretrained_cfg', {})).get('label_names')
 
 
 def _name_outputs(config: dict[str, Any]) -> None:
-    """Puts the names of the outputs to where timm, transformers, and trainings for other classes in transformers look.
+    """Moves the names of the outputs to the entries that timm and transformers read.
 
-    These replace `id2label`, but would keep `label_names`, which go first, beside it. Where the number of classes is
-    that of an ImageNet, transformers describes its classes, unless there are `label_names` of others.
+    A training in transformers for other classes replaces `id2label`, but would keep `label_names` at the root, which
+    take precedence. For the number of classes of an ImageNet, transformers knows the names without `id2label`.
     """
     names, imagenet = label_names_of(config), infer_imagenet_subset(config)
     if not names or (imagenet and names != ImageNetInfo(imagenet).label_names()):
@@ -99,13 +99,13 @@ def _name_outputs(config: dict[str, Any]) -> None:
 
 
 def _map_size(model: Xception, input_size: Sequence[int]) -> list[int]:
-    """Height and width of the last feature map, by which fastai knows that the network ends in a pooling."""
+    """Height and width of the last feature map. From this, fastai detects that the network ends in a pooling."""
     network = copy.deepcopy(model).to('meta').eval()
     return [*network.forward_features(torch.empty(1, *input_size, device='meta')).shape[2:]]
 
 
 def _add_header(file: Path, model: nn.Module) -> None:
-    """Lets what the tensors compute travel in the file's header, which timm leaves empty."""
+    """Writes the arguments that the tensors depend on into the file's header, which timm leaves empty."""
     state = model.state_dict()
     told = getattr(state, '_metadata', {}).get('', {}).get(ARGUMENTS)
     if told is not None:
@@ -115,7 +115,7 @@ def _add_header(file: Path, model: nn.Module) -> None:
 
 
 def _sort_metadata(file: Path) -> None:
-    """Sorts what safetensors writes in a random order, so that the same model is the same file."""
+    """Sorts the metadata, which safetensors writes in a random order, so that equal models give equal files."""
     with open(file, 'r+b') as opened:
         size = int.from_bytes(opened.read(8), 'little')
         header = json.loads(opened.read(size))
@@ -134,14 +134,14 @@ def new_directory(directory: Path, marker: str) -> Iterator[Path]:
         marker: Name of a file that shows that an earlier run wrote the directory.
 
     Raises:
-        DirectoryError: The directory holds something else, or cannot be written.
+        DirectoryError: The directory contains something else, or cannot be written.
     """
     if directory.exists():
         if not directory.is_dir():
-            raise DirectoryError(f'{directory} is a file; name a directory.')
+            raise DirectoryError(f'{directory} is a file. Name a directory.')
         if any(directory.iterdir()) and not (directory / marker).is_file():
             raise DirectoryError(
-                f'{directory} holds something other than a conversion or an export; name another directory.'
+                f'{directory} contains files that are not a conversion or an export. Name another directory.'
             )
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def new_directory(directory: Path, marker: str) -> Iterator[Path]:
 
 
 def _make_public(path: Path) -> None:
-    """Gives a temporary file or folder, which only its owner can open, the mode that the umask asks for."""
+    """Gives a temporary file or folder, which only its owner can open, the mode of the umask."""
     os.umask(mask := os.umask(0))
     path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
@@ -169,7 +169,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        DirectoryError: The file is missing, cannot be read, or holds no JSON object.
+        DirectoryError: The file is missing, cannot be read, or contains no JSON object.
     """
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
@@ -178,7 +178,7 @@ def read_json(file: Path) -> dict[str, Any]:
             f'{file.parent} has no {file.name}. Name a directory that xception-hub convert wrote.'
         ) from e
     except (OSError, ValueError) as e:
-        raise DirectoryError(f'{file} cannot be read as JSON ({e}). Write the directory anew.') from e
+        raise DirectoryError(f'{file} cannot be read as JSON ({e}). Write the directory again.') from e
     if not isinstance(content, dict):
-        raise DirectoryError(f'{file} holds a {type(content).__name__} instead of an object. Write the directory anew.')
+        raise DirectoryError(f'{file} contains a {type(content).__name__}, not an object. Write the directory again.')
     return content

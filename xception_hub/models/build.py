@@ -64,8 +64,8 @@ def build(
             model = timm.create_model(name, pretrained=pretrained, **given)
     except ConnectionError as e:
         raise ModelError(
-            f'{name} cannot be had: {e} Without a network: --model local-dir:DIR for a directory that is here, or '
-            f'--no-pretrained.'
+            f'{name} cannot be downloaded: {e} Without a network, pass --model local-dir:DIR with a local directory, '
+            f'or --no-pretrained.'
         ) from e
     except Exception as e:  # timm, the Hub and the network raise errors of many types
         directory = Path(name.removeprefix('local-dir:'))
@@ -145,7 +145,7 @@ class Transforms:
     def __init__(self, model: TimmModel, image_size: int | None = None) -> None:
         channels = get_model_input_config(model)['input_size'][0]
         if channels != 3:
-            raise ModelError(f'The model takes {channels} channels; images have three.')
+            raise ModelError(f'The model takes {channels} channels, but images have three. Choose another model.')
         try:
             self.config = resolve_input_data_config(model, {'img_size': image_size})
         except ValueError as e:
@@ -160,27 +160,27 @@ class Transforms:
         return open_image(source, self.min_side, self.grey_maximum, max_pixels)
 
     def evaluation(self) -> Callable[[Any], Tensor]:
-        """timm's transform for evaluation."""
+        """timm's transform for evaluation, from a Pillow image to [3, H, W]."""
         return create_transform(**self.config)
 
     def pixels(self) -> Callable[[Any], Tensor]:
-        """That transform up to its last step, which is `normalized`: to [3, H, W] in uint8, a quarter of the bytes."""
+        """The transform for evaluation without normalization: to uint8 pixels [3, H, W], a quarter of the bytes."""
         return create_transform(**self.config, normalize=False)
 
     def normalized(self, pixels: Tensor) -> Tensor:
-        """The network's input [B, 3, H, W] of pixels in uint8, bit by bit that of `evaluation`."""
+        """Normalizes uint8 pixels [B, 3, H, W]; the result equals that of `evaluation`, bit by bit."""
         mean, std = (
             pixels.new_tensor(self.config[name], dtype=torch.float32).view(3, 1, 1) for name in ('mean', 'std')
         )
         return pixels.float().div(255).sub(mean).div(std)
 
     def training(self, scale: tuple[float, float], **augmentation: Any) -> Callable[[Any], Tensor]:
-        """timm's transform for training; random crops take a share of the image's area within `scale`."""
+        """timm's transform for training, to [3, H, W]; random crops take a share of the area within `scale`."""
         config = {name: value for name, value in self.config.items() if name not in ('crop_pct', 'crop_mode')}
         return create_transform(**config, is_training=True, scale=scale, **augmentation)
 
     def min_side_for(self, scale: tuple[float, float]) -> int:
-        """Length in pixels of an image's shorter side below which a random crop would be enlarged."""
+        """Smallest length in pixels of an image's shorter side at which no random crop is enlarged."""
         return math.ceil(max(self.config['input_size'][1:]) / math.sqrt(scale[0]))
 
 

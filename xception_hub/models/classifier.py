@@ -62,8 +62,8 @@ def recorded_of(name: str) -> dict[str, Any]:
         return {}
     try:
         return source_of(name).read_config()
-    except Exception as e:  # of files, of the Hub and of the network: no error in common
-        raise ModelError(f'{name} cannot be had: {type(e).__name__}: {e}') from e
+    except Exception as e:  # errors of files, of the Hub and of the network have no common class
+        raise ModelError(f'{name} cannot be read: {type(e).__name__}: {e}') from e
 
 
 class ProbeHead(nn.Module):

@@ -58,17 +58,17 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
         return [int(name) for name in class_names]  # classes named by the numbers of the outputs
     if unknown:
         raise ModelError(
-            f"{len(unknown)} classes of the dataset are none of the model's: {listed(unknown)}. "
-            f'Its own are {listed([names[0] for names in spellings[0]])}.'
+            f'{len(unknown)} classes of the dataset match no output of the model: {listed(unknown)}. '
+            f'The model has: {listed([names[0] for names in spellings[0]])}.'
         )
     for name, outputs in zip(class_names, found):
         if len(outputs) > 1:
             choices = ' or '.join(f'{spellings[0][output][0]} ({spellings[-1][output][0]})' for output in outputs)
-            raise ModelError(f'The class {name!r} of the dataset may be {choices} of the model. Name it as that does.')
+            raise ModelError(f'The class {name!r} matches several outputs of the model: {choices}. Rename it to one.')
     chosen = [outputs[0] for outputs in found]
     if len(set(chosen)) < len(chosen):
         twice = next(name for name, output in zip(class_names, chosen) if chosen.count(output) > 1)
-        raise ModelError(f'The class {twice!r} and another one of the dataset are the same output of the model.')
+        raise ModelError(f'The class {twice!r} and another class match the same output of the model. Rename one.')
     return chosen
 
 

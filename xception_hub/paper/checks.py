@@ -194,7 +194,7 @@ def count_modules(network: nn.Module, size: int = IMAGE_SIZE) -> list[Module]:
     linear = {name: layer for name, layer in shortcuts.items() if layer is not None and is_linear(layer)}
     shapes: dict[str, torch.Size] = {}  # output shapes of the layers that were used
 
-    def record(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def record(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:  # [B, C, H, W] or [B, C]
         shapes[name] = output.shape
 
     watched = {**modules, **linear}

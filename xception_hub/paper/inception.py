@@ -185,7 +185,7 @@ def exchange_order(stack: Sequence[SeparableConv2d], act: nn.Module | None = Non
 
 
 def _side_by_side(modules: Iterable[nn.Module]) -> dict[str, Tensor]:
-    """Tensors of one layer that has the output channels of all these layers. The layers must be alike."""
+    """Joins the tensors of equal layers along the output channels: [O, ...] each -> [sum of all O, ...]."""
     first, *others = [module.state_dict() for module in modules]
     # a scalar is BatchNorm's count of batches, the same for all
     return {

@@ -55,7 +55,7 @@ def check_consistency(model: nn.Module, images: np.ndarray) -> Consistency:
     handles = []
     for name, norm in norms.items():
 
-        def hook(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:  # [B, C, H, W]
             means[name] = inputs[0].mean((0, 2, 3))
 
         handles.append(norm.register_forward_pre_hook(hook))

@@ -53,7 +53,7 @@ def timm_batch(network: Any, photos: Sequence[Photo]) -> np.ndarray | None:
     return np.stack([transform(photo).permute(1, 2, 0).numpy() for photo in open_photos(photos)])
 
 
-def _resized(photo: Image.Image, size: tuple[int, int], interpolation: str) -> np.ndarray:
+def _resized(photo: Image.Image, size: tuple[int, int], interpolation: str) -> np.ndarray:  # [height, width, 3]
     height, width = size
     return np.asarray(photo.resize((width, height), Image.Resampling[interpolation.upper()]))
 

@@ -185,7 +185,7 @@ def divided(settings: Settings, data: Data, seen: Seen, manifest: Manifest, mach
     return data
 
 
-def _classes_in(labels: np.ndarray) -> set[int]:
+def _classes_in(labels: np.ndarray) -> set[int]:  # [N] or [N, C]
     return {*np.flatnonzero(labels.any(0) if labels.ndim == 2 else np.bincount(labels)).tolist()}
 
 
