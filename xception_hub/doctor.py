@@ -32,7 +32,7 @@ from .cli import COMMANDS, RECIPES
 from .errors import in_one_line
 from .inference.engines import ENGINES
 from .timing import cpu_model
-from .weights.files import read_checkpoint
+from .weights.checkpoint_files import read_checkpoint
 from .weights.fingerprints import compare
 from .weights.layouts import recognise
 from .weights.pretrained import sources_of

@@ -22,7 +22,7 @@ from torch import nn
 from torch.serialization import MAGIC_NUMBER
 
 from xception_hub.errors import CheckpointError, DamagedCheckpointError
-from xception_hub.weights.files import read_checkpoint
+from xception_hub.weights.checkpoint_files import read_checkpoint
 from xception_hub.weights.layouts import recognise
 from xception_hub.weights.pickles import Inert, is_module, read_pickle
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ResumeError
-from ..weights.files import StateDict
+from ..weights.checkpoint_files import StateDict
 
 FILE_NAME = re.compile(r'(\d{2})-(\d{9})\.safetensors')
 PART_SUFFIX = '.part'

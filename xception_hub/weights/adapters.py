@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .files import CheckpointFile, StateDict
+from .checkpoint_files import CheckpointFile, StateDict
 from .pickles import Inert
 
 

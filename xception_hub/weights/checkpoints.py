@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import CheckpointError, DamagedCheckpointError, printable_lines
 from .adapters import merge_adapters
 from .arguments import model_name, network_arguments
-from .files import CheckpointFile, StateDict
+from .checkpoint_files import CheckpointFile, StateDict
 from .fingerprints import compare
 from .heads import drop_heads, find_head, take_head
 from .layouts import LAYOUTS, LEGACY_NUMERICS, Recognised, listed, recognise

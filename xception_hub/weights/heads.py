@@ -10,7 +10,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..head import HeadLayer, head_layer_names
-from .files import StateDict
+from .checkpoint_files import StateDict
 from .layouts import Recognised, listed, quoted, takes_features
 
 # Class of a layer without tensors in a pickled module -> the layer here.

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError, printable
 from ..network import Xception
 from ..topology import LEGACY_NAMES, MODULES
-from .files import StateDict
+from .checkpoint_files import StateDict
 from .plain_tensors import without_biases
 
 LEGACY_NUMERICS = dict(bn_eps=1e-5, pool_padding='symmetric')

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from .files import CheckpointFile
+from .checkpoint_files import CheckpointFile
 from .layouts import LAYOUTS, NORMALIZATION, Recognised
 
 PREPARATION = ('mean', 'std', 'input_size', 'interpolation', 'crop_pct')  # entries of timm's pretrained cfg

@@ -17,8 +17,8 @@ from torch import nn
 
 from ..errors import CheckpointError, WeightsError, in_one_line, printable_lines
 from .arguments import network_arguments
+from .checkpoint_files import CheckpointFile, StateDict
 from .checkpoints import HIDDEN, check_against, head_layers_of, may_be_padded
-from .files import CheckpointFile, StateDict
 from .fingerprints import compare, restore_variances
 from .heads import drop_heads, find_head, take_head
 from .layouts import LEGACY_NUMERICS, Recognised, recognise
