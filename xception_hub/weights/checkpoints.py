@@ -111,7 +111,12 @@ def _backbone_args(
     told = file.arguments_of(found.prefix)
     if any(f'{found.prefix}{name}' in file.modules for name in LAYOUTS[found.layout]):
         with_head = not (given.get('num_classes') == 0 or given.get('features_only') or found.decoder)
-        told = None if told is None else network_arguments(told, source)
+        if told is not None:
+            replaced = {name: given[name] for name in told if name in given}
+            try:
+                told = network_arguments(told, source)
+            except CheckpointError:
+                told = {**network_arguments(told, source, replaced), **replaced}
         read, final = settings_of(file.modules, found.prefix, found.layout, source, told, with_head)
         return {**read, **args}, final
     if told is not None:

@@ -450,11 +450,9 @@ def _pickled_layers(head: Chain, source: str, modules: Mapping[str, Any], assume
         return None
     parent, _, place = head.classifier.name.rpartition('.')
     own = {layer.name: layer for layer in head.layers}
-    if parent in modules and modules[parent].kind.endswith('.Sequential') and place.isdigit():
-        names = [f'{parent}.{i}' for i in range(int(place) + 1)]
-        if not own.keys() <= {*names}:
-            return None
-    else:
+    is_sequential = parent in modules and modules[parent].kind.endswith('.Sequential') and place.isdigit()
+    names = [f'{parent}.{i}'.lstrip('.') for i in range(int(place) + 1)] if is_sequential else []
+    if not own.keys() <= {*names}:
         order = list(modules)
         between = order[order.index(head.layers[0].name) : order.index(head.classifier.name) + 1]
         names = [name for name in between if not modules[name].state['_modules']]
@@ -481,6 +479,6 @@ def _pickled_layers(head: Chain, source: str, modules: Mapping[str, Any], assume
         else:
             layers.append({'fc': layer.returns})
     acts = [next(iter(layer)) for layer in layers if 'drop' not in layer]
-    if ('fc', 'fc') in pairwise(acts) and not (parent in modules and modules[parent].kind.endswith('.Sequential')):
+    if ('fc', 'fc') in pairwise(acts) and not is_sequential:
         return None  # an activation stands in the program alone
     return layers[:-1]

@@ -66,7 +66,7 @@ def settings_of(
             expected = reference[ours]
             if not own and isinstance(expected, MaxPool2dSame):
                 expected = nn.MaxPool2d(3, 2, 1)
-            found['odd'] += [f'{path}: {text}' for text in _differences(inside.get(path), expected)]
+            found['odd'] += [f'{prefix}{path}: {text}' for text in _differences(inside.get(path), expected)]
         for kind, text in _beside(modules, prefix, slots, act, with_head):
             found[kind].append(text)
     except (AttributeError, LookupError, TypeError, ValueError) as e:
@@ -165,7 +165,7 @@ def _beside(
     placed = {f'{prefix}{path}' for path in slots}
     parents = {path[: dot.start()] for path in slots for dot in re.finditer(r'\.', path)} - {'head'}
     blocks, passed = tuple(f'{prefix}{parent}.' for parent in parents), '\0'
-    last = max((i for i, module in enumerate(modules.values()) if _kind(module) == 'Linear'), default=-1)
+    linear = [i for i, module in enumerate(modules.values()) if _kind(module) == 'Linear'] or [-1]
     for i, (path, module) in enumerate(modules.items()):
         state, kind, shown = module.state, _kind(module), f'{path}: {module.kind}'
         hooks = [*(state.get('_forward_hooks') or {}).values(), *(state.get('_forward_pre_hooks') or {}).values()]
@@ -190,12 +190,12 @@ def _beside(
                 yield 'odd', shown
         elif function := FINAL.get(kind) or ACTS.get(kind):
             in_chain = in_order and not prefix.startswith(f'{parent}.' if parent else '')  # which is read later
-            if i > last or (kind in FINAL and not in_order):
+            if i > linear[-1] or (kind in FINAL and not in_order):
                 if state.get('dim') not in (None, 1, -1):
                     yield 'odd', f'{shown}, dim={state["dim"]}'
                 elif function != act or in_order:
                     yield 'final', function
-            elif not in_chain and function != 'relu':
+            elif not in_chain and function != 'relu' and i < linear[0]:  # between two, the head's reader takes it
                 yield 'unsure', shown
         else:
             tensors = {**(state.get('_parameters') or {}), **(state.get('_buffers') or {})}
