@@ -153,7 +153,9 @@ class Cosine(nn.Module):
 def test_modules_of_another_function(kind: str, legacy: nn.Module, tmp_path: Path) -> None:
     change, named = {**ODD, **UNSURE}[kind]
     path = saved(changed(legacy, change), tmp_path)
-    with pytest.raises(CheckpointError, match=f'{named}.*{"state_dict" if kind in UNSURE else "program that (saved|wrote) it"}'):
+    with pytest.raises(
+        CheckpointError, match=f'{named}.*{"state_dict" if kind in UNSURE else "program that (saved|wrote) it"}'
+    ):
         xception_hub.from_checkpoint(path)
 
 

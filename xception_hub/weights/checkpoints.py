@@ -12,7 +12,6 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from ..errors import CheckpointError, DamagedCheckpointError, printable_lines
-from .adapters import merge_adapters
 from .arguments import model_name, network_arguments
 from .checkpoint_files import CheckpointFile, StateDict
 from .fingerprints import compare
@@ -57,7 +56,7 @@ def from_checkpoint(
         UserWarning: Tensors were left out, or something about the network was assumed.
     """
     source = str(path)
-    file = merge_adapters(source_of(path).read(), source)
+    file = source_of(path).read()
     found = recognise(file.tensors, source, prefix, file.roots)
     assumed: list[str] = []
     backbone, final = _backbone_args(file, found, source, kwargs, assumed)
