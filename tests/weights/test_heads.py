@@ -314,6 +314,18 @@ def test_pickled_layers_in_order(legacy: nn.Module, tmp_path: Path) -> None:
             xception_hub.from_checkpoint(path)
 
 
+def test_settings_of_pickled_layers(legacy: nn.Module, tmp_path: Path) -> None:
+    """A slope, or the form of an activation, is no other than that of the layer in its place here."""
+    for act in (nn.LeakyReLU(0.2), nn.GELU('tanh'), nn.ELU(0.5), nn.Softplus()):
+        whole = Functional(legacy, fc=nn.Sequential(linear(2048, 32), act, linear(32, CLASSES))).eval()
+        with pytest.raises(xception_hub.CheckpointError, match=type(act).__name__):
+            xception_hub.from_checkpoint(save(tmp_path / 'x.pth', whole))
+    for act in (nn.LeakyReLU(), nn.GELU(), nn.Hardswish(True)):
+        whole = Functional(legacy, fc=nn.Sequential(linear(2048, 32), act, nn.Dropout(), linear(32, CLASSES))).eval()
+        read = xception_hub.from_checkpoint(save(tmp_path / 'x.pth', whole))
+        torch.testing.assert_close(logits(read), logits(whole), rtol=1e-12, atol=1e-12)
+
+
 class ArcMarginProduct(nn.Module):
     def __init__(self) -> None:
         super().__init__()
