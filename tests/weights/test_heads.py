@@ -461,7 +461,20 @@ def test_config_beside_legacy_weights(flat: bool, legacy: nn.Module, tmp_path: P
     assert torch.equal(logits(read), logits(model))
     cfg = read.pretrained_cfg
     assert (tuple(cfg['mean']), tuple(cfg['std']), cfg['interpolation']) == (RGB, DEVIATION, 'bilinear')
-    assert 'config.json' in cfg['notes'][0]
+    assert 'config beside' in cfg['notes'][0]
+
+
+@pytest.mark.parametrize(
+    'other', [{}, dict(do_rescale=False), dict(do_normalize=False), dict(rescale_factor=1 / 127.5)]
+)
+def test_preprocessor_config(other: dict[str, Any], legacy: nn.Module, tmp_path: Path) -> None:
+    """transformers' mean and deviation, if they are for images of 0 to 1."""
+    config = dict(image_mean=RGB, image_std=DEVIATION, **other)
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(config))
+    cfg = xception_hub.from_checkpoint(save(tmp_path / 'x.pth', legacy)).pretrained_cfg
+    expected = ((0.5,) * 3, (0.5,) * 3) if other else (RGB, DEVIATION)
+    assert (tuple(cfg['mean']), tuple(cfg['std'])) == expected
+    assert ('assumed' in cfg['notes'][0]) == bool(other)
 
 
 # Sources that timm names: the head of the file, or a warning

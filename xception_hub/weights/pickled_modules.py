@@ -136,8 +136,8 @@ def _slots(layout: str, reference: Mapping[str, nn.Module]) -> dict[str, str]:
     return {path: ours for path, ours in slots.items() if ours in reference}
 
 
-def _differences(module: Inert | None, expected: nn.Module) -> Iterator[str]:
-    """What a pickled module does in another way than the expected one."""
+def _differences(module: Inert | None, expected: nn.Module, shares: bool = True) -> Iterator[str]:
+    """What a pickled module does in another way than the expected one, whose input a shortcut may share."""
     if module is None:
         yield 'missing'
     elif isinstance(expected, (nn.Identity, nn.Dropout)) and IDLE.fullmatch(module.kind):
@@ -154,7 +154,7 @@ def _differences(module: Inert | None, expected: nn.Module) -> Iterator[str]:
                 found = tuple(module.state.get('_reversed_padding_repeated_twice', ())[::2])
             if _pair(found) != _pair(value):
                 yield f'{key}={found!r:.40}'
-        if getattr(expected, 'inplace', None) is False and module.state.get('inplace'):
+        if shares and getattr(expected, 'inplace', None) is False and module.state.get('inplace'):
             yield 'inplace=True, which changes what the shortcut takes'
 
 
@@ -259,7 +259,7 @@ def layers_of(head: Chain, source: str, modules: Modules, assumed: list[str]) ->
         is_plain = (_pair(state.get('stride', 1)), _pair(state.get('padding', 0))) == ((1, 1), (0, 0))
         if layer and TENSORS.get(kind) == layer.kind and is_plain:
             layers.append({'bn': state['eps']} if layer.kind == 'bn' else {'fc': layer.returns})
-        elif not layer and kind in ACTS and not [*_differences(module, getattr(nn, kind)())]:
+        elif not layer and kind in ACTS and not [*_differences(module, getattr(nn, kind)(), shares=False)]:
             layers.append({'act': ACTS[kind]})
         elif not layer and (IDLE.fullmatch(module.kind) or _pool_of(module) == 'avg'):
             layers.append({'drop': 0.0})
