@@ -260,12 +260,13 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
         config = source.read_config(wanted.cache_dir)
         _check_config(config, wanted)
     must_fit = wanted.has_classifier(config)
+    classes: Any = wanted.model.num_classes
     dropped = _hidden_layers(config) if not (must_fit or any(map(wanted.model_args.get, HIDDEN))) else {}
     is_bare = bool(dropped) or wanted.features_only or wanted.new_head or (source.genuine and not must_fit)
     if dropped and not (wanted.features_only or wanted.new_head):
-        _warn_of_lost_layers(dropped, wanted.model.num_classes, config['num_classes'])
+        _warn_of_lost_layers(dropped, classes, config['num_classes'])
     given = {name: value for name, value in wanted.model_args.items() if value or name not in HIDDEN}
-    num_classes = 0 if is_bare else wanted.model.num_classes
+    num_classes = 0 if is_bare else classes
     given = {'global_pool': 'avg', 'output_stride': 32, **given, 'num_classes': num_classes}
     network = read_network(source.read(wanted.cache_dir), str(source), {**given, 'stem_padding': wanted.stem_padding})
     tensors, layout = network.found.tensors, network.found.layout
