@@ -134,7 +134,9 @@ def _sizes(file: Any, path: Path) -> dict[str, int] | None:
     start = file.read(12)
     if re.match(rb'(\x80.)?\x8a\x0a', start, re.DOTALL):  # the magic number, as a long of ten bytes
         return None  # torch compares the sizes
-    if start[:4] != b'PK\3\4' or not zipfile.is_zipfile(file):
+    if start[:2] == b'PK' and not zipfile.is_zipfile(file):
+        raise DamagedCheckpointError(f'{path} is truncated: a zip archive that lacks its end.')
+    if start[:2] != b'PK':
         raise ValueError('neither a whole file of torch.save nor a safetensors file')
     with zipfile.ZipFile(file) as archive:
         names = {info.filename.partition('/')[2]: info for info in archive.infolist()}
