@@ -366,7 +366,7 @@ KINDS = [
          'neither activations'),
     Kind('`catavgmax`', two_poolings, dict(global_pool='catavgmax'), 'of two poolings'),
     Kind('Normalize in front', normalized),
-    Kind('TorchScript', torchscript, refused='TorchScript archive, whose program this project does not run'),
+    Kind('TorchScript', torchscript, refused='TorchScript archive, whose program is not run'),
     Kind('unknown names, all shapes in order', renamed, refused='their names are not known'),
     Kind('timm `xception41`', other('xception41'), refused='an aligned Xception'),
     Kind('another network', other('resnet18'), refused='is no Xception'),

@@ -27,7 +27,7 @@ import xception_hub
 from xception_hub.errors import CheckpointError, KerasFileError
 from xception_hub.file_kinds import KERAS, KINDS, TORCH, foreign, kind_of
 from xception_hub.porting.formats import open_source
-from xception_hub.weights.files import read_checkpoint
+from xception_hub.weights.checkpoint_files import read_checkpoint
 
 # the code in messages leaves it to Python to close files
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::pytest.PytestUnraisableExceptionWarning')

@@ -29,7 +29,7 @@ from . import __version__
 from .cli import COMMANDS, RECIPES
 from .errors import in_one_line
 from .inference.engines import ENGINES
-from .weights.files import read_checkpoint
+from .weights.checkpoint_files import read_checkpoint
 from .weights.fingerprints import compare
 from .weights.layouts import recognise
 from .weights.pretrained import sources_of

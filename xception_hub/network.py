@@ -156,6 +156,7 @@ class Xception(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
+        self.__dict__.pop('final_activation', None)  # of the classifier that a file had
         self.head.reset(num_classes, global_pool, self.num_features, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
 

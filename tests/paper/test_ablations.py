@@ -92,10 +92,7 @@ def test_failed_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('arguments', 'named'),
     [
-        (
-            ('--variants', 'no_residuals'),
-            "'no_residuals' is not a network of --experiment figures. It has: xception",
-        ),
+        (('--variants', 'no_residuals'), "'no_residuals' is not a network of --experiment figures. It has: xception"),
         (('--experiment', 'spectrum', '--variants', 'xception'), 'Choose among: segments_1, segments_1_relu'),
         (('--seeds', 0), '--seeds'),
         (('--jobs', 0), '--jobs'),

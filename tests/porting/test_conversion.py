@@ -31,7 +31,7 @@ from xception_hub.porting.parity import Parity
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.reference import BY_KERAS
 from xception_hub.porting.release import RELEASES, Release, fetch
-from xception_hub.weights.files import StateDict
+from xception_hub.weights.checkpoint_files import StateDict
 
 MEMBERS = ('metadata.json', 'config.json', 'model.weights.h5')
 

@@ -42,7 +42,7 @@ HEAVY = {
     'keras': {'porting', 'benchmarks'},
     'tensorflow': set(),
 }
-TWICE = {'files', 'layouts', 'weights'}  # names of two modules, until weights/ and porting/ have others
+TWICE = {'layouts', 'weights'}  # names of two modules, until weights/ and porting/ have others
 LIGHT_ROOM = {  # what figure 5 is made of
     'collections.abc',
     'contextlib',

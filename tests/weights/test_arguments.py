@@ -163,7 +163,28 @@ def test_from_checkpoint(place: Callable[..., Path], network: Any, recwarn: Any)
             xception_hub.from_checkpoint(path)
     if not path.is_dir():  # the way out
         place(network, dict(act_layer='evil'))
-        assert xception_hub.from_checkpoint(path, act_layer='elu')
+        act = 'relu' if place is in_a_module else 'elu'  # that of its modules, with which arguments are compared
+        assert xception_hub.from_checkpoint(path, act_layer=act)
+
+
+@pytest.mark.parametrize('place', [in_a_header, in_a_state_dict])
+@pytest.mark.parametrize('recorded', [dict(width_multiplier=512.0), dict(fc_widths=[2**20, 2**20])])
+def test_huge_networks(place: Callable[..., Path], recorded: dict[str, Any], network: Any) -> None:
+    """Terabytes that a file asks for are compared with its tensors, and never reserved."""
+    with pytest.raises(CheckpointError, match='does not fit'):
+        xception_hub.from_checkpoint(place(network, recorded))
+
+
+@pytest.mark.parametrize('text', ['{"bn_eps": 1e-5', '[1]', 'null', ''])
+def test_unreadable_arguments(text: str, network: Any) -> None:
+    """What cannot be read may have been another network's numerics, so no default takes its place."""
+    safetensors.torch.save_file(network.state_dict(), 'weights.safetensors', metadata={'xception_hub': text})
+    state = network.state_dict()
+    state._metadata['']['xception_hub'] = text
+    torch.save(state, 'state.pth')
+    for path in ('weights.safetensors', 'state.pth'):
+        with pytest.raises(CheckpointError, match="Remove the entry 'xception_hub'"):
+            xception_hub.from_checkpoint(path)
 
 
 @pytest.mark.parametrize('place', PLACES)

@@ -314,6 +314,18 @@ def test_pickled_layers_in_order(legacy: nn.Module, tmp_path: Path) -> None:
             xception_hub.from_checkpoint(path)
 
 
+def test_settings_of_pickled_layers(legacy: nn.Module, tmp_path: Path) -> None:
+    """A slope, or the form of an activation, is no other than that of the layer in its place here."""
+    for act in (nn.LeakyReLU(0.2), nn.GELU('tanh'), nn.ELU(0.5), nn.Softplus()):
+        whole = Functional(legacy, fc=nn.Sequential(linear(2048, 32), act, linear(32, CLASSES))).eval()
+        with pytest.raises(xception_hub.CheckpointError, match=type(act).__name__):
+            xception_hub.from_checkpoint(save(tmp_path / 'x.pth', whole))
+    for act in (nn.LeakyReLU(), nn.GELU(), nn.Hardswish(True)):
+        whole = Functional(legacy, fc=nn.Sequential(linear(2048, 32), act, nn.Dropout(), linear(32, CLASSES))).eval()
+        read = xception_hub.from_checkpoint(save(tmp_path / 'x.pth', whole))
+        torch.testing.assert_close(logits(read), logits(whole), rtol=1e-12, atol=1e-12)
+
+
 class ArcMarginProduct(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -449,7 +461,20 @@ def test_config_beside_legacy_weights(flat: bool, legacy: nn.Module, tmp_path: P
     assert torch.equal(logits(read), logits(model))
     cfg = read.pretrained_cfg
     assert (tuple(cfg['mean']), tuple(cfg['std']), cfg['interpolation']) == (RGB, DEVIATION, 'bilinear')
-    assert 'config.json' in cfg['notes'][0]
+    assert 'config beside' in cfg['notes'][0]
+
+
+@pytest.mark.parametrize(
+    'other', [{}, dict(do_rescale=False), dict(do_normalize=False), dict(rescale_factor=1 / 127.5)]
+)
+def test_preprocessor_config(other: dict[str, Any], legacy: nn.Module, tmp_path: Path) -> None:
+    """transformers' mean and deviation, if they are for images of 0 to 1."""
+    config = dict(image_mean=RGB, image_std=DEVIATION, **other)
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(config))
+    cfg = xception_hub.from_checkpoint(save(tmp_path / 'x.pth', legacy)).pretrained_cfg
+    expected = ((0.5,) * 3, (0.5,) * 3) if other else (RGB, DEVIATION)
+    assert (tuple(cfg['mean']), tuple(cfg['std'])) == expected
+    assert ('assumed' in cfg['notes'][0]) == bool(other)
 
 
 # Sources that timm names: the head of the file, or a warning
@@ -495,30 +520,25 @@ def test_a_directory_of_another_number_of_classes(tmp_path: Path) -> None:
 # Adapters of peft
 
 
-def test_adapters(legacy: nn.Module, tmp_path: Path) -> None:
-    """A pickled network says its scale: merged. A state dict does not: peft's own call merges it."""
+@pytest.mark.parametrize('whole', [False, True])
+def test_adapters(whole: bool, legacy: nn.Module, tmp_path: Path) -> None:
+    """LoRA, DoRA and whole copies are refused by name, and peft's own call in the message merges them."""
     peft = pytest.importorskip('peft')
     config = partial(peft.LoraConfig, r=4, lora_alpha=8, init_lora_weights=False)
-    kinds = [
+    for arguments in (
         dict(target_modules=['block2.rep.1.pointwise', 'conv2', 'fc'], modules_to_save=['bn4']),
-        dict(target_modules=['conv4.pointwise'], modules_to_save=['fc'], use_rslora=True),
-    ]
-    for arguments in kinds:
+        dict(target_modules=['fc'], use_dora=True),
+    ):
         model = peft.get_peft_model(copy.deepcopy(legacy), config(**arguments)).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.add_(0.1 * torch.rand_like(parameter) if 'modules_to_save' in name else 0)
-        read = xception_hub.from_checkpoint(save(tmp_path / 'x.pth', model))
-        torch.testing.assert_close(logits(read), logits(copy.deepcopy(model)), rtol=1e-5, atol=1e-5)
-    with pytest.raises(xception_hub.CheckpointError, match='adapters of peft') as error:
-        xception_hub.from_checkpoint(save(tmp_path / 'x.pth', model.state_dict()))
-    code = re.search(r'(torch\.save\(.*\.pth.\))', str(error.value))
-    assert code
-    right = logits(copy.deepcopy(model))
-    exec(code[1].replace('merged.pth', str(tmp_path / 'merged.pth')), dict(torch=torch, model=model))
-    torch.testing.assert_close(
-        logits(xception_hub.from_checkpoint(tmp_path / 'merged.pth')), right, rtol=1e-5, atol=1e-5
-    )
-    other = peft.get_peft_model(copy.deepcopy(legacy), config(target_modules=['fc'], use_dora=True))
-    with pytest.raises(xception_hub.CheckpointError, match='merge_and_unload'):
-        xception_hub.from_checkpoint(save(tmp_path / 'x.pth', other))
+        path = save(tmp_path / 'x.pth', model if whole else model.state_dict())
+        with pytest.raises(xception_hub.CheckpointError, match='adapters of peft') as error:
+            xception_hub.from_checkpoint(path)
+        code = re.search(r'(torch\.save\(.*\.pth.\))', str(error.value))
+        assert code
+        right = logits(copy.deepcopy(model))
+        exec(code[1].replace('merged.pth', str(tmp_path / 'merged.pth')), dict(torch=torch, model=model))
+        read = xception_hub.from_checkpoint(tmp_path / 'merged.pth')
+        torch.testing.assert_close(logits(read), right, rtol=1e-5, atol=1e-5)

@@ -22,7 +22,7 @@ from torch import nn
 from torch.serialization import MAGIC_NUMBER
 
 from xception_hub.errors import CheckpointError, DamagedCheckpointError
-from xception_hub.weights.files import read_checkpoint
+from xception_hub.weights.checkpoint_files import read_checkpoint
 from xception_hub.weights.layouts import recognise
 from xception_hub.weights.pickles import Inert, is_module, read_pickle
 
@@ -264,14 +264,14 @@ def test_forced_weights_only(value: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert read_pickle(path).keys() == {'weight'}
 
 
-def test_torchscript(tmp_path: Path) -> None:
+def test_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is named, and what the message says is what works."""
     path = tmp_path / 'scripted.pt'
     torch.jit.script(nn.Linear(2, 3)).save(str(path))
     with pytest.raises(CheckpointError, match='TorchScript') as error:
-        read_pickle(path)
-    code = str(error.value).partition('it: ')[2].partition(', then')[0]
-    os.chdir(tmp_path)
+        read_checkpoint(path)
+    code = str(error.value).partition('it: ')[2].partition('. Then')[0]
+    monkeypatch.chdir(tmp_path)
     exec(code, dict(torch=torch))
     assert read_pickle(tmp_path / 'weights.pth').keys() == {'weight', 'bias'}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xception_hub.errors import CheckpointError
-from xception_hub.weights.files import read_checkpoint
+from xception_hub.weights.checkpoint_files import read_checkpoint
 
 
 @pytest.fixture(scope='module')

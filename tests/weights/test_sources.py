@@ -338,6 +338,24 @@ def test_keyword(
     assert_holds(model, own_weights)
 
 
+@pytest.mark.parametrize('key', ['hf_hub_id', 'url'])
+def test_keyword_with_a_head_of_other_classes(key: str, hub: HubServer, own_weights: dict[str, Tensor]) -> None:
+    """The classifier of a named source is the model's if it fits, and is said to be left out if it does not."""
+    tensors = {**own_weights, 'head.fc.weight': torch.randn(5, 2048), 'head.fc.bias': torch.randn(5)}
+    folder = hub.root / 'org' / 'five'
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(tensors, folder / 'model.safetensors')
+    (hub.root / 'files').mkdir(exist_ok=True)
+    shutil.copy(folder / 'model.safetensors', hub.root / 'files' / 'five.safetensors')
+    overlay = {key: dict(hf_hub_id='org/five', url=f'{hub.url}/files/five.safetensors')[key]}
+    create = partial(timm.create_model, 'xception_paper', pretrained=True, pretrained_cfg_overlay=overlay)
+    assert_holds(create(num_classes=5), tensors)
+    with pytest.warns(UserWarning, match='classifier of 5 classes.* 4 starts at random'):
+        create(num_classes=4)
+    with pytest.raises(WeightsError, match=r'is \[5\b.*\[1000\b'):
+        create()
+
+
 def test_what_was_named_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A typo in the name of a repository, file, directory or address is an error, never ImageNet's weights."""
     monkeypatch.setenv('XCEPTION_HUB_REPO', 'org/nothing')
@@ -406,7 +424,7 @@ def test_other_channels(imagenet_state_dict: dict[str, Tensor]) -> None:
 def test_hidden_layers_start_afresh(imagenet_state_dict: dict[str, Tensor], unreachable_second_source: None) -> None:
     """The paper's fully connected layers on the published backbone."""
     with (
-        pytest.warns(UserWarning, match='does not fit. Missing: head.fc_layers.fc1.weight'),
+        pytest.warns(UserWarning, match='fc has other layers than head_layers='),
         pytest.raises(xception_hub.WeightsError),
     ):
         timm.create_model('xception_paper', pretrained=True, fc_widths=(64, 64))

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..errors import DirectoryError
 from ..network import Xception
-from ..weights.files import ARGUMENTS
+from ..weights.checkpoint_files import ARGUMENTS
 
 WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE = (
     'model.safetensors',

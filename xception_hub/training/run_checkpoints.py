@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import ResumeError
 from ..files import replacing
-from ..weights.files import StateDict
+from ..weights.checkpoint_files import StateDict
 
 FILE_NAME = re.compile(r'(\d{2})-(\d{9})\.safetensors')
 NUMBERS = (bool, int, float, type(None))

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,13 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from ..errors import CheckpointError, DamagedCheckpointError, printable_lines
-from .adapters import merge_adapters
 from .arguments import model_name, network_arguments
-from .files import CheckpointFile, StateDict
+from .checkpoint_files import CheckpointFile, StateDict
 from .fingerprints import compare
 from .heads import drop_heads, find_head, take_head
 from .layouts import LAYOUTS, LEGACY_NUMERICS, Recognised, listed, recognise
 from .normalization import preparation_of
-from .pickled_modules import settings_of
+from .pickled_modules import layers_of, settings_of
 from .sources import source_of
 
 __all__ = ['from_checkpoint']
@@ -57,22 +57,19 @@ def from_checkpoint(
         UserWarning: Tensors were left out, or something about the network was assumed.
     """
     source = str(path)
-    file = merge_adapters(source_of(path).read(), source)
-    found = recognise(file.tensors, source, prefix, file.roots)
-    assumed: list[str] = []
-    backbone, final = _backbone_args(file, found, source, kwargs, assumed)
-    pooling = kwargs.get('global_pool', backbone.get('global_pool'))
-    head, classes = _take_head(file, found, source, classifier, kwargs, pooling, assumed)
-    preparation = preparation_of(file, found, source, kwargs.get('pretrained_cfg_overlay') or {}, assumed)
+    network = read_network(source_of(path).read(), source, kwargs, prefix, classifier)
+    found, tensors = network.found, network.found.tensors
+    preparation = preparation_of(
+        network.file, found, source, kwargs.get('pretrained_cfg_overlay') or {}, network.assumed
+    )
     if found.left_out:
         reasons = '; '.join(sorted(set(found.left_out.values())))
         warnings.warn(printable_lines(f'{path}: left out {listed(list(found.left_out))} ({reasons}).'), stacklevel=2)
-    if assumed:
-        warnings.warn(printable_lines(f'{path} does not say everything. Assumed: {"; ".join(assumed)}.'), stacklevel=2)
+    network.warn_of_assumptions(source)
 
-    tensors = dict(found.tensors)
-    name = model_name(file.architecture, str(path))
-    model_args = {**backbone, **{key: value for key, value in kwargs.items() if key != 'num_classes'}, **head}
+    name = model_name(network.file.architecture, source)
+    given = {key: value for key, value in kwargs.items() if key not in ('num_classes', *HIDDEN)}
+    model_args = {**network.arguments, **given}
     in_chans = tensors['stem.conv1.weight'].shape[1]
     if model_args['in_chans'] != in_chans:
         tensors['stem.conv1.weight'] = adapt_input_conv(model_args['in_chans'], tensors['stem.conv1.weight'])
@@ -82,21 +79,97 @@ def from_checkpoint(
         overlay = {**(model_args.pop('pretrained_cfg_overlay', None) or {}), **overlay}
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args)
     else:
-        model = timm.create_model(name, **model_args)
+        device, dtype = model_args.pop('device', None), model_args.pop('dtype', None)
+        model = timm.create_model(name, **model_args, device='meta')  # arguments of a file reserve no memory
         check_against(tensors, model.state_dict(), source)
-        model.load_state_dict(tensors)
+        copies = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+        model = filled(model, copies, device, dtype)
     model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE, **preparation}
-    if classes != model_args.get('num_classes', classes):
-        model.reset_classifier(classes)
-    elif final != 'linear':
-        model.final_activation = final
-        model.pretrained_cfg['notes'] += (f'the saved network ended in {final}; this one returns logits',)
-        warnings.warn(
-            f'{path}: the saved network ends in {final}, which is left out: this one returns the logits before it. '
-            f'model.final_activation names it.',
-            stacklevel=2,
-        )
+    if network.num_classes != model_args.get('num_classes', network.num_classes):
+        model.reset_classifier(network.num_classes)
+    elif network.final != 'linear':
+        model.final_activation = network.final
+        model.pretrained_cfg['notes'] += (f'the saved network ended in {network.final}; this one returns logits',)
     return model.eval()
+
+
+@dataclass
+class NetworkInFile:
+    """A network in a file, and what the file says of it.
+
+    Attributes:
+        file: The file.
+        found: Its tensors under this network's names, with the head that was taken.
+        arguments: Arguments of the network, with `num_classes` of the head that was taken.
+        num_classes: Number of classes that is asked for.
+        own_classes: Number of classes in the file; 0 for none.
+        final: Activation that the file's modules apply to the logits; 'linear' for none.
+        assumed: Sentences about what the file does not say.
+    """
+
+    file: CheckpointFile
+    found: Recognised
+    arguments: dict[str, Any]
+    num_classes: int
+    own_classes: int
+    final: str
+    assumed: list[str]
+
+    def warn_of_assumptions(self, source: str) -> None:
+        """Warns of what the file does not say, and of the activation that is left out."""
+        if self.assumed:
+            text = f'{source} does not say everything. Assumed: {"; ".join(self.assumed)}.'
+            warnings.warn(printable_lines(text), stacklevel=3)
+        if self.final != 'linear' and self.num_classes == self.own_classes:
+            warnings.warn(
+                f'{source}: the saved network ends in {self.final}, which is left out: this one returns the logits '
+                f'before it. model.final_activation of xception_hub.from_checkpoint names it.',
+                stacklevel=3,
+            )
+
+
+def read_network(
+    file: CheckpointFile,
+    source: str,
+    given: Mapping[str, Any],
+    prefix: str | None = None,
+    classifier: str | None = None,
+) -> NetworkInFile:
+    """Finds the network in a file, and all that the file says of its arguments.
+
+    Args:
+        file: The file.
+        source: Its name in errors.
+        given: Arguments of the caller; a `stem_padding` of None stands for no answer.
+        prefix: Prefix of the network to take if the file holds several.
+        classifier: Name of the head to take if the file holds several.
+
+    Raises:
+        CheckpointError: The file is no Xception, or can be read in two ways.
+    """
+    found = recognise(file.tensors, source, prefix, file.roots)
+    assumed: list[str] = []
+    backbone, final = _backbone_args(file, found, source, given, assumed)
+    pooling = given.get('global_pool', backbone.get('global_pool'))
+    head, num_classes, own_classes = _take_head(file, found, source, classifier, given, pooling, assumed)
+    return NetworkInFile(file, found, {**backbone, **head}, num_classes, own_classes, final, assumed)
+
+
+def filled(
+    model: nn.Module, tensors: StateDict, device: str | torch.device | None, dtype: torch.dtype | None
+) -> nn.Module:
+    """A network of the meta device with values: these tensors, which are neither initialised before nor copied.
+
+    What the tensors do not have is initialised.
+    """
+    model.load_state_dict(tensors, strict=False, assign=True)
+    for module in model.modules():
+        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            model.init_weights(module.to_empty(device='cpu', recurse=False))  # type: ignore[operator]
+    return model.to(
+        device=torch.get_default_device() if device is None else device,
+        dtype=torch.get_default_dtype() if dtype is None else dtype,
+    )
 
 
 def _backbone_args(
@@ -111,7 +184,12 @@ def _backbone_args(
     told = file.arguments_of(found.prefix)
     if any(f'{found.prefix}{name}' in file.modules for name in LAYOUTS[found.layout]):
         with_head = not (given.get('num_classes') == 0 or given.get('features_only') or found.decoder)
-        told = None if told is None else network_arguments(told, source)
+        if told is not None:
+            replaced = {name: given[name] for name in told if name in given}
+            try:
+                told = network_arguments(told, source)
+            except CheckpointError:
+                told = {**network_arguments(told, source, replaced), **replaced}
         read, final = settings_of(file.modules, found.prefix, found.layout, source, told, with_head)
         return {**read, **args}, final
     if told is not None:
@@ -119,18 +197,18 @@ def _backbone_args(
     if pooling := file.pretrained_cfg.get('global_pool'):
         args['global_pool'] = pooling
     if found.layout == 'xception_hub':
-        numerics: dict[str, Any] = KERAS_NUMERICS
-    else:
-        numerics = {**LEGACY_NUMERICS, 'stem_padding': int(found.decoder)}
-        if 'stem_padding' not in given and not found.decoder and may_be_padded(found):
-            raise CheckpointError(
-                f'{source} is the backbone of an older port without a head. segmentation_models_pytorch pads the '
-                f'convolutions of the stem, all other ports do not, and the tensors are the same. Pass stem_padding=1 '
-                f'for a network of segmentation_models_pytorch, else stem_padding=0.'
-            )
-    if numerics is KERAS_NUMERICS and (unsaid := [name for name in numerics if name not in given]):
-        assumed.append('the numerics of Keras, ' + ', '.join(f'{name}={numerics[name]!r}' for name in unsaid))
-    return {**args, **numerics}, 'linear'
+        if unsaid := [name for name in KERAS_NUMERICS if name not in given]:
+            assumed.append('the numerics of Keras, ' + ', '.join(f'{name}={KERAS_NUMERICS[name]!r}' for name in unsaid))
+        return {**args, **KERAS_NUMERICS}, 'linear'
+    if found.decoder:
+        args['stem_padding'] = 1
+    elif given.get('stem_padding') is None and may_be_padded(found):
+        raise CheckpointError(
+            f'{source} is the backbone of an older port without a head. segmentation_models_pytorch pads the '
+            f'convolutions of the stem, all other ports do not, and the tensors are the same. Pass stem_padding=1 '
+            f'for a network of segmentation_models_pytorch, else stem_padding=0.'
+        )
+    return {**args, **LEGACY_NUMERICS}, 'linear'
 
 
 def may_be_padded(found: Recognised) -> bool:
@@ -149,8 +227,8 @@ def _take_head(
     given: Mapping[str, Any],
     pooling: str | None,
     assumed: list[str],
-) -> tuple[dict[str, Any], int]:
-    """Arguments of the head whose tensors are taken, and the number of classes in the end.
+) -> tuple[dict[str, Any], int, int]:
+    """Arguments of the head whose tensors are taken, the number of classes in the end, and that of the file.
 
     For another number of classes than the file's, the layers before the classifier go too.
     """
@@ -159,7 +237,7 @@ def _take_head(
     bare_args = dict(num_classes=0, **dict.fromkeys(HIDDEN, ()))
     if given.get('num_classes') == 0 or given.get('features_only'):
         drop_heads(found, 'what stands beside the backbone, which num_classes=0 and features_only=True do without')
-        return bare_args, 0
+        return bare_args, 0, 0
     layers = head_layers_of(given)
     chain = find_head(found, source, classifier, layers, pooling or 'avg')
     fc = sorted(name for name in found.tensors if re.fullmatch(r'head\.fc_layers\.fc\d+\.weight', name))
@@ -174,9 +252,11 @@ def _take_head(
         drop_heads(
             found, f'layers before the classifier; the new one of {wanted} classes takes the {features} features'
         )
-        return bare_args, wanted
+        return bare_args, wanted, classes
     if chain:
-        args = dict(fc_widths=(), head_layers=take_head(found, chain, source, layers, file.modules, assumed))
+        named = layers or layers_of(chain, source, file.modules, assumed)
+        taken = take_head(found, chain, source, named, chain.classifier.name in file.modules, assumed)
+        args = dict(fc_widths=(), head_layers=taken)
     elif layers:
         args = dict(fc_widths=(), head_layers=layers)
     if classes and pooling is None and told is None:
@@ -185,7 +265,7 @@ def _take_head(
         found.left_out[chain.name if chain else f'{found.prefix}head.fc'] = (
             f'a classifier of {classes} classes; the new one of {wanted} starts at random'
         )
-    return {**args, 'num_classes': classes}, wanted
+    return {**args, 'num_classes': classes}, wanted, classes
 
 
 def head_layers_of(given: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import StateDict
+from .checkpoint_files import StateDict
 
 # A network that runs with eps 1e-5 computes what Keras does with 1e-3 if its variances are larger by the difference.
 EPS_COMPENSATION = 1e-3 - 1e-5

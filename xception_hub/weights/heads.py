@@ -1,7 +1,7 @@
 """The head of a file of another layout: which of its layers are the classifier, and the layers before it."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
@@ -10,26 +10,9 @@ import torch
 
 from ..errors import CheckpointError
 from ..head import HeadLayer, head_layer_names
-from .files import StateDict
+from .checkpoint_files import StateDict
 from .layouts import Recognised, listed, quoted, takes_features
 
-# Class of a layer without tensors in a pickled module -> the layer here.
-KNOWN_LAYERS: dict[str, HeadLayer] = {
-    'ReLU': {'act': 'relu'},
-    'ReLU6': {'act': 'relu6'},
-    'LeakyReLU': {'act': 'leaky_relu'},
-    'ELU': {'act': 'elu'},
-    'GELU': {'act': 'gelu'},
-    'SiLU': {'act': 'silu'},
-    'Tanh': {'act': 'tanh'},
-    'Sigmoid': {'act': 'sigmoid'},
-    'Hardswish': {'act': 'hard_swish'},
-    'Mish': {'act': 'mish'},
-    'Dropout': {'drop': 0.0},
-    'Identity': {'drop': 0.0},
-    'Flatten': {'drop': 0.0},
-    'AdaptiveAvgPool2d': {'drop': 0.0},
-}
 MAX_LAYERS = 500  # beside the backbone, among which a head is searched
 # Part of a layer's path -> what it is in a file whose classifier takes the backbone's features.
 OFF_THE_PATH = {'adjust_channel': "a projection of DeepfakeBench's other detectors, beside the path to the classifier"}
@@ -49,13 +32,6 @@ def _batch_norm(tensors: StateDict) -> StateDict | None:
 
 # Kind of a layer in `head_layers` -> its tensors in a file as a head here has them, None for those of another layer.
 KINDS: dict[str, Callable[[StateDict], StateDict | None]] = {'fc': _linear, 'bn': _batch_norm}
-CLASSES = {
-    'Linear': 'fc',
-    'NonDynamicallyQuantizableLinear': 'fc',
-    'Conv2d': 'fc',
-    'BatchNorm1d': 'bn',
-    'BatchNorm2d': 'bn',
-}
 
 
 @dataclass(eq=False)
@@ -355,7 +331,8 @@ def _assigned(
     if width != head.classifier.takes or not set(head.layers) <= {*layers, head.classifier}:
         raise CheckpointError(
             f'{source}: {head.name} has other layers than head_layers={[dict(layer) for layer in head_layers]}: rather '
-            f'{_described(head.layers[:-1])}, of which only fc and bn are in the file.'
+            f'{_described(head.layers[:-1])}, of which only fc and bn are in the file. num_classes=0 takes the '
+            f'backbone without any head.'
         )
     parent, _, place = head.classifier.name.rpartition('.')
     apart = [layer for layer in layers if not place.isdigit() or layer.name.rpartition('.')[0] != parent]
@@ -383,8 +360,8 @@ def take_head(
     found: Recognised,
     head: Chain,
     source: str,
-    head_layers: Sequence[HeadLayer],
-    modules: Mapping[str, Any],
+    layers: Sequence[HeadLayer] | None,
+    is_pickled: bool,
     assumed: list[str],
 ) -> list[dict[str, Any]]:
     """Puts the head's tensors under this network's names.
@@ -393,8 +370,8 @@ def take_head(
         found: The network; its tensors are added to.
         head: The head to take.
         source: Name of the checkpoint in errors.
-        head_layers: The layers before the classifier, as `Xception` takes them; none for what the file says.
-        modules: Path -> pickled module, which name layers without tensors.
+        layers: The layers before the classifier, as `Xception` takes them; none where nobody names them.
+        is_pickled: Whether a pickled module says what the classifier computes.
         assumed: Sentences about what the file does not say; some may be added.
 
     Returns:
@@ -404,7 +381,6 @@ def take_head(
         CheckpointError: The file has layers before the classifier and does not say which, or others than given.
     """
     classifier, relative = head.classifier, head.classifier.name.removeprefix(found.prefix)
-    layers: Sequence[HeadLayer] | None = head_layers or _pickled_layers(head, source, modules, assumed)
     if layers is None and not head.is_hidden:
         layers = []
         if head.name != relative and re.search(r'\.[1-9]\d*$', relative):
@@ -426,61 +402,15 @@ def take_head(
             argument['bias'] = False
         found.tensors |= {f'head.fc_layers.{name}.{kind}': tensor for kind, tensor in layer.tensors.items()}
     weight = classifier.tensors['weight']
-    if 'bias' not in classifier.tensors and classifier.name not in modules:
+    if 'bias' not in classifier.tensors and not is_pickled:
         assumed.append(
             f'{classifier.name}, which has no bias, is a linear layer (the head of ArcFace or CosFace normalizes '
             f'features and weights as well: its cosines are torch.nn.functional.linear(torch.nn.functional.normalize('
             f'model.forward_head(model.forward_features(x), pre_logits=True)), torch.nn.functional.normalize('
             f'model.head.fc.weight)))'
         )
-    if classifier.is_convolution and classifier.name not in modules:
+    if classifier.is_convolution and not is_pickled:
         assumed.append(f'the convolution {classifier.name} after the pooling, or before one of averages')
     bias = torch.zeros(weight.shape[0], dtype=weight.dtype)
     found.tensors |= {f'head.fc.{kind}': tensor for kind, tensor in {'bias': bias, **classifier.tensors}.items()}
     return taken
-
-
-def _pickled_layers(head: Chain, source: str, modules: Mapping[str, Any], assumed: list[str]) -> list[HeadLayer] | None:
-    """The layers before the classifier, from the classes of pickled modules; None if the file does not say all of them.
-
-    Raises:
-        CheckpointError: A layer is of a class that no head has.
-    """
-    if head.classifier.name not in modules:
-        return None
-    parent, _, place = head.classifier.name.rpartition('.')
-    own = {layer.name: layer for layer in head.layers}
-    if parent in modules and modules[parent].kind.endswith('.Sequential') and place.isdigit():
-        names = [f'{parent}.{i}' for i in range(int(place) + 1)]
-        if not own.keys() <= {*names}:
-            return None
-    else:
-        order = list(modules)
-        between = order[order.index(head.layers[0].name) : order.index(head.classifier.name) + 1]
-        names = [name for name in between if not modules[name].state['_modules']]
-        if head.is_hidden:
-            assumed.append(f'the layers {", ".join(names)} follow each other (head_layers=[...] takes others)')
-    layers: list[HeadLayer] = []
-    for name in names:
-        kind, state = modules[name].kind.rpartition('.')[2], modules[name].state
-        layer = own.get(name)
-        strides = (state.get('stride', 1), state.get('padding', 0)) if layer and layer.is_convolution else ()
-        if (
-            (layer and CLASSES.get(kind) != layer.kind)
-            or not (layer or kind in KNOWN_LAYERS)
-            or strides not in ((), ((1, 1), (0, 0)))
-        ):
-            raise CheckpointError(
-                f'{source}: {name} is a {modules[name].kind}, which no head has. num_classes=0 takes the backbone '
-                f'without any head; head_layers=[...] names layers that compute the same.'
-            )
-        if layer is None:
-            layers.append(KNOWN_LAYERS[kind])
-        elif layer.kind == 'bn':
-            layers.append({'bn': state['eps']})
-        else:
-            layers.append({'fc': layer.returns})
-    acts = [next(iter(layer)) for layer in layers if 'drop' not in layer]
-    if ('fc', 'fc') in pairwise(acts) and not (parent in modules and modules[parent].kind.endswith('.Sequential')):
-        return None  # an activation stands in the program alone
-    return layers[:-1]

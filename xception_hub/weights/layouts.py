@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError, printable
 from ..network import Xception
 from ..topology import LEGACY_NAMES, MODULES
-from .files import StateDict
+from .checkpoint_files import StateDict
 from .plain_tensors import without_biases
 
 LEGACY_NUMERICS = dict(bn_eps=1e-5, pool_padding='symmetric')
@@ -152,9 +152,8 @@ def recognise(
     """
     if adapters := [name for name in checkpoint if ADAPTER.search(name)]:
         raise CheckpointError(
-            f'{source} holds adapters of peft ({listed(adapters)}), and does not say how they are scaled. Merge them '
-            f"in the program that trained them: torch.save(model.merge_and_unload().state_dict(), 'merged.pth'), then "
-            f'load merged.pth.'
+            f'{source} holds adapters of peft ({listed(adapters)}). Merge them in the program that trained them: '
+            f"torch.save(model.merge_and_unload().state_dict(), 'merged.pth'), then load merged.pth."
         )
     prefix, layout, left_out = _find_network(checkpoint, source, prefix)
     found = Recognised(layout, prefix, {}, left_out)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from .files import CheckpointFile
+from .checkpoint_files import CheckpointFile
 from .layouts import LAYOUTS, NORMALIZATION, Recognised
 
 PREPARATION = ('mean', 'std', 'input_size', 'interpolation', 'crop_pct')  # entries of timm's pretrained cfg
@@ -32,7 +32,7 @@ def preparation_of(
     """
     config = file.pretrained_cfg
     own = {key: config[key] for key in PREPARATION if key in config}
-    notes = ['mean and std are those of config.json'] if {'mean', 'std'} <= own.keys() else [NOT_STATED]
+    notes = ['mean and std are those of the config beside the file'] if {'mean', 'std'} <= own.keys() else [NOT_STATED]
     given = {key: overlay[key] for key in PREPARATION if key in overlay}
     if {'mean', 'std'} <= given.keys():
         return {**own, **given, 'notes': ()}

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
 from ..errors import CheckpointError
+from ..head import HeadLayer
 from ..layers import MaxPool2dSame
 from ..network import GLOBAL_POOLS, Xception
-from .heads import KNOWN_LAYERS
+from .heads import Chain
 from .layouts import LAYOUTS, LEFT_OUT, LEGACY_NUMERICS, listed
 from .pickles import Inert
 
@@ -20,7 +22,9 @@ PLACES = ('stem.act1', 'stem.act2', 'exit_flow.1.stack.act1', 'exit_flow.1.stack
 # Activations of older ports that are modules in some, and calls of functions in others.
 NAMED_ACTS = {f'{name}{i}': ours for name in ('act', 'relu') for i, ours in enumerate(PLACES, start=1)}
 EQUAL = {'SyncBatchNorm': 'BatchNorm2d', 'NonDynamicallyQuantizableLinear': 'Linear'}
-ACTS: dict[str, str] = {kind: layer['act'] for kind, layer in KNOWN_LAYERS.items() if 'act' in layer}
+TENSORS = {'Linear': 'fc', 'Conv2d': 'fc', 'BatchNorm1d': 'bn', 'BatchNorm2d': 'bn'}  # class -> layer of a head
+NAMES = ('relu', 'relu6', 'leaky_relu', 'elu', 'gelu', 'silu', 'tanh', 'sigmoid', 'hard_swish', 'mish')
+ACTS = {kind: name for name in NAMES for kind in vars(nn) if kind.lower() == name.replace('_', '')}  # class -> name
 FINAL = {'Softmax': 'softmax', 'LogSoftmax': 'log_softmax', 'Sigmoid': 'sigmoid'}
 # Without an effect in evaluation, or on pooled features.
 IDLE = re.compile(
@@ -66,7 +70,7 @@ def settings_of(
             expected = reference[ours]
             if not own and isinstance(expected, MaxPool2dSame):
                 expected = nn.MaxPool2d(3, 2, 1)
-            found['odd'] += [f'{path}: {text}' for text in _differences(inside.get(path), expected)]
+            found['odd'] += [f'{prefix}{path}: {text}' for text in _differences(inside.get(path), expected)]
         for kind, text in _beside(modules, prefix, slots, act, with_head):
             found[kind].append(text)
     except (AttributeError, LookupError, TypeError, ValueError) as e:
@@ -132,8 +136,8 @@ def _slots(layout: str, reference: Mapping[str, nn.Module]) -> dict[str, str]:
     return {path: ours for path, ours in slots.items() if ours in reference}
 
 
-def _differences(module: Inert | None, expected: nn.Module) -> Iterator[str]:
-    """What a pickled module does in another way than the expected one."""
+def _differences(module: Inert | None, expected: nn.Module, shares: bool = True) -> Iterator[str]:
+    """What a pickled module does in another way than the expected one, whose input a shortcut may share."""
     if module is None:
         yield 'missing'
     elif isinstance(expected, (nn.Identity, nn.Dropout)) and IDLE.fullmatch(module.kind):
@@ -141,7 +145,8 @@ def _differences(module: Inert | None, expected: nn.Module) -> Iterator[str]:
     elif _kind(module) != type(expected).__name__ or not module.kind.startswith(ROOTS):
         yield module.kind
     else:
-        for key, value in vars(expected).items():
+        settings = getattr(nn, _kind(module))() if _kind(module) in ACTS else expected  # timm's classes have fewer
+        for key, value in vars(settings).items():
             if key.startswith('_') or key in UNCOMPARED:
                 continue
             found = module.state.get(key, value)
@@ -149,7 +154,7 @@ def _differences(module: Inert | None, expected: nn.Module) -> Iterator[str]:
                 found = tuple(module.state.get('_reversed_padding_repeated_twice', ())[::2])
             if _pair(found) != _pair(value):
                 yield f'{key}={found!r:.40}'
-        if getattr(expected, 'inplace', None) is False and module.state.get('inplace'):
+        if shares and getattr(expected, 'inplace', None) is False and module.state.get('inplace'):
             yield 'inplace=True, which changes what the shortcut takes'
 
 
@@ -165,7 +170,7 @@ def _beside(
     placed = {f'{prefix}{path}' for path in slots}
     parents = {path[: dot.start()] for path in slots for dot in re.finditer(r'\.', path)} - {'head'}
     blocks, passed = tuple(f'{prefix}{parent}.' for parent in parents), '\0'
-    last = max((i for i, module in enumerate(modules.values()) if _kind(module) == 'Linear'), default=-1)
+    linear = [i for i, module in enumerate(modules.values()) if _kind(module) == 'Linear'] or [-1]
     for i, (path, module) in enumerate(modules.items()):
         state, kind, shown = module.state, _kind(module), f'{path}: {module.kind}'
         hooks = [*(state.get('_forward_hooks') or {}).values(), *(state.get('_forward_pre_hooks') or {}).values()]
@@ -190,12 +195,12 @@ def _beside(
                 yield 'odd', shown
         elif function := FINAL.get(kind) or ACTS.get(kind):
             in_chain = in_order and not prefix.startswith(f'{parent}.' if parent else '')  # which is read later
-            if i > last or (kind in FINAL and not in_order):
+            if i > linear[-1] or (kind in FINAL and not in_order):
                 if state.get('dim') not in (None, 1, -1):
                     yield 'odd', f'{shown}, dim={state["dim"]}'
                 elif function != act or in_order:
                     yield 'final', function
-            elif not in_chain and function != 'relu':
+            elif not in_chain and function != 'relu' and i < linear[0]:  # between two, the head's reader takes it
                 yield 'unsure', shown
         else:
             tensors = {**(state.get('_parameters') or {}), **(state.get('_buffers') or {})}
@@ -220,3 +225,50 @@ def _kind(module: Inert | None) -> str:
 
 def _pair(value: Any) -> Any:
     return (value, value) if type(value) is int else tuple(value) if isinstance(value, list) else value
+
+
+def layers_of(head: Chain, source: str, modules: Modules, assumed: list[str]) -> list[HeadLayer] | None:
+    """The layers before the classifier, from the classes of pickled modules; None if the file does not say all of them.
+
+    Args:
+        head: The layers with tensors.
+        source: Name of the checkpoint in errors.
+        modules: Path in the file -> module.
+        assumed: Sentences about what the file does not say; one may be added.
+
+    Raises:
+        CheckpointError: A layer is of a class that no head has.
+    """
+    last = head.classifier.name
+    if last not in modules:
+        return None
+    parent, _, place = last.rpartition('.')
+    own = {layer.name: layer for layer in head.layers}
+    is_sequential = _kind(modules.get(parent)) == 'Sequential' and place.isdigit()
+    names = [f'{parent}.{i}'.lstrip('.') for i in range(int(place) + 1)] if is_sequential else []
+    if not own.keys() <= {*names}:
+        order = list(modules)
+        between = order[order.index(head.layers[0].name) : order.index(last) + 1]
+        names = [name for name in between if not modules[name].state['_modules']]
+        if head.is_hidden:
+            assumed.append(f'the layers {", ".join(names)} follow each other (head_layers=[...] takes others)')
+    layers: list[HeadLayer] = []
+    for name in names:
+        module, layer = modules[name], own.get(name)
+        kind, state = _kind(module), module.state
+        is_plain = (_pair(state.get('stride', 1)), _pair(state.get('padding', 0))) == ((1, 1), (0, 0))
+        if layer and TENSORS.get(kind) == layer.kind and is_plain:
+            layers.append({'bn': state['eps']} if layer.kind == 'bn' else {'fc': layer.returns})
+        elif not layer and kind in ACTS and not [*_differences(module, getattr(nn, kind)(), shares=False)]:
+            layers.append({'act': ACTS[kind]})
+        elif not layer and (IDLE.fullmatch(module.kind) or _pool_of(module) == 'avg'):
+            layers.append({'drop': 0.0})
+        else:
+            raise CheckpointError(
+                f'{source}: {name} is a {module.kind}, which no head has with its settings. num_classes=0 takes the '
+                f'backbone without any head; head_layers=[...] names layers that compute the same.'
+            )
+    kinds = [next(iter(layer)) for layer in layers if 'drop' not in layer]
+    if ('fc', 'fc') in pairwise(kinds) and not is_sequential:
+        return None  # an activation stands in the program alone
+    return layers[:-1]

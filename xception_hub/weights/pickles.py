@@ -131,46 +131,26 @@ class _File(io.FileIO):
 
 def _sizes(file: Any, path: Path) -> dict[str, int] | None:
     """Makes the checks that torch leaves out. Returns the bytes of each part of a zip archive."""
-    content = file.read(512)
-    if content[:4] != b'PK\3\4':
-        if not re.match(rb'(\x80.)?\x8a\x0a', content, re.DOTALL):  # the magic number, as a long of ten bytes
-            raise _foreign(content, path)
+    start = file.read(12)
+    if re.match(rb'(\x80.)?\x8a\x0a', start, re.DOTALL):  # the magic number, as a long of ten bytes
         return None  # torch compares the sizes
-    if not zipfile.is_zipfile(file):
-        raise _foreign(content, path)
+    if start[:2] == b'PK' and not zipfile.is_zipfile(file):
+        raise DamagedCheckpointError(f'{path} is truncated: a zip archive that lacks its end.')
+    if start[:2] != b'PK':
+        raise ValueError('neither a whole file of torch.save nor a safetensors file')
     with zipfile.ZipFile(file) as archive:
         names = {info.filename.partition('/')[2]: info for info in archive.infolist()}
         file.seek(0)
         records = torch._C.PyTorchFileReader(file).get_all_records() if 'version' in names else []
         if 'constants.pkl' in {*names, *records} or any(name.startswith('code/') for name in names):
-            raise CheckpointError(
-                f'{path} is a TorchScript archive, whose program this project does not run. In a process that trusts '
-                f"it: torch.save(torch.jit.load({str(path)!r}).state_dict(), 'weights.pth'), then load weights.pth."
-            )
-        if 'data.pkl' not in names:
-            raise CheckpointError(f'{path} is a zip archive, but no file of torch.save: it has no data.pkl.')
-        if any(info.compress_type != zipfile.ZIP_STORED for info in names.values()):
-            raise CheckpointError(f'{path} is compressed, which torch.save never does.')
+            raise CheckpointError(f'{path} holds a program of TorchScript, which is not run.')  # behind another archive
+        if 'data.pkl' not in names or any(info.compress_type != zipfile.ZIP_STORED for info in names.values()):
+            raise CheckpointError(f'{path} is a zip archive, but none that torch.save wrote.')
         if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
-            raise DamagedCheckpointError(f'{path} is damaged: its parts lie over each other.')
+            raise ValueError('its parts lie over each other')
         if damaged := archive.testzip():
-            raise DamagedCheckpointError(f'{path} is damaged: the checksum of {damaged} is another.')
+            raise ValueError(f'the checksum of {damaged} is another')
     return {name: info.file_size for name, info in names.items()}
-
-
-def _foreign(content: bytes, path: Path) -> CheckpointError:
-    """The error for a file that torch.save did not write. It says what the file is."""
-    if content[257:262] == b'ustar':
-        return CheckpointError(f'{path} is a tar archive. Unpack it, and name the checkpoint in it.')
-    if content[:2] == b'\x1f\x8b':
-        return CheckpointError(f'{path} is compressed by gzip. Unpack it (gunzip), and name what comes out.')
-    if content[:1] == b'\x80':
-        return CheckpointError(
-            f'{path} is a pickle, but none that torch.save wrote. In a process that trusts it: torch.save(pickle.load('
-            f"open({str(path)!r}, 'rb')), 'weights.pth'), then load weights.pth."
-        )
-    what = 'empty' if not content else 'truncated' if content[:2] == b'PK' else 'damaged, or no checkpoint at all'
-    return DamagedCheckpointError(f'{path} is {what}: it is neither a file of torch.save nor a safetensors file.')
 
 
 class _Steps(dict[int, Callable[..., None]]):

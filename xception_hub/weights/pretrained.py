@@ -17,11 +17,9 @@ from torch import nn
 
 from ..errors import CheckpointError, WeightsError, in_one_line, printable_lines
 from .arguments import network_arguments
-from .checkpoints import HIDDEN, check_against, head_layers_of, may_be_padded
-from .files import CheckpointFile, StateDict
+from .checkpoint_files import StateDict
+from .checkpoints import HIDDEN, check_against, filled, read_network
 from .fingerprints import compare, restore_variances
-from .heads import drop_heads, find_head, take_head
-from .layouts import LEGACY_NUMERICS, Recognised, recognise
 from .sources import CONFIG_FILE, REPO_VARIABLE, WEIGHT_FILES, PathLike, Source, source_of
 
 GENUINE_TAG = 'keras_in1k'  # pretrained cfgs with this tag promise what Keras publishes
@@ -105,21 +103,14 @@ def build_model(
         wanted = _Wanted(
             model,
             {**NUMERICS, **VARIANTS, **model_args},
+            model_args.get('stem_padding'),
             {**VARIANTS, **variant_args},
             cfg,
             features_only,
             new_head,
             cache_dir,
         )
-        # what may be missing was checked; assigned tensors are neither initialised before nor copied
-        model.load_state_dict(_first_that_fits(sources, wanted), strict=False, assign=True)
-        for module in model.modules():
-            if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-                model.init_weights(module.to_empty(device='cpu', recurse=False))
-        return model.to(
-            device=torch.get_default_device() if device is None else device,
-            dtype=torch.get_default_dtype() if dtype is None else dtype,
-        )
+        return filled(model, _first_that_fits(sources, wanted), device, dtype)
 
     return build_model_with_cfg(build_with_weights, variant, False, **cfgs, **kwargs)
 
@@ -174,6 +165,7 @@ class _Wanted:
     Attributes:
         model: Network on the meta device: names and shapes without values.
         model_args: Arguments of the model, with at least `NUMERICS` and `VARIANTS`.
+        stem_padding: The caller's, which some files ask for; None for none.
         variant_args: Arguments that the model's name stands for; a config.json that does not name them means these.
         cfg: Pretrained cfg, which says how many classes and channels the weights should have.
         features_only: Whether the classifier is not wanted.
@@ -183,6 +175,7 @@ class _Wanted:
 
     model: nn.Module
     model_args: dict[str, Any]
+    stem_padding: int | None
     variant_args: dict[str, Any]
     cfg: PretrainedCfg
     features_only: bool
@@ -266,88 +259,56 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     else:
         config = source.read_config(wanted.cache_dir)
         _check_config(config, wanted)
-    classifier = wanted.has_classifier(config)
-    file = source.read(wanted.cache_dir)
-    found = recognise(file.tensors, str(source), roots=file.roots)
-    unsure = not source.genuine and not found.decoder and may_be_padded(found)
-    dropped = hidden_layers(config) if not (classifier or any(map(wanted.model_args.get, HIDDEN))) else {}
+    must_fit = wanted.has_classifier(config)
+    classes: Any = wanted.model.num_classes
+    dropped = hidden_layers(config) if not (must_fit or any(map(wanted.model_args.get, HIDDEN))) else {}
+    is_bare = bool(dropped) or wanted.features_only or wanted.new_head or (source.genuine and not must_fit)
     if dropped and not (wanted.features_only or wanted.new_head):
-        classes: Any = wanted.model.num_classes
         _warn_of_lost_layers(dropped, classes, config['num_classes'])
-    if dropped or wanted.features_only or wanted.new_head:
-        drop_heads(found, '')
-    else:
-        fits, own = _take_head(file, found, source, wanted)
-        classifier = classifier or fits
-        if own and wanted.model.num_classes and not (classifier or source.genuine):
-            warnings.warn(
-                printable_lines(
-                    f'{source} has a classifier of {own} classes, which is left out: the new one of '
-                    f'{wanted.model.num_classes} starts at random.'
-                ),
-                stacklevel=2,
-            )
-    if recorded := file.arguments_of(found.prefix):
+    given = {name: value for name, value in wanted.model_args.items() if value or name not in HIDDEN}
+    num_classes = 0 if is_bare else classes
+    given = {'global_pool': 'avg', 'output_stride': 32, **given, 'num_classes': num_classes}
+    network = read_network(source.read(wanted.cache_dir), str(source), {**given, 'stem_padding': wanted.stem_padding})
+    tensors, layout = network.found.tensors, network.found.layout
+    network.warn_of_assumptions(str(source))
+    heads = [{n: t.shape for n, t in s.items() if n.startswith('head.')} for s in (tensors, wanted.model.state_dict())]
+    has_classifier = must_fit or heads[0] == heads[1]
+    if network.own_classes and network.num_classes and not (has_classifier or source.genuine):
+        warnings.warn(
+            printable_lines(
+                f'{source} has a classifier of {network.own_classes} classes, which is left out: the new one of '
+                f'{wanted.model.num_classes} starts at random.'
+            ),
+            stacklevel=2,
+        )
+    if recorded := network.file.arguments_of(network.found.prefix):
         _check_config(dict(model_args=recorded), wanted, 'Its metadata')
-    tensors = found.tensors
     verified: set[str] = set()
-    if source.genuine or found.layout != 'xception_hub':
+    if source.genuine or layout != 'xception_hub':
         verification = compare(tensors)
         verified.update(verification.identical)
+        compared = {*NUMERICS, *VARIANTS, *(['global_pool'] if has_classifier else [])}
+        numerics = {name: value for name, value in network.arguments.items() if name in compared}
         if verification.is_genuine:
             tensors = restore_variances(tensors, verification)
         elif source.genuine:
             anew = source.anew(Path(source.filename or WEIGHT_FILES[0]), wanted.cache_dir)
             raise CheckpointError(f'It holds other weights than Keras publishes: {verification}.{anew}')
-        if unsure and not wanted.model_args['stem_padding']:
-            raise CheckpointError(
-                'It is the backbone of an older port without a head, perhaps of segmentation_models_pytorch, which '
-                'pads the stem. Pass stem_padding=1 if so, else load it with xception_hub.from_checkpoint and '
-                'stem_padding=0.'
-            )
-        numerics = {**LEGACY_NUMERICS, **({'stem_padding': 1} if found.decoder else {})}
-        if not verification.is_genuine and any(wanted.model_args[name] != value for name, value in numerics.items()):
+        elif any(given[name] != value for name, value in numerics.items()):
             arguments = ', '.join(f'{name}={value!r}' for name, value in numerics.items())
             raise CheckpointError(
-                'It was trained in the legacy torch lineage, and in the numerics of Keras it would compute something '
-                f'else. Load it with xception_hub.from_checkpoint, or pass {arguments}.'
+                'It was trained in the legacy torch lineage, and in the numerics of this model it would compute '
+                f'something else. Load it with xception_hub.from_checkpoint, or pass {arguments}.'
             )
 
-    if not classifier:
+    if not has_classifier:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('head.fc.')}
     weight = tensors['stem.conv1.weight']
     if weight.shape[1] == wanted.cfg.input_size[0]:
         tensors['stem.conv1.weight'] = adapt_input_conv(wanted.model.in_chans, weight, wanted.cfg.input_size[0])
-    check_against(
-        tensors, wanted.model.state_dict(), str(source), optional=() if classifier else ('head.',), verified=verified
-    )
+    optional = () if has_classifier else ('head.',)
+    check_against(tensors, wanted.model.state_dict(), str(source), optional=optional, verified=verified)
     return tensors
-
-
-def _take_head(file: CheckpointFile, found: Recognised, source: Source, wanted: _Wanted) -> tuple[bool, int]:
-    """Puts the head of the file into `found`, if the model has one.
-
-    Returns:
-        Whether it is the model's, and the number of its classes, 0 for none.
-    """
-    args, classes = wanted.model_args, wanted.model.num_classes
-    pool, layers = args.get('global_pool', 'avg'), args.get('head_layers', ())
-    expected = {name: tensor.shape for name, tensor in wanted.model.state_dict().items() if name.startswith('head.')}
-    if not expected:
-        drop_heads(found, '')
-        return False, 0
-    chain = find_head(found, str(source), None, layers, pool)
-    if chain and chain.is_hidden and args.get('fc_widths'):
-        layers = head_layers_of(args)
-        chain = find_head(found, str(source), None, layers, pool)
-    if chain and (chain.num_classes == classes or layers or not chain.is_hidden):
-        assumed: list[str] = []
-        take_head(found, chain, str(source), layers, file.modules, assumed)
-        if assumed:
-            text = f'{source} does not say everything. Assumed: {"; ".join(assumed)}.'
-            warnings.warn(printable_lines(text), stacklevel=2)
-    own = {name: tensor.shape for name, tensor in found.tensors.items() if name.startswith('head.')}
-    return own == expected, chain.num_classes if chain else own.get('head.fc.weight', [0])[0]
 
 
 def _check_variant(model_args: dict[str, Any]) -> None:

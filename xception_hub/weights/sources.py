@@ -24,7 +24,7 @@ from timm.models._hub import get_cache_dir, hf_split
 
 from ..errors import CheckpointError, DamagedCheckpointError, in_one_line
 from ..file_kinds import NETWORKS, TORCH, foreign
-from .files import ARGUMENTS, CheckpointFile, read_checkpoint
+from .checkpoint_files import ARGUMENTS, CheckpointFile, read_checkpoint
 from .fingerprints import Verification, compare
 from .layouts import listed, recognise
 

@@ -94,11 +94,11 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
         except (AttributeError, LookupError, TypeError) as e:
             raise DamagedCheckpointError(f'{path} is damaged: a module in it has lost its parts ({e}).') from e
     found.tensors = plain(found.tensors, str(path))
+    found.pretrained_cfg = _images_beside(path)
     config = _config_beside(path)
     if config and '' not in found.arguments:
-        found.pretrained_cfg = (
-            {**config, **cfg} if isinstance(cfg := config.get('pretrained_cfg'), dict) else config
-        )  # one level in timm before 0.9
+        cfg = config.get('pretrained_cfg')  # one level with the rest in timm before 0.9
+        found.pretrained_cfg |= {**config, **cfg} if isinstance(cfg, dict) else config
         if str(config['architecture']).startswith('xception_paper'):
             found.architecture = config['architecture']
             found.arguments[''] = config.get('model_args') or {}
@@ -156,6 +156,18 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
     except ValueError as e:
         raise CheckpointError(f'{file}, which describes the network of {path.name}, is not JSON ({e}).') from e
     return config if isinstance(config, dict) and isinstance(config.get('architecture'), str) else None
+
+
+def _images_beside(path: Path) -> dict[str, Any]:
+    """Mean and deviation of the preprocessor_config.json of transformers; {} if it has none for images of 0 to 1."""
+    file = path.with_name('preprocessor_config.json')
+    try:
+        config = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+        mean, std = config['image_mean'], config['image_std']
+    except (KeyError, TypeError, ValueError):
+        return {}
+    is_used = config.get('do_normalize', True) and config.get('do_rescale', True)
+    return dict(mean=mean, std=std) if is_used and abs(config.get('rescale_factor', 1 / 255) - 1 / 255) < 1e-6 else {}
 
 
 def _walk(value: Any, source: str) -> Iterator[tuple[str, Any]]:
@@ -226,11 +238,23 @@ def _arguments_of_module(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_arguments(text: Any) -> dict[str, Any] | None:
-    try:
-        arguments = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
+    """Recorded arguments; None for none.
+
+    Raises:
+        CheckpointError: The text is no object of JSON, so that what it records is unknown.
+    """
+    if text is None:
         return None
-    return arguments if isinstance(arguments, dict) else None
+    try:
+        arguments = json.loads(text)
+    except (TypeError, ValueError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise CheckpointError(
+            f"The metadata records arguments that are no JSON object: {text!r:.200}. Remove the entry '{ARGUMENTS}' "
+            f'from the metadata, and pass the arguments of the network yourself.'
+        )
+    return arguments
 
 
 def _architecture(value: Any) -> str | None:
