@@ -10,7 +10,7 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,8 +111,8 @@ def inputs(entry: Config) -> list[str]:
     return [tensor['keras_history'][0] for tensor in tensors(entry)] if entry['inbound_nodes'] else []
 
 
-def rewired(name: str, source: str, place: int = 0) -> Callable[[Layers, Config], None]:
-    return lambda layers, _: tensors(layers[name])[place].update(keras_history=[source, 0, 0])
+def rewired(name: str, source: str, place: int = 0, which: Sequence[int] = (0, 0)) -> Callable[[Layers, Config], None]:
+    return lambda layers, _: tensors(layers[name])[place].update(keras_history=[source, *which])
 
 
 def replaced(name: str, **settings: Any) -> Callable[[Layers, Config], None]:
@@ -150,6 +150,10 @@ def all_of(class_name: str, **settings: Any) -> Callable[[Layers, Config], None]
     return change
 
 
+def stated(name: str, **fields: Any) -> Callable[[Layers, Config], None]:
+    return lambda layers, _: layers[name].update(fields)
+
+
 def as_class(name: str, class_name: str) -> Callable[[Layers, Config], None]:
     return lambda layers, _: layers[name].update(class_name=class_name)
 
@@ -169,7 +173,7 @@ def mutants(base: Config) -> Iterator[Mutant]:
         for class_name in CLASSES[entry['class_name']]:
             yield Mutant('class', f'{name}: {class_name}', as_class(name, class_name))
         own = dict(module='own', registered_name=f'own>{entry["class_name"]}')
-        yield Mutant('class', f'{name}: own', lambda layers, _, name=name, own=own: layers[name].update(own))
+        yield Mutant('class', f'{name}: own', stated(name, **own))
         if entry['class_name'] == 'BatchNormalization':
             yield Mutant('call', f'{name}(training=True)', called(name, training=True))
             yield Mutant('neutral', f'{name}(training=False)', called(name, training=False), {})
@@ -182,14 +186,8 @@ def _of_wires(name: str, entry: Config, layers: Layers) -> Iterator[Mutant]:
         for other in inputs(layers[source])[:1]:
             yield Mutant('wire', f'{name} takes {other}', rewired(name, other, place))
         for field, index in (('call', 1), ('output', 2)):
-            history = [source, int(index == 1), int(index == 2)]
-            yield Mutant(
-                'wire',
-                f'{name} takes {field} 1 of {source}',
-                lambda layers, _, place=place, history=history: tensors(layers[name])[place].update(
-                    keras_history=history
-                ),
-            )
+            which = int(index == 1), int(index == 2)
+            yield Mutant('wire', f'{name} takes {field} 1 of {source}', rewired(name, source, place, which))
     yield Mutant('wire', f'without {name}', without(name))
     yield Mutant('call', f'{name} twice', twice(name))
     if entry['class_name'] == 'Add':
@@ -209,10 +207,9 @@ def _takes(name: str, sources: list[str]) -> Callable[[Layers, Config], None]:
 def _of_the_whole(layers: Layers) -> Iterator[Mutant]:
     adds = [name for name, entry in layers.items() if entry['class_name'] == 'Add']
 
-    def residuals_swapped(layers: Layers, config: Config) -> None:
-        one, other = (inputs(layers[name])[1] for name in (adds[4], adds[6]))
-        rewired(adds[4], other, 1)(layers, config)
-        rewired(adds[6], one, 1)(layers, config)
+    def residuals_shifted(layers: Layers, config: Config) -> None:
+        for name, earlier in ((adds[5], adds[3]), (adds[6], adds[4])):
+            rewired(name, earlier, 1)(layers, config)
 
     def ends_at(key: str, name: str) -> Callable[[Layers, Config], object]:
         return lambda _, config: backbone_of(config)['config'].update({key: [name, 0, 0]})
@@ -223,7 +220,7 @@ def _of_the_whole(layers: Layers) -> Iterator[Mutant]:
             text = text.replace(f'"{name}"', f'"own_{name}"')
         config.update(json.loads(text))
 
-    yield Mutant('wire', 'two residuals exchanged', residuals_swapped)
+    yield Mutant('wire', 'two residuals of a module before', residuals_shifted)
     for name in adds:
         yield Mutant('end', f'the backbone ends at {name}', ends_at('output_layers', name))
         yield Mutant('end', f'the backbone begins at {name}', ends_at('input_layers', name))
@@ -240,15 +237,16 @@ def _of_the_whole(layers: Layers) -> Iterator[Mutant]:
         'neutral', 'layers in another order', lambda _, config: backbone_of(config)['config']['layers'].reverse(), {}
     )
 
-    def outer(number: int) -> Callable[[Config], Config]:
-        return lambda config: config['config']['layers'][number]['inbound_nodes'][0]
+    def outer(number: int, *args: Any, **kwargs: Any) -> Callable[[Layers, Config], None]:
+        def change(_: Layers, config: Config) -> None:
+            node = config['config']['layers'][number]['inbound_nodes'][0]
+            node.update(args=[*node['args'], *args], kwargs={**node['kwargs'], **kwargs})
+
+        return change
 
     for number, name in ((1, 'the backbone'), (3, 'the dropout of the head')):
-        node = outer(number)
-        yield Mutant(
-            'call', f'{name} (training=True)', lambda _, config, node=node: node(config)['kwargs'].update(training=True)
-        )
-        yield Mutant('call', f'{name} (x, True)', lambda _, config, node=node: node(config)['args'].append(True))
+        yield Mutant('call', f'{name} (training=True)', outer(number, training=True))
+        yield Mutant('call', f'{name} (x, True)', outer(number, True))
 
 
 def layers_of(config: Config) -> Layers:
@@ -286,7 +284,7 @@ def difference(original: Any, config: Config) -> float | str:
 
 RUN = (
     'block1_conv1.strides', 'block1_conv2.padding', 'block14_sepconv1.dilation_rate', 'block2_pool.pool_size',
-    'block7_sepconv1.activation', 'add_4 takes block6_sepconv2_bn', 'two residuals exchanged', 'activation selu',
+    'block7_sepconv1.activation', 'add_4 takes block6_sepconv2_bn', 'two residuals of a module before', 'activation selu',
     'epsilon 1e-5', 'block5_sepconv1_bn.momentum', 'without block9_sepconv2_act', 'axis 3', 'add_3, inputs exchanged',
 )  # fmt: skip
 

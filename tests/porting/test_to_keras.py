@@ -160,10 +160,10 @@ def test_final_activation_returns(activation: str, converted: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ('kwargs', 'reason'),
     [
-        (dict(bn_eps=1e-5), "bn_eps=1e-05, but Keras' Xception has bn_eps=0.001"),
+        (dict(segments=4), "segments=4, but Keras' Xception has segments=None"),
         (dict(pool_padding='symmetric'), "pool_padding='symmetric'"),
         (dict(output_stride=16), 'output_stride=16'),
-        (dict(act_layer='silu'), "act_layer='silu'"),
+        (dict(act_layer='leaky_relu'), "act_layer has the activation 'leaky_relu', but Keras has one of"),
         (dict(global_pool='fast'), "global_pool='fast'"),
     ],
 )

@@ -204,7 +204,8 @@ def test_refused(
 
 
 @pytest.mark.parametrize(
-    'name', ['the backbone (training=True)', 'the dropout of the head (training=True)', 'two residuals exchanged']
+    'name',
+    ['the backbone (training=True)', 'the dropout of the head (training=True)', 'two residuals of a module before'],
 )
 def test_refused_of_the_whole(name: str, base: Any, changed: Callable[..., Any]) -> None:
     mutant = next(mutant for mutant in m.mutants(base) if mutant.name == name)

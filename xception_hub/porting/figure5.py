@@ -168,7 +168,9 @@ def _described(layer: FileLayer) -> str:
 
 
 def _named(tensor: Tensor) -> str:
-    return repr(tensor.layer) + (f' (call {tensor.node}, output {tensor.index})' if tensor.node or tensor.index else '')
+    return repr(tensor.layer) + (
+        f' (call {tensor.node}, output {tensor.output})' if tensor.node or tensor.output else ''
+    )
 
 
 def compare(roles: dict[str, FileLayer], source: object) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class Tensor(NamedTuple):
 
     layer: str
     node: int = 0
-    index: int = 0
+    output: int = 0
 
 
 class Argument(NamedTuple):

@@ -108,12 +108,12 @@ class KerasReference:
 
     def _load(self, ported: Port) -> Any:
         size = ported.image_size if self._head.one_size else None
-        reason = _why_not_loaded(ported)
-        if not reason:
-            try:
+        try:
+            reason = _why_not_loaded(ported)
+            if not reason:
                 return self._load_by_keras(ported, size or (None, None))
-            except Exception:  # Keras has no error of its own for what it can't read
-                reason = f'Keras {self.keras.__version__} does not read this file of Keras {ported.keras_version}'
+        except Exception:  # Keras has no error of its own for what it can't read
+            reason = f'Keras {self.keras.__version__} does not read this file of Keras {ported.keras_version}'
         self.reading = f'{BY_PORT}, for {reason}'
         return build(ported.model(), size or (None, None), rescaling=ported.structure.rescaling)
 
@@ -222,6 +222,7 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
     """
     class_name = OLD_CLASSES.get(entry['class_name'], entry['class_name'])
     config = entry['config']
+    made: dict[str, Any]
     if class_name in MODELS:
         config = {'layers': config} if isinstance(config, list) else config
         layers = [loadable(layer, size) for layer in config['layers']]
@@ -247,14 +248,14 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
     name = entry.get('name') or made['config'].get('name')
     layer = FileLayer(name, class_name, config=config if isinstance(config, dict) else {}, calls=read_calls(entry))
     operation = OPERATIONS.get(operation_of(layer))
-    nodes: list[Any] = [[[tensor.layer, 0, tensor.index] for tensor in call.tensors] for call in layer.calls]
+    nodes: list[Any] = [[[tensor.layer, 0, tensor.output] for tensor in call.tensors] for call in layer.calls]
     if operation and len(layer.constants) == 1:
         made.update(module='keras.src.ops.numpy', class_name=OPERATION_CLASSES[operation], config={'name': name})
         (place, number), (tensor,) = layer.constants[0], layer.calls[0].tensors
         operands: list[Any] = [
             {
                 'class_name': '__keras_tensor__',
-                'config': {'shape': [], 'dtype': 'float32', 'keras_history': [tensor.layer, 0, tensor.index]},
+                'config': {'shape': [], 'dtype': 'float32', 'keras_history': [tensor.layer, 0, tensor.output]},
             }
         ]
         operands.insert(place, number)

@@ -402,10 +402,10 @@ def _check_calls(outer: Model, source: object) -> None:
                 _check_call(layer, call, place)
                 for tensor in call.tensors:
                     # in Keras 2, a model has a call of its own before it is called
-                    if tensor.index or not 0 <= tensor.node <= (tensor.layer in model.nested):
+                    if tensor.output or not 0 <= tensor.node <= (tensor.layer in model.nested):
                         raise KerasFileError(
-                            f'{place} takes output {tensor.index} of call {tensor.node} of {tensor.layer!r}, which has '
-                            f'one output and is called once.'
+                            f'{place} takes output {tensor.output} of call {tensor.node} of {tensor.layer!r}, which '
+                            f'has one output and is called once.'
                         )
         if model.class_name != 'Sequential':
             _check_ends(model, outer, source)
@@ -433,7 +433,7 @@ def _check_ends(model: Model, outer: Model, source: object) -> None:
                 f'{source}: a model in it begins at {tensor.layer!r}, which is no InputLayer. {WAY_OUT}'
             )
     outputs, ends = [tensor.layer for tensor in model.outputs], _ends(model)
-    if outputs != ends or any(tensor.index for tensor in model.outputs):
+    if outputs != ends or any(tensor.output for tensor in model.outputs):
         choose = f' Choose one with --output-layer: {", ".join(outputs[:6])}.' if model is outer else f' {WAY_OUT}'
         raise KerasFileError(
             f'{source}: the model ends in {", ".join(ends[:6])}, but its outputs are {", ".join(outputs[:6])}.{choose}'
