@@ -251,7 +251,7 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
     nodes: list[Any] = [[[tensor.layer, 0, tensor.output] for tensor in call.tensors] for call in layer.calls]
     if operation and len(layer.constants) == 1:
         made.update(module='keras.src.ops.numpy', class_name=OPERATION_CLASSES[operation], config={'name': name})
-        (place, number), (tensor,) = layer.constants[0], layer.calls[0].tensors
+        (place, number), tensor = layer.constants[0], layer.calls[0].tensors[0]
         operands: list[Any] = [
             {
                 'class_name': '__keras_tensor__',
