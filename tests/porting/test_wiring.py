@@ -21,7 +21,7 @@ from old_keras_files import MAP, as_keras2
 from benchmarks import keras_mutants as m
 from benchmarks.keras_mutants import Mutant
 from xception_hub.errors import KerasFileError
-from xception_hub.porting.figure5 import FIGURE5, NEUTRAL, SETTINGS, read_settings, widths
+from xception_hub.porting.figure5 import FIGURE5, widths
 from xception_hub.porting.keras_file import build_keras, write_keras
 from xception_hub.porting.layouts import FileLayer
 from xception_hub.porting.names import LAYERS
@@ -31,6 +31,7 @@ from xception_hub.porting.parity import compare_with_keras, prove_parity
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.preprocessing import Preprocessing
 from xception_hub.porting.reference import BY_KERAS, BY_PORT, WEIGHTS_BY_KERAS, KerasReference
+from xception_hub.porting.settings import NEUTRAL, SETTINGS, read_settings
 from xception_hub.porting.structure import parse
 
 
@@ -77,19 +78,21 @@ def test_figure_5_is_the_xception_of_keras(include_top: bool) -> None:
         expected = {**SETTINGS[node.class_name], **node.settings}
         if role in LAYERS and 'filters' in expected:
             expected['filters'] = widths()[role]
-        assert read_settings(node.class_name, config, role) == expected
+        assert read_settings(node.class_name, config) == expected
         (made,) = read_calls(entry)
         assert [roles[tensor.layer] for tensor in made.tensors] == list(node.inputs)
 
 
 def test_defaults_are_those_of_keras() -> None:
     """They hold where a config leaves a setting out."""
-    arguments = {'Conv2D': (8, 3), 'SeparableConv2D': (8, 3), 'Activation': ('linear',)}
+    arguments = {'Conv2D': (8, 3), 'SeparableConv2D': (8, 3), 'Activation': ('linear',), 'Dense': (8,)}
+    arguments |= {'Reshape': ((8,),), 'Dropout': (0.1,), 'Rescaling': (2.0,), 'AveragePooling2D': (2,)}
     for class_name, known in SETTINGS.items():
-        if class_name != 'XceptionBackbone':
+        if class_name not in ('XceptionBackbone', 'operation'):
             layer = getattr(keras.layers, class_name)(*arguments.get(class_name, ()))
-            found = read_settings(class_name, layer.get_config(), class_name)
-            required = {'filters', 'kernel_size', 'strides' if class_name == 'MaxPooling2D' else ''}
+            found = read_settings(class_name, json.loads(json.dumps(layer.get_config())))
+            required = {'filters', 'kernel_size', 'units', 'target_shape', 'rate'}
+            required |= {'strides'} if 'pool_size' in known else {'scale'} if class_name == 'Rescaling' else set()
             assert {**found, **dict.fromkeys(required & found.keys())} == known
 
 

@@ -3,8 +3,8 @@
 source -> formats.open_source -> config? -> structure -> layouts: path of each array -> checked, then read
 """
 
-import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,24 +16,25 @@ from torch import Tensor
 
 from .. import Xception
 from ..errors import KerasFileError
+from ..files import sha256_of
 from ..weights.checkpoints import check_against
+from ..weights.layouts import listed
 from .formats import Opened, open_source, read_json
-from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, is_number, normalized, rescaling_of
+from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, normalized, rescaling_of
 from .layouts import GroupsLayout, Layout, layout_of
 from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
 from .preprocessing import Rescaling
 from .release import RELEASES, fetch
+from .settings import is_number
 from .structure import Structure, bare, check_image_size, parse
 from .weights import WeightFile
 
-# Arrays that are not the network's: how their paths begin, or a part of their path, and what they are.
+# Arrays that are not the network's: what their paths match, and what they are.
 LEFT_OUT = {
-    'optimizer/': "the optimizer's state",
-    'optimizer_weights/': "the optimizer's state",
-    'metrics/': 'the state of a metric',
+    r'optimizer(_weights)?/': "the optimizer's state",
+    r'metrics/': 'the state of a metric',
+    r'.*(seed_generator|StateVar)': 'the state of a random generator',
 }
-LEFT_OUT_PARTS = {'seed_generator': 'the state of a random generator', 'StateVar': 'the state of a random generator'}
-
 OTHER_OUTPUT = 'of another output'
 
 MAX_PARAMETERS = 2**27  # 512 MB; with the paper's largest head it has 117 million
@@ -96,13 +97,9 @@ class Port:
         with torch.device('meta'):
             model = timm.create_model('xception_paper', **self.model_args)
         check_against(self.tensors, model.state_dict(), str(self.source))
-        counters = {
-            name: torch.zeros((), dtype=torch.long)
-            for name in model.state_dict()
-            if name.endswith('num_batches_tracked')
-        }
+        counters = [name for name in model.state_dict() if name.endswith('num_batches_tracked')]
         own = {name: tensor.clone() for name, tensor in self.tensors.items()}
-        model.load_state_dict({**own, **counters}, assign=True)
+        model.load_state_dict(own | {name: torch.zeros((), dtype=torch.long) for name in counters}, assign=True)
         return model.eval()
 
 
@@ -130,7 +127,9 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
             raise KerasFileError(f'{path} holds weights alone, whose outputs have no names: add --config FILE.')
         known = parse(opened.config, path, output_layer) if has_config else None
         layout = layout_of(opened.weights)
-        structure = known or _structure(opened, layout)
+        structure = known or bare(layout.layers(), path)
+        if opened.kind == 'preset':
+            _add_preset(opened, structure)
         tensors, model_args, left_out = read_layers(structure, layout)
         is_release = known is None and _is_release(layout, model_args)
         if is_release:
@@ -139,7 +138,7 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
         return Port(
             path,
             opened.kind,
-            _sha256(opened.files),
+            sha256_of(opened.files),
             tensors,
             model_args,
             structure,
@@ -167,14 +166,7 @@ def _misplaced(structure: Structure, layout: Layout) -> list[tuple[str, str]] | 
     return layout.by_position(sorted(layers, key=lambda pair: pair[0].number))
 
 
-def _structure(opened: Opened, layout: Layout) -> Structure:
-    """What weights tell that come without a config."""
-    if opened.kind == 'preset':
-        return _preset(opened, bare(layout.layers(), opened.path))
-    return bare(layout.layers(), opened.path)
-
-
-def _preset(opened: Opened, structure: Structure) -> Structure:
+def _add_preset(opened: Opened, structure: Structure) -> None:
     """Adds what the preset's task says of the head, and its backbone of the images."""
     backbone = (opened.config or {}).get('class_name')
     if backbone != 'XceptionBackbone':
@@ -192,7 +184,6 @@ def _preset(opened: Opened, structure: Structure) -> Structure:
     if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
         check_image_size(size[0], size[1], opened.path)
         structure.image_size = size[0], size[1]
-    return structure
 
 
 def _preset_config(opened: Opened, file: str) -> dict[str, Any]:
@@ -308,25 +299,11 @@ class _Account:
             quantized = ' Those of a layer with others may come from quantize(), such as int8: save it as it was.'
             raise KerasFileError(
                 f'{self.weights.source} holds {len(unknown)} arrays that Xception has no place for: '
-                f'{_listed(unknown)}.{quantized if of_layers else ""} Used were {len(self.used)}: '
-                f'{_listed(list(self.used))}.'
+                f'{listed(unknown, 8)}.{quantized if of_layers else ""} Used were {len(self.used)}: '
+                f'{listed(list(self.used), 8)}.'
             )
         return reasons
 
 
 def _reason(path: str) -> str:
-    start = next((why for start, why in LEFT_OUT.items() if path.startswith(start)), '')
-    return start or next((why for part, why in LEFT_OUT_PARTS.items() if part in path), '')
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
-
-
-def _sha256(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, 'rb') as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
+    return next((why for pattern, why in LEFT_OUT.items() if re.match(pattern, path)), '')

@@ -20,13 +20,14 @@ import torch
 from ..allocator import release_freed_memory
 from ..errors import ParityError, in_one_line
 from ..topology import TAPS
-from .figure5 import FIGURE5, SETTINGS, TAPPED, read_settings
-from .keras_head import ACTIVATIONS, JOINS, MAP_POOLS, OPERATIONS, POOLS, operation_of
+from .figure5 import FIGURE5, TAPPED
+from .keras_head import JOINS, MAP_POOLS, OPERATIONS, POOLS, STEPS, operation_of
 from .keras_model import build, import_keras, structure_of
 from .layouts import FileLayer
 from .names import AUGMENTATIONS
 from .nodes import read_calls
 from .port import Port
+from .settings import ACTIVATIONS, SETTINGS, read_settings
 from .structure import MODELS, OLD_CLASSES
 
 BY_KERAS = 'the file as Keras itself reads it'
@@ -240,8 +241,8 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
         settings = {key: value for key, value in config.items() if not NOT_LOADED.fullmatch(key)}
         if class_name == 'Pipeline':
             settings['layers'] = [loadable(inner) for inner in config['layers']]
-        if class_name in SETTINGS:
-            known = read_settings(class_name, config, 'Keras')
+        if class_name in SETTINGS and class_name not in STEPS:
+            known = read_settings(class_name, config)
             changed = {key: value for key, value in known.items() if value != SETTINGS[class_name][key]}
             settings = {'name': config['name'], 'trainable': config.get('trainable', True), **changed}
         made = {'module': 'keras.layers', 'class_name': class_name, 'config': settings, 'registered_name': None}
