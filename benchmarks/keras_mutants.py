@@ -284,8 +284,9 @@ def difference(original: Any, config: Config) -> float | str:
 
 RUN = (
     'block1_conv1.strides', 'block1_conv2.padding', 'block14_sepconv1.dilation_rate', 'block2_pool.pool_size',
-    'block7_sepconv1.activation', 'add_4 takes block6_sepconv2_bn', 'two residuals of a module before', 'activation selu',
-    'epsilon 1e-5', 'block5_sepconv1_bn.momentum', 'without block9_sepconv2_act', 'axis 3', 'add_3, inputs exchanged',
+    'block7_sepconv1.activation', 'add_4 takes block6_sepconv2_bn', 'two residuals of a module before',
+    'activation selu', 'epsilon 1e-5', 'block5_sepconv1_bn.momentum', 'without block9_sepconv2_act', 'axis 3',
+    'add_3, inputs exchanged',
 )  # fmt: skip
 
 
