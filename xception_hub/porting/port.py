@@ -19,6 +19,7 @@ from ..errors import KerasFileError
 from ..files import sha256_of
 from ..weights.checkpoints import check_against
 from ..weights.layouts import listed
+from .figure5 import compare_backbone
 from .formats import Opened, open_source, read_json
 from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, normalized, rescaling_of
 from .layouts import GroupsLayout, Layout, layout_of
@@ -171,6 +172,7 @@ def _add_preset(opened: Opened, structure: Structure) -> None:
     backbone = (opened.config or {}).get('class_name')
     if backbone != 'XceptionBackbone':
         raise KerasFileError(f"{opened.path}: its backbone is a {backbone!r}, not an 'XceptionBackbone'.")
+    compare_backbone((opened.config or {}).get('config') or {}, opened.path)
     task, converter = _preset_config(opened, 'task.json'), _preset_config(opened, 'image_converter.json')
     if structure.head.classifier is not None:
         activation, dropout = task.get('activation') or 'linear', task.get('dropout') or 0.0
@@ -213,7 +215,8 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     channels = structure.channels or (kernel[2] if len(kernel) == 4 else 3)
     if not 0 < channels <= MAX_CHANNELS:
         raise KerasFileError(f'{weights.source}: its images would have {channels} channels.')
-    model_args = dict(head.model_args(), in_chans=channels)
+    arguments = structure.arguments
+    model_args = dict(head.model_args(arguments.get('act_layer', 'relu')), in_chans=channels, **arguments)
     expected = Xception(**model_args, device='meta').state_dict()
     if sum(tensor.numel() for tensor in expected.values()) > MAX_PARAMETERS:
         raise KerasFileError(
