@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from .. import Xception
-from ..errors import KerasFileError
 from ..topology import MODULES
 from .layouts import FileLayer
 from .names import KERAS_CLASSES, LAYERS
@@ -143,23 +142,22 @@ def _named(tensor: Tensor) -> str:
     )
 
 
-def compare(roles: dict[str, FileLayer], source: object) -> dict[str, Any]:
+def compare(roles: dict[str, FileLayer]) -> dict[str, Any]:
     """Compares every setting of every layer with that of Keras' Xception.
 
     Args:
         roles: Role -> layer.
-        source: Name of the source in errors.
 
     Returns:
         Arguments of `xception_hub.Xception` for what all layers have in common.
 
     Raises:
-        KerasFileError: A layer has another setting, which no argument stands for, or one that is not known.
+        Refused: A layer has another setting, which no argument stands for, or one that is not known.
     """
     common: dict[tuple[str, str], dict[Any, str]] = {key: {} for key in ARGUMENTS}
     for role, layer in roles.items():
         node = FIGURE5[role]
-        place = f'{source}: the {layer.class_name} layer {layer.name!r} ({role})'
+        place = f'the {layer.class_name} layer {layer.name!r} ({role})'
         expected = {**SETTINGS[node.class_name], **node.settings}
         if role in LAYERS and 'filters' in expected:
             expected['filters'] = widths()[role]
@@ -191,13 +189,13 @@ def _settings_of(class_name: str, config: dict[str, Any], place: str) -> dict[st
     try:
         return read_settings(class_name, config)
     except Refused as e:
-        raise KerasFileError(f'{place} {e}. {WAY_OUT}') from e
+        raise Refused(f'{place} {e}. {WAY_OUT}') from e
 
 
 def _refuse_first(found: dict[str, Any], expected: dict[str, Any], place: str) -> None:
     for name, value in expected.items():
         if found[name] != value:
-            raise KerasFileError(
+            raise Refused(
                 f"{place} has {name} {_shown(found[name])}; in Keras' Xception it is {_shown(value)}. {WAY_OUT}"
             )
 
@@ -214,13 +212,13 @@ def widths() -> dict[str, int]:
     return {role: shapes[names[layer.kind].format(layer.torch)][0] for role, layer in LAYERS.items()}
 
 
-def compare_backbone(config: dict[str, Any], source: object) -> None:
+def compare_backbone(config: dict[str, Any]) -> None:
     """Compares the config of KerasHub's XceptionBackbone, which states the widths and poolings of all modules.
 
     Raises:
-        KerasFileError: It is another network.
+        Refused: It is another network.
     """
-    place = f"{source}: its 'XceptionBackbone'"
+    place = "its 'XceptionBackbone'"
     found = _settings_of('XceptionBackbone', config, place)
     convs = [
         [f'block{module.number}_{"conv" if module.number == 1 else "sepconv"}{i + 1}' for i in range(module.convs)]

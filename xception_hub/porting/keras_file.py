@@ -19,6 +19,7 @@ from .keras_model import POOLING_LAYERS, import_keras, structure_of
 from .layouts import layout_of
 from .port import port, read_layers
 from .preprocessing import Rescaling
+from .settings import refusals_of
 
 # What Keras' Xception is; a network with other arguments has no counterpart there, but for other values of some.
 KERAS_ARGUMENTS = dict(NUMERICS, **VARIANTS, output_stride=32)
@@ -94,7 +95,7 @@ def write_keras(model: Any, network: Xception, output: Path) -> int:
             written = port(file).tensors
         else:
             model.save_weights(file)
-            with open_source(file) as opened:
+            with open_source(file) as opened, refusals_of(file):
                 written, _, _ = read_layers(structure_of(model), layout_of(opened.weights))
         expected = {name: t for name, t in network.state_dict().items() if not name.endswith('num_batches_tracked')}
         different = [name for name, t in expected.items() if name not in written or not torch.equal(written[name], t)]

@@ -7,11 +7,10 @@ default is refused by name, unless no evaluation uses it.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import KerasFileError
 from ..head import head_layer_names
 from .layouts import FileLayer
 from .names import AUGMENTATIONS, KerasLayer
@@ -54,14 +53,8 @@ def _read_layer(layer: FileLayer, table: Mapping[str, tuple[Callable[..., Any], 
     return reader(*to, layer, checked_settings(kind, layer.config, read))
 
 
-@dataclass
-class HiddenLayer:
-    """One layer between pooling and classifier.
-
-    Attributes:
-        spec: The layer as `xception_hub.Xception` takes it in `head_layers`.
-        file_layer: Where its arrays are; None for a layer without arrays.
-    """
+class HiddenLayer(NamedTuple):
+    """One layer before the classifier, as `xception_hub.Xception` takes it in `head_layers`; its arrays, if it has."""
 
     spec: dict[str, Any]
     file_layer: FileLayer | None = None
@@ -129,13 +122,15 @@ class FileHead:
     def layers_with_arrays(self) -> list[tuple[KerasLayer, FileLayer]]:
         """Pairs this network's layers that have arrays with the file's. The classifier comes last."""
         found = []
-        for name, layer in zip(head_layer_names([layer.spec for layer in self.layers]), self.layers):
-            if layer.file_layer is not None:
-                kind = 'bn' if 'bn' in layer.spec else 'dense' if layer.spec.get('bias', True) else 'dense without bias'
-                found.append((_named(layer.file_layer, f'head.fc_layers.{name}', kind), layer.file_layer))
-        if self.classifier is not None:
-            found.append((_named(self.classifier, 'head.fc', 'dense'), self.classifier))
-        return found
+        for name, (spec, layer) in zip(head_layer_names([layer.spec for layer in self.layers]), self.layers):
+            kind = 'bn' if 'bn' in spec else 'dense' if spec.get('bias', True) else 'dense without bias'
+            found.append((f'head.fc_layers.{name}', kind, layer))
+        found.append(('head.fc', 'dense', self.classifier))
+        return [
+            (KerasLayer(layer.name or layer.path, name, kind, layer.name or layer.path), layer)
+            for name, kind, layer in found
+            if layer is not None
+        ]
 
     def of_pooled(self) -> list[str]:
         """Names of the tensors whose last axis is that of the pooled features."""
@@ -147,38 +142,32 @@ class FileHead:
         return names
 
 
-def _named(file_layer: FileLayer, torch_name: str, kind: str) -> KerasLayer:
-    name = file_layer.name or file_layer.path
-    return KerasLayer(name, torch_name, kind, name)
-
-
-def read_head(after: Sequence[FileLayer], image_size: tuple[int, int] | None, source: object) -> FileHead:
+def read_head(after: Sequence[FileLayer], image_size: tuple[int, int] | None) -> FileHead:
     """Reads the layers that follow Xception, in the order of computation.
 
     Args:
         after: Xception's last layer, and those that follow it.
         image_size: Height and width of the images, if the file says it.
-        source: Name of the source in errors.
 
     Raises:
-        KerasFileError: This network's head cannot have one of them.
+        Refused: This network's head cannot have one of them.
     """
     head = FileHead(way_out=f'Pass --output-layer {after[0].name} to convert the features alone.')
     head.maps = [map_side(side) for side in image_size] if image_size else None
     head.classifier = next((layer for layer in reversed(after) if layer.class_name == 'Dense'), None)
     for layer in after[1:]:
-        place = f'{source}: the {layer.class_name} layer {layer.name!r} {head.stage}'
+        place = f'the {layer.class_name} layer {layer.name!r} {head.stage}'
         try:
             if layer.class_name in AUGMENTATIONS:
                 head.ignored.append(layer.name or '')
             else:
                 _read_layer(layer, HEAD, head)
         except Refused as e:
-            raise KerasFileError(f'{place} {e}.{HINTS.get(layer.class_name, "")} {head.way_out}') from e
+            raise Refused(f'{place} {e}.{HINTS.get(layer.class_name, "")} {head.way_out}') from e
     if head.stage == PLACE:
-        raise KerasFileError(f'{source}: the model ends in maps of one place, {after[-1].name!r}. {head.way_out}')
+        raise Refused(f'the model ends in maps of one place, {after[-1].name!r}. {head.way_out}')
     if head.max_first and not any(name.endswith('.weight') for name in head.of_pooled()[-1:]):
-        raise KerasFileError(f'{source}: the model ends in maxima and means, not in means and maxima. {head.way_out}')
+        raise Refused(f'the model ends in maxima and means, not in means and maxima. {head.way_out}')
     if head.layers and 'drop' in head.layers[-1].spec and head.classifier is not None:
         head.drop_rate = head.layers.pop().spec['drop']
     return head
@@ -330,21 +319,21 @@ HEAD: dict[str, tuple[Callable[[FileHead, FileLayer, Settings], None], Sequence[
 }
 
 
-def read_bare_head(rest: Sequence[FileLayer], source: object) -> FileHead:
+def read_bare_head(rest: Sequence[FileLayer]) -> FileHead:
     """Reads the head from weights alone, which name the layers but do not say what they do.
 
     It is clear only with one pooling and one Dense layer.
 
     Raises:
-        KerasFileError: The layers could be more than one head.
+        Refused: The layers could be more than one head.
     """
     pools = [layer for layer in rest if layer.class_name in POOLS]
     dense = [layer for layer in rest if layer.class_name == 'Dense']
     others = [layer for layer in rest if layer.class_name not in (*POOLS, 'Dense', 'Dropout', *AUGMENTATIONS)]
     if others or len(dense) > 1 or len(pools) > 1 or (dense and not pools):
         names = ', '.join(layer.name or layer.path for layer in rest)
-        raise KerasFileError(
-            f'{source} holds weights alone, which do not say how its head ({names}) computes. Pass --config FILE with '
+        raise Refused(
+            f'it holds weights alone, which do not say how its head ({names}) computes. Pass --config FILE with '
             f'what model.to_json() gives in Keras, or save the whole model and convert that.'
         )
     head = FileHead(final_activation='unknown' if dense else 'linear')
@@ -369,19 +358,18 @@ class Step:
     file_layer: FileLayer | None = None
 
 
-def read_steps(before: Sequence[FileLayer], home: str, source: object) -> tuple[list[Step], list[str]]:
+def read_steps(before: Sequence[FileLayer], home: str) -> tuple[list[Step], list[str]]:
     """Reads what a model does to its images before Xception.
 
     Args:
         before: The layers.
         home: Layer of the outermost model that Xception is in.
-        source: Name of the source in errors.
 
     Returns:
         The steps, and the names of layers that change nothing in evaluation.
 
     Raises:
-        KerasFileError: A layer does something else.
+        Refused: A layer does something else.
     """
     steps, ignored = [], []
     for layer in _opened(before):
@@ -391,8 +379,8 @@ def read_steps(before: Sequence[FileLayer], home: str, source: object) -> tuple[
             else:
                 steps.append(_read_layer(layer, STEPS))
         except Refused as e:
-            raise KerasFileError(
-                f'{source}: the {layer.class_name} layer {layer.name!r} before Xception {e}.'
+            raise Refused(
+                f'the {layer.class_name} layer {layer.name!r} before Xception {e}.'
                 f'{HINTS.get(layer.class_name, "")} Leave it out, and do what it does to the images beforehand: in '
                 f'Keras, save {behind(layer, home)}, which keeps the head.'
             ) from e
@@ -463,20 +451,20 @@ STEPS: dict[str, tuple[Callable[[FileLayer, Settings], Step], Sequence[str]]] = 
 }
 
 
-def rescaling_of(steps: Sequence[Step], channels: int, source: object) -> Rescaling:
+def rescaling_of(steps: Sequence[Step], channels: int) -> Rescaling:
     """All steps as one scale and one offset; numbers where all channels have the same.
 
     Raises:
-        KerasFileError: They are not finite, or there is neither one nor one for each channel.
+        Refused: They are not finite, or there is neither one nor one for each channel.
     """
     scale, offset = np.ones(1), np.zeros(1)
     for step in steps:
         if not {np.size(step.scale), np.size(step.offset)} <= {1, channels}:
-            raise KerasFileError(f'{source}: it rescales {channels} channels by {step.scale} and {step.offset}.')
+            raise Refused(f'it rescales {channels} channels by {step.scale} and {step.offset}.')
         scale, offset = scale * step.scale, offset * step.scale + step.offset
     scale, offset = np.broadcast_arrays(scale, offset)
     if not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
-        raise KerasFileError(f'{source}: it rescales its images by {scale} and {offset}.')
+        raise Refused(f'it rescales its images by {scale} and {offset}.')
     if (scale == scale[0]).all() and (offset == offset[0]).all():
         return float(scale[0]), float(offset[0])
     return tuple(scale.tolist()), tuple(offset.tolist())

@@ -26,7 +26,7 @@ from .layouts import GroupsLayout, Layout, layout_of
 from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
 from .preprocessing import Rescaling
 from .release import RELEASES, fetch
-from .settings import is_number
+from .settings import Refused, is_number, refusals_of
 from .structure import Structure, bare, check_image_size, parse
 from .weights import WeightFile
 
@@ -117,7 +117,7 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
         ReleaseError: The download failed.
     """
     path = fetch(str(source)) if str(source) in RELEASES and not Path(source).exists() else Path(source)
-    with open_source(path) as opened:
+    with open_source(path) as opened, refusals_of(path):
         if config is not None:
             if opened.config is not None and not opened.keras_version.startswith('1.'):
                 raise KerasFileError(f'{path} holds the config of its model; leave out {config}.')
@@ -128,7 +128,7 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
             raise KerasFileError(f'{path} holds weights alone, whose outputs have no names: add --config FILE.')
         known = parse(opened.config, path, output_layer) if has_config else None
         layout = layout_of(opened.weights)
-        structure = known or bare(layout.layers(), path)
+        structure = known or bare(layout.layers())
         if opened.kind == 'preset':
             _add_preset(opened, structure)
         tensors, model_args, left_out = read_layers(structure, layout)
@@ -171,20 +171,20 @@ def _add_preset(opened: Opened, structure: Structure) -> None:
     """Adds what the preset's task says of the head, and its backbone of the images."""
     backbone = (opened.config or {}).get('class_name')
     if backbone != 'XceptionBackbone':
-        raise KerasFileError(f"{opened.path}: its backbone is a {backbone!r}, not an 'XceptionBackbone'.")
-    compare_backbone((opened.config or {}).get('config') or {}, opened.path)
+        raise Refused(f"its backbone is a {backbone!r}, not an 'XceptionBackbone'.")
+    compare_backbone((opened.config or {}).get('config') or {})
     task, converter = _preset_config(opened, 'task.json'), _preset_config(opened, 'image_converter.json')
     if structure.head.classifier is not None:
         activation, dropout = task.get('activation') or 'linear', task.get('dropout') or 0.0
         if activation not in FINAL_ACTIVATIONS or not is_number(dropout) or not 0 <= dropout < 1:
-            raise KerasFileError(f'{opened.path}: its classifier has activation {activation!r}, dropout {dropout!r}.')
+            raise Refused(f'its classifier has activation {activation!r}, dropout {dropout!r}.')
         structure.head = replace(structure.head, final_activation=activation, drop_rate=float(dropout))
     for name in ('scale', 'offset'):
         if isinstance(converter.get(name), float) and not math.isfinite(converter[name]):
-            raise KerasFileError(f'{opened.path}: its image converter has {name} {converter[name]}.')
+            raise Refused(f'its image converter has {name} {converter[name]}.')
     size = converter.get('image_size')
     if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
-        check_image_size(size[0], size[1], opened.path)
+        check_image_size(size[0], size[1])
         structure.image_size = size[0], size[1]
 
 
@@ -192,7 +192,7 @@ def _preset_config(opened: Opened, file: str) -> dict[str, Any]:
     """The config in a preset's file; empty without the file."""
     config = opened.preset.get(file, {'config': {}}).get('config')
     if not isinstance(config, dict):
-        raise KerasFileError(f"{opened.path / file}: its 'config' is a {type(config).__name__} instead of an object.")
+        raise Refused(f"{file}: its 'config' is a {type(config).__name__} instead of an object.")
     return config
 
 
@@ -214,14 +214,12 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     kernel = weights.shape(places[0]['kernel'])
     channels = structure.channels or (kernel[2] if len(kernel) == 4 else 3)
     if not 0 < channels <= MAX_CHANNELS:
-        raise KerasFileError(f'{weights.source}: its images would have {channels} channels.')
+        raise Refused(f'its images would have {channels} channels.')
     arguments = structure.arguments
     model_args = dict(head.model_args(arguments.get('act_layer', 'relu')), in_chans=channels, **arguments)
     expected = Xception(**model_args, device='meta').state_dict()
     if sum(tensor.numel() for tensor in expected.values()) > MAX_PARAMETERS:
-        raise KerasFileError(
-            f'{weights.source}: with its head it would have more than {MAX_PARAMETERS:,} parameters. {head.way_out}'
-        )
+        raise Refused(f'with its head it would have more than {MAX_PARAMETERS:,} parameters. {head.way_out}')
     account = _Account(weights)
     plan: list[tuple[KerasLayer, dict[str, tuple[str, tuple[int, ...]]]]] = []
     for (layer, _), paths in zip(pairs, places):
@@ -254,13 +252,13 @@ def _rescaling(structure: Structure, channels: int, weights: WeightFile, places:
             mean, variance = (_of_channels(weights, path) for path in list(next(places).values())[:2])
             step = normalized(mean, variance)
         steps.append(step)
-    return rescaling_of(steps, channels, weights.source)
+    return rescaling_of(steps, channels)
 
 
 def _of_channels(weights: WeightFile, path: str) -> Any:
     shape = weights.shape(path)
     if math.prod(shape) > MAX_CHANNELS:
-        raise KerasFileError(f'{weights.source}: {path!r} has shape {shape}, not a number for each channel.')
+        raise Refused(f'{path!r} has shape {shape}, not a number for each channel.')
     return weights.read(path, shape).ravel().astype(float)
 
 
@@ -268,7 +266,7 @@ def _last_axis(weights: WeightFile, layer: KerasLayer, kernel: str) -> int:
     """Width of a Dense layer, of which only the arrays are known."""
     shape = weights.shape(kernel)
     if len(shape) != 2 or not 0 < shape[1] <= MAX_UNITS:
-        raise KerasFileError(f'{weights.source}: the kernel of {layer.keras!r} has shape {shape}.')
+        raise Refused(f'the kernel of {layer.keras!r} has shape {shape}.')
     return shape[1]
 
 
@@ -281,12 +279,10 @@ class _Account:
 
     def use(self, path: str, shape: tuple[int, ...], layer: str) -> None:
         if path in self.used:
-            raise KerasFileError(f'{self.weights.source}: {path!r} would be both {self.used[path]} and {layer}.')
+            raise Refused(f'{path!r} would be both {self.used[path]} and {layer}.')
         found = self.weights.shape(path)
         if found != shape:
-            raise KerasFileError(
-                f'{self.weights.source}: {path!r} has shape {found}; this network needs {shape} for {layer}.'
-            )
+            raise Refused(f'{path!r} has shape {found}; this network needs {shape} for {layer}.')
         self.used[path] = layer
 
     def left_out(self, others: Sequence[str] = ()) -> dict[str, str]:
@@ -300,8 +296,8 @@ class _Account:
         if unknown:
             of_layers = {path.rpartition('/')[0] for path in self.used} & {path.rpartition('/')[0] for path in unknown}
             quantized = ' Those of a layer with others may come from quantize(), such as int8: save it as it was.'
-            raise KerasFileError(
-                f'{self.weights.source} holds {len(unknown)} arrays that Xception has no place for: '
+            raise Refused(
+                f'it holds {len(unknown)} arrays that Xception has no place for: '
                 f'{listed(unknown, 8)}.{quantized if of_layers else ""} Used were {len(self.used)}: '
                 f'{listed(list(self.used), 8)}.'
             )

@@ -2,22 +2,25 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from ..errors import KerasFileError
 
 # Keras' activations -> timm's of the same function.
 SAME_NAME = ('relu', 'relu6', 'elu', 'selu', 'gelu', 'tanh', 'sigmoid', 'silu', 'mish', 'softmax')
 ACTIVATIONS = {**{name: name for name in SAME_NAME}, 'swish': 'silu'}
 
 # fmt: off
-MAPS = dict(data_format='channels_last')
+MAPS: dict[str, Any] = dict(data_format='channels_last')
 CONV = dict(
     MAPS, filters=None, kernel_size=None, strides=(1, 1), padding='valid', dilation_rate=(1, 1), groups=1,
     activation='linear', use_bias=True,
 )
 MAP_POOL = dict(MAPS, pool_size=(2, 2), strides=None, padding='valid')
 # Class -> its settings, with Keras' defaults, which hold where a config leaves one out.
-SETTINGS: dict[str, dict[str, Any]] = {name: dict(settings, dtype='float') for name, settings in {
+_OWN: dict[str, dict[str, Any]] = {
     'Conv2D': CONV,
     'SeparableConv2D': dict(CONV, depth_multiplier=1),
     'BatchNormalization': dict(
@@ -42,8 +45,9 @@ SETTINGS: dict[str, dict[str, Any]] = {name: dict(settings, dtype='float') for n
     'Normalization': dict(axis=-1, mean=None, variance=None, invert=False),
     'operation': dict(function=None, node_def=None, constants=None),
     'XceptionBackbone': dict(MAPS, stackwise_conv_filters=None, stackwise_pooling=None),
-}.items()}
+}
 # fmt: on
+SETTINGS = {name: dict(settings, dtype='float') for name, settings in _OWN.items()}
 
 # Settings that change nothing that is computed in evaluation: names, initial values, penalties, chance.
 NEUTRAL = re.compile(
@@ -55,7 +59,16 @@ BY_DEFAULT = ('activation', 'data_format', 'negative_slope', 'threshold')  # Non
 
 
 class Refused(ValueError):
-    """What of a layer cannot be converted. Who reads the layers adds its name and the way out."""
+    """What of a file cannot be converted. Who reads the layers adds their names, and `refusals_of` that of the file."""
+
+
+@contextmanager
+def refusals_of(source: object) -> Iterator[None]:
+    """Makes a KerasFileError of what is refused, which names the source."""
+    try:
+        yield
+    except Refused as e:
+        raise KerasFileError(f'{source}: {e}') from e
 
 
 def read_settings(class_name: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -53,12 +53,8 @@ class WeightFile:
         """The paths of all groups; '' is the root."""
         return list(self._index['groups'])
 
-    def attribute(self, path: str, name: str) -> str | None:
-        """A group's 'name', 'keras_version' or 'model_config'; None without the attribute or the group."""
-        return self._index['groups'].get(path, {}).get(name)
-
-    def names(self, path: str, name: str) -> list[str] | None:
-        """A group's 'layer_names' or 'weight_names'; None without the attribute or the group."""
+    def attribute(self, path: str, name: str) -> Any:
+        """An attribute of a group, of `hdf5.TEXTS` or `hdf5.LISTS`; None without the attribute or the group."""
         return self._index['groups'].get(path, {}).get(name)
 
     def shape(self, path: str) -> tuple[int, ...]:
