@@ -24,7 +24,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from xception_hub.data.dataset import Data
-from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError
+from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError, exits_with_message
 from xception_hub.models import classifier
 from xception_hub.models.build import TimmModel, Transforms, build, evaluating
 from xception_hub.models.matching import Selected, on_all_outputs, outputs_of
@@ -108,7 +108,7 @@ def build_model(
             machine.print(f'The classifier keeps its rows of {len(kept)} classes that it knows; the others are new.')
     if settings.machine.gradient_checkpointing:
         model.set_grad_checkpointing(True)
-    return model.to(machine.device, memory_format=machine.memory_format), Transforms(model, s.image_size)
+    return model.to(machine.device).to(memory_format=machine.memory_format), Transforms(model, s.image_size)
 
 
 # The phases of a recipe
@@ -290,7 +290,7 @@ class Training:
             epoch=progress.epoch + 1,
             train_loss=progress.loss_sum / progress.images,
             learning_rate=max(group['lr'] for group in self.optimizer.param_groups),
-            **summary(predictions, self.phase.objective.num_classes, self.phase.task.manifest['class_importance']),
+            **summary(predictions, self.phase.objective.num_classes),
             images_per_second=throughput.model,
             input_images_per_second=throughput.input,
         )
@@ -398,6 +398,7 @@ def main(settings: Settings) -> None:
 
 
 @app.meta.default
+@exits_with_message()
 def launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], config: Path | None = None
 ) -> None:

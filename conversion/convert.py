@@ -4,7 +4,6 @@ Converts a Keras Xception into a directory that timm loads, after Keras and the 
 In a clone: python -m conversion.convert.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from xception_hub.errors import KerasFileError, ParityError, XceptionHubError, printable_lines
+from xception_hub.errors import KerasFileError, ParityError, exits_with_message, printable_lines
 from xception_hub.images import sample_photos
 from xception_hub.layers import MIN_IMG_SIZE
 from xception_hub.porting.declared import choose_preprocessing, read_class_names
@@ -66,6 +65,7 @@ def convert(
 
 
 @app.default
+@exits_with_message(OSError, ImportError)
 def main(
     source: str,
     /,
@@ -97,13 +97,10 @@ def main(
         output_layer: Layer that is the output, of a model that has several.
         images: Folder of photos on which the networks are compared. By default one photo that Matplotlib brings along.
     """
-    try:
-        ported = port(source, config, output_layer)
-        preprocessing = choose_preprocessing(ported, input_range, interpolation, size, class_names)
-        photos = find_photos(images) if images else []
-        parity = convert(ported, output, preprocessing, read_class_names(ported, class_names), photos)
-    except (XceptionHubError, OSError, ImportError) as e:
-        sys.exit(f'error: {e}')
+    ported = port(source, config, output_layer)
+    preprocessing = choose_preprocessing(ported, input_range, interpolation, size, class_names)
+    photos = find_photos(images) if images else []
+    parity = convert(ported, output, preprocessing, read_class_names(ported, class_names), photos)
     print(f'{parity.report()}\n')
     for line in ported.notes():
         print(printable_lines(line))

@@ -4,11 +4,10 @@ Prints the fingerprints of a file's backbone, which has to be the one that Keras
 """
 
 import json
-import sys
 
 from cyclopts import App
 
-from xception_hub.errors import KerasFileError, ReleaseError
+from xception_hub.errors import exits_with_message
 from xception_hub.porting.port import port
 from xception_hub.weights.fingerprints import fingerprint
 
@@ -16,16 +15,14 @@ app = App(name='python -m conversion.fingerprints', help=__doc__, version_flags=
 
 
 @app.default
+@exits_with_message()
 def main(source: str, /) -> None:
     """Prints JSON.
 
     Args:
         source: What `python -m conversion.convert` takes.
     """
-    try:
-        print(json.dumps(fingerprint(port(source).tensors), indent=0))
-    except (KerasFileError, ReleaseError) as e:
-        sys.exit(f'error: {e}')
+    print(json.dumps(fingerprint(port(source).tensors), indent=0))
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 import xception_hub  # noqa: F401  registers the model
-from xception_hub.errors import XceptionHubError
+from xception_hub.errors import exits_with_message
 from xception_hub.images import sample_photos
 from xception_hub.layers import MIN_IMG_SIZE
 from xception_hub.porting.declared import check_declared
@@ -56,6 +56,7 @@ def prove(ported: Port, directory: Path, sizes: tuple[int, ...] = SIZES, photos:
 
 
 @app.default
+@exits_with_message(OSError, ImportError)
 def main(
     source: str,
     directory: Path,
@@ -80,11 +81,8 @@ def main(
         plot: PNG file for the difference after each module. By default DIRECTORY/parity.png.
         json_: Print what DIRECTORY/parity.json holds, instead of tables.
     """
-    try:
-        parity = prove(port(source, config), directory, sizes, find_photos(images) if images else [])
-        update_report(directory, parity)
-    except (XceptionHubError, OSError, ImportError) as e:
-        sys.exit(f'error: {e}')
+    parity = prove(port(source, config), directory, sizes, find_photos(images) if images else [])
+    update_report(directory, parity)
     picture = draw(parity, plot or directory / PLOT_FILE) if parity.proofs else ''
     if json_:
         print((directory / PARITY_FILE).read_text(encoding='utf-8'))

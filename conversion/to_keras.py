@@ -5,20 +5,20 @@ Builds the Keras model of a directory that timm loads, and writes it as a Keras 
 conversion.to_keras.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 import xception_hub  # noqa: F401  registers the model
-from xception_hub.errors import XceptionHubError
+from xception_hub.errors import exits_with_message
 from xception_hub.porting.keras_file import build_keras, write_keras
 
 app = App(name='python -m conversion.to_keras', help=__doc__, version_flags=[])
 
 
 @app.default
+@exits_with_message(OSError, ImportError)
 def main(directory: Path, /, *, output: Annotated[Path, Parameter(alias='-o')]) -> None:
     """Write the Keras model of DIRECTORY.
 
@@ -26,11 +26,8 @@ def main(directory: Path, /, *, output: Annotated[Path, Parameter(alias='-o')]) 
         directory: Model directory, such as `xception-hub convert` or a fine-tuning writes.
         output: File to write; its name ends in .keras or .weights.h5.
     """
-    try:
-        model, network = build_keras(directory)
-        count = write_keras(model, network, output)
-    except (XceptionHubError, OSError, ImportError) as e:
-        sys.exit(f'error: {e}')
+    model, network = build_keras(directory)
+    count = write_keras(model, network, output)
     print(f'Written: {output}. Read back, its {count} arrays are bit-identical to those of {directory}.')
 
 

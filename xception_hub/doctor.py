@@ -1,22 +1,19 @@
 """xception-hub doctor
 
-Describes this installation for a report of a bug: what is installed and what is missing, devices, caches, the Hub, and
-the pretrained weights. It reads versions without importing what is heavy, and tells no token.
+Describes this installation for a report of a bug: what is missing for each command, engines, the Hub, the pretrained
+weights, and the reports that torch and the Hub's client make of themselves. Tokens and passwords are left out.
 """
 
-import importlib
+import io
 import json
 import os
-import platform
 import re
-import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Annotated, Any
 
 import huggingface_hub
@@ -26,12 +23,12 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 from timm.models import resolve_pretrained_cfg
 from timm.models._hub import hf_split
+from torch.utils import collect_env
 
 from . import __version__
 from .cli import COMMANDS, RECIPES
 from .errors import in_one_line
 from .inference.engines import ENGINES
-from .timing import cpu_model
 from .weights.files import read_checkpoint
 from .weights.fingerprints import compare
 from .weights.layouts import recognise
@@ -40,26 +37,14 @@ from .weights.sources import REPO_VARIABLE, WEIGHT_FILES, Source, source_of
 
 DISTRIBUTION = 'xception-hub'
 HUB_TIMEOUT = 3.0  # seconds
-WALK_TIME = 1.0  # seconds for the size of a cache
-INSTRUCTIONS = ('avx2', 'avx512_f', 'avx512_vnni', 'avx_vnni', 'avx512_bf16', 'amx_bf16', 'amx_int8', 'neon', 'sve')
-VARIABLES = (
-    REPO_VARIABLE, 'HF_ENDPOINT', 'HF_HOME', 'HF_HUB_CACHE', 'HF_ASSETS_CACHE', 'HF_HUB_OFFLINE', 'HF_HUB_DISABLE_XET',
-    'HF_TOKEN', 'TORCH_HOME', 'XDG_CACHE_HOME', 'KERAS_HOME', 'KERAS_BACKEND', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS',
-    'CUDA_VISIBLE_DEVICES', 'PYTHONPATH', 'HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY', 'ACCELERATE_USE_CPU',
-)  # fmt: skip
-SECRET = re.compile('TOKEN|KEY|SECRET|PASSWORD')
 
-Rows = dict[str, Any]  # label -> text, number, or a dict of them
+Rows = dict[str, Any]  # label -> a text, or a dict with what is `missing` and its `remedy`
 
 app = App(help=__doc__, version_flags=[])
 
 
 def system() -> Rows:
-    return {
-        DISTRIBUTION: f'{__version__} in {shown(Path(__file__).parent)}',
-        'python': f'{platform.python_version()} in {shown(sys.prefix)}',
-        'system': platform.platform(),
-    }
+    return {DISTRIBUTION: f'{__version__} in {Path(__file__).parent}', 'python': f'{sys.version} in {sys.prefix}'}
 
 
 def needed(extras: str) -> Iterator[Requirement]:
@@ -77,23 +62,10 @@ def version(name: str) -> str | None:
         return None
 
 
-def packages(imported: bool) -> Rows:
-    """Versions of all that commands need. Only an import shows whether a package is broken."""
-    extras = ','.join(recipe.extra for recipe in RECIPES.values())
-    names = sorted({requirement.name for requirement in needed(extras)})
-    return {name: (imported and import_error(name)) or version(name) or 'missing' for name in names}
-
-
-def import_error(name: str) -> str | None:
-    """Why the modules of an installed package cannot be imported; None if they can."""
-    os.environ.setdefault('KERAS_BACKEND', 'torch')  # as this project imports Keras
-    modules = [module for module, owners in metadata.packages_distributions().items() if name in owners]
-    try:
-        for module in modules:
-            importlib.import_module(module)
-    except BaseException as e:  # what a broken package raises, sys.exit included
-        return f'{version(name)}, BROKEN: {in_one_line(e)}'
-    return None
+def packages() -> Rows:
+    """Versions of all that commands need."""
+    names = {requirement.name for requirement in needed(','.join(recipe.extra for recipe in RECIPES.values()))}
+    return {name: version(name) or 'missing' for name in sorted(names)}
 
 
 def commands() -> Rows:
@@ -111,31 +83,8 @@ def commands() -> Rows:
     return rows
 
 
-def devices() -> Rows:
-    capabilities: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
-    has = [name for name in INSTRUCTIONS if capabilities.get(name)]
-    rows: Rows = {
-        'cpu': f'{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch',
-        'instructions': ' '.join([torch.backends.cpu.get_cpu_capability(), *has]),
-        'cuda': f'{torch.version.cuda or torch.version.hip or "not in this torch"}, driver {driver() or "not found"}',
-        'mps': str(torch.backends.mps.is_available()),
-    }
-    for number in range(torch.cuda.device_count()):
-        gpu = torch.cuda.get_device_properties(number)
-        rows[f'cuda:{number}'] = f'{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute {gpu.major}.{gpu.minor}'
-    return rows
-
-
-def driver() -> str:
-    """Version of NVIDIA's driver; empty without one."""
-    if not (program := shutil.which('nvidia-smi')):
-        return ''
-    query = [program, '--query-gpu=driver_version', '--format=csv,noheader']
-    return ' '.join({*subprocess.run(query, text=True, capture_output=True, timeout=10).stdout.split('\n')}).strip()
-
-
 def engines() -> Rows:
-    """What can run a network for inference here."""
+    """What can run a network for inference on this machine."""
     return {
         name: dict(missing=', '.join(missing), remedy=f"pip install '{engine.install}'")
         if (missing := engine.missing())
@@ -144,72 +93,38 @@ def engines() -> Rows:
     }
 
 
-def caches() -> Rows:
-    places = {
-        'Hub': constants.HF_HUB_CACHE,
-        'datasets': os.environ.get('HF_DATASETS_CACHE', f'{constants.HF_HOME}/datasets'),
-        'verified files': constants.HF_ASSETS_CACHE,
-        'torch.hub': torch.hub.get_dir(),
-        "Keras' release": f'{os.environ.get("XDG_CACHE_HOME", "~/.cache")}/xception_hub',
-        'Keras': os.environ.get('KERAS_HOME', '~/.keras'),
-    }
-    return {name: cache(Path(place).expanduser()) for name, place in places.items()}
-
-
-def cache(place: Path) -> str:
-    """Where it is, how large, and whether it can be written."""
-    there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-    try:
-        with TemporaryFile(dir=there):
-            writable = 'writable'
-    except OSError as e:
-        writable = f'NOT writable ({e.strerror})'
-    if not place.exists():
-        return f'{shown(place)}, not there yet, {writable}'
-    total, start, more = 0, time.monotonic(), ''
-    for folder, _, names in os.walk(place):
-        total += sum(os.lstat(os.path.join(folder, name)).st_size for name in names)
-        if time.monotonic() - start > WALK_TIME:
-            more = 'more than '
-            break
-    return f'{shown(place)}, {more}{total / 2**20:.0f} MiB, {writable}'
-
-
 def hub() -> Rows:
-    return {
-        'endpoint': shown(constants.ENDPOINT),
-        'answer': answer(),
-        'token': 'found' if huggingface_hub.get_token() else 'none',
-    }
+    """Whether the Hub answers, and its client's own report."""
+    with redirect_stdout(io.StringIO()):
+        found = huggingface_hub.utils.dump_environment_info()
+    return {'answer': answer(), **texts(found)}
+
+
+def texts(values: dict[str, Any]) -> Rows:
+    return {label: str(value) for label, value in values.items()}
 
 
 def answer() -> str:
-    """What the Hub answers, and in which time."""
     if constants.HF_HUB_OFFLINE:
         return 'not asked, because of HF_HUB_OFFLINE'
-    start = time.perf_counter()
     try:
-        response = huggingface_hub.get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        return f'status {huggingface_hub.get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT).status_code}'
     except Exception as e:  # of the client's library, which changes with its version
-        return shown(f'NOT reachable: {in_one_line(e)}')
-    return f'status {response.status_code} in {1000 * (time.perf_counter() - start):.0f} ms'
+        return f'NOT reachable: {in_one_line(e)}'
 
 
 def weights() -> Rows:
     """Whether each source of the pretrained weights is on this machine, and genuine. Nothing is downloaded."""
-    cfg = resolve_pretrained_cfg('xception_paper')
     own = os.environ.get(REPO_VARIABLE)
-    return {shown(source): on_this_machine(source) for source in [*([source_of(own)] if own else []), *sources_of(cfg)]}
+    sources = [*([source_of(own)] if own else []), *sources_of(resolve_pretrained_cfg('xception_paper'))]
+    return {str(source): attempt(partial(on_this_machine, source)) for source in sources}
 
 
 def on_this_machine(source: Source) -> str:
-    try:
-        path = cached(source)
-        if path is None:
-            return 'not on this machine; it is downloaded when it is used'
-        verification = compare(recognise(read_checkpoint(path).tensors, str(source)).tensors)
-    except Exception as e:  # whatever is wrong with a file is told
-        return shown(f'BROKEN: {in_one_line(e)}')
+    path = cached(source)
+    if path is None:
+        return 'not on this machine; it is downloaded when it is used'
+    verification = compare(recognise(read_checkpoint(path).tensors, str(source)).tensors)
     return f'{"genuine" if verification.is_genuine else "NOT genuine"}: {verification}'
 
 
@@ -226,66 +141,46 @@ def cached(source: Source) -> Path | None:
     return source.fetch(names)
 
 
-def environment() -> Rows:
-    given = {name: os.environ.get(name) or os.environ.get(name.lower()) for name in VARIABLES}
-    return {name: 'set' if SECRET.search(name) else shown(value) for name, value in given.items() if value}
-
-
-def shown(value: object) -> str:
-    """A text without the user's name in paths, and without names and passwords in addresses."""
-    return re.sub(r'(?<=://)[^/@\s]+@', '***@', str(value)).replace(str(Path.home()), '~')
-
-
-def attempt(section: Callable[[], Rows]) -> Rows:
-    """The rows of a section, or why there are none: what is broken is told, and stops nothing."""
+def attempt(section: Callable[[], Any]) -> Any:
+    """What a section finds, or why it finds nothing: what is broken stops nothing."""
     try:
         return section()
     except Exception as e:
-        return {'BROKEN': shown(in_one_line(e))}
+        return f'BROKEN: {in_one_line(e)}'
 
 
-def report(imports: bool = False) -> dict[str, Rows]:
-    """The whole report.
+SECTIONS: dict[str, Callable[[], Rows]] = {
+    'System': system,
+    'Packages': packages,
+    'Commands': commands,
+    'Engines': engines,
+    'Pretrained weights': weights,
+    'Hub': hub,
+    'Torch': lambda: texts(collect_env.get_env_info()._asdict()),
+}
 
-    Args:
-        imports: Import each package.
 
-    Returns:
-        Title of each section -> its rows: label -> a text, or a dict with what is `missing` and its `remedy`.
-    """
-    sections: dict[str, Callable[[], Rows]] = {
-        'System': system,
-        'Environment': environment,
-        'Packages': lambda: packages(imports),
-        'Commands': commands,
-        'Devices': devices,
-        'Engines': engines,
-        'Caches': caches,
-        'Hub': hub,
-        'Pretrained weights': weights,
-    }
-    return {title: attempt(section) for title, section in sections.items()}
+def shown(value: Any) -> Any:
+    """A text without the user's name in paths, and without names and passwords in addresses; a dict of such texts."""
+    if isinstance(value, dict):
+        return {shown(label): shown(row) for label, row in value.items()}
+    return re.sub(r'(?<=://)[^/@\s]+@', '***@', str(value)).replace(str(Path.home()), '~')
 
 
 @app.default
-def main(
-    *,
-    json_: Annotated[bool, Parameter('--json', negative='')] = False,
-    imports: Annotated[bool, Parameter(negative='')] = False,
-) -> None:
+def main(*, json_: Annotated[bool, Parameter('--json', negative='')] = False) -> None:
     """Describe this installation, for a report of a bug. The status is 0, whatever is broken.
 
     Args:
         json_: Print JSON instead of Markdown.
-        imports: Import each package, to find those that are broken. It takes most of a minute.
     """
-    found = report(imports)
+    found = {title: shown(attempt(section)) for title, section in SECTIONS.items()}
     if json_:
         print(json.dumps(found, indent=2))
         return
     for title, rows in found.items():
         print(f'\n### {title}\n')
-        for label, value in rows.items():
+        for label, value in rows.items() if isinstance(rows, dict) else [(title, rows)]:
             text = f'missing: {value["missing"]}. {value["remedy"]}' if isinstance(value, dict) else value
             print(f'- {label}: {text}')
 

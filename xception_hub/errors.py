@@ -1,5 +1,10 @@
 """What can go wrong. Each message names the thing, the value, the choices and the remedy."""
 
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
 MAX_NAME, MAX_LINE, MAX_LINES = 200, 10_000, 500  # characters, characters, lines
 MAX_MESSAGE = 2000  # characters of an error about a Keras file
 HARMLESS = '\xa0\u3000\u200c\u200d'  # spaces and joiners of scripts, which Python does not count as printable
@@ -112,3 +117,32 @@ class Diverged(XceptionHubError, RuntimeError):
 def in_one_line(error: BaseException) -> str:
     """An error of others, with its class, in one line."""
     return printable(' '.join(f'{type(error).__name__}: {error}'.split()), MAX_MESSAGE)
+
+
+@contextmanager
+def exits_with_message(*others: type[Exception]) -> Iterator[None]:
+    """Ends the process with `error: ...` and status 1 at an XceptionHubError; also the decorator of each command.
+
+    Args:
+        *others: Further errors whose message is for the user.
+    """
+    explained: tuple[type[Exception], ...] = (XceptionHubError, *others)
+    try:
+        yield
+    except explained as e:
+        sys.exit(f'error: {printable_lines(e)}')
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names of others with commas between them; of many the first, and how many there are more."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return (', '.join(map(printable, names[:most])) + more) or 'none'
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings of an earlier run and those of this one, a text for each name."""
+    return [
+        f'{name} is {there.get(name)!r} there and {here.get(name)!r} here'
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]

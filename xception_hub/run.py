@@ -4,19 +4,19 @@ Runs a script as `python SCRIPT ARGUMENTS` does, where timm knows the models of 
 """
 
 import difflib
+import importlib.util
 import os
 import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from .errors import ScriptError
+from .errors import ScriptError, exits_with_message
 
-ABOVE_SCRIPT = ('xception_hub', 'runpy', 'importlib')  # packages whose code is between `python` and the script
 MOST_NAMED = 5  # scripts
 
 
@@ -37,44 +37,40 @@ def run(*tokens: Annotated[str, Parameter(show=False)]) -> None:
     Args:
         tokens: The script, and its arguments.
     """
-    try:
-        execute(tokens)
-    except ScriptError as e:
-        sys.exit(f'error: {e}')
+    with exits_with_message():
+        is_module, arguments = _checked(tokens)
+    sys.argv = arguments
+    if is_module:
+        runpy.run_module(arguments[0], run_name='__main__', alter_sys=True)
+    else:
+        _run_file(Path(arguments[0]).absolute())
 
 
-def execute(tokens: Sequence[str]) -> None:
-    """Runs `python *tokens` in this process, as `__main__`.
-
-    Args:
-        tokens: A script, or '-m' and a module, then arguments.
+def _checked(tokens: Sequence[str]) -> tuple[bool, Arguments]:
+    """Whether tokens name a module, and the command line of it or of the script, whose folder `sys.path` has first.
 
     Raises:
         ScriptError: There is no such script or module.
-        SystemExit: The script exits, or has raised an exception, whose traceback begins in the script.
     """
     is_module = list(tokens[:1]) == ['-m']
     arguments = Arguments(tokens[is_module:])
     if not arguments:
         raise ScriptError('Name a script, or -m and a module: xception-hub run train.py --model xception_paper.')
     name = arguments[0]
-    path = Path(name)
     if not is_module:
-        _check_script(path)
-    sys.argv = arguments
+        _check_script(Path(name))
     if not getattr(sys.flags, 'safe_path', False):  # of Python 3.11
-        sys.path[0] = os.getcwd() if is_module else str(path.resolve().parent)
+        sys.path[0] = os.getcwd() if is_module else str(Path(name).resolve().parent)
+    if is_module and not _has_module(name):
+        raise ScriptError(f'No module named {name}. -m takes what python -m takes.')
+    return is_module, arguments
+
+
+def _has_module(name: str) -> bool:
     try:
-        if is_module:
-            runpy.run_module(name, run_name='__main__', alter_sys=True)
-        else:
-            _run_file(path.absolute())
-    except Exception as e:
-        of_script = _within_script(e.__traceback__)
-        if of_script is None and isinstance(e, ImportError):
-            raise ScriptError(f'{e.__cause__ or e}. -m takes what python -m takes.') from e
-        sys.excepthook(type(e), e.with_traceback(of_script), of_script)
-        sys.exit(1)
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that it would be in
+        return False
 
 
 def _run_file(path: Path) -> None:
@@ -94,10 +90,3 @@ def _check_script(path: Path) -> None:
     if not near:
         raise ScriptError(f'{what}, nor any other in {folder}. Give the path of a script.')
     raise ScriptError(f'{what}. Name a script: {", ".join(str(folder / name) for name in near)}.')
-
-
-def _within_script(traceback: TracebackType | None) -> TracebackType | None:
-    """A traceback without what stands between `python` and the script."""
-    while traceback and traceback.tb_frame.f_globals['__name__'].partition('.')[0] in ABOVE_SCRIPT:
-        traceback = traceback.tb_next
-    return traceback

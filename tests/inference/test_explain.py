@@ -134,7 +134,7 @@ def test_long_names(folder: Path, file: Path, tmp_path: Path) -> None:
         (dict(photos=['PHOTO'], classes='cupp'), "There is no class 'cupp'. Near it are cup. The numbers of"),
         (dict(photos=['PHOTO'], classes='4'), "There is no class '4'. The first are cup, Glass, plate, 7. The numbers"),
         (dict(photos=['PHOTO'], top=0), '0 classes do not fit into a picture: 1 to 12 do.'),
-        (dict(photos=['PHOTO'], method='lime'), "There is no method 'lime'. Choose one of gradcam, hirescam, layercam"),
+        (dict(photos=['PHOTO'], method='lime'), "There is no method 'lime'. Choose one of gradcam, integrated"),
         (dict(photos=['PHOTO'], model='local-dir:nowhere'), 'local-dir:nowhere cannot be built'),
         (dict(photos=['PHOTO'], image_size=8), 'The model does not take images of 8 pixels'),
         (dict(photos=['PHOTO'], output='PHOTO/out'), '--output'),

@@ -2,13 +2,13 @@
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from commands import call
 from conftest import save_repository
 from hub_server import HubServer
@@ -30,9 +30,7 @@ def test_report(hub: HubServer, imagenet_state_dict: Mapping[str, Tensor], tmp_p
     save_repository(home / 'weights', {**imagenet_state_dict})
     monkeypatch.setenv('HOME', str(home))
     monkeypatch.setenv('HF_TOKEN', 'hf_never_to_be_seen')
-    monkeypatch.setenv('HTTPS_PROXY', 'http://anna:never_to_be_seen@proxy:80')
     monkeypatch.setenv('XCEPTION_HUB_REPO', str(home / 'weights'))
-    monkeypatch.setenv('KERAS_HOME', '/proc/never')
     monkeypatch.setenv('NO_PROXY', '*')
     found = report()
     text = json.dumps(found)
@@ -42,9 +40,9 @@ def test_report(hub: HubServer, imagenet_state_dict: Mapping[str, Tensor], tmp_p
     assert {*found['Commands']} == ready | more == {*COMMANDS}
     assert re.fullmatch(r'\d+[.\d]*', found['Packages']['h5py'])
     assert found['Pretrained weights']['~/weights'] == 'genuine: 234 of 234 tensors bit-identical'
-    assert re.fullmatch(r'status \d+ in \d+ ms', found['Hub']['answer']) and found['Hub']['token'] == 'found'
-    assert found['Caches']['Keras'].startswith('/proc/never, not there yet, NOT writable (')
-    assert found['Environment']['HTTPS_PROXY'] == 'http://***@proxy:80' and found['Environment']['HF_TOKEN'] == 'set'
+    assert re.fullmatch(r'status \d+', found['Hub']['answer'])
+    assert found['Hub']['huggingface_hub version'] == huggingface_hub.__version__
+    assert found['Torch']['torch_version'] == torch.__version__
 
 
 def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,19 +61,14 @@ def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that raises when it is imported, weights that are none, a Hub that nobody answers for."""
-    (tmp_path / 'h5py.py').write_text('raise RuntimeError("a library\\nis not found")')
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in sys.modules if name.partition('.')[0] == 'h5py']:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setenv('XCEPTION_HUB_REPO', str(tmp_path / 'h5py.py'))
+    """Weights that are none, a Hub that nobody answers for, a section that fails: the others are complete."""
+    file = tmp_path / 'model.safetensors'
+    file.write_text('no weights')
+    monkeypatch.setenv('XCEPTION_HUB_REPO', str(file))
     monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', 'http://anna:secret@127.0.0.1:9')
-    assert re.fullmatch(r'[\d.]+, BROKEN: RuntimeError: a library is not found', doctor.import_error('h5py') or '')
-    assert doctor.import_error('timm') is None
+    monkeypatch.setitem(doctor.SECTIONS, 'Packages', lambda: 1 // 0)  # type: ignore[arg-type, return-value]
     found = report()
-    assert found['Pretrained weights'][str(tmp_path / 'h5py.py')].startswith('BROKEN: DamagedCheckpointError: ')
+    assert found['Pretrained weights'][str(file)].startswith('BROKEN: DamagedCheckpointError: ')
     assert found['Hub']['answer'].startswith('NOT reachable: ConnectError')
-    assert found['Hub']['endpoint'] == 'http://***@127.0.0.1:9'
-    monkeypatch.setenv('HF_HUB_CACHE', 'no matter')
-    monkeypatch.setattr(doctor, 'cache', lambda place: 1 // 0)
-    assert report()['Caches'] == {'BROKEN': 'ZeroDivisionError: integer division or modulo by zero'}
+    assert found['Hub']['ENDPOINT'] == 'http://***@127.0.0.1:9'
+    assert found['Packages'].startswith('BROKEN: ZeroDivisionError: ')

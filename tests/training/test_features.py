@@ -1,10 +1,11 @@
-"""Features of a frozen network: those that it computes, once for each image, whatever happens in between."""
+"""Features of a frozen network: those that it computes, once for each image, and anew for whatever differs."""
 
 import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,21 @@ from torch import Tensor, nn
 
 from xception_hub.data.dataset import Split
 from xception_hub.data.items import Item
-from xception_hub.data.scan import digests
 from xception_hub.models.build import Transforms, evaluating
 from xception_hub.models.classifier import features_of, without_classifier
 from xception_hub.training import features
 from xception_hub.training.batches import Batching, Images, InOrder, TrainingBatches, loader
-from xception_hub.training.features import FeatureCache, Features, cache_directory, context_of
+from xception_hub.training.features import Features, cache_directory, digest_of, frozen_features
+from xception_hub.training.phase import Task
 from xception_hub.training.processes import Machine
-from xception_hub.training.throughput import Throughput
+from xception_hub.training.settings import DataSettings, MachineSettings, Settings
 
-COUNT = 21  # images, in shards of 8 and batches of 4
+COUNT = 21  # images, in batches of 4
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Computed by one thread: the last bit depends on how many there are."""
-    monkeypatch.setattr(features, 'SHARD', 8)
     monkeypatch.setattr(features, 'BATCH', 4)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')  # accelerate warns without
     threads = torch.get_num_threads()
@@ -54,185 +54,162 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return save_pieces(tmp_path_factory.mktemp('pieces'), COUNT)
 
 
-class Interruption(Exception):
-    """In the middle of a computation."""
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of images that networks compute features of, one for each call."""
+    found: list[int] = []
+
+    def counted(model: nn.Module, images: Tensor) -> Tensor:
+        found.append(len(images))
+        return features_of(model, images)
+
+    monkeypatch.setattr(features, 'features_of', counted)
+    return found
 
 
-class Fill:
-    """A cache in a folder, filled by a network of which every call counts."""
-
-    def __init__(self, folder: Path, model: nn.Module, context: str = 'context') -> None:
-        self.folder = folder
-        self.model = model
-        self.cache = FeatureCache(folder, context)
-        self.batches: list[int] = []
-        self.seen = 0
-
-    def __call__(self, split: Split, until: int | None = None, workers: int = 0) -> list[bytes]:
-        """Fills the cache; is interrupted after a number of batches."""
-
-        def compute(images: Tensor) -> Tensor:
-            if len(self.batches) == until:
-                raise Interruption
-            self.batches.append(len(images))
-            return features_of(self.model, images)
-
-        def step(count: int) -> None:
-            self.seen += count
-
-        found = digests(split)
-        images = Images(split, Transforms(self.model, 64).evaluation())
-        with evaluating(self.model):
-            machine = Machine(Accelerator(cpu=True), workers)
-            self.cache.fill(images, found, compute, machine, machine.throughput(), step)
-        return found
-
-
-def vectors(cache: FeatureCache, found: Sequence[bytes]) -> Tensor:
-    return torch.stack([cache[digest] for digest in found])
+def run(folder: Path, model: Any, split: Split, workers: int = 0, size: int = 64, **data: Any) -> Tensor:
+    """[N, D], from a file in the folder if there is one."""
+    settings = Settings(
+        data=DataSettings(dataset='none'), machine=MachineSettings(feature_cache=folder, workers=workers)
+    )
+    machine, transforms = Machine(Accelerator(cpu=True), workers), Transforms(model, size)
+    nothing: Any = None
+    task = Task(settings, machine, nothing, nothing, {}, model, transforms)
+    images = Images(replace(split, **data), transforms.evaluation(), transforms.min_side)
+    return frozen_features(images, task).vectors
 
 
 def directly(model: nn.Module, split: Split, batch_size: int) -> Tensor:
-    """Without a cache."""
-    images = Images(split, Transforms(model, 64).evaluation())
+    """Without a file."""
+    transforms = Transforms(model, 64)
+    images = Images(split, transforms.evaluation(), transforms.min_side)
     with evaluating(model):
         return torch.cat([features_of(model, batch.inputs) for batch in loader(images, InOrder(split, batch_size))])
 
 
 @pytest.mark.parametrize('streamed', [False, True])
 @pytest.mark.parametrize('workers', [0, 2])
-def test_fill(streamed: bool, workers: int, model: nn.Module, paths: list[Path], tmp_path: Path) -> None:
+def test_features(
+    streamed: bool, workers: int, model: nn.Module, paths: list[Path], tmp_path: Path, batches: list[int]
+) -> None:
     """The network's features, to the last bit those of the same batches; a second time there is nothing to do."""
     split = split_of(paths, streamed=streamed)
-    fill = Fill(tmp_path, model)
-    found = fill(split, workers=workers)
-    assert fill.batches == [4, 4, 4, 4, 4, 1] and fill.seen == COUNT
-    result = vectors(fill.cache, found)
-    assert (result.shape, result.dtype) == ((COUNT, model.num_features), torch.float32)
-    assert torch.equal(result, directly(model, split, batch_size=4))
-    torch.testing.assert_close(result, directly(model, split, batch_size=COUNT))
-    assert all(digest in fill.cache for digest in found) and bytes(32) not in fill.cache
-    with pytest.raises(KeyError):
-        fill.cache[bytes(32)]
-
-    fill(split)
-    again = Fill(tmp_path, model)
-    again(split)
-    again(split_of(paths[::-1]).select([3, 4, 9]))
-    assert (len(fill.batches), again.batches, again.seen) == (6, [], 0)
-    assert torch.equal(vectors(again.cache, found), result)
-    assert len(list(tmp_path.rglob('*'))) == 1 + 3
+    found = run(tmp_path, model, split, workers)
+    assert batches == [4, 4, 4, 4, 4, 1]
+    assert (found.shape, found.dtype) == ((COUNT, model.num_features), torch.float32)
+    assert torch.equal(found, directly(model, split, batch_size=4))
+    torch.testing.assert_close(found, directly(model, split, batch_size=COUNT))
+    assert torch.equal(run(tmp_path, model, split), found)
+    assert len(batches) == 6 and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize('until', [0, 1, 2, 3, 5])
-@pytest.mark.parametrize('streamed', [False, True])
-def test_interruption(until: int, streamed: bool, model: nn.Module, paths: list[Path], tmp_path: Path) -> None:
-    """What was kept is not computed again, and the bits are those of one pass."""
-    split = split_of(paths, streamed=streamed)
-    interrupted = Fill(tmp_path / 'cache', model)
+def test_whatever_differs_is_computed_anew(
+    model: nn.Module, paths: list[Path], tmp_path: Path, batches: list[int]
+) -> None:
+    """Images, their order, their size, what is white in them, weights; not the classifier, nor where a file is."""
+    torch.manual_seed(0)
+    same = timm.create_model('test_resnet', num_classes=7)
+    same.load_state_dict({**same.state_dict(), **without_classifier(model)})
+    copies = [shutil.copy(path, tmp_path / path.name) for path in paths[:3]]
+    cache = tmp_path / 'features'
+    found = run(cache, model, split_of(paths[:3]))
+    assert torch.equal(run(cache, same, split_of(copies)), found) and batches == [3]
+    other = timm.create_model('test_resnet', num_classes=3).eval()
+    assert torch.equal(run(cache, model, split_of(paths[2::-1])), found.flip(0))
+    run(cache, model, split_of(paths[:2]))
+    run(cache, model, split_of(paths[:3]), size=32)
+    run(cache, model, split_of(paths[:3]), grey_maximum=4095)
+    assert not torch.equal(run(cache, other, split_of(paths[:3])), found)
+    assert batches == [3, 3, 2, 3, 3, 3] and len(list(cache.iterdir())) == 6
+
+
+class Interruption(Exception):
+    """In the middle of a computation."""
+
+
+def test_interruption(model: nn.Module, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept, and the next run computes all of it."""
+    split, calls = split_of(paths), itertools.count()
+
+    def interrupted(model: nn.Module, images: Tensor) -> Tensor:
+        if next(calls) == 3:
+            raise Interruption
+        return features_of(model, images)
+
+    monkeypatch.setattr(features, 'features_of', interrupted)
     with pytest.raises(Interruption):
-        interrupted(split, until=until)
-    rest = Fill(tmp_path / 'cache', model)
-    found = rest(split)
-    kept = until // 2 * 2  # batches of whole shards
-    assert len(rest.batches) == 6 - kept
-    whole = Fill(tmp_path / 'whole', model)
-    whole(split)
-    assert torch.equal(vectors(rest.cache, found), vectors(whole.cache, found))
+        run(tmp_path, model, split)
+    assert not list(tmp_path.iterdir())
+    assert torch.equal(run(tmp_path, model, split), directly(model, split, 4))
 
 
 def damages() -> dict[str, Callable[[Path], Any]]:
     return {
-        'removed': Path.unlink,
         'empty': lambda path: path.write_bytes(b''),
         'cut': lambda path: path.write_bytes(path.read_bytes()[:-1]),
         'text': lambda path: path.write_text('Not found'),
-        'no features': lambda path: shutil.copy(path.parents[1] / 'other' / path.name, path),
+        'no features': lambda path: features.write(path, {'something': {'else': torch.zeros(3)}}, {}),
     }
 
 
 @pytest.mark.parametrize('kind', damages())
-def test_damaged_shard(kind: str, model: nn.Module, paths: list[Path], tmp_path: Path) -> None:
-    """Is removed with a warning, and computed again, alone and to the same bits."""
+def test_damaged_file(kind: str, model: nn.Module, paths: list[Path], tmp_path: Path, batches: list[int]) -> None:
+    """Is replaced with a warning, to the same bits."""
     split = split_of(paths)
-    fill = Fill(tmp_path, model)
-    found = fill(split)
-    expected = vectors(fill.cache, found).clone()
-    shard = sorted((tmp_path / 'context').iterdir())[1]
-    size = sum(digest in shard.read_bytes() for digest in found)
-    if kind == 'no features':
-        features.write(tmp_path / 'other' / shard.name, {'something': {'else': torch.zeros(3)}}, {})
-    damages()[kind](shard)
-    if kind == 'removed':
-        again = Fill(tmp_path, model)
-    else:
-        with pytest.warns(UserWarning, match=str(shard)):
-            again = Fill(tmp_path, model)
-    assert not shard.exists()
-    again(split)
-    assert sum(again.batches) == size in (8, COUNT - 16)
-    assert torch.equal(vectors(again.cache, found), expected)
-    assert shard.exists()
+    expected = run(tmp_path, model, split).clone()
+    (file,) = tmp_path.iterdir()
+    damages()[kind](file)
+    with pytest.warns(UserWarning, match=str(file)):
+        assert torch.equal(run(tmp_path, model, split), expected)
+    assert torch.equal(run(tmp_path, model, split), expected) and len(batches) == 12
 
 
-def test_duplicates(model: nn.Module, paths: list[Path], tmp_path: Path) -> None:
-    """Are computed once, within a split and from split to split, wherever the file is."""
-    copies: list[Any] = [paths[0], paths[1], {'bytes': paths[0].read_bytes(), 'path': None}, paths[1], paths[0]]
-    for streamed in (False, True):
-        fill = Fill(tmp_path / str(streamed), model)
-        found = fill(split_of(copies, streamed=streamed))
-        assert sum(fill.batches) == 2 == len(set(found))
-        fill(split_of(paths[:4], streamed=streamed))
-        assert sum(fill.batches) == 4
-        assert torch.equal(*vectors(fill.cache, [found[0], found[2]]))
+def test_file_of_fewer_images(model: nn.Module, paths: list[Path], tmp_path: Path, batches: list[int]) -> None:
+    split = split_of(paths)
+    expected = run(tmp_path, model, split).clone()
+    (file,) = tmp_path.iterdir()
+    features.write(file, {'features': {'vectors': expected[1:]}}, {})
+    assert torch.equal(run(tmp_path, model, split), expected) and len(batches) == 12
 
 
-def test_more_images(model: nn.Module, paths: list[Path], tmp_path: Path) -> None:
-    """Those seen before stay as they are."""
-    fill = Fill(tmp_path, model)
-    few = fill(split_of(paths[5:15]))
-    before = vectors(fill.cache, few).clone()
-    found = fill(split_of(paths))
-    assert fill.seen == COUNT
-    assert torch.equal(vectors(fill.cache, few), before)
-    torch.testing.assert_close(vectors(fill.cache, found), directly(model, split_of(paths), 4))
-
-
-def fill_a_share(folder: str, paths: list[Path], log: str, late: int) -> None:
+def in_two_processes(folder: str, paths: list[Path], log: str, late: int, shared: bool) -> None:
     """What each of two processes does, one of them later than the other."""
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)  # that of the process they were forked from
     torch.manual_seed(0)
     model = timm.create_model('test_resnet', num_classes=3).eval()
-    accelerator = Accelerator(cpu=True)
-    split = split_of(paths)
-    count = []
+    rank, count = Accelerator(cpu=True).process_index, []
 
-    def compute(images: Tensor) -> Tensor:
+    def counted(model: nn.Module, images: Tensor) -> Tensor:
         count.append(len(images))
         return features_of(model, images)
 
-    time.sleep(2.0 * (accelerator.process_index == late))
-    cache = FeatureCache(Path(folder), 'context')
-    found = digests(split)
-    with torch.no_grad():
-        cache.fill(
-            Images(split, Transforms(model, 64).evaluation()), found, compute, Machine(accelerator), Throughput(0)
-        )
-    assert all(digest in cache for digest in found)
-    Path(f'{log}{accelerator.process_index}').write_text(f'{accelerator.num_processes} {count}')
+    features.features_of = counted  # in this process, which ends
+    time.sleep(2.0 * (rank == late))
+    own = Path(folder) if shared else Path(folder, str(rank))
+    for _ in range(2):
+        found = run(own, model, split_of(paths))
+        if rank == 1 and not shared:
+            shutil.rmtree(own)
+    torch.save(found, f'{log}{rank}.pt')
+    Path(f'{log}{rank}').write_text(f'{count}')
 
 
-@pytest.mark.parametrize('late', [0, 1])
-def test_two_processes(model: nn.Module, paths: list[Path], tmp_path: Path, late: int) -> None:
-    """Share the work, see all of it afterwards, and compute what one process does, whichever of them comes late."""
-    debug_launcher(fill_a_share, (str(tmp_path / 'two'), paths, f'{tmp_path}/log', late), num_processes=2)
-    assert [(tmp_path / f'log{rank}').read_text() for rank in range(2)] == ['2 [4, 4, 4, 1]', '2 [4, 4]']
-    one, two = Fill(tmp_path / 'one', model), Fill(tmp_path / 'two', model)
-    found = one(split_of(paths))
-    two(split_of(paths))
-    assert two.batches == []
-    assert torch.equal(vectors(one.cache, found), vectors(two.cache, found))
+@pytest.mark.parametrize(('late', 'shared', 'computed'), [(0, True, 1), (1, True, 1), (1, False, 2)])
+def test_two_processes(
+    model: nn.Module, paths: list[Path], tmp_path: Path, late: int, shared: bool, computed: int
+) -> None:
+    """Share the work, see all of it, and compute what one process does, whichever of them comes late.
+
+    With a disk for each, a process that finds no file lets both compute again: all have the same work to do.
+    """
+    debug_launcher(in_two_processes, (str(tmp_path / 'two'), paths, f'{tmp_path}/log', late, shared), num_processes=2)
+    counts = [(tmp_path / f'log{rank}').read_text() for rank in range(2)]
+    assert counts == [str([4, 4, 4] * computed), str([4, 4, 1] * computed)]
+    expected = directly(model, split_of(paths), 4)
+    assert all(torch.equal(torch.load(tmp_path / f'log{rank}.pt'), expected) for rank in range(2))
+    (file,) = (tmp_path / 'two').rglob('*.safetensors')
+    assert torch.equal(run(file.parent, model, split_of(paths)), expected)
 
 
 def test_batches(model: nn.Module, paths: list[Path], tmp_path: Path) -> None:
@@ -240,13 +217,11 @@ def test_batches(model: nn.Module, paths: list[Path], tmp_path: Path) -> None:
     many = np.array([[i % 2, i % 3 == 0] for i in range(COUNT)])
     for labels, streamed in itertools.product((None, many), (False, True)):
         split = split_of(paths, labels, streamed)
-        fill = Fill(tmp_path, model)
-        found = fill(split)
-        kept = Features(split, found, fill.cache)
-        plan = Batching(COUNT, 4, 2)
+        vectors = run(tmp_path, model, split)
+        kept = Features(split, vectors)
         indices: list[int] = []
-        for batch in loader(kept, TrainingBatches(split, plan, seed=3)):
-            assert torch.equal(batch.inputs, vectors(fill.cache, [found[i] for i in batch.indices.tolist()]))
+        for batch in loader(kept, TrainingBatches(split, Batching(COUNT, 4, 2), seed=3)):
+            assert torch.equal(batch.inputs, vectors[batch.indices])
             assert batch.labels.tolist() == split.labels[batch.indices.numpy()].tolist()
             assert batch.weights.tolist() == [1.0] * len(batch.indices)
             indices += batch.indices.tolist()
@@ -261,7 +236,7 @@ def test_context(model: nn.Module) -> None:
     """Another weight, name, dtype or shape, or another preparation, and nothing else, makes another one."""
     tensors = dict(without_classifier(model))
     prepared = dict(Transforms(model, 64).config, min_side=73)
-    context = context_of(tensors, prepared)
+    context = digest_of(tensors, prepared, [])
     assert len(context) == 64
 
     def changed(name: str, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -269,15 +244,16 @@ def test_context(model: nn.Module) -> None:
 
     last = next(name for name, tensor in reversed(tensors.items()) if tensor.dim() == 1)
     others = [
-        context_of(changed(last, lambda tensor: tensor.index_fill_(0, torch.tensor([0]), -0.0)), prepared),
-        context_of(changed(last, lambda tensor: tensor.index_fill_(0, torch.tensor([0]), 0.0)), prepared),
-        context_of(changed(last, torch.Tensor.double), prepared),
-        context_of(changed(last, lambda tensor: tensor[None]), prepared),
-        context_of({**tensors, 'more': torch.zeros(())}, prepared),
-        context_of({**tensors, 'more': torch.zeros(0)}, prepared),
-        context_of({name.upper(): tensor for name, tensor in tensors.items()}, prepared),
-        *(context_of(tensors, dict(prepared, **{key: 'other'})) for key in prepared),
-        context_of(tensors, {}),
+        digest_of(changed(last, lambda tensor: tensor.index_fill_(0, torch.tensor([0]), -0.0)), prepared, []),
+        digest_of(changed(last, lambda tensor: tensor.index_fill_(0, torch.tensor([0]), 0.0)), prepared, []),
+        digest_of(changed(last, torch.Tensor.double), prepared, []),
+        digest_of(changed(last, lambda tensor: tensor[None]), prepared, []),
+        digest_of({**tensors, 'more': torch.zeros(())}, prepared, []),
+        digest_of({**tensors, 'more': torch.zeros(0)}, prepared, []),
+        digest_of({name.upper(): tensor for name, tensor in tensors.items()}, prepared, []),
+        *(digest_of(tensors, dict(prepared, **{key: 'other'}), []) for key in prepared),
+        digest_of(tensors, {}, []),
+        digest_of(tensors, prepared, [bytes(32)]),
     ]
     assert len({context, *others}) == 1 + len(others)
 
@@ -287,27 +263,13 @@ def test_context(model: nn.Module) -> None:
         else nn.Parameter(tensor, tensor.is_floating_point())
         for name, tensor in reversed(tensors.items())
     }
-    assert context_of(same, dict(reversed(prepared.items()))) == context
+    assert digest_of(same, dict(reversed(prepared.items())), []) == context
     assert (
-        len({context_of({'x': torch.ones(3, dtype=dtype)}, {}) for dtype in (torch.bfloat16, torch.half, torch.bool)})
+        len(
+            {digest_of({'x': torch.ones(3, dtype=dtype)}, {}, []) for dtype in (torch.bfloat16, torch.half, torch.bool)}
+        )
         == 3
     )
-
-
-def test_the_classifier_does_not_matter(model: nn.Module) -> None:
-    torch.manual_seed(0)
-    other = timm.create_model('test_resnet', num_classes=7)
-    other.load_state_dict({**other.state_dict(), **without_classifier(model)})
-    assert context_of(without_classifier(other), {}) == context_of(without_classifier(model), {})
-
-
-def test_contexts_are_kept_apart(model: nn.Module, paths: list[Path], tmp_path: Path) -> None:
-    split = split_of(paths[:3])
-    one, other = (Fill(tmp_path, model, context_of(without_classifier(model), dict(size=size))) for size in (64, 32))
-    found = one(split)
-    assert one.cache.directory != other.cache.directory and found[0] not in other.cache
-    other(split)
-    assert sum(other.batches) == 3
 
 
 def test_features_are_kept_in_the_cache_of_the_hub() -> None:

@@ -203,48 +203,19 @@ def test_map_by_hand() -> None:
     assert map_at_100(ranked(4, set())) == 0
 
 
-def test_map_by_hand_with_importance() -> None:
-    """Of weights 3, 9, 1, 5 the labels at ranks 1 and 3 have 3 and 1: (3 * 1/1 + 1 * 2/3) / (3 + 1) = 11/12.
-
-    Those at ranks 2 and 4 have 9 and 5: (9 * 1/2 + 5 * 2/4) / (9 + 5) = 1/2.
-    """
-    predictions, importance = ranked(4, {1, 3}, {2, 4}, set()), [3, 9, 1, 5]
-    assert map_at_100(predictions, importance) == pytest.approx((11 / 12 + 1 / 2) / 2)
-    assert summary(predictions, 4, importance)['map_at_100'] == map_at_100(predictions, importance)
-    assert map_at_100(predictions, [0.07 * weight for weight in importance]) == pytest.approx(17 / 24)
-    assert map_at_100(predictions, [7] * 4) == pytest.approx(map_at_100(predictions))
-    heavier = map_at_100(ranked(4, {1, 3}), [300, 9, 1, 5])
-    assert heavier == pytest.approx((300 + 2 / 3) / 301)  # what is found first has nearly all the weight
-
-
-def test_importance_is_of_classes_and_not_of_ranks() -> None:
-    """Class 2 is the likeliest, then 0, then 1; labels are 2 and 1: (5 * 1/1 + 2 * 2/3) / (5 + 2)."""
-    predictions = predictions_of(torch.tensor([[0.5, 0.1, 0.9]]), torch.tensor([[0, 1, 1]]))
-    assert map_at_100(predictions, [1, 2, 5]) == pytest.approx((5 + 4 / 3) / 7)
-
-
 def test_map_ends_at_rank_100() -> None:
     """A label at rank 100 counts 1/100, or 2/100 after another one; at rank 101 nothing, but it is still missed."""
     assert map_at_100(ranked(150, {100})) == pytest.approx(1 / 100)
     assert map_at_100(ranked(150, {101})) == 0
     assert map_at_100(ranked(150, {1, 100})) == pytest.approx((1 + 2 / 100) / 2)
     assert map_at_100(ranked(150, {1, 101})) == pytest.approx(1 / 2)
-    importance = [1.0] * 150
-    importance[100] = 4
-    assert map_at_100(ranked(150, {1, 101}), importance) == pytest.approx(1 / (1 + 4))
 
 
 def test_map_of_more_than_100_labels() -> None:
-    """100 of 120 labels in front are all that can be found, and 99 of them leave out one in a hundred.
-
-    With a weight of 2 for 30 of the labels behind them, the heaviest 100 have 30 * 2 + 70 * 1 = 130.
-    """
+    """100 of 120 labels in front are all that can be found, and 99 of them leave out one in a hundred."""
     assert map_at_100(ranked(150, set(range(1, 121)))) == pytest.approx(1)
     assert map_at_100(ranked(150, {*range(1, 100), *range(101, 122)})) == pytest.approx(99 / 100)
     assert map_at_100(ranked(150, set(range(1, 100)))) == pytest.approx(1)
-    importance = [1.0] * 100 + [2.0] * 50
-    assert map_at_100(ranked(150, set(range(1, 131))), importance) == pytest.approx(100 / 130)
-    assert map_at_100(ranked(150, set(range(1, 131))), importance[::-1]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize('classes', [2, 12, 100])
@@ -277,19 +248,17 @@ def test_map_of_equal_probabilities() -> None:
 
 
 def test_map_image_by_image() -> None:
-    """Written with loops: weights, many equal probabilities, and more labels than ranks in most of the images."""
+    """Written with loops: many equal probabilities, and more labels than ranks in most of the images."""
     logits, labels = random_logits(20, 300).round(), (random_logits(20, 300, seed=2) > -0.4).long()
-    importance = torch.rand(300, generator=torch.Generator().manual_seed(3)).add(0.1).tolist()
     expected = []
     for scores, image in zip(logits.tolist(), labels.tolist()):
         found, total = 0, 0.0
         for k, number in enumerate(sorted(range(300), key=lambda number: -scores[number])[:100], 1):
             if image[number]:
                 found += 1
-                total += importance[number] * found / k
-        weights = sorted((weight for weight, label in zip(importance, image) if label), reverse=True)
-        expected.append(total / sum(weights[:100]))
-    assert map_at_100(predictions_of(logits, labels), importance) == pytest.approx(np.mean(expected), rel=1e-12)
+                total += found / k
+        expected.append(total / min(sum(image), 100))
+    assert map_at_100(predictions_of(logits, labels)) == pytest.approx(np.mean(expected), rel=1e-12)
 
 
 def test_map_of_what_is_not_a_number() -> None:

@@ -24,6 +24,7 @@ from xception_hub.training.run_checkpoints import (
     unpack_optimizer,
     write,
 )
+from xception_hub.training.run_directory import Run
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -178,7 +179,6 @@ def test_rotation(tmp_path: Path) -> None:
     """The newest ones, by phase and update, and the best one; nothing else is touched."""
     checkpoints = Checkpoints(tmp_path / 'run', keep=3)
     assert (checkpoints.all(), checkpoints.newest()) == ([], None)
-    checkpoints.clear()
     write(checkpoints.best, {}, dict(epoch=0))
     for name in ('notes.txt', 'x.safetensors', '1-2.safetensors'):
         (tmp_path / 'run' / name).write_text('mine')
@@ -210,15 +210,15 @@ def test_newest_passes_over_damaged_ones(tmp_path: Path) -> None:
         assert checkpoints.newest() is None
 
 
-def test_clear(tmp_path: Path) -> None:
-    """What a crash has left half-written, and nothing else."""
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(0, 1, {}, {})
-    write(checkpoints.best, {}, {})
-    for name in ('00-000000002.safetensors.part', '00-000000002.safetensors.0123abcd.part'):
-        (tmp_path / name).write_bytes(b'')
-    checkpoints.clear()
-    assert names(tmp_path) == ['00-000000001.safetensors', 'best.safetensors']
+def test_start_removes_what_a_crash_has_left_half_written(tmp_path: Path) -> None:
+    run = Run(tmp_path / 'run', {}, 1, frozenset(), 2)
+    run.start({})
+    run.checkpoints.save(0, 1, {}, {})
+    kept = sorted(run.directory.rglob('*'))
+    for name in ('settings.yaml.89abcdef.part', 'checkpoints/00-000000002.safetensors.0123abcd.part'):
+        (run.directory / name).write_bytes(b'')
+    run.start({})
+    assert sorted(run.directory.rglob('*')) == kept
 
 
 def test_restore(tmp_path: Path) -> None:

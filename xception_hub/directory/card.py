@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils.sha import sha_fileobj
 from timm.data import resolve_data_config
 
-from ..errors import MAX_LINE, MAX_NAME, CardError, CheckpointError, DirectoryError, printable
+from ..errors import MAX_LINE, MAX_NAME, CardError, CheckpointError, DirectoryError, listed, printable
 from ..weights.sources import verify
 from .config import OF_CLASSES, final_activation_of
 from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, label_names_of, read_json
@@ -191,8 +191,8 @@ def _classes(config: dict[str, Any]) -> str:
         return 'none: the network returns features'
     if not names:
         return f'{count}, without names'
-    more = f' and {len(names) - LISTED_CLASSES} more, in {CONFIG_FILE}' if len(names) > LISTED_CLASSES else ''
-    return f'{count}: {", ".join(_plain(name, MAX_NAME) for name in names[:LISTED_CLASSES])}{more}'
+    more = f', in {CONFIG_FILE}' if len(names) > LISTED_CLASSES else ''
+    return f'{count}: {listed([_plain(name, MAX_NAME) for name in names], LISTED_CLASSES)}{more}'
 
 
 def _preparation(data: dict[str, Any]) -> str:

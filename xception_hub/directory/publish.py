@@ -5,13 +5,12 @@ the model card, and parity.json if there is one; if not, the repository's is rem
 already are not sent again. In a clone: python -m xception_hub.directory.publish.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from xception_hub.errors import XceptionHubError, printable_lines
+from xception_hub.errors import exits_with_message, printable_lines
 
 from .upload import CARD_FILE, MESSAGE, Upload, describe, make_space, make_upload, send
 
@@ -19,6 +18,7 @@ app = App(name='python -m xception_hub.directory.publish', help=__doc__, version
 
 
 @app.default
+@exits_with_message()
 def main(
     directory: Path,
     repo_id: str,
@@ -45,12 +45,9 @@ def main(
             none was given.
         message: Message of the commit.
     """
-    try:
-        upload = make_upload(directory, repo_id, revision, license)
-        for part in (upload, make_space(upload)) if space else (upload,):
-            _publish(part, dry_run, private, message)
-    except XceptionHubError as e:
-        sys.exit(f'error: {e}')
+    upload = make_upload(directory, repo_id, revision, license)
+    for part in (upload, make_space(upload)) if space else (upload,):
+        _publish(part, dry_run, private, message)
     if dry_run:
         print('Dry run: nothing was sent.')
         return

@@ -1,9 +1,9 @@
-"""What in an image spoke for a class, as a map of the image: class activation maps and attributions of pixels."""
+"""What in an image spoke for a class, as a map of the image: Grad-CAM and attributions of pixels."""
 
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ COMPLETE = 0.01  # largest error of DeepLIFT's sum, as a share of the difference
 ROUNDING = 1e-4  # of logits in float32
 
 
-def explain(model: TimmModel, images: Tensor, classes: Sequence[int] | Tensor, method: str = 'gradcam') -> Tensor:
+def explain(model: Any, images: Tensor, classes: Sequence[int] | Tensor, method: str = 'gradcam') -> Tensor:
     """What in each image spoke for a class.
 
     The class activation maps are those of the last feature maps, enlarged to the image: [H, W] values, none negative.
@@ -36,9 +36,9 @@ def explain(model: TimmModel, images: Tensor, classes: Sequence[int] | Tensor, m
         model: A timm model in evaluation mode, which stays as it is.
         images: Images [B, C, H, W], as the model takes them.
         classes: [B] number of the class that is explained, for each image.
-        method: One of `METHODS`: 'gradcam', 'hirescam', 'layercam' (class activation maps, of any timm model with
-            feature maps), 'integrated-gradients' (of any model), 'deeplift' (of models whose nonlinearities captum
-            knows). The last two need captum.
+        method: One of `METHODS`: 'gradcam' (a class activation map, of any timm model with feature maps),
+            'integrated-gradients' (of any model), 'deeplift' (of models whose nonlinearities captum knows). The last
+            two need captum.
 
     Returns:
         [B, H, W] in logits, on the images' device. `in_unit_range` makes a picture of it.
@@ -83,7 +83,7 @@ def in_unit_range(maps: Tensor, together: bool = False) -> Tensor:
     return (positive / largest[:, None]).clamp(max=1).reshape(maps.shape)
 
 
-def _class_activation(model: TimmModel, images: Tensor, classes: Tensor, weighted: Callable) -> Tensor:
+def _grad_cam(model: TimmModel, images: Tensor, classes: Tensor) -> Tensor:
     """A map of the last features [B, C, h, w], enlarged. Only the head is differentiated: it costs one prediction."""
     with torch.no_grad():
         features = model.forward_features(images)
@@ -98,7 +98,7 @@ def _class_activation(model: TimmModel, images: Tensor, classes: Tensor, weighte
     (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), features)
     if shape[1] != model.num_features:  # the channels come last, as in Swin
         features, gradients = features.permute(0, 3, 1, 2), gradients.permute(0, 3, 1, 2)
-    maps = weighted(features, gradients).sum(1, keepdim=True).relu()
+    maps = (gradients.mean((2, 3), True) * features).sum(1, keepdim=True).relu()
     return F.interpolate(maps, images.shape[2:], mode='bilinear').squeeze(1)
 
 
@@ -154,9 +154,7 @@ def _rescaled_max_pool(
 
 
 METHODS: dict[str, Method] = {
-    'gradcam': partial(_class_activation, weighted=lambda maps, gradients: gradients.mean((2, 3), True) * maps),
-    'hirescam': partial(_class_activation, weighted=lambda maps, gradients: gradients * maps),
-    'layercam': partial(_class_activation, weighted=lambda maps, gradients: gradients.relu() * maps),
+    'gradcam': _grad_cam,
     'integrated-gradients': _integrated_gradients,
     'deeplift': _deep_lift,
 }

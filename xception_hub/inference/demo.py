@@ -9,7 +9,6 @@ import io
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from PIL import Image
 
-from ..errors import ImageError, ModelError, SettingsError, XceptionHubError, printable
+from ..errors import ImageError, ModelError, SettingsError, exits_with_message, printable
 from ..images import open_image
 from ..models.build import open_model
 from .attribution import explain, in_unit_range
@@ -193,6 +192,7 @@ def launch(model: str, host: str | None = None, port: int | None = None, engine:
 
 
 @app.default
+@exits_with_message()
 def main(
     model: str,
     /,
@@ -209,7 +209,4 @@ def main(
         port: Port of the page. By default the first that is free from 7860 on.
         engine: What computes: eager, auto for the fastest that is installed, or the name of one.
     """
-    try:
-        launch(model, host, port, engine)
-    except XceptionHubError as e:
-        sys.exit(f'error: {e}')
+    launch(model, host, port, engine)

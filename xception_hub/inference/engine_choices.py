@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from huggingface_hub import cached_assets_path
 from torch import Tensor, nn
 
+from ..files import write_text
 from ..timing import device_model
 from .engines import ENGINES
 
@@ -67,9 +66,6 @@ class Choices:
         """Remembers a choice. The file is replaced when the new one is complete."""
         self._known[key] = {'engine': engine, 'seconds': seconds}
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile('w', dir=self._file.parent, delete=False, encoding='utf-8') as part:
-                json.dump(self._known, part, indent=2)
-            os.replace(part.name, self._file)
+            write_text(self._file, json.dumps(self._known, indent=2))
         except OSError as e:
             self.notes.append(f'The choice is not remembered ({e}).')

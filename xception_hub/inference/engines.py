@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .check import Function
-from .exporters import FORMATS
+from .exporters import FORMATS, not_installed
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
@@ -40,7 +40,7 @@ class Engine(NamedTuple):
 
     def missing(self) -> list[str]:
         """Packages that are not installed."""
-        return [package for package in self.packages if importlib.util.find_spec(package) is None]
+        return not_installed(self.packages)
 
     def version(self) -> str:
         """Versions of its packages; empty if it needs none but torch."""
@@ -89,20 +89,19 @@ def _exported(model: nn.Module, example: Tensor, precision: str, format: str) ->
     return lambda images: run(images.contiguous())
 
 
+def _of_format(name: str) -> Engine:
+    """The runtime of a format of exported models, on the CPU."""
+    row = FORMATS[name]
+    precisions = tuple(precision for precision in row.precisions if precision in DTYPES)
+    install = f'xception-hub[{row.extra}]'
+    return Engine(partial(_exported, format=name), row.packages, install, ('cpu',), ('cpu',), precisions)
+
+
 ENGINES = {
     'pytorch': Engine(_pytorch, devices=('cpu', 'cuda'), auto=('cpu', 'cuda')),
     'inductor': Engine(_inductor, devices=('cpu', 'cuda')),
-    'onnxruntime': Engine(
-        partial(_exported, format='onnx'),
-        FORMATS['onnx'].packages,
-        'xception-hub[export]',
-        ('cpu',),
-        ('cpu',),
-        ('fp32',),
-    ),
-    'openvino': Engine(
-        partial(_exported, format='openvino'), FORMATS['openvino'].packages, 'xception-hub[export]', ('cpu',), ('cpu',)
-    ),
+    'onnxruntime': _of_format('onnx'),
+    'openvino': _of_format('openvino'),
     'cudagraphs': Engine(partial(_pytorch, backend='cudagraphs')),
     'tensorrt': Engine(partial(_pytorch, backend='tensorrt'), ('torch_tensorrt',), 'torch-tensorrt'),
 }

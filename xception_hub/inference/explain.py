@@ -16,34 +16,17 @@ import numpy as np
 from cyclopts import App, Parameter
 from torch import Tensor
 
-from ..directory.config import OF_CLASSES, final_activation_of
-from ..errors import DataError, ModelError, SettingsError, XceptionHubError, printable, printable_lines
+from ..errors import DataError, ModelError, SettingsError, exits_with_message, listed, printable, printable_lines
 from ..images import open_image
-from ..models.build import open_model
 from .attribution import explain, in_unit_range
 from .overlay import overlay, seen, sheet
-from .predictor import Predictor, default_device
+from .predictor import Predictor
 
 NEAR = 5  # names of classes that an unknown one is answered by
 MAX_CLASSES = 12  # in a picture
 LONGEST = 32  # characters of a title
 
 app = App(help=__doc__, version_flags=[])
-
-
-def load(name: str, device: str, image_size: int | None) -> Predictor:
-    """A model that finds probabilities of classes.
-
-    Raises:
-        ModelError: There is no such model, or its outputs are no classes.
-    """
-    model, config = open_model(name)
-    activation = final_activation_of(config)
-    if not model.num_classes or activation not in OF_CLASSES:
-        values = f'values: they end in {activation!r}' if model.num_classes else 'features, without a classifier'
-        raise ModelError(f'The outputs of {name} are {values}. A map explains a class: name a model that classifies.')
-    multi_label = config.get('problem_type') == 'multi_label_classification'
-    return Predictor(model.to(device), probabilities=True, multi_label=multi_label, image_size=image_size)
 
 
 def class_number(given: str, class_names: Sequence[str]) -> int:
@@ -61,7 +44,7 @@ def class_number(given: str, class_names: Sequence[str]) -> int:
         return int(given)
     near = [name for name in class_names if given.casefold() in name.casefold()]
     near += difflib.get_close_matches(given, class_names, NEAR)
-    named = ', '.join(list(dict.fromkeys(near or class_names))[:NEAR])
+    named = listed(list(dict.fromkeys(near or class_names)), NEAR)
     raise SettingsError(
         f'There is no class {given!r}. {"Near it are" if near else "The first are"} {named}. The numbers of classes, '
         f'0 to {len(class_names) - 1}, are taken, too.'
@@ -79,6 +62,7 @@ def targets_of(photos: Sequence[Path], folder: Path) -> list[Path]:
 
 
 @app.default
+@exits_with_message()
 def main(
     *photos: Path,
     model: str,
@@ -98,39 +82,40 @@ def main(
         output: Folder for the pictures: a PNG for each photo, under its name.
         top: Number of the likeliest classes that are explained.
         classes: A class that is explained instead, by its name or number. The option can be given several times.
-        method: gradcam, hirescam, layercam, integrated-gradients or deeplift. The last two need captum.
+        method: gradcam, integrated-gradients or deeplift. The last two need captum.
         raw: Write the maps, too: a .npy for each photo, [classes, height, width] in logits.
         image_size: Height and width of the images in pixels. By default the model's own.
         device: Device that computes: cpu, cuda, mps. By default a GPU, if there is one.
     """
     warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
-    try:
-        if not photos:
-            raise SettingsError('Name photos: xception-hub explain photo.jpg --model DIR.')
-        if folders := [photo for photo in photos if photo.is_dir()]:
-            raise SettingsError(f'{folders[0]} is a folder. Name the photos in it, such as {folders[0]}/*.jpg.')
-        if not 1 <= (len(classes) or top) <= MAX_CLASSES:
-            raise SettingsError(f'{len(classes) or top} classes do not fit into a picture: 1 to {MAX_CLASSES} do.')
-        device = device or default_device()
-        predictor, bad = load(model, device, image_size), 0
-        _, transforms, class_names, *_ = predictor.loaded
-        numbers = [class_number(given, class_names) for given in classes]
-        for photo, target, row in zip(photos, targets_of(photos, output), predictor.predict(photos)):
-            if row['error']:
-                bad += 1
-                print(printable_lines(f'Bad image: {photo}: {row["error"]}'), file=sys.stderr)
-                continue
-            probabilities = np.array(json.loads(row['probabilities']))
-            chosen = numbers or np.argsort(-probabilities, kind='stable')[:top].tolist()
-            image = transforms.evaluation()(open_image(photo, transforms.min_side)).to(device)
-            maps = explain(predictor.model, image.expand(len(chosen), -1, -1, -1), chosen, method)
-            named = [(class_names[number], probabilities[number]) for number in chosen]
-            write(target, image, transforms.config, maps, named, raw)
-            print(f'{target}.png\t{", ".join(f"{printable(name)} {probability:.3f}" for name, probability in named)}')
-        if bad:
-            sys.exit(f'error: {bad} of {len(photos)} photos cannot be used.')
-    except XceptionHubError as e:
-        sys.exit(f'error: {e}')
+    if not photos:
+        raise SettingsError('Name photos: xception-hub explain photo.jpg --model DIR.')
+    if folders := [photo for photo in photos if photo.is_dir()]:
+        raise SettingsError(f'{folders[0]} is a folder. Name the photos in it, such as {folders[0]}/*.jpg.')
+    if not 1 <= (len(classes) or top) <= MAX_CLASSES:
+        raise SettingsError(f'{len(classes) or top} classes do not fit into a picture: 1 to {MAX_CLASSES} do.')
+    predictor, bad = Predictor(model, probabilities=True, image_size=image_size, device=device), 0
+    network, transforms, class_names, _, on, _ = predictor.loaded
+    if not class_names:
+        raise ModelError(
+            f'The outputs of {model} are features, without a classifier. A map explains a class: name a model that '
+            f'classifies.'
+        )
+    numbers = [class_number(given, class_names) for given in classes]
+    for photo, target, row in zip(photos, targets_of(photos, output), predictor.predict(photos)):
+        if row['error']:
+            bad += 1
+            print(printable_lines(f'Bad image: {photo}: {row["error"]}'), file=sys.stderr)
+            continue
+        probabilities = np.array(json.loads(row['probabilities']))
+        chosen = numbers or np.argsort(-probabilities, kind='stable')[:top].tolist()
+        image = transforms.evaluation()(open_image(photo, transforms.min_side)).to(on)
+        maps = explain(network, image.expand(len(chosen), -1, -1, -1), chosen, method)
+        named = [(class_names[number], probabilities[number]) for number in chosen]
+        write(target, image, transforms.config, maps, named, raw)
+        print(f'{target}.png\t{", ".join(f"{printable(name)} {probability:.3f}" for name, probability in named)}')
+    if bad:
+        sys.exit(f'error: {bad} of {len(photos)} photos cannot be used.')
 
 
 def write(

@@ -6,36 +6,30 @@ Writes a model for another runtime, after the file was run there and shown to co
 import copy
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from cyclopts import App, Parameter
 from torch import Tensor, nn
 
 from ..directory.config import final_activation_of
 from ..directory.write import new_directory
-from ..errors import ExportError, SettingsError, XceptionHubError, in_one_line
+from ..errors import ExportError, OptimizeError, SettingsError, exits_with_message, in_one_line
 from ..models.build import TimmModel, Transforms, build
 from ..models.class_names import names_of
 from ..timing import device_model, in_turn, timed
 from ..weights.sources import source_of
-from .check import TOLERANCES, as_list, relative_error
-from .exporters import AXES, BATCH, FORMATS, Format, Run
-from .folding import fold
+from .check import BATCH_SIZE, LEAST_COSINE, Comparison, Reference
+from .exporters import AXES, BATCH, FORMATS, Format
+from .folding import folded
 from .photo_batches import read_photos, sample_batch
 from .snippets import readme, summary
 
 REPORT_FILE = 'export.json'
-DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'int8': torch.float32}
 
 MOST_COMPARED, MOST_CALIBRATION, LEAST_CALIBRATION = 32, 300, 10  # photos
-LEAST_COSINE = 0.9  # of each photo's features in int8; below, they are something else
-BATCH_SIZE = 8
-OTHER_SIZES = (1.25, 2)  # of the example's height and width, at which a network that has none of its own is tried
 ROUNDS, SECONDS = 20, 4.0  # of a measurement of speed, which ends when one of both is reached
 
 app = App(help=__doc__, version_flags=[])
@@ -64,43 +58,6 @@ class InDtype(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(output.float() for output in self.network(x.to(self.dtype)))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How far an exported file is from its model.
-
-    Attributes:
-        photos: The photos that both were run on, in words.
-        difference: Largest L2 norm of the difference of a photo's outputs, relative to that of the model's.
-        top1_agreement: Share of the photos of which both name the same class; None without classes.
-        feature_cosine: Smallest cosine between the two features of a photo.
-    """
-
-    photos: str
-    difference: float
-    top1_agreement: float | None
-    feature_cosine: float
-
-    def is_close(self, precision: str) -> bool:
-        """Whether the file computes what the model does."""
-        bound = TOLERANCES.get(precision)
-        return self.feature_cosine >= LEAST_COSINE if bound is None else self.difference <= bound
-
-    def check(self, format: str, precision: str) -> None:
-        """Raises an ExportError if the file computes something else."""
-        if self.is_close(precision):
-            return
-        if precision not in TOLERANCES:
-            raise ExportError(
-                f'{format} computes something else in {precision}: on {self.photos}, the cosine of features is '
-                f'{self.feature_cosine:.3f}, of {LEAST_COSINE} at least. Give more --calibration photos of the kind '
-                f'that the model meets, or take --precision fp32.'
-            )
-        raise ExportError(
-            f'{format} computes something else: on {self.photos}, its outputs differ by {self.difference:.1e}, of '
-            f'{TOLERANCES[precision]:.0e} at most in {precision}. Choose another --format.'
-        )
 
 
 def export(
@@ -146,25 +103,30 @@ def export(
         about = described(model, source, transforms, format, precision)
         network = Outputs(model)
         example = photos.images[:1]
+        compared_on = photos.images[:MOST_COMPARED]
+        try:
+            reference = Reference(network, example, precision, compared_on, f'{len(compared_on)} {photos.words}')
+        except OptimizeError as e:
+            raise ExportError(str(e)) from e
         file = folder / f'model{row.suffix}'
         with torch.no_grad():
             try:
                 # some compilers compute something else at other sizes: such a file has the example's alone
-                for axes in dict.fromkeys([axes_of(network, example), (BATCH,)]):
+                for axes in dict.fromkeys([axes_of(reference), (BATCH,)]):
                     free = row.write(
                         in_precision(network, precision, format), example, file, axes=axes, outputs=network.names,
                         texts={'xception_hub': json.dumps(about)}, calibration=ranges.images.split(1) if ranges else (),
                     )  # fmt: skip
                     run = row.load(file, precision)
-                    comparison = compared(run, network, photos.images[:MOST_COMPARED], free, photos.words)
-                    if comparison.is_close(precision):
+                    comparison, any_size = reference.compare(run, BATCH_SIZE if 'batch' in free else 1)
+                    if reference.is_same(comparison) and (any_size or 'height' not in free):
                         break
             except Exception as e:  # of exporters and runtimes, which have no class in common
                 raise ExportError(
                     f'{format} cannot run {name} in {precision}: {in_one_line(e)} Choose another --format, one of '
                     f'{", ".join(FORMATS)}.'
                 ) from e
-            comparison.check(format, precision)
+            check(reference, comparison, format)
             seconds = in_turn({
                 'eager': timed(lambda: network(example)), 'exported': timed(lambda: run(example))
             }, ROUNDS, SECONDS)  # fmt: skip
@@ -224,45 +186,38 @@ def described(model: TimmModel, source: str, transforms: Transforms, format: str
     )
 
 
-def axes_of(network: nn.Module, example: Tensor) -> tuple[int, ...]:
+def axes_of(reference: Reference) -> tuple[int, ...]:
     """Axes of images along which a network takes other sizes than the example's."""
-    height, width = example.shape[2:]
-    try:
-        for size in OTHER_SIZES:
-            network(F.interpolate(example, (int(height * size), int(width * size) + 1)))
-    except Exception:  # of the network: its head has one size
-        return (BATCH,)
-    return tuple(AXES)
+    height, width = reference.example.shape[2:]  # a head of one size may take another, of which the maps are as large
+    return tuple(AXES) if reference.other_size and reference.takes((2 * height, 2 * width)) else (BATCH,)
 
 
 def in_precision(network: nn.Module, precision: str, format: str) -> nn.Module:
     """The network without batch normalization where torch.fx can trace it, in the data type of a precision."""
-    try:
-        network = fold(network)
-    except Exception:  # of torch.fx: the network stays as it is, which only costs time
-        network = copy.deepcopy(network)
+    network, _ = folded(network)  # where it cannot, that only costs time
     if precision != 'bf16' or format == 'openvino':  # which computes a file of float32 in bf16
         return network
     return InDtype(network, torch.bfloat16)
 
 
-def compared(run: Run, network: nn.Module, images: Tensor, free: Sequence[str], words: str) -> Comparison:
-    """Runs both on photos, and in another size if the file takes it."""
-    batch_size = BATCH_SIZE if 'batch' in free else 1
-    batches = list(images.split(batch_size))
-    if {'height', 'width'} <= {*free}:
-        height, width = (int(side * OTHER_SIZES[0]) for side in images.shape[2:])
-        batches.append(F.interpolate(images[:batch_size], (height, width + 1), mode='bilinear'))
-    pairs = [(as_list(run(batch)), as_list(network(batch))) for batch in batches]
-    found, expected = ([torch.cat(outputs) for outputs in zip(*side)] for side in zip(*pairs))
-    agreement = None
-    if len(found) > 1:
-        agreement = float((found[0].argmax(1) == expected[0].argmax(1)).double().mean())
-    cosine = F.cosine_similarity(found[-1].double().flatten(1), expected[-1].double().flatten(1)).min()
-    return Comparison(f'{len(images)} {words}', relative_error(found, expected), agreement, float(cosine))
+def check(reference: Reference, comparison: Comparison, format: str) -> None:
+    """Raises an ExportError if a file computes something else."""
+    if reference.is_same(comparison):
+        return
+    if reference.tolerance is None:
+        raise ExportError(
+            f'{format} computes something else in {reference.precision}: on {comparison.photos}, the cosine of '
+            f'features is {comparison.feature_cosine:.3f}, of {LEAST_COSINE} at least. Give more --calibration photos '
+            f'of the kind that the model meets, or take --precision fp32.'
+        )
+    raise ExportError(
+        f'{format} computes something else: on {comparison.photos}, its outputs differ by {comparison.difference:.1e}, '
+        f'of {reference.tolerance:.0e} at most in {reference.precision}. Choose another --format.'
+    )
 
 
 @app.default
+@exits_with_message(OSError)
 def main(
     model: str,
     /,
@@ -287,10 +242,7 @@ def main(
         images: Folder of photos to compare on. By default those of the calibration, else one that Matplotlib brings.
         calibration: Folder of photos by which int8 sets its ranges: 100 to 300 of the kind that the model will meet.
     """
-    try:
-        report = export(model, output, format, precision, image_size=image_size, images=images, calibration=calibration)
-    except (XceptionHubError, OSError) as e:
-        sys.exit(f'error: {e}')
+    report = export(model, output, format, precision, image_size=image_size, images=images, calibration=calibration)
     for reason in report['left_out']:
         print(f'Left out: {reason}', file=sys.stderr)
     print(f'{summary(report)}\nWritten: {output}')

@@ -2,7 +2,7 @@
 
 import importlib.util
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -54,8 +54,7 @@ class Format:
 
     def missing(self, precision: str = 'fp32') -> list[str]:
         """Modules that are not installed."""
-        wanted = [*self.packages, *(self.quantizers if precision == 'int8' else ())]
-        return [name for name in wanted if importlib.util.find_spec(name) is None]
+        return not_installed([*self.packages, *(self.quantizers if precision == 'int8' else ())])
 
     def write(
         self,
@@ -93,6 +92,10 @@ class Format:
                 own = self.quantize(own, calibration)
             self.store(own, path, texts or {})
         return free_axes(program)
+
+
+def not_installed(modules: Iterable[str]) -> list[str]:
+    return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 def exported(model: nn.Module, example: Tensor, axes: Sequence[int]) -> ExportedProgram:

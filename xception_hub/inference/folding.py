@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
+from ..errors import in_one_line
+
 
 def fold(model: nn.Module) -> nn.Module:
     """A copy of a model for inference, in which each convolution has the batch normalization after it in its weights.
@@ -21,3 +23,12 @@ def fold(model: nn.Module) -> nn.Module:
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.get_default_dtype())
     with torch.no_grad():
         return fuse(copy.deepcopy(model).eval().double()).to(dtype)
+
+
+def folded(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """A folded copy, or a copy as the model is, with the reason, where torch.fx cannot trace it."""
+    try:
+        return fold(model), []
+    except Exception as e:  # of torch.fx, whose errors have no class in common
+        reason = f'Batch normalization is not folded: torch.fx cannot trace it ({in_one_line(e)}).'
+        return copy.deepcopy(model), [reason]

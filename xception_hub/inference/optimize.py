@@ -1,6 +1,5 @@
 """The same function, faster: by the engine that is the fastest on this machine, checked against the original."""
 
-import copy
 import statistics
 import threading
 from collections.abc import Callable, Sequence
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 
 from ..errors import OptimizeError, in_one_line
 from ..timing import lacks_bf16, rounds, timed
-from .check import Function, Photo, Reference, as_list
+from .check import Function, Reference, as_list
 from .engine_choices import Choices, key_of
 from .engines import ENGINES, Engine
-from .folding import fold
+from .folding import folded
+from .photo_batches import Photo, photos_like
 
 AUTO = 'auto'
 ORIGINAL = 'original'
@@ -51,8 +51,8 @@ class OptimizedModel:
         self._output_shapes = reference.output_shapes
         self._example, self._device = list(reference.example.shape), reference.example.device
         self.engine, self.precision = engine, reference.precision
-        self.difference, self.any_size = reference.difference(function)
-        self.checked_on = reference.checked_on
+        self.comparison, self.any_size = reference.compare(function)
+        self.difference, self.checked_on = self.comparison.difference, reference.words
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
         self.__dict__.update({name: vars(reference.model)[name] for name in COPIED if name in vars(reference.model)})
@@ -136,20 +136,21 @@ def optimize(
     device = example.device.type
     if engine != AUTO:
         _check_engine(engine, device, precision)
-    reference = Reference(model, example, precision, photos)
-    folded, notes = _folded(model)
+    compared_on = photos_like(example, model, photos)
+    reference = Reference(model, example, precision, compared_on.images, compared_on.words)
+    network, notes = folded(model)
     if engine != AUTO:
-        result = _built(engine, folded, reference)
+        result = _built(engine, network, reference)
         result.seconds, busy = _measured(reference, [result])
         result.notes = [*notes, *[MEASURED_BUSY] * busy]
         return result
     known, key = Choices(choices), key_of(model, example, precision)
     if choice := known.get(key):
-        for result in _all_built([choice['engine']], folded, reference)[0]:
+        for result in _all_built([choice['engine']], network, reference)[0]:
             result.seconds, result.notes = choice['seconds'], notes
             return result
     tried = [name for name, row in ENGINES.items() if device in row.auto and precision in row.precisions]
-    results, left_out = _all_built(tried, folded, reference)
+    results, left_out = _all_built(tried, network, reference)
     if not results:
         raise OptimizeError(' '.join(['No engine computes what the model does.', *left_out]))
     seconds, busy = _measured(reference, results)
@@ -160,29 +161,21 @@ def optimize(
     return best
 
 
-def _folded(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """A copy with batch normalization in the convolutions, or as it is and why."""
-    try:
-        return fold(model), []
-    except Exception as e:  # of torch.fx, whose errors have no class in common
-        return copy.deepcopy(model), [
-            f'Batch normalization is not folded: torch.fx cannot trace it ({in_one_line(e)}).'
-        ]
-
-
-def _all_built(names: Sequence[str], folded: nn.Module, reference: Reference) -> tuple[list[OptimizedModel], list[str]]:
+def _all_built(
+    names: Sequence[str], network: nn.Module, reference: Reference
+) -> tuple[list[OptimizedModel], list[str]]:
     """Those that compute what the original does, and why others are left out."""
     results, notes = [], []
     for name in names:
         try:
             _check_engine(name, reference.example.device.type, reference.precision)
-            results.append(_built(name, folded, reference))
+            results.append(_built(name, network, reference))
         except OptimizeError as e:
             notes.append(str(e))
     return results, notes
 
 
-def _built(name: str, folded: nn.Module, reference: Reference) -> OptimizedModel:
+def _built(name: str, network: nn.Module, reference: Reference) -> OptimizedModel:
     """The model in an engine, after a comparison with the original.
 
     Raises:
@@ -190,11 +183,11 @@ def _built(name: str, folded: nn.Module, reference: Reference) -> OptimizedModel
     """
     try:
         with torch.no_grad():
-            function = ENGINES[name].build(folded, reference.example, reference.precision)
+            function = ENGINES[name].build(network, reference.example, reference.precision)
             result = OptimizedModel(function, name, reference)
     except Exception as e:  # of all those packages
         raise OptimizeError(f'{name} cannot run this model: {in_one_line(e)}') from e
-    if not result.difference <= reference.tolerance:
+    if not reference.is_same(result.comparison):
         raise OptimizeError(
             f'{name} computes something else: it differs by {result.difference:.1e} on {result.checked_on}, of '
             f'{reference.tolerance:.0e} at most in {reference.precision}. Choose another engine.'

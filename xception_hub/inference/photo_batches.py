@@ -1,16 +1,22 @@
-"""Folders of photos as batches, for what compares or calibrates on them."""
+"""Photos as batches, for what compares or calibrates on them."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import timm
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import DataError, ImageError
+from ..errors import DataError, ImageError, OptimizeError
 from ..images import IMAGE_SUFFIXES, open_image, sample_photos
 from ..models.build import Transforms
+
+CHECKED_PHOTOS = 4  # on which two engines are compared
+
+Photo = str | os.PathLike[str] | Image.Image
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,38 @@ def read_photos(folder: Path, transforms: Transforms, most: int, least: int = 1)
         reasons = f' {len(left_out)} cannot be read: {left_out[0]}.' if left_out else ''
         raise DataError(f'{folder} has {len(images)} photos, of {least} at least.{reasons} Put more into it.')
     return Photos(torch.stack(images), f'photos of {folder}', left_out)
+
+
+def photos_like(example: Tensor, model: nn.Module, photos: Sequence[Photo] | None) -> Photos:
+    """Photos as a model takes them, of an example's size; without any, the first images of the example.
+
+    Args:
+        example: Images [B, C, H, W].
+        model: The model, whose `pretrained_cfg` tells the preparation if it has one.
+        photos: Paths or images, of which the first `CHECKED_PHOTOS` count. None for those of a photo that Matplotlib
+            brings along, if it is installed and the images are RGB.
+
+    Raises:
+        OptimizeError: A photo cannot be read.
+    """
+    shape = example.shape[1:]
+    opened = [_opened(photo) for photo in (photos or ())[:CHECKED_PHOTOS]]
+    if photos is None and shape[0] == 3:
+        opened = sample_photos()[:CHECKED_PHOTOS]
+    if not opened:
+        return Photos(example[:CHECKED_PHOTOS], 'the example')
+    config = timm.data.resolve_data_config({'input_size': tuple(shape)}, model=model)
+    transform = timm.data.create_transform(**config)
+    return Photos(torch.stack([transform(photo) for photo in opened]).to(example.device), f'{len(opened)} photos')
+
+
+def _opened(photo: Photo) -> Image.Image:
+    if isinstance(photo, Image.Image):
+        return photo.convert('RGB')
+    try:
+        return open_image(Path(photo))
+    except ImageError as e:
+        raise OptimizeError(f'{photo} cannot be compared on: {e}') from e
 
 
 def sample_batch(transforms: Transforms) -> Photos:

@@ -25,7 +25,7 @@ from ..data.folders import read_folder
 from ..data.items import Item, cell_of, image_of
 from ..data.reading import is_saved
 from ..data.tables import TABLES
-from ..errors import DataError, ImageError, SettingsError, XceptionHubError, printable, printable_lines
+from ..errors import DataError, ImageError, SettingsError, exits_with_message, printable, printable_lines
 from . import prediction_tables
 from .predictor import EAGER, Predictor, digest
 from .shards import Shards
@@ -104,6 +104,7 @@ def predict(predictor: Predictor, splits: Sequence[Split], indices: range) -> It
 
 
 @app.default
+@exits_with_message()
 def main(
     *paths: str,
     model: str,
@@ -151,31 +152,28 @@ def main(
         json_: Print each row as a line of JSON, with all that a table has, instead of text.
     """
     warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
-    try:
-        keep_freed_memory()
-        rank, processes = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
-        in_parts = _is_directory(output, embed, json_, shard_size, processes)
-        if not paths:
-            raise SettingsError('Name images, a folder, a table or a dataset: xception-hub predict photos --model DIR.')
-        splits, notes = images_in(paths, image_column, split, image_folder)
-        splits = [replace(s, grey_maximum=grey_maximum) for s in splits]
-        predictor = Predictor(
-            model, top, threshold, probabilities, embed, multi_label, image_size, grey_maximum, batch_size, threads,
-            device, engine,
-        )  # fmt: skip
-        for note in notes if rank == 0 else []:
-            print(printable_lines(note), file=sys.stderr)
-        run = _Run(predictor, splits)
-        if in_parts:
-            assert output
-            files = digest(s.files.encode() for s in splits)
-            shards = Shards(output, run.total, shard_size, dict(predictor.identity(), images_digest=files))
-            shards.start()
-            run.write_parts(shards, rank, processes)
-        else:
-            run.write_table(output, json_)
-    except XceptionHubError as e:
-        sys.exit(f'error: {e}')
+    keep_freed_memory()
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
+    in_parts = _is_directory(output, embed, json_, shard_size, processes)
+    if not paths:
+        raise SettingsError('Name images, a folder, a table or a dataset: xception-hub predict photos --model DIR.')
+    splits, notes = images_in(paths, image_column, split, image_folder)
+    splits = [replace(s, grey_maximum=grey_maximum) for s in splits]
+    predictor = Predictor(
+        model, top, threshold, probabilities, embed, multi_label, image_size, grey_maximum, batch_size, threads,
+        device, engine,
+    )  # fmt: skip
+    for note in notes if rank == 0 else []:
+        print(printable_lines(note), file=sys.stderr)
+    run = _Run(predictor, splits)
+    if in_parts:
+        assert output
+        files = digest(s.files.encode() for s in splits)
+        shards = Shards(output, run.total, shard_size, dict(predictor.identity(), images_digest=files))
+        shards.start()
+        run.write_parts(shards, rank, processes)
+    else:
+        run.write_table(output, json_)
 
 
 def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int, processes: int) -> bool:

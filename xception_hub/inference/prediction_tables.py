@@ -11,9 +11,8 @@ error           why the image cannot be used: then it has none of the above
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ..errors import DataError
+from ..files import replacing
 
 TYPES = {
     'file': pyarrow.string(),
@@ -74,11 +74,9 @@ def table(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str,
         DataError: The file cannot be written. An earlier one is unchanged.
     """
     schema = pyarrow.schema({name: TYPES[name] for name in TYPES if name in columns})
-    part = path.with_name(f'{path.name}.part')
     rows: list[Mapping[str, Any]] = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _writing(part, path.suffix, schema) as write:
+        with replacing(path) as part, _writing(part, path.suffix, schema) as write:
 
             def add(values: Mapping[str, Any]) -> None:
                 rows.append(values)
@@ -88,12 +86,8 @@ def table(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str,
 
             yield add
             write(rows)
-        os.replace(part, path)
     except OSError as e:
         raise DataError(f'{path} could not be written: {e}.') from e
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 @contextmanager

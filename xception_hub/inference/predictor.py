@@ -197,7 +197,7 @@ class Predictor:
         if self.embed:
             model.reset_classifier(0)
         transforms = Transforms(model.to(device), self.image_size)
-        function = model
+        function: Callable[[Tensor], Any] = model
         if self.engine != EAGER:
             example = torch.zeros(self.batch_size, *transforms.config['input_size'], device=device)
             function = optimize(model, example, self.engine)
@@ -207,7 +207,7 @@ class Predictor:
         if activation not in OF_CLASSES and not self.embed:
             raise ModelError(
                 f'The outputs of {self.model} are values: they end in {activation!r}, and are no probabilities of '
-                f'classes. --embed writes the features before them.'
+                f'classes. xception-hub predict --embed writes the features before them.'
             )
 
     def _device(self) -> torch.device:

@@ -8,10 +8,10 @@ stands in the way: the same command, or another process, writes what is missing.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ import pyarrow
 from filelock import FileLock, Timeout
 from pyarrow import parquet
 
-from ..errors import DataError
+from ..errors import DataError, differences
+from ..files import PART_SUFFIX, write_text
 from . import prediction_tables
 
 MANIFEST = 'shards.json'
+UNFINISHED = f'{MANIFEST}.*{PART_SUFFIX}'
+LEFT = ('.*.lock', UNFINISHED, f'part-*{PART_SUFFIX}')  # patterns of files that processes leave behind
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,12 @@ class Shards:
                 file = self.directory / MANIFEST
                 if file.is_file():
                     self._check(json.loads(file.read_text(encoding='utf-8')), here)
-                elif any(not path.name.startswith('.') for path in self.directory.iterdir()):
+                elif any(
+                    not (path.name.startswith('.') or path.match(UNFINISHED)) for path in self.directory.iterdir()
+                ):
                     raise DataError(f'{self.directory} holds other files than shards: name another --output.')
                 else:
-                    part = file.with_name(f'.{MANIFEST}.part')
-                    part.write_text(json.dumps(here, indent=2), encoding='utf-8')
-                    os.replace(part, file)
+                    write_text(file, json.dumps(here, indent=2))
         except NotImplementedError as e:
             raise DataError(
                 f'{self.directory} is on a file system without locks, by which processes tell each other what they '
@@ -110,7 +113,7 @@ class Shards:
                             write(row)
                     yield number
         if not self.missing():
-            for file in self.directory.glob('.*.lock'):
+            for file in chain.from_iterable(map(self.directory.glob, LEFT)):
                 file.unlink(missing_ok=True)
 
     def _is_there(self, number: int) -> bool:
@@ -124,12 +127,7 @@ class Shards:
         return FileLock(self.directory / f'.{name}.lock', timeout=-1 if name == 'manifest' else 0)
 
     def _check(self, there: dict[str, Any], here: dict[str, Any]) -> None:
-        different = [
-            f'{name} is {there.get(name)!r} there and {here.get(name)!r} here'
-            for name in {**there, **here}
-            if there.get(name) != here.get(name)
-        ]
-        if different:
+        if different := differences(there, here):
             raise DataError(
                 f'{self.directory} holds shards of another model, other images or other settings: '
                 f'{"; ".join(different)}. Name another --output, or give the same again.'

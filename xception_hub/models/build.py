@@ -19,8 +19,19 @@ from ..errors import CheckpointError, ModelError, in_one_line
 from ..weights.arguments import network_arguments
 from ..weights.sources import CONFIG_FILE, hub_or_cache, source_of
 
-# An nn.Module with what timm's models add: get_classifier, forward_features, pretrained_cfg, ...
-TimmModel = Any
+
+class TimmModel(nn.Module):
+    """What timm's models have beside a module's own. It is for type checkers: no model is of this class."""
+
+    num_classes: int
+    num_features: int
+    pretrained_cfg: dict[str, Any]
+    forward_features: Callable[[Tensor], Tensor]  # images [B, 3, H, W] -> maps [B, C, h, w], or what a model has
+    forward_head: Callable[..., Tensor]  # maps, pre_logits=False -> logits [B, classes]; pre_logits=True -> [B, D]
+    get_classifier: Callable[[], nn.Module]
+    reset_classifier: Callable[[int], None]
+    set_grad_checkpointing: Callable[[bool], None]
+
 
 NAMES_CLASSES = ('local-dir:', 'hf-hub:')  # sources with a config.json, which may name the classes
 

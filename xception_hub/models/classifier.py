@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..directory.write import label_names_of, write_model
 from ..errors import ModelError
-from ..weights.checkpoints import HIDDEN
+from ..weights.pretrained import hidden_layers
 from ..weights.sources import source_of
 from .build import NAMES_CLASSES, TimmModel, build, start_equal
 
@@ -32,9 +32,8 @@ def build_for(
     before = label_names_of(config)
     kept = [class_name for class_name in class_names if class_name in before]
     if not kept:
-        recorded = config.get('model_args') or {}
-        hidden = {argument: () for argument in HIDDEN if before and recorded.get(argument)}
-        model = build(name, count, pretrained, {**args, **hidden}, image_size)
+        dropped = dict.fromkeys(hidden_layers(config) if before else (), ())
+        model = build(name, count, pretrained, {**args, **dropped}, image_size)
         if before:
             start_equal(model)
         return model, []
@@ -47,6 +46,7 @@ def build_for(
     model.reset_classifier(count)
     start_equal(model)
     new = model.get_classifier()
+    assert isinstance(new, nn.Linear)
     with torch.no_grad():
         for number, class_name in enumerate(class_names):
             if class_name in before:
@@ -147,7 +147,7 @@ def save(
         model_config['problem_type'] = 'multi_label_classification'
     keys = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
     config = {key: data_config[key] for key in keys if key in data_config}
-    model = model.to('cpu', memory_format=torch.contiguous_format)  # the layout of files
+    model = model.to('cpu').to(memory_format=torch.contiguous_format)  # the layout of files
     write_model(directory, model, model_config, rates, config)
 
 

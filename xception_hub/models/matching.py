@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.dataset import Data, Split
-from ..errors import ModelError
+from ..errors import ModelError, listed
 from .build import TimmModel
 from .class_names import names_of, spellings_of
 
@@ -58,8 +58,8 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
         return [int(name) for name in class_names]  # classes named by the numbers of the outputs
     if unknown:
         raise ModelError(
-            f"{len(unknown)} classes of the dataset are none of the model's: {', '.join(unknown[:6])}. "
-            f'Its own are {", ".join(names[0] for names in spellings[0][:6])}, ...'
+            f"{len(unknown)} classes of the dataset are none of the model's: {listed(unknown)}. "
+            f'Its own are {listed([names[0] for names in spellings[0]])}.'
         )
     for name, outputs in zip(class_names, found):
         if len(outputs) > 1:

@@ -13,6 +13,7 @@ import torch
 from cyclopts import App, Parameter
 
 from .. import __version__
+from ..errors import exits_with_message
 from . import checks, claims, quoted, speed
 
 app = App(
@@ -199,11 +200,9 @@ def main(
         figures: Folder for the paper's figures 1 to 5, drawn from the live networks. Needs matplotlib.
         page: HTML file to play with: figures 1 to 5 for each setting, with what they cost. Needs matplotlib.
     """
-    try:
+    with exits_with_message(ValueError):
         workload = speed.workload(image_size, batch_size, repeats, steps)
         check_outputs(json_, figures, page)
-    except ValueError as e:
-        sys.exit(f'error: {e}')
 
     print(f'Xception, {quoted.PAPER}: what it states, and what is counted and measured here')
     counts = checks.count()

@@ -31,7 +31,7 @@ from cyclopts.validators import Number
 
 import xception_hub  # noqa: F401 (registers the models)
 
-from ..errors import in_one_line
+from ..errors import DataError, SettingsError, exits_with_message, in_one_line
 from .checks import count_macs, count_parameters
 from .experiments import MOST_RATES, NETWORKS, SCALES, TUNING, TUNING_IMAGES, Experiment, ScaleName, settings_of
 from .intervals import table, verdicts
@@ -105,6 +105,7 @@ class Runs:
 
 
 @app.default
+@exits_with_message()
 def train(
     runs: Path,
     /,
@@ -137,7 +138,7 @@ def train(
     unknown = [name for name in variants if name not in NETWORKS[experiment]]
     if unknown:
         choices = ', '.join(NETWORKS[experiment])
-        sys.exit(f'error: {unknown[0]!r} is no network of --experiment {experiment}. Choose among: {choices}.')
+        raise SettingsError(f'{unknown[0]!r} is no network of --experiment {experiment}. Choose among: {choices}.')
     size, names = SCALES[scale], variants or tuple(NETWORKS[experiment])
     rates_of_all = sorted({*(size.rates if rates is None else rates)})
     all_runs, started = Runs(runs, jobs or size.jobs, size.by_accelerate), time.monotonic()
@@ -240,6 +241,7 @@ def command_of(runs: Path, dataset: str, **options: Any) -> str:
 
 
 @app.command
+@exits_with_message()
 def draw(result: Path, /, *, folder: Path | None = None) -> None:
     """Draw the pictures of a result again, and print what it says of the paper's claims.
 
@@ -252,7 +254,7 @@ def draw(result: Path, /, *, folder: Path | None = None) -> None:
         lines = [*table(found), '', *verdicts(found)]
         written = write(found, folder or result.parent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
-        sys.exit(f'error: {result} is no result of xception-hub ablations: {in_one_line(e)}')
+        raise DataError(f'{result} is no result of xception-hub ablations: {in_one_line(e)}') from e
     print('\n'.join(['', *lines, *(f'Written: {path}' for path in written)]))
 
 

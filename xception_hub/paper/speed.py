@@ -4,7 +4,6 @@ The steps per second depend on the machine. Only their ratio can be compared wit
 """
 
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 
 import xception_hub  # noqa: F401 (registers the model)
 
-from ..timing import device_model
+from ..timing import device_model, rounds, timed
 from . import quoted
 from .checks import IMAGE_SIZE, MODELS
 
@@ -120,31 +119,13 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def seconds(self, steps: int) -> float:
-        """Takes a number of training steps; returns the seconds that they took."""
-        _finish()
-        start = time.perf_counter()
-        for _ in range(steps):
-            self.step()
-        _finish()
-        return time.perf_counter() - start
-
-
-def _finish() -> None:
-    """Waits until the GPU has computed everything."""
-    if device().type == 'cuda':
-        torch.cuda.synchronize()
-
 
 def measure(workload: Workload) -> Speed:
     """Measures both networks, which take turns."""
-    trainings = {name: Training(name, workload) for name in MODELS}
-    rounds = [
-        {name: workload.steps / training.seconds(workload.steps) for name, training in trainings.items()}
-        for _ in range(workload.repeats + 1)
-    ][1:]
-    medians = {name: statistics.median(speeds[name] for speeds in rounds) for name in MODELS}
-    ratios = [ratio(speeds) for speeds in rounds]
+    steps = {name: timed(Training(name, workload).step, device(), workload.steps) for name in MODELS}
+    taken = rounds(steps, workload.repeats)
+    medians = {name: 1 / statistics.median(seconds) for name, seconds in taken.items()}
+    ratios = [ratio({name: 1 / taken[name][repeat] for name in MODELS}) for repeat in range(workload.repeats)]
     return Speed(machine(), workload, medians, ratio(medians), (min(ratios), max(ratios)))
 
 

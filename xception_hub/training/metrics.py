@@ -151,58 +151,47 @@ class Calibration:
         return cls(confidence, accuracy, count, error)
 
 
-def map_at_100(predictions: Predictions, importance: Sequence[float] | None = None) -> float:
-    """Mean average precision of the 100 likeliest classes of each image, each class weighted by its importance.
+def map_at_100(predictions: Predictions) -> float:
+    """Mean average precision of the 100 likeliest classes of each image.
 
-    Section 4.1 of arXiv:1610.02357 evaluates by it on FastEval14k, where a score of each class says how common it is
-    among social media images. The paper gives neither a formula nor the scores. This is our reading: the average
-    precision of an image is the sum, over the ranks k <= 100 that hold one of its labels, of weight(class at k) *
-    precision@k, divided by the sum of the weights of its labels; of the 100 heaviest, if it has more, so that 1 can be
-    reached. Without weights it is the usual MAP@100 of retrieval.
+    Section 4.1 of arXiv:1610.02357 evaluates by it on FastEval14k, with weights of the classes that it does not give.
+    This is the usual MAP@100 of retrieval: the average precision of an image is the sum of precision@k, over the ranks
+    k <= 100 that hold one of its labels, divided by the number of its labels, 100 at most, so that 1 can be reached.
 
     Args:
         predictions: Multi-label, of C classes. Of equal probabilities the class of the smaller number comes first; NaN
             comes last, and never counts as found.
-        importance: [C] weights, > 0, in the order of the classes; only their ratios count. By default they are equal.
 
     Returns:
         In [0, 1], the mean over the images that have labels; 0 if there are none.
     """
-    count = predictions.probabilities.shape[1]
-    weights = np.ones(count) if importance is None else np.asarray(importance, np.float64)
     labelled = np.flatnonzero(predictions.labels.any(1))
     values = np.zeros(len(labelled))
     for start in range(0, len(labelled), IMAGES_AT_ONCE):
         places = labelled[start : start + IMAGES_AT_ONCE]
         values[start : start + IMAGES_AT_ONCE] = _average_precisions(
-            predictions.probabilities[places], predictions.labels[places].astype(bool), weights
+            predictions.probabilities[places], predictions.labels[places].astype(bool)
         )
     return _mean(values)
 
 
-def _average_precisions(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[N] of images with at least one label each: probabilities and labels [N, C], weights [C]."""
+def _average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[N] of images with at least one label each: probabilities and labels [N, C]."""
     # Not torchmetrics' retrieval_average_precision: it divides by the labels that it finds, so that one of 36 in front
-    # would be 1; its multilabel_ranking_average_precision has no last rank, and neither has weights of classes.
+    # would be 1; its multilabel_ranking_average_precision has no last rank.
     probabilities = np.nan_to_num(probabilities, nan=-1.0)
     ranked = np.argsort(-probabilities, 1, kind='stable')[:, :RANKS]
     hits = np.take_along_axis(labels & (probabilities >= 0), ranked, 1)
     precision = hits.cumsum(1) / np.arange(1, ranked.shape[1] + 1)
-    heaviest = np.argsort(-weights, kind='stable')
-    ordered = labels[:, heaviest]
-    best = ordered & (ordered.cumsum(1) <= RANKS)
-    return (weights[ranked] * hits * precision).sum(1) / (best @ weights[heaviest])
+    return (hits * precision).sum(1) / labels.sum(1).clip(max=RANKS)
 
 
-def summary(
-    predictions: Predictions, num_classes: int, importance: Sequence[float] | None = None
-) -> dict[str, float | int]:
+def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int]:
     """The figures of a split.
 
     Args:
         predictions: Predictions on the split.
         num_classes: C.
-        importance: [C] weights of the classes in `map_at_100`.
 
     Returns:
         top1: Share of images whose likeliest class is right; in multi-label, is one of the labels.
@@ -237,7 +226,7 @@ def summary(
                 ]
             )
         )
-        figures['map_at_100'] = map_at_100(predictions, importance)
+        figures['map_at_100'] = map_at_100(predictions)
     figures['loss'] = float(predictions.losses.astype(np.float64).mean())
     figures['calibration_error'] = Calibration.of(predictions).error
     figures['num_samples'] = len(predictions)

@@ -72,6 +72,20 @@ def full() -> dict[str, Any]:
     )
 
 
+PAPER = dict(  # what the trainings of the paper have in common
+    pretrained=False,
+    batch_size=32,
+    momentum=0.9,
+    schedule='step',
+    weight_decay=1e-5,
+    ema_decay=0.9999,
+    batch_norm='train',
+    precise_bn_images=8192,
+    crop_scale=(0.08, 1.0),
+    flip=0.5,
+)
+
+
 def paper_imagenet() -> dict[str, Any]:
     """Trains from scratch as the paper does on ImageNet.
 
@@ -84,22 +98,7 @@ def paper_imagenet() -> dict[str, Any]:
     augmentation (here Inception's crops and flips) and the decay of the averages; these were chosen here.
     """
     return dict(
-        pretrained=False,
-        epochs=100,
-        batch_size=32,
-        optimizer='sgd',
-        momentum=0.9,
-        learning_rate=0.045,
-        schedule='step',
-        decay_rate=0.94,
-        decay_epochs=2.0,
-        weight_decay=1e-5,
-        drop_rate=0.5,
-        ema_decay=0.9999,
-        batch_norm='train',
-        precise_bn_images=8192,
-        crop_scale=(0.08, 1.0),
-        flip=0.5,
+        PAPER, epochs=100, optimizer='sgd', learning_rate=0.045, decay_rate=0.94, decay_epochs=2.0, drop_rate=0.5
     )
 
 
@@ -114,22 +113,13 @@ def paper_jft() -> dict[str, Any]:
     here.
     """
     return dict(
-        pretrained=False,
+        PAPER,
         epochs=10,
-        batch_size=32,
         optimizer='rmsproptf',
-        momentum=0.9,
         learning_rate=0.001,
-        schedule='step',
         decay_rate=0.9,
         decay_images=3_000_000,
-        weight_decay=1e-5,
         drop_rate=0.0,
-        ema_decay=0.9999,
-        batch_norm='train',
-        precise_bn_images=8192,
-        crop_scale=(0.08, 1.0),
-        flip=0.5,
     )
 
 

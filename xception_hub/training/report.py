@@ -111,7 +111,6 @@ def render(
     name: Callable[[int], str],
     warnings: Sequence[str],
     usage: str,
-    importance: Sequence[float] | None = None,
     heat: Callable[[int, int], Image.Image] | None = None,
 ) -> str:
     """Renders the report of a split as an HTML page.
@@ -128,7 +127,6 @@ def render(
         name: Tells the file name of a row.
         warnings: What a reader has to know before believing the figures.
         usage: Python code that loads the model.
-        importance: [C] weights of the classes in `metrics.map_at_100`.
         heat: Makes a picture of what spoke for a class in a row of the split, from the row and the class' number. For
             what raises a ModelError there is none.
 
@@ -137,7 +135,7 @@ def render(
     """
     names, count = np.array(class_names, object), len(class_names)
     figures, per_class, calibration = (
-        summary(predictions, count, importance),
+        summary(predictions, count),
         PerClass.of(predictions, count),
         Calibration.of(predictions),
     )

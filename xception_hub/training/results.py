@@ -29,48 +29,38 @@ from .processes import Machine
 from .report import MISTAKES, THUMBNAIL, render
 from .run_directory import HISTORY_FILE, METRICS_FILE, PREDICTIONS_FILE, Progress, Run
 
+# Column of the table of epochs -> its heading, its width in characters, and how its numbers are written.
 COLUMNS = {
-    'phase': 12,
-    'epoch': 6,
-    'learning_rate': 10,
-    'train_loss': 10,
-    'loss': 8,
-    'top1': 8,
-    'top5': 8,
-    'macro_f1': 9,
-    'mean_average_precision': 9,
-    'map_at_100': 9,
-    'images_per_second': 9,
+    'phase': ('phase', 12, ''),
+    'epoch': ('epoch', 6, ''),
+    'learning_rate': ('rate', 10, '.2e'),
+    'train_loss': ('train loss', 10, '.4f'),
+    'loss': ('loss', 8, '.4f'),
+    'top1': ('top1', 8, '.4f'),
+    'top5': ('top5', 8, '.4f'),
+    'macro_f1': ('macro F1', 9, '.4f'),
+    'mean_average_precision': ('mAP', 9, '.4f'),
+    'map_at_100': ('MAP@100', 9, '.4f'),
+    'images_per_second': ('images/s', 9, '.1f'),
 }
-HEADINGS = {
-    'learning_rate': 'rate',
-    'train_loss': 'train loss',
-    'mean_average_precision': 'mAP',
-    'map_at_100': 'MAP@100',
-    'images_per_second': 'images/s',
-    'macro_f1': 'macro F1',
-}
-FORMATS = {'learning_rate': '.2e', 'images_per_second': '.1f'}
 
 
 def row(figures: Mapping[str, Any], best: bool, heading: bool) -> str:
     """The figures of an epoch as a row of a table, with a row of headings above it on request."""
-    columns = {name: width for name, width in COLUMNS.items() if name in figures}
-    cells = [_cell(name, figures[name]).rjust(width) for name, width in columns.items()]
+    columns = {name: column for name, column in COLUMNS.items() if name in figures}
+    cells = [_cell(figures[name], spec).rjust(width) for name, (_, width, spec) in columns.items()]
     line = ' '.join(cells) + ('  best' if best else '')
-    headings = ' '.join(HEADINGS.get(name, name).rjust(width) for name, width in columns.items())
+    headings = ' '.join(heading.rjust(width) for heading, width, _ in columns.values())
     return f'{headings}\n{line}' if heading else line
 
 
-def _cell(name: str, value: Any) -> str:
-    if isinstance(value, float):
-        return format(value, FORMATS.get(name, '.4f'))
-    return '' if value is None else str(value)
+def _cell(value: Any, spec: str = '.4f') -> str:
+    return format(value, spec) if isinstance(value, float) else '' if value is None else str(value)
 
 
 def table(figures: Mapping[str, Any]) -> str:
     """One line for each figure: its name and its value."""
-    return '\n'.join(f'{name:24} {_cell(name, value)}' for name, value in figures.items())
+    return '\n'.join(f'{name:24} {_cell(value)}' for name, value in figures.items())
 
 
 def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
@@ -86,7 +76,7 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
     settings, manifest, run, class_names = task.settings, task.manifest, task.run, task.data.class_names
     split, share = task.data.validation.name, settings.data.validation_share
     figures: dict[str, Any] = dict(
-        summary(predictions, len(class_names), manifest['class_importance']),
+        summary(predictions, len(class_names)),
         bad_images=len(manifest['bad_images']),
         num_classes=len(class_names),
         restricted=settings.output.restrict_classes,
@@ -194,7 +184,6 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
             settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}',
             settings['grey_maximum'],
         ),
-        importance=task.manifest['class_importance'],
         heat=partial(_heat, task, items),
     )
 

@@ -4,11 +4,8 @@ A checkpoint is one safetensors file, written completely or not at all. Order, a
 seed and on the counters in the checkpoint alone, so a resumed training ends as if it had never been stopped.
 """
 
-import contextlib
 import json
-import os
 import re
-import secrets
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ResumeError
+from ..files import replacing
 from ..weights.files import StateDict
 
 FILE_NAME = re.compile(r'(\d{2})-(\d{9})\.safetensors')
-PART_SUFFIX = '.part'
 NUMBERS = (bool, int, float, type(None))
 
 
@@ -58,31 +55,15 @@ def write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappin
                 tensor = tensor.clone()
             storages.add(tensor.untyped_storage().data_ptr())
             flat[f'{kind}.{name}'] = tensor
-    # a name that no other run uses: several runs may write into the same feature cache
-    part = path.with_name(f'{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(flat, part, metadata={'state': json.dumps(state)})
-        _to_disk(part)
-        os.replace(part, path)
-        _to_disk(path.parent)
+        with replacing(path) as part:
+            safetensors.torch.save_file(flat, part, metadata={'state': json.dumps(state)})
     except (OSError, safetensors.SafetensorError) as e:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         size = sum(tensor.nbytes for tensor in flat.values()) / 1e6
         raise ResumeError(
             f'{path} ({size:.0f} MB) could not be written: {e}. Files written before are unchanged: make room, '
             f'and run the same command again.'
         ) from e
-
-
-def _to_disk(path: Path) -> None:
-    """Waits until a file or directory is on the disk, where it survives a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read(path: Path) -> Checkpoint:
@@ -151,12 +132,6 @@ class Checkpoints:
             except ResumeError as e:
                 warnings.warn(f'{e} The checkpoint before it is used.', stacklevel=2)
         return None
-
-    def clear(self) -> None:
-        """Removes half-written files of an interrupted run."""
-        if self.directory.is_dir():
-            for part in self.directory.glob(f'*{PART_SUFFIX}'):
-                part.unlink(missing_ok=True)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[str, Any]]:

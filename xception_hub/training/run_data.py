@@ -1,11 +1,8 @@
 """What a run finds in its data, once, and keeps in its directory: classes, bad images, rows of the validation split."""
 
-import json
-import sys
 import warnings
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,16 +35,8 @@ def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Man
     s = settings.data
     found = _load(settings)
     _check(settings, found)
-    file = settings.optimization.class_importance
-    importance = read_importance(file, found) if file else None
-    manifest = run.manifest or dict(
-        digest=found.digest(), class_names=found.class_names, class_importance=importance, bad_images=[]
-    )
+    manifest = run.manifest or dict(digest=found.digest(), class_names=found.class_names, bad_images=[])
     _check_unchanged(found, manifest, s.dataset, run)
-    if manifest.setdefault('class_importance') != importance:
-        raise SettingsError(
-            f'{file} has changed since {run.directory} was begun. Name another directory as the output.'
-        )
     digests: dict[str, dict[int, bytes]] = {}
     if run.manifest is None and s.scan:
         manifest['bad_images'], digests = _scan_all(settings, found, machine)
@@ -131,41 +120,12 @@ def class_counts(data: Data, most: int = 20) -> str:
     return '\n'.join(lines)
 
 
-def read_importance(file: Path, data: Data) -> list[float]:
-    """Weights [C] of the classes in `metrics.map_at_100`, from a JSON object of a number > 0 for each class's name.
-
-    Raises:
-        SettingsError: The file holds something else, or the classes are exclusive.
-    """
-    name = f'--class-importance {file}'
-    if not data.multi_label:
-        raise SettingsError(f'{name} weights classes in map_at_100, which exclusive classes do not have. Leave it out.')
-    try:
-        weights = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e:
-        raise SettingsError(f'{name} cannot be read as JSON ({e}).') from e
-    if not isinstance(weights, dict):
-        raise SettingsError(f'{name} holds a {type(weights).__name__} instead of an object: {{"class": weight, ...}}.')
-    missing, unknown = sorted({*data.class_names} - {*weights}), sorted({*weights} - {*data.class_names})
-    if missing or unknown:
-        raise SettingsError(
-            f'{name} does not name the classes of the dataset: {_listed(missing)} missing, {_listed(unknown)} unknown. '
-            f'It needs a weight for each class, and for nothing else.'
-        )
-    for key, weight in weights.items():
-        if type(weight) not in (int, float) or not 0 < weight <= sys.float_info.max:  # NaN isn't, either
-            raise SettingsError(f'{name} gives the class {key!r} the weight {weight!r} instead of a finite number > 0.')
-    return [float(weights[key]) for key in data.class_names]
-
-
 def _check(settings: Settings, data: Data) -> None:
     """Raises an error for settings that do not go together, before any time is spent."""
     s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
     output = settings.output
     if output.restrict_classes and not output.eval_only:
         raise SettingsError('--restrict-classes belongs to --eval-only: a training knows no other classes.')
-    if output.eval_only and s.class_importance and not output.restrict_classes:
-        raise SettingsError('--class-importance weights the classes of the dataset: add --restrict-classes.')
     if not output.eval_only and s.metric not in figures:
         raise SettingsError(f'--metric {s.metric} is none of this dataset: {", ".join(figures)}.')
     if s.recipe == 'probe' and settings.augmentation != Augmentation():
@@ -230,8 +190,3 @@ def _warn_of_leaks(data: Data, digests: dict[str, dict[int, bytes]]) -> None:
             f'will be better than the model is.',
             stacklevel=3,
         )
-
-
-def _listed(names: list[str]) -> str:
-    """The number of names, and the first ones."""
-    return f'{len(names)} ({", ".join(names[:6])}{", ..." if len(names) > 6 else ""})' if names else 'none'

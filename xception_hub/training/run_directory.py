@@ -1,7 +1,7 @@
 """The directory of a run: its settings, what was found in its data, and how far it has come.
 
 settings.yaml      settings of the run; `--config DIR/settings.yaml` uses them again
-data.json          classes and their weights, images left out, rows of the validation split
+data.json          classes, images left out, rows of the validation split
 checkpoints/       checkpoints to continue from, and the best weights
 
 A finished run also has model.safetensors, config.json, README.md, metrics.json, report.html, predictions.csv for the
@@ -9,7 +9,6 @@ validation images, and history.json with the figures of each epoch.
 """
 
 import json
-import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from ..errors import ResumeError
+from ..errors import ResumeError, differences
+from ..files import PART_SUFFIX, write_text
 from .run_checkpoints import Checkpoints
 
 SETTINGS_FILE, DATA_FILE, HISTORY_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'history.json', 'metrics.json'
@@ -92,13 +92,8 @@ class Run:
         there = yaml.safe_load(file.read_text(encoding='utf-8'))
         if not isinstance(there, dict):
             raise ResumeError(f'{file} is damaged. Name another directory as the output.')
-        names = sorted({*there, *self.settings} - may_change)
-        different = [
-            f'{name} is {there.get(name)!r} there and {self.settings.get(name)!r} here'
-            for name in names
-            if there.get(name) != self.settings.get(name)
-        ]
-        if different:
+        there, settings = ({k: v for k, v in one.items() if k not in may_change} for one in (there, self.settings))
+        if different := differences(there, settings):
             held = f'{self.directory} holds a run with other settings: {"; ".join(different)}.'
             if self.finished:
                 raise ResumeError(
@@ -128,7 +123,8 @@ class Run:
     def start(self, manifest: Mapping[str, Any]) -> None:
         """Writes the settings and the manifest into the directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.clear()
+        for part in self.directory.rglob(f'*{PART_SUFFIX}'):  # of a run that was killed
+            part.unlink(missing_ok=True)
         self.write_text(SETTINGS_FILE, yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
         if self.manifest is None:
             self.write_text(DATA_FILE, json.dumps(dict(processes=self.processes, **manifest)))
@@ -139,10 +135,8 @@ class Run:
         Raises:
             ResumeError: The file cannot be written.
         """
-        part = self.directory / f'{name}.part'
         try:
-            part.write_text(text, encoding='utf-8')
-            os.replace(part, self.directory / name)
+            write_text(self.directory / name, text)
         except OSError as e:
             raise ResumeError(f'{self.directory / name} could not be written: {e}.') from e
 

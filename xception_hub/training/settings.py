@@ -1,7 +1,6 @@
 """Everything that a run of finetune.py depends on, once: its command line and its YAML files are made from this."""
 
 import ast
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
+from ..errors import SettingsError
 from .recipes import RECIPES
 
 AT_LEAST_1, POSITIVE, SHARE = (
@@ -168,9 +168,6 @@ class Optimization:
     metric: str = 'top1'
     """Figure that chooses the best epoch: top1, top5, macro_f1, loss, ...; for multi-label datasets micro_f1,
     mean_average_precision or map_at_100, too."""
-    class_importance: Path | None = None
-    """JSON file with an object that gives each class, by name, its weight in map_at_100: {"dog": 2.5, "cat": 1}. By
-    default all classes weigh the same."""
     early_stopping: Annotated[int | None, AT_LEAST_1] = None
     """Epochs without a better one after which a phase ends. By default all epochs are run."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
@@ -322,17 +319,17 @@ KNOWN_ELSEWHERE = {
 
 
 def _check_names(tokens: Sequence[str], found: dict[str, Any]) -> None:
-    """Ends with a sentence about a missing dataset, and about options that are called otherwise here."""
+    """Raises a SettingsError for a missing dataset, and for options that have another name here."""
     names = [token.partition('=')[0].lstrip('-').replace('_', '-') for token in tokens if token.startswith('-')]
     if {'help', 'h', 'version'} & {*names}:
         return
     for name in names:
         if name in KNOWN_ELSEWHERE:
-            sys.exit(f'error: --{name} is called {KNOWN_ELSEWHERE[name]} here. --help says what it takes.')
+            raise SettingsError(f'--{name} is called {KNOWN_ELSEWHERE[name]} here. --help says what it takes.')
     if 'dataset' not in names and 'dataset' not in found:
         first = tokens[0] if tokens and not tokens[0].startswith('-') else 'FOLDER'
-        sys.exit(
-            f'error: --dataset is required: a folder of photos, a table, or a name on the Hub (--dataset {first}).'
+        raise SettingsError(
+            f'--dataset is required: a folder of photos, a table, or a name on the Hub (--dataset {first}).'
         )
 
 
@@ -347,16 +344,16 @@ def with_recipe(tokens: Sequence[str], config: Path | None) -> list[Any]:
         The settings of the file, and after them those of the recipe that the command line or the file names.
 
     Raises:
-        SystemExit: The file cannot be read.
+        SettingsError: The file cannot be read, there is no dataset, or an option has another name here.
     """
     found: dict[str, Any] = {}
     if config:
         try:
             found = yaml.safe_load(config.read_text(encoding='utf-8'))
         except (OSError, yaml.YAMLError) as e:
-            sys.exit(f'error: {config} cannot be read ({e}).')
+            raise SettingsError(f'{config} cannot be read ({e}).') from e
         if not isinstance(found, dict):
-            sys.exit(f'error: {config} holds no settings.')
+            raise SettingsError(f'{config} holds no settings.')
     named = [
         token.partition('=')[2] or following
         for token, following in zip(tokens, [*tokens[1:], ''])

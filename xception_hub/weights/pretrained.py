@@ -139,7 +139,7 @@ def _drops_hidden_layers(kwargs: dict[str, Any], cfg: PretrainedCfg) -> bool:
     That is so for another number of classes, and if the caller asks for none of them.
     """
     recorded = kwargs.get('pretrained_model_args') or {}  # timm fills in those that the caller does not give
-    hidden = _hidden_layers(dict(model_args=recorded))
+    hidden = hidden_layers(dict(model_args=recorded))
     asked = any(not kwargs.get(name, True) for name in HIDDEN)
     kept = {name: kwargs[name] for name in HIDDEN if kwargs.get(name)}
     classes = kwargs.get('num_classes', cfg.num_classes)
@@ -152,7 +152,7 @@ def _drops_hidden_layers(kwargs: dict[str, Any], cfg: PretrainedCfg) -> bool:
     return True
 
 
-def _hidden_layers(config: Mapping[str, Any]) -> dict[str, Any]:
+def hidden_layers(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a config.json for layers before the classifier."""
     recorded = config.get('model_args') or {}
     return {name: recorded[name] for name in HIDDEN if recorded.get(name)}
@@ -198,7 +198,7 @@ class _Wanted:
         classes, own = self.model.num_classes, config.get('num_classes', self.cfg.num_classes)
         if self.features_only or self.new_head or classes not in (own, self.cfg.num_classes):
             return False
-        hidden = _hidden_layers(config)
+        hidden = hidden_layers(config)
         if classes != own or any([*self.model_args.get(name, ())] != layers for name, layers in hidden.items()):
             arguments = ''.join(f', {name}={layers}' for name, layers in hidden.items())
             raise CheckpointError(
@@ -270,7 +270,7 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     file = source.read(wanted.cache_dir)
     found = recognise(file.tensors, str(source), roots=file.roots)
     unsure = not source.genuine and not found.decoder and may_be_padded(found)
-    dropped = _hidden_layers(config) if not (classifier or any(map(wanted.model_args.get, HIDDEN))) else {}
+    dropped = hidden_layers(config) if not (classifier or any(map(wanted.model_args.get, HIDDEN))) else {}
     if dropped and not (wanted.features_only or wanted.new_head):
         classes: Any = wanted.model.num_classes
         _warn_of_lost_layers(dropped, classes, config['num_classes'])
