@@ -11,6 +11,7 @@ import torch
 
 from ..errors import ToKerasError
 from ..network import Xception
+from ..weights.layouts import listed
 from ..weights.pretrained import NUMERICS, SAME_NETWORK, VARIANTS
 from . import keras_model
 from .formats import open_source
@@ -100,7 +101,7 @@ def write_keras(model: Any, network: Xception, output: Path) -> int:
         expected = {name: t for name, t in network.state_dict().items() if not name.endswith('num_batches_tracked')}
         different = [name for name, t in expected.items() if name not in written or not torch.equal(written[name], t)]
         if different or len(written) != len(expected):
-            raise ToKerasError(f'{output} was not written: Keras saved something else for {different[:6]}.')
+            raise ToKerasError(f'{output} was not written: Keras saved something else for {listed(different)}.')
         os.replace(file, output)
     return len(expected)
 

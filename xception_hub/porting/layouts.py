@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..weights.layouts import listed
 from .names import AUGMENTATIONS, KERAS1_NAMES, KERAS_CLASSES, KINDS, LAYERS, group_name
 from .nodes import Call
 from .settings import SETTINGS, Refused
@@ -328,7 +329,7 @@ class GroupsLayout:
                 continue
             others = [name] if name in known else [other for other in again.get(name, []) if other != name]
             if len(others) > 1:
-                raise Refused(f'the layer {name!r} may be {" or ".join(others[:4])}.')
+                raise Refused(f'the layer {name!r} may be {listed(others)}.')
             found[name] = others[0] if others else name
         free: dict[str, list[str]] = {}  # class -> names that are not taken
         taken = set(found.values())
@@ -344,8 +345,8 @@ class GroupsLayout:
             else:
                 raise Refused(
                     f'the config has {len(names)} layers called {stem} and a number '
-                    f'({", ".join(sorted(names, key=_numbers)[:6])}), the weights {len(others)} '
-                    f'({", ".join(sorted(others, key=_numbers)[:6]) or "none"}): which is which cannot be told.'
+                    f'({listed(sorted(names, key=_numbers))}), the weights {len(others)} '
+                    f'({listed(sorted(others, key=_numbers))}): which is which cannot be told.'
                 )
         return found
 

@@ -27,7 +27,7 @@ from .layouts import FileLayer
 from .names import AUGMENTATIONS
 from .nodes import read_calls
 from .port import Port
-from .settings import ACTIVATIONS, SETTINGS, read_settings
+from .settings import ACTIVATIONS, SETTINGS, Refused, read_settings
 from .structure import MODELS, OLD_CLASSES
 
 BY_KERAS = 'the file as Keras itself reads it'
@@ -200,7 +200,10 @@ def _why_not_loaded(ported: Port) -> str:
     if ported.kind == 'preset':
         return 'the preset belongs to KerasHub'
     if ported.config is not None:
-        foreign = next(_foreign(loadable(ported.config)), '')
+        try:
+            foreign = next(_foreign(loadable(ported.config)), '')
+        except Refused as e:  # of another output
+            return f'one of its layers {e}'
         if foreign:
             return f'its config names {foreign!r}, which is not loaded'
     if ported.structure.others and ported.structure.head.classifier is None:
@@ -229,7 +232,10 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
         layers = [loadable(layer, size) for layer in config['layers']]
         first = config['layers'][0]['config']
         if class_name == 'Sequential' and isinstance(first, dict) and 'batch_input_shape' in first:
-            layers = [_input(first['batch_input_shape'], None, size), *(layers[1:] if _is_input(layers[0]) else layers)]
+            layers = [
+                _input(first['batch_input_shape'], None, size),
+                *(layers[layers[0]['class_name'] == 'InputLayer' :]),
+            ]
         class_name = 'Functional' if class_name == 'Model' else class_name
         kept = {key: config[key] for key in ('name', 'trainable', 'input_layers', 'output_layers') if key in config}
         settings = {**kept, 'layers': layers}
@@ -262,10 +268,6 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
         operands.insert(place, number)
         nodes = [{'args': operands, 'kwargs': {}}]
     return {**made, 'name': name, 'inbound_nodes': nodes}
-
-
-def _is_input(layer: dict[str, Any]) -> bool:
-    return layer['class_name'] == 'InputLayer'
 
 
 def _input(shape: list[Any], name: str | None, size: tuple[int | None, int | None]) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def _read(name: str, value: Any) -> Any:
     if name == 'dtype':
         return _dtype(value)
     if isinstance(value, dict):
-        value = value.get('config') if value.get('class_name') == 'function' else json.dumps(value)
+        inner = value.get('config') if value.get('class_name') == 'function' else None
+        value = inner if isinstance(inner, str) else json.dumps(value)
     if name == 'axis':
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
         return -1 if value == 3 else value
@@ -123,7 +124,7 @@ def _dtype(value: Any) -> str:
     """'float' for the names and the policies of all floating point numbers. The policy of `quantize()` has a mode."""
     if isinstance(value, dict):
         config = value.get('config') or {}
-        is_plain = value.get('class_name') in ('DTypePolicy', 'Policy') and 'mode' not in config
+        is_plain = value.get('class_name') in ('DTypePolicy', 'Policy', 'PolicyV1') and 'mode' not in config
         value = config.get('name') if is_plain else config.get('mode', json.dumps(value))
     return 'float' if value is None or FLOATS.fullmatch(str(value)) else str(value)
 

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import KerasFileError
 from ..layers import MIN_IMG_SIZE
 from ..topology import MODULES
+from ..weights.layouts import listed
 from .figure5 import FIRST, LAST, WAY_OUT, compare, match
 from .keras_head import (
     HINTS,
@@ -257,9 +258,9 @@ def _drop_others(model: Model, output_layer: str) -> list[FileLayer]:
     if output_layer not in {layer.name for layer in model.layers}:
         holders = [name for name, inner in model.nested.items() if output_layer in _all_names(inner)]
         if len(holders) != 1:
-            where = f'several: {", ".join(holders[:6])}' if holders else 'none'
+            where = f'several: {listed([*holders])}' if holders else 'none'
             raise Refused(
-                f'it has no layer {output_layer!r}; its outputs are {", ".join(_outputs(model)[:6])}. Models in '
+                f'it has no layer {output_layer!r}; its outputs are {listed([*_outputs(model)])}. Models in '
                 f'it that have one: {where}.'
             )
         end = holders[0]
@@ -332,7 +333,7 @@ def _no_xception(layers: list[FileLayer]) -> str:
             'it holds the layers of an Xception, but which of its unnamed ones are residual cannot be told. '
             'Pass --config FILE with what model.to_json() gives in Keras.'
         )
-    return f'it holds an Xception that lacks {", ".join(missing[:6])}, {len(missing)} layers in all.'
+    return f'it holds an Xception that lacks {listed([*missing])}, {len(missing)} layers in all.'
 
 
 def _identify(layers: list[FileLayer]) -> tuple[dict[str, FileLayer], str] | None:
@@ -434,8 +435,8 @@ def _check_ends(model: Model, outer: Model) -> None:
             raise Refused(f'a model in it begins at {tensor.layer!r}, which is no InputLayer. {WAY_OUT}')
     outputs, ends = [tensor.layer for tensor in model.outputs], _ends(model)
     if outputs != ends or any(tensor.output for tensor in model.outputs):
-        choose = f' Choose one with --output-layer: {", ".join(outputs[:6])}.' if model is outer else f' {WAY_OUT}'
-        raise Refused(f'the model ends in {", ".join(ends[:6])}, but its outputs are {", ".join(outputs[:6])}.{choose}')
+        choose = f' Choose one with --output-layer: {listed([*outputs])}.' if model is outer else f' {WAY_OUT}'
+        raise Refused(f'the model ends in {listed([*ends])}, but its outputs are {listed([*outputs])}.{choose}')
 
 
 def _input_of(outer: Model) -> tuple[tuple[int, int] | None, int]:
@@ -487,8 +488,7 @@ def _walk(model: Model, home: Model, layers: dict[str, FileLayer]) -> list[FileL
     outputs: tuple[str, ...] = tuple(_outputs(model))
     if len(outputs) != 1:
         raise Refused(
-            f'a model in it has {len(outputs)} outputs. Choose one of them with --output-layer: '
-            f'{", ".join(outputs[:6])}.'
+            f'a model in it has {len(outputs)} outputs. Choose one of them with --output-layer: {listed([*outputs])}.'
         )
     line: list[FileLayer] = []
     inbound: tuple[str, ...] = outputs
@@ -521,7 +521,7 @@ def _walk(model: Model, home: Model, layers: dict[str, FileLayer]) -> list[FileL
 
 def _joins(model: Model, layer: FileLayer, inbound: Sequence[str], layers: dict[str, FileLayer]) -> Refused:
     """What is wrong with a layer that takes several, and the way out."""
-    what = f'the {layer.class_name} layer {layer.name!r} joins {", ".join(inbound[:6])}'
+    what = f'the {layer.class_name} layer {layer.name!r} joins {listed([*inbound])}'
     choices = [name for name in inbound if _holds_xception(model, _ancestors(model, name))]
     if choices:
         return Joined(what, choices)

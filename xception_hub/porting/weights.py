@@ -83,8 +83,14 @@ class WeightFile:
 
     @cached_property
     def _index(self) -> dict[str, dict[str, Any]]:
-        """Groups with their attributes, and arrays with their shapes."""
-        self._process = start()
+        """Groups with their attributes, and arrays with their shapes, of a process with the protocol of hdf5.py."""
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name('hdf5.py'))],  # importing the package would import torch
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONSAFEPATH': '1'},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         files = [str(file.absolute()) for file in self._files]
         return self._ask(dict(source=str(self.source), files=files, size=self._size), str(self.source), self._content)
 
@@ -109,17 +115,3 @@ class WeightFile:
         if name == 'SIGXCPU':
             why = f'it takes more than {MAX_SECONDS} s'
         return KerasFileError(f'{place} is damaged: {why}. Save or download it again.')
-
-
-def start() -> subprocess.Popen[bytes]:
-    """Starts a process that reads, with the protocol of hdf5.py. Its stderr is discarded.
-
-    It runs the file by its path, because importing the package would import torch.
-    """
-    return subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name('hdf5.py'))],
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONSAFEPATH': '1'},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
