@@ -232,10 +232,8 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
         layers = [loadable(layer, size) for layer in config['layers']]
         first = config['layers'][0]['config']
         if class_name == 'Sequential' and isinstance(first, dict) and 'batch_input_shape' in first:
-            layers = [
-                _input(first['batch_input_shape'], None, size),
-                *(layers[layers[0]['class_name'] == 'InputLayer' :]),
-            ]
+            is_input = layers[0]['class_name'] == 'InputLayer'
+            layers = [_input(first['batch_input_shape'], None, size), *layers[is_input:]]
         class_name = 'Functional' if class_name == 'Model' else class_name
         kept = {key: config[key] for key in ('name', 'trainable', 'input_layers', 'output_layers') if key in config}
         settings = {**kept, 'layers': layers}
