@@ -24,6 +24,7 @@ from xception_hub import Xception
 from xception_hub.errors import KerasFileError
 from xception_hub.porting.figure5 import FIGURE5, widths
 from xception_hub.porting.keras_file import build_keras, write_keras
+from xception_hub.porting.layer_settings import NEUTRAL, SETTINGS, read_settings
 from xception_hub.porting.layouts import FileLayer
 from xception_hub.porting.names import LAYERS
 from xception_hub.porting.nodes import read_calls
@@ -32,7 +33,6 @@ from xception_hub.porting.parity import compare_with_keras, prove_parity
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.preprocessing import Preprocessing
 from xception_hub.porting.reference import BY_KERAS, BY_PORT, WEIGHTS_BY_KERAS, KerasReference
-from xception_hub.porting.settings import NEUTRAL, SETTINGS, read_settings
 from xception_hub.porting.structure import parse
 
 

@@ -5,7 +5,7 @@
     weights           that process, as the rest of the package sees it
     archive           a .keras archive as data
     formats           what a source is: every file and directory in which Keras has kept an Xception
-    settings          the settings of Keras' layers, in one notation; what of a file is refused
+    layer_settings    the settings of Keras' layers, in one notation; what of a file is refused
     nodes             the wires of a config, in all formats
     layouts           where each layer's arrays lie in a weight file
     keras_head        what stands around Xception in a Keras model

@@ -10,12 +10,12 @@ import timm
 from timm.data import ImageNetInfo
 
 from ..errors import KerasFileError
+from .layer_settings import is_number
 from .output import read_report
 from .parity import Finding
 from .photos import Photo, compare_pixels
 from .port import Port
 from .preprocessing import Preprocessing
-from .settings import is_number
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
 MOST_SCALE_OF_BYTES = 1 / 64

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from .. import Xception
 from ..topology import MODULES
+from .layer_settings import ACTIVATIONS, SETTINGS, Refused, is_number, read_settings
 from .layouts import FileLayer
 from .names import KERAS_CLASSES, LAYERS
 from .nodes import Tensor
-from .settings import ACTIVATIONS, SETTINGS, Refused, is_number, read_settings
 
 INPUT = 'input'
 

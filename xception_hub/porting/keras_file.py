@@ -17,10 +17,10 @@ from . import keras_model
 from .formats import open_source
 from .keras_head import FINAL_ACTIVATIONS
 from .keras_model import POOLING_LAYERS, import_keras, structure_of
+from .layer_settings import refusals_of
 from .layouts import layout_of
 from .port import port, read_layers
 from .preprocessing import Rescaling
-from .settings import refusals_of
 
 # What Keras' Xception is; a network with other arguments has no counterpart there, but for other values of some.
 KERAS_ARGUMENTS = dict(NUMERICS, **VARIANTS, output_stride=32)

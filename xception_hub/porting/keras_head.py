@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..head import head_layer_names
+from .layer_settings import ACTIVATIONS, Refused, checked_settings, is_number
 from .layouts import FileLayer
 from .names import AUGMENTATIONS, KerasLayer
 from .preprocessing import Rescaling
-from .settings import ACTIVATIONS, Refused, checked_settings, is_number
 
 POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
 MAP_POOLS = {'AveragePooling2D': 'avg', 'MaxPooling2D': 'max'}

@@ -8,9 +8,9 @@ import numpy as np
 
 from .. import Xception
 from .keras_head import JOINS, POOLS
+from .layer_settings import ACTIVATIONS
 from .names import LAYERS, to_keras
 from .preprocessing import Rescaling
-from .settings import ACTIVATIONS
 from .structure import Structure, parse
 
 # timm's name of a pooling -> Keras' layers of it; several are joined by another

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..weights.layouts import listed
+from .layer_settings import SETTINGS, Refused
 from .names import AUGMENTATIONS, KERAS1_NAMES, KERAS_CLASSES, KINDS, LAYERS, group_name
 from .nodes import Call
-from .settings import SETTINGS, Refused
 from .weights import WeightFile
 
 

@@ -22,11 +22,11 @@ from ..weights.layouts import listed
 from .figure5 import compare_backbone
 from .formats import Opened, open_source, read_json
 from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, normalized, rescaling_of
+from .layer_settings import Refused, is_number, refusals_of
 from .layouts import GroupsLayout, Layout, layout_of
 from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
 from .preprocessing import Rescaling
 from .release import RELEASES, fetch
-from .settings import Refused, is_number, refusals_of
 from .structure import Structure, bare, check_image_size, parse
 from .weights import WeightFile
 

@@ -23,11 +23,11 @@ from ..topology import TAPS
 from .figure5 import FIGURE5, TAPPED
 from .keras_head import JOINS, MAP_POOLS, OPERATIONS, POOLS, STEPS, operation_of
 from .keras_model import build, import_keras, structure_of
+from .layer_settings import ACTIVATIONS, SETTINGS, Refused, read_settings
 from .layouts import FileLayer
 from .names import AUGMENTATIONS
 from .nodes import read_calls
 from .port import Port
-from .settings import ACTIVATIONS, SETTINGS, Refused, read_settings
 from .structure import MODELS, OLD_CLASSES
 
 BY_KERAS = 'the file as Keras itself reads it'

@@ -28,11 +28,11 @@ from .keras_head import (
     read_head,
     read_steps,
 )
+from .layer_settings import Refused
 from .layouts import FileLayer, numbered
 from .names import IMAGE_AUGMENTATIONS, KERAS_CLASSES, LAYERS, LISTED, group_name
 from .nodes import Call, Tensor, read_calls, tensors_in
 from .preprocessing import Rescaling
-from .settings import Refused
 
 MODELS = ('Functional', 'Model', 'Sequential')
 KERAS_MODULES = re.compile(r'(tensorflow\.(python\.)?|tf_)?keras(\.[\w.]+)?')
