@@ -1,9 +1,9 @@
 """xception-hub finetune --recipe transfer --dataset photos --output DIR
 
-Adapts xception_paper, or any timm model, to a Hugging Face dataset or a folder of images, on a CPU, a GPU or many
-machines. DIR becomes a model directory for timm, with a report. Interrupt it, run the command again: the final weights
-are bit-identical. For several processes: accelerate launch -m xception_hub finetune. In a clone: accelerate launch
-finetune.py.
+Trains xception_paper, or any timm model, on a Hugging Face dataset or a folder of images, with a CPU, a GPU or many
+machines. DIR becomes a model directory for timm, with a report. An interrupted run continues when the same command is
+run again; its final weights are bit-identical. For several processes: accelerate launch -m xception_hub finetune. In a
+clone: accelerate launch finetune.py.
 """
 
 import math
@@ -23,7 +23,7 @@ from cyclopts import App, Parameter
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from xception_hub.data.dataset import Data
+from xception_hub.data.labelled import Data
 from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError, exits_with_message
 from xception_hub.models import classifier
 from xception_hub.models.build import TimmModel, Transforms, build, evaluating
@@ -38,7 +38,7 @@ from xception_hub.training.optimization import check_optimizer, make_optimizer, 
 from xception_hub.training.phase import Phase, Task
 from xception_hub.training.processes import Machine
 from xception_hub.training.run_checkpoints import Checkpoint
-from xception_hub.training.run_data import check_finished, find_data
+from xception_hub.training.run_data import check_finished, checked, divided, read, scanned, seen_by
 from xception_hub.training.run_directory import SETTINGS_FILE, Interrupted, Progress, Run, Stop, stop_on_signals
 from xception_hub.training.settings import RESUME_MAY_CHANGE, Settings, phases, with_recipe
 from xception_hub.training.throughput import Throughput
@@ -47,7 +47,9 @@ INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
 
 
 def run(settings: Settings) -> None:
-    """The whole of it: data, model, phases, results."""
+    """Runs the whole training: data, model, phases, results."""
+    if Path(settings.model.model).is_dir():
+        settings = replace(settings, model=replace(settings.model, model=f'local-dir:{settings.model.model}'))
     machine = processes.start(settings)
     output = settings.output
     directory = Run(output.output, settings.flat(), machine.processes, RESUME_MAY_CHANGE, output.keep_checkpoints)
@@ -56,7 +58,11 @@ def run(settings: Settings) -> None:
         results.show_finished(directory, output.push, machine)
         return
     check_optimizer(settings.optimization)
-    data, manifest = find_data(settings, directory, machine)
+    seen = seen_by(settings)
+    data = read(settings)
+    manifest = checked(settings, data, directory)
+    data = scanned(data, settings.data, manifest, machine)
+    data = divided(settings, data, seen, manifest, machine)
     checkpoint = directory.checkpoints.newest()
     model, transforms = build_model(settings, data, machine, checkpoint)
     selected = None
@@ -69,13 +75,15 @@ def run(settings: Settings) -> None:
         machine.print(dry_run(task, whole_phase))
         return
     if len(set(machine.gather([checkpoint and checkpoint.path.name]))) > 1:
-        raise ResumeError(f'{output.output} is not the same for all processes: put it where all machines see it.')
+        raise ResumeError(f'{output.output} differs between processes. Choose an --output that all machines share.')
     progress = Progress(**checkpoint.state['progress']) if checkpoint else Progress()
     if checkpoint:
         machine.print(f'Going on from {checkpoint.path}')
-    machine.accelerator.wait_for_everyone()  # all have read what is there; from here on there will be more
+    machine.accelerator.wait_for_everyone()  # all processes have read the directory; only now the main one writes
     if machine.is_main:
         directory.start(manifest)
+        if len(data.train.digests):  # of a run that was not scanned, nothing is known
+            seen.after(data).write(directory.directory)
     machine.accelerator.init_trackers('xception_hub', {name: str(value) for name, value in settings.flat().items()})
     phase = evaluation_phase(task, selected) if output.eval_only else None
     stages = phases(settings)
@@ -94,7 +102,7 @@ def run(settings: Settings) -> None:
 def build_model(
     settings: Settings, data: Data, machine: Machine, resumed: Checkpoint | None
 ) -> tuple[TimmModel, Transforms]:
-    """The network, the same in every process, and the transforms of its images."""
+    """Builds the network, equal in all processes, and the transforms of its images."""
     s = settings.model
     seed_all(settings.optimization.seed)  # for the new classifier
     args = {name.replace('-', '_'): value for name, value in s.model_args.items()}
@@ -105,7 +113,7 @@ def build_model(
     else:
         model, kept = classifier.build_for(s.model, data.class_names, pretrained, args, s.image_size)
         if 0 < len(kept) < len(data.class_names):
-            machine.print(f'The classifier keeps its rows of {len(kept)} classes that it knows; the others are new.')
+            machine.print(f'The classifier keeps its weights for {len(kept)} known classes; the others are new.')
     if settings.machine.gradient_checkpointing:
         model.set_grad_checkpointing(True)
     return model.to(machine.device).to(memory_format=machine.memory_format), Transforms(model, s.image_size)
@@ -115,14 +123,14 @@ def build_model(
 
 
 def probe_phase(task: Task) -> Phase:
-    """The classifier alone, on features that the frozen network computes once."""
+    """Trains only the classifier, on features that the frozen network computes once."""
     module = classifier.ProbeHead(task.model, task.settings.model.drop_rate)
     training, validation = (frozen_features(task.images(split), task) for split in ('train', 'validation'))
     return Phase('probe', task, module, 'head', training, validation, make_objective(task))
 
 
 def whole_phase(task: Task) -> Phase:
-    """The whole network, on augmented images."""
+    """Trains the whole network on augmented images."""
     a, transforms = task.settings.augmentation, task.transforms
     transform = transforms.training(
         a.crop_scale,
@@ -139,7 +147,7 @@ def whole_phase(task: Task) -> Phase:
 
 
 def evaluation_phase(task: Task, outputs: list[int] | None) -> Phase:
-    """The model as it is, with all of its outputs, or with some."""
+    """Evaluates the model unchanged, with all or some of its outputs."""
     module = task.model if outputs is None else Selected(task.model, outputs).to(task.machine.device)
     objective = Objective(len(task.data.class_names), task.data.multi_label)
     return Phase('evaluation', task, module, 'model', None, task.images('validation'), objective)
@@ -155,11 +163,11 @@ def make_objective(task: Task) -> Objective:
 
 
 class Training:
-    """A phase from its start, or from a checkpoint, to its end.
+    """Trains a phase from its start, or from a checkpoint, to its end.
 
     Args:
         phase: The phase.
-        progress: How far the run has come; it is kept up to date.
+        progress: Progress of the run, which the training updates.
         checkpoint: The checkpoint to continue from; None at the start of the phase.
     """
 
@@ -181,7 +189,7 @@ class Training:
             machine.print('--precise-bn-images has no effect: no batch normalization is trained.')
         if task.settings.machine.compile:
             module.compile()
-        # a phase is prepared anew: what is trained has changed, and so has what the processes share
+        # each phase is prepared anew, because it trains other weights
         machine.accelerator.free_memory()
         self.wrapped, self.prepared_optimizer = machine.accelerator.prepare(module, self.optimizer)
         self.order = TrainingBatches(train, self.batching, s.seed, s.balanced_sampling)
@@ -192,7 +200,7 @@ class Training:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The averages, if there are any, else the module itself."""
+        """The averaged weights if there are any, else the module itself."""
         return self.averages.module if self.averages else self.phase.module
 
     def run(self) -> None:
@@ -200,7 +208,7 @@ class Training:
 
         Raises:
             Diverged: The loss is not a finite number.
-            Interrupted: A signal asked to stop; everything is saved.
+            Interrupted: A signal asked to stop. A checkpoint is saved first.
         """
         progress = self.progress
         with stop_on_signals() as stop:
@@ -216,7 +224,7 @@ class Training:
                     raise Interrupted
 
     def run_epoch(self, throughput: Throughput, stop: Stop) -> None:
-        """Trains for what is left of an epoch."""
+        """Trains for the rest of an epoch."""
         progress, batching, machine = self.progress, self.batching, self.machine
         self.order.epoch, self.order.first_update = progress.epoch, progress.update
         classifier.set_mode(self.phase.module, self.settings.batch_norm == 'frozen')
@@ -245,7 +253,7 @@ class Training:
                     raise Interrupted
 
     def run_update(self, feed: Iterator[Batch], update: int) -> Tensor:
-        """Takes one step of the optimizer; returns the sum of this process' losses."""
+        """Takes one optimizer step; returns the sum of the losses in this process [] (a scalar)."""
         accelerator, objective = self.machine.accelerator, self.phase.objective
         size, steps = self.batching.size(update), self.batching.steps(update)
         number = self.progress.epoch * self.batching.updates + update
@@ -258,7 +266,7 @@ class Training:
             inputs, targets = objective.prepare(batch.inputs, batch.labels)
             with nullcontext() if step + 1 == steps else accelerator.no_sync(self.wrapped):
                 losses = objective.losses(self.wrapped(inputs), targets) * batch.weights
-                # gradients become the mean over processes; this makes it that over all images of the update
+                # accelerate averages gradients over processes; the factor makes it the mean over all images
                 accelerator.backward(losses.sum() * accelerator.num_processes / size)
             loss_sum += losses.detach().sum()
         if self.settings.clip_grad:
@@ -270,7 +278,7 @@ class Training:
         return loss_sum
 
     def training_inputs(self) -> Iterator[Tensor]:
-        """What the network has seen in the first updates of the epoch, for precise BN."""
+        """Yields the inputs [B, 3, H, W] of the first updates of the epoch again, for precise BN."""
         progress, batching, machine = self.progress, self.batching, self.machine
         self.order.epoch, self.order.first_update = progress.epoch, 0
         updates = min(math.ceil(self.precise_bn_images / batching.group), batching.updates)
@@ -283,7 +291,7 @@ class Training:
                 bar.update(len(batch.indices) * machine.processes)
 
     def end_epoch(self, predictions: Predictions, throughput: Throughput) -> None:
-        """Writes an epoch down, and keeps its weights if they are the best so far."""
+        """Records the metrics of an epoch, and saves its weights if they are the best so far."""
         progress, accelerator = self.progress, self.machine.accelerator
         row = dict(
             phase=self.phase.name,
@@ -315,7 +323,7 @@ class Training:
         return self.settings.early_stopping is not None and since >= self.settings.early_stopping
 
     def save(self) -> None:
-        """Writes a checkpoint, unless a weight is not a finite number."""
+        """Writes a checkpoint, or raises Diverged if a weight is not a finite number."""
         self.saved_at = time.monotonic()
         if not self.machine.is_main:
             return
@@ -330,7 +338,7 @@ class Training:
         self.checkpoints.save(progress.phase, progress.epoch * self.batching.updates + progress.update, tensors, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continues where a checkpoint was written."""
+        """Restores weights, averages and optimizer from a checkpoint."""
         tensors, state = checkpoint.tensors, checkpoint.state
         run_checkpoints.restore(self.phase.module, tensors[self.phase.kind], checkpoint.path)
         if self.averages:
@@ -348,7 +356,7 @@ class Training:
 
 
 def evaluate(phase: Phase, module: nn.Module) -> Predictions:
-    """Predictions of a module on the validation split, by all processes together, each image exactly once."""
+    """Predicts the validation split with all processes together, each image exactly once."""
     machine, split = phase.task.machine, phase.task.data.validation
     order = InOrder(split, phase.task.settings.optimization.batch_size, machine.processes, machine.rank)
     parts = []
@@ -361,7 +369,7 @@ def evaluate(phase: Phase, module: nn.Module) -> Predictions:
 
 
 def restore_best(phase: Phase) -> None:
-    """Gives the model the best weights, and keeps them whole, for the next phase changes what a head rests on."""
+    """Loads the best weights, and saves them for the whole model, because the next phase changes more than the head."""
     model, machine = phase.task.model, phase.task.machine
     if machine.is_main:
         file = phase.task.run.checkpoints.best
@@ -375,25 +383,25 @@ def restore_best(phase: Phase) -> None:
 # The command
 
 app = App(help=__doc__, version_flags=[])
-app['--help'].show = app.meta['--help'].show = False  # they would have a box of their own
+app['--help'].show = app.meta['--help'].show = False  # otherwise --help shows them in a separate box
 
 
 @app.default
 def main(settings: Settings) -> None:
-    """Adapts a timm model to a dataset."""
+    """Trains a timm model on a dataset."""
     is_main = int(os.environ.get('RANK', '0')) == 0
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     try:
         run(settings)
     except XceptionHubError as e:
         text = str(e)
-        if isinstance(e, ImageError):  # from a worker, only the last line is for the user
+        if isinstance(e, ImageError):  # drop the traceback of a worker
             text = text.strip().splitlines()[-1].rpartition('ImageError: ')[2]
         sys.exit(f'error: {text}' if is_main else 1)
     except (Interrupted, KeyboardInterrupt):
-        file = settings.output.output / SETTINGS_FILE  # not there if nothing has been trained
+        file = settings.output.output / SETTINGS_FILE  # missing if nothing has been trained
         again = f', or: {sys.argv[0]} --config {file}' if file.is_file() else ''
-        print(f'\nStopped. The same command goes on from here{again}', file=sys.stderr)
+        print(f'\nStopped. To continue, run the same command again{again}', file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
@@ -402,7 +410,7 @@ def main(settings: Settings) -> None:
 def launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], config: Path | None = None
 ) -> None:
-    """Settings come from the command line, else from the YAML file, else from the recipe.
+    """Takes settings from the command line, else from the YAML file, else from the recipe.
 
     Args:
         config: YAML file with settings, such as DIR/settings.yaml of another run.

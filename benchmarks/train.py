@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 from port_a_keras_model import download
 
 from xception_hub.allocator import keep_freed_memory, release_freed_memory, return_freed_memory
-from xception_hub.data.dataset import Split
+from xception_hub.data.labelled import Split
 from xception_hub.models.build import Transforms, build
 from xception_hub.timing import device_model, in_turn, lacks_bf16
 from xception_hub.training.batches import Batching, Images, TrainingBatches, loader

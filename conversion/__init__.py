@@ -1,7 +1,7 @@
 """Recipes on top of `xception_hub.porting`, to read from top to bottom and to change.
 
-python -m conversion.convert       a Keras file becomes a directory that timm loads, after a proof of parity
-python -m conversion.prove         the proof once more, at other sizes and on photos
-python -m conversion.to_keras      a model directory becomes a Keras file
-python -m conversion.fingerprints  made xception_hub/weights/fingerprints.json
+python -m conversion.convert       converts a Keras file into a directory that timm loads, after a proof of parity
+python -m conversion.prove         repeats the proof at other sizes and on photos
+python -m conversion.to_keras      converts a model directory into a Keras file
+python -m conversion.fingerprints  writes xception_hub/weights/fingerprints.json
 """

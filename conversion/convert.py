@@ -1,7 +1,7 @@
 """xception-hub convert model.keras -o DIR --input-range tf --interpolation nearest
 
-Converts a Keras Xception into a directory that timm loads, after Keras and the network were shown to compute the same.
-In a clone: python -m conversion.convert.
+Converts a Keras Xception into a directory that timm loads. It first compares the network with Keras, and writes nothing
+if their outputs differ. In a clone: python -m conversion.convert.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from xception_hub.porting.photos import Photo, find_photos, keras_batch
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.preprocessing import Preprocessing
 
-# Beside the model's own: at this size the poolings meet odd and even maps, in height and in width.
+# Second size of the comparison, in pixels: the poolings get odd and even maps, both in height and in width.
 SECOND_SIZE = (107, 150)
 
 STATISTICS_PHOTOS = 10  # means need more than two
@@ -36,20 +36,20 @@ def convert(
     class_names: Sequence[str] | None = None,
     photos: Sequence[Path] = (),
 ) -> Parity:
-    """Verifies a ported file, and only then writes.
+    """Compares the network of a ported file with Keras, and writes a model directory if both compute the same.
 
     Args:
-        ported: What `port` read.
+        ported: The result of `port`.
         output: Directory for model.safetensors, config.json, README.md and parity.json.
-        preprocessing: Preparation of the images that the model was trained on.
-        class_names: One for each output, in order.
-        photos: Image files to compare on; without any, a photo of Matplotlib's, or noise for other than three channels.
+        preprocessing: Preparation of the training images.
+        class_names: Name of each output, in order.
+        photos: Image files to compare on. By default one photo from Matplotlib; noise unless the model has 3 channels.
 
     Raises:
-        KerasFileError: The class names don't fit.
+        KerasFileError: The number of class names differs from that of the outputs.
         DirectoryError: The directory can't be written.
-        ParityError: Keras computes something else than the converted network; or it is not installed, and the proofs
-            without it failed or lack a photo.
+        ParityError: Keras and the converted network compute different outputs; or Keras is not installed, and the
+            proofs without it failed or lack a photo.
     """
     classes = ported.model_args['num_classes']
     if class_names is not None and len(class_names) != classes:
@@ -59,7 +59,7 @@ def convert(
     sizes = list(dict.fromkeys([preprocessing.image_size, SECOND_SIZE]))
     parity = prove_parity(ported, model, sizes, pictures, keras_batch(preprocessing, pictures[:STATISTICS_PHOTOS]))
     if not parity.passed:
-        raise ParityError(f'{ported.source}: not shown to be the same; nothing was written.\n{parity.report()}')
+        raise ParityError(f'{ported.source}: the proof of parity failed; nothing was written.\n{parity.report()}')
     write(output, ported, model, parity, preprocessing, class_names)
     return parity
 
@@ -83,19 +83,19 @@ def main(
 
     Args:
         source: Keras file: a .keras archive; a whole model or weights of Keras 1, 2 or 3 in .h5 or .weights.h5; a
-            sharded .weights.json; or the directory of a KerasHub preset. keras-imagenet and keras-imagenet-notop are
-            the weights that Keras publishes, which are downloaded.
+            sharded .weights.json; or the directory of a KerasHub preset. keras-imagenet and keras-imagenet-notop
+            download the weights that Keras publishes.
         output: Directory to write: model.safetensors, config.json, README.md, parity.json.
-        input_range: Values that the model takes: tf for -1..1 (xception.preprocess_input), unit for 0..1, raw for
-            0..255. Needed where the file does not say.
-        interpolation: Resampling of the training images. load_img uses nearest, image_dataset_from_directory bilinear.
-            Needed where the file does not say.
-        size: Height and width of the images in pixels. Needed where the file does not say.
-        class_names: Names of the classes in order, separated by spaces or commas, or a file with one a line; `none` for
-            a model without names. Needed for every model with a classifier.
-        config: File with what model.to_json() gives in Keras. Needed for weights alone with more than one Dense layer.
-        output_layer: Layer that is the output, of a model that has several.
-        images: Folder of photos on which the networks are compared. By default one photo that Matplotlib brings along.
+        input_range: Range of the model's input values: tf for -1..1 (xception.preprocess_input), unit for 0..1, raw
+            for 0..255. Needed unless the file contains it.
+        interpolation: Interpolation that resized the training images. load_img uses nearest,
+            image_dataset_from_directory bilinear. Needed unless the file contains it.
+        size: Height and width of the images in pixels. Needed unless the file contains it.
+        class_names: Names of the classes in order, separated by spaces or commas; or a file with one name per line; or
+            `none` for a model without names. Needed for every model with a classifier.
+        config: JSON file with the output of Keras' model.to_json(). Needed for weights with several Dense layers.
+        output_layer: Name of the output layer. Needed for a model with several outputs.
+        images: Folder of photos for the comparison. By default one photo from Matplotlib is used.
     """
     ported = port(source, config, output_layer)
     preprocessing = choose_preprocessing(ported, input_range, interpolation, size, class_names)

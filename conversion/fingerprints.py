@@ -1,6 +1,6 @@
 """python -m conversion.fingerprints model.keras > xception_hub/weights/fingerprints.json
 
-Prints the fingerprints of a file's backbone, which has to be the one that Keras publishes: frozen, never trained on.
+Prints the fingerprints of a file's backbone. The file must contain the weights that Keras publishes, unchanged.
 """
 
 import json
@@ -20,7 +20,7 @@ def main(source: str, /) -> None:
     """Prints JSON.
 
     Args:
-        source: What `python -m conversion.convert` takes.
+        source: Keras file, as for `python -m conversion.convert`.
     """
     print(json.dumps(fingerprint(port(source).tensors), indent=0))
 

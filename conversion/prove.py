@@ -1,7 +1,7 @@
 """xception-hub prove model.keras DIR --sizes 71 150 224 299 331
 
-Compares the network of a directory with the Keras model that it came from, after every module, at several sizes.
-Without Keras it makes the proofs that need none, on photos, and says so. In a clone: python -m conversion.prove.
+Compares a converted network with its Keras model after each module, at several image sizes. If Keras is not installed,
+it runs the proofs that don't need Keras, on photos, and reports this. In a clone: python -m conversion.prove.
 """
 
 import sys
@@ -24,20 +24,20 @@ from xception_hub.porting.plot import draw
 from xception_hub.porting.port import Port, port
 
 SIZES = (71, 150, 224, 299, 331)  # pixels: Keras' smallest, its users' and the paper's usual
-PHOTOS = 16  # for the moving statistics: means need more than two
+PHOTOS = 16  # at most, for the proof by the moving statistics; means need more than two
 PLOT_FILE = 'parity.png'
 
 app = App(name='python -m conversion.prove', help=__doc__, version_flags=[])
 
 
 def prove(ported: Port, directory: Path, sizes: tuple[int, ...] = SIZES, photos: list[Path] | None = None) -> Parity:
-    """Compares the network of a directory with the Keras file that it came from.
+    """Compares the network of a directory with the Keras file that it was converted from.
 
     Args:
-        ported: What `port` reads from the file.
-        directory: What the conversion wrote.
-        sizes: Heights and widths of square images in pixels, beside the model's own.
-        photos: Image files to compare on; without any, a photo of Matplotlib's.
+        ported: The result of `port` for the Keras file.
+        directory: Directory that the conversion wrote.
+        sizes: Heights and widths of square images in pixels. The model's own size is added.
+        photos: Image files to compare on. By default one photo from Matplotlib.
 
     Raises:
         WeightsError: The directory's weights don't fit its config.
@@ -45,7 +45,7 @@ def prove(ported: Port, directory: Path, sizes: tuple[int, ...] = SIZES, photos:
         ParityError: Keras is not installed, and there is no photo.
     """
     if not (directory / 'config.json').is_file():
-        raise OSError(f'{directory} is no model directory: it has no config.json.')
+        raise OSError(f'{directory} is not a model directory: it has no config.json.')
     network = timm.create_model(f'local-dir:{directory}', pretrained=True).eval()
     squares = [(size, size) for size in sizes]
     own = [ported.image_size] if ported.image_size else []
@@ -70,16 +70,16 @@ def main(
     plot: Path | None = None,
     json_: Annotated[bool, Parameter('--json', negative='')] = False,
 ) -> None:
-    """Prove that DIRECTORY computes what SOURCE does. The status is 0 only if every proof that decides passed.
+    """Prove that DIRECTORY and SOURCE compute the same. The exit status is 0 only if every required proof passed.
 
     Args:
-        source: Keras file, as `xception-hub convert` takes it.
+        source: Keras file, as for `xception-hub convert`.
         directory: Directory that the conversion wrote.
-        images: Folder of photos on which the networks are compared. By default one photo that Matplotlib brings along.
-        sizes: Heights and widths of the square images in pixels. The model's own size is compared in any case.
-        config: File with what model.to_json() gives in Keras, if the conversion needed it.
-        plot: PNG file for the difference after each module. By default DIRECTORY/parity.png.
-        json_: Print what DIRECTORY/parity.json holds, instead of tables.
+        images: Folder of photos for the comparison. By default one photo from Matplotlib is used.
+        sizes: Heights and widths of square images in pixels. The model's own size is always compared, too.
+        config: JSON file with the output of Keras' model.to_json(), if the conversion needed it.
+        plot: PNG file for a plot of the difference after each module. By default DIRECTORY/parity.png.
+        json_: Print the content of DIRECTORY/parity.json instead of tables.
     """
     parity = prove(port(source, config), directory, sizes, find_photos(images) if images else [])
     update_report(directory, parity)
@@ -91,7 +91,7 @@ def main(
             print(f'{parity.tap_table()}\n\n{picture}\n')
         print(f'{parity.report()}\nWritten: {directory / PARITY_FILE}')
     if not parity.passed:
-        sys.exit('The networks are NOT shown to be the same.')
+        sys.exit('The proof failed: the networks may compute different outputs.')
 
 
 if __name__ == '__main__':

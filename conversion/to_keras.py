@@ -1,7 +1,7 @@
 """xception-hub to-keras DIR -o model.keras
 
-Builds the Keras model of a directory that timm loads, and writes it as a Keras 3 archive (.keras) or its weights alone
-(.weights.h5). The arrays are read back and compared bit by bit before the file takes its place. In a clone: python -m
+Builds the Keras model of a model directory. It writes a Keras 3 archive (.keras), or only the weights (.weights.h5).
+Before it replaces an existing file, it reads all arrays back and compares them bit by bit. In a clone: python -m
 conversion.to_keras.
 """
 
@@ -23,8 +23,8 @@ def main(directory: Path, /, *, output: Annotated[Path, Parameter(alias='-o')]) 
     """Write the Keras model of DIRECTORY.
 
     Args:
-        directory: Model directory, such as `xception-hub convert` or a fine-tuning writes.
-        output: File to write; its name ends in .keras or .weights.h5.
+        directory: Model directory that `xception-hub convert` or `finetune` wrote.
+        output: File to write. Its name must end in .keras or .weights.h5.
     """
     model, network = build_keras(directory)
     count = write_keras(model, network, output)

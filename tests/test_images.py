@@ -16,8 +16,7 @@ from small_images import photo
 
 import xception_hub
 from xception_hub import images
-from xception_hub.data.dataset import Split
-from xception_hub.data.items import Item, image_of
+from xception_hub.data.labelled import Split
 from xception_hub.errors import ImageError
 from xception_hub.images import open_image
 
@@ -223,6 +222,6 @@ def test_a_phone_photo_by_its_path(tmp_path: Path) -> None:
     assert opened.size == photo().size
     cell = dict(path=str(tmp_path / 'phone.jpg'), bytes=None)
     split = Split('train', [{'image': cell}], np.arange(1), np.zeros(1, np.int64))
-    assert image_of(split, Item(0)).tobytes() == opened.tobytes()
+    assert split.image(0).tobytes() == opened.tobytes()
     Image.new('RGBA', (8, 8), (0, 0, 0, 0)).save(tmp_path / 'transparent.png')
     assert xception_hub.open_image(tmp_path / 'transparent.png').getpixel((0, 0)) == (255, 255, 255)

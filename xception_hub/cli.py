@@ -23,6 +23,7 @@ from .weights import fingerprints, sources
 
 PACKAGE = Path(__file__).parent
 USAGE = 2  # exit status where the command line cannot be read
+INTERRUPTED = 130  # of a process that Ctrl-C has ended
 
 # Headings of `xception-hub --help`, in order.
 KERAS, USE, PAPER, HERE = map(Group.create_ordered, ('Keras', 'Train and use', 'The paper', 'This installation'))
@@ -36,7 +37,7 @@ class Recipe(NamedTuple):
         extra: The extra of `pip install 'xception-hub[EXTRA]'` that brings what the command imports.
         help: One line for `xception-hub --help`.
         has_meta: Whether the command begins in `app.meta`.
-        group: Heading of `xception-hub --help` that it stands under.
+        group: Heading of `xception-hub --help` above the command.
     """
 
     place: str
@@ -48,31 +49,30 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     'convert': Recipe('conversion/convert.py', 'keras', 'Convert a Keras file into a model directory.', group=KERAS),
-    'prove': Recipe('conversion/prove.py', 'keras', 'Prove that a model directory is its Keras file.', group=KERAS),
-    'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Write a model directory as a Keras file.', group=KERAS),
-    'finetune': Recipe('finetune.py', 'finetune', 'Adapt a timm model to a dataset or a folder of images.', True),
-    'predict': Recipe('xception_hub.inference.predict', 'finetune', 'Classify images, or write their features.'),
-    'explain': Recipe('xception_hub.inference.explain', 'explain', 'Draw what in photos spoke for their classes.'),
-    'demo': Recipe(
-        'xception_hub.inference.demo', 'demo', 'Serve a page that says what photos show, and where it looked.'
-    ),
-    'export': Recipe('xception_hub.inference.export', 'export', 'Write a model for another runtime, and compare.'),
+    'prove': Recipe('conversion/prove.py', 'keras', 'Compare a converted model with its Keras file.', group=KERAS),
+    'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Convert a model directory into a Keras file.', group=KERAS),
+    'finetune': Recipe('finetune.py', 'finetune', 'Train a timm model on your own labelled images.', True),
+    'folds': Recipe('xception_hub.training.cross_validation', 'finetune', 'Summarise the runs of a cross-validation.'),
+    'predict': Recipe('xception_hub.inference.predict', 'finetune', 'Classify images, or save their features.'),
+    'explain': Recipe('xception_hub.inference.explain', 'explain', 'Draw heat maps of what made the model choose.'),
+    'demo': Recipe('xception_hub.inference.demo', 'demo', 'Start a web page that classifies and explains photos.'),
+    'export': Recipe('xception_hub.inference.export', 'export', 'Convert a model for ONNX, OpenVINO and others.'),
     'publish': Recipe('xception_hub.directory.publish', 'keras', 'Publish a model directory on the Hugging Face Hub.'),
-    'paper': Recipe('xception_hub.paper.__main__', 'paper', 'Check and draw what the paper states.', group=PAPER),
+    'paper': Recipe('xception_hub.paper.__main__', 'paper', "Check the paper's numbers and figures.", group=PAPER),
     'ablations': Recipe('xception_hub.paper.ablations', 'finetune,paper', "Train the paper's variants.", group=PAPER),
-    'doctor': Recipe('xception_hub.doctor', '', 'Describe this installation, for a report of a bug.', group=HERE),
+    'doctor': Recipe('xception_hub.doctor', '', 'Describe this installation for a bug report.', group=HERE),
 }
 COMMANDS = ('verify', 'run', *RECIPES)
 
 
 def verify(source: str, /, *, json_: Annotated[bool, Parameter('--json', negative='')] = False) -> None:
-    """Count how many of the backbone's 234 tensors are Keras' own.
+    """Check that weights are those that Keras publishes, by the hashes of the backbone's 234 tensors.
 
-    The command ends with status 0 if all are, up to the eps compensation; with 1 if not, or if SOURCE cannot be read.
+    The exit status is 0 if all tensors are genuine, up to the eps compensation. It is 1 if not, or on an error.
 
     Args:
-        source: Hub id (org/name or org/name@revision), address, file or directory.
-        json_: Print JSON, with the names of the tensors.
+        source: Weights to check: a Hub id (org/name or org/name@revision), URL, file or directory.
+        json_: Print JSON with the names of all tensors.
     """
     try:
         verification = sources.verify(source)
@@ -93,11 +93,11 @@ def verify(source: str, /, *, json_: Annotated[bool, Parameter('--json', negativ
         print(f'{len(names):5}  {label}' + (f': {names[0]}, ...' if names and 'identical' not in label else ''))
     if not verification.is_genuine:
         sys.exit('not the weights that Keras publishes')
-    print('The backbone is that of Keras. What is not verified: the classifier, of which there is no fingerprint.')
+    print('The backbone is that of Keras. The classifier is not verified: it has no fingerprint.')
 
 
 def script(place: str) -> Path:
-    """A script in the wheel, else in the clone around the package."""
+    """Path of a script in the wheel, else in the clone around the package."""
     inside = PACKAGE / 'recipes' / place
     return inside if inside.is_file() else PACKAGE.parent / place
 
@@ -116,11 +116,11 @@ def load(recipe: Recipe) -> ModuleType:
 
 
 def loaded(name: str, to_describe: bool = False) -> App:
-    """The command of a recipe.
+    """Loads the command of a recipe.
 
     Args:
-        name: Its name.
-        to_describe: Whether only its help will be printed, for which its packages need not be installed.
+        name: Name of the command.
+        to_describe: Whether only help will be printed, which works without the command's packages.
     """
     recipe = RECIPES[name]
     try:
@@ -136,14 +136,14 @@ def loaded(name: str, to_describe: bool = False) -> App:
 
 
 COMPLETION = '--install-completion'
-FILES = {  # shell -> what stands at the end of its script, and what makes it go on to files
+FILES = {  # shell -> the last line of its completion script, and a replacement that also completes files
     'bash': ('^complete -F', 'complete -o default -F'),
     'zsh': (r'^  esac(?=\n}$)', '  esac || _files'),
 }
 
 
 class Tool(App):
-    """A command line whose completion falls back to files: photos and models are texts to Cyclopts, as names are."""
+    """An app whose completion falls back to files: Cyclopts does not know which strings are paths."""
 
     def generate_completion(self, *, shell: Any = None, **kwargs: Any) -> str:
         text = super().generate_completion(shell=shell, **kwargs)
@@ -151,7 +151,7 @@ class Tool(App):
 
 
 def tool(called: str, to_describe: bool = False) -> App:
-    """The whole tool. Commands that are not called are a line of its help, and whole for completion."""
+    """Builds the tool. Only the called command is loaded, or all of them for completion; others are a line of help."""
     app = Tool(
         name='xception-hub',
         help='Xception of arXiv:1610.02357 for timm, exactly as Keras computes it.',
@@ -164,7 +164,7 @@ def tool(called: str, to_describe: bool = False) -> App:
     for number, (name, recipe) in enumerate(RECIPES.items()):
         command = App(help=recipe.help, group=recipe.group, sort_key=number)
         if called == COMPLETION:
-            with suppress(SystemExit):  # without its packages it stays a line
+            with suppress(SystemExit):  # without the command's packages only its name completes
                 command = loaded(name)
                 command.help = recipe.help
         elif called == name:
@@ -180,8 +180,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
         tokens: The command line; that of the process if None.
 
     Raises:
-        SystemExit: With status 0 if it is done and what was asked holds; 1 if not, or if it is refused or fails; 2 if
-            the command line cannot be read; 130 after Ctrl-C. `xception-hub run` has the status of its script.
+        SystemExit: With status 0 after success; 1 if a check or the command fails; 2 if the command line cannot be
+            read; 130 after Ctrl-C. `xception-hub run` exits with the status of its script.
     """
     tokens = sys.argv[1:] if tokens is None else tokens
     to_describe = not {'--help', '-h'}.isdisjoint(tokens)
@@ -192,12 +192,15 @@ def main(tokens: Sequence[str] | None = None) -> None:
         print(f'error: There is no command {called!r}. {hint}The commands are {", ".join(COMMANDS)}.', file=sys.stderr)
         sys.exit(USAGE)
     if called == 'run' and tokens[1:2] not in (['--help'], ['-h']):
-        return run(*tokens[1:])  # what follows is the script's, to the letter
+        return run(*tokens[1:])  # the script gets all further arguments unchanged
     try:
-        if called in RECIPES and RECIPES[called].has_meta:  # its help is whole only where it stands alone
+        if called in RECIPES and RECIPES[called].has_meta:  # its help is complete only as an app of its own
             sys.argv[0] = f'xception-hub {called}'
             loaded(called, to_describe).meta(tokens[1:], exit_on_error=False)
         else:
             tool(called or next(iter(tokens), ''), to_describe)(tokens, exit_on_error=False)
     except CycloptsError:  # has been printed
         sys.exit(USAGE)
+    except KeyboardInterrupt:  # before a command could say what is kept
+        print('\nStopped.', file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -1,7 +1,7 @@
 """What can go wrong. Each message names the thing, the value, the choices and the remedy."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -133,8 +133,9 @@ def exits_with_message(*others: type[Exception]) -> Iterator[None]:
         sys.exit(f'error: {printable_lines(e)}')
 
 
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names of others with commas between them; of many the first, and how many there are more."""
+def listed(names: Iterable[object], most: int = 6) -> str:
+    """Names with commas between them; the first ones of many, and the number of the others."""
+    names = [*names]
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return (', '.join(map(printable, names[:most])) + more) or 'none'
 

@@ -1,6 +1,6 @@
 """The head of Xception: global pooling, optional layers on the pooled features, dropout, logistic regression.
 
-A first layer 'flatten' takes the place of the pooling: the features of every place, for maps of one size.
+A first layer 'flatten' replaces the pooling. It keeps the features of each position, and fixes the size of the maps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,24 +23,24 @@ def head_layer_names(layers: Sequence[HeadLayer]) -> list[str]:
 
 
 class FlattenMap(nn.Module):
-    """Feature maps [B, C, H, W] of one size -> [B, H * W * C], in the order of Keras' Flatten.
+    """Flattens feature maps [B, C, H, W] of one size to [B, H * W * C], in the order of Keras' Flatten.
 
     Args:
         size: Height and width of the maps.
 
     Raises:
-        ValueError: Maps have another size.
+        ValueError: The maps have another size.
     """
 
     def __init__(self, size: Sequence[int]) -> None:
         super().__init__()
         self.size = tuple(size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, H * W * C]
         if x.shape[2:] != self.size:
             raise ValueError(
-                f'This head takes feature maps of {self.size[0]}x{self.size[1]}, not {x.shape[2]}x{x.shape[3]}: it '
-                f'needs images of the size that it was made for.'
+                f'This head takes feature maps of {self.size[0]}x{self.size[1]}, not {x.shape[2]}x{x.shape[3]}. '
+                f'Resize the images to the size of the training images.'
             )
         return x.permute(0, 2, 3, 1).flatten(1)
 
@@ -52,8 +52,8 @@ class Head(nn.Module):
     """Global pooling, optional layers on the pooled features, dropout, logistic regression (logits).
 
     Attributes:
-        flattens: Whether the head takes the features of every place.
-        num_features: Number of features that the classifier takes.
+        flattens: Whether the head keeps the features of each position instead of pooling them.
+        num_features: Number of input features of the classifier.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Head(nn.Module):
         layers = self.layers if pool_type else ()
         self.flattens = bool(layers) and 'flatten' in layers[0]
         self.global_pool = _pooling('' if self.flattens else pool_type)
-        self.global_pool.pool_type = pool_type  # that of the arguments, which timm saves
+        self.global_pool.pool_type = pool_type  # as in the arguments, because timm saves this
         width = self.in_features * self.global_pool.feat_mult()
         self.fc_layers = nn.Sequential()
         for name, layer in zip(head_layer_names(layers), layers):
@@ -108,7 +108,7 @@ class Head(nn.Module):
     def reset(
         self, num_classes: int, pool_type: str | None = None, in_features: int | None = None, device=None, dtype=None
     ) -> None:
-        """Replaces the classifier, and the layers before it only if they do not fit the new pooling or features.
+        """Replaces the classifier. Layers before it are replaced only if they do not fit the new pooling or features.
 
         Args:
             num_classes: Width of the logits; 0 for no classifier.
@@ -146,7 +146,7 @@ def _pooling(pool_type: str) -> SelectAdaptivePool2d:
 
 
 def is_act_layer(act_layer: Any) -> bool:
-    """Whether it is a name of timm's, or a class."""
+    """Whether `act_layer` is a name in timm or a class."""
     try:
         return callable(get_act_layer(act_layer))
     except KeyError:
@@ -154,12 +154,12 @@ def is_act_layer(act_layer: Any) -> bool:
 
 
 def are_head_layers(layers: Sequence[Any]) -> bool:
-    """Whether `Head` knows all layers, with possible values; only the first can be 'flatten'."""
+    """Whether `Head` supports all layers and their values. Only the first can be 'flatten'."""
     return all(map(is_head_layer, layers)) and not any('flatten' in layer for layer in layers[1:])
 
 
 def is_head_layer(layer: Any) -> bool:
-    """Whether `layer` is of a kind that `Head` knows, with a possible value."""
+    """Whether `Head` supports the kind and the value of `layer`."""
     if not isinstance(layer, Mapping):
         return False
     keys = sorted(layer)

@@ -27,6 +27,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 MAX_PIXELS = 2**27  # 134 million: 400 MB in RGB; ordinary collections hold files that declare far more
 DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this times the size it is needed at, so that resizing averages
+# What systems put beside photos: Synology's thumbnails, recycle bins, macOS' copies.
+SYSTEM_NAMES = ('.', '@', '#recycle', '$RECYCLE', '__MACOSX', '__pycache__', 'lost+found', 'System Volume Information')
 LFS_POINTER = b'version https://git-lfs'
 BACKGROUND = (255, 255, 255)  # below transparent pixels, whose own colours are arbitrary
 ImageSource = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
@@ -70,6 +72,35 @@ def open_image(
         raise ImageError('no image of a known format') from e
     except Exception as e:  # Pillow's decoders raise whatever a damaged file leads them to
         raise ImageError(f'damaged: {e}' if str(e) else f'damaged: {type(e).__name__}') from e
+
+
+def walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Each folder from this one down, with the names of the folders and the files in it, sorted as strings.
+
+    Hidden files and those of `SYSTEM_NAMES` are left out. Links to folders are followed, but not back to one above.
+    """
+    above |= {os.path.realpath(folder)}
+    with os.scandir(folder) as found:
+        entries = sorted((entry for entry in found if not entry.name.startswith(SYSTEM_NAMES)), key=lambda e: e.name)
+    inside = [entry.name for entry in entries if entry.is_dir()]
+    inside = [name for name in inside if os.path.realpath(os.path.join(folder, name)) not in above]
+    yield folder, inside, [entry.name for entry in entries if not entry.is_dir()]
+    for name in inside:
+        yield from walk(os.path.join(folder, name), above)
+
+
+def find_photos(folder: str | os.PathLike[str]) -> list[Path]:
+    """The image files in a folder and below it, by their suffixes; each folder's own first, sorted as strings.
+
+    Raises:
+        OSError: There is no such folder.
+    """
+    return [
+        Path(place, name)
+        for place, _, files in walk(os.fspath(folder))
+        for name in files
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    ]
 
 
 def sample_photos() -> list[Image.Image]:

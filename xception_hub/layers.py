@@ -15,13 +15,13 @@ STEM_SIZE = 7  # pixels; below, the stem's two VALID convolutions have no output
 
 ORDERS = ('depthwise_first', 'pointwise_first')
 
-# torch before 2.7 does not tell an export from a compilation: exports need no gradients
+# torch before 2.7 does not distinguish export from compilation; exports need no gradients
 is_exporting = getattr(torch.compiler, 'is_exporting', lambda: not torch.is_grad_enabled())
 
 
 @torch.fx.wrap
 def max_pool_same(x: Tensor, stride: int, dilation: int, symmetric: bool) -> Tensor:
-    """3x3 max pooling with TensorFlow's SAME padding, which is only below and to the right on even sizes.
+    """3x3 max pooling with TensorFlow's SAME padding, which pads even sizes only below and to the right.
 
     Args:
         x: [B, C, H, W].
@@ -34,9 +34,9 @@ def max_pool_same(x: Tensor, stride: int, dilation: int, symmetric: bool) -> Ten
         [B, C, ceil(H / stride), ceil(W / stride)].
     """
     h, w = x.shape[2], x.shape[3]
-    # an odd (strided) grid gets one position above and to the left, an even one none
+    # pad an odd (strided) grid by one position above and to the left, an even one by none
     rows, columns = (h + dilation - 1) // dilation, (w + dilation - 1) // dilation
-    top = 1 if symmetric else rows - rows // 2 * 2  # not %, which OpenVINO has no rule for
+    top = 1 if symmetric else rows - rows // 2 * 2  # not %, which OpenVINO does not support
     left = 1 if symmetric else columns - columns // 2 * 2
     copy_free, exports = stride == 2 and dilation == 1, False
     if not torch.jit.is_scripting():
@@ -46,8 +46,8 @@ def max_pool_same(x: Tensor, stride: int, dilation: int, symmetric: bool) -> Ten
     if copy_free:
         return F.max_pool2d(x, 3, stride, padding=[top, left], ceil_mode=not symmetric)
     pad = [left * dilation, (2 - left) * dilation, top * dilation, (2 - top) * dilation]
-    # The edge's own values are in each window that reaches over it, and -inf has no scale in int8. torch 2.14 cannot
-    # compile this padding's backward pass in channels_last.
+    # Each window over the edge contains the edge values, so replicating them keeps the maximum; int8 cannot represent
+    # -inf. torch 2.14 cannot compile the backward pass of this padding in channels_last.
     if dilation == 1 and exports:
         return F.max_pool2d(F.pad(x, pad, mode='replicate'), 3, stride)
     return F.max_pool2d(F.pad(x, pad, value=float('-inf')), 3, stride, dilation=dilation)
@@ -62,7 +62,7 @@ class MaxPool2dSame(nn.Module):
         self.dilation = dilation
         self.symmetric = padding == 'symmetric'
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, ceil(H / stride), ceil(W / stride)]
         return max_pool_same(x, self.stride, self.dilation, self.symmetric)
 
     def extra_repr(self) -> str:
@@ -72,16 +72,16 @@ class MaxPool2dSame(nn.Module):
 class SeparableConv2d(nn.Module):
     """A 3x3 convolution over segments of the channels and a 1x1 convolution over all of them, without biases.
 
-    The number of segments leads from a regular convolution (1) through Inception modules (3 or 4) to the extreme
-    (one per channel). The segments divide the channels of the 3x3 convolution:
+    One segment is a regular convolution, 3 or 4 segments are an Inception module, one segment per channel is the
+    extreme version of it (the default). The segments divide the channels of the 3x3 convolution:
 
     - 'pointwise_first', Inception's order: 1x1 from `in_chs` to `out_chs`, then 3x3 over segments of these `out_chs`.
       It has in_chs * out_chs + 9 * out_chs ** 2 / segments parameters.
     - 'depthwise_first', Xception's order: 3x3 over segments of the `in_chs`, then 1x1 from `in_chs` to `out_chs`.
       It has 9 * in_chs ** 2 / segments + in_chs * out_chs parameters. This is the mirror image of Inception: each tower
-      reads a segment of its own, with a 3x3 and then a 1x1, and the towers are added up instead of concatenated.
+      reads its own segment with a 3x3 and then a 1x1, and the towers are added up instead of concatenated.
 
-    Every parameter makes one multiply-add per position. With the defaults, it is a depthwise separable convolution.
+    Each parameter performs one multiply-add per position.
 
     Args:
         in_chs: Channels in.
@@ -161,8 +161,8 @@ def init_weights(module: nn.Module) -> None:
 
 
 def recomputed_in_backward(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Computes `forward(x)` of a module without keeping its activations: the backward pass computes them again."""
-    if torch.compiler.is_compiling():  # the compiler recomputes without side effects, and takes no contexts
+    """Maps `x` [B, C, H, W] by `forward` without keeping activations; the backward pass computes them again."""
+    if torch.compiler.is_compiling():  # the compiler recomputes without side effects, and refuses `context_fn`
         return checkpoint(forward, x, use_reentrant=False)
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
     return checkpoint(forward, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _fixed_statistics(norms)))
@@ -170,7 +170,7 @@ def recomputed_in_backward(module: nn.Module, forward: Callable[[Tensor], Tensor
 
 @contextmanager
 def _fixed_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
-    """Keeps the recomputation from counting a batch twice in the moving statistics."""
+    """Prevents the recomputation from updating the moving statistics a second time."""
     states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

@@ -14,7 +14,7 @@ ActLayer = str | type[nn.Module]
 
 @torch.fx.wrap  # a leaf of symbolic traces: the checks and the padding depend on the size
 def check_input(x: Tensor, in_chans: int, min_img_size: int) -> Tensor:
-    """Returns `x` [B, C, H, W] as it is, or raises a ValueError that names what is wrong with its shape."""
+    """Returns `x` [B, C, H, W] unchanged, or raises a ValueError that names the fault of its shape."""
     if x.dim() != 4 or x.shape[1] != in_chans:
         raise ValueError(
             f'The input is {list(x.shape)}, but this model takes [batch, {in_chans}, height, width]. '
@@ -30,7 +30,7 @@ def check_input(x: Tensor, in_chans: int, min_img_size: int) -> Tensor:
 
 
 class Stem(nn.Module):
-    """Module 1 of the paper: two regular 3x3 convolutions, without padding unless asked, the first with stride 2."""
+    """Module 1 of the paper: two regular 3x3 convolutions, the first with stride 2. Default: no padding."""
 
     def __init__(
         self,
@@ -55,18 +55,18 @@ class Stem(nn.Module):
         self.act2 = create_act_layer(act_layer, inplace=True)
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, in_chans, H, W] -> [B, widths[1], ~H/2, ~W/2]
         x = check_input(x, self.in_chans, self.min_img_size)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return self._forward_checkpointed(x)
         return self._forward(x)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        x = self.act1(self.bn1(self.conv1(x)))
-        return self.act2(self.bn2(self.conv2(x)))
+    def _forward(self, x: Tensor) -> Tensor:  # [B, in_chans, H, W]
+        x = self.act1(self.bn1(self.conv1(x)))  # [B, widths[0], ~H/2, ~W/2]
+        return self.act2(self.bn2(self.conv2(x)))  # [B, widths[1], ~H/2, ~W/2]
 
     @torch.jit.ignore
-    def _forward_checkpointed(self, x: Tensor) -> Tensor:
+    def _forward_checkpointed(self, x: Tensor) -> Tensor:  # [B, in_chans, H, W] -> [B, widths[1], ~H/2, ~W/2]
         return recomputed_in_backward(self, self._forward, x)
 
 
@@ -81,13 +81,13 @@ class XceptionModule(nn.Module):
         pool_stride: Stride of the max pooling that ends the stack and of the 1x1 convolution beside it; 0 for neither.
         dilation: Distance between the taps of 3x3 convolutions and pooling.
         residual: Linear connection around the stack (all modules but the first and the last have one).
-        acts: Place of the activations: 'before' each convolution, 'between' convolutions (module 2 follows an
-            activation already), or 'after' each normalization (module 14).
+        acts: Position of the activations: 'before' each convolution, 'between' convolutions (module 2, because the
+            stem ends with an activation), or 'after' each normalization (module 14).
         act_layer: timm's name of the activation, or its class.
         mid_act_layer: Activation between the two operations of each separable convolution; None for none.
         bn_eps: Epsilon of the batch normalizations.
         pool_padding: 'same' or 'symmetric', see `MaxPool2dSame`.
-        drop_path: Probability that training skips the stack for an image.
+        drop_path: Probability of skipping the stack for an image in training.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class XceptionModule(nn.Module):
         chs = in_chs
         for i, width in enumerate(widths, start=1):
             if acts == 'before' or (acts == 'between' and i > 1):
-                # the first one is not in place: the residual connection takes the module's input too
+                # the first one is not in place, because the residual connection needs the unchanged input
                 self.stack.add_module(f'act{i}', create_act_layer(act_layer, inplace=i > 1))
             mid_act = create_act_layer(mid_act_layer, inplace=True) if mid_act_layer else None
             self.stack.add_module(f'conv{i}', separable_conv(chs, width, dilation=dilation, act=mid_act, **dd))
@@ -136,19 +136,19 @@ class XceptionModule(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, in_chs, H, W]
         checkpointing = self.grad_checkpointing and not torch.jit.is_scripting()
         out = self._stack_checkpointed(x) if checkpointing else self.stack(x)
         if self.shortcut is not None:
             out = self.drop_path(out) + self.shortcut(x)
-        return out
+        return out  # [B, widths[-1], H, W]; with a pooling [B, widths[-1], ceil(H / stride), ceil(W / stride)]
 
     @torch.jit.ignore
     def _stack_checkpointed(self, x: Tensor) -> Tensor:
-        """Recomputes the parts of the stack one by one: recomputed as a whole, the largest one would be the peak."""
+        """Maps [B, in_chs, H, W] through the stack and recomputes it in parts, because a whole needs more memory."""
         names = list(self.stack._modules)
         starts = [0, *(i for i, name in enumerate(names) if name.startswith('conv') and name != 'conv1')]
-        for start, end in zip(starts, [*starts[1:], len(names)]):  # what is in place never begins a part
+        for start, end in zip(starts, [*starts[1:], len(names)]):  # no part begins with an in-place layer
             part = self.stack[start:end]
             x = recomputed_in_backward(part, part, x)
         return x

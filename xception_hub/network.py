@@ -23,32 +23,32 @@ __all__ = ['Xception']
 
 
 class Xception(nn.Module):
-    """Xception of figure 5 in the exact numerics of Keras. Its variants in the paper are arguments, without weights.
+    """Xception as in figure 5, with exactly the numerics of Keras. Arguments select the paper's variants.
 
     Args:
         num_classes: Width of the logits; 0 for no classifier.
         in_chans: Channels of the images.
         global_pool: 'avg' (Keras' and the paper's), 'max', 'avgmax', 'catavgmax', or '' for feature maps.
-        output_stride: 32; 16 or 8 dilate the last one or two strides: the same function at shared positions.
+        output_stride: 32; 16 or 8 replace the last one or two strides by dilation, equal at shared positions.
         fc_widths: Widths of fully connected layers before the classifier (figure 8: 4096, 4096).
-        head_layers: Other layers before the classifier, see `xception_hub.head.Head`.
+        head_layers: Other layers before the classifier; `xception_hub.head` lists the kinds.
         drop_rate: Dropout before the classifier, in [0, 1). The paper uses 0.5 on ImageNet.
         drop_path_rate: Stochastic depth of the last residual module, in [0, 1), falling linearly towards the first.
         act_layer: timm's name of an activation, or its class.
         bn_eps: 1e-3 as in Keras; 1e-5 for checkpoints trained in the legacy torch lineage.
         pool_padding: 'same' as in Keras; 'symmetric' for checkpoints trained in the legacy torch lineage.
-        stem_padding: 0 as in Keras; 1 for segmentation_models_pytorch: images of 32n pixels have maps of 16n to n.
+        stem_padding: 0 as in Keras; 1 for segmentation_models_pytorch, where 32n pixels give maps of 16n, 8n, ..., n.
         min_img_size: Smallest height and width of the images in pixels: 71 as in Keras, down to 7.
-        residual: Linear connections around modules 2 to 13; False is figure 9's network without them.
-        mid_act_layer: Activation between depthwise and pointwise convolution (figure 10); None, as in figure 5.
-        segments: Segments of the channels with a 3x3 convolution each: 1, 2, 4, 8, or None for one per channel.
+        residual: Whether modules 2 to 13 have residual connections; False is the network without them of figure 9.
+        mid_act_layer: Activation between depthwise and pointwise convolution (figure 10); None as in figure 5.
+        segments: Number of groups of the 3x3 convolutions: 1, 2, 4, 8, or None for one per channel.
         order: 'depthwise_first', or 'pointwise_first' as in Inception.
-        width_multiplier: Factor of all widths but those of the images and the head, which become multiples of 8.
+        width_multiplier: Factor of all widths except those of the images and the head; results are multiples of 8.
         device: Device of the parameters.
         dtype: Data type of the parameters.
 
     Raises:
-        ValueError: An argument has none of the values listed here.
+        ValueError: An argument has a value that this list excludes.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Xception(nn.Module):
         width = partial(_scaled, multiplier=width_multiplier)
         separable_conv = partial(SeparableConv2d, segments=segments, order=order)
         drop_path = [drop_path_rate * i / 11 for i in range(12)]  # modules 2 to 13
-        # strides beyond output_stride become dilation: that of the stride to 16, then that of the stride to 32
+        # output_stride 16 replaces the stride to 32 by dilation; output_stride 8 replaces the stride to 16, too
         stride16, dilation16 = (2, 1) if output_stride > 8 else (1, 2)
         stride32, dilation32 = 2 if output_stride > 16 else 1, 32 // output_stride
 
@@ -91,7 +91,7 @@ class Xception(nn.Module):
                 mid_act_layer=mid_act_layer, bn_eps=bn_eps, pool_padding=pool_padding, **dd, **kwargs,
             )  # fmt: skip
 
-        # Figure 5, and the size of the maps for images of 299x299
+        # Figure 5. The comments give height and width of the maps for images of 299x299 pixels.
         # fmt: off
         self.stem = Stem(in_chans, (width(32), width(64)), min_img_size, act_layer, bn_eps, stem_padding, **dd)  # 147
         self.entry_flow = nn.Sequential(
@@ -128,7 +128,7 @@ class Xception(nn.Module):
     init_weights = staticmethod(init_weights)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Lets what the tensors compute travel with them, in the state dict's metadata."""
+        """Stores the arguments that the tensors depend on in the state dict's metadata."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, '_metadata'):
             head = dict(global_pool=self.head.global_pool.pool_type, head_layers=[*self.head.layers])
@@ -165,11 +165,11 @@ class Xception(nn.Module):
         x = self.middle_flow(x)  # [B, 728, ~H/16, ~W/16]
         return self.exit_flow(x)  # [B, 2048, ~H/32, ~W/32]
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # [B, 2048, ~H/32, ~W/32]
         return self.head(x, pre_logits=pre_logits)  # [B, num_classes]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
+        return self.forward_head(self.forward_features(x))  # [B, num_classes]
 
     def forward_intermediates(
         self,
@@ -180,14 +180,14 @@ class Xception(nn.Module):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The network's output and the feature maps of `feature_info`.
+        """Returns the last feature map [B, 2048, ~H/32, ~W/32] and the maps of `feature_info`.
 
         Args:
             x: Images [B, C, H, W].
-            indices: Numbers of the maps to return; an int stands for the last n, None for all. 0 is the stem, 1 and 2
-                are modules 2 and 3, 3 is the middle flow, 4 the exit flow.
-            norm: Without effect; there is no final normalization.
-            stop_early: Leave out what the maps don't need.
+            indices: Numbers of the maps to return; an int n means the last n, None all. 0 is the stem, 1 and 2 are
+                modules 2 and 3, 3 is the middle flow, 4 is the exit flow.
+            norm: No effect, because the network has no final normalization.
+            stop_early: Skip the modules after the last of these maps.
             output_fmt: 'NCHW' only.
             intermediates_only: Return the maps alone.
         """
@@ -220,7 +220,7 @@ class Xception(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the modules after the last of the chosen feature maps, and with them (or on request) the head."""
+        """Removes the modules after the last of these maps; also the head, if any is removed or with `prune_head`."""
         take_indices, max_index = feature_take_indices(5, indices)
         for flow, keep in ((self.entry_flow, max_index), (self.middle_flow, 8 * (max_index > 2))):
             del flow[min(keep, len(flow)) :]
@@ -236,8 +236,8 @@ GLOBAL_POOLS = ('', 'avg', 'max', 'avgmax', 'catavgmax', 'fast', 'fastavg', 'fas
 OUTPUT_STRIDES = (8, 16, 32)
 POOL_PADDINGS = ('same', 'symmetric')
 STEM_PADDINGS = (0, 1)
-SEGMENTS = (None, 1, 2, 4, 8)  # they divide all of the paper's widths
-WIDTH_MULTIPLE = 8  # channels: the greatest number that divides all of the paper's widths
+SEGMENTS = (None, 1, 2, 4, 8)  # each divides all of the paper's widths
+WIDTH_MULTIPLE = 8  # channels, the greatest common divisor of the paper's widths
 MIN_WIDTH_MULTIPLIER = WIDTH_MULTIPLE / 2 / 32  # rounds the narrowest width, the stem's 32 channels, to zero
 
 
@@ -249,16 +249,13 @@ CHOICES: dict[str, tuple[Callable[[Any], bool], str]] = {  # argument -> test of
     'stem_padding': (STEM_PADDINGS.__contains__, f'one of {STEM_PADDINGS}'),
     'pool_padding': (POOL_PADDINGS.__contains__, f'one of {POOL_PADDINGS}'),
     'fc_widths': (lambda widths: all(width >= 1 for width in widths), 'a list of positive widths'),
-    'head_layers': (are_head_layers, f'a list of dicts, each with one of {HEAD_LAYERS}, and no fc_widths beside it'),
+    'head_layers': (are_head_layers, f'a list of dicts, each with one of {HEAD_LAYERS}, and fc_widths must be empty'),
     'drop_rate': (lambda rate: 0 <= rate < 1, 'in [0, 1)'),
     'drop_path_rate': (lambda rate: 0 <= rate < 1, 'in [0, 1)'),
     'act_layer': (is_act_layer, "timm's name of an activation such as 'relu' or 'elu', or a class of modules"),
     'bn_eps': (lambda eps: eps > 0, 'positive (Keras: 1e-3; legacy torch lineage: 1e-5)'),
     'min_img_size': (lambda size: size >= STEM_SIZE, f'at least {STEM_SIZE} pixels'),
-    'residual': (
-        lambda residual: True,
-        'True with a drop_path_rate, which drops what is beside the residual connections',
-    ),
+    'residual': (lambda residual: True, 'True if drop_path_rate is positive, because that skips residual blocks'),
     'mid_act_layer': (
         lambda layer: layer is None or is_act_layer(layer),
         "None, timm's name of an activation such as 'relu' or 'elu', or a class of modules",
@@ -267,12 +264,12 @@ CHOICES: dict[str, tuple[Callable[[Any], bool], str]] = {  # argument -> test of
     'order': (ORDERS.__contains__, f'one of {ORDERS}'),
     'width_multiplier': (
         lambda factor: MIN_WIDTH_MULTIPLIER < factor < math.inf,
-        f"above {MIN_WIDTH_MULTIPLIER}, for the stem's 32 channels would round to zero",
+        f"above {MIN_WIDTH_MULTIPLIER}, because the stem's 32 channels would round to zero",
     ),
 }
 
 
-# Arguments on which the function of the tensors depends, and their defaults.
+# Arguments that change what the tensors compute, with their defaults.
 TOLD = dict(
     output_stride=32, act_layer='relu', bn_eps=BN_EPS, pool_padding='same', stem_padding=0, min_img_size=MIN_IMG_SIZE,
     residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0,
@@ -280,7 +277,7 @@ TOLD = dict(
 
 
 def check_arguments(given: dict[str, Any]) -> None:
-    """Raises a ValueError if the network does not take a value, or two together. All of `CHOICES` have to be given."""
+    """Raises a ValueError for an impossible value or combination. `given` must have all keys of `CHOICES`."""
     for name, (valid, choices) in CHOICES.items():
         value = given[name]
         check_argument(name, value, valid(value), choices)

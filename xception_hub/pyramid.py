@@ -12,9 +12,9 @@ from .network import Xception
 
 
 class XceptionPyramid(Xception):
-    """Xception whose `forward_intermediates` pads the maps that it returns as `PyramidNet` does.
+    """Xception whose `forward_intermediates` pads the returned maps as `PyramidNet` does.
 
-    Pruned to one of the first four maps, its features are that map, padded, as in timm's pruned models.
+    A network pruned to one of the first four maps returns that map, padded, as timm's pruned models do.
     """
 
     __constants__ = ('end_reduction',)  # for TorchScript
@@ -33,7 +33,7 @@ class XceptionPyramid(Xception):
 
     def forward_intermediates(
         self, x: Tensor, indices: int | list[int] | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
+    ) -> Any:  # as in Xception; maps [B, C, ceil(H / reduction), ceil(W / reduction)]
         result = super().forward_intermediates(x, indices, *args, **kwargs)
         maps = result if isinstance(result, list) else result[1]
         for i, index in enumerate(sorted(feature_take_indices(5, indices)[0])):
@@ -46,15 +46,15 @@ class XceptionPyramid(Xception):
 class PyramidNet(FeatureListNet):
     """timm's `features_only` network whose maps [B, C, ceil(H / reduction), ceil(W / reduction)] are an exact pyramid.
 
-    The stem has no padding, so that the maps of figure 5 are smaller: 125, 63, 32, 16 and 8 for 256 pixels. What lacks
-    is added to each map that is returned, see `padded`; the network itself computes what it computes without it.
-    Where the sides are multiples of 32, position k stands for pixel 2k + 1, 4k + 3, 8k + 3, 16k + 7 and 32k + 15: the
-    middle between a residual connection's pixel and the pooling windows' in the last two. That is 1.5 pixels off the
-    middle of the position's 4x4 pixels in the second map, and half a pixel in the others.
+    The stem has no padding, so the maps of figure 5 are smaller: 125, 63, 32, 16 and 8 for 256 pixels. `padded` pads
+    each returned map to the expected size; the network computes the same as without it. For sides that are multiples
+    of 32, position k of the maps is centred on pixel 2k + 1, 4k + 3, 8k + 3, 16k + 7 and 32k + 15. In the last two
+    maps, this is the middle between the centres of the residual connection and of the pooling window. The centre is
+    1.5 pixels away from the middle of the position's 4x4 pixels in the second map, and half a pixel in the others.
 
     Args:
         model: The network.
-        **kwargs: As timm's class has them.
+        **kwargs: Arguments of timm's `FeatureListNet`.
     """
 
     reductions: list[int]  # in the order of the maps
@@ -72,10 +72,10 @@ class PyramidNet(FeatureListNet):
 
 @torch.fx.wrap
 def padded(features: Tensor, images: Tensor, reduction: int) -> Tensor:
-    """Repeats the outermost values of `features` until their height and width are ceil(those of `images` / reduction).
+    """Pads `features` [B, C, h, w] of `images` [B, 3, H, W] to [B, C, ceil(H / reduction), ceil(W / reduction)].
 
-    Half of what lacks, rounded down, is added above and to the left, the rest below and to the right: for even sizes 1
-    and 2 positions in the first map, none and 1 in the second.
+    The padding repeats the outermost values. Half of it, rounded down, is above and to the left, the rest below and to
+    the right: for even sizes 1 and 2 positions in the first map, 0 and 1 in the second.
     """
     rows = (images.shape[2] + reduction - 1) // reduction - features.shape[2]
     columns = (images.shape[3] + reduction - 1) // reduction - features.shape[3]

@@ -1,6 +1,6 @@
 """xception-hub run SCRIPT ARGUMENTS
 
-Runs a script as `python SCRIPT ARGUMENTS` does, where timm knows the models of this package: timm finds no plugins.
+Runs a script as `python SCRIPT ARGUMENTS` does, after it registers the models of this package with timm.
 """
 
 import difflib
@@ -21,21 +21,21 @@ MOST_NAMED = 5  # scripts
 
 
 class Arguments(list[str]):
-    """`sys.argv` of the script. It is pickled for each worker that does not fork, and to read it imports this package.
+    """`sys.argv` of the script. Each spawned worker unpickles it, which imports this package and registers the models.
 
-    Without it such a worker would be a new Python that knows timm's own models alone.
+    With a plain list, such a worker would know only timm's own models.
     """
 
 
 def run(*tokens: Annotated[str, Parameter(show=False)]) -> None:
-    """Run a script that knows the models, such as timm's train.py.
+    """Run a Python script, such as timm's train.py, with xception_paper registered in timm.
 
-    Everything behind `run` is what would follow `python`: SCRIPT ARGUMENTS, or -m MODULE ARGUMENTS. Workers of a
-    DataLoader know the models, too. For many processes: accelerate launch -m xception_hub run SCRIPT ARGUMENTS, or
-    torchrun -m xception_hub run SCRIPT ARGUMENTS. The status is that of the script.
+    Write `xception-hub run` instead of `python`: SCRIPT ARGUMENTS, or -m MODULE ARGUMENTS. The models are registered in
+    workers of a DataLoader, too. For several processes, write accelerate launch -m xception_hub run SCRIPT ARGUMENTS,
+    or torchrun -m xception_hub run SCRIPT ARGUMENTS. The exit status is that of the script.
 
     Args:
-        tokens: The script, and its arguments.
+        tokens: The script and its arguments.
     """
     with exits_with_message():
         is_module, arguments = _checked(tokens)

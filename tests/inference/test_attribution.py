@@ -168,8 +168,8 @@ def test_in_unit_range(values: list[float], expected: list[float]) -> None:
     ('build', 'classes', 'method', 'said'),
     [
         (tiny, [0], 'lime', "There is no method 'lime'. Choose one of gradcam, "),
-        (tiny, [3], 'gradcam', r'The classes are \[3\]: one of 0 to 2 for each of 1 images'),
-        (tiny, [0, 1], 'gradcam', 'for each of 1 images'),
+        (tiny, [3], 'gradcam', r'The classes are \[3\]. .*0 to 2 for each of the 1 images'),
+        (tiny, [0, 1], 'gradcam', 'for each of the 1 images'),
         (lambda: tiny().train(), [0], 'gradcam', r'in training mode.*model.eval\(\)'),
         (
             partial(of_timm, 'test_vit', img_size=96),

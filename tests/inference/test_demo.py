@@ -72,7 +72,7 @@ def test_says_what_predict_says(page: str, converted: Path, checkpoint: Checkpoi
         found = re.findall(r'<li><span>(.*?)</span>.*?<data value="(.*?)">', article)
         assert [label for label, _ in found] == [label for label, _ in json.loads(row['top'])]
         assert [float(value) for _, value in found] == pytest.approx([p for _, p in json.loads(row['top'])], abs=1e-5)
-        assert article.count('<img src="data:image/png') == 2 and f'What spoke for {row["label"]}' in article
+        assert article.count('<img src="data:image/png') == 2 and f'Heat map for {row["label"]}' in article
         assert re.search(rf'Answered in [\d.]+ s by {converted.name}, engine eager\. Explained in', article)
     assert str(converted.parent) not in answer
 

@@ -131,8 +131,8 @@ def test_long_names(folder: Path, file: Path, tmp_path: Path) -> None:
         (dict(), 'Name photos: xception-hub explain photo.jpg --model DIR.'),
         (dict(photos=['.']), '. is a folder. Name the photos in it, such as ./*.jpg.'),
         (dict(photos=['nowhere.jpg']), 'error: 1 of 1 photos cannot be used.'),
-        (dict(photos=['PHOTO'], classes='cupp'), "There is no class 'cupp'. Near it are cup. The numbers of"),
-        (dict(photos=['PHOTO'], classes='4'), "There is no class '4'. The first are cup, Glass, plate, 7. The numbers"),
+        (dict(photos=['PHOTO'], classes='cupp'), "There is no class 'cupp'. Similar names are cup. Pass a name"),
+        (dict(photos=['PHOTO'], classes='4'), "There is no class '4'. The first are cup, Glass, plate, 7. Pass a name"),
         (dict(photos=['PHOTO'], top=0), '0 classes do not fit into a picture: 1 to 12 do.'),
         (dict(photos=['PHOTO'], method='lime'), "There is no method 'lime'. Choose one of gradcam, integrated"),
         (dict(photos=['PHOTO'], model='local-dir:nowhere'), 'local-dir:nowhere cannot be built'),
@@ -153,7 +153,7 @@ def test_vision_transformer(file: Path, tmp_path: Path) -> None:
     model = timm.create_model('test_vit', num_classes=2, img_size=96)
     write_model(tmp_path, model, dict(label_names=['a', 'b']), {}, Transforms(model).config)
     command = ['explain', file, '--model', tmp_path, '--output', tmp_path, '--top', 1]
-    assert 'Explain it by the method integrated-gradients.' in call(main, *command).stderr
+    assert 'Choose the method integrated-gradients.' in call(main, *command).stderr
     assert call(main, *command, '--method', 'integrated-gradients').returncode == 0
 
 

@@ -196,12 +196,12 @@ def test_other_models_and_runtimes(format: str, tmp_path: Path) -> None:
     [
         ('tflite', {}, SettingsError, "no format 'tflite': it is one of onnx, openvino"),
         ('onnx', dict(precision='bf16'), SettingsError, 'onnx has no bf16, only fp32, int8. Formats with bf16: open'),
-        ('onnx', dict(precision='int8'), SettingsError, 'name a folder of them by --calibration. 10 are the least'),
+        ('onnx', dict(precision='int8'), SettingsError, 'by --calibration with at least 10'),
         ('onnx', dict(calibration='photos'), SettingsError, '--calibration is for int8'),
-        ('onnx', dict(precision='int8', calibration='empty'), DataError, 'has 0 photos, of 10 at least'),
-        ('onnx', dict(precision='int8', calibration='few'), DataError, 'has 3 photos, of 10 at least'),
+        ('onnx', dict(precision='int8', calibration='empty'), DataError, 'has 0 photos, but needs at least 10'),
+        ('onnx', dict(precision='int8', calibration='few'), DataError, 'has 3 photos, but needs at least 10'),
         ('onnx', dict(images='nowhere'), DataError, 'There is no folder'),
-        ('onnx', dict(images='empty'), DataError, 'has 0 photos, of 1 at least'),
+        ('onnx', dict(images='empty'), DataError, 'has 0 photos, but needs at least 1'),
     ],
 )
 def test_refused(
@@ -266,7 +266,11 @@ def xception_of_eigenvalues(pretrained: bool = False, **kwargs: Any) -> Xception
 @pytest.mark.parametrize(
     ('name', 'format', 'said'),
     [
-        ('doubled_when_exported_xception', 'torch-export', 'computes something else: on 10 parts of a photo'),
+        (
+            'doubled_when_exported_xception',
+            'torch-export',
+            'torch-export differs from the model: on 10 parts of a photo',
+        ),
         ('xception_of_eigenvalues', 'onnx', 'onnx cannot run xception_of_eigenvalues in fp32'),
     ],
 )

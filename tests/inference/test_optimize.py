@@ -214,7 +214,7 @@ def test_damaged_choices(content: str, model: Xception, engines: Callable[..., N
     engines()
     file = tmp_path / 'choices.json'
     file.write_bytes(content.encode(errors='surrogateescape'))
-    assert optimize(model, EXAMPLE, choices=file).notes == [f'{file} was damaged, and is written anew.']
+    assert optimize(model, EXAMPLE, choices=file).notes == [f'{file} is damaged and is replaced.']
     assert optimize(model, EXAMPLE, choices=file).notes == []
 
 
@@ -222,7 +222,7 @@ def test_choices_cannot_be_written(model: Xception, engines: Callable[..., None]
     engines()
     (tmp_path / 'file').touch()
     notes = optimize(model, EXAMPLE, choices=tmp_path / 'file' / 'choices.json').notes
-    assert len(notes) == 2 and 'cannot be read' in notes[0] and 'not remembered' in notes[1]
+    assert len(notes) == 2 and 'cannot be read' in notes[0] and 'cannot be saved' in notes[1]
 
 
 def test_busy_machine(
@@ -266,9 +266,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (dict(example=EXAMPLE.to('meta')), r"on meta, not on cpu as the model is: pass example.to\('cpu'\)"),
     (dict(engine='tensorflow'), r"no engine 'tensorflow' for the device 'cpu': it is one of \['auto', 'pytorch'"),
     (dict(engine='cudagraphs'), "no engine 'cudagraphs' for the device 'cpu'"),
-    (dict(engine='onnxruntime', precision='bf16'), r"does not compute in bf16 here, but \[.*'openvino'.*\] do"),
+    (dict(engine='onnxruntime', precision='bf16'), r"does not support bf16 on cpu.*\[.*'openvino'.*\]"),
     (dict(precision='fp8'), "no precision 'fp8': it is one of"),
-    (dict(photos=['no.jpg']), 'no.jpg cannot be compared on: there is no such file'),
+    (dict(photos=['no.jpg']), 'no.jpg cannot be read: there is no such file'),
 ]
 
 
@@ -335,7 +335,7 @@ def test_untraceable(engines: Callable[..., None], tmp_path: Path) -> None:
     engines()
     model = LooksAtValues().eval()
     optimized = optimize(model, EXAMPLE, choices=tmp_path / 'choices.json')
-    assert optimized.notes[0].startswith('Batch normalization is not folded: torch.fx cannot trace it (TraceError')
+    assert optimized.notes[0].startswith('Batch normalization is not folded') and 'TraceError' in optimized.notes[0]
     assert torch.equal(optimized(-EXAMPLE), model(-EXAMPLE))
     with pytest.raises(OptimizeError, match=r'\[2, 3, 64, 75\].*\[1, 3, 64, 75\]'):
         optimized(EXAMPLE[:1])

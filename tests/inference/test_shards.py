@@ -168,7 +168,7 @@ def test_refused(folder: Path, photos: Path, rows: list[dict[str, Any]], tmp_pat
         ((folder, photos, output), dict(shard_size=5), 'shard_size is 6 there and 5 here'),
         ((other, photos, output), {}, 'weights is '),
         ((folder, next(photos.iterdir()), output), {}, 'images_digest is '),
-        ((folder, photos, tmp_path / 'notes'), {}, 'holds other files than shards: name another --output'),
+        ((folder, photos, tmp_path / 'notes'), {}, 'contains files that are not shards. Name another --output'),
         ((folder, photos, tmp_path / 'file'), {}, 'cannot be used'),
         ((folder, photos, tmp_path / 'file' / 'shards'), {}, 'cannot be used'),
         ((folder, tmp_path / 'empty', tmp_path / 'new'), {}, 'no image'),

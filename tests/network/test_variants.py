@@ -292,7 +292,7 @@ def test_a_file_without_residual_connections_is_no_xception_paper(tmp_path: Path
         (dict(width_multiplier=float('nan')), 'width_multiplier=nan', 'above 0.125'),
         (dict(width_multiplier=float('inf')), 'width_multiplier=inf', 'above 0.125'),
         (dict(width_multiplier=-1.0), 'width_multiplier=-1.0', 'above 0.125'),
-        (dict(residual=False, drop_path_rate=0.1), 'residual=False', 'True with a drop_path_rate'),
+        (dict(residual=False, drop_path_rate=0.1), 'residual=False', 'True if drop_path_rate'),
     ],
     ids=str,
 )

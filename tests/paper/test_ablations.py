@@ -52,7 +52,7 @@ def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').glob('*/*')} == before
     assert json.loads((tmp_path / 'runs' / 'figures.json').read_text())['networks'] == found['networks']
     other = call(ablations.app, tmp_path / 'runs', *arguments[:4], '--seeds', 1, '--rates', 0.01, '--epochs', 2)
-    assert other.returncode == 1 and 'holds a run with other settings' in other.stdout
+    assert other.returncode == 1 and 'contains a run with other settings' in other.stdout
 
 
 @pytest.mark.slow

@@ -397,7 +397,7 @@ def test_heads_of_one_size_by_the_commands(kind: str, tmp_path: Path) -> None:
 def test_a_flattened_head_takes_one_size(tmp_path: Path) -> None:
     network = timm.create_model('xception_paper', num_classes=3, head_layers=[{'flatten': [3, 3]}, {'fc': 16}]).eval()
     assert network(torch.rand(1, 3, 96, 96)).shape == (1, 3)
-    with pytest.raises(ValueError, match='takes feature maps of 3x3, not 4x4: it needs images of the size'):
+    with pytest.raises(ValueError, match='takes feature maps of 3x3, not 4x4. Resize the images'):
         network(torch.rand(1, 3, 128, 128))
     network.reset_classifier(5)
     assert network(torch.rand(1, 3, 96, 96)).shape == (1, 5)

@@ -92,6 +92,13 @@ def test_train() -> None:
     assert 'gradient checkpointing' in text and 'images/s' in text
 
 
+def test_data() -> None:
+    """A row for the table and one for the folder: images, seconds, and what memory grows by."""
+    rows = [line.split() for line in run('data.py', '--rows', 300, '--files', 200).splitlines()[1:]]
+    assert [(name, int(images)) for name, images, *_ in rows] == [('table', 300), ('folder', 200)]
+    assert all(float(figure) >= 0 for row in rows for figure in row[2:])
+
+
 def test_predict(tmp_path: Path) -> None:
     """With what decoding and network cost alone."""
     model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)

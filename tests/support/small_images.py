@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from xception_hub.data.dataset import Cell, Split
+from xception_hub.data.labelled import Cell, Split
 
 WORDS = ('zero', 'one', 'two', 'three')  # so that the order of names isn't that of digits
 

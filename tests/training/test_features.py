@@ -18,8 +18,8 @@ from accelerate.state import AcceleratorState
 from small_images import save_pieces, split_of
 from torch import Tensor, nn
 
-from xception_hub.data.dataset import Split
 from xception_hub.data.items import Item
+from xception_hub.data.labelled import Split
 from xception_hub.models.build import Transforms, evaluating
 from xception_hub.models.classifier import features_of, without_classifier
 from xception_hub.training import features

@@ -142,7 +142,7 @@ def test_more_processes_than_before(folder: Path, tmp_path: Path) -> None:
     running.wait()
     ended = run(*arguments, log=tmp_path / 'other.log', processes=2)
     assert ended.status == 1
-    assert 'a run of 1 processes; 2 would see other batches' in ended.text
+    assert 'a run of 1 processes; 2 would get other batches' in ended.text
 
 
 def test_changed_dataset(folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from random_model import images
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from xception_hub.data.dataset import Data, Split
+from xception_hub.data.labelled import Data, Split
 from xception_hub.errors import ModelError
 from xception_hub.models.matching import Selected, on_all_outputs, outputs_of
 

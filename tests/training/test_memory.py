@@ -122,7 +122,7 @@ def test_the_slower_one_binds(slow: str) -> None:
     assert 3 * 4 / 0.06 < throughput.model <= 3 * 4 / 0.03
     assert (
         str(throughput)
-        == f'network {throughput.model:.1f} images/s, input {throughput.input:.1f} images/s, {slow} binds'
+        == f'network {throughput.model:.1f} images/s, input {throughput.input:.1f} images/s, {slow} is the bottleneck'
     )
 
 

@@ -10,12 +10,12 @@ import datasets
 import pytest
 import timm
 import torch
+from datasets_read import load
 from PIL import Image
 from random_model import random_model
 from small_images import WORDS, save_digits
 
 import xception_hub
-from xception_hub.data.dataset import load
 from xception_hub.inference import predict
 from xception_hub.inference import prediction_tables as predictions
 from xception_hub.models import classifier

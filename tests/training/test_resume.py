@@ -133,7 +133,7 @@ def test_full_disk(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     first, second, old = text.splitlines()
     for line, path in ((first, file), (second, folder / '00-000000001.safetensors')):
         assert line.startswith(f'{path} (1 MB) could not be written: ')
-        assert line.endswith('Files written before are unchanged: make room, and run the same command again.')
+        assert line.endswith('Free some disk space, and run the same command again.')
     assert old == "{'epoch': 1} 1000.0"
     assert sorted(tmp_path.rglob('*')) == [folder, file]
 

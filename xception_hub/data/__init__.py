@@ -1,8 +1,13 @@
-"""Labelled photos: found, read, split, decoded and scanned.
+"""Labelled photos: one table of image, label, split and group; read, understood, split.
 
-split_names, tables, columns     what names of splits, cells and columns of tables mean
-folders, reading                 what folders mean, and any dataset as tables
-image_paths, classes             from columns to image files, and to numbers of classes
-stratified, dataset              a held-out share; the labelled images of a dataset
-items, scan                      single images, decoded; what is wrong with all of them
+    data_settings, known_names       what can be asked for, and what names of splits and columns mean
+    folders, table              folders of photos, and any dataset, as tables with a row for each image
+    columns, paths              which columns hold images and labels, what their cells mean, and where the files are
+    splits                      training and validation, shares, groups and folds
+    labelled                    `load`: all of it, from the settings to what a model is trained on
+    items                       what a sampler asks for
+    seen                        which images a model was trained and measured on
+    bad_images                  each image looked at once: what cannot be used, and what occurs twice
+
+An odd layout is a line of Python: `load(DataSettings(dataset=photo_table(files, label=parent_label)))`.
 """

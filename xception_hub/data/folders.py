@@ -5,21 +5,16 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from PIL import Image
 
-from ..errors import DataError
-from ..images import IMAGE_SUFFIXES
-from .split_names import split_of
-from .tables import TABLES
+from ..errors import DataError, listed
+from ..images import IMAGE_SUFFIXES, walk
+from .data_settings import DataSettings
+from .known_names import AFFIXES, split_of
 
-# 'splits': the folders with names of splits are splits. Else folders are classes: 'outer': the first ones, whatever is
-# in them; 'inner': those that hold images, of which equal names are one class; 'path': the same, each by its path.
-# 'metadata': metadata files name images and labels.
-READINGS = ('splits', 'outer', 'inner', 'path', 'metadata')
 HEIC = {'.heic', '.heif', '.hif'}
 
 
@@ -29,17 +24,15 @@ class Folder:
 
     Attributes:
         path: Path of the folder.
-        images: Image files directly in it.
+        images: Names of the image files directly in it.
+        files: Names of the other files directly in it.
         folders: Folders in it, by name, sorted as strings.
-        other: Number of other files directly in it, by suffix and reason.
-        tables: Those of them that are tables.
     """
 
-    path: Path
-    images: list[Path] = field(default_factory=list)
+    path: str
+    images: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     folders: dict[str, 'Folder'] = field(default_factory=dict)
-    other: Counter[tuple[str, str]] = field(default_factory=Counter)
-    tables: list[Path] = field(default_factory=list)
 
     def all(self) -> Iterator['Folder']:
         """The folder and all below it."""
@@ -47,44 +40,52 @@ class Folder:
         for folder in self.folders.values():
             yield from folder.all()
 
-    def all_images(self) -> list[Path]:
-        return [image for folder in self.all() for image in folder.images]
+    def all_images(self) -> list[str]:
+        """The paths of all images."""
+        return [f'{folder.path}{os.sep}{name}' for folder in self.all() for name in folder.images]
 
-    def all_tables(self) -> list[Path]:
-        return [table for folder in self.all() for table in folder.tables]
-
-    def left_out(self) -> Counter[tuple[str, str]]:
-        """Files that are no images, or cannot be read, by suffix and reason."""
-        return sum((folder.other for folder in self.all()), Counter())
+    def all_files(self) -> list[str]:
+        """The paths of all other files."""
+        return [os.path.join(folder.path, name) for folder in self.all() for name in folder.files]
 
     @property
-    def may_be_class(self) -> bool:
-        """Whether images are or should be in it: it has some, or files that may be some, or nothing at all."""
-        if any(folder.images for folder in self.all()):
-            return True
-        files = self.left_out()
-        return not files or any(suffix in HEIC for suffix, _ in files)
+    def has_images(self) -> bool:
+        return any(folder.images for folder in self.all())
+
+    @property
+    def live(self) -> dict[str, 'Folder']:
+        """The folders in it that may be classes: they have images, files that may be some, or nothing at all."""
+        found = {}
+        for name, folder in self.folders.items():
+            suffixes = {os.path.splitext(file)[1].lower() for below in folder.all() for file in below.files}
+            if folder.has_images or not suffixes or suffixes & HEIC:
+                found[name] = folder
+        return found
+
+    def left_out(self) -> str:
+        """The files that are no images, or cannot be read, in a sentence; '' for none."""
+        suffixes = Counter(os.path.splitext(file)[1].lower() for folder in self.all() for file in folder.files)
+        parts = [
+            f'{count} {suffix or "no suffix"} '
+            f'({"pip install pillow-heif reads them" if suffix in HEIC else "no images"})'
+            for suffix, count in sorted(suffixes.items(), key=lambda item: item[0] or 'no suffix')
+        ]
+        return f'Left out files: {", ".join(parts)}.' if parts else ''
 
 
-def read_folder(path: Path, seen: frozenset[str] = frozenset()) -> Folder:
-    """Lists a folder and all below it. Links to folders are followed, but not back to one above."""
-    folder = Folder(path)
-    real = os.path.realpath(path)
-    for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
-        if entry.name.startswith('.') or entry.name == '__MACOSX':
-            continue
-        suffix = Path(entry.name).suffix.lower()
-        if entry.is_dir():
-            if os.path.realpath(entry.path) not in {*seen, real}:
-                folder.folders[entry.name] = read_folder(Path(entry.path), seen | {real})
-        elif suffix in IMAGE_SUFFIXES or (not suffix and _is_image(entry.path)):
-            folder.images.append(Path(entry.path))
-        else:
-            reason = 'pip install pillow-heif reads them' if suffix in HEIC else 'no images'
-            folder.other[suffix or 'no suffix', reason] += 1
-            if suffix in TABLES:
-                folder.tables.append(Path(entry.path))
-    return folder
+def read_folder(path: str | os.PathLike[str]) -> Folder:
+    """Lists a folder and all below it. A file without a suffix is an image if its content is one."""
+    tree: dict[str, Folder] = {}
+    for place, inside, files in walk(os.fspath(path)):
+        folder = tree.setdefault(place, Folder(place))
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            is_image = suffix in IMAGE_SUFFIXES or (not suffix and _is_image(os.path.join(place, name)))
+            (folder.images if is_image else folder.files).append(name)
+        for name in inside:
+            below = os.path.join(place, name)
+            folder.folders[name] = tree[below] = Folder(below)
+    return tree[os.fspath(path)]
 
 
 def _is_image(path: str) -> bool:
@@ -95,97 +96,103 @@ def _is_image(path: str) -> bool:
         return False
 
 
-@dataclass
-class Tree:
-    """What the folders of a dataset mean.
-
-    Attributes:
-        splits: Split -> class -> image files, in order.
-        notes: What was left out or assumed, in sentences.
-    """
-
-    splits: dict[str, dict[str, list[Path]]]
-    notes: list[str]
+Classes = dict[str, list[str]]  # class -> image files, in order
 
 
-def understand(root: Folder, named: Collection[str] = (), folders: str | None = None, skip_empty: bool = False) -> Tree:
-    """Finds splits and classes.
+def understand(
+    root: Folder, settings: DataSettings, named: Collection[str] = ()
+) -> tuple[dict[str, Classes], list[str]]:
+    """Finds splits and classes: the images of each, and what was left out or assumed, in sentences.
 
     Args:
         root: Folder of the dataset.
+        settings: What the folders are, where the caller knows it.
         named: Names of the splits that the caller wants; a folder's name, or a name of what it means.
-        folders: One of `READINGS`; None where only one reading is possible.
-        skip_empty: Leave out classes without an image.
 
     Raises:
         DataError: There are no images, or two readings are possible; the message names the option for each.
     """
     notes = list[str]()
-    while len(live := _live(root)) == 1 and not root.images:
+    while not root.images and len(live := root.live) == 1:
         ((name, only),) = live.items()
         if not only.folders or name in named or split_of(name):
             break
         notes.append(f'{only.path} is taken, the only folder of images in {root.path}.')
         root = only
-    splits = _splits(root, live, named, folders)
-    found: dict[str, dict[str, list[Path]]] = {}
+    live = root.live
+    splits = _splits(root, live, named, settings)
+    whole = splits.get('train') is root
+    found: dict[str, Classes] = {}
     for split, folder in splits.items():
-        if split_of(split) in ('test', 'prediction') and split not in named and not _live(folder) and folder.images:
-            notes.append(f'{folder.path} is left aside: its {len(folder.images)} images are in no folders of classes.')
+        folder = folder if whole else _unwrapped(folder)
+        aside = split_of(split) in ('test', 'prediction') and split not in named and not folder.live
+        if aside and folder.images:
+            notes.append(
+                f'{folder.path} is left aside: its {len(folder.images)} images are in no folders of classes. To '
+                f'validate on a share of the training images beside it: --validation-split "".'
+            )
         else:
-            found[split] = _classes(folder, folders, skip_empty, notes)
-    aside = [name for name in root.folders if name not in splits and splits.get('train') is not root]
-    aside += [name for name in root.folders if name not in live and splits.get('train') is root]
-    if aside:
-        notes.append(f'Left aside in {root.path}: {_names(aside)}.')
-    if root.images and splits.get('train') is not root:
+            found[split] = _classes(folder, settings, notes)
+    if aside_ := [name for name in root.folders if name not in (live if whole else splits)]:
+        notes.append(f'Left aside in {root.path}: {listed(map(repr, aside_))}.')
+    if root.images and not whole:
         notes.append(f'{len(root.images)} images are left out: they lie in {root.path} itself, beside the splits.')
-    if files := listed(root.left_out()):
-        notes.append(files)
-    return Tree(found, notes)
+    return found, [*notes, *filter(None, [root.left_out()])]
 
 
-def _live(folder: Folder) -> dict[str, Folder]:
-    return {name: below for name, below in folder.folders.items() if below.may_be_class}
+def _unwrapped(folder: Folder) -> Folder:
+    """The folder of the classes of a split: seg_train/seg_train, train/images."""
+    while not folder.images and len(live := folder.live) == 1:
+        ((name, only),) = live.items()
+        if not (split_of(name) or name.lower() in AFFIXES) or not (only.live or split_of(name)):
+            break
+        folder = only
+    return folder
 
 
-def _splits(root: Folder, live: dict[str, Folder], named: Collection[str], folders: str | None) -> dict[str, Folder]:
+def _splits(root: Folder, live: dict[str, Folder], named: Collection[str], settings: DataSettings) -> dict[str, Folder]:
     """The folders that are splits, by name; the folder itself as 'train' if there are none."""
+    folders = settings.folders
+    if settings.fold in live and not settings.folds:
+        return live
     like = {name: folder for name, folder in live.items() if split_of(name)}
     if any(name in live and name != 'train' for name in named):
-        chosen = {name: folder for name, folder in live.items() if name in named}
         meant = {split_of(name) for name in named if name not in live}
-        return {**chosen, **{name: folder for name, folder in like.items() if split_of(name) in meant}}
+        return {name: live[name] for name in live if name in named or split_of(name) in meant - {None}}
     if folders == 'splits' and like:
         return like
-    if len(like) == len(live) and any(_live(folder) for folder in like.values()) and folders != 'outer':
+    hold_classes = any(folder.live for folder in like.values())
+    if len(like) == len(live) and hold_classes and folders != 'outer':
         return like
-    if like and folders is None:
+    if like and folders is None and (hold_classes or len(like) == len(live)):
         raise DataError(
-            f'{root.path} holds {_names(live)}, of which {_names(like)} may be splits or classes. If they are splits: '
-            f'--folders splits. If all are classes: --folders outer.'
+            f'{root.path} holds {listed(map(repr, live))}, of which {listed(map(repr, like))} may be splits or '
+            f'classes. If they are splits: --folders splits. If all are classes: --folders outer.'
         )
-    inside = [sorted(_live(folder)) for folder in live.values()]
+    inside = [sorted(folder.live) for folder in live.values()]
     if folders is None and len(live) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
         first, second = list(live)[:2]
         raise DataError(
-            f'All folders in {root.path} ({_names(live)}) hold the same folders: {_names(inside[0])}. If the former '
-            f'are splits: --train-split {first} --validation-split {second}. If they are classes: --folders outer. '
+            f'All folders in {root.path} ({listed(map(repr, live))}) hold the same folders: '
+            f'{listed(map(repr, inside[0]))}. If the former are splits: --train-split {first} --validation-split '
+            f'{second}. If they are folds of a cross-validation: --fold {first}. If they are classes: --folders outer. '
             f'If the latter are classes: --folders inner.'
         )
     return {'train': root}
 
 
-def _classes(root: Folder, folders: str | None, skip_empty: bool, notes: list[str]) -> dict[str, list[Path]]:
+def _classes(root: Folder, settings: DataSettings, notes: list[str]) -> Classes:
     """The classes of a split, and their images."""
-    live = _live(root)
+    live, folders = root.live, settings.folders
     if not live:
+        objects = any(file.endswith(('.txt', '.xml')) for file in root.files)
         raise DataError(
             f'{root.path} has no folders, of which there should be one for each class. If a table or the names of the '
             f'files tell the classes, name a table as the dataset, with a column of paths and one of labels.'
+            + (' Objects in .txt or .xml files (YOLO, VOC, CVAT): export them as COCO, and name its .json.' * objects)
         )
-    deep = {name: folder for name, folder in live.items() if not folder.images and folder.all_images()}
-    inside = [list(_live(folder)) for folder in deep.values()]
+    deep = {name: folder for name, folder in live.items() if not folder.images and folder.has_images}
+    inside = [list(folder.live) for folder in deep.values()]
     alike = len(deep) == len(live) > 1 and all(len(names) == 1 and names == inside[0] for names in inside)
     if deep and folders in (None, 'splits') and not alike:  # CLASS/images/*.jpg leaves one reading
         name, below = next(iter(deep)), inside[0][0]
@@ -193,46 +200,30 @@ def _classes(root: Folder, folders: str | None, skip_empty: bool, notes: list[st
             f'{root.path} has folders in folders: {name}/{below}. If the class is {name!r}: --folders outer. If it is '
             f'{below!r}: --folders inner. If it is {f"{name}/{below}"!r}: --folders path.'
         )
-    found: dict[str, list[Path]] = {}
+    places: list[tuple[str, Folder]]
     if folders in ('inner', 'path'):
-        for folder in root.all():
-            if folder.images and folder is not root:
-                relative = folder.path.relative_to(root.path)
-                name = relative.as_posix() if folders == 'path' else relative.name
-                found.setdefault(unicodedata.normalize('NFC', name), []).extend(folder.images)
+        below_root = [folder for folder in root.all() if folder.images and folder is not root]
+        relative = [os.path.relpath(folder.path, root.path).replace(os.sep, '/') for folder in below_root]
+        names = relative if folders == 'path' else [name.rpartition('/')[2] for name in relative]
+        places = list(zip(names, below_root))
     else:
-        empty = {name: folder for name, folder in live.items() if not folder.all_images()}
-        if empty and not skip_empty:
+        empty = {name: folder for name, folder in live.items() if not folder.has_images}
+        if empty and settings.empty_classes == 'error':
             name, folder = next(iter(empty.items()))
             raise DataError(
-                f'{len(empty)} classes in {root.path} have no image that can be read: {_names(empty)}. In {name!r}: '
-                f'{listed(folder.left_out()) or "no file."} Leave them out with --empty-classes skip.'
+                f'{len(empty)} classes in {root.path} have no image that can be read: {listed(map(repr, empty))}. In '
+                f'{name!r}: {folder.left_out() or "no file."} Leave them out with --empty-classes skip.'
             )
         if empty:
-            notes.append(f'Left out of {root.path}, without an image: the classes {_names(empty)}.')
-        nested = [
-            name
-            for name, folder in live.items()
-            if folder.images and any(map(Folder.all_images, _live(folder).values()))
-        ]
+            notes.append(f'Left out of {root.path}, without an image: the classes {listed(map(repr, empty))}.')
+        nested = [n for n, folder in live.items() if folder.images and any(f.has_images for f in folder.live.values())]
         if nested:
-            notes.append(f'Images in folders below count for their class in {root.path}: {_names(nested)}.')
-        for name, folder in live.items():
-            if name not in empty:
-                found.setdefault(unicodedata.normalize('NFC', name), []).extend(folder.all_images())
+            notes.append(f'Images in folders below count for their class in {root.path}: {listed(map(repr, nested))}.')
+        places = [(name, below) for name, folder in live.items() if name not in empty for below in folder.all()]
     if root.images:
         notes.append(f'{len(root.images)} images are left out: they lie in {root.path} itself, beside the classes.')
+    found: Classes = {}
+    for name, folder in places:  # macOS decomposes accents
+        images = [f'{folder.path}{os.sep}{image}' for image in folder.images]
+        found.setdefault(unicodedata.normalize('NFC', name), []).extend(images)
     return {name: found[name] for name in sorted(found)}
-
-
-def listed(files: Counter[tuple[str, str]]) -> str:
-    """The files that are left out, in a sentence; '' for none."""
-    if not files:
-        return ''
-    parts = [f'{count} {suffix} ({reason})' for (suffix, reason), count in sorted(files.items())]
-    return f'Left out files: {", ".join(parts)}.'
-
-
-def _names(names: Iterable[str], most: int = 6) -> str:
-    listed = [repr(name) for name in names]
-    return ', '.join(listed[:most]) + (f' and {len(listed) - most} more' if len(listed) > most else '')

@@ -110,7 +110,7 @@ def _context(
         image_mode=image_mode,
         fine_tuned=bool(metrics),
         # as the network saw its images in training: Keras does not turn them
-        photo="xception_hub.open_image('photo.jpg')" if metrics else f"Image.open('photo.jpg').convert({image_mode!r})",
+        photo=_opened(config) if metrics else f"Image.open('photo.jpg').convert({image_mode!r})",
         model_args={**args, 'num_classes': num_classes},
         # without num_classes in the overlay, timm thinks that the classes differ and initialises a new classifier
         overlay=dict(hf_hub_id=repo_id or PLACEHOLDER, num_classes=num_classes, **data),
@@ -175,6 +175,12 @@ def _metadata(
         tags=[task, 'timm', 'xception', *(['keras'] if parity.get('source') else [])],
     )
     return data.to_yaml()
+
+
+def _opened(config: dict[str, Any]) -> str:
+    """Code that opens a photo as those were opened that the model was trained on."""
+    grey_maximum = config.get('grey_maximum')
+    return f"xception_hub.open_image('photo.jpg'{f', grey_maximum={grey_maximum}' if grey_maximum else ''})"
 
 
 def _title(repo_id: str | None) -> str:

@@ -1,8 +1,8 @@
 """xception-hub publish DIR org/name --dry-run
 
-Publishes a converted or a fine-tuned directory on the Hugging Face Hub, in one commit: model.safetensors, config.json,
-the model card, and parity.json if there is one; if not, the repository's is removed. Files that the repository holds
-already are not sent again. In a clone: python -m xception_hub.directory.publish.
+Publishes a converted or fine-tuned model directory on the Hugging Face Hub, in one commit: model.safetensors,
+config.json, the model card and parity.json. If the directory has no parity.json, that of the repository is removed.
+Unchanged files are not uploaded again. In a clone: python -m xception_hub.directory.publish.
 """
 
 from pathlib import Path
@@ -34,16 +34,16 @@ def main(
     """Publish DIRECTORY as the model REPO_ID of the Hugging Face Hub.
 
     Args:
-        directory: Directory that `xception-hub convert` or a fine-tuning wrote.
+        directory: Model directory that `xception-hub convert` or `finetune` wrote.
         repo_id: Repository org/name. It is created if it does not exist.
-        dry_run: Show what would be done, with the model card, and send nothing. No token is needed.
-        private: Create the repository as a private one. By default it is public.
-        space: Publish a page for the model, too: a Space of the same name, which runs `xception-hub demo`. That of a
-            private model needs HF_TOKEN among the Space's secrets.
+        dry_run: Print the planned changes and the model card, and upload nothing. No token is needed.
+        private: Create a private repository. By default it is public.
+        space: Publish a demo page, too: a Space of the same name, which runs `xception-hub demo`. The Space of a
+            private model needs the secret HF_TOKEN.
         revision: Branch to publish on; it is created if it does not exist. By default main.
-        license: Licence of the weights, in the Hub's words: apache-2.0, mit, other, ... By default the card says that
-            none was given.
-        message: Message of the commit.
+        license: Licence of the weights, as the Hub spells it: apache-2.0, mit, other, ... By default the card states
+            that no licence was given.
+        message: Commit message.
     """
     upload = make_upload(directory, repo_id, revision, license)
     for part in (upload, make_space(upload)) if space else (upload,):

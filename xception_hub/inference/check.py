@@ -1,4 +1,4 @@
-"""What a model computes, for functions that are to compute the same."""
+"""Comparison of a function (an engine or an exported file) with the model that it replaces."""
 
 import copy
 import math
@@ -15,41 +15,41 @@ from ..errors import OptimizeError, in_one_line
 # Largest L2 norm of the difference of an image's outputs, relative to that of the original's. Measured with the genuine
 # weights: 1e-6 in float32, 2e-2 in bf16. A GPU rounds the factors of float32 to tf32 where torch allows it.
 TOLERANCES = {'fp32': 1e-4, 'tf32': 5e-3, 'bf16': 5e-2}
-LEAST_COSINE = 0.9  # of each image's last output in int8; below, they are something else
+LEAST_COSINE = 0.9  # smallest cosine of the last outputs of an image that counts as the same in int8
 BATCH_SIZE = 8
-QUARTERS = (3, 5)  # of the example's size: two other sizes, of which the first that the model takes is checked, too
+QUARTERS = (3, 5)  # quarters of the example's size; the first of these sizes that the model takes is checked, too
 
 Function = Callable[[Tensor], Any]
 Shape = tuple[int, ...]
 
 
 class OutputShapes:
-    """Type and shapes of a model's outputs for images of any shape, without computing values.
+    """Finds type and shapes of a model's outputs for images of any shape, without computing values.
 
     Args:
-        model: The model, which stays as it is.
+        model: The model. It is not changed.
         example: Images [B, C, H, W].
-        outputs: What the model returns for them.
+        outputs: The model's outputs for the example, tensors [B, ...].
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, outputs: Any) -> None:
+    def __init__(self, model: nn.Module, example: Tensor, outputs: Any) -> None:  # example [B, C, H, W]
         self._known = {tuple(example.shape): _described(outputs)}
         self._model: nn.Module | None = copy.deepcopy(model).to('meta')
         try:
             self._model(example.to('meta'))
-        except Exception:  # it looks at values, which torch's meta device does not have
+        except Exception:  # the model needs values, which tensors on the meta device do not have
             self._model = None
 
     def __call__(self, shape: Shape) -> tuple[Callable[..., Any], list[Shape]]:
-        """The type is Tensor, list or tuple.
+        """Returns the type of the outputs (Tensor, list or tuple) and their shapes.
 
         Raises:
-            OptimizeError: The model computes only with values, and this is not the example's shape.
-            Exception: What the model raises for this shape.
+            OptimizeError: The model needs values, and this is not the example's shape.
+            Exception: The model refuses this shape.
         """
         if shape not in self._known:
             if self._model is None:
-                raise OptimizeError(f'This model is known for images {list(*self._known)} only, not for {list(shape)}.')
+                raise OptimizeError(f'The model was tried with images {list(*self._known)} only, not {list(shape)}.')
             with torch.no_grad():
                 self._known[shape] = _described(self._model(torch.empty(shape, device='meta')))
         return self._known[shape]
@@ -57,10 +57,10 @@ class OutputShapes:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far a function is from its model.
+    """Difference between a function and its model.
 
     Attributes:
-        photos: The images that both were run on, in words.
+        photos: Description of the images that both were run on.
         difference: Largest L2 norm of the difference of an image's outputs, relative to that of the model's.
         top1_agreement: Share of the images for which both have the same largest output; None if the only outputs are
             features.
@@ -74,24 +74,25 @@ class Comparison:
 
 
 class Reference:
-    """What a model computes of images, and how far a function is from it.
+    """Outputs of a model, with which functions are compared.
 
     Args:
-        model: The original, in evaluation mode. It stays as it is.
+        model: The original, in evaluation mode. It is not changed.
         example: Images [B, C, H, W].
-        precision: What functions will compute in.
-        images: Images [N, C, H, W] to compare them on, of the example's size.
-        words: What these are, in words.
+        precision: Precision of the functions: 'fp32', 'bf16' or 'int8'.
+        images: Images [N, C, H, W] for the comparison, of the example's size.
+        words: Description of these images.
 
     Attributes:
         output_shapes: Shapes of the original's outputs.
-        other_size: Height and width of another size that the original takes; None if it takes one only.
+        other_size: Height and width in pixels of another size that the original takes; None if it takes only one.
         tolerance: Largest difference that counts as the same; None in int8, where the cosine decides.
 
     Raises:
-        OptimizeError: The model does not take the example, or there are no finite numbers.
+        OptimizeError: The model does not take the example, or its outputs are not finite.
     """
 
+    # example [B, C, H, W], images [N, C, H, W]
     def __init__(self, model: nn.Module, example: Tensor, precision: str, images: Tensor, words: str) -> None:
         self.model, self.example, self.precision, self.words = model, example, precision, words
         try:
@@ -107,10 +108,10 @@ class Reference:
             self._images.append(F.interpolate(images[:1], self.other_size, mode='bilinear'))
         self._expected = [_outputs(model, images, BATCH_SIZE) for images in self._images]
         if not all(output.isfinite().all() for outputs in self._expected for output in outputs):
-            raise OptimizeError(f'The model does not compute finite numbers of {words}: check its weights.')
+            raise OptimizeError(f'The outputs of the model for {words} are not finite numbers. Check its weights.')
 
     def compare(self, function: Function, batch_size: int = BATCH_SIZE) -> tuple[Comparison, bool]:
-        """How far a function is from the original, and whether it is the same for images of another size, too."""
+        """Compares a function with the original; also returns whether it is the same at another size."""
         first, *others = zip(self._images, self._expected)
         comparison = self._compared(function, *first, batch_size)
         try:
@@ -126,7 +127,7 @@ class Reference:
 
     def _compared(
         self, function: Function, images: Tensor, expected: Sequence[Tensor], batch_size: int = 1
-    ) -> Comparison:
+    ) -> Comparison:  # images [N, C, H, W], expected [N, ...] each
         found = _outputs(function, images, batch_size)
         difference = relative_error(found, expected)
         if difference == math.inf:
@@ -141,26 +142,26 @@ class Reference:
         """Whether the original takes images of this height and width."""
         try:
             self.output_shapes((1, self.example.shape[1], *size))
-        except Exception:  # of the original: they are smaller than it takes, or its head has one size
+        except Exception:  # the images are too small, or the head takes only one size
             return False
         return True
 
     def _other_size(self) -> tuple[int, int] | None:
-        """Height and width of another size that the original takes; None if it takes one only."""
+        """Height and width in pixels of another size that the original takes; None if it takes only one."""
         height, width = self.example.shape[2:]
-        sizes = [(height * quarters // 4, width * quarters // 4 + 1) for quarters in QUARTERS]  # of another parity each
+        sizes = [(height * quarters // 4, width * quarters // 4 + 1) for quarters in QUARTERS]  # each of another parity
         return next(filter(self.takes, sizes), None)
 
 
 def _outputs(function: Function, images: Tensor, batch_size: int) -> list[Tensor]:
-    """Each output of images, as one tensor [N, ...]."""
+    """Returns each output for images [N, C, H, W] as one tensor [N, ...]."""
     with torch.no_grad():
         batches = [as_list(function(batch)) for batch in images.split(batch_size)]
     return [torch.cat(outputs) for outputs in zip(*batches)]
 
 
 def as_list(outputs: Any) -> list[Tensor]:
-    """A model's outputs, of which there are one or several."""
+    """Returns one or several outputs [B, ...] of a model as a list."""
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
@@ -169,7 +170,7 @@ def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float
 
     Args:
         found: Tensors [B, ...].
-        expected: As many; infinity if they are of other shapes.
+        expected: Tensors [B, ...]. If number or shapes differ, the result is infinity.
     """
     if [output.shape for output in found] != [output.shape for output in expected]:
         return math.inf

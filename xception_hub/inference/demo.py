@@ -1,6 +1,6 @@
 """xception-hub demo finetuned
 
-A page on this machine that says what photos show, how sure the model is, and where it looked.
+Starts a web page on this machine that classifies photos, with probabilities and heat maps.
 """
 
 import base64
@@ -19,7 +19,6 @@ from cyclopts.validators import Number
 from PIL import Image
 
 from ..errors import ImageError, ModelError, SettingsError, exits_with_message, printable
-from ..images import open_image
 from ..models.build import open_model
 from .attribution import explain, in_unit_range
 from .overlay import overlay, seen
@@ -69,10 +68,10 @@ app = App(help=__doc__, version_flags=[])
 
 
 class Demo:
-    """What the page answers.
+    """The web page of a model.
 
     Args:
-        name: What `xception-hub predict --model` takes.
+        name: Model, as for `xception-hub predict --model`.
         engine: One of `xception_hub.optimize`'s engines, 'auto' for the fastest, or 'eager'.
 
     Raises:
@@ -88,7 +87,7 @@ class Demo:
         self.numbers = {label: number for number, label in enumerate(loaded.class_names)}
 
     def answer(self, files: Sequence[str] | None) -> str:
-        """The page's answer to some photos, in HTML; files that are no photos have a sentence of their own."""
+        """Returns the page's answer to photos in HTML. For a bad file, it contains the reason."""
         if not files:
             return '<p>Choose one photo or several.</p>'
         more = f'<p>{len(files) - MOST} photos are left out: {MOST} at once are answered.</p>' if files[MOST:] else ''
@@ -97,7 +96,7 @@ class Demo:
     def _article(self, file: Path) -> str:
         name = _escaped(file.name)
         try:
-            photo = open_image(file, self.predictor.loaded.transforms.min_side, max_pixels=MAX_PIXELS)
+            photo = self.predictor.loaded.transforms.open(file, MAX_PIXELS)
         except ImageError as e:
             return REFUSED.format(name=name, reason=_escaped(e))
         start = time.perf_counter()
@@ -115,7 +114,7 @@ class Demo:
         )
 
     def _pictures(self, photo: Image.Image, label: str, _: float) -> tuple[list[tuple[str, Image.Image]], str]:
-        """What the network sees, and what spoke for a class in it, each with its description; and a sentence."""
+        """Returns the network's input and the heat map of a class, each with its description, and a note."""
         transforms, start = self.predictor.loaded.transforms, time.perf_counter()
         image = transforms.evaluation()(photo)
         network = seen(image, transforms.config['mean'], transforms.config['std'])
@@ -124,7 +123,7 @@ class Demo:
             heat = in_unit_range(explain(self.model, image[None], [self.numbers[label]]))[0]
         except ModelError as e:  # without feature maps
             return pictures, f'Not explained: {e}'
-        pictures.append((f'What spoke for {label}: the brighter, the more', overlay(network, heat)))
+        pictures.append((f'Heat map for {label}: bright areas add most to its score', overlay(network, heat)))
         return pictures, f'Explained in {time.perf_counter() - start:.2f} s.'
 
     def page(self) -> gr.Blocks:
@@ -155,8 +154,8 @@ def _check_host(host: str) -> None:
             probe.bind(address)
     except (OSError, UnicodeError) as e:  # UnicodeError: of a name that is no name
         raise SettingsError(
-            f'--host {host} is no address of this machine ({e}). Choose 127.0.0.1 for this machine alone, or 0.0.0.0 '
-            f'for all who reach it.'
+            f'--host {host} is not an address of this machine ({e}). Choose 127.0.0.1 for this machine alone, or '
+            f'0.0.0.0 for all machines that can connect.'
         ) from e
 
 
@@ -164,9 +163,9 @@ def launch(model: str, host: str | None = None, port: int | None = None, engine:
     """Serves the page until the process ends.
 
     Args:
-        model: What `xception-hub predict --model` takes.
-        host: Address that the page is served at; None is this machine alone, or what GRADIO_SERVER_NAME says.
-        port: None is the first free one from 7860 on.
+        model: Model, as for `xception-hub predict --model`.
+        host: Address of the page; None means GRADIO_SERVER_NAME if set, else this machine alone.
+        port: Port of the page; None means the first free one from 7860 on.
         engine: See `Demo`.
         **options: Further arguments of gradio's `launch`.
 
@@ -201,12 +200,12 @@ def main(
     port: Annotated[int | None, Parameter(validator=Number(gte=1, lte=65535))] = None,
     engine: str = EAGER,
 ) -> None:
-    """Serve a page that takes photos and shows the likeliest classes of MODEL, and what spoke for the first.
+    """Start a web page that classifies photos with MODEL, and shows heat maps.
 
     Args:
-        model: A directory that finetune or convert wrote, or what timm.create_model takes.
-        host: Address of the page: 0.0.0.0 for all who reach this machine. By default only the machine itself.
-        port: Port of the page. By default the first that is free from 7860 on.
-        engine: What computes: eager, auto for the fastest that is installed, or the name of one.
+        model: Directory that finetune or convert wrote, or a name for timm.create_model.
+        host: Address of the page. 0.0.0.0 allows all machines to connect. By default only this machine can.
+        port: Port of the page. By default the first free port from 7860 on.
+        engine: Engine that runs the network: eager, auto (the fastest that is installed), or a name.
     """
     launch(model, host, port, engine)

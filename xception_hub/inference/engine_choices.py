@@ -1,4 +1,4 @@
-"""What was chosen on this machine, remembered in a JSON file."""
+"""Cache of the fastest engine for each model on this machine, in a JSON file."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ FILE = 'engines.json'
 
 
 def default_file() -> Path:
-    """A file in the cache of the Hugging Face libraries."""
+    """Path of the file in the cache of the Hugging Face libraries."""
     return cached_assets_path('xception_hub', namespace='optimize') / FILE
 
 
 def key_of(model: nn.Module, example: Tensor, precision: str) -> str:
-    """A text that is the same for two models if all is that speed depends on: not their weights, but their layers."""
+    """Key of everything that speed depends on: layers, but not weights; the shape of `example` [B, C, H, W]; ..."""
     parts = dict(
         device=device_model(example.device),
         versions=[f'torch {torch.__version__}', f'timm {timm.__version__}', *(e.version() for e in ENGINES.values())],
@@ -35,13 +35,13 @@ def key_of(model: nn.Module, example: Tensor, precision: str) -> str:
 
 
 class Choices:
-    """A JSON object, whose loss costs a measurement and is never an error.
+    """The choices in a JSON file. If the file is lost, the engines are measured again.
 
     Args:
-        file: The file; None for that in the cache.
+        file: Path of the file; None for `default_file()`.
 
     Attributes:
-        notes: Why something could not be read or written.
+        notes: Reasons why the file could not be read or written.
     """
 
     def __init__(self, file: Path | None) -> None:
@@ -56,16 +56,16 @@ class Choices:
         except OSError as e:
             self.notes.append(f'Choices cannot be read ({e}).')
         except (ValueError, AttributeError, TypeError, KeyError):
-            self.notes.append(f'{self._file} was damaged, and is written anew.')
+            self.notes.append(f'{self._file} is damaged and is replaced.')
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """What was put there under this key."""
+        """Returns the choice for a key, or None."""
         return self._known.get(key)
 
     def put(self, key: str, engine: str, seconds: dict[str, float]) -> None:
-        """Remembers a choice. The file is replaced when the new one is complete."""
+        """Saves a choice. The file is replaced atomically."""
         self._known[key] = {'engine': engine, 'seconds': seconds}
         try:
             write_text(self._file, json.dumps(self._known, indent=2))
         except OSError as e:
-            self.notes.append(f'The choice is not remembered ({e}).')
+            self.notes.append(f'The choice cannot be saved ({e}).')

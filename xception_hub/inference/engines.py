@@ -1,4 +1,4 @@
-"""What can run a network for inference: each engine is a row of a table."""
+"""The engines that run a network for inference, as a table."""
 
 import copy
 import importlib.util
@@ -23,12 +23,12 @@ class Engine(NamedTuple):
 
     Attributes:
         build: Makes a function of images [B, C, H, W] in float32 from a network, an example and the precision. The
-            function returns a tensor, or a list or tuple of tensors, in float32. The network stays as it is.
-        packages: Packages that it imports beyond torch.
-        install: What pip installs for it.
+            function returns a tensor, or a list or tuple of tensors, in float32. The network is not changed.
+        packages: Packages that it imports in addition to torch.
+        install: Argument of `pip install` for these packages.
         devices: Types of the devices that it runs on.
-        auto: Types of the devices on which it is ready within seconds, so that it is tried unasked.
-        precisions: What it computes in.
+        auto: Types of the devices on which it starts within seconds, so that engine='auto' tries it.
+        precisions: Precisions that it supports.
     """
 
     build: Callable[[nn.Module, Tensor, str], Function]
@@ -55,20 +55,20 @@ def _version(package: str) -> str:
 
 
 def _pytorch(model: nn.Module, example: Tensor, precision: str, **compiler: Any) -> Function:
-    """PyTorch in channels_last, and in a compiler if there are arguments for `torch.compile`."""
+    """PyTorch in channels_last for images as `example` [B, C, H, W]; compiled if there are `compiler` arguments."""
     dtype = DTYPES[precision]
     function: Function = copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last)
     if compiler:
         function = torch.compile(function, **compiler)
 
-    def run(images: Tensor) -> Any:
+    def run(images: Tensor) -> Any:  # [B, C, H, W] -> [B, ...]
         outputs = function(images.to(dtype, memory_format=torch.channels_last))
         if isinstance(outputs, Tensor):
             return _own(outputs)
         return [_own(output) for output in outputs]
 
-    def _own(output: Tensor) -> Tensor:
-        # a CUDA graph writes its next outputs to the same place
+    def _own(output: Tensor) -> Tensor:  # [B, ...]
+        # a CUDA graph writes its next outputs to the same memory
         output = output.clone() if compiler and output.is_cuda else output
         return output.float().contiguous()
 
@@ -76,12 +76,12 @@ def _pytorch(model: nn.Module, example: Tensor, precision: str, **compiler: Any)
 
 
 def _inductor(model: nn.Module, example: Tensor, precision: str) -> Function:
-    """Inductor, to which the weights are constants; on a GPU its kernels are launched as one CUDA graph."""
+    """Inductor for images as `example` [B, C, H, W]: weights are constants; a GPU runs its kernels as a CUDA graph."""
     return _pytorch(model, example, precision, options={'freezing': True, 'triton.cudagraphs': example.is_cuda})
 
 
 def _exported(model: nn.Module, example: Tensor, precision: str, format: str) -> Function:
-    """A runtime of its own, which runs the file of a format."""
+    """A separate runtime, which runs the exported file of a format, for images as `example` [B, C, H, W]."""
     with tempfile.TemporaryDirectory(prefix='xception_hub') as folder:
         path = Path(folder) / f'model{FORMATS[format].suffix}'
         FORMATS[format].write(model, example, path)
@@ -90,7 +90,7 @@ def _exported(model: nn.Module, example: Tensor, precision: str, format: str) ->
 
 
 def _of_format(name: str) -> Engine:
-    """The runtime of a format of exported models, on the CPU."""
+    """The engine that runs exported files of a format on the CPU."""
     row = FORMATS[name]
     precisions = tuple(precision for precision in row.precisions if precision in DTYPES)
     install = f'xception-hub[{row.extra}]'

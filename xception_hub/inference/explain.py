@@ -1,6 +1,6 @@
 """xception-hub explain photo.jpg --model finetuned
 
-What a network saw in photos: for each photo a picture of what spoke for the likeliest classes.
+For each photo, draws heat maps of what made the model choose the most probable classes.
 """
 
 import difflib
@@ -17,12 +17,11 @@ from cyclopts import App, Parameter
 from torch import Tensor
 
 from ..errors import DataError, ModelError, SettingsError, exits_with_message, listed, printable, printable_lines
-from ..images import open_image
 from .attribution import explain, in_unit_range
 from .overlay import overlay, seen, sheet
 from .predictor import Predictor
 
-NEAR = 5  # names of classes that an unknown one is answered by
+NEAR = 5  # similar names that the error for an unknown class lists
 MAX_CLASSES = 12  # in a picture
 LONGEST = 32  # characters of a title
 
@@ -46,13 +45,13 @@ def class_number(given: str, class_names: Sequence[str]) -> int:
     near += difflib.get_close_matches(given, class_names, NEAR)
     named = listed(list(dict.fromkeys(near or class_names)), NEAR)
     raise SettingsError(
-        f'There is no class {given!r}. {"Near it are" if near else "The first are"} {named}. The numbers of classes, '
-        f'0 to {len(class_names) - 1}, are taken, too.'
+        f'There is no class {given!r}. {"Similar names are" if near else "The first are"} {named}. Pass a name, or a '
+        f'number from 0 to {len(class_names) - 1}.'
     )
 
 
 def targets_of(photos: Sequence[Path], folder: Path) -> list[Path]:
-    """A path without suffix for each photo: its name, with a number where photos of several folders share it."""
+    """Returns a path without suffix for each photo: its name, with a number if several photos have the same name."""
     counts, targets = Counter[str](), []
     for photo in photos:
         counts[photo.stem] += 1
@@ -74,18 +73,18 @@ def main(
     image_size: int | None = None,
     device: str | None = None,
 ) -> None:
-    """Draws what in photos spoke for their classes: each as the network sees it, beside a map of each class.
+    """Draws each photo as the network sees it, beside heat maps of what made the model choose each class.
 
     Args:
         photos: Image files.
-        model: A directory that finetune or convert wrote, or what timm.create_model takes.
-        output: Folder for the pictures: a PNG for each photo, under its name.
-        top: Number of the likeliest classes that are explained.
-        classes: A class that is explained instead, by its name or number. The option can be given several times.
+        model: Directory that finetune or convert wrote, or a name for timm.create_model.
+        output: Folder for the pictures: one PNG per photo, with its name.
+        top: Number of most probable classes to explain.
+        classes: Class to explain instead, by its name or number. Repeat the option for several classes.
         method: gradcam, integrated-gradients or deeplift. The last two need captum.
-        raw: Write the maps, too: a .npy for each photo, [classes, height, width] in logits.
-        image_size: Height and width of the images in pixels. By default the model's own.
-        device: Device that computes: cpu, cuda, mps. By default a GPU, if there is one.
+        raw: Save the maps, too: one .npy per photo, [classes, height, width] in logits.
+        image_size: Height and width of the images in pixels. By default the model's own size.
+        device: Device of the network: cpu, cuda, mps. By default a GPU, if there is one.
     """
     warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
     if not photos:
@@ -109,7 +108,7 @@ def main(
             continue
         probabilities = np.array(json.loads(row['probabilities']))
         chosen = numbers or np.argsort(-probabilities, kind='stable')[:top].tolist()
-        image = transforms.evaluation()(open_image(photo, transforms.min_side)).to(on)
+        image = transforms.evaluation()(transforms.open(photo)).to(on)
         maps = explain(network, image.expand(len(chosen), -1, -1, -1), chosen, method)
         named = [(class_names[number], probabilities[number]) for number in chosen]
         write(target, image, transforms.config, maps, named, raw)

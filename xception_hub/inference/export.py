@@ -1,6 +1,6 @@
 """xception-hub export MODEL --format openvino --precision int8 --calibration photos -o exported
 
-Writes a model for another runtime, after the file was run there and shown to compute the same of photos.
+Writes a model for another runtime. The file is run there on photos, and kept only if its outputs match the model's.
 """
 
 import copy
@@ -36,27 +36,27 @@ app = App(help=__doc__, version_flags=[])
 
 
 class Outputs(nn.Module):
-    """What is exported of a model: images [B, C, H, W] -> logits [B, classes], if there are any, features [B, D]."""
+    """The exported outputs of a model: images [B, C, H, W] -> logits [B, classes], if any, and features [B, D]."""
 
     def __init__(self, model: TimmModel) -> None:
         super().__init__()
         self.model = model
         self.names = ('logits', 'features') if model.num_classes else ('features',)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # [B, C, H, W]
         maps = self.model.forward_features(x)
         features = self.model.forward_head(maps, pre_logits=True)
         return (self.model.forward_head(maps), features) if len(self.names) > 1 else (features,)
 
 
 class InDtype(nn.Module):
-    """A network that computes in another data type; its images and outputs are float32."""
+    """A network that computes in another data type. Its images [B, C, H, W] and outputs [B, ...] are float32."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.network, self.dtype = copy.deepcopy(network).to(dtype), dtype
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # [B, C, H, W]
         return tuple(output.float() for output in self.network(x.to(self.dtype)))
 
 
@@ -70,28 +70,28 @@ def export(
     images: Path | None = None,
     calibration: Path | None = None,
 ) -> dict[str, Any]:
-    """Writes a model's file for a runtime, its preparation of images, a report and a page that shows how to run it.
+    """Writes a model's file for a runtime, with the preparation of images, a report and a README with code to run it.
 
-    The file is run in its runtime and compared with the model first. All is written, or nothing.
+    The file is first run in its runtime and compared with the model. The directory is written completely or not at all.
 
     Args:
-        name: A directory, or what timm.create_model takes.
-        directory: Directory to write, which may hold an earlier export.
+        name: A model directory, or a name for timm.create_model.
+        directory: Directory to write. It may contain an earlier export, which is replaced.
         format: One of `FORMATS`.
         precision: 'fp32', 'bf16' or 'int8'.
         image_size: Height and width of the images in pixels; None for the model's own.
-        images: Folder of photos to compare on. Without it, those of the calibration, else one that Matplotlib has.
-        calibration: Folder of photos by which int8 sets its ranges.
+        images: Folder of photos for the comparison. By default the calibration photos, else one from Matplotlib.
+        calibration: Folder of photos that set the ranges of int8.
 
     Returns:
-        The report, as export.json has it.
+        The report, with the content of export.json.
 
     Raises:
         SettingsError: There is no such format, it lacks the precision or a package, or int8 has no calibration.
         ModelError: There is no such model, or it does not take images of this size.
         DataError: A folder has no photos.
-        DirectoryError: The directory holds something else, or cannot be written.
-        ExportError: The runtime lacks what the model has, or computes something else.
+        DirectoryError: The directory contains other files, or cannot be written.
+        ExportError: The runtime does not support the model, or its outputs differ.
     """
     row = checked_format(format, precision, calibration)
     with new_directory(directory, REPORT_FILE) as folder:
@@ -111,7 +111,7 @@ def export(
         file = folder / f'model{row.suffix}'
         with torch.no_grad():
             try:
-                # some compilers compute something else at other sizes: such a file has the example's alone
+                # some compilers are wrong at other sizes; their files get the fixed size of the example
                 for axes in dict.fromkeys([axes_of(reference), (BATCH,)]):
                     free = row.write(
                         in_precision(network, precision, format), example, file, axes=axes, outputs=network.names,
@@ -145,7 +145,7 @@ def export(
 
 
 def checked_format(format: str, precision: str, calibration: Path | None) -> Format:
-    """The row of a format, or a SettingsError that says what it lacks and which has it."""
+    """Returns the row of a format, or raises a SettingsError that names the fault and the alternatives."""
     row = FORMATS.get(format)
     if row is None:
         raise SettingsError(f'There is no format {format!r}: it is one of {", ".join(FORMATS)}.')
@@ -161,16 +161,16 @@ def checked_format(format: str, precision: str, calibration: Path | None) -> For
         )
     if precision == 'int8' and calibration is None:
         raise SettingsError(
-            f'int8 sets its ranges by photos: name a folder of them by --calibration. {LEAST_CALIBRATION} are the '
-            f'least; 100 to {MOST_CALIBRATION} of the kind that the model will meet are better.'
+            f'int8 needs photos to set its ranges. Name a folder by --calibration with at least {LEAST_CALIBRATION}, '
+            f'better 100 to {MOST_CALIBRATION}, photos like those that the model will classify.'
         )
     if precision != 'int8' and calibration is not None:
-        raise SettingsError(f'--calibration is for int8, and the precision is {precision}: leave it out.')
+        raise SettingsError(f'--calibration is for int8 only, and the precision is {precision}. Leave it out.')
     return row
 
 
 def described(model: TimmModel, source: str, transforms: Transforms, format: str, precision: str) -> dict[str, Any]:
-    """What a user of the file has to know, as JSON."""
+    """Returns what a user of the file needs, in types that JSON can express."""
     config = source_of(source).read_config() if source.startswith(('local-dir:', 'hf-hub:')) else {}
     several = config.get('problem_type') == 'multi_label_classification'
     return dict(
@@ -180,6 +180,7 @@ def described(model: TimmModel, source: str, transforms: Transforms, format: str
         file=f'model{FORMATS[format].suffix}',
         input='images [batch, channels, height, width], float32',
         preprocessing=transforms.config,
+        **({'grey_maximum': transforms.grey_maximum} if transforms.grey_maximum else {}),
         outputs=list(Outputs(model).names),
         class_names=names_of(model) if model.num_classes else [],
         final_activation='sigmoid' if several else final_activation_of(config),
@@ -188,31 +189,31 @@ def described(model: TimmModel, source: str, transforms: Transforms, format: str
 
 def axes_of(reference: Reference) -> tuple[int, ...]:
     """Axes of images along which a network takes other sizes than the example's."""
-    height, width = reference.example.shape[2:]  # a head of one size may take another, of which the maps are as large
+    height, width = reference.example.shape[2:]  # a head of one size may accept another size with maps of equal size
     return tuple(AXES) if reference.other_size and reference.takes((2 * height, 2 * width)) else (BATCH,)
 
 
 def in_precision(network: nn.Module, precision: str, format: str) -> nn.Module:
-    """The network without batch normalization where torch.fx can trace it, in the data type of a precision."""
-    network, _ = folded(network)  # where it cannot, that only costs time
-    if precision != 'bf16' or format == 'openvino':  # which computes a file of float32 in bf16
+    """Folds batch normalization if torch.fx can trace the network, and converts it to the data type of a precision."""
+    network, _ = folded(network)  # without folding, it is only slower
+    if precision != 'bf16' or format == 'openvino':  # OpenVINO runs a float32 file in bf16
         return network
     return InDtype(network, torch.bfloat16)
 
 
 def check(reference: Reference, comparison: Comparison, format: str) -> None:
-    """Raises an ExportError if a file computes something else."""
+    """Raises an ExportError if the outputs of a file differ from the model's."""
     if reference.is_same(comparison):
         return
     if reference.tolerance is None:
         raise ExportError(
-            f'{format} computes something else in {reference.precision}: on {comparison.photos}, the cosine of '
-            f'features is {comparison.feature_cosine:.3f}, of {LEAST_COSINE} at least. Give more --calibration photos '
-            f'of the kind that the model meets, or take --precision fp32.'
+            f'{format} in {reference.precision} differs from the model: on {comparison.photos}, the smallest cosine of '
+            f'features is {comparison.feature_cosine:.3f}, and must be at least {LEAST_COSINE}. Pass more '
+            f'--calibration photos like those that the model will classify, or choose --precision fp32.'
         )
     raise ExportError(
-        f'{format} computes something else: on {comparison.photos}, its outputs differ by {comparison.difference:.1e}, '
-        f'of {reference.tolerance:.0e} at most in {reference.precision}. Choose another --format.'
+        f'{format} differs from the model: on {comparison.photos}, the relative difference of outputs is '
+        f'{comparison.difference:.1e}, above {reference.tolerance:.0e} in {reference.precision}. Choose another format.'
     )
 
 
@@ -229,18 +230,18 @@ def main(
     images: Path | None = None,
     calibration: Path | None = None,
 ) -> None:
-    """Write MODEL for another runtime, after the file was run there and compared with the model.
+    """Write MODEL for another runtime, and compare the file there with the model.
 
     Args:
-        model: A directory that finetune or convert wrote, or what timm.create_model takes.
+        model: Directory that finetune or convert wrote, or a name for timm.create_model.
         format: onnx for ONNX Runtime, openvino for Intel's CPUs, torch-export for torch.export.load, aoti for machine
             code of this kind of CPU, executorch for phones.
-        output: Directory to write: the model's file, export.json and README.md, which has code that runs it. An earlier
-            export in it is replaced.
+        output: Directory to write: the model's file, export.json, and README.md with code that runs the file. An
+            earlier export in it is replaced.
         precision: fp32, bf16 (openvino, torch-export, aoti) or int8 (onnx, openvino).
-        image_size: Height and width of the images in pixels. By default the model's own.
-        images: Folder of photos to compare on. By default those of the calibration, else one that Matplotlib brings.
-        calibration: Folder of photos by which int8 sets its ranges: 100 to 300 of the kind that the model will meet.
+        image_size: Height and width of the images in pixels. By default the model's own size.
+        images: Folder of photos for the comparison. By default the calibration photos, else one photo from Matplotlib.
+        calibration: Folder of photos that set the ranges of int8: 100 to 300, like those that the model will classify.
     """
     report = export(model, output, format, precision, image_size=image_size, images=images, calibration=calibration)
     for reason in report['left_out']:

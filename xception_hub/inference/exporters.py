@@ -1,4 +1,4 @@
-"""The formats of an exported model as one table: how a file is written, and how its runtime computes with it."""
+"""The formats of an exported model as one table: each row writes a file and runs it in its runtime."""
 
 import importlib.util
 import io
@@ -29,15 +29,15 @@ class Format:
 
     Attributes:
         suffix: End of the file's name.
-        convert: Makes the runtime's own object of an exported program, with names for the outputs.
-        store: Writes that object into a file, with texts by name where the format has a place for them.
-        load: The function of a file with a precision, run in its runtime on the CPU: images [B, C, H, W] in float32 ->
-            the output in float32, or a list of several.
-        quantize: Makes an object in int8 of the runtime's own one and images [1, C, H, W] to calibrate it with.
-        packages: Modules that it imports beside torch.
-        quantizers: Modules that int8 imports beside these.
-        extra: The extra of `pip install 'xception-hub[EXTRA]'` that brings them; '' for none.
-        precisions: What the file can compute in: 'fp32', 'bf16', 'int8'.
+        convert: Converts an exported program into the runtime's object, with names for the outputs.
+        store: Writes that object into a file, with named texts as metadata if the format supports them.
+        load: Loads a file for a precision into its runtime on the CPU, as a function: images [B, C, H, W] in float32
+            -> the output [B, ...] in float32, or a list of several.
+        quantize: Converts the runtime's object to int8, calibrated with images [1, C, H, W].
+        packages: Modules that it imports in addition to torch.
+        quantizers: Further modules that int8 imports.
+        extra: The extra of `pip install 'xception-hub[EXTRA]'` that installs them; '' for none.
+        precisions: Precisions of the file: 'fp32', 'bf16', 'int8'.
         axes: Axes of the images whose sizes may differ from the example's.
     """
 
@@ -73,7 +73,7 @@ class Format:
             model: The model in evaluation mode, best folded before, see `folding.fold`.
             example: Images [B, C, H, W] of a size that the model takes.
             path: File to write.
-            axes: Axes whose sizes may differ from the example's, as far as format and model allow.
+            axes: Axes whose sizes may differ from the example's, if format and model allow it.
             outputs: Names of the outputs.
             texts: Texts by name, for the file's metadata if it has any.
             calibration: Images [1, C, H, W] that int8 is calibrated with; none for another precision.
@@ -82,7 +82,7 @@ class Format:
             Names of the axes whose sizes may differ: some of 'batch', 'height', 'width'.
 
         Raises:
-            Exception: The model has what the format lacks. Errors of exporters have no class in common.
+            Exception: The format does not support the model. Errors of exporters have no common class.
         """
         program = exported(model, example, [axis for axis in axes if axis in self.axes])
         with redirect_stdout(io.StringIO()):  # exporters report their progress
@@ -99,9 +99,9 @@ def not_installed(modules: Iterable[str]) -> list[str]:
 
 
 def exported(model: nn.Module, example: Tensor, axes: Sequence[int]) -> ExportedProgram:
-    """The program of a model. Sizes along `axes` stay free where the model allows."""
+    """Exports a model for images as `example` [B, C, H, W]. Sizes along `axes` stay variable if the model allows it."""
     if BATCH in axes and len(example) == 1:
-        example = example.repeat(2, 1, 1, 1)  # torch.export takes a size of 1 for a fixed one
+        example = example.repeat(2, 1, 1, 1)  # torch.export treats a size of 1 as fixed
     shapes = (dict.fromkeys(axes, Dim.AUTO),)
     with torch.no_grad():
         return _once(
@@ -110,7 +110,7 @@ def exported(model: nn.Module, example: Tensor, axes: Sequence[int]) -> Exported
 
 
 def _once(source: nn.Module | ExportedProgram, key: Any, make: Callable[[], Any]) -> Any:
-    """What is made of a model or program for several formats, kept as long as there is the source."""
+    """Returns `make()`, and caches it for other formats as long as `source` exists."""
     made = _made.setdefault(source, {})
     if key not in made:
         made[key] = make()
@@ -121,7 +121,7 @@ _made: WeakKeyDictionary[nn.Module | ExportedProgram, dict[Any, Any]] = WeakKeyD
 
 
 def free_axes(program: ExportedProgram) -> list[str]:
-    """Names of the axes of the images that are not fixed in a program."""
+    """Returns the names of the axes of images whose sizes are variable in a program."""
     name = program.graph_signature.user_inputs[0]
     shape = next(node for node in program.graph.nodes if node.name == name).meta['val'].shape
     return [AXES[axis] for axis in AXES if not isinstance(shape[axis], int)]
@@ -159,7 +159,7 @@ def _load_onnx(path: Path, precision: str) -> Run:
 def _to_openvino(program: ExportedProgram, outputs: Sequence[str]) -> Any:
     import openvino
 
-    # by way of ONNX it is converted in a fifth of the time, and runs faster
+    # conversion through ONNX takes a fifth of the time, and the result runs faster
     return openvino.Core().read_model(_to_onnx(program, outputs).SerializeToString())
 
 
@@ -174,7 +174,7 @@ def _store_openvino(model: Any, path: Path, texts: Mapping[str, str]) -> None:
 def _load_openvino(path: Path, precision: str) -> Run:
     import openvino
 
-    # left to itself, OpenVINO computes float32 in bfloat16 on CPUs that have it
+    # by default, OpenVINO runs float32 in bfloat16 on CPUs that support it
     hint = {'INFERENCE_PRECISION_HINT': 'bf16' if precision == 'bf16' else 'f32'}
     model = openvino.compile_model(path, 'CPU', hint)
     return lambda x: _one_or_all([torch.from_numpy(y.copy()) for y in model(x.numpy()).values()])
@@ -215,16 +215,16 @@ def _load_executorch(path: Path, precision: str) -> Run:
 
     method = Runtime.get().load_program(path).load_method('forward')
     assert method is not None
-    # the outputs lie in memory that the next call overwrites
+    # the next call overwrites the memory of the outputs
     return lambda x: _one_or_all([y.clone() for y in method.execute([x])])
 
 
-def _one_or_all(outputs: list[Tensor]) -> Tensor | list[Tensor]:
+def _one_or_all(outputs: list[Tensor]) -> Tensor | list[Tensor]:  # [B, ...] each
     return outputs[0] if len(outputs) == 1 else outputs
 
 
 def _without_gradients(function: Callable[[Tensor], Any]) -> Run:
-    def run(x: Tensor) -> Tensor | list[Tensor]:
+    def run(x: Tensor) -> Tensor | list[Tensor]:  # [B, C, H, W] -> [B, ...] each
         with torch.no_grad():
             y = function(x)
         return y if isinstance(y, Tensor) else _one_or_all(list(y))

@@ -1,4 +1,4 @@
-"""Batch normalization as a part of the convolutions before it: the same function with fewer operations."""
+"""Folds batch normalization into the convolutions before it: the network computes the same with fewer operations."""
 
 import copy
 
@@ -10,15 +10,15 @@ from ..errors import in_one_line
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """A copy of a model for inference, in which each convolution has the batch normalization after it in its weights.
+    """Copies a model for inference, with each batch normalization folded into the weights of its convolution.
 
-    The weights are multiplied in float64 and rounded once. In float64 the copy computes what the model does to 1e-12.
+    The weights are multiplied in float64 and rounded once. In float64, the outputs of copy and model agree to 1e-12.
 
     Args:
-        model: Any model that `torch.fx` can trace: all of this project, and most of timm. It stays as it is.
+        model: Any model that `torch.fx` can trace: all of this project, and most of timm. It is not changed.
 
     Raises:
-        Exception: torch.fx cannot trace the model. Its errors have no class in common.
+        Exception: torch.fx cannot trace the model. Its errors have no common class.
     """
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.get_default_dtype())
     with torch.no_grad():
@@ -26,9 +26,9 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def folded(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """A folded copy, or a copy as the model is, with the reason, where torch.fx cannot trace it."""
+    """Returns a folded copy; if torch.fx cannot trace the model, an unchanged copy and the reason."""
     try:
         return fold(model), []
     except Exception as e:  # of torch.fx, whose errors have no class in common
-        reason = f'Batch normalization is not folded: torch.fx cannot trace it ({in_one_line(e)}).'
+        reason = f'Batch normalization is not folded: torch.fx cannot trace the model ({in_one_line(e)}).'
         return copy.deepcopy(model), [reason]

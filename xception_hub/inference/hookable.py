@@ -1,4 +1,4 @@
-"""A model on which other libraries' hooks see what they expect."""
+"""A copy of a model on which backward hooks of other libraries work."""
 
 import copy
 
@@ -6,17 +6,17 @@ from torch import Tensor, nn
 
 
 def hookable(model: nn.Module) -> nn.Module:
-    """A copy of a model in evaluation mode on which full backward hooks work, on every module.
+    """Copies a model in evaluation mode so that full backward hooks work on every module.
 
-    Activations are no longer in place, which torch refuses beside such hooks. Each layer without parameters takes a
-    tensor of its own: a hook that replaces the gradient of an activation's input would else replace that of the
-    residual connection, too, where both take the same tensor.
+    Activations are not in place, because torch forbids this with such hooks. Each layer without parameters gets a copy
+    of its input. Otherwise a hook that replaces the gradient of an activation's input would also replace that of the
+    residual connection, which shares this input.
 
     Args:
-        model: Any model. It stays as it is.
+        model: Any model. It is not changed.
 
     Returns:
-        The copy, which computes the same numbers from more memory.
+        The copy. It computes the same numbers, but needs more memory.
     """
     model = copy.deepcopy(model).eval()
     for module in model.modules():
@@ -27,5 +27,5 @@ def hookable(model: nn.Module) -> nn.Module:
     return model
 
 
-def _clone(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _clone(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # [B, ...] each
     return tuple(tensor.clone() for tensor in inputs)

@@ -1,4 +1,4 @@
-"""The same function, faster: by the engine that is the fastest on this machine, checked against the original."""
+"""Makes a model faster by the fastest engine on this machine, and checks its outputs against the original."""
 
 import statistics
 import threading
@@ -21,25 +21,25 @@ from .photo_batches import Photo, photos_like
 AUTO = 'auto'
 ORIGINAL = 'original'
 PRECISIONS = ('fp32', 'bf16')
-ROUNDS, SECONDS = 10, 4.0  # engines take turns until one of both is reached
+ROUNDS, SECONDS = 10, 4.0  # engines take turns until one of these limits is reached
 CALLED_WITH = 4  # images in each turn of an engine, at least
-BUSY = 1.5  # median of an engine's times, relative to the least, from which on they say little
-MEASURED_BUSY = 'The machine was busy with something else: what was measured is not certain, and not remembered.'
+BUSY = 1.5  # if the median of an engine's times is this many times the least, the machine was busy
+MEASURED_BUSY = 'The machine was busy with other work, so the measurement is not reliable and the choice not saved.'
 COPIED = ('pretrained_cfg', 'default_cfg', 'num_classes', 'num_features', 'in_chans', 'feature_info')
 
 
 class OptimizedModel:
-    """A network's function, run by an engine. It takes and returns what the network does, without gradients.
+    """A network that an engine runs. It takes the same images and returns the same outputs, without gradients.
 
     Attributes:
         engine: Name of the engine.
-        precision: What it computes in. Images and outputs are float32 in any case.
+        precision: Precision of the computation. Images and outputs are always float32.
         difference: Largest L2 norm of the difference of an image's outputs from the original's, relative to theirs.
-        checked_on: The images of which this is the difference, in words.
+        checked_on: Description of the images of this comparison.
         any_size: Whether it takes images of other sizes than the example's.
-        seconds: Least seconds of each contender for the example; the model as it came is called 'original'.
-        notes: What was left out or could not be had, and why.
-        pretrained_cfg, num_classes and others: Those of the original, where it has them.
+        seconds: Least seconds of each engine for the example, and of the unchanged model as 'original'.
+        notes: Engines and steps that were left out, with their reasons.
+        pretrained_cfg, num_classes and others: Attributes of the original, if it has them.
     """
 
     pretrained_cfg: dict[str, Any]
@@ -47,7 +47,7 @@ class OptimizedModel:
 
     def __init__(self, function: Function, engine: str, reference: Reference) -> None:
         self._function = function
-        self._lock = threading.Lock()  # an engine has memory for one call
+        self._lock = threading.Lock()  # an engine supports one call at a time
         self._output_shapes = reference.output_shapes
         self._example, self._device = list(reference.example.shape), reference.example.device
         self.engine, self.precision = engine, reference.precision
@@ -59,18 +59,18 @@ class OptimizedModel:
 
     @property
     def gain(self) -> float:
-        """How many times as fast as the original it is, for images of the example's shape."""
+        """Speed relative to the original, for images of the example's shape."""
         return self.seconds[ORIGINAL] / self.seconds[self.engine]
 
     def __call__(self, images: Tensor) -> Any:
-        """Computes what the original does.
+        """Computes the outputs of the original, [B, ...] each.
 
         Args:
             images: [B, C, H, W] in float32, on the example's device.
 
         Raises:
-            OptimizeError: They have another type or device, or a size that the engine does not take.
-            Exception: What the original raises for images of this shape.
+            OptimizeError: The images have another type or device, or a size that the engine does not take.
+            Exception: The original refuses images of this shape.
         """
         if images.dtype != torch.float32 or images.device != self._device:
             raise OptimizeError(
@@ -80,7 +80,7 @@ class OptimizedModel:
         kind, shapes = self._output_shapes(tuple(images.shape))
         if not self.any_size and list(images.shape[1:]) != self._example[1:]:
             raise OptimizeError(
-                f'{self.engine} was made for images {self._example}, and cannot take {list(images.shape)}: optimize '
+                f'{self.engine} was made for images {self._example}, and cannot take {list(images.shape)}. Optimize '
                 f"with an example of this size, or with engine='pytorch'."
             )
         if not len(images):
@@ -91,7 +91,7 @@ class OptimizedModel:
         if [tuple(output.shape) for output in outputs] != shapes:
             found = [list(output.shape) for output in outputs]
             raise OptimizeError(
-                f'{self.engine} returns {found} for images {list(images.shape)}, and the original {shapes}: optimize '
+                f'{self.engine} returns {found} for images {list(images.shape)}, and the original {shapes}. Optimize '
                 f"with engine='pytorch'."
             )
         return outputs[0] if kind is Tensor else kind(outputs)
@@ -114,23 +114,23 @@ def optimize(
 ) -> OptimizedModel:
     """Makes a model faster on this machine, and checks that it still computes the same.
 
-    Batch normalization becomes a part of the convolutions, and images are channels_last. Of the engines that are
-    installed, the fastest for the example is chosen, which takes 15 to 20 seconds on two cores, and remembered. On a
-    CPU, Inductor is not among them, because it builds for minutes (245 s on two cores): ask for it by name.
+    The function folds batch normalization into the convolutions, uses channels_last, and chooses the fastest installed
+    engine for the example, which takes 15 to 20 seconds on two cores. The choice is cached. On a CPU, Inductor is tried
+    only if named, because it takes minutes to build (245 s on two cores).
 
     Args:
-        model: A timm model in evaluation mode, in float32. It stays as it is.
-        example: Images [B, C, H, W] in float32, such as will come, on the model's device. Other batches and sizes work
+        model: A timm model in evaluation mode, in float32. It is not changed.
+        example: Images [B, C, H, W] in float32, of the usual shape, on the model's device. Other batches and sizes work
             afterwards.
         engine: 'auto', or the name of an engine: 'pytorch', 'inductor'; on a CPU also 'onnxruntime', 'openvino'; on a
             GPU also 'cudagraphs', 'tensorrt'.
-        precision: 'fp32', or 'bf16' where the device has it.
-        photos: Paths or images, of which four are used to compare with the original. None is a photo that Matplotlib
-            brings along; without Matplotlib, and for images that are not RGB, it is the example.
-        choices: JSON file that remembers what was chosen. None is one in the cache of the Hugging Face libraries.
+        precision: 'fp32', or 'bf16' if the device supports it.
+        photos: Paths or images for the comparison; the first four are used. None means a photo from Matplotlib, or the
+            example, if Matplotlib is not installed or the images are not RGB.
+        choices: JSON file with the cached choices. None means a file in the cache of the Hugging Face libraries.
 
     Raises:
-        OptimizeError: An argument is not possible here, or no engine computes what the model does.
+        OptimizeError: An argument is not possible, or no engine computes the same as the model.
     """
     _check(model, example, precision, photos)
     device = example.device.type
@@ -152,7 +152,7 @@ def optimize(
     tried = [name for name, row in ENGINES.items() if device in row.auto and precision in row.precisions]
     results, left_out = _all_built(tried, network, reference)
     if not results:
-        raise OptimizeError(' '.join(['No engine computes what the model does.', *left_out]))
+        raise OptimizeError(' '.join(['No engine computes the same as the model.', *left_out]))
     seconds, busy = _measured(reference, results)
     best = min(results, key=lambda result: seconds[result.engine])
     if not busy:
@@ -164,7 +164,7 @@ def optimize(
 def _all_built(
     names: Sequence[str], network: nn.Module, reference: Reference
 ) -> tuple[list[OptimizedModel], list[str]]:
-    """Those that compute what the original does, and why others are left out."""
+    """Returns the engines that compute the same as the original, and the reasons for leaving out the others."""
     results, notes = [], []
     for name in names:
         try:
@@ -176,10 +176,10 @@ def _all_built(
 
 
 def _built(name: str, network: nn.Module, reference: Reference) -> OptimizedModel:
-    """The model in an engine, after a comparison with the original.
+    """Builds the model in an engine and compares it with the original.
 
     Raises:
-        OptimizeError: The engine cannot run it, or computes something else.
+        OptimizeError: The engine cannot run the model, or its outputs differ.
     """
     try:
         with torch.no_grad():
@@ -189,16 +189,16 @@ def _built(name: str, network: nn.Module, reference: Reference) -> OptimizedMode
         raise OptimizeError(f'{name} cannot run this model: {in_one_line(e)}') from e
     if not reference.is_same(result.comparison):
         raise OptimizeError(
-            f'{name} computes something else: it differs by {result.difference:.1e} on {result.checked_on}, of '
-            f'{reference.tolerance:.0e} at most in {reference.precision}. Choose another engine.'
+            f'{name} differs from the model: the relative difference on {result.checked_on} is '
+            f'{result.difference:.1e}, above {reference.tolerance:.0e} ({reference.precision}). Choose another engine.'
         )
     return result
 
 
 def _measured(reference: Reference, results: Sequence[OptimizedModel]) -> tuple[dict[str, float], bool]:
-    """Seconds of the original and of each result, for the example; and whether the machine was busy with other things.
+    """Measures the seconds of the original and of each result for the example; also whether the machine was busy.
 
-    The least of several times is the one that is disturbed least.
+    It takes the least of several times, because other work on the machine can only add to it.
     """
     contenders: dict[str, Callable[[Tensor], Any]] = {
         ORIGINAL: reference.model,
@@ -216,19 +216,19 @@ def _measured(reference: Reference, results: Sequence[OptimizedModel]) -> tuple[
 
 
 def _check(model: nn.Module, example: Tensor, precision: str, photos: Sequence[Photo] | None) -> None:
-    if model.training:
-        raise OptimizeError('The model is in training mode, which is not what it computes later: call model.eval().')
+    if model.training:  # example must be [B, C, H, W]
+        raise OptimizeError('The model is in training mode, where its outputs differ: call model.eval() first.')
     if example.dim() != 4 or not len(example):
         raise OptimizeError(f'The example is {list(example.shape)}, not images [batch, channels, height, width].')
     parameter = next(model.parameters(), example)
     if not example.dtype == parameter.dtype == torch.float32:
         raise OptimizeError(
             f'The example is {example.dtype} and the model {parameter.dtype}, but both must be torch.float32: call '
-            f'.float(). What is computed in is said by precision.'
+            f'.float(). The argument precision chooses the precision of the computation.'
         )
     if example.device != parameter.device:
         raise OptimizeError(
-            f'The example is on {example.device}, not on {parameter.device} as the model is: pass '
+            f'The example is on {example.device}, but the model on {parameter.device}: pass '
             f"example.to('{parameter.device}')."
         )
     if precision not in PRECISIONS:
@@ -237,7 +237,7 @@ def _check(model: nn.Module, example: Tensor, precision: str, photos: Sequence[P
         )
     if precision == 'bf16' and lacks_bf16(example.device):
         raise OptimizeError(
-            f"{example.device} has no instructions for bf16, and would only emulate it: take precision='fp32'."
+            f"{example.device} has no instructions for bf16, and would only emulate it: choose precision='fp32'."
         )
     if photos and example.shape[1] != 3:
         raise OptimizeError(f'Photos have 3 channels, and the example has {example.shape[1]}: leave photos out.')
@@ -250,6 +250,6 @@ def _check_engine(name: str, device: str, precision: str) -> None:
     engine: Engine = ENGINES[name]
     if precision not in engine.precisions:
         able = [name for name in known if precision in ENGINES[name].precisions]
-        raise OptimizeError(f'{name} does not compute in {precision} here, but {able} do.')
+        raise OptimizeError(f'{name} does not support {precision} on {device}. These engines do: {able}.')
     if missing := engine.missing():
         raise OptimizeError(f"{name} needs {', '.join(missing)}: pip install '{engine.install}'.")

@@ -1,4 +1,4 @@
-"""Maps of images as pictures: a colour over each pixel that the network saw."""
+"""Draws heat maps as colours over the pixels of the network's input."""
 
 from collections.abc import Sequence
 
@@ -10,24 +10,24 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-COLOURS = 'viridis'  # from dark to light also in print, and for all who are colour blind
-STRENGTH = 0.6  # share of the colour in a pixel; the rest is the photo's grey
+COLOURS = 'viridis'  # increases in lightness, also in grey print and for colour-blind readers
+STRENGTH = 0.6  # share of the colour in a pixel; the rest is the photo in grey
 PANEL = 2.6  # inches of the longer side of each picture
 DPI = 150
 
 
 def seen(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """What the network sees of a photo, resized and cropped: its input [3, H, W] without the normalisation."""
+    """Converts the network's input [3, H, W] (a resized and cropped photo) back into a picture."""
     offset, scale = (torch.tensor(values, device=image.device)[:, None, None] for values in (mean, std))
     pixels = (image * scale + offset).clamp(0, 1) * 255
     return Image.fromarray(pixels.round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def overlay(photo: Image.Image, heat: Tensor) -> Image.Image:
-    """The photo in grey under the colours of a map.
+    """Draws a map in colours over a photo in grey.
 
     Args:
-        photo: In RGB, of W x H pixels.
+        photo: Photo in RGB, of W x H pixels.
         heat: [H, W] in 0..1, see `attribution.in_unit_range`.
     """
     grey = np.asarray(photo.convert('L'))[..., None] / 255
@@ -36,10 +36,10 @@ def overlay(photo: Image.Image, heat: Tensor) -> Image.Image:
 
 
 def sheet(photo: Image.Image, overlays: Sequence[tuple[str, Image.Image]], title: str) -> Figure:
-    """A photo and the overlays of some classes, side by side, with the scale of their colours.
+    """Draws a photo and the overlays of some classes side by side, with a colour bar.
 
     Args:
-        photo: What the network sees.
+        photo: The network's input as a picture.
         overlays: Title and picture of each class.
         title: Title of the photo.
     """

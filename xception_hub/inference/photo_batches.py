@@ -1,4 +1,4 @@
-"""Photos as batches, for what compares or calibrates on them."""
+"""Batches of photos for comparisons and calibration."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import DataError, ImageError, OptimizeError
-from ..images import IMAGE_SUFFIXES, open_image, sample_photos
+from ..images import find_photos, open_image, sample_photos
 from ..models.build import Transforms
 
 CHECKED_PHOTOS = 4  # on which two engines are compared
@@ -21,11 +21,11 @@ Photo = str | os.PathLike[str] | Image.Image
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos as a model takes them.
+    """Photos, prepared for a model.
 
     Attributes:
         images: [B, 3, H, W].
-        words: What they are, in words.
+        words: Description of the photos.
         left_out: Files that cannot be read, each with the reason.
     """
 
@@ -35,40 +35,40 @@ class Photos:
 
 
 def read_photos(folder: Path, transforms: Transforms, most: int, least: int = 1) -> Photos:
-    """The photos below a folder, or as many of them in even steps.
+    """Reads the photos below a folder. If there are too many, it takes `most` of them in even steps.
 
     Args:
         folder: The folder.
         transforms: Preparation of the images.
-        most: Number of photos beyond which some are skipped.
-        least: Smallest number of photos that can be read.
+        most: Largest number of photos to read.
+        least: Smallest number of readable photos.
 
     Raises:
-        DataError: There is no such folder, or it has too few photos that can be read.
+        DataError: There is no such folder, or it has too few readable photos.
     """
     if not folder.is_dir():
         raise DataError(f'There is no folder {folder}. Name one with at least {least} photos in it.')
-    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(find_photos(folder))
     images, left_out = list[Tensor](), list[str]()
     for file in files[:: max(1, len(files) // most)][:most]:
         try:
-            images += _prepared([open_image(file, transforms.min_side)], transforms)
+            images += _prepared([transforms.open(file)], transforms)
         except ImageError as e:
             left_out.append(f'{file}: {e}')
     if len(images) < least:
         reasons = f' {len(left_out)} cannot be read: {left_out[0]}.' if left_out else ''
-        raise DataError(f'{folder} has {len(images)} photos, of {least} at least.{reasons} Put more into it.')
+        raise DataError(f'{folder} has {len(images)} photos, but needs at least {least}.{reasons} Add more photos.')
     return Photos(torch.stack(images), f'photos of {folder}', left_out)
 
 
 def photos_like(example: Tensor, model: nn.Module, photos: Sequence[Photo] | None) -> Photos:
-    """Photos as a model takes them, of an example's size; without any, the first images of the example.
+    """Prepares photos for a model, in the size of an example. Without photos, it returns the first images of it.
 
     Args:
         example: Images [B, C, H, W].
-        model: The model, whose `pretrained_cfg` tells the preparation if it has one.
-        photos: Paths or images, of which the first `CHECKED_PHOTOS` count. None for those of a photo that Matplotlib
-            brings along, if it is installed and the images are RGB.
+        model: The model. Its `pretrained_cfg`, if any, sets the preparation.
+        photos: Paths or images; the first `CHECKED_PHOTOS` are used. None means parts of a photo from Matplotlib, if
+            it is installed and the images are RGB.
 
     Raises:
         OptimizeError: A photo cannot be read.
@@ -90,21 +90,21 @@ def _opened(photo: Photo) -> Image.Image:
     try:
         return open_image(Path(photo))
     except ImageError as e:
-        raise OptimizeError(f'{photo} cannot be compared on: {e}') from e
+        raise OptimizeError(f'{photo} cannot be read: {e} Pass other photos.') from e
 
 
 def sample_batch(transforms: Transforms) -> Photos:
-    """A photo that Matplotlib brings along, whole and in parts.
+    """Prepares a photo from Matplotlib, whole and in parts.
 
     Raises:
         DataError: Matplotlib is not installed.
     """
     images = _prepared(sample_photos(), transforms)
     if not images:
-        raise DataError('There is no photo to compare on: name a folder of some by --images, or install matplotlib.')
+        raise DataError('There is no photo for the comparison. Name a folder by --images, or install matplotlib.')
     return Photos(torch.stack(images), 'parts of a photo')
 
 
-def _prepared(photos: Iterable[Image.Image], transforms: Transforms) -> list[Tensor]:
+def _prepared(photos: Iterable[Image.Image], transforms: Transforms) -> list[Tensor]:  # [3, H, W] each
     transform = transforms.evaluation()
     return [transform(photo) for photo in photos]

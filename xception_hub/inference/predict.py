@@ -1,6 +1,6 @@
 """xception-hub predict photos --model local-dir:finetuned
 
-The classes of images, as the model's own report judges them: a row for each image, on the screen or in a table.
+Classifies images, prepared as in training. It prints a line for each image, or writes a table.
 """
 
 import os
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from glob import has_magic
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,84 +20,84 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..allocator import keep_freed_memory
-from ..data.dataset import Split, files_of, unlabelled
+from ..data.data_settings import DataSettings
 from ..data.folders import read_folder
-from ..data.items import Item, cell_of, image_of
-from ..data.reading import is_saved
-from ..data.tables import TABLES
+from ..data.labelled import Cell, Split, files_of, unlabelled
+from ..data.table import is_saved, is_table
 from ..errors import DataError, ImageError, SettingsError, exits_with_message, printable, printable_lines
 from . import prediction_tables
 from .predictor import EAGER, Predictor, digest
 from .shards import Shards
 
+INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
+
 app = App(help=__doc__, version_flags=[])
 
 
-def images_in(
-    paths: Sequence[str], image_column: str | None, split: str | None, image_folder: Path | None
-) -> tuple[list[Split], list[str]]:
-    """The images of files and folders, then those of tables and datasets, and what was left out.
+def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list[Split], list[str]]:
+    """Finds the images of files and folders, then those of tables and datasets, with notes on what is left out.
+
+    Args:
+        paths: Names of files, folders, tables and datasets.
+        settings: How they are read; their `dataset` does not matter.
 
     Raises:
-        DataError: There is no such file, or it holds no images.
+        DataError: A path does not exist, or there are no images.
     """
     files: list[str] = []
     found, notes = list[Split](), list[str]()
-
-    def add(images: Split, more: list[str]) -> None:
-        found.append(images)
-        notes.extend(more)
-
-    for text in paths:
+    for text in (name for given in paths for name in _files_like(given)):
         path = Path(text)
-        saved = path.is_dir() and is_saved(path)
-        if path.is_dir() and not saved:
-            folder = read_folder(path)
-            if folder.all_tables() and not folder.all_images():  # such as a cloned repository of the Hub
-                add(*unlabelled(text, image_column, split, image_folder))
-                continue
-            files += map(str, folder.all_images())
-            for (suffix, why), count in folder.left_out().items():
-                notes.append(f'{path}: {count} {suffix} left out ({why})')
-        elif (
-            saved or path.suffix.lower() in TABLES or (not path.exists() and (has_magic(text) or text.count('/') == 1))
-        ):
-            add(*unlabelled(text, image_column, split, image_folder))
-        elif not path.exists():
-            raise DataError(f'There is no {text}.')
-        else:
+        folder = read_folder(path) if path.is_dir() and not is_saved(path) else None
+        if folder and (folder.has_images or not any(map(is_table, folder.all_files()))):
+            files += folder.all_images()
+            notes += [f'{path}: {left_out}'] if (left_out := folder.left_out()) else []
+        elif path.is_file() and not is_table(text):
             files.append(text)
+        elif path.exists() or has_magic(text) or text.count('/') == 1:  # such as a repository of the Hub, or its clone
+            images, more = unlabelled(replace(settings, dataset=text))
+            found.append(images)
+            notes += more
+        else:
+            raise DataError(f'There is no {text}.')
     if files:
-        found.insert(0, files_of(files))
+        found.insert(0, files_of(files, settings))
     if not any(len(part) for part in found):
         raise DataError(f'{", ".join(paths)}: no image. {" ".join(notes)}'.strip())
     return found, notes
 
 
-def sources(splits: Sequence[Split], indices: range) -> Iterator[tuple[Split, Item]]:
-    """Images of the splits, one after the other, by their numbers in all of them, with their files."""
-    first = 0
-    for split in splits:
-        for index in range(max(indices.start - first, 0), min(indices.stop - first, len(split))):
-            yield split, Item(index, cell=split.cell(index))
-        first += len(split)
+def _files_like(given: str) -> list[str]:
+    """Finds the files of a pattern; a pattern of tables, and any other text, stays as it is."""
+    found = sorted(glob(given, recursive=True)) if has_magic(given) and not Path(given).exists() else []
+    return found if found and not any(map(is_table, found)) else [given]
 
 
 def predict(predictor: Predictor, splits: Sequence[Split], indices: range) -> Iterator[dict[str, Any]]:
-    """A row for each image, in order: `file`, and what `Predictor.predict` gives."""
+    """Yields a row for each image, in order: `file` and the cells of `Predictor.predict`.
+
+    Args:
+        predictor: What classifies.
+        splits: Images, one split after the other.
+        indices: Their numbers in all of the splits.
+    """
     names: deque[str] = deque()
 
-    def images() -> Iterator[tuple[Split, Item]]:
-        for split, item in sources(splits, indices):
-            names.append(split.cell_name(item.index, cell_of(split, item)))
-            yield split, item
+    def images() -> Iterator[tuple[Split, int, Cell]]:
+        first = 0
+        for split in splits:
+            for index in range(max(indices.start - first, 0), min(indices.stop - first, len(split))):
+                cell = split.cell(index)
+                names.append(split.cell_name(index, cell))
+                yield split, index, cell
+            first += len(split)
 
-    def opened(image: tuple[Split, Item]) -> Image.Image:
-        split, item = image
+    def opened(image: tuple[Split, int, Cell]) -> Image.Image:
+        split, index, cell = image
         try:
-            return image_of(split, item, predictor.loaded.transforms.min_side)
+            return split.image(index, predictor.loaded.transforms.min_side, cell)
         except ImageError as e:
-            raise ImageError(str(e).removeprefix(f'{split.cell_name(item.index, cell_of(split, item))}: ')) from e
+            raise ImageError(str(e).removeprefix(f'{split.cell_name(index, cell)}: ')) from e
 
     for row in predictor.predict(images(), opened):
         yield dict(file=names.popleft(), **row)
@@ -126,30 +126,29 @@ def main(
     engine: str = EAGER,
     json_: Annotated[bool, Parameter('--json', negative='')] = False,
 ) -> None:
-    """Predicts the classes of images. Images that cannot be used are listed, and have an error instead of a label.
+    """Predicts the classes of images. Bad images are listed, and their rows have an error instead of a label.
 
     Args:
-        paths: Images, folders of images (with all in them), tables with a column of images, datasets of the Hub.
-        model: A directory that finetune or convert wrote, or what timm.create_model takes.
-        output: Table to write: .csv, .jsonl or .parquet; or a directory, for a table in parts that several processes
-            write together, and that is continued where it was interrupted. By default rows are printed.
-        top: Number of the likeliest classes in the column `top`.
-        threshold: Probability above which a class counts, where an image has any number of them.
+        paths: Images, folders (searched with all subfolders), tables with a column of images, or datasets of the Hub.
+        model: Directory that finetune or convert wrote, or a name for timm.create_model.
+        output: Table to write: .csv, .jsonl or .parquet. A directory gets a table in parts, which several processes can
+            write together, and which the same command continues after an interruption. By default rows are printed.
+        top: Number of most probable classes in the column `top`.
+        threshold: In multi-label models, the column `label` lists the classes above this probability.
         probabilities: Write the probabilities of all classes, too, in the order of the model's outputs.
-        embed: Write the features before the classifier instead of classes; to .jsonl, .parquet or a directory.
-        multi_label: Whether an image has any number of classes. By default the model's config.json says so.
-        image_size: Height and width of the images in pixels. By default the model's own.
-        image_column: Column of a table with the images or their paths. By default it is found by type, then by name.
-        image_folder: Folder of the images that a table names. By default the table's own.
-        split: Split of a dataset that has several.
-        grey_maximum: Value that is white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16.
-        batch_size: Images in one step.
-        shard_size: Images in each part of a table in a directory.
-        threads: Threads that decode images. By default one for each core.
-        device: Device that computes: cpu, cuda, mps. By default a GPU, if there is one.
-        engine: What computes: eager (PyTorch as it is), auto (what is fastest here), or one by its name, such as
-            openvino.
-        json_: Print each row as a line of JSON, with all that a table has, instead of text.
+        embed: Write the features before the classifier instead of classes, to .jsonl, .parquet or a directory.
+        multi_label: Whether an image can have any number of classes. By default the model's config.json decides.
+        image_size: Height and width of the images in pixels. By default the model's own size.
+        image_column: Column of a table with the images or their paths. By default it is detected from type, then name.
+        image_folder: Folder of the images that a table lists. By default the folder of the table.
+        split: Split of the dataset. Needed if it has several.
+        grey_maximum: Value of white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16.
+        batch_size: Number of images in one step.
+        shard_size: Number of images in each part of a table in a directory.
+        threads: Threads that decode images. By default one per core.
+        device: Device of the network: cpu, cuda, mps. By default a GPU, if there is one.
+        engine: Engine that runs the network: eager (unchanged PyTorch), auto (the fastest), or a name such as openvino.
+        json_: Print each row as a line of JSON with all columns, instead of text.
     """
     warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
     keep_freed_memory()
@@ -157,40 +156,54 @@ def main(
     in_parts = _is_directory(output, embed, json_, shard_size, processes)
     if not paths:
         raise SettingsError('Name images, a folder, a table or a dataset: xception-hub predict photos --model DIR.')
-    splits, notes = images_in(paths, image_column, split, image_folder)
-    splits = [replace(s, grey_maximum=grey_maximum) for s in splits]
-    predictor = Predictor(
-        model, top, threshold, probabilities, embed, multi_label, image_size, grey_maximum, batch_size, threads,
-        device, engine,
+    given = DataSettings(
+        dataset=None, image_column=image_column, image_folder=image_folder, validation_split=split,
+        grey_maximum=grey_maximum,
     )  # fmt: skip
-    for note in notes if rank == 0 else []:
-        print(printable_lines(note), file=sys.stderr)
-    run = _Run(predictor, splits)
-    if in_parts:
-        assert output
-        files = digest(s.files.encode() for s in splits)
-        shards = Shards(output, run.total, shard_size, dict(predictor.identity(), images_digest=files))
-        shards.start()
-        run.write_parts(shards, rank, processes)
-    else:
-        run.write_table(output, json_)
+    try:
+        splits, notes = images_in(paths, given)
+        predictor = Predictor(
+            model, top, threshold, probabilities, embed, multi_label, image_size, grey_maximum, batch_size, threads,
+            device, engine,
+        )  # fmt: skip
+        for note in notes if rank == 0 else []:
+            print(printable_lines(note), file=sys.stderr)
+        run = _Run(predictor, splits)
+        if in_parts:
+            assert output
+            files = digest(s.files.encode() for s in splits)
+            shards = Shards(output, run.total, shard_size, dict(predictor.identity(), images_digest=files))
+            shards.start()
+            run.write_parts(shards, rank, processes)
+        else:
+            run.write_table(output, json_)
+    except KeyboardInterrupt:
+        kept = (
+            f'The parts that {output} has are kept: the same command goes on with the others.'
+            if output and not output.suffix
+            else f'{output} is not written. Parts that stay are written to a directory: --output {output.stem}.'
+            if output
+            else 'The rows above are all. Parts that stay are written to a directory: --output predictions.'
+        )
+        print(f'\nStopped. {kept}', file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int, processes: int) -> bool:
-    """Whether the output is a table in parts.
+    """Returns whether the output is a table in parts.
 
     Raises:
-        SettingsError: It can be nothing that is asked for.
+        SettingsError: The output does not suit the other options.
     """
     suffix = output.suffix if output else ''
     in_parts = bool(output and suffix not in prediction_tables.SUFFIXES and (not suffix or output.is_dir()))
     if output and not in_parts and suffix not in prediction_tables.SUFFIXES:
         raise SettingsError(
-            f'{output} ends in {suffix!r}; a table ends in one of {", ".join(prediction_tables.SUFFIXES)}, and a '
-            f'directory for a table in parts in none.'
+            f'The name {output} ends in {suffix!r}. A table must end in one of '
+            f'{", ".join(prediction_tables.SUFFIXES)}; a directory must have no suffix.'
         )
     if json_ and output:
-        raise SettingsError(f'--json prints what --output {output} would hold: leave out one of them.')
+        raise SettingsError(f'--json prints the rows that --output {output} writes: leave out one of them.')
     if embed and not json_ and (output is None or suffix == '.csv'):
         raise SettingsError(
             '--embed writes vectors: name an --output that ends in .jsonl or .parquet, or a directory, or pass --json.'
@@ -203,7 +216,7 @@ def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int
 
 
 class _Run:
-    """Predicts all images, and tells how far it has come, which images are bad and how fast it was."""
+    """Predicts all images, and reports progress, bad images and speed."""
 
     def __init__(self, predictor: Predictor, splits: Sequence[Split]) -> None:
         self.predictor, self.splits = predictor, splits

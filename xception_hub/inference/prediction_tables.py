@@ -1,13 +1,13 @@
 """Tables of predictions, a row for each image: an evaluation writes the same as `xception-hub predict`.
 
 file            path of the image, or its row in the dataset
-target          its label in the dataset, if it is known; in multi-label a JSON list
-label           the likeliest class; in multi-label a JSON list of all above the threshold
-probability     of the label; none in multi-label
-top             JSON list of the likeliest classes, each with its probability
-probabilities   JSON list for all classes, on request
-features        what the classifier sees, on request
-error           why the image cannot be used: then it has none of the above
+target          label of the image in the dataset, if known; in multi-label a JSON list
+label           most probable class; in multi-label a JSON list of all classes above the threshold
+probability     probability of the label; empty in multi-label
+top             JSON list of the most probable classes, each with its probability
+probabilities   JSON list of the probabilities of all classes, on request
+features        features before the classifier, on request
+error           reason why the image is bad; the other columns but file and target are then empty
 """
 
 import json
@@ -38,10 +38,10 @@ AT_ONCE = 1000  # rows that are written together
 
 
 def row(likeliest: Sequence[tuple[str, float]], found: Sequence[str] | None) -> dict[str, Any]:
-    """The cells of an image.
+    """Makes the cells of an image.
 
     Args:
-        likeliest: The likeliest classes with their probabilities, the likeliest first.
+        likeliest: The most probable classes with their probabilities, in descending order.
         found: In multi-label, all classes above the threshold.
     """
     top = [[name, _rounded(value)] for name, value in likeliest]
@@ -58,7 +58,7 @@ def _rounded(value: float) -> float:
 
 
 def json_line(values: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """A row as a line of .jsonl, with null for what it lacks."""
+    """Converts a row to a line of .jsonl, with null for missing cells."""
     return json.dumps({name: values.get(name) for name in TYPES if name in columns}, ensure_ascii=False)
 
 

@@ -1,7 +1,7 @@
-"""One photo or a billion: images are decoded in threads while the network computes, in memory that stays flat.
+"""Classifies one photo or a billion: threads decode images while the network computes, in constant memory.
 
-`Predictor` is what `xception-hub predict` runs, and what Ray Data, Spark and `datasets` call as it is. The row of an
-image depends on the model, the settings and the images in its batch, and on nothing else: not on threads or processes.
+`xception-hub predict` runs a `Predictor`; Ray Data, Spark and `datasets` can call it directly. The row of an image
+depends only on the model, the settings and the images in its batch, not on the number of threads or processes.
 """
 
 import hashlib
@@ -21,28 +21,28 @@ from torch import Tensor, nn
 
 from ..directory.config import OF_CLASSES, final_activation_of
 from ..errors import DataError, ImageError, ModelError, SettingsError
-from ..images import MAX_PIXELS, open_image
+from ..images import MAX_PIXELS
 from ..models.build import TimmModel, Transforms, open_model
 from ..models.class_names import names_of
 from . import prediction_tables
 from .optimize import optimize
 
 EAGER = 'eager'
-AHEAD = 2  # batches that are decoded while one is computed: what is in memory at most
-COLUMNS = ('image', 'bytes', 'path')  # of a batch: the first that it has holds the images
-BLANK = {'probability': np.nan}  # of an image that cannot be used, in a column of numbers; elsewhere it is ''
+AHEAD = 2  # batches that are decoded while one is computed, which bounds the memory
+COLUMNS = ('image', 'bytes', 'path')  # possible columns of images in a batch; the first that exists is used
+BLANK = {'probability': np.nan}  # cell of a bad image by column; '' in other columns
 
 
 class Loaded(NamedTuple):
-    """What a `Predictor` computes with.
+    """The loaded model of a `Predictor`.
 
     Attributes:
         function: Images [B, 3, H, W] -> logits [B, C], or features [B, D].
         transforms: Preparation of the images.
-        class_names: Name of each output; none where features are computed.
-        multi_label: Whether an image has any number of classes: the sigmoid takes the place of the softmax.
-        device: Where it computes.
-        weights: Digest of the weights; '' of a model that does not tell them.
+        class_names: Name of each output; empty for features.
+        multi_label: Whether an image can have any number of classes; then the sigmoid replaces the softmax.
+        device: Device of the model.
+        weights: Digest of the weights; '' if the model is a function without accessible weights.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -55,25 +55,26 @@ class Loaded(NamedTuple):
 
 @dataclass
 class Predictor:
-    """Classifies images, or computes their features. The model is loaded where it is first used.
+    """Classifies images, or computes their features. The model is loaded at its first use.
 
-    Called with a batch, a dict of arrays, it returns the batch with columns of predictions, as `map_batches` of Ray
-    Data and `map` of `datasets` want it. It can be pickled: a model that is given by name is loaded by each worker.
+    A call with a batch, a dict of arrays, returns the batch with columns of predictions, as `map_batches` of Ray Data
+    and `map` of `datasets` need it. A Predictor can be pickled; each worker then loads a model given by name.
 
     Attributes:
-        model: A directory that finetune or convert wrote, what timm.create_model takes, a timm model, or what
-            `xception_hub.optimize` returned.
-        top: Number of the likeliest classes in the column `top`.
-        threshold: Probability above which a class counts, where an image has any number of them.
+        model: A directory that finetune or convert wrote, a name for timm.create_model, a timm model, or the result of
+            `xception_hub.optimize`.
+        top: Number of most probable classes in the column `top`.
+        threshold: In multi-label models, the column `label` lists the classes above this probability.
         probabilities: Whether rows have the probabilities of all classes, too.
         embed: Whether rows have the features before the classifier instead of classes.
-        multi_label: Whether an image has any number of classes. None: as the model's config.json says.
-        image_size: Height and width of the images in pixels. None: the model's own.
-        grey_maximum: Value that is white in grey images of more than 8 bits, as in `xception_hub.open_image`.
-        batch_size: Images that are computed together.
+        multi_label: Whether an image can have any number of classes. None: the model's config.json decides.
+        image_size: Height and width of the images in pixels. None: the model's own size.
+        grey_maximum: Value of white in grey images of more than 8 bits, as in `xception_hub.open_image`. None: the
+            model's config.json decides.
+        batch_size: Number of images in a batch of the network.
         threads: Threads that decode images. None: one for each core of this process.
-        device: Where a model that is given by name computes. None: the GPU of this process, else the CPU.
-        engine: What computes a model that is given by name: 'eager', or what `xception_hub.optimize` takes.
+        device: Device of a model given by name. None: the GPU of this process, else the CPU.
+        engine: Engine of a model given by name: 'eager', or one of `xception_hub.optimize`.
     """
 
     model: Any
@@ -92,19 +93,19 @@ class Predictor:
     def __post_init__(self) -> None:
         for name in ('top', 'batch_size', 'threads'):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise SettingsError(f'{name} is {value}; it has to be 1 or more.')
+                raise SettingsError(f'{name} is {value}; it must be 1 or more.')
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch with a column for each of `columns`, without that of the images' contents.
+        """Returns the batch with a column for each of `columns`, without the contents of the images.
 
-        Where `error` is not '', the image cannot be used: then texts are '' and numbers NaN.
+        In rows of bad images, `error` is not '', other strings are '' and numbers are NaN.
 
         Args:
-            batch: Arrays or lists of equal length, one of which holds the images: `image`, else `bytes`, else `path`.
-                An image may be anything that `predict` takes.
+            batch: Arrays or lists [N], one of which contains the images: `image`, else `bytes`, else `path`. An image
+                may be anything that `predict` takes.
 
         Raises:
             DataError: There is no such column.
@@ -116,18 +117,18 @@ class Predictor:
         return {**kept, **self.columns_of(batch[column])}
 
     def make_predict_fn(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-        """What `pyspark.ml.functions.predict_batch_udf` takes: it makes the function from images to columns."""
+        """Returns the function of images [N] to columns [N], for `pyspark.ml.functions.predict_batch_udf`."""
         return self.columns_of
 
     def predict(
         self, images: Iterable[Any], opened: Callable[[Any], Image.Image] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """A row for each image, in order: a cell for each of `columns`, or `error` with the reason why there is none.
+        """Yields a row for each image, in order: a cell for each of `columns`, or the reason in `error`.
 
         Args:
-            images: Paths, contents of files, Pillow's images, arrays [H, W, 3] in uint8, or dicts with `bytes` or
-                `path` as `datasets` has them. They are taken as they are needed.
-            opened: Opens one of them instead, in a thread. For an image that cannot be used it raises an ImageError.
+            images: Paths, contents of files, Pillow images, uint8 arrays [H, W, 3], or dicts with `bytes` or `path` as
+                in `datasets`. The iterable is read only as far as needed.
+            opened: Function that opens an image in a thread instead. It raises an ImageError for a bad image.
 
         Raises:
             ModelError: The model cannot be used.
@@ -153,7 +154,7 @@ class Predictor:
         return [*(['features'] if self.embed else of_classes), 'error']
 
     def columns_of(self, images: Iterable[Any]) -> dict[str, np.ndarray]:
-        """The rows of `predict` as columns of one type throughout, whatever the images are."""
+        """Returns the rows of `predict` as columns [N], each of a fixed type; features [N, D]."""
         rows = list(self.predict(images))
         blank = {**BLANK, **({'features': self._no_features} if self.embed else {})}
         found = {}
@@ -164,11 +165,12 @@ class Predictor:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """All that the rows of given images depend on, as JSON has it."""
+        """Returns everything that the rows of given images depend on, in types that JSON can express."""
         loaded = self.loaded
-        names = ('top', 'threshold', 'probabilities', 'embed', 'grey_maximum', 'batch_size', 'engine')
+        names = ('top', 'threshold', 'probabilities', 'embed', 'batch_size', 'engine')
         return dict(
             {name: getattr(self, name) for name in names},
+            grey_maximum=loaded.transforms.grey_maximum,
             weights=loaded.weights,
             class_names=digest(name.encode('utf-8', 'surrogatepass') for name in loaded.class_names),
             multi_label=loaded.multi_label,
@@ -180,10 +182,10 @@ class Predictor:
 
     @cached_property
     def loaded(self) -> Loaded:
-        """The model, ready to compute.
+        """The loaded model.
 
         Raises:
-            ModelError: There is no such model, or its outputs are not what is asked for.
+            ModelError: There is no such model, or its outputs are not classes.
             SettingsError: There is no such device.
         """
         if not isinstance(self.model, (str, os.PathLike)):
@@ -196,7 +198,7 @@ class Predictor:
         class_names = [] if self.embed else names_of(model)
         if self.embed:
             model.reset_classifier(0)
-        transforms = Transforms(model.to(device), self.image_size)
+        transforms = self._transforms(model.to(device))
         function: Callable[[Tensor], Any] = model
         if self.engine != EAGER:
             example = torch.zeros(self.batch_size, *transforms.config['input_size'], device=device)
@@ -231,14 +233,14 @@ class Predictor:
         device = torch.device(self.device or 'cpu') if parameter is None else parameter.device
         weights = digest_of(model) if is_module else ''
         class_names = [] if self.embed else names_of(model)
-        return Loaded(
-            model,
-            Transforms(model, self.image_size),
-            class_names,
-            self._is_multi_label(activation == 'sigmoid'),
-            device,
-            weights,
-        )
+        transforms = self._transforms(model)
+        multi_label = self._is_multi_label(activation == 'sigmoid')
+        return Loaded(model, transforms, class_names, multi_label, device, weights)
+
+    def _transforms(self, model: TimmModel) -> Transforms:
+        found = Transforms(model, self.image_size)
+        found.grey_maximum = self.grey_maximum or found.grey_maximum
+        return found
 
     def _is_multi_label(self, default: bool) -> bool:
         return default if self.multi_label is None else self.multi_label
@@ -250,11 +252,11 @@ class Predictor:
         return function(transforms.normalized(pixels.to(self.loaded.device, non_blocking=True))).float()
 
     @cached_property
-    def _no_features(self) -> np.ndarray:
+    def _no_features(self) -> np.ndarray:  # [D]
         size = self.loaded.transforms.config['input_size']
         return np.full(self.outputs(torch.zeros(1, *size, dtype=torch.uint8)).shape[1], np.nan, np.float32)
 
-    def _rows(self, batch: list['Future[Tensor | str]']) -> Iterator[dict[str, Any]]:
+    def _rows(self, batch: list['Future[Tensor | str]']) -> Iterator[dict[str, Any]]:  # pixels [3, H, W] or errors
         found = [future.result() for future in batch]
         pixels = [image for image in found if isinstance(image, Tensor)]
         cells = iter(self.cells(self.outputs(torch.stack(pixels))) if pixels else [])
@@ -262,7 +264,7 @@ class Predictor:
             yield dict(error=image) if isinstance(image, str) else dict(next(cells), error=None)
 
     def cells(self, outputs: Tensor) -> list[dict[str, Any]]:
-        """The cells of images from their logits [B, C], or features [B, D]."""
+        """Converts logits [B, C] or features [B, D] into cells."""
         if self.embed:
             return [dict(features=vector) for vector in outputs.cpu().tolist()]
         names, multi_label = self.loaded.class_names, self.loaded.multi_label
@@ -281,14 +283,14 @@ class Predictor:
 
 
 class Prepared:
-    """An image as the network's pixels [3, H, W] in uint8, or the reason why it cannot be used."""
+    """Converts an image to uint8 pixels [3, H, W], or returns the reason why it is bad."""
 
     def __init__(self, predictor: Predictor, opened: Callable[[Any], Image.Image] | None = None) -> None:
         transforms = predictor.loaded.transforms
         self.transform, self.min_side = transforms.pixels(), transforms.min_side
-        self.opened = opened or (lambda image: _open(image, self.min_side, predictor.grey_maximum))
+        self.opened = opened or (lambda image: _open(image, transforms))
 
-    def __call__(self, image: Any) -> Tensor | str:
+    def __call__(self, image: Any) -> Tensor | str:  # [3, H, W] or the reason
         try:
             found = self.opened(image)
             shorter, longer = sorted(found.size)
@@ -299,7 +301,7 @@ class Prepared:
             return str(e)
 
 
-def _open(image: Any, min_side: int, grey_maximum: int | None) -> Image.Image:
+def _open(image: Any, transforms: Transforms) -> Image.Image:
     if isinstance(image, Mapping):
         image = image.get('path') if image.get('bytes') is None else image['bytes']
     if image is None:
@@ -308,17 +310,17 @@ def _open(image: Any, min_side: int, grey_maximum: int | None) -> Image.Image:
         image = bytes(image)
     if not isinstance(image, (bytes, str, os.PathLike, Image.Image, np.ndarray)):
         raise ImageError(f'{type(image).__name__} instead of a path, bytes, an image or an array')
-    return open_image(image, min_side, grey_maximum)
+    return transforms.open(image)
 
 
 def cores() -> int:
-    """Cores that this process may use, its share where a launcher has started several on this machine."""
+    """Number of cores for this process: its share, if a launcher has started several processes on this machine."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(here // int(os.environ.get('LOCAL_WORLD_SIZE', '1')), 1)
 
 
 def default_device() -> str:
-    """The GPU of this process among those that a launcher has started, else the CPU."""
+    """The GPU of this process, by its rank on this machine, else the CPU."""
     if not torch.cuda.is_available():
         return 'cpu'
     return f'cuda:{int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()}'

@@ -1,4 +1,4 @@
-"""Weights and activations in int8, whose ranges are those that photos lead to."""
+"""Quantization of weights and activations to int8, with ranges from photos."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def by_nncf(model: Any, calibration: Sequence[Tensor], name: str | None = None) -> Any:
-    """An ONNX or OpenVINO model in int8.
+    """Quantizes an ONNX or OpenVINO model to int8.
 
     Args:
         model: The model in float32.
@@ -19,8 +19,8 @@ def by_nncf(model: Any, calibration: Sequence[Tensor], name: str | None = None) 
 
     nncf.set_log_level('ERROR')
     images = [{name: x.numpy()} if name else x.numpy() for x in calibration]
-    # One range for all channels: one for each was far off on photos unlike those of the calibration, see
-    # docs/export.md, and ONNX Runtime does not take it.
+    # One range for all channels: ranges per channel were far off on photos unlike the calibration photos (see
+    # docs/export.md), and ONNX Runtime does not support them.
     activations = QuantizationParameters(per_channel=False)
     return nncf.quantize(
         model,

@@ -1,10 +1,10 @@
-"""A table in parts, written by any number of processes on any machines that see its directory.
+"""A table in parts, written by any number of processes on all machines that share its directory.
 
-shards.json                        what the rows depend on; a run with anything else is refused
-part-00000-of-00012.parquet ...    rows of consecutive images; a part is there whole, or not at all
+shards.json                        what the rows depend on; a run with other values stops with an error
+part-00000-of-00012.parquet ...    rows of consecutive images; each part is written atomically
 
-A process takes the parts that are its own, then those that no other is writing. One that is killed leaves nothing that
-stands in the way: the same command, or another process, writes what is missing.
+A process writes its own parts first, then parts that no other process is writing. After a process was killed, the same
+command, or another process, writes the missing parts.
 """
 
 import json
@@ -25,7 +25,7 @@ from . import prediction_tables
 
 MANIFEST = 'shards.json'
 UNFINISHED = f'{MANIFEST}.*{PART_SUFFIX}'
-LEFT = ('.*.lock', UNFINISHED, f'part-*{PART_SUFFIX}')  # patterns of files that processes leave behind
+LEFT = ('.*.lock', UNFINISHED, f'part-*{PART_SUFFIX}')  # patterns of temporary files, removed at the end
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Shards:
     """The parts of a table in a directory.
 
     Attributes:
-        directory: The directory, which may hold parts of the same table, and nothing else.
+        directory: The directory. It may contain parts of the same table, but no other files.
         images: Number of rows.
-        size: Rows of each part but the last.
-        identity: What else the rows depend on, as JSON has it.
+        size: Number of rows of each part but the last.
+        identity: Everything else that the rows depend on, in types that JSON can express.
     """
 
     directory: Path
@@ -51,18 +51,18 @@ class Shards:
         return self.directory / f'part-{number:05}-of-{len(self):05}.parquet'
 
     def images_of(self, number: int) -> range:
-        """The images of a part."""
+        """Numbers of the images of a part."""
         return range(number * self.size, min((number + 1) * self.size, self.images))
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there, or damaged."""
+        """Numbers of the parts that are missing or damaged."""
         return [number for number in range(len(self)) if not self._is_there(number)]
 
     def start(self) -> None:
-        """Makes the directory, or checks what it holds.
+        """Creates the directory, or checks that it belongs to this table.
 
         Raises:
-            DataError: It holds something else, or cannot be written.
+            DataError: The directory contains something else, or cannot be written.
         """
         here = json.loads(json.dumps(dict(self.identity, images=self.images, shard_size=self.size)))
         try:
@@ -74,13 +74,13 @@ class Shards:
                 elif any(
                     not (path.name.startswith('.') or path.match(UNFINISHED)) for path in self.directory.iterdir()
                 ):
-                    raise DataError(f'{self.directory} holds other files than shards: name another --output.')
+                    raise DataError(f'{self.directory} contains files that are not shards. Name another --output.')
                 else:
                     write_text(file, json.dumps(here, indent=2))
         except NotImplementedError as e:
             raise DataError(
-                f'{self.directory} is on a file system without locks, by which processes tell each other what they '
-                f'write: name an --output elsewhere.'
+                f'The file system of {self.directory} has no locks, which keep processes from writing the same part. '
+                f'Name an --output on another file system.'
             ) from e
         except (OSError, ValueError) as e:
             if isinstance(e, DataError):
@@ -94,12 +94,12 @@ class Shards:
         rank: int = 0,
         processes: int = 1,
     ) -> Iterator[int]:
-        """Writes what is missing and no other process is writing, and gives the number of each part.
+        """Writes the missing parts that no other process is writing, and yields the number of each.
 
         Args:
             columns: Names of the columns, of `prediction_tables.TYPES`.
             rows: The rows of a range of images.
-            rank: Number of this process: of each `processes` parts, one is its own.
+            rank: Number of this process. Every `processes`-th part is its own.
             processes: Number of processes that were started together.
 
         Raises:
@@ -123,12 +123,12 @@ class Shards:
             return False
 
     def _lock(self, name: str | int) -> FileLock:
-        """A lock that ends with its process, however that ends."""
+        """A lock that the system releases when its process ends."""
         return FileLock(self.directory / f'.{name}.lock', timeout=-1 if name == 'manifest' else 0)
 
     def _check(self, there: dict[str, Any], here: dict[str, Any]) -> None:
         if different := differences(there, here):
             raise DataError(
-                f'{self.directory} holds shards of another model, other images or other settings: '
-                f'{"; ".join(different)}. Name another --output, or give the same again.'
+                f'{self.directory} contains shards of another model, other images or other settings: '
+                f'{"; ".join(different)}. Name another --output, or use the same settings again.'
             )

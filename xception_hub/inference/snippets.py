@@ -43,6 +43,11 @@ CROP = (
     'left, top = round((photo.width - $width) / 2), round((photo.height - $height) / 2)\n'
     'photo = photo.crop((left, top, left + $width, top + $height))\n'
 )
+COLOUR = "photo = ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB')\n"
+GREY = (  # of more than 8 bits
+    "grey = np.asarray(Image.open('photo.png'), np.float64) * (255 / $grey_maximum)\n"
+    "photo = Image.fromarray(grey.round().astype(np.uint8)).convert('RGB')\n"
+)
 PIXELS = (
     'pixels = (np.asarray(photo, np.float32) / 255 - np.float32($mean)) / np.float32($std)\n'
     'images = pixels.transpose(2, 0, 1)[None].astype(np.float32)\n'
@@ -65,6 +70,7 @@ def snippet(report: Mapping[str, Any]) -> str | None:
     mode = data['crop_mode']
     if mode not in RESIZE or (mode == 'center' and height != width):
         return None
+    grey = report.get('grey_maximum')
     imports, run = RUN[report['format']]
     kind = report['final_activation']
     names = report['class_names'] and kind in ('sigmoid', 'softmax', 'linear', 'unknown')
@@ -72,8 +78,8 @@ def snippet(report: Mapping[str, Any]) -> str | None:
         'import json\n\n' if names else '',
         NUMPY,
         imports,
-        'from PIL import Image, ImageOps\n\n',
-        "photo = ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB')\n",
+        f'from PIL import Image{"" if grey else ", ImageOps"}\n\n',
+        GREY if grey else COLOUR,
         RESIZE[mode],
         CROP if mode == 'center' or scaled != [height, width] else '',
         PIXELS,
@@ -84,7 +90,7 @@ def snippet(report: Mapping[str, Any]) -> str | None:
     return Template(code).substitute(
         hint='bf16' if report['precision'] == 'bf16' else 'f32', height=height, width=width, scaled_height=scaled[0],
         scaled_width=scaled[1], interpolation=data['interpolation'].upper(), mean=list(data['mean']),
-        std=list(data['std']),
+        std=list(data['std']), grey_maximum=grey,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_input_data_config
 from timm.models import get_model_args, get_model_input_config, is_model_in_modules
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import xception_hub  # noqa: F401  registers the model
 
 from ..errors import CheckpointError, ModelError, in_one_line
+from ..images import ImageSource, open_image
 from ..weights.arguments import network_arguments
 from ..weights.sources import CONFIG_FILE, hub_or_cache, source_of
 
@@ -31,6 +33,7 @@ class TimmModel(nn.Module):
     get_classifier: Callable[[], nn.Module]
     reset_classifier: Callable[[int], None]
     set_grad_checkpointing: Callable[[bool], None]
+    grey_maximum: int | None  # value that is white in grey images of more than 8 bits; None for the default
 
 
 NAMES_CLASSES = ('local-dir:', 'hf-hub:')  # sources with a config.json, which may name the classes
@@ -65,9 +68,17 @@ def build(
             f'--no-pretrained.'
         ) from e
     except Exception as e:  # timm, the Hub and the network raise errors of many types
+        directory = Path(name.removeprefix('local-dir:'))
+        if (directory / 'checkpoints').is_dir():
+            raise ModelError(
+                f'{directory} holds a run that is not finished. Go on with it: xception-hub finetune --config '
+                f'{directory}/settings.yaml.'
+            ) from e
         raise ModelError(f'{name} cannot be built: {in_one_line(_refusal(name) or e)}') from e
     if num_classes not in (None, model.pretrained_cfg['num_classes']):
         start_equal(model)
+    recorded = source_of(name).read_config() if pretrained and name.startswith(NAMES_CLASSES) else {}
+    model.grey_maximum = _grey_maximum(recorded, name)
     least = (model.pretrained_cfg.get('min_input_size') or (0, 0, 0))[1]
     least = min(least, get_model_args(model).get('min_img_size', least))
     if image_size is not None and image_size < least:
@@ -89,6 +100,13 @@ def _refusal(name: str) -> CheckpointError | None:
     except Exception:  # of the Hub
         return None
     return None
+
+
+def _grey_maximum(config: Mapping[str, Any], name: str) -> int | None:
+    value = config.get('grey_maximum')
+    if value is not None and (type(value) is not int or value < 1):
+        raise ModelError(f'The config.json of {name} has grey_maximum {value!r} instead of a whole number > 0.')
+    return value
 
 
 def open_model(name: str | os.PathLike[str]) -> tuple[TimmModel, dict[str, Any]]:
@@ -117,6 +135,7 @@ class Transforms:
 
     Attributes:
         config: timm's data config: input_size, mean, std, interpolation, crop_pct, ...
+        grey_maximum: Value that is white in grey images of more than 8 bits, as the model's config.json records it.
         min_side: Shorter side of an image in pixels below which an evaluation loses detail; see `images.open_image`.
 
     Raises:
@@ -133,7 +152,12 @@ class Transforms:
             raise ModelError(f'{e} Choose that --image-size, or pass --model-args.img-size {image_size}.') from e
         if image_size is not None:
             _try(model, self.config['input_size'])
+        self.grey_maximum: int | None = getattr(model, 'grey_maximum', None)
         self.min_side = math.ceil(max(self.config['input_size'][1:]) / self.config['crop_pct'])
+
+    def open(self, source: ImageSource, max_pixels: int | None = None) -> Image.Image:
+        """An image as the model saw those that it was trained on; see `images.open_image`."""
+        return open_image(source, self.min_side, self.grey_maximum, max_pixels)
 
     def evaluation(self) -> Callable[[Any], Tensor]:
         """timm's transform for evaluation."""

@@ -1,4 +1,4 @@
-"""What the outputs of a timm model are called."""
+"""Names of the outputs of a timm model."""
 
 from timm.data import ImageNetInfo
 
@@ -9,7 +9,7 @@ IMAGENET_CLASSES = 1000
 
 
 def names_of(model: TimmModel) -> list[str]:
-    """A name for each of the model's outputs: its own, that of ImageNet's class, or the number."""
+    """Returns a name for each output of a model: its own, the name of the ImageNet class, or the number."""
     spellings = spellings_of(model)
     if not spellings:
         return [str(number) for number in range(model.num_classes)]
@@ -20,7 +20,7 @@ def names_of(model: TimmModel) -> list[str]:
 
 
 def spellings_of(model: TimmModel) -> list[list[list[str]]]:
-    """The names of all outputs in each spelling, the most specific spelling first; empty if the names are unknown."""
+    """Returns the names of all outputs in each spelling, the most specific first; empty if they are unknown."""
     names = label_names_of(model.pretrained_cfg)
     descriptions = model.pretrained_cfg.get('label_descriptions') or {}
     if len(names) != model.num_classes:

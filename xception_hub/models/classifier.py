@@ -19,16 +19,16 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def build_for(
     name: str, class_names: Sequence[str], pretrained: bool, args: Mapping[str, Any], image_size: int | None
 ) -> tuple[TimmModel, list[str]]:
-    """A timm model with a classifier for these classes, as `build`; rows of classes that it knows already are kept.
+    """Builds a timm model with a classifier for these classes. It keeps the weights of classes that it knows.
 
-    A model whose config.json names classes of which some are among these keeps all layers before the classifier. One
-    that knows none of them loses what was trained for its own classes: the hidden layers of the head, too.
+    If the model's config.json names some of these classes, all layers before the classifier are kept. If it names other
+    classes only, the hidden layers of its head are removed, because they were trained for those classes.
 
     Returns:
-        The model, and the classes whose rows are kept.
+        The model, and the classes whose weights are kept.
     """
     count = len(class_names)
-    config = _config_of(name) if pretrained and name.startswith(NAMES_CLASSES) else {}
+    config = recorded_of(name) if pretrained else {}
     before = label_names_of(config)
     kept = [class_name for class_name in class_names if class_name in before]
     if not kept:
@@ -56,8 +56,10 @@ def build_for(
     return model, kept
 
 
-def _config_of(name: str) -> dict[str, Any]:
-    """What the config.json of a directory or a repository says."""
+def recorded_of(name: str) -> dict[str, Any]:
+    """The config.json of a directory or a repository; {} of a name that timm knows."""
+    if not name.startswith(NAMES_CLASSES):
+        return {}
     try:
         return source_of(name).read_config()
     except Exception as e:  # of files, of the Hub and of the network: no error in common
@@ -76,7 +78,7 @@ class ProbeHead(nn.Module):
         self.drop = nn.Dropout(drop_rate)
         self.fc = _linear_classifier(model)  # shared with the model, which so learns with it
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, D] -> [B, C]
         return self.fc(self.drop(x))
 
 
@@ -84,14 +86,14 @@ def _linear_classifier(model: TimmModel) -> nn.Linear:
     classifier = model.get_classifier()
     if not isinstance(classifier, nn.Linear):
         raise ModelError(
-            f'{type(model).__name__} ends in {type(classifier).__name__} instead of one Linear layer, '
-            f'so that its features cannot be computed once. Choose the recipe full.'
+            f'{type(model).__name__} ends in {type(classifier).__name__}, but frozen features need a model that ends '
+            f'in one Linear layer. Choose the recipe full.'
         )
     return classifier
 
 
 def without_classifier(model: TimmModel) -> dict[str, Tensor]:
-    """The tensors that the features depend on: all but the classifier's.
+    """Returns the tensors [...] that the features depend on: all but the classifier's.
 
     Raises:
         ModelError: The model does not end in a single linear layer.
@@ -101,7 +103,7 @@ def without_classifier(model: TimmModel) -> dict[str, Tensor]:
 
 
 def features_of(model: TimmModel, images: Tensor) -> Tensor:
-    """Features [B, D]: the input of the classifier."""
+    """Maps images [B, 3, H, W] to features [B, D], the input of the classifier."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
@@ -125,16 +127,18 @@ def save(
     class_names: Sequence[str],
     multi_label: bool,
     base_model: str | None = None,
+    grey_maximum: int | None = None,
 ) -> None:
     """Writes model.safetensors and config.json, from which `timm.create_model('local-dir:...')` builds the model.
 
     Args:
         directory: An existing directory.
         model: The final model, which is moved to the CPU.
-        data_config: timm's data config of the images, as in `Transforms.config`.
+        data_config: timm's data config, as in `Transforms.config`.
         class_names: Names of the classes in the order of the logits.
-        multi_label: Whether an image has any number of labels; pipelines of transformers read this from config.json.
-        base_model: Hub id of the weights that the training started from; None for none.
+        multi_label: Whether an image can have any number of labels; pipelines of transformers read it in config.json.
+        grey_maximum: Value of white in grey images of more than 8 bits, as in `images.open_image`.
+        base_model: Hub id of the weights before training; None for none.
     """
     built_with = getattr(model, '_model_args', {})  # set by timm's factory; few models store their rates
     rates = {
@@ -143,6 +147,8 @@ def save(
     model_config: dict[str, Any] = dict(label_names=list(class_names), pretrained_cfg=dict(tag=None))
     if base_model:
         model_config['base_model'] = base_model
+    if grey_maximum:
+        model_config['grey_maximum'] = grey_maximum
     if multi_label:
         model_config['problem_type'] = 'multi_label_classification'
     keys = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
@@ -152,7 +158,7 @@ def save(
 
 
 def hub_id(model: TimmModel) -> str | None:
-    """Hub id of the repository of a pretrained model's weights; None if they have none."""
+    """Returns the Hub id of a pretrained model's weights; None if they have none."""
     config = model.pretrained_cfg
     name = str(config.get('hf_hub_id') or '').partition('@')[0]
     if name.endswith('/'):  # timm's own repositories are named after the model

@@ -1,4 +1,4 @@
-"""Finds the outputs of a trained model that are the classes of a dataset, by their names."""
+"""Matches the classes of a dataset with the outputs of a trained model, by their names."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.dataset import Data, Split
+from ..data.labelled import Data, Split
 from ..errors import ModelError, listed
 from .build import TimmModel
 from .class_names import names_of, spellings_of
@@ -21,28 +21,28 @@ class Selected(nn.Module):
         self.model = model
         self.register_buffer('outputs', torch.tensor(outputs), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, len(outputs)]
         return self.model(x)[:, self.outputs]
 
 
 def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
-    """The model's output for each class of a dataset.
+    """Finds the model's output for each class of a dataset.
 
     Args:
-        model: A model whose pretrained cfg names its outputs, or one of ImageNet-1k. A class of ImageNet-1k is found by
-            its WordNet id (n01440764), by all of its names (tench, Tinca tinca), by the first or by any of them. The
-            most specific match decides. Case, hyphens and underscores are ignored where no name fits exactly.
+        model: A model whose pretrained cfg names its outputs, or one of ImageNet-1k. A class of ImageNet-1k is matched
+            by its WordNet id (n01440764), by all of its names (tench, Tinca tinca), by the first or by any of them. The
+            most specific match decides. If no name matches exactly, case, hyphens and underscores are ignored.
         class_names: Names of the dataset's classes.
 
     Raises:
-        ModelError: A class is none of the model's outputs, or may be several of them. Or the model's outputs have no
-            names and the dataset has another number of classes.
+        ModelError: A class matches no output of the model, or several. Or the model's outputs have no names and the
+            dataset has another number of classes.
     """
     spellings = spellings_of(model)
     if not spellings:
         if len(class_names) != model.num_classes:
             raise ModelError(
-                f'The model has {model.num_classes} outputs without names, and the dataset {len(class_names)} classes.'
+                f'The model has {model.num_classes} outputs without names, but the dataset {len(class_names)} classes.'
             )
         return list(range(len(class_names)))
     found: list[list[int]] = [[] for _ in class_names]
@@ -73,7 +73,7 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
 
 
 def on_all_outputs(data: Data, model: TimmModel, outputs: Sequence[int]) -> Data:
-    """The data with a class for each of the model's outputs: an image may be taken for one that the dataset lacks.
+    """Returns the data with a class for each of the model's outputs, so that all outputs count in an evaluation.
 
     Args:
         data: Labelled images.

@@ -19,7 +19,7 @@ from . import checks, claims, quoted, speed
 app = App(
     name='python -m xception_hub.paper',
     version=__version__,
-    help=f'Compares what the paper ({quoted.PAPER}) states with what is counted and measured here.',
+    help=f'Compares statements of the paper ({quoted.PAPER}) with counts and measurements of this network.',
 )
 
 
@@ -188,17 +188,17 @@ def main(
 ) -> None:
     """Exits with status 0 if all checks hold, and with 1 if a check fails or an argument is not possible.
 
-    Speed is measured on a GPU if torch finds one. It is never one of the checks.
+    Speed is measured on a GPU if torch finds one. It is not a check.
 
     Args:
-        speed_: Measure training steps per second. With --no-speed, the command takes seconds.
+        speed_: Measure training steps per second. With --no-speed, the command only takes a few seconds.
         image_size: Height and width of the images in the speed measurement in pixels, at least 75.
         batch_size: Number of images in a training step, at least 2. By default 8, or 32 on a GPU.
-        repeats: Number of timed repeats, after one that is not counted. Their median is printed.
+        repeats: Number of timed repeats, after one warm-up. The median is printed.
         steps: Number of training steps in a repeat. By default 1, or 10 on a GPU.
-        json_: JSON file to write everything to.
-        figures: Folder for the paper's figures 1 to 5, drawn from the live networks. Needs matplotlib.
-        page: HTML file to play with: figures 1 to 5 for each setting, with what they cost. Needs matplotlib.
+        json_: JSON file for all results.
+        figures: Folder for the paper's figures 1 to 5, drawn from the networks in code. Needs matplotlib.
+        page: Interactive HTML file: figures 1 to 5 for each setting, with parameters and cost. Needs matplotlib.
     """
     with exits_with_message(ValueError):
         workload = speed.workload(image_size, batch_size, repeats, steps)

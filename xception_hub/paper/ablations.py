@@ -1,11 +1,11 @@
-"""The networks that the paper compares, trained side by side from several seeds.
+"""Trains the networks that the paper compares, each from several seeds.
 
     xception-hub ablations RUNS --dataset DATASET
 
-trains those of figures 6, 9 and 10; --experiment spectrum trains the way from regular to depthwise convolutions at
-equal parameters, with and without ReLU. Each run is one of finetune.py by the recipe paper-imagenet, at a learning rate
-that is chosen for its network. All figures go into one JSON file, from which the pictures are drawn. --scale small is
-for two CPU cores and Fashion-MNIST (examples/fashion_mnist.py), gpu for many runs on one GPU, paper for the paper's
+trains the networks of figures 6, 9 and 10. --experiment spectrum trains networks between regular and depthwise
+convolutions, with equal parameters, with and without ReLU. Each run calls finetune.py with the recipe paper-imagenet,
+at a learning rate chosen for its network. One JSON file gets all results; the pictures are drawn from it. --scale small
+is for two CPU cores and Fashion-MNIST (examples/fashion_mnist.py), gpu for many runs on one GPU, paper for the paper's
 networks at 299x299 pixels on all devices that `accelerate config` names. Interrupt it, run the command again: it
 continues.
 """
@@ -47,7 +47,7 @@ app = App(help=__doc__, version_flags=[])
 
 
 class Runs:
-    """Runs of finetune.py in one folder; what has ended there is not run again.
+    """Runs of finetune.py in one folder. Finished runs are not repeated.
 
     Attributes:
         folder: The folder, with settings and logs of all runs.
@@ -122,23 +122,23 @@ def train(
     """Train, collect and draw. A failed run does not stop the others; the command then ends with status 1.
 
     Args:
-        runs: Folder for all runs, their figures and the pictures.
-        dataset: Dataset, as `xception-hub finetune` takes it. It needs a split for validation.
-        experiment: Networks to train: those of figures 6, 9 and 10, or those of the spectrum.
-        scale: Size of the experiment: small for two CPU cores, gpu for one GPU, paper for the paper's own.
+        runs: Folder for all runs, their results and the pictures.
+        dataset: Dataset, as for `xception-hub finetune`. It needs a validation split.
+        experiment: Networks to train: figures (6, 9 and 10 of the paper) or spectrum.
+        scale: Size of the experiment: small for two CPU cores, gpu for one GPU, paper for the size of the paper.
         seeds: Number of runs of each network.
         variants: Networks of the experiment to train. By default all.
-        rates: Learning rates, of which the best for each network is found on another seed, fewer updates and images
-            kept aside from training. By default 0.015, 0.045 and 0.135; at the paper's scale the paper's.
-        jobs: Number of runs at the same time, each with its share of the cores. By default 2, 8 on a GPU, and at the
-            paper's scale 1.
-        epochs: Epochs of each run. By default 1, and at the paper's scale the recipe's.
+        rates: Learning rates to try for each network, with another seed, fewer updates and images held out from
+            training. By default 0.015, 0.045 and 0.135; with --scale paper the rate of the paper.
+        jobs: Number of runs at the same time, each with its share of the cores. By default 2, with --scale gpu 8, with
+            --scale paper 1.
+        epochs: Epochs of each run. By default 1, with --scale paper those of the recipe.
     """
     given = dict(locals())
     unknown = [name for name in variants if name not in NETWORKS[experiment]]
     if unknown:
         choices = ', '.join(NETWORKS[experiment])
-        raise SettingsError(f'{unknown[0]!r} is no network of --experiment {experiment}. Choose among: {choices}.')
+        raise SettingsError(f'{unknown[0]!r} is not a network of --experiment {experiment}. It has: {choices}.')
     size, names = SCALES[scale], variants or tuple(NETWORKS[experiment])
     rates_of_all = sorted({*(size.rates if rates is None else rates)})
     all_runs, started = Runs(runs, jobs or size.jobs, size.by_accelerate), time.monotonic()
@@ -243,18 +243,18 @@ def command_of(runs: Path, dataset: str, **options: Any) -> str:
 @app.command
 @exits_with_message()
 def draw(result: Path, /, *, folder: Path | None = None) -> None:
-    """Draw the pictures of a result again, and print what it says of the paper's claims.
+    """Draw the pictures of a result again, and compare it with the paper's claims.
 
     Args:
-        result: A file figures.json or spectrum.json.
-        folder: Folder for the pictures. By default the one that the file is in.
+        result: File figures.json or spectrum.json.
+        folder: Folder for the pictures. By default the folder of the file.
     """
     try:
         found = json.loads(result.read_text())
         lines = [*table(found), '', *verdicts(found)]
         written = write(found, folder or result.parent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
-        raise DataError(f'{result} is no result of xception-hub ablations: {in_one_line(e)}') from e
+        raise DataError(f'{result} is not a result of xception-hub ablations: {in_one_line(e)}') from e
     print('\n'.join(['', *lines, *(f'Written: {path}' for path in written)]))
 
 

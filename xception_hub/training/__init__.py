@@ -8,6 +8,7 @@
     optimization, batch_norm, memory optimizer and schedule, statistics, and what a step keeps in memory
     phase                            what all parts of a run share, and a phase of it
     features, dry_run                what a frozen network computes; what a run would cost
+    cross_validation                 what the runs of a cross-validation found together
     metrics, report, results         figures, the report, and what is left behind
 
 Labelled photos are read in `xception_hub.data`, networks are built in `xception_hub.models`. Needs the `finetune`

@@ -1,7 +1,7 @@
-"""Statistics of batch normalization that belong to the weights which they are used with (precise BN).
+"""Statistics of batch normalization, recomputed for the current weights (precise BN).
 
-Moving statistics are averages over past batches, and so over past weights. After few updates, and all the more beside
-averaged weights, they are far from what the layers see.
+Moving statistics are averages over past batches, and so over past weights. After few updates, and even more with
+averaged weights, they are far from the statistics of the layers' inputs.
 """
 
 from collections.abc import Iterable
@@ -21,12 +21,12 @@ def has_statistics(module: nn.Module) -> bool:
 
 
 def recompute(module: nn.Module, inputs: Iterable[Tensor], machine: Machine) -> None:
-    """Replaces the moving statistics by the means over batches, each of which is normalized by its own.
+    """Replaces the moving statistics by means over batches. Each batch is normalized by its own statistics.
 
     Args:
-        module: Network, which sees the batches as in training. Afterwards each layer is in its earlier mode.
-        inputs: This process' batches [B, ...]; all processes have as many.
-        machine: The processes, which end with the same statistics: the means over the batches of all of them.
+        module: Network, which computes the batches as in training. Afterwards each layer is in its earlier mode.
+        inputs: This process' batches [B, ...]. All processes need the same number.
+        machine: The processes. All get the same statistics, the means over the batches of all processes.
     """
     with evaluating(module), machine.accelerator.autocast():
         update_bn(inputs, module)

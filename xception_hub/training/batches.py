@@ -1,7 +1,7 @@
-"""The order of the images, and what is done to each. Ours because accelerate's samplers do not resume bit by bit.
+"""Order and augmentation of the images. accelerate's samplers are not used, because they do not resume bit by bit.
 
-A run has to continue in the middle of an epoch, and to be the same for any number of workers. So the order and every
-random choice are functions of the seed, the epoch and the image alone.
+A run must be able to continue in the middle of an epoch, and be the same for any number of workers. So the order and
+every random choice depend only on the seed, the epoch and the image.
 
     order of an epoch -> groups, one for each update -> batches of this process -> images, decoded and augmented
 """
@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.dataset import Split
-from ..data.items import Item, image_of, in_order
+from ..data.items import Item, in_order
+from ..data.labelled import Split
 from ..errors import DataError
 
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
@@ -30,14 +30,14 @@ SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is dra
 
 @dataclass(frozen=True)
 class Batch:
-    """What a network is given.
+    """A batch of inputs and labels.
 
     Attributes:
-        inputs: [B, ...], images or features.
-        labels: [B] or [B, C].
-        indices: [B], in the split.
+        inputs: Images [B, 3, H, W] or features [B, D].
+        labels: [B] class numbers, or [B, C] of 0 and 1 in multi-label.
+        indices: [B] numbers of the images in the split.
         weights: [B], see `Item`.
-        seconds: It took one worker to make it.
+        seconds: Seconds that one worker took to prepare the batch.
     """
 
     inputs: Tensor
@@ -47,7 +47,7 @@ class Batch:
     seconds: float
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> 'Batch':
-        """On another device, images in a memory format."""
+        """Moves the batch to a device, images in a memory format."""
         inputs = self.inputs.to(device, non_blocking=True)
         if inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=memory_format)
@@ -80,19 +80,19 @@ def seed_all(*numbers: int) -> None:
 
 @dataclass(frozen=True)
 class Batching:
-    """How the images of an epoch are dealt out.
+    """Distribution of the images of an epoch over updates, steps and processes.
 
-    An update takes the next `group` images; they are dealt to all processes in steps of at most `batch_size` each, and
-    evenly, so that the last, shorter group has fewer steps or smaller batches, and no image is left out or seen twice.
+    An update takes the next `group` images. All processes get equal parts of them, in steps of at most `batch_size`
+    images. The last, shorter group has fewer steps or smaller batches. No image is left out or used twice.
 
     Attributes:
-        images: Images in the split.
-        batch_size: Images in a step of one process, at most.
+        images: Number of images in the split.
+        batch_size: Largest number of images in a step of one process.
         accumulation: Steps of an update.
-        processes: Processes that work together.
-        rank: This one.
-        least: Images in a step, at least, where there are so many: 2 for batch normalization that trains, which has no
-            statistics of one. The last update then takes more images, or a step up to two more than `batch_size`.
+        processes: Number of processes.
+        rank: Number of this process, from 0.
+        least: Smallest number of images in a step, if the split is large enough: 2 if batch normalization trains,
+            because one image has no statistics. The last update, or a step of it, then takes more images.
     """
 
     images: int
@@ -138,25 +138,25 @@ def check_balanced(balanced: bool, streamed: bool) -> None:
     """Raises a DataError if a stream is to be balanced."""
     if balanced and streamed:
         raise DataError(
-            'Balanced sampling takes images in any order, which a stream does not give. Leave out '
-            '--balanced-sampling, for which --class-weights may stand, or --streaming.'
+            'Balanced sampling needs images in any order, which a stream cannot provide. Replace '
+            '--balanced-sampling by --class-weights, or leave out --streaming.'
         )
 
 
 @dataclass
 class TrainingBatches:
-    """This process' batches of an epoch, as a batch sampler.
+    """Batch sampler of this process for an epoch of training.
 
     Attributes:
         split: The training split.
         batching: How to deal it out.
         seed: Seed of the order.
-        balanced: Draw images so that all classes are seen equally often, rare ones several times and others not at all.
-        epoch: Number of the epoch, to be set before each.
-        first_update: Where to begin in it.
+        balanced: Whether all classes are drawn equally often; some images then occur several times, others never.
+        epoch: Number of the epoch; set it before each.
+        first_update: Number of the first update of the epoch, from 0.
 
     Raises:
-        DataError: A stream is to be balanced.
+        DataError: The split is a stream, and balanced.
     """
 
     split: Split
@@ -190,7 +190,7 @@ class TrainingBatches:
         return (Item(index, self.epoch) for index in indices.tolist())
 
     def _buffered(self, generator: np.random.Generator) -> Iterator[Item]:
-        """A stream, shuffled as far as a buffer of it allows."""
+        """Yields a stream in an order that a buffer shuffles."""
         buffer: list[Item] = []
         for index, cell in self.split.cells():
             item = Item(index, self.epoch, cell=cell)
@@ -217,7 +217,7 @@ def sampling_weights(labels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class InOrder:
-    """This process' batches of a whole split in order, each image once; what other processes do is not padded."""
+    """Batch sampler of this process for a whole split in order, each image once; the last batches are not padded."""
 
     split: Split
     batch_size: int
@@ -254,22 +254,22 @@ class Images(Dataset):
 
     def __init__(
         self, split: Split, transform: Callable[[Image.Image], Tensor], min_side: int | None = None, seed: int = 0
-    ) -> None:
+    ) -> None:  # transform returns [3, H, W]
         self.split = split
         self.transform = transform
         self.min_side = min_side
         self.seed = seed
 
-    def __getitem__(self, item: Item) -> tuple[Tensor, Tensor, int, float, float]:
+    def __getitem__(self, item: Item) -> tuple[Tensor, Tensor, int, float, float]:  # [3, H, W], [] or [C], seconds
         start = time.perf_counter()
-        image = image_of(self.split, item, self.min_side)
+        image = self.split.image(item.index, self.min_side, item.cell)
         seed_all(self.seed, item.epoch, item.index)
         inputs = self.transform(image)
         label = torch.as_tensor(self.split.labels[item.index])
         return inputs, label, item.index, item.weight, time.perf_counter() - start
 
 
-def _collate(samples: list[tuple[Tensor, Tensor, int, float, float]]) -> Batch:
+def _collate(samples: list[tuple[Tensor, Tensor, int, float, float]]) -> Batch:  # [3, H, W], [] or [C] each
     inputs, labels, indices, weights, seconds = zip(*samples)
     return Batch(torch.stack(inputs), torch.stack(labels), torch.tensor(indices), torch.tensor(weights), sum(seconds))
 
@@ -296,7 +296,7 @@ def loader(dataset: Any, batches: Any, workers: int = 0, pin_memory: bool = Fals
 
 
 def _leave_signals(worker: int) -> None:
-    """Leaves Ctrl-C to the process that trains, which still needs its workers then, and lets that one end them."""
+    """Ignores Ctrl-C in a worker, because the training process still needs it to save, and ends it later."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -1,4 +1,4 @@
-"""What a run would cost, tried on one batch; nothing is written."""
+"""Estimates the cost of a run from one batch, and writes nothing."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -15,7 +15,7 @@ from .phase import Phase, Task
 
 
 def dry_run(task: Task, prepare: Callable[[Task], Phase]) -> str:
-    """The settings, and below them the throughput and memory of a step; changes the model.
+    """Returns the settings, and the throughput and memory of a step. The model changes.
 
     Args:
         task: The task.
@@ -32,7 +32,7 @@ def dry_run(task: Task, prepare: Callable[[Task], Phase]) -> str:
         phase = prepare(task)
         set_mode(task.model, s.batch_norm == 'frozen')
 
-        def loss_of(batch: Batch) -> Tensor:
+        def loss_of(batch: Batch) -> Tensor:  # []
             with machine.accelerator.autocast():
                 inputs, targets = phase.objective.prepare(batch.inputs, batch.labels)
                 return phase.objective.losses(task.model(inputs), targets).mean()
@@ -43,7 +43,7 @@ def dry_run(task: Task, prepare: Callable[[Task], Phase]) -> str:
             footprint = measure(task.model, make_optimizer(s, task.model), partial(loss_of, batch), len(batch.inputs))
         cost = (
             f'One batch of {footprint.batch_size}: loss {footprint.loss:.4f}; {throughput}\nMemory of a step: '
-            f'{footprint}; {footprint.total(bool(s.ema_decay)) / 1e6:.0f} MB in all, besides the libraries'
+            f'{footprint}; {footprint.total(bool(s.ema_decay)) / 1e6:.0f} MB in total, without the libraries'
         )
     settings = '\n'.join(f'{name:24} {value}' for name, value in task.settings.flat().items())
     return f'{settings}\n\n{cost}\nDry run: nothing was written.'

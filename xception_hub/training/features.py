@@ -1,7 +1,7 @@
 """Features of images, computed once by a frozen network and kept on disk.
 
-There is one file for each combination of weights, preparation of images, and images of a split in their order. What
-differs in any of them has a file of its own. A computation that was interrupted starts anew.
+Each combination of weights, preparation of images, and images of a split in their order has one file. An interrupted
+computation starts again.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ from huggingface_hub import cached_assets_path
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.dataset import Split
+from ..data.bad_images import digests
 from ..data.items import Item
-from ..data.scan import digests
+from ..data.labelled import Split
 from ..errors import ResumeError
 from ..models.build import evaluating
 from ..models.classifier import features_of, without_classifier
@@ -39,8 +39,8 @@ def digest_of(tensors: Mapping[str, Tensor], preparation: Mapping[str, Any], ima
     """The sha256 of all that features depend on, in hexadecimal digits.
 
     Args:
-        tensors: Weights of the network.
-        preparation: How images are prepared, as JSON can express it.
+        tensors: Weights [...] of the network, by name.
+        preparation: Preparation of the images, in types that JSON can express.
         images: The sha256 of each image file, in order.
     """
     digest = hashlib.sha256(json.dumps(preparation, sort_keys=True, default=str).encode())
@@ -59,7 +59,7 @@ class Features(Dataset):
         vectors: [N, D], one for each image of the split.
     """
 
-    def __init__(self, split: Split, vectors: Tensor) -> None:
+    def __init__(self, split: Split, vectors: Tensor) -> None:  # [N, D]
         self.split = split
         self.vectors = vectors
 
@@ -80,7 +80,7 @@ def stored(file: Path, count: int) -> Tensor | None:
 
 
 def computed(images: Images, task: Task) -> Tensor:
-    """The vectors [N, D] of a split by the frozen network, by all processes together, each image exactly once."""
+    """Computes the features [N, D] of a split by the frozen network, with all processes, each image exactly once."""
     machine, split, throughput = task.machine, images.split, task.machine.throughput()
     batches = islice(InOrder(split, BATCH), machine.rank, None, machine.processes)
     own: list[tuple[Tensor, Tensor]] = []  # indices and vectors
@@ -98,7 +98,7 @@ def computed(images: Images, task: Task) -> Tensor:
 
 
 def frozen_features(images: Images, task: Task) -> Features:
-    """Features of images from the frozen network of a task, from a file or computed and written into it."""
+    """Features of images by the frozen network of a task. They are read from a file, or computed and saved."""
     machine, settings, split = task.machine, task.settings, images.split
     preparation = dict(
         task.transforms.config,
@@ -110,7 +110,7 @@ def frozen_features(images: Images, task: Task) -> Features:
     digest = digest_of(without_classifier(task.model), preparation, digests(split, machine.workers))
     file = (settings.machine.feature_cache or cache_directory()) / f'{digest}.safetensors'
     vectors = stored(file, len(split))
-    if not all(machine.gather([vectors is not None])):  # machines may have disks of their own
+    if not all(machine.gather([vectors is not None])):  # machines may have separate disks
         vectors = computed(images, task)
         if machine.accelerator.is_local_main_process:
             write(file, {'features': {'vectors': vectors}}, {})

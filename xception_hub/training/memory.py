@@ -45,13 +45,13 @@ def measure(
     Args:
         module: The module to train.
         optimizer: Optimizer of the module's parameters.
-        loss_of: Function that computes the loss of a batch.
+        loss_of: Function that computes the mean loss of a batch, [].
         batch_size: Number of images in that batch.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> Tensor:  # [...]
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()

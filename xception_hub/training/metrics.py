@@ -1,7 +1,7 @@
-"""What a model makes of a split, image by image, and the figures that sum it up.
+"""Predictions of a model for each image of a split, and metrics of them.
 
-Figures are computed from every image's own prediction, gathered from all processes: means of the processes' means would
-count images of short batches more than others.
+Metrics are computed from the predictions of all images, gathered from all processes. Means of the processes' means
+would give images of short batches more weight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,20 @@ from torchmetrics.functional import classification
 TOP = 5
 LOWER_IS_BETTER = ('loss', 'calibration_error')
 CALIBRATION_BINS = 15
-THRESHOLD = 0.5  # above which a class counts as found, in multi-label
-RANKS = 100  # that MAP@100 looks at
-IMAGES_AT_ONCE = 256  # that are ranked together, for the memory of many classes
+THRESHOLD = 0.5  # probability above which a class counts as found, in multi-label
+RANKS = 100  # number of ranks of MAP@100
+IMAGES_AT_ONCE = 256  # number of images ranked together, which bounds the memory with many classes
 MULTI_LABEL_ONLY = ('micro_f1', 'mean_average_precision', 'map_at_100')
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions for N images: of the K = min(5, C) likeliest of C classes, or in multi-label of all C.
+    """Predictions for N images: the K = min(5, C) most probable of C classes, in multi-label all C.
 
     Attributes:
         indices: [N], numbers of the images in their split.
         labels: [N] class numbers, or [N, C] of 0 and 1 in multi-label.
-        classes: [N, K] class numbers, the likeliest first.
+        classes: [N, K] class numbers, the most probable first.
         probabilities: [N, K] of these classes; [N, C] in the order of the classes in multi-label.
         losses: [N], cross-entropy, without label smoothing and weights; in multi-label the mean over the classes.
     """
@@ -44,7 +44,7 @@ class Predictions:
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, indices: Tensor) -> 'Predictions':
         """Predictions of a batch: logits [B, C], labels [B] or [B, C], indices [B]."""
-        logits = logits.double()  # in float32, the last bit depends on where in a batch an image stands
+        logits = logits.double()  # in float32, the last bit depends on an image's position in the batch
         if labels.dim() == 2:
             probabilities = logits.sigmoid()
             classes = probabilities.topk(min(TOP, logits.shape[1])).indices
@@ -71,7 +71,7 @@ class Predictions:
 
     @property
     def hits(self) -> np.ndarray:
-        """[N, K], whether each of the likeliest classes is a label of the image."""
+        """[N, K], whether each of these classes is a label of the image."""
         if self.multi_label:
             return np.take_along_axis(self.labels, self.classes, 1).astype(bool)
         return self.classes == self.labels[:, None]
@@ -87,18 +87,18 @@ class Predictions:
         counts = classification.multiclass_confusion_matrix(*self._tensors(), num_classes=num_classes)
         return counts.numpy()
 
-    def _found(self) -> np.ndarray:
+    def _found(self) -> np.ndarray:  # [N, C], multi-label only
         return (self.probabilities > THRESHOLD).astype(self.labels.dtype)
 
     def _tensors(self) -> tuple[Tensor, Tensor]:
-        """What torchmetrics compares: the likeliest classes, or the classes found in multi-label, and the labels."""
+        """The most probable classes [N] (multi-label: the classes found, [N, C]) and the labels, for torchmetrics."""
         found = self._found() if self.multi_label else self.classes[:, 0]
         return torch.from_numpy(found), torch.from_numpy(self.labels)
 
 
 @dataclass(frozen=True)
 class PerClass:
-    """Arrays [C], in the order of the classes; `support` counts the labels, and the rest is 0 where nothing counts."""
+    """Arrays [C], in the order of the classes. `support` counts the labels. A ratio without any cases is 0."""
 
     precision: np.ndarray
     recall: np.ndarray
@@ -123,7 +123,7 @@ class PerClass:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often the likeliest class is right, beside how sure the model is of it; arrays [15], NaN in an empty bin.
+    """Accuracy of the most probable class compared with its probability; arrays [15], NaN in an empty bin.
 
     Attributes:
         confidence: Mean probability in each bin of [0, 1].
@@ -139,7 +139,7 @@ class Calibration:
 
     @classmethod
     def of(cls, predictions: Predictions) -> 'Calibration':
-        # NaN, of a network that overflows, is no confidence
+        # NaN, from a network that overflows, counts as confidence 0
         likeliest = np.nan_to_num(predictions.probabilities.max(1)).clip(0, 1).astype(np.float64)
         right = predictions.hits[:, 0]
         bins = np.minimum((likeliest * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
@@ -152,15 +152,15 @@ class Calibration:
 
 
 def map_at_100(predictions: Predictions) -> float:
-    """Mean average precision of the 100 likeliest classes of each image.
+    """Mean average precision of the 100 most probable classes of each image.
 
-    Section 4.1 of arXiv:1610.02357 evaluates by it on FastEval14k, with weights of the classes that it does not give.
-    This is the usual MAP@100 of retrieval: the average precision of an image is the sum of precision@k, over the ranks
-    k <= 100 that hold one of its labels, divided by the number of its labels, 100 at most, so that 1 can be reached.
+    Section 4.1 of arXiv:1610.02357 uses it on FastEval14k, with class weights that the paper does not publish. This is
+    the usual MAP@100 of retrieval. The average precision of an image is the sum of precision@k over the ranks k <= 100
+    of its labels, divided by the number of its labels (at most 100, so that 1 can be reached).
 
     Args:
-        predictions: Multi-label, of C classes. Of equal probabilities the class of the smaller number comes first; NaN
-            comes last, and never counts as found.
+        predictions: Multi-label, of C classes. For equal probabilities, the smaller class number comes first; NaN comes
+            last, and never counts as found.
 
     Returns:
         In [0, 1], the mean over the images that have labels; 0 if there are none.
@@ -176,9 +176,9 @@ def map_at_100(predictions: Predictions) -> float:
 
 
 def _average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[N] of images with at least one label each: probabilities and labels [N, C]."""
-    # Not torchmetrics' retrieval_average_precision: it divides by the labels that it finds, so that one of 36 in front
-    # would be 1; its multilabel_ranking_average_precision has no last rank.
+    """Average precisions [N] of images with at least one label each: probabilities and labels [N, C]."""
+    # torchmetrics' retrieval_average_precision divides by the number of labels found, so one found label of 36 would
+    # give 1; its multilabel_ranking_average_precision has no last rank.
     probabilities = np.nan_to_num(probabilities, nan=-1.0)
     ranked = np.argsort(-probabilities, 1, kind='stable')[:, :RANKS]
     hits = np.take_along_axis(labels & (probabilities >= 0), ranked, 1)
@@ -194,15 +194,15 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
         num_classes: C.
 
     Returns:
-        top1: Share of images whose likeliest class is right; in multi-label, is one of the labels.
-        top5: Share of images whose label is among the five likeliest; only with more than five classes.
+        top1: Share of images whose most probable class is right; in multi-label, is one of the labels.
+        top5: Share of images whose label is among the five most probable; only with more than five classes.
         macro_f1: Mean over the classes that are labels or predictions of some image.
         macro_precision, macro_recall: Means over the same classes.
         micro_f1, mean_average_precision: Only in multi-label; the latter over the classes that occur.
         map_at_100: Only in multi-label, over the images that have labels; see `map_at_100`.
         loss: Mean cross-entropy.
         calibration_error: See `Calibration`.
-        num_samples: How many images this was computed from.
+        num_samples: Number of images.
     """
     per_class = PerClass.of(predictions, num_classes)
     counted = (per_class.support > 0) | (_predicted(predictions, num_classes) > 0)
@@ -276,10 +276,10 @@ def _predicted(predictions: Predictions, num_classes: int) -> np.ndarray:
     return np.bincount(predictions.classes[:, 0], minlength=num_classes)
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: np.ndarray) -> float:  # [N]
     """0 of no values."""
     return float(values.mean()) if len(values) else 0.0
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:  # [C] each
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

@@ -1,4 +1,4 @@
-"""The loss of each image, and the mixing of images together with their labels."""
+"""The loss of each image, and mixup and CutMix of images with their labels."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""timm's optimizer and schedule, as the settings ask for them."""
+"""timm's optimizer and schedule, made from the settings."""
 
 from inspect import signature
 from typing import Any

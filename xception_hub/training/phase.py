@@ -1,11 +1,11 @@
-"""The one object that all parts of a run share, and a phase of it."""
+"""The task that all parts of a run share, and a phase of it."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ..data.dataset import Data
+from ..data.labelled import Data
 from ..models.build import TimmModel, Transforms
 from .batches import Images
 from .objective import Objective
@@ -17,7 +17,7 @@ from .settings import Settings
 
 @dataclass
 class Task:
-    """A network, a dataset and a machine, and what the settings ask of them."""
+    """The network, data, machine, directory and settings of a run."""
 
     settings: Settings
     machine: Machine
@@ -28,7 +28,7 @@ class Task:
     transforms: Transforms
 
     def images(self, split: str) -> Images:
-        """Images of the split 'train' or 'validation', as an evaluation sees them."""
+        """Images of the split 'train' or 'validation', prepared for evaluation."""
         return Images(getattr(self.data, split), self.transforms.evaluation(), self.transforms.min_side)
 
 
@@ -37,12 +37,12 @@ class Phase:
     """A part of a recipe, ready for training.
 
     Attributes:
-        name: Name for the reader.
+        name: Name of the phase in messages.
         task: The task, with the settings of the phase.
-        module: What is trained: the model, or its classifier.
+        module: The trained module: the model, or its classifier.
         kind: Name of the module's tensors in a checkpoint: 'model' or 'head'.
-        training: Dataset of what the module sees of each training image; None for an evaluation.
-        validation: Dataset of what the module sees of each validation image.
+        training: Dataset of the module's inputs for each training image; None for an evaluation.
+        validation: Dataset of the module's inputs for each validation image.
         objective: The loss.
     """
 

@@ -83,21 +83,21 @@ class Machine:
         )
 
     def gather(self, values: list[Any]) -> list[Any]:
-        """The values of all processes, one after the other."""
+        """Returns the values of all processes in one list."""
         return gather_object(values)
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites the tensors of all processes with those of the first."""
+        """Overwrites tensors [...] in all processes with those of the first process."""
         if self.processes > 1:
             for tensor in tensors:
                 tensor.detach().copy_(broadcast(tensor.detach().contiguous()))
 
 
 def start(settings: Settings) -> Machine:
-    """Starts accelerate as the settings say.
+    """Starts accelerate with the settings.
 
     Raises:
-        SettingsError: A tracker is not installed, fp16 is wanted on a CPU (accelerate would ignore both), or the kind
+        SettingsError: A tracker is not installed, fp16 is chosen on a CPU (accelerate would ignore both), or the kind
             of parallelism is not supported.
     """
     return_freed_memory() if settings.machine.gradient_checkpointing else keep_freed_memory()

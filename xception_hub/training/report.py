@@ -1,6 +1,6 @@
-"""One page that shows how well a network does and where it fails: figures, curves, classes, mistakes.
+"""A page with the results of a training: metrics, curves, classes, mistakes.
 
-It is read offline, printed and passed on: all of it is in one file that loads nothing and runs nothing.
+It is one file that needs no other file, no network and no scripts, so that it can be printed and passed on.
 """
 
 import base64
@@ -37,12 +37,12 @@ MARKED_EPOCHS = 40  # at most, for markers that can be told apart
 
 # Figure of an epoch -> its name, how it is written, and what it is.
 FIGURES = {
-    'top1': ('Top-1', '.2%', 'the likeliest class is right'),
-    'top5': ('Top-5', '.2%', 'one of the five likeliest is right'),
+    'top1': ('Top-1', '.2%', 'the most probable class is right'),
+    'top5': ('Top-5', '.2%', 'one of the five most probable is right'),
     'macro_f1': ('Macro F1', '.2%', 'mean over the classes'),
     'micro_f1': ('Micro F1', '.2%', 'all labels together'),
     'mean_average_precision': ('mAP', '.2%', 'average precision, mean over the classes'),
-    'map_at_100': ('MAP@100', '.2%', 'average precision of the 100 likeliest, mean over the images'),
+    'map_at_100': ('MAP@100', '.2%', 'average precision of the 100 most probable, mean over the images'),
     'loss': ('Loss', '.4f', 'mean cross-entropy'),
     'calibration_error': ('Calibration error', '.2%', 'between probability and accuracy'),
     'num_samples': ('Images', ',', 'evaluated'),
@@ -217,7 +217,7 @@ def _charts(history: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
     return charts
 
 
-def _curves(title: str, series: np.ndarray, history: Sequence[Mapping[str, object]]) -> Figure:
+def _curves(title: str, series: np.ndarray, history: Sequence[Mapping[str, object]]) -> Figure:  # [lines, E]
     figure = Figure(figsize=(3.9, 2.4), layout='constrained')
     axes = figure.add_subplot()
     x = np.arange(len(history))
@@ -249,7 +249,7 @@ def _label_epochs(axes: Axes, epochs: Sequence[str]) -> None:
 
 
 def _reliability(calibration: Calibration) -> str:
-    """Accuracy over confidence, and how many images each point stands for."""
+    """Draws accuracy over confidence, and the number of images of each point."""
     figure = Figure(figsize=(4.2, 4.2), layout='constrained')
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     filled = calibration.count > 0
@@ -261,14 +261,14 @@ def _reliability(calibration: Calibration) -> str:
     axes.set(ylabel='accuracy', xlim=(0, 1), ylim=(-0.03, 1.03))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     counts.bar(edges[:-1], calibration.count, width=edges[1], align='edge', color=SECOND, edgecolor=PAPER, linewidth=1)
-    counts.set(ylabel='images', xlabel='probability of the likeliest class')
+    counts.set(ylabel='images', xlabel='probability of the most probable class')
     counts.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     counts.xaxis.set_major_formatter(PercentFormatter(1))
     return _svg(figure, 'Reliability')
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The drawing as an element of the page, in its colours and font."""
+    """Converts a drawing into an element of the page, in its colours and font."""
     buffer = io.StringIO()
     with matplotlib.rc_context({'svg.hashsalt': name}):  # the same for each run, and other names than other drawings
         figure.savefig(
@@ -285,7 +285,7 @@ def _svg(figure: Figure, name: str) -> str:
 
 
 def _class_table(per_class: PerClass, names: np.ndarray) -> dict[str, Any]:
-    """Classes that have images, the weakest first; of many the two ends."""
+    """Lists classes [C] that have images, the lowest F1 first; of many only both ends."""
     measured = np.flatnonzero(per_class.support)
     order = measured[np.argsort(per_class.f1[measured], kind='stable')]
     cut = max(0, len(order) - LISTED_CLASSES)
@@ -296,7 +296,7 @@ def _class_table(per_class: PerClass, names: np.ndarray) -> dict[str, Any]:
 
 
 def _confusion(predictions: Predictions, names: np.ndarray) -> dict[str, Any]:
-    """The whole matrix of few classes, else the most frequent confusions."""
+    """Returns the whole matrix [C, C] for few classes, else the most frequent confusions."""
     count = len(names)
     if count <= HEAT_MAP_CLASSES:
         matrix = predictions.confusion(count)
@@ -318,7 +318,7 @@ def _mistake(
     name: Callable[[int], str],
     heat: Callable[[int, int], Image.Image] | None,
 ) -> dict[str, Any]:
-    """One of them, as a card shows it."""
+    """Makes the card of a mistake; `names` are those of the classes, [C]."""
     row = int(predictions.indices[index])
     label, classes = predictions.labels[index], predictions.classes[index]
     probabilities = predictions.probabilities[index]

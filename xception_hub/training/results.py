@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from .. import __version__
-from ..data.dataset import Split
-from ..data.items import Item, cell_of, image_of
+from ..data.labelled import Cell, Split
 from ..directory import card, upload
 from ..directory.write import CONFIG_FILE, read_json
 from ..inference import prediction_tables
@@ -89,7 +88,8 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
     if not settings.output.eval_only:
         figures['train_images'] = len(task.data.train)
         base = classifier.hub_id(task.model) if settings.model.pretrained else None
-        classifier.save(run.directory, task.model, task.transforms.config, class_names, task.data.multi_label, base)
+        grey_maximum, several = task.data.validation.grey_maximum, task.data.multi_label
+        classifier.save(run.directory, task.model, task.transforms.config, class_names, several, base, grey_maximum)
     write_predictions(run.directory / PREDICTIONS_FILE, task, predictions)
     run.write_text('report.html', report(task, predictions, progress, figures))
     run.write_text(HISTORY_FILE, json.dumps(progress.history, indent=2))
@@ -177,25 +177,24 @@ def report(task: Task, predictions: Predictions, progress: Progress, figures: Ma
         facts=facts,
         settings=settings,
         history=[dict(row, best=row == progress.best) for row in progress.history],
-        thumbnail=lambda index: image_of(split, items[index], THUMBNAIL),
-        name=lambda index: split.cell_name(index, cell_of(split, items[index])),
+        thumbnail=lambda index: split.image(index, THUMBNAIL, items[index]),
+        name=lambda index: split.cell_name(index, items[index]),
         warnings=[f'Left out: {image["name"]}: {image["reason"]}' for image in task.manifest['bad_images']],
         usage=usage(
-            settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}',
-            settings['grey_maximum'],
+            settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}', split.grey_maximum
         ),
         heat=partial(_heat, task, items),
     )
 
 
-def _heat(task: Task, items: Mapping[int, Item], index: int, number: int) -> Image.Image:
+def _heat(task: Task, items: Mapping[int, Cell], index: int, number: int) -> Image.Image:
     """What an image of the validation split looks like to the network, and what in it speaks for a class.
 
     Raises:
         ModelError: The network has no feature maps.
     """
     model, transforms = task.model, task.transforms
-    pixels = transforms.evaluation()(image_of(task.data.validation, items[index], transforms.min_side))
+    pixels = transforms.evaluation()(task.data.validation.image(index, transforms.min_side, items[index]))
     images = pixels[None].to(next(model.parameters()).device)
     if task.settings.output.restrict_classes:
         number = outputs_of(model, task.data.class_names)[number]
@@ -204,12 +203,12 @@ def _heat(task: Task, items: Mapping[int, Item], index: int, number: int) -> Ima
     return overlay(seen(pixels, transforms.config['mean'], transforms.config['std']), heat)
 
 
-def _items(split: Split, indices: Sequence[int]) -> dict[int, Item]:
-    """The items that open images of a split, by index. A stream is searched in one pass."""
+def _items(split: Split, indices: Sequence[int]) -> dict[int, Cell]:
+    """Image files of a split, by index. A stream is searched in one pass."""
     if not split.streamed:
-        return {index: Item(index) for index in indices}
+        return {index: split.cell(index) for index in indices}
     wanted = set(indices)
-    return {index: Item(index, cell=cell) for index, cell in split.cells() if index in wanted}
+    return {index: cell for index, cell in split.cells() if index in wanted}
 
 
 def _hardware(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints of our own: those of accelerate do not resume with the same bits in the middle of an epoch.
+"""Checkpoints that resume bit by bit in the middle of an epoch, which those of accelerate don't.
 
 A checkpoint is one safetensors file, written completely or not at all. Order, augmentation and dropout depend on the
 seed and on the counters in the checkpoint alone, so a resumed training ends as if it had never been stopped.
@@ -41,7 +41,7 @@ class Checkpoint:
 
 
 def write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Writes a file. It replaces an earlier one only when it is complete and on the disk.
+    """Writes tensors of any shape [...]. The file replaces an earlier one only after it is complete on the disk.
 
     Raises:
         ResumeError: The disk is full or cannot be written. An earlier file is unchanged.
@@ -61,7 +61,7 @@ def write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mappin
     except (OSError, safetensors.SafetensorError) as e:
         size = sum(tensor.nbytes for tensor in flat.values()) / 1e6
         raise ResumeError(
-            f'{path} ({size:.0f} MB) could not be written: {e}. Files written before are unchanged: make room, '
+            f'{path} ({size:.0f} MB) could not be written: {e}. Earlier files are unchanged. Free some disk space, '
             f'and run the same command again.'
         ) from e
 
@@ -119,7 +119,7 @@ class Checkpoints:
     def save(
         self, phase: int, update: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
     ) -> None:
-        """Writes a checkpoint, then removes all but the newest; see `write`."""
+        """Writes a checkpoint with tensors [...], see `write`, then removes all but the newest ones."""
         write(self.path(phase, update), tensors, state)
         for old in self.all()[self.keep :]:
             old.unlink(missing_ok=True)
@@ -149,8 +149,8 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[st
         strange = [value for value in rest.values() if not isinstance(value, kinds)]
         if strange:
             raise ResumeError(
-                f'{type(optimizer).__name__} keeps a {type(strange[0]).__name__} in its state, which a '
-                f'checkpoint cannot hold. Choose another optimizer.'
+                f'The state of {type(optimizer).__name__} contains a {type(strange[0]).__name__}, which a '
+                f'checkpoint cannot store. Choose another --optimizer.'
             )
         tensors.update({f'{owner}.{name}': value for name, value in values.items() if name not in rest})
         return rest

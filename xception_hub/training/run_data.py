@@ -1,16 +1,20 @@
-"""What a run finds in its data, once, and keeps in its directory: classes, bad images, rows of the validation split."""
+"""Reads the data of a run once, and saves what it finds: classes, bad images, rows of the validation split."""
 
 import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data import dataset
-from ..data.dataset import Data
-from ..data.scan import scan
-from ..errors import DataError, SettingsError
+from ..data.bad_images import BadImage, copies, scan
+from ..data.data_settings import DataSettings
+from ..data.labelled import Data, Split, load
+from ..data.seen import Seen
+from ..directory.write import label_names_of
+from ..errors import DataError, ModelError, SettingsError, listed
+from ..models.classifier import recorded_of
 from .batches import check_balanced
 from .metrics import figure_names
 from .processes import Machine
@@ -22,90 +26,171 @@ SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size t
 Manifest = dict[str, Any]
 
 
-def find_data(settings: Settings, run: Run, machine: Machine) -> tuple[Data, Manifest]:
-    """Reads the dataset, checks the settings against it, decodes every image, and splits what can be used.
-
-    Returns:
-        The data, and the manifest for the run's directory.
+def read(settings: Settings) -> Data:
+    """The dataset, its images opened and its labels understood as by the model that a run starts from.
 
     Raises:
-        DataError: The data cannot be trained on, holds bad images that are not to be skipped, or has changed.
+        DataError: It cannot be trained on.
+        ModelError: The model's classes exclude each other, and an image of the dataset has several.
+    """
+    model, evaluation = settings.model, settings.output.eval_only
+    recorded = recorded_of(model.model) if model.pretrained else {}
+    grey_maximum = settings.data.grey_maximum or recorded.get('grey_maximum')
+    data = load(replace(settings.data, grey_maximum=grey_maximum), evaluation)
+    names = label_names_of(recorded)
+    if not names or not (evaluation or {*names} & {*data.class_names}):
+        return data
+    if recorded.get('problem_type') == 'multi_label_classification':
+        return data.with_several_labels()
+    if data.multi_label and evaluation:
+        raise ModelError(
+            f'The classes of {model.model} exclude each other (softmax), and the labels of {settings.data.dataset} do '
+            f'not. Evaluate a model that was trained on such labels.'
+        )
+    return data
+
+
+def seen_by(settings: Settings) -> Seen:
+    """The images that the model of a directory has seen before a run starts from it."""
+    name = settings.model.model
+    is_here = settings.model.pretrained and name.startswith('local-dir:')
+    return Seen.read(Path(name.removeprefix('local-dir:'))) if is_here else Seen()
+
+
+def checked(settings: Settings, data: Data, run: Run) -> Manifest:
+    """The manifest of a run, or a new one, once the settings go together and the data are those that it began with.
+
+    Raises:
+        DataError: The data have changed.
         SettingsError: Settings do not go together, or with the data.
     """
-    s = settings.data
-    found = _load(settings)
-    _check(settings, found)
-    manifest = run.manifest or dict(digest=found.digest(), class_names=found.class_names, bad_images=[])
-    _check_unchanged(found, manifest, s.dataset, run)
-    digests: dict[str, dict[int, bytes]] = {}
-    if run.manifest is None and s.scan:
-        manifest['bad_images'], digests = _scan_all(settings, found, machine)
-    for name in ('train', 'validation'):
-        split = getattr(found, name)
-        bad = [image['position'] for image in manifest['bad_images'] if image['split'] == split.name and len(split)]
-        if bad:
-            found = replace(found, **{name: split.select(np.setdiff1d(np.arange(len(split)), bad))})
-    if not found.has_validation:
-        found = found.with_validation(s.validation_share, settings.optimization.seed)
-        manifest['validation_rows'] = found.validation.source_rows.tolist()
-    if s.max_train_samples and s.max_train_samples < len(found.train):
-        order = np.random.default_rng(settings.optimization.seed).permutation(len(found.train))
-        found = replace(found, train=found.train.select(np.sort(order[: s.max_train_samples])))
-    if not len(found.validation) or not (len(found.train) or settings.output.eval_only):
-        raise DataError(f'A split of {s.dataset} has no image that can be used.')
-    _warn_of_leaks(found, digests)
-    for note in found.notes:
-        machine.print(note)
-    machine.print(class_counts(found))
-    machine.print(
-        f'{s.dataset}: {len(found.class_names)} classes, {len(found.train)} images for training, '
-        f'{len(found.validation)} for validation'
-    )
-    return found, manifest
+    _check(settings, data)
+    manifest = run.manifest or dict(digest=data.digest(), class_names=data.class_names)
+    _check_unchanged(data, manifest, settings.data, run)
+    return manifest
 
 
 def check_finished(settings: Settings, run: Run, machine: Machine) -> None:
-    """Raises a DataError if a finished run's data are others by now; says so where they cannot be read any more."""
+    """Raises a DataError if the data of a finished run have changed; prints a note if they cannot be read."""
     try:
-        found = _load(settings)
+        data = read(settings)
     except DataError as e:
-        machine.print(f'Whether the data have changed since the run cannot be told: {e}')
+        machine.print(f'The data cannot be read, so changes since the run are unknown: {e}')
         return
-    _check_unchanged(found, run.manifest or {}, settings.data.dataset, run)
+    _check_unchanged(data, run.manifest or {}, settings.data, run)
 
 
-def _load(settings: Settings) -> Data:
-    s = settings.data
-    return dataset.load(
-        s.dataset,
-        s.dataset_config,
-        image_column=s.image_column,
-        label_column=s.label_column,
-        image_folder=s.image_folder,
-        train_split=None if settings.output.eval_only else s.train_split,
-        validation_split=s.validation_split,
-        validation_table=s.validation_table,
-        split_column=s.split_column,
-        label_separator=s.label_separator,
-        unlabelled=s.unlabelled,
-        grey_maximum=s.grey_maximum,
-        folders=s.folders,
-        skip_empty=s.empty_classes == 'skip',
-        streaming=s.streaming,
-    )
-
-
-def _check_unchanged(found: Data, manifest: Manifest, dataset: str, run: Run) -> None:
-    if manifest.get('digest') != found.digest():
+def _check_unchanged(data: Data, manifest: Manifest, settings: DataSettings, run: Run) -> None:
+    if manifest.get('digest') != data.digest():
         start = f' To go on from what was learnt: --model local-dir:{run.directory}.' if run.finished else ''
         raise DataError(
-            f'{dataset} has changed since {run.directory} was begun: it has other images, labels or classes. '
+            f'{settings.dataset} has changed since {run.directory} was begun: it has other images, labels or classes. '
             f'Name another --output.{start}'
         )
 
 
+def scanned(data: Data, settings: DataSettings, manifest: Manifest, machine: Machine) -> Data:
+    """The data without images that cannot be used, which the manifest of a new run gets to name.
+
+    Raises:
+        DataError: There are bad images, and they are not to be skipped.
+    """
+    looked_at: dict[str, Any] = {}
+    if 'bad_images' not in manifest:
+        manifest['bad_images'] = bad = []
+        for name in [n for n in ('train', 'validation') if settings.scan and len(getattr(data, n))]:
+            split = getattr(data, name)
+            found, looked_at[name] = _scan(split, machine)
+            bad += [dict(position=i.index, name=i.name, reason=i.reason, split=split.name) for i in found]
+        bad.sort(key=lambda image: (image['split'], image['position']))
+        for image in bad:
+            machine.print(f'Bad image: {image["name"]}: {image["reason"]}')
+        if bad and settings.bad_images == 'error':
+            raise DataError(
+                f'{len(bad)} images cannot be used; they are named above. Mend or remove them, or leave them out with '
+                f'--bad-images skip.'
+            )
+    data = replace(data, **looked_at)
+    for name in ('train', 'validation'):
+        split = getattr(data, name)
+        rows = [image['position'] for image in manifest['bad_images'] if image['split'] == split.name and len(split)]
+        data = data.without(name, rows) if rows else data
+    return data
+
+
+def _scan(split: Split, machine: Machine) -> tuple[list[BadImage], Split]:
+    """The bad images of a split, and the split with the digests of its images, by all processes together."""
+    with machine.progress(f'Scanning {split.name}', len(split)) as bar:
+        own = scan(
+            split,
+            SCAN_SIZE,
+            workers=machine.workers,
+            processes=machine.processes,
+            rank=machine.rank,
+            step=partial(bar.update, machine.processes),
+        )
+    digests, pixels = np.full((2, len(split)), b'', object)
+    for part in machine.gather([own]):
+        digests[[*part.digests]], pixels[[*part.pixels]] = [*part.digests.values()], [*part.pixels.values()]
+    return machine.gather(own.bad), replace(split, digests=digests, pixels=pixels)
+
+
+def divided(settings: Settings, data: Data, seen: Seen, manifest: Manifest, machine: Machine) -> Data:
+    """The data with a validation split, and with as many training images as are wanted.
+
+    Args:
+        settings: The settings of the run.
+        data: The images that can be used.
+        seen: Those that the model has seen before.
+        manifest: The manifest of the run, which gets to name the rows of the validation split.
+        machine: Where it is printed.
+
+    Raises:
+        DataError: A split has no image, or all were seen.
+    """
+    s, seed = settings.data, settings.optimization.seed
+    scanned = any(len(split.digests) for split in (data.train, data.validation))
+    if 'validation_rows' in manifest:  # of a run that goes on
+        data = data.held_out(np.flatnonzero(np.isin(data.train.source_rows, manifest['validation_rows'])))
+    elif s.folds:
+        data = data.with_fold(int(s.fold or 0), s.folds, seed)
+        manifest['validation_rows'] = data.validation.source_rows.tolist()
+        data = seen.without_trained(data, evaluation=True)
+    elif not data.has_validation:
+        data = seen.share(data, s.validation_share, seed)
+        manifest['validation_rows'] = data.validation.source_rows.tolist()
+    elif scanned:
+        data = seen.without_trained(data, settings.output.eval_only)
+    if s.max_train_samples and s.max_train_samples < len(data.train):
+        order = np.random.default_rng(seed).permutation(len(data.train))
+        before, all_images = data.train.labels, len(data.train)
+        data = replace(data, train=data.train.select(np.sort(order[: s.max_train_samples])))
+        data = data.noted(f'--max-train-samples takes {len(data.train)} of the {all_images} training images.')
+        if lost := _classes_in(before) - _classes_in(data.train.labels):
+            names = listed(data.class_names[number] for number in sorted(lost))
+            warnings.warn(f'--max-train-samples leaves no image for training of the classes {names}.', stacklevel=2)
+    if not len(data.validation) or not (len(data.train) or settings.output.eval_only):
+        raise DataError(f'A split of {s.dataset} has no image that can be used.')
+    for text in copies(data):
+        warnings.warn(text, stacklevel=2)
+    for note in data.notes:
+        machine.print(note)
+    if seen.trained and not scanned:
+        machine.print('Whether the model was trained on images of the validation split is not known without the scan.')
+    machine.print(class_counts(data))
+    machine.print(
+        f'{s.dataset}: {len(data.class_names)} classes, {len(data.train)} images for training, '
+        f'{len(data.validation)} for validation'
+    )
+    return data
+
+
+def _classes_in(labels: np.ndarray) -> set[int]:
+    return {*np.flatnonzero(labels.any(0) if labels.ndim == 2 else np.bincount(labels)).tolist()}
+
+
 def class_counts(data: Data, most: int = 20) -> str:
-    """A line for each class, with its number of images in each split; of many classes the first and the last."""
+    """Returns a line for each class with its number of images per split; only the first and last of many classes."""
     splits = {name: getattr(data, name).labels for name in ('train', 'validation') if len(getattr(data, name))}
     counts = {
         name: labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(data.class_names))
@@ -121,72 +206,26 @@ def class_counts(data: Data, most: int = 20) -> str:
 
 
 def _check(settings: Settings, data: Data) -> None:
-    """Raises an error for settings that do not go together, before any time is spent."""
+    """Raises an error for contradictory settings before any long computation."""
     s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
     output = settings.output
     if output.restrict_classes and not output.eval_only:
         raise SettingsError('--restrict-classes belongs to --eval-only: a training knows no other classes.')
+    if output.restrict_classes and len(data.class_names) < 2:
+        raise SettingsError(
+            f'--restrict-classes leaves the single class {data.class_names[0]!r}, of which every image would be. '
+            f'Leave it out.'
+        )
     if not output.eval_only and s.metric not in figures:
-        raise SettingsError(f'--metric {s.metric} is none of this dataset: {", ".join(figures)}.')
+        raise SettingsError(f'--metric {s.metric} does not exist for this dataset. It has: {", ".join(figures)}.')
     if s.recipe == 'probe' and settings.augmentation != Augmentation():
         raise SettingsError(
-            'The recipe probe computes the features of each image once, so that nothing can be augmented. Choose the '
-            'recipe transfer or full.'
+            'The recipe probe computes the features of each image once, so it cannot augment images. Choose the recipe '
+            'transfer or full.'
+        )
+    if (count := settings.data.folds) and settings.data.fold not in {str(fold + 1) for fold in range(count)}:
+        raise SettingsError(
+            f'--fold {settings.data.fold} is none of the {settings.data.folds} folds. Name one: --fold 1 to --fold '
+            f'{settings.data.folds}.'
         )
     check_balanced(s.balanced_sampling, settings.data.streaming)
-
-
-def _scan_all(
-    settings: Settings, data: Data, machine: Machine
-) -> tuple[list[dict[str, Any]], dict[str, dict[int, bytes]]]:
-    """Scans all splits, by all processes together, and names what is wrong with them.
-
-    Returns:
-        The bad images, and the sha256 of each file, by split and row.
-
-    Raises:
-        DataError: There are bad images, and they are not to be skipped.
-    """
-    bad: list[dict[str, Any]] = []
-    digests: dict[str, dict[int, bytes]] = {}
-    for split in (split for split in (data.train, data.validation) if len(split)):
-        with machine.progress(f'Scanning {split.name}', len(split)) as bar:
-            scanned = scan(
-                split,
-                SCAN_SIZE,
-                workers=machine.workers,
-                processes=machine.processes,
-                rank=machine.rank,
-                step=partial(bar.update, machine.processes),
-            )
-        bad += [
-            dict(position=image.index, name=image.name, reason=image.reason, split=split.name)
-            for image in machine.gather(scanned.bad)
-        ]
-        digests[split.name] = {
-            split.source_rows[index]: digest
-            for part in machine.gather([scanned.digests])
-            for index, digest in part.items()
-        }
-    bad.sort(key=lambda image: (image['split'], image['position']))
-    for image in bad:
-        machine.print(f'Bad image: {image["name"]}: {image["reason"]}')
-    if bad and settings.data.bad_images == 'error':
-        raise DataError(
-            f'{len(bad)} images cannot be used; they are named above. Mend or remove them, or leave them out with '
-            f'--bad-images skip.'
-        )
-    return bad, digests
-
-
-def _warn_of_leaks(data: Data, digests: dict[str, dict[int, bytes]]) -> None:
-    train, validation = (
-        {digests[split.name][row] for row in split.source_rows.tolist()} if split.name in digests else set()
-        for split in (data.train, data.validation)
-    )
-    if train & validation:
-        warnings.warn(
-            f'{len(train & validation)} image files are in the training and in the validation split: the figures '
-            f'will be better than the model is.',
-            stacklevel=3,
-        )

@@ -1,7 +1,8 @@
-"""The directory of a run: its settings, what was found in its data, and how far it has come.
+"""The directory of a run: its settings, the findings about its data, and its progress.
 
 settings.yaml      settings of the run; `--config DIR/settings.yaml` uses them again
 data.json          classes, images left out, rows of the validation split
+images.json        digests of the images that the model was trained on, and of those held out
 checkpoints/       checkpoints to continue from, and the best weights
 
 A finished run also has model.safetensors, config.json, README.md, metrics.json, report.html, predictions.csv for the
@@ -9,6 +10,7 @@ validation images, and history.json with the figures of each epoch.
 """
 
 import json
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +35,7 @@ class Interrupted(Exception):
 
 @dataclass
 class Progress:
-    """How far a run has come. A checkpoint holds this beside the tensors.
+    """Progress of a run. A checkpoint contains it beside the tensors.
 
     Attributes:
         phase: Number of the current phase in the recipe, from 0.
@@ -68,7 +70,7 @@ class Run:
         keep: Number of checkpoints to keep.
 
     Raises:
-        ResumeError: The directory holds other files than a run's, or a run with other settings or processes.
+        ResumeError: The directory contains other files, or a run with other settings or number of processes.
     """
 
     def __init__(
@@ -80,6 +82,10 @@ class Run:
         self.checkpoints = Checkpoints(directory / 'checkpoints', keep)
         if directory.exists():
             self._check(may_change)
+        there = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            why = 'cannot be written' if there.is_dir() else 'is a file'
+            raise ResumeError(f'{directory} cannot be made: {there} {why}. Name another --output.')
 
     def _check(self, may_change: frozenset[str]) -> None:
         if not self.directory.is_dir():
@@ -87,17 +93,17 @@ class Run:
         file = self.directory / SETTINGS_FILE
         if not file.is_file():
             if any(self.directory.iterdir()):
-                raise ResumeError(f'{self.directory} holds files, but no run. Name another directory as the output.')
+                raise ResumeError(f'{self.directory} contains files, but no run. Name another directory as the output.')
             return
         there = yaml.safe_load(file.read_text(encoding='utf-8'))
         if not isinstance(there, dict):
             raise ResumeError(f'{file} is damaged. Name another directory as the output.')
         there, settings = ({k: v for k, v in one.items() if k not in may_change} for one in (there, self.settings))
         if different := differences(there, settings):
-            held = f'{self.directory} holds a run with other settings: {"; ".join(different)}.'
+            held = f'{self.directory} contains a run with other settings: {"; ".join(different)}.'
             if self.finished:
                 raise ResumeError(
-                    f'{held} It is finished. To go on from what was learnt: --model local-dir:{self.directory} and '
+                    f'{held} It is finished. To train its model further, pass --model local-dir:{self.directory} and '
                     f'another --output.'
                 )
             raise ResumeError(
@@ -106,8 +112,8 @@ class Run:
         manifest = self.manifest
         if manifest and manifest['processes'] != self.processes:
             raise ResumeError(
-                f'{self.directory} holds a run of {manifest["processes"]} processes; {self.processes} would see other '
-                f'batches. Start as many, or name another directory as the output.'
+                f'{self.directory} contains a run of {manifest["processes"]} processes; {self.processes} would get '
+                f'other batches. Start {manifest["processes"]}, or name another directory as the output.'
             )
 
     @property
@@ -116,7 +122,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """The content of data.json: what was found in the data. None before the run has begun."""
+        """The content of data.json, with the findings about the data; None before the run starts."""
         file = self.directory / DATA_FILE
         return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else None
 

@@ -1,4 +1,4 @@
-"""How fast images are prepared, and how fast the network takes them. The slower of the two limits the training."""
+"""Measures the speed of preparing images and of the network. The slower of the two limits the training."""
 
 import time
 from collections.abc import Generator, Iterable
@@ -11,7 +11,7 @@ class Throughput:
 
     Args:
         workers: Number of worker processes that prepare batches; 0 if this process prepares them itself.
-        processes: Number of training processes, which are taken to be equally fast.
+        processes: Number of training processes, assumed to be equally fast.
     """
 
     def __init__(self, workers: int, processes: int = 1) -> None:
@@ -48,5 +48,5 @@ class Throughput:
         measured = {'network': self.model, 'input': self.input}
         rates = [f'{name} {rate:.1f} images/s' for name, rate in measured.items() if rate]
         if self.model and self.input:
-            rates.append(f'{"input" if self.input < self.model else "network"} binds')
+            rates.append(f'{"input" if self.input < self.model else "network"} is the bottleneck')
         return ', '.join(rates)

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError
 from ..images import open_image
-from .dataset import Split, content
-from .items import Item, cell_of, in_order
+from .labelled import Cell, Data, Split, content
+
+SHOWN = 3  # copies in a message
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class BadImage:
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found; `digests` are the sha256 of the files, by index, empty where there is none."""
+    """What was found, by index: the sha256 of each file, and of its pixels; empty where there are none."""
 
     bad: list[BadImage]
     digests: dict[int, bytes]
+    pixels: dict[int, bytes]
 
 
 class _Files(Dataset):
@@ -44,17 +46,19 @@ class _Files(Dataset):
         self.min_side = min_side
         self.decoded = decoded
 
-    def __getitem__(self, item: Item) -> tuple[int, bytes, BadImage | None]:
-        cell = cell_of(self.split, item)
-        digest = b''
+    def __getitem__(self, item: tuple[int, Cell | None]) -> tuple[int, bytes, bytes, BadImage | None]:
+        index, cell = item
+        cell = self.split.cell(index) if cell is None else cell
+        digest = pixels = b''
         try:
             file = content(cell)
             digest = hashlib.sha256(file).digest()
             if self.decoded:
-                open_image(file, self.min_side, self.split.grey_maximum)
+                image = open_image(file, self.min_side, self.split.grey_maximum)
+                pixels = hashlib.sha256(b'%d ' % image.width + image.tobytes()).digest()
         except ImageError as e:
-            return item.index, digest, BadImage(item.index, self.split.cell_name(item.index, cell), str(e))
-        return item.index, digest, None
+            return index, digest, pixels, BadImage(index, self.split.cell_name(index, cell), str(e))
+        return index, digest, pixels, None
 
 
 def scan(
@@ -78,13 +82,13 @@ def scan(
         decoded: False to read the files only.
         step: Called after each image.
     """
-    items = (item for item in in_order(split) if item.index % processes == rank)
-    results: Iterator[tuple[int, bytes, BadImage | None]] = iter(
+    items = (item for item in split.items() if item[0] % processes == rank)
+    results: Iterator[tuple[int, bytes, bytes, BadImage | None]] = iter(
         DataLoader(_Files(split, min_side, decoded), sampler=items, batch_size=None, num_workers=workers)
     )
-    found = Scan([], {})
-    for index, digest, bad in results:
-        found.digests[index] = digest
+    found = Scan([], {}, {})
+    for index, digest, pixels, bad in results:
+        found.digests[index], found.pixels[index] = digest, pixels
         if bad:
             found.bad.append(bad)
         step()
@@ -101,3 +105,29 @@ def digests(split: Split, workers: int = 0) -> list[bytes]:
     if found.bad:
         raise ImageError(f'{found.bad[0].name}: {found.bad[0].reason}')
     return [found.digests[index] for index in range(len(split))]
+
+
+def copies(data: Data) -> list[str]:
+    """Sentences on images that are in both splits, or under two labels: the same pixels, whatever the files are."""
+    places: dict[bytes, list[tuple[Split, int]]] = {}
+    for split in (data.train, data.validation):
+        for index, pixels in enumerate(split.pixels):
+            if pixels:
+                places.setdefault(pixels, []).append((split, index))
+    several = [found for found in places.values() if len(found) > 1]
+    both = [found for found in several if len({split is data.train for split, _ in found}) > 1]
+    unlike = [found for found in several if len({split.labels[index].tobytes() for split, index in found}) > 1]
+    return [
+        f'{len(found)} images are {what}: {"; ".join(map(_named, found[:SHOWN]))}{"; ..." if found[SHOWN:] else ""}.'
+        for found, what in (
+            (both, 'in the training and in the validation split, so that the figures will be better than the model is'),
+            (unlike, 'there several times with different labels'),
+        )
+        if found
+    ]
+
+
+def _named(places: list[tuple[Split, int]]) -> str:
+    return ' = '.join(
+        split.cell_name(index, {} if split.streamed else split.cell(index)) for split, index in places[:2]
+    )

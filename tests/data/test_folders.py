@@ -16,16 +16,41 @@ from small_images import photo
 
 import finetune
 from xception_hub import images
-from xception_hub.data.dataset import Data
+from xception_hub.data.data_settings import DataSettings
 from xception_hub.data.folders import read_folder, understand
-from xception_hub.data.split_names import split_of
+from xception_hub.data.known_names import split_of
+from xception_hub.data.labelled import Data, load
 from xception_hub.errors import DataError
-from xception_hub.training.run_data import _load, class_counts
+from xception_hub.training.run_data import class_counts
 
 PAGE = (ROOT / 'docs' / 'folders.md').read_text()
 TRAINED = (*SMALL, '--recipe', 'probe', '--epochs', '1', '--validation-share', '0.5')
 # A tree, the options beside --dataset, and what becomes of it.
 TREES = re.findall(r'```text\n(.*?)```\n\n(?:With `(.*?)`: )?(.*?)(?:\n\n|$)', PAGE, re.DOTALL)
+
+
+def contents() -> str:
+    """The table at the head of the page: what people have, and what happens."""
+    rows = ['| You have | You add | What happens |', '|---|---|---|']
+    for section in re.split(r'^## ', PAGE, flags=re.MULTILINE)[2:]:
+        title, _, text = section.partition('\n')
+        found = re.findall(
+            r'(?:^|\n\n)(?:([^\n`#][^`#]*?):\n\n)?```text\n.*?```\n\n(.*?)(?=\n\n|$)', text.strip(), re.DOTALL
+        )
+        rows += [f'| **[{title}](#{title.lower().replace(" ", "-")})** | | |'] if found else []
+        for sentence, result in found:
+            options, rest = re.match(r'(?:With `(.*?)`: )?(.*)', ' '.join(result.split()), re.DOTALL).groups()  # type: ignore[union-attr]
+            answers = ' or '.join(f'`{option}`' for option in re.findall(r'`(--.*?)`: ', rest))
+            happens = f'a question: {answers}' if answers else rest.rstrip('.')
+            rows.append(
+                f'| {" ".join(sentence.split()) or "The same"} | {f"`{options}`" if options else ""} | {happens} |'
+            )
+    return '\n'.join(rows)
+
+
+def test_the_table_of_contents() -> None:
+    """It is printed by `python -c "from test_folders import contents; print(contents())"`."""
+    assert contents() in PAGE
 
 
 def make(root: Path, tree: str) -> Path:
@@ -55,7 +80,7 @@ def words(root: Path, options: str) -> list[str]:
 def read(root: Path, options: str = '') -> Data:
     """As finetune.py reads it with these options."""
     _, bound, _ = finetune.app.parse_args([*words(root, options), '--output', str(root / 'model')])
-    return _load(bound.arguments['settings'])
+    return load(bound.arguments['settings'].data)
 
 
 def described(data: Data) -> str:
@@ -67,6 +92,8 @@ def described(data: Data) -> str:
 
 @pytest.mark.filterwarnings('ignore:.*classes have a single image')
 @pytest.mark.filterwarnings('ignore:.*are in training only')
+@pytest.mark.filterwarnings('ignore:.*are in the training and in the validation split')  # rows of one image
+@pytest.mark.filterwarnings('ignore:.*there several times with different labels')
 @pytest.mark.parametrize(('tree', 'options', 'result'), TREES)
 def test_every_tree_of_the_page(
     tree: str, options: str, result: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -79,7 +106,9 @@ def test_every_tree_of_the_page(
             read(root, options)
         found = re.findall(r'`(--.*?)`: (.*?)(?:; or |\.$)', ' '.join(result.split()))
         assert len(found) > 1
-        assert all(word in str(error.value) for option, _ in found for word in shlex.split(option))
+        assert all(
+            word.replace('DIR', str(root)) in str(error.value) for option, _ in found for word in shlex.split(option)
+        )
         answers = [(f'{options} {option}', expected) for option, expected in found]
     for number, (option, expected) in enumerate(answers):
         data = read(root, option)
@@ -182,6 +211,7 @@ def test_counts(tmp_path: Path) -> None:
 
 def test_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
     root = make(tmp_path / 'photos', 'b/2.png\nb/10.png\na/1.png')
-    order = [path.name for paths in understand(read_folder(root)).splits['train'].values() for path in paths]
+    splits, _ = understand(read_folder(root), DataSettings(dataset=root))
+    order = [Path(path).name for paths in splits['train'].values() for path in paths]
     assert order == ['1.png', '10.png', '2.png']
     assert os.listdir(root)

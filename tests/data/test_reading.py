@@ -9,9 +9,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from datasets_read import load
 from PIL import Image
 
-from xception_hub.data.dataset import Data, load
+from xception_hub.data.labelled import Data
 from xception_hub.errors import DataError, ImageError
 from xception_hub.images import open_image
 
@@ -121,7 +122,7 @@ def test_options_for_other_datasets(clone: Path, tmp_path: Path) -> None:
 def test_split_without_labels(clone: Path) -> None:
     """Nothing to evaluate on, if it is named."""
     with pytest.raises(DataError, match="'test'.*--validation-split.*predict"):
-        load(str(clone), train_split=None, validation_split='test')
+        load(str(clone), evaluation=True, validation_split='test')
 
 
 def test_clone_without_a_card(clone: Path) -> None:
@@ -129,7 +130,7 @@ def test_clone_without_a_card(clone: Path) -> None:
     (clone / 'README.md').write_text('# Cats and dogs\n')
     with pytest.raises(DataError, match=f"'assets'.*--folders outer.*--dataset {clone}/data"):
         load(str(clone))
-    assert described(load(str(clone), folders='outer', train_split=None))[0] == ['assets']
+    assert described(load(str(clone), folders='outer', evaluation=True))[0] == ['assets']
 
 
 def test_broken_card(clone: Path) -> None:
@@ -203,10 +204,11 @@ def test_the_same_name_in_two_folders(tmp_path: Path) -> None:
 
 def test_files_that_are_left_aside(tmp_path: Path) -> None:
     save(tmp_path / '1.png')
+    save(tmp_path / '2.png')
     folder = tmp_path / 'tables'
     folder.mkdir()
     for name in ('train', 'test', 'sample_submission'):
-        (folder / f'{name}.csv').write_text('image,label\n1.png,a\n1.png,b\n')
+        (folder / f'{name}.csv').write_text('image,label\n1.png,a\n2.png,b\n')
     data = load(str(folder), image_folder=tmp_path)
     assert (described(data), data.notes) == (
         (['a', 'b'], 2, 2), (f'Left aside in {folder}: sample_submission.csv.',)
@@ -260,11 +262,11 @@ def test_images_without_classes_beside_a_table(tmp_path: Path) -> None:
     """As competitions give them: the table is named, and works."""
     folder = metadata(tmp_path, 'id,label', '0,a', '1,b', '2,a', name='labels.csv')
     (folder / 'train' / 'labels.csv').rename(folder / 'train.csv')
-    with pytest.raises(DataError, match=f'--dataset {folder}/train.csv'):
+    with pytest.raises(DataError, match=f'--dataset {folder}/train.csv --image-column id'):
         load(str(folder))
     with pytest.raises(DataError, match='id, label.*--image-column'):
         load(str(folder / 'train.csv'))
-    with pytest.raises(DataError, match=f'--image-folder {folder}/train'):
-        load(str(folder / 'train.csv'), image_column='id')
-    data = load(str(folder / 'train.csv'), image_column='id', image_folder=folder / 'train')
-    assert described(data) == (['a', 'b'], 3, 0)
+    for options in ({}, dict(image_folder=folder / 'train')):
+        data = load(str(folder / 'train.csv'), image_column='id', **options)
+        assert described(data) == (['a', 'b'], 3, 0)
+        assert 'without their' in data.notes[0]

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets_read import load
 from PIL import Image
 from small_images import encoded, photo, save_pieces, split_of
 
 from xception_hub import images
-from xception_hub.data.dataset import Split, load
-from xception_hub.data.items import Item, image_of
-from xception_hub.data.scan import BadImage, Scan, digests, scan
+from xception_hub.data.bad_images import BadImage, Scan, digests, scan
+from xception_hub.data.labelled import Split
 from xception_hub.errors import ImageError
 
 GOOD = (0, 2, 5, 8)  # indices among the bad ones
@@ -138,7 +138,7 @@ def test_digest_of_nothing(tmp_path: Path) -> None:
 def test_empty_split() -> None:
     for streamed in (False, True):
         split = split_of([{'bytes': b'1', 'path': None}], streamed=streamed).select([])
-        assert scan(split) == Scan([], {})
+        assert scan(split) == Scan([], {}, {})
         assert digests(split) == []
 
 
@@ -151,4 +151,4 @@ def test_grey_images_of_twelve_bits(tmp_path: Path) -> None:
     assert ['--grey-maximum' in image.reason for image in found.bad] == [True, True]
     split = load(str(tmp_path), grey_maximum=4095).train
     assert not scan(split).bad
-    assert np.asarray(image_of(split, Item(0))).max() == 255
+    assert np.asarray(split.image(0)).max() == 255

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import datasets
 import pytest
+from datasets_read import load
 from forked import CONTEXT
 from small_images import encoded, photo
 from timm.data import create_transform
 
-from xception_hub.data.dataset import load
-from xception_hub.training import batches as batches_module
+from xception_hub.training import batches as training_batches
 from xception_hub.training.batches import Batching, Images, TrainingBatches, loader
 
 SMALL, LARGE = 200, 2000  # images
@@ -64,7 +64,7 @@ def anonymous() -> float:
 
 def growth(dataset: str, streaming: bool, buffer: int, keep: bool) -> float:
     """MB that an epoch adds at most, that of finding the images included; to be called in a process of its own."""
-    batches_module.SHUFFLE_BUFFER = buffer
+    training_batches.SHUFFLE_BUFFER = buffer
     before = most = anonymous()
     split = load(dataset, streaming=streaming).train
     transform = create_transform(CROP_SIZE, is_training=True)

@@ -2,11 +2,20 @@
 
 from pathlib import Path
 
+import pyarrow
 import pytest
 from PIL import Image
 
-from xception_hub.data.image_paths import locate
+from xception_hub.data import paths as data_paths
 from xception_hub.errors import DataError
+
+
+def locate(
+    paths: list[str], dataset: str, folders: list[Path], image_folder: Path | None
+) -> tuple[list[str], list[str]]:
+    column = pyarrow.chunked_array([pyarrow.array(paths, pyarrow.string())])
+    files, notes = data_paths.locate(column, dataset, [str(place) for place in folders], image_folder)
+    return files.to_pylist(), notes
 
 
 @pytest.fixture
@@ -81,7 +90,7 @@ def test_all_missing(folder: Path) -> None:
 
 def test_where_they_are(folder: Path) -> None:
     """The message names the folder, and what it names works."""
-    for paths, place in ((['1.jpg', '2.jpg'], folder / 'cat'), (['cat/1.jpg'], folder), (['a.b'], folder)):
+    for paths, place in ((['old/1.jpg', 'old/2.jpg'], folder / 'cat'), (['cat/1.jpg'], folder)):
         with pytest.raises(DataError, match='--image-folder') as error:
             locate(paths, 't.csv', [folder.parent], None)
         assert str(error.value).endswith(f'--image-folder {place}.')

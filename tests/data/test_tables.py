@@ -6,9 +6,10 @@ from typing import Any
 
 import datasets
 import pytest
+from datasets_read import load
 from PIL import Image
 
-from xception_hub.data.dataset import Data, load
+from xception_hub.data.labelled import Data
 from xception_hub.errors import DataError
 
 FORMS = {

@@ -1,0 +1,345 @@
+"""What would be silently wrong: leaks into validation, labels that mean something else, another preparation."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas
+import pytest
+from datasets_read import load
+from finetuning import SMALL
+from PIL import Image
+from small_images import save_digits, save_pieces
+
+import finetune
+import xception_hub
+from xception_hub.data.bad_images import copies, scan
+from xception_hub.data.labelled import Data
+from xception_hub.data.seen import Seen
+from xception_hub.data.splits import stratified
+from xception_hub.errors import DataError, ModelError
+from xception_hub.inference.predictor import Predictor
+
+QUICK = (*SMALL, '--recipe', 'full', '--epochs', '1')
+
+
+@pytest.fixture(autouse=True)
+def _images(tmp_path: Path) -> None:
+    save_pieces(tmp_path, 12, 32)
+
+
+def table(folder: Path, **columns: list[Any]) -> Path:
+    """A table of the first images, with further columns."""
+    count = len(next(iter(columns.values())))
+    file = folder / 'table.csv'
+    rows = pandas.DataFrame({'image': [f'{number:03}.png' for number in range(count)], **columns})
+    rows.to_csv(file, index=False)
+    return file
+
+
+def run(*arguments: Any) -> None:
+    finetune.app.meta([str(argument) for argument in arguments], result_action='return_value')
+
+
+def labels_of(data: Data) -> list[Any]:
+    if data.multi_label:
+        return [tuple(data.class_names[i] for i in np.flatnonzero(row)) for row in data.train.labels]
+    return [data.class_names[label] for label in data.train.labels]
+
+
+# Going on with new photos
+
+
+def test_images_that_were_trained_on_are_not_measured_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that goes on keeps the validation images of the one before; a share of the new ones joins them."""
+    photos = save_digits(tmp_path / 'photos', 9)
+    late = [photos / word / f'{number}.png' for word in ('one', 'two', 'zero') for number in (6, 7, 8)]
+    for path in late:
+        path.rename(tmp_path / f'{path.parent.name}-{path.name}')
+    first, second, third = (tmp_path / f'model{number}' for number in range(3))
+    run(*QUICK, '--dataset', photos, '--output', first)
+    before = Seen.read(first)
+    for path in late:
+        (tmp_path / f'{path.parent.name}-{path.name}').rename(path)
+    going_on = ('--recipe', 'full', '--epochs', '1', '--image-size', 32)
+    run('--model', first, *going_on, '--dataset', photos, '--output', second)
+    assert 'has seen 27 of the images before' in capsys.readouterr().out
+    after = Seen.read(second)
+    assert before.held_out <= after.held_out and not after.held_out & before.trained
+    assert len(after.held_out) > len(before.held_out) and len(after.trained | after.held_out) == 36
+    rows = json.loads((second / 'data.json').read_text())['validation_rows']
+    digests = scan(load(photos).train).digests
+    assert {digests[row][:8] for row in rows} == after.held_out
+    # a third time, with nothing new: the same validation images
+    run('--model', f'local-dir:{second}', *going_on, '--dataset', photos, '--output', third)
+    assert Seen.read(third) == after
+
+
+@pytest.mark.filterwarnings('default:The model was trained on')
+def test_a_validation_split_that_was_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its images are left out, with a warning; where it is only measured, the warning stays."""
+    photos = save_digits(tmp_path / 'photos', 6)
+    run(*QUICK, '--dataset', photos, '--output', tmp_path / 'first')
+    splits, before = tmp_path / 'splits', Seen.read(tmp_path / 'first')
+    for word in ('zero', 'one', 'two', 'three'):
+        (splits / 'val' / word).mkdir(parents=True)
+        (splits / 'train' / word).mkdir(parents=True)
+        for path in sorted((photos / word).iterdir()):
+            is_held = hashlib.sha256(path.read_bytes()).digest()[:8] in before.held_out
+            split = 'val' if is_held or int(path.stem) < 3 else 'train'
+            (splits / split / word / path.name).write_bytes(path.read_bytes())
+    model = ('--model', tmp_path / 'first', '--image-size', 32, '--dataset', splits)
+    run(*model, '--recipe', 'full', '--epochs', '1', '--output', tmp_path / 'second')
+    assert 'They are left out of it' in capsys.readouterr().err
+    held = Seen.read(tmp_path / 'second').held_out
+    assert held == before.held_out
+    run(*model, '--eval-only', '--output', tmp_path / 'evaluation')
+    assert 'better than the model is' in capsys.readouterr().err
+
+
+def test_nothing_new_to_measure_on(tmp_path: Path) -> None:
+    """All images were trained on: an error with ways out instead of a figure."""
+    data = load(save_digits(tmp_path / 'photos', 3))
+    found = scan(data.train)
+    train = data.train
+    object.__setattr__(train, 'digests', np.array([found.digests[i] for i in range(len(train))], object))
+    with pytest.raises(DataError, match='--validation-table'):
+        Seen(frozenset(d[:8] for d in found.digests.values())).share(data, 0.2, 0)
+
+
+def test_a_damaged_record(tmp_path: Path) -> None:
+    (tmp_path / 'images.json').write_text('{"trained": 3}')
+    with pytest.raises(DataError, match='images.json is damaged'):
+        Seen.read(tmp_path)
+
+
+# Groups and copies
+
+
+@pytest.mark.parametrize('name', ['patient_id', 'Patient ID', 'subject', 'lesion_id', 'group'])
+def test_groups_are_not_cut(name: str, tmp_path: Path) -> None:
+    groups = list('aabbccddeeff')
+    file = table(tmp_path, label=list('xy' * 6), **{name: groups})
+    for seed in range(10):
+        data = load(file).with_validation(0.3, seed)
+        held = {groups[row] for row in data.validation.source_rows}
+        assert held and not held & {groups[row] for row in data.train.source_rows}
+    assert any('--group-column ""' in note for note in load(file).notes)
+    ignored = load(file, group_column='')
+    assert not len(ignored.train.groups) and not ignored.notes
+
+
+def test_a_group_column_by_its_name(tmp_path: Path) -> None:
+    file = table(tmp_path, label=list('xy' * 6), camera=[i // 3 for i in range(12)])
+    with pytest.raises(DataError, match='--group-column camera.*--group-column ""'):
+        load(file)
+    assert not len(load(file, group_column='').train.groups)
+    assert load(file, group_column='camera').train.groups.tolist() == [i // 3 for i in range(12)]
+    with pytest.raises(DataError, match="no column 'cam', but image, label, camera"):
+        load(file, group_column='cam')
+
+
+def test_shares_of_groups() -> None:
+    """About the same share of every class, in multi-label too; images without a group are groups of their own."""
+    generator = np.random.default_rng(0)
+    groups = generator.integers(0, 100, 2000)
+    labels = generator.integers(0, 3, 2000)
+    for values in (labels, np.eye(3, dtype=np.int64)[labels]):
+        rows = stratified(values, list('abc'), 0.2, 1, groups)
+        assert (
+            rows == stratified(values, list('abc'), 0.2, 1, groups) != stratified(values, list('abc'), 0.2, 2, groups)
+        )
+        inside = np.isin(np.arange(2000), rows)
+        assert not {*groups[inside]} & {*groups[~inside]}
+        assert all(inside[labels == c].mean() == pytest.approx(0.2, abs=0.05) for c in range(3))
+
+
+def scanned(data: Data) -> Data:
+    for split in (data.train, data.validation):
+        found = scan(split)
+        object.__setattr__(split, 'pixels', np.array([found.pixels[i] for i in range(len(split))] or [b''], object))
+    return data
+
+
+def test_copies_are_named(tmp_path: Path) -> None:
+    """The same pixels in another file; on both sides, or under two labels."""
+    Image.open(tmp_path / '000.png').save(tmp_path / '011.png', compress_level=0)
+    Image.open(tmp_path / '001.png').save(tmp_path / '002.png', compress_level=0)
+    file = table(tmp_path, label=list('xxyyxyxyxyxx'), split=['train'] * 8 + ['val'] * 4)
+    both, unlike = copies(scanned(load(file)))
+    assert '1 images' in both and '000.png' in both and '011.png' in both
+    assert '1 images' in unlike and '001.png' in unlike and '002.png' in unlike and 'different labels' in unlike
+
+
+def test_a_row_for_each_label(tmp_path: Path) -> None:
+    """A question; both answers work."""
+    file = tmp_path / 'table.csv'
+    file.write_text('image,label\n000.png,cat\n000.png,dog\n001.png,cat\n002.png,dog\n002.png,dog\n')
+    with pytest.raises(DataError, match='--repeated-images labels.*--repeated-images rows'):
+        load(file)
+    data = load(file, repeated_images='labels')
+    assert labels_of(data) == [('cat', 'dog'), ('cat',), ('dog',)]
+    assert [Path(cell['path']).name for _, cell in data.train.cells()] == ['000.png', '001.png', '002.png']
+    assert labels_of(load(file, repeated_images='rows')) == ['cat', 'dog', 'cat', 'dog', 'dog']
+
+
+# Labels
+
+
+@pytest.mark.parametrize('form', ['csv', 'parquet', 'floats', 'booleans'])
+def test_multi_hot_lists(form: str, tmp_path: Path) -> None:
+    """[1, 0, 0] is the first of three classes, not the classes 0 and 1."""
+    values: list[list[Any]] = [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
+    names = [f'{number:03}.png' for number in range(3)]
+    if form == 'csv':
+        file = table(tmp_path, label=[str(value) for value in values])
+    else:
+        kind = {'floats': float, 'booleans': bool}.get(form, int)
+        file = tmp_path / 'table.parquet'
+        rows = dict(image=names, label=[[kind(item) for item in value] for value in values])
+        datasets.Dataset.from_dict(rows).to_parquet(file)
+    data = load(file)
+    assert (data.class_names, labels_of(data)) == (['0', '1', '2'], [('0',), ('1',), ('0', '2')])
+
+
+def test_one_hot_lists(tmp_path: Path) -> None:
+    data = load(table(tmp_path, label=['[1, 0]', '[0, 1]', '[0, 1]']))
+    assert (labels_of(data), data.multi_label) == (['0', '1', '1'], False)
+
+
+def test_lists_of_numbers(tmp_path: Path) -> None:
+    """Of other lengths are classes."""
+    assert labels_of(load(table(tmp_path, label=['[1, 0]', '[1]', '[0]']))) == [('0', '1'), ('1',), ('0',)]
+
+
+@pytest.mark.parametrize(
+    ('labels', 'between'),
+    [
+        (['clear primary', 'clear primary water', 'cloudy', 'primary water'], ' '),
+        (['clear|primary', 'cloudy|primary', 'clear|water', 'cloudy|water'], '|'),
+    ],
+)
+def test_parts_that_recur(labels: list[str], between: str, tmp_path: Path) -> None:
+    """Several labels in one text, though none of them occurs alone."""
+    file = table(tmp_path, label=labels)
+    with pytest.raises(DataError, match='--label-separator ".".*--label-separator ""'):
+        load(file)
+    assert labels_of(load(file, label_separator=between))[0] == ('clear', 'primary')
+    assert labels_of(load(file, label_separator='')) == labels
+
+
+def test_names_of_two_words_are_no_question(tmp_path: Path) -> None:
+    names = ['red car', 'red bus', 'blue car', 'green van']
+    assert labels_of(load(table(tmp_path, label=names))) == names
+
+
+def test_choices_of_label_studio(tmp_path: Path) -> None:
+    file = table(tmp_path, label=['{"choices": ["cat", "dog"]}', '{"choices": ["cat"]}', '{"choices": ["dog"]}'])
+    assert labels_of(load(file)) == [('cat', 'dog'), ('cat',), ('dog',)]
+    rows = [dict(image=f'00{i}.png', label={'choices': found}) for i, found in enumerate([['a'], ['a', 'b'], ['b']])]
+    (tmp_path / 'table.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    assert labels_of(load(tmp_path / 'table.jsonl')) == [('a',), ('a', 'b'), ('b',)]
+
+
+@pytest.mark.parametrize('name', ['data set', 'phase', 'Set', 'fold', 'kfold', 'dataset'])
+def test_split_columns_of_other_names(name: str, tmp_path: Path) -> None:
+    data = load(table(tmp_path, label=list('xyxyxy'), **{name: ['train'] * 4 + ['test'] * 2}))
+    assert (len(data.train), len(data.validation)) == (4, 2)
+    with pytest.raises(DataError, match='--split-column'):
+        load(table(tmp_path, label=list('xyxyxy'), **{name: [0, 0, 1, 1, 2, 2]}))
+
+
+def test_split_names_in_any_column(tmp_path: Path) -> None:
+    """A question: nothing but names of splits is in it."""
+    file = table(tmp_path, label=list('xyxyxy'), whatever=['train'] * 4 + ['test'] * 2)
+    with pytest.raises(DataError, match='--split-column whatever.*--split-column ""'):
+        load(file)
+    assert len(load(file, split_column='whatever').validation) == 2
+    assert len(load(file, split_column='').train) == 6
+
+
+# The model's own
+
+
+@pytest.mark.filterwarnings('default:The model was trained on')
+def test_grey_images_of_twelve_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is white travels with the model: predictions, evaluations and explanations open images alike."""
+    photos, model = tmp_path / 'photos', tmp_path / 'model'
+    for name, level in (('dark', 1000), ('light', 3500)):
+        (photos / name).mkdir(parents=True)
+        for number in range(6):
+            grey = np.random.default_rng(number).integers(level - 200, level + 200, (40, 40)).astype(np.uint16)
+            Image.fromarray(grey).save(photos / name / f'{number}.png')
+    run(*QUICK, '--dataset', photos, '--grey-maximum', 4095, '--output', model)
+    assert json.loads((model / 'config.json').read_text())['grey_maximum'] == 4095
+    assert "open_image('photo.jpg', grey_maximum=4095)" in (model / 'report.html').read_text().replace('&#39;', "'")
+    predictor = Predictor(model, device='cpu')
+    files = sorted(photos.rglob('*.png'))
+    (row,) = predictor.predict(files[:1])
+    (expected,) = Predictor(model, grey_maximum=4095, device='cpu').predict(files[:1])
+    assert row == expected and not row.get('error')
+    assert (
+        predictor.loaded.transforms.open(files[0]).tobytes()
+        == xception_hub.open_image(files[0], grey_maximum=4095).tobytes()
+    )
+    assert predictor.identity()['grey_maximum'] == 4095
+    run('--eval-only', '--model', model, '--dataset', photos, '--output', tmp_path / 'evaluation')
+    assert 'better than the model is' in capsys.readouterr().err
+    assert json.loads((tmp_path / 'evaluation' / 'metrics.json').read_text())['bad_images'] == 0
+    run('--model', model, '--recipe', 'full', '--epochs', 1, '--image-size', 32, '--dataset', photos, '--output',
+        tmp_path / 'on')  # fmt: skip
+    assert json.loads((tmp_path / 'on' / 'config.json').read_text())['grey_maximum'] == 4095
+
+
+@pytest.mark.filterwarnings('default:The model was trained on')
+def test_the_problem_type_is_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table in which each image happens to have one label is measured by the sigmoid that the model learnt with."""
+    labels = ["['x']", "['y']", "['x', 'y']", '[]'] * 3
+    run(*QUICK, '--dataset', table(tmp_path, label=labels), '--output', tmp_path / 'model')
+    single = table(tmp_path, label=list('xy' * 4))
+    run('--eval-only', '--model', tmp_path / 'model', '--dataset', single, '--output', tmp_path / 'evaluation')
+    assert 'better than the model is' in capsys.readouterr().err
+    metrics = json.loads((tmp_path / 'evaluation' / 'metrics.json').read_text())
+    assert 'micro_f1' in metrics
+    rows = pandas.read_csv(tmp_path / 'evaluation' / 'predictions.csv')
+    for row, found in zip(rows.itertuples(), Predictor(tmp_path / 'model', device='cpu').predict(rows.file)):
+        assert dict(json.loads(row.top)) == pytest.approx(dict(json.loads(found['top'])), abs=1e-5)
+
+
+def test_several_labels_for_a_model_of_exclusive_classes(tmp_path: Path) -> None:
+    """Are nothing that it can be measured by."""
+    run(*QUICK, '--dataset', table(tmp_path, label=list('xy' * 6)), '--output', tmp_path / 'model')
+    several = table(tmp_path, label=["['x']", "['x', 'y']"] * 4)
+    with pytest.raises((SystemExit, ModelError), match='exclude each other'):
+        run('--eval-only', '--model', tmp_path / 'model', '--dataset', several, '--output', tmp_path / 'evaluation')
+
+
+def test_folders_that_are_parts(tmp_path: Path) -> None:
+    """HAM10000: images in two folders, and a table beside them with the labels and the lesions. Both answers work."""
+    root = tmp_path / 'ham'
+    for part in (1, 2):
+        (root / f'HAM10000_images_part_{part}').mkdir(parents=True)
+    rows = ['lesion_id,image_id,dx,age']
+    for number in range(12):
+        name = f'ISIC_{number:07}'
+        part = root / f'HAM10000_images_part_{1 + number % 2}'
+        (part / f'{name}.png').write_bytes((tmp_path / f'{number:03}.png').read_bytes())
+        rows.append(f'HAM_{number // 2},{name},{"nv" if number % 4 < 2 else "mel"},{number}')
+    (root / 'HAM10000_metadata.csv').write_text('\n'.join(rows))
+    with pytest.raises(DataError, match=r'--folders outer.*--dataset \S+HAM10000_metadata.csv\.'):
+        load(root)
+    data = load(root / 'HAM10000_metadata.csv')
+    assert (data.class_names, len(data.train), len({*data.train.groups.tolist()})) == (['mel', 'nv'], 12, 6)
+    assert load(root, folders='outer').class_names == ['HAM10000_images_part_1', 'HAM10000_images_part_2']
+
+
+def test_a_table_that_agrees_with_the_folders(tmp_path: Path) -> None:
+    """Is no question."""
+    for name in ('cat', 'dog'):
+        (tmp_path / 'photos' / name).mkdir(parents=True)
+        (tmp_path / 'photos' / name / f'{name}.png').write_bytes((tmp_path / '000.png').read_bytes())
+    (tmp_path / 'photos' / 'list.csv').write_text('image,label\ncat.png,cat\ndog.png,dog\n')
+    assert load(tmp_path / 'photos').class_names == ['cat', 'dog']

@@ -1,0 +1,480 @@
+"""What a dataset is, as tables with a row for each image; images stay undecoded.
+
+    a name on the Hub, a save_to_disk directory               -> as `datasets` reads it
+    tables: one file, several, or a folder of them            -> texts as they stand there
+    a folder of images                                        -> by its folders, or by the metadata files in it
+    a table of pandas, of Arrow or of `datasets`              -> as it is
+
+Ours where `datasets` would guess: its imagefolder drops the labels of a single class, of mixed depths and beside a
+metadata file, without a word; its csv reads 001 as 1.
+"""
+
+import csv
+import glob
+import json
+import os
+import shlex
+import warnings
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.compute as pc
+import yaml
+from datasets import Dataset, Features, Image, IterableDataset
+from huggingface_hub import metadata_load
+
+from ..errors import DataError, in_one_line, listed
+from ..images import IMAGE_SUFFIXES, is_lfs_pointer
+from ..weights.sources import hub_or_cache
+from .columns import label_by_name
+from .data_settings import DataSettings
+from .folders import Folder, read_folder, understand
+from .known_names import IMAGE_COLUMNS, LABEL_COLUMNS, by_name, plain, split_of
+from .paths import texts
+
+METADATA = ('metadata.csv', 'metadata.jsonl', 'metadata.parquet')
+FILE_NAME = 'file_name'  # the column of a metadata file that names the image
+READERS = ('arrow', 'csv', 'hdf5', 'json', 'lance', 'parquet', 'webdataset')  # of `datasets`, for what may hold images
+OF_SAVED = ('state.json', 'dataset_dict.json', 'dataset_info.json')  # files that `save_to_disk` writes
+ARCHIVES = ('.zip', '.tar', '.tgz', '.gz', '.7z', '.rar')
+TRIED, LARGEST_TRIED = 20, 10**8  # tables beside images that are looked into, and bytes of one
+DELIMITERS = ',;\t|'
+IMAGE_CELLS = Features(image=Image(decode=False))
+
+# Suffix -> what reads such a table.
+TABLES = {'.csv': 'csv', '.tsv': 'csv', '.json': 'json', '.jsonl': 'json', '.parquet': 'parquet', '.xlsx': 'excel'}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A split, as it is written in the dataset.
+
+    Attributes:
+        dataset: Name of the dataset.
+        split: Name of the split in it.
+        rows: Its rows, a Dataset or an IterableDataset, with a column of images or paths, and one or several of labels.
+        folders: Folders that paths may be relative to.
+        settings: What it was read with.
+    """
+
+    dataset: str
+    split: str
+    rows: Any
+    folders: tuple[str, ...]
+    settings: DataSettings
+
+
+@dataclass(frozen=True)
+class Found:
+    """The splits of a dataset, and what was left out or assumed, in sentences."""
+
+    tables: dict[str, Table]
+    notes: list[str] = field(default_factory=list)
+
+
+# Tables from Python: a column is a function of the image's path
+
+
+def photo_table(files: Iterable[str | os.PathLike[str]], **columns: Callable[[Path], Any]) -> pyarrow.Table:
+    """A table of photos, which `DataSettings(dataset=...)` takes.
+
+    Args:
+        files: Paths of the photos, such as `images.find_photos` gives them.
+        columns: Functions of a photo's path, such as `label=parent_label, split=grandparent_split`.
+    """
+    paths = [Path(file) for file in files]
+    return pyarrow.table({'image': [*map(str, paths)], **{name: [*map(of, paths)] for name, of in columns.items()}})
+
+
+def parent_label(path: Path) -> str:
+    """The name of the folder that a photo is in."""
+    return path.parent.name
+
+
+def grandparent_split(path: Path) -> str:
+    """The name of the folder above the one that a photo is in."""
+    return path.parent.parent.name
+
+
+# Any dataset
+
+
+def read(settings: DataSettings, named: Collection[str] = (), columns: list[str] | None = None) -> Found:
+    """Reads all splits of a dataset.
+
+    Args:
+        settings: What to read, and how where several readings are possible.
+        named: Splits that the caller wants.
+        columns: Columns of a stream that are wanted, if the format can be read by columns; None for all.
+
+    Raises:
+        DataError: There is no such dataset, it cannot be read, or it can be read in several ways.
+    """
+    dataset, folders = settings.dataset, settings.folders
+    if not isinstance(dataset, (str, os.PathLike)):
+        return _given(dataset, settings)
+    path = Path(dataset)
+    if path.is_dir() and is_saved(path):
+        return _whole(settings, lambda: datasets.load_from_disk(dataset))
+    if path.is_dir():
+        root = read_folder(path)
+        metadata = [] if folders not in (None, 'metadata') else _named_files(root, METADATA)
+        declared = any(map(is_table, root.all_files())) and _declares_files(path)
+        if metadata and not declared and (found := _by_metadata(root, metadata, settings)):
+            return found
+        if folders == 'metadata':
+            raise DataError(
+                f'{dataset} has no {", ".join(METADATA)} with a column {FILE_NAME}. Leave out --folders metadata, or '
+                f'name a table as the dataset.'
+            )
+        if root.has_images and not declared:
+            return _by_folders(root, settings, named)
+        return _folder_of_tables(root, settings, columns)
+    files = [path] if path.is_file() else sorted(map(Path, glob.glob(str(dataset), recursive=True)))
+    if files:
+        return Found({'train': _table(settings, 'train', files, columns)}, _beside(files, settings))
+    return _whole(settings, lambda: _load(settings.streaming, columns, dataset, settings.dataset_config))
+
+
+def _beside(files: list[Path], settings: DataSettings) -> list[str]:
+    """A note on the table of a split for validation that lies beside that of training."""
+    first, *others = files
+    if others or split_of(first.stem) != 'train' or settings.validation_table:
+        return []
+    found = [file for file in sorted(first.parent.glob(f'*{first.suffix}')) if split_of(file.stem) == 'validation']
+    return [f'{file} is not read. To validate on it: --validation-table {file}.' for file in found]
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` wrote a directory."""
+    return any((path / name).is_file() for name in OF_SAVED if name != 'dataset_info.json')
+
+
+def is_table(file: str) -> bool:
+    """Whether a file is a table, by its name."""
+    return os.path.splitext(file)[1].lower() in TABLES and os.path.basename(file) not in OF_SAVED
+
+
+def name_of(settings: DataSettings) -> str:
+    """The dataset in messages."""
+    given = settings.dataset
+    return str(given) if isinstance(given, (str, os.PathLike)) else f'the {type(given).__name__} from Python'
+
+
+def _given(rows: Any, settings: DataSettings) -> Found:
+    """A table from Python; paths in it are relative to the current directory."""
+    try:
+        if type(rows).__module__.partition('.')[0] == 'pandas':
+            rows = pyarrow.Table.from_pandas(rows, preserve_index=False)
+        rows = Dataset(rows) if isinstance(rows, pyarrow.Table) else rows
+    except (pyarrow.ArrowException, TypeError, ValueError) as e:
+        raise DataError(f'{name_of(settings)} cannot be a table ({in_one_line(e)}).') from e
+    splits = rows if isinstance(rows, dict) else {'train': rows}
+    if not all(isinstance(split, (Dataset, IterableDataset)) for split in splits.values()):
+        raise DataError(f'{name_of(settings)} is no table of pandas, Arrow or datasets, and no path or name.')
+    name = name_of(settings)
+    return Found({str(split): Table(name, str(split), rows, ('.',), settings) for split, rows in splits.items()})
+
+
+# What `datasets` reads
+
+
+def _whole(settings: DataSettings, load: Callable[[], Any]) -> Found:
+    dataset = str(settings.dataset)
+    try:
+        with nullcontext() if Path(dataset).exists() else hub_or_cache():
+            found = load()
+    except Exception as e:  # of the dataset's library, of the Hub's and of the network: no error in common
+        if Path(dataset).exists():
+            raise DataError(f'{dataset} cannot be read as a dataset ({in_one_line(e.__cause__ or e)}).') from e
+        if 'Config name is missing' in str(e):
+            raise DataError(f'{dataset} has several configurations: name one with --dataset-config ({e}).') from e
+        raise DataError(
+            f'{dataset} is neither a path here nor a dataset that can be had from the Hub ({in_one_line(e)}).'
+        ) from e
+    splits = {'train': found} if isinstance(found, (Dataset, IterableDataset)) else found
+    return Found({str(name): Table(dataset, str(name), rows, (), settings) for name, rows in splits.items()})
+
+
+def _load(streaming: bool, columns: list[str] | None, *args: Any, **options: Any) -> Any:
+    if columns:
+        return datasets.load_dataset(*args, streaming=True, columns=columns, **options)
+    found = datasets.load_dataset(*args, streaming=streaming, **options)
+    if streaming and all(split.features for split in found.values()):
+        # by row groups; of a whole file, Arrow reads up to a gigabyte ahead
+        streams = {name: split.decode(False) for name, split in found.items()}
+        return {name: rows.reshard() if hasattr(rows, 'reshard') else rows for name, rows in streams.items()}
+    # the types of a text's columns depend on all of its rows, which have to be read for the labels anyway
+    return datasets.load_dataset(*args, **options) if streaming else found
+
+
+# Tables
+
+
+def _table(settings: DataSettings, split: str, files: Sequence[Path], columns: list[str] | None = None) -> Table:
+    """The rows of files of one kind, one after the other."""
+    dataset = str(settings.dataset)
+    kinds = {file.suffix.lower() for file in files}
+    strange = sorted(kinds - {*TABLES})
+    if strange:
+        unpack = ' Unpack it, and name the folder.' if strange[0] in ARCHIVES else ''
+        if strange == ['.tar']:
+            unpack += f' If it is a webdataset, name the folder that it is in: --dataset {files[0].parent}.'
+        raise DataError(f'{dataset} ends in {strange[0]!r}; a table ends in one of {", ".join(TABLES)}.{unpack}')
+    if len({TABLES[kind] for kind in kinds}) > 1:
+        raise DataError(f'{dataset} names tables of several kinds: {", ".join(sorted(kinds))}. Name those of one.')
+    for file in files:
+        if is_lfs_pointer(file):
+            raise DataError(f'{file} is a pointer of Git LFS. Fetch the file itself: git lfs pull, in {file.parent}.')
+    kind = TABLES[files[0].suffix.lower()]
+    try:
+        if kind in ('csv', 'excel'):
+            rows = _of_texts([_texts(file, settings.table_encoding) for file in files], dataset)
+        elif kind == 'json' and (objects := [_of_objects(file) for file in files])[0] is not None:
+            rows = _of_texts([part for part in objects if part is not None], dataset)
+        else:
+            stream = settings.streaming and kind == 'parquet'
+            rows = _load(stream, columns, kind, data_files=list(map(str, files)))['train']
+    except DataError:
+        raise
+    except Exception as e:  # as above
+        raise DataError(f'{dataset} cannot be read as a table ({in_one_line(e.__cause__ or e)}).') from e
+    return Table(dataset, split, rows, tuple(dict.fromkeys(str(file.parent) for file in files)), settings)
+
+
+def _texts(file: Path, encoding: str | None = None) -> pyarrow.Table:
+    """A table whose cells are the texts that stand there, 001 and NA too.
+
+    Raises:
+        DataError: The first line is empty, or the file is in another encoding.
+    """
+    import pandas  # what it imports in turn is missing where only the help of a command is wanted
+
+    options: dict[str, Any] = dict(dtype=str, keep_default_na=False)
+    if file.suffix.lower() == '.xlsx':
+        return _named_columns(pandas.read_excel(file, **options))
+    with open(file, 'rb') as opened:
+        is_utf16 = opened.read(2) in (b'\xff\xfe', b'\xfe\xff')
+    encoding = encoding or ('utf-16' if is_utf16 else 'utf-8-sig')
+    try:
+        with open(file, encoding=encoding, newline='') as lines:
+            head = lines.readline()
+        delimiter = max(DELIMITERS, key=head.count)
+        names = [name.strip() for name in next(csv.reader([head], delimiter=delimiter, skipinitialspace=True), [])]
+        if not names:
+            raise DataError(f'{file} begins with an empty line instead of the names of its columns.')
+        is_row = any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names)  # there is no header
+        if is_row:
+            others = ['label'] if len(names) == 2 else [f'column {number + 1}' for number in range(len(names))]
+            images = [os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names]
+            names = ['image' if there else others[min(n, len(others) - 1)] for n, there in enumerate(images)]
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')  # rows that are longer than the first line would lose cells
+            return _named_columns(pandas.read_csv(
+                file, sep=delimiter, encoding=encoding, skipinitialspace=True, index_col=False,
+                header=None if is_row else 0, names=names, **options,
+            ))  # fmt: skip
+    except (UnicodeError, LookupError) as e:
+        raise DataError(
+            f'{file} cannot be read as text in {encoding} ({e}). Name its encoding, such as that of Western Windows: '
+            f'--table-encoding cp1252 instead of --table-encoding {encoding}.'
+        ) from e
+
+
+def _named_columns(rows: Any) -> pyarrow.Table:
+    """A table of pandas, without the index that pandas writes as a first column without a name."""
+    first = str(next(iter(rows), ''))
+    is_index = len(rows.columns) > 1 and (not first or first.startswith('Unnamed: 0'))
+    return pyarrow.Table.from_pandas(rows.iloc[:, 1:] if is_index else rows, preserve_index=False)
+
+
+def _of_objects(file: Path) -> pyarrow.Table | None:
+    """A COCO file as a table: an image has the classes of its objects. None of another file."""
+    with open(file, encoding='utf-8') as opened:
+        if opened.read(1) != '{':
+            return None
+        opened.seek(0)
+        try:
+            content = json.load(opened)
+        except ValueError:
+            return None
+    if not {'images', 'annotations', 'categories'} <= content.keys():
+        return None
+    names = {category['id']: category['name'] for category in content['categories']}
+    found: dict[Any, set[str]] = {image['id']: set() for image in content['images']}
+    for annotation in content['annotations']:
+        found[annotation['image_id']].add(names[annotation['category_id']])
+    images = content['images']
+    return pyarrow.table(
+        {'image': [image['file_name'] for image in images], 'labels': [sorted(found[image['id']]) for image in images]}
+    )
+
+
+def _of_texts(parts: list[pyarrow.Table], dataset: str) -> Dataset:
+    if any(part.column_names != parts[0].column_names for part in parts):
+        raise DataError(f'The tables of {dataset} have different columns. Make them alike, or name one of them.')
+    return Dataset(pyarrow.concat_tables(parts))
+
+
+def _folder_of_tables(root: Folder, settings: DataSettings, columns: list[str] | None) -> Found:
+    """A folder without images: tables by their splits, as in a cloned repository; else what `datasets` makes of it."""
+    dataset = root.path
+    try:
+        builder = datasets.load_dataset_builder(dataset, settings.dataset_config)
+        files = {str(name): list(map(Path, paths)) for name, paths in (builder.config.data_files or {}).items()}
+    except Exception as e:  # as above
+        several = ' Name one with --dataset-config.' if 'Config name is missing' in str(e) else ''
+        raise DataError(
+            f'{dataset} holds no image that can be read, and no dataset ({in_one_line(e)}).{several} '
+            f'{root.left_out()}'.strip()
+        ) from e
+    reader = type(builder).__module__.rpartition('.')[2]
+    for file in (file for paths in files.values() for file in paths):
+        if file.suffix.lower() in ARCHIVES and reader != 'webdataset':
+            raise DataError(f'{file} is an archive. Unpack it, and name the folder.')
+    if reader not in READERS:
+        raise DataError(f'{dataset} holds no image that can be read. {root.left_out()}'.strip())
+    if all(file.suffix.lower() in TABLES for paths in files.values() for file in paths):
+        found = Found({name: _table(settings, name, paths, columns) for name, paths in files.items()})
+    else:
+        found = _whole(settings, lambda: _load(settings.streaming, columns, dataset, settings.dataset_config))
+    used = {str(file.resolve()) for paths in files.values() for file in paths}
+    aside = [file for file in root.all_files() if is_table(file) and os.path.realpath(file) not in used]
+    if aside:
+        found.notes.append(f'Left aside in {dataset}: {listed(os.path.relpath(file, dataset) for file in aside)}.')
+    return found
+
+
+def _declares_files(path: Path) -> bool:
+    """Whether a repository's README.md says how its tables are to be read: then its images are illustrations."""
+    try:
+        data = metadata_load(path / 'README.md') or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return bool(data.get('configs') or data.get('dataset_info'))
+
+
+# Folders of images
+
+
+def _by_folders(root: Folder, settings: DataSettings, named: Collection[str]) -> Found:
+    """The splits of a folder, their classes sorted as strings."""
+    tables = [file for file in root.all_files() if is_table(file)]
+    likely = sorted(tables, key=lambda file: (split_of(Path(file).stem) != 'train', 'submission' in file))[:TRIED]
+    naming = next(filter(None, (_names_images(file, root) for file in likely)), None)
+    by_table = ''
+    if naming:
+        by_table = f' {naming[0]} names images of it. If their labels are in it: --dataset {naming[0]}{naming[1]}.'
+    elif tables:
+        place = os.path.dirname(tables[0])
+        beside = [file for file in tables if os.path.dirname(file) == place]
+        alone = len(beside) > 1 and not any(f.has_images for f in root.all() if f.path == place)
+        by_table = f' If a table names the images: --dataset {place if alone else tables[0]}.'
+    try:
+        splits, notes = understand(root, settings, named)
+    except DataError as e:
+        raise DataError(f'{e}{by_table}') from e
+    names = {name for classes in splits.values() for name in classes}
+    if tables and len(names) == 1 and settings.folders is None:
+        raise DataError(f'{root.path} has a single class, {names.pop()!r}. If so: --folders outer.{by_table}')
+    if naming and naming[2] and not naming[2] <= names and settings.folders is None:
+        raise DataError(
+            f'The folders of {root.path} are {listed(sorted(names))}, and the labels in {naming[0]} are '
+            f'{listed(sorted(naming[2]))}. If the folders are the classes: --folders outer.{by_table}'
+        )
+    found = {}
+    for name, classes in splits.items():
+        paths = [path for images in classes.values() for path in images]
+        labels = [class_name for class_name, images in classes.items() for _ in images]
+        found[name] = Table(root.path, name, cells_of(paths, label=labels), (), settings)
+    return Found(found, notes)
+
+
+def _names_images(file: str, root: Folder) -> tuple[str, str, set[str]] | None:
+    """A table whose cells are names of images in a folder, the option for their column, and the labels in it."""
+    if TABLES[os.path.splitext(file)[1].lower()] != 'csv' or os.path.getsize(file) > LARGEST_TRIED:
+        return None
+    try:
+        rows = _texts(Path(file))
+    except (DataError, ValueError, Warning):
+        return None
+    images = {os.path.basename(image) for image in root.all_images()}
+    names = images | {os.path.splitext(name)[0] for name in images}
+    for column in rows.column_names:
+        cells = [os.path.basename((cell or '').replace('\\', '/')) for cell in rows[column].slice(0, 100).to_pylist()]
+        if cells and sum(cell in names for cell in cells) > len(cells) / 2:
+            option = '' if plain(column) in IMAGE_COLUMNS else f' --image-column {shlex.quote(column)}'
+            label = by_name([name for name in rows.column_names if name != column], LABEL_COLUMNS)
+            return file, option, {*pc.unique(rows[label]).to_pylist()} - {'', None} if label else set()
+    return None
+
+
+def cells_of(paths: pyarrow.ChunkedArray | Sequence[str], **columns: list[str]) -> Dataset:
+    """A table with a column `image` of files that are not read yet; '' where a row has none."""
+    whole = paths if isinstance(paths, pyarrow.ChunkedArray) else pyarrow.chunked_array([texts(paths)])
+    cells = [
+        pyarrow.StructArray.from_arrays(
+            [pyarrow.nulls(len(path), pyarrow.binary()), path], ['bytes', 'path'], mask=pc.equal(path, '')
+        )
+        for path in whole.chunks
+    ]
+    kinds = Features(IMAGE_CELLS, **{name: datasets.Value('string') for name in columns})
+    others = {name: texts(values) for name, values in columns.items()}
+    storage = pyarrow.chunked_array(cells, kinds.arrow_schema.field('image').type)
+    return Dataset(pyarrow.table({'image': storage, **others}), info=datasets.DatasetInfo(features=kinds))
+
+
+def _named_files(root: Folder, names: Collection[str]) -> list[str]:
+    return [os.path.join(folder.path, name) for folder in root.all() for name in names if name in folder.files]
+
+
+def _by_metadata(root: Folder, files: list[str], settings: DataSettings) -> Found | None:
+    """The splits of a folder whose metadata files name images and labels; None if its folders are to be read.
+
+    Raises:
+        DataError: The labels may be in the metadata files, and may be the names of folders.
+    """
+    parts: list[Dataset] = []
+    places: list[str] = []  # below the root, of the images of all rows
+    pairs: set[tuple[str, str]] = set()
+    for file in files:
+        rows = _table(replace(settings, dataset=file, streaming=False), 'train', [Path(file)]).rows
+        names = rows.column_names
+        if FILE_NAME not in names:
+            return None
+        label = settings.label_column if settings.label_column in names else label_by_name(rows.features)
+        if label is None and settings.folders is None and len(root.folders) > 1:
+            return None  # captions, or boxes
+        here = os.path.dirname(file)
+        paths = [os.path.join(here, str(name)) for name in rows[FILE_NAME]]
+        below = [os.path.relpath(path, root.path) for path in paths]
+        below = [os.path.basename(path) if path.startswith(os.pardir) else path for path in below]
+        if label:
+            pairs |= {(os.path.basename(os.path.dirname(p)), str(value)) for p, value in zip(below, rows[label])}
+        parts.append(rows.remove_columns(FILE_NAME).add_column(FILE_NAME, paths).select_columns(names))
+        places += below
+    inside = {folder for folder, _ in pairs if not split_of(folder)}
+    if settings.folders is None and len(inside) > 1 and any(folder != label for folder, label in pairs):
+        first = os.path.relpath(files[0], root.path)
+        raise DataError(
+            f'{root.path} has labels in {first}, and others in the names of its folders: {listed(sorted(inside))}. If '
+            f'{os.path.basename(first)} is right: --folders metadata. If the folders are: --folders outer.'
+        )
+    try:
+        rows = datasets.concatenate_datasets(parts)
+    except ValueError as e:
+        raise DataError(f'The metadata files of {root.path} have columns that do not fit together ({e}).') from e
+    outer = [place.split(os.sep)[0] if os.sep in place else '' for place in places]
+    splits = outer if all(map(split_of, {*outer})) else ['train'] * len(outer)
+    by_split = {n: rows.select([i for i, s in enumerate(splits) if s == n]) for n in dict.fromkeys(splits)}
+    notes = [f'Images and labels are those of {listed(os.path.relpath(file, root.path) for file in files)}.']
+    given = {*map(os.path.normpath, rows[FILE_NAME])}
+    unnamed = [image for image in root.all_images() if os.path.normpath(image) not in given]
+    if unnamed:
+        notes.append(f'{len(unnamed)} images are left out, which these do not name: {unnamed[0]} ...')
+    return Found({name: Table(root.path, name, r, (root.path,), settings) for name, r in by_split.items()}, notes)
