@@ -20,9 +20,11 @@ from old_keras_files import MAP, as_keras2
 
 from benchmarks import keras_mutants as m
 from benchmarks.keras_mutants import Mutant
+from xception_hub import Xception
 from xception_hub.errors import KerasFileError
-from xception_hub.porting.figure5 import FIGURE5, NEUTRAL, SETTINGS, read_settings, widths
+from xception_hub.porting.figure5 import FIGURE5, widths
 from xception_hub.porting.keras_file import build_keras, write_keras
+from xception_hub.porting.layer_settings import NEUTRAL, SETTINGS, read_settings
 from xception_hub.porting.layouts import FileLayer
 from xception_hub.porting.names import LAYERS
 from xception_hub.porting.nodes import read_calls
@@ -77,19 +79,21 @@ def test_figure_5_is_the_xception_of_keras(include_top: bool) -> None:
         expected = {**SETTINGS[node.class_name], **node.settings}
         if role in LAYERS and 'filters' in expected:
             expected['filters'] = widths()[role]
-        assert read_settings(node.class_name, config, role) == expected
+        assert read_settings(node.class_name, config) == expected
         (made,) = read_calls(entry)
         assert [roles[tensor.layer] for tensor in made.tensors] == list(node.inputs)
 
 
 def test_defaults_are_those_of_keras() -> None:
     """They hold where a config leaves a setting out."""
-    arguments = {'Conv2D': (8, 3), 'SeparableConv2D': (8, 3), 'Activation': ('linear',)}
+    arguments = {'Conv2D': (8, 3), 'SeparableConv2D': (8, 3), 'Activation': ('linear',), 'Dense': (8,)}
+    arguments |= {'Reshape': ((8,),), 'Dropout': (0.1,), 'Rescaling': (2.0,), 'AveragePooling2D': (2,)}
     for class_name, known in SETTINGS.items():
-        if class_name != 'XceptionBackbone':
+        if class_name not in ('XceptionBackbone', 'operation'):
             layer = getattr(keras.layers, class_name)(*arguments.get(class_name, ()))
-            found = read_settings(class_name, layer.get_config(), class_name)
-            required = {'filters', 'kernel_size', 'strides' if class_name == 'MaxPooling2D' else ''}
+            found = read_settings(class_name, json.loads(json.dumps(layer.get_config())))
+            required = {'filters', 'kernel_size', 'units', 'target_shape', 'rate'}
+            required |= {'strides'} if 'pool_size' in known else {'scale'} if class_name == 'Rescaling' else set()
             assert {**found, **dict.fromkeys(required & found.keys())} == known
 
 
@@ -321,7 +325,7 @@ def test_features_and_logits(tmp_path: Path) -> None:
     features = keras.layers.GlobalAveragePooling2D(name='features')(base.output)
     model = keras.Model(base.input, [features, keras.layers.Dense(2, name='logits')(features)])
     file = archive(randomised(model), tmp_path)
-    with pytest.raises(KerasFileError, match='Choose one with --output-layer: features, logits'):
+    with pytest.raises(KerasFileError, match='--output-layer: features, logits'):
         port(file)
     for name, classes in (('features', 0), ('logits', 2)):
         ported = port(file, output_layer=name)
@@ -329,6 +333,32 @@ def test_features_and_logits(tmp_path: Path) -> None:
         reference = KerasReference(ported)
         assert reference.by_keras == (name == 'logits')
         assert compare_with_keras(reference, ported.model(), (MAP, MAP)).first_wrong is None
+
+
+def test_dilated_in_keras(tmp_path: Path) -> None:
+    """A stride of 1 pools other windows of an even map than `output_stride` does, which is why it is refused."""
+    backbone = randomised(keras.applications.Xception(weights=None, include_top=False))
+    config = json.loads(backbone.to_json())
+    changes = {role: dict(strides=[1, 1]) for role in ('block13_pool', 'block13_residual_conv')}
+    changes |= {role: dict(dilation_rate=[2, 2]) for role in ('block14_sepconv1', 'block14_sepconv2')}
+    roles = {layer.name: role for role, layer in parse(config, 'x').roles.items()}
+    for entry in config['config']['layers']:
+        entry['config'].update(changes.get(roles.get(entry['config']['name'], ''), {}))
+    with pytest.raises(KerasFileError, match=r"'block13_pool'.* strides \[1, 1\]|block13_residual_conv.*strides"):
+        parse(config, 'x')
+    dilated = keras.models.model_from_json(json.dumps(config))
+    dilated.set_weights(backbone.get_weights())
+    network = Xception(num_classes=0, global_pool='', output_stride=16).eval()
+    network.load_state_dict(port(archive(backbone, tmp_path)).model().state_dict())
+    differences = []
+    for size in (71, 98):  # module 13 takes maps of 5 and of 6
+        images = np.random.default_rng(0).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
+        expected = keras.ops.convert_to_numpy(dilated(images, training=False)).transpose(0, 3, 1, 2)
+        with torch.inference_mode():
+            found = network(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+        places = expected - expected.mean((2, 3), keepdims=True)  # random weights make them much alike
+        differences.append(np.linalg.norm(found - expected) / np.linalg.norm(places))
+    assert differences[0] < 2e-5 and differences[1] > 2e-4, differences  # 6e-6 and 7e-4
 
 
 # What a proof says

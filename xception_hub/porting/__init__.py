@@ -5,8 +5,11 @@
     weights           that process, as the rest of the package sees it
     archive           a .keras archive as data
     formats           what a source is: every file and directory in which Keras has kept an Xception
+    layer_settings    the settings of Keras' layers, in one notation; what of a file is refused
+    nodes             the wires of a config, in all formats
     layouts           where each layer's arrays lie in a weight file
     keras_head        what stands around Xception in a Keras model
+    figure5           Keras' own Xception as a config states it, and the comparison of a file with it
     structure         where Xception is in it
     release           the weights that Keras publishes, by name
     port              a source becomes an Xception, with every array accounted for

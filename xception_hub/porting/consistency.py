@@ -4,11 +4,14 @@ It finds confused normalizations and kernels, and images in another range. It do
 classifier, so it is no proof of parity and is never called one.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..topology import MODULES
 
@@ -47,23 +50,26 @@ class Consistency:
         return max(self.deviations.values())
 
 
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Removes hooks afterwards."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
 @torch.no_grad()
 def check_consistency(model: nn.Module, images: np.ndarray) -> Consistency:
     """Feeds images [B, H, W, C], prepared as in training, and measures the inputs of the 40 normalizations."""
     norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     means: dict[str, Tensor] = {}
-    handles = []
-    for name, norm in norms.items():
 
-        def hook(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:  # [B, C, H, W]
-            means[name] = inputs[0].mean((0, 2, 3))
+    def keep(name: str, inputs: tuple[Tensor]) -> None:  # [B, C, H, W]
+        means[name] = inputs[0].mean((0, 2, 3))
 
-        handles.append(norm.register_forward_pre_hook(hook))
-    try:
+    with hooked(norm.register_forward_pre_hook(lambda _, x, name=name: keep(name, x)) for name, norm in norms.items()):
         model.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2)).float())
-    finally:
-        for handle in handles:
-            handle.remove()
 
     def deviation(entering: str, remembered: str) -> float:
         norm = norms[remembered]

@@ -10,7 +10,7 @@ import timm
 from timm.data import ImageNetInfo
 
 from ..errors import KerasFileError
-from .keras_head import is_number
+from .layer_settings import is_number
 from .output import read_report
 from .parity import Finding
 from .photos import Photo, compare_pixels
@@ -115,28 +115,16 @@ def check_declared(directory: Path, photos: Sequence[Photo]) -> list[Finding]:
     cfg: Any = network.pretrained_cfg
     names, found = declared['class_names'], cfg.get('label_names')
     same = (names or None) == (list(found) if found else None)
-    checks = [
-        Finding(
-            'class names',
-            same,
-            True,
-            f'{"as" if same else "NOT as"} they were declared',
-            dict(declared=names, found=found),
-        )
-    ]
+    summary = f'{"as" if same else "NOT as"} they were declared'
+    checks = [Finding('class names', same, True, summary, dict(declared=names, found=found))]
     if photos:
         settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in declared['preprocessing'].items()
         }
         error = compare_pixels(network, Preprocessing(**settings), photos)
-        checks.append(
-            Finding(
-                'input',
-                error <= PIXELS,
-                True,
-                f"on {len(photos)} images timm's transform differs by {error:.1e} from the declared preprocessing "
-                f'({settings["input_range"]}, {settings["interpolation"]}), of {PIXELS:.0e} at most',
-                dict(difference=error, limit=PIXELS),
-            )
+        summary = (
+            f"on {len(photos)} images timm's transform differs by {error:.1e} from the declared preprocessing "
+            f'({settings["input_range"]}, {settings["interpolation"]}), of {PIXELS:.0e} at most'
         )
+        checks.append(Finding('input', error <= PIXELS, True, summary, dict(difference=error, limit=PIXELS)))
     return checks

@@ -5,48 +5,18 @@ Each layer has a role, which is its name in Keras; those that Keras leaves unnam
 evaluation: a setting that is in neither table is refused.
 """
 
-import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 from .. import Xception
-from ..errors import KerasFileError
 from ..topology import MODULES
-from .keras_head import ACTIVATIONS, is_number
+from .layer_settings import ACTIVATIONS, SETTINGS, Refused, is_number, read_settings
 from .layouts import FileLayer
 from .names import KERAS_CLASSES, LAYERS
 from .nodes import Tensor
 
 INPUT = 'input'
-CONV = dict(
-    filters=None, kernel_size=None, strides=(1, 1), padding='valid', data_format='channels_last',
-    dilation_rate=(1, 1), groups=1, activation='linear', use_bias=True, dtype='float',
-)  # fmt: skip
-
-# Class -> settings that change what it computes, with Keras' defaults, which hold where a config leaves one out.
-SETTINGS: dict[str, dict[str, Any]] = {
-    'Conv2D': CONV,
-    'SeparableConv2D': dict(CONV, depth_multiplier=1),
-    'BatchNormalization': dict(
-        axis=-1, epsilon=1e-3, center=True, scale=True, renorm=False, virtual_batch_size=None, adjustment=None,
-        dtype='float',
-    ),
-    'Activation': dict(activation='linear', dtype='float'),
-    'ReLU': dict(max_value=None, negative_slope=0, threshold=0, dtype='float'),
-    'MaxPooling2D': dict(pool_size=(2, 2), strides=None, padding='valid', data_format='channels_last', dtype='float'),
-    'Add': dict(dtype='float'),
-    'XceptionBackbone': dict(
-        stackwise_conv_filters=None, stackwise_pooling=None, data_format='channels_last', dtype='float'
-    ),
-}  # fmt: skip
-
-# Settings that change nothing that is computed in evaluation.
-NEUTRAL = re.compile(
-    r'name|trainable|momentum|synchronized|fused|renorm_(clipping|momentum)|lora_(rank|alpha)|batch_(input_)?shape|'
-    r'image_shape|\w+_(initializer|regularizer|constraint)'
-)
 
 # Classes that compute the same as another one, with the settings of `SETTINGS`.
 SAME = {'Activation': ('Activation', 'ReLU')}
@@ -58,7 +28,6 @@ ARGUMENTS: dict[tuple[str, str], tuple[str, Callable[[Any], Any]]] = {
     ('Activation', 'activation'): ('act_layer', lambda name: None if name == 'softmax' else ACTIVATIONS.get(name)),
 }
 
-FLOATS = re.compile(r'(mixed_)?b?float(16|32|64)')
 WAY_OUT = (
     "Only Keras' own Xception can be converted. To train on from this one's arrays, which compute something else "
     'there: in Keras, x = keras.applications.Xception(weights=None, include_top=False); '
@@ -173,27 +142,26 @@ def _named(tensor: Tensor) -> str:
     )
 
 
-def compare(roles: dict[str, FileLayer], source: object) -> dict[str, Any]:
+def compare(roles: dict[str, FileLayer]) -> dict[str, Any]:
     """Compares every setting of every layer with that of Keras' Xception.
 
     Args:
         roles: Role -> layer.
-        source: Name of the source in errors.
 
     Returns:
         Arguments of `xception_hub.Xception` for what all layers have in common.
 
     Raises:
-        KerasFileError: A layer has another setting, which no argument stands for, or one that is not known.
+        Refused: A layer has another setting, which no argument stands for, or one that is not known.
     """
     common: dict[tuple[str, str], dict[Any, str]] = {key: {} for key in ARGUMENTS}
     for role, layer in roles.items():
         node = FIGURE5[role]
-        place = f'{source}: the {layer.class_name} layer {layer.name!r} ({role})'
+        place = f'the {layer.class_name} layer {layer.name!r} ({role})'
         expected = {**SETTINGS[node.class_name], **node.settings}
         if role in LAYERS and 'filters' in expected:
             expected['filters'] = widths()[role]
-        found = read_settings(layer.class_name, layer.config, place)
+        found = _settings_of(layer.class_name, layer.config, place)
         if layer.class_name != node.class_name:  # with Keras' defaults it is the same as this one
             _refuse_first(found, SETTINGS[layer.class_name], place)
             found = dict(expected, activation=layer.class_name.lower())
@@ -217,57 +185,23 @@ def compare(roles: dict[str, FileLayer], source: object) -> dict[str, Any]:
     return arguments
 
 
+def _settings_of(class_name: str, config: dict[str, Any], place: str) -> dict[str, Any]:
+    try:
+        return read_settings(class_name, config)
+    except Refused as e:
+        raise Refused(f'{place} {e}. {WAY_OUT}') from e
+
+
 def _refuse_first(found: dict[str, Any], expected: dict[str, Any], place: str) -> None:
     for name, value in expected.items():
         if found[name] != value:
-            raise KerasFileError(
+            raise Refused(
                 f"{place} has {name} {_shown(found[name])}; in Keras' Xception it is {_shown(value)}. {WAY_OUT}"
             )
 
 
 def _shown(value: Any) -> str:
     return f'{list(value) if isinstance(value, tuple) else value!r}'[:200]
-
-
-def read_settings(class_name: str, config: dict[str, Any], place: str) -> dict[str, Any]:
-    """All settings of `SETTINGS` in one notation; those that a config leaves out are Keras' defaults.
-
-    Raises:
-        KerasFileError: The config has a setting that is in neither table.
-    """
-    known = SETTINGS[class_name]
-    for name, value in config.items():
-        if name not in known and not NEUTRAL.fullmatch(name) and value is not None:
-            raise KerasFileError(f'{place} has {name} {value!r:.200}, which is not known to change nothing. {WAY_OUT}')
-    return {name: _read(name, config[name]) if name in config else default for name, default in known.items()}
-
-
-def _read(name: str, value: Any) -> Any:
-    """A setting, for which Keras has had several notations."""
-    if isinstance(value, dict):
-        inner = value.get('config')
-        if name == 'activation' and value.get('class_name') == 'function':
-            value = inner
-        elif name == 'dtype' and value.get('class_name') in ('DTypePolicy', 'Policy') and isinstance(inner, dict):
-            value = inner.get('name')
-        else:
-            value = json.dumps(value)
-    if name == 'axis':
-        value = value[0] if isinstance(value, list) and len(value) == 1 else value
-        return -1 if value == 3 else value
-    if name in ('kernel_size', 'strides', 'dilation_rate', 'pool_size') and is_number(value):
-        return (value, value)
-    if name == 'dtype':
-        return 'float' if value is None or FLOATS.fullmatch(str(value)) else str(value)
-    if name == 'padding':
-        return str(value).lower()
-    if value is None and name in ('activation', 'data_format'):
-        return {'activation': 'linear', 'data_format': 'channels_last'}[name]
-    return _as_tuples(value)
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 @cache
@@ -278,14 +212,14 @@ def widths() -> dict[str, int]:
     return {role: shapes[names[layer.kind].format(layer.torch)][0] for role, layer in LAYERS.items()}
 
 
-def compare_backbone(config: dict[str, Any], source: object) -> None:
+def compare_backbone(config: dict[str, Any]) -> None:
     """Compares the config of KerasHub's XceptionBackbone, which states the widths and poolings of all modules.
 
     Raises:
-        KerasFileError: It is another network.
+        Refused: It is another network.
     """
-    place = f"{source}: its 'XceptionBackbone'"
-    found = read_settings('XceptionBackbone', config, place)
+    place = "its 'XceptionBackbone'"
+    found = _settings_of('XceptionBackbone', config, place)
     convs = [
         [f'block{module.number}_{"conv" if module.number == 1 else "sepconv"}{i + 1}' for i in range(module.convs)]
         for module in MODULES

@@ -12,12 +12,13 @@ Instead of any answer: {"error": "what and where"}.
 """
 
 import io
+import itertools
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +38,17 @@ LISTS = re.compile(r'(layer_names|weight_names)(\d{0,4})')  # lists of texts; a 
 
 class Unreadable(ValueError):
     """A file cannot be read; the message says what and where. The caller makes a `KerasFileError` of it."""
+
+
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Makes one error of whatever HDF5's library raises at a place."""
+    try:
+        yield
+    except (Unreadable, MemoryError):
+        raise
+    except Exception as e:
+        raise Unreadable(f'{place} cannot be read: {e}.') from e
 
 
 class Reader:
@@ -93,69 +105,50 @@ class Reader:
                     yield member, node
 
     def _names(self, group: Any, path: str) -> list[str]:
-        names: list[str] = []
-        try:
-            for name in group:
-                names.append(name)
-                if len(names) > MAX_OBJECTS:
-                    break
-        except Exception as e:
-            raise Unreadable(f'{self.source}: the group {path!r} cannot be read: {e}.') from e
-        return names
+        with _reading(f'{self.source}: the group {path!r}'):
+            return list(itertools.islice(group, MAX_OBJECTS + 1))
 
     def _node(self, group: Any, name: str, member: str) -> tuple[Any, int]:
         """A member of a group, and its address in the file."""
-        node: Any = None
+        place = f'{self.source}: {member!r}'
         if len(member) > MAX_PATH or not member.isprintable():
-            raise Unreadable(f'{self.source}: {member!r} is no name that Keras gives.')
-        try:
+            raise Unreadable(f'{place} is no name that Keras gives.')
+        with _reading(place):
             link = group.get(name, getlink=True)
-            hard = isinstance(link, h5py.HardLink)  # soft and external links lead anywhere, also to other files
-            if hard:
-                node = group[name]
-                address = h5py.h5o.get_info(node.id).addr
-        except Exception as e:
-            raise Unreadable(f'{self.source}: {member!r} cannot be read: {e}.') from e
-        if not hard:
-            raise Unreadable(f'{self.source}: {member!r} is a {type(link).__name__}, which is not followed.')
-        if not isinstance(node, (h5py.Group, h5py.Dataset)):
-            raise Unreadable(f'{self.source}: {member!r} is a {type(node).__name__}.')
-        return node, address
+            if not isinstance(link, h5py.HardLink):  # soft and external links lead anywhere, also to other files
+                raise Unreadable(f'{place} is a {type(link).__name__}, which is not followed.')
+            node = group[name]
+            if not isinstance(node, (h5py.Group, h5py.Dataset)):
+                raise Unreadable(f'{place} is a {type(node).__name__}.')
+            return node, h5py.h5o.get_info(node.id).addr
 
     def _shape(self, dataset: Any, path: str) -> tuple[int, ...]:
         """The declared shape of an array. No values are read."""
-        try:
-            elsewhere = dataset.is_virtual or bool(dataset.external)
-            shape = None if elsewhere else dataset.shape
-        except Exception as e:
-            raise Unreadable(f'{self.source}: {path!r} cannot be read: {e}.') from e
-        if elsewhere:
-            raise Unreadable(f'{self.source}: {path!r} keeps its values in another file, which is not read.')
-        if shape is None:
-            raise Unreadable(f'{self.source}: {path!r} has no values.')
-        return shape
+        place = f'{self.source}: {path!r}'
+        with _reading(place):
+            if dataset.is_virtual or dataset.external:
+                raise Unreadable(f'{place} keeps its values in another file, which is not read.')
+            if dataset.shape is None:
+                raise Unreadable(f'{place} has no values.')
+            return dataset.shape
 
     def _attributes(self, node: Any, path: str) -> dict[str, Any]:
         """The attributes that are used. All are read, as Keras will read them; one that is too large is refused."""
         texts: dict[str, Any] = {}
         parts: dict[str, dict[int, list[str]]] = {}
-        name = ''
-        try:
+        with _reading(f'{self.source}: the attributes of {path!r}'):
             for name in node.attrs:
                 place = f'{self.source}: the attribute {name!r} of {path!r}'
-                attribute = node.attrs.get_id(name)
-                size = np.prod(attribute.shape or (), dtype=float) * attribute.dtype.itemsize
-                if size > MAX_TEXT or (name in TEXTS and attribute.shape not in ((), (1,))):
-                    raise Unreadable(f'{place} has shape {attribute.shape}.')
-                value = node.attrs[name]
-                if name in TEXTS:
-                    texts[name] = _text(value, place)
-                if part := LISTS.fullmatch(name):
-                    parts.setdefault(part[1], {})[int(part[2] or 0)] = _texts(value, place)
-        except (Unreadable, MemoryError):
-            raise
-        except Exception as e:
-            raise Unreadable(f'{self.source}: the attribute {name!r} of {path!r} cannot be read: {e}.') from e
+                with _reading(place):
+                    attribute = node.attrs.get_id(name)
+                    size = np.prod(attribute.shape or (), dtype=float) * attribute.dtype.itemsize
+                    if size > MAX_TEXT or (name in TEXTS and attribute.shape not in ((), (1,))):
+                        raise Unreadable(f'{place} has shape {attribute.shape}.')
+                    value = node.attrs[name]
+                    if name in TEXTS:
+                        texts[name] = _text(value, place)
+                    if part := LISTS.fullmatch(name):
+                        parts.setdefault(part[1], {})[int(part[2] or 0)] = _texts(value, place)
         for kind, lists in parts.items():
             texts[kind] = [text for number in sorted(lists) for text in lists[number]]
         return texts
@@ -176,14 +169,10 @@ class Reader:
         place = f'{self.source}: {path!r}'
         if self.arrays[path] != shape:
             raise Unreadable(f'{place} has shape {self.arrays[path]}; this network needs {shape}.')
-        try:
+        with _reading(place):
             dataset = self._places[path][path]
             _check_storage(dataset, place)
             values = _as_float32(dataset, place)
-        except (Unreadable, MemoryError):
-            raise
-        except Exception as e:
-            raise Unreadable(f'{place} cannot be read: {e}.') from e
         if not np.isfinite(values).all():
             raise Unreadable(f'{place} holds NaN or infinite values.')
         return values

@@ -11,11 +11,13 @@ import torch
 
 from ..errors import ToKerasError
 from ..network import Xception
+from ..weights.layouts import listed
 from ..weights.pretrained import NUMERICS, SAME_NETWORK, VARIANTS
 from . import keras_model
 from .formats import open_source
 from .keras_head import FINAL_ACTIVATIONS
 from .keras_model import POOLING_LAYERS, import_keras, structure_of
+from .layer_settings import refusals_of
 from .layouts import layout_of
 from .port import port, read_layers
 from .preprocessing import Rescaling
@@ -94,12 +96,12 @@ def write_keras(model: Any, network: Xception, output: Path) -> int:
             written = port(file).tensors
         else:
             model.save_weights(file)
-            with open_source(file) as opened:
+            with open_source(file) as opened, refusals_of(file):
                 written, _, _ = read_layers(structure_of(model), layout_of(opened.weights))
         expected = {name: t for name, t in network.state_dict().items() if not name.endswith('num_batches_tracked')}
         different = [name for name, t in expected.items() if name not in written or not torch.equal(written[name], t)]
         if different or len(written) != len(expected):
-            raise ToKerasError(f'{output} was not written: Keras saved something else for {different[:6]}.')
+            raise ToKerasError(f'{output} was not written: Keras saved something else for {listed(different)}.')
         os.replace(file, output)
     return len(expected)
 

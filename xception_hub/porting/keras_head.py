@@ -1,18 +1,18 @@
 """The layers around Xception in a Keras model: what it does to its images, and a head that this network can have.
 
-Each class of layer has a line in a table: who reads it, and what its settings may be. A setting that the table does not
-have is refused by name, unless it is None, or one of those that no evaluation uses.
+Each class of layer has a line in a table: who reads it, and which of its settings. Another one that differs from Keras'
+default is refused by name, unless no evaluation uses it.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import KerasFileError
 from ..head import head_layer_names
+from .layer_settings import ACTIVATIONS, Refused, checked_settings, is_number
 from .layouts import FileLayer
 from .names import AUGMENTATIONS, KerasLayer
 from .preprocessing import Rescaling
@@ -21,20 +21,6 @@ POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
 MAP_POOLS = {'AveragePooling2D': 'avg', 'MaxPooling2D': 'max'}
 # What joins the poolings of POOLS -> timm's name of both.
 JOINS = {'Concatenate': 'catavgmax', 'Average': 'avgmax'}
-# Keras' activations -> timm's of the same function
-ACTIVATIONS = {
-    'relu': 'relu',
-    'relu6': 'relu6',
-    'elu': 'elu',
-    'selu': 'selu',
-    'gelu': 'gelu',
-    'tanh': 'tanh',
-    'sigmoid': 'sigmoid',
-    'silu': 'silu',
-    'swish': 'silu',
-    'mish': 'mish',
-    'softmax': 'softmax',
-}
 FINAL_ACTIVATIONS = ('linear', *ACTIVATIONS)
 # Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda,
 # and those of TensorFlow before 2.4.
@@ -50,53 +36,25 @@ MAX_UNITS = 1_000_000  # outputs; the paper's largest head has 17,000
 MAX_CHANNELS = 1024
 BN_MOMENTUM = 0.99  # Keras' default
 
-# Settings of any layer that no evaluation uses: names, initial values, penalties, chance.
-UNUSED = frozenset(('name', 'trainable', 'batch_input_shape', 'batch_shape', 'input_dim', 'seed', 'noise_shape'))
-UNUSED_ENDS = ('_initializer', '_regularizer', '_constraint')
-FLOATS = frozenset(f'{mixed}{half}float16' for mixed in ('', 'mixed_') for half in ('', 'b')) | {'float32', 'float64'}
-READ = ()  # in place of the values that a setting may have: its reader looks at it
-Settings = Mapping[str, tuple[Any, ...]]
+Settings = dict[str, Any]
+MAPS, PLACE, FEATURES, LOGITS = 'before the pooling', 'at the map of one place', 'in the head', 'after the classifier'
 
 
-class Refused(ValueError):
-    """What of a layer cannot be converted. Who reads the layers adds its name and the way out."""
-
-
-def check_settings(layer: FileLayer, known: Settings) -> None:
-    """Compares all that a layer's config states with what is known.
+def _read_layer(layer: FileLayer, table: Mapping[str, tuple[Callable[..., Any], Sequence[str]]], *to: Any) -> Any:
+    """Has a table's reader read a layer.
 
     Raises:
-        Refused: It has a setting, or a value of one, that would change what is computed.
+        Refused: It is not in the table, or another setting than those that are read would change what is computed.
     """
-    for name, value in layer.config.items():
-        if name == 'dtype':
-            _check_dtype(value)
-        elif name not in UNUSED and not name.endswith(UNUSED_ENDS):
-            values = known.get(name, (None,))
-            if values is not READ and value not in values:
-                raise Refused(f'has {name}={value!r:.100}')
+    kind = 'operation' if operation_of(layer) in OPERATIONS else layer.class_name
+    if kind not in table:
+        raise Refused('cannot be converted')
+    reader, read = table[kind]
+    return reader(*to, layer, checked_settings(kind, layer.config, read))
 
 
-def _check_dtype(value: Any) -> None:
-    """A name, or a policy; that of `quantize()` has a mode in place of a name."""
-    policy = value.get('config', {}) if isinstance(value, dict) else {'name': value}
-    if policy.get('name') not in (*FLOATS, None) or 'mode' in policy:
-        dtype = policy.get('mode', policy.get('name'))
-        raise Refused(
-            f"has dtype {dtype!r:.100}. If quantize() made it, the layer rounds its inputs, which this network's never "
-            f'does: convert the model as it was before, or give it floating point numbers again by the lines under '
-            f'"Quantized" in docs/port_your_keras_model.md'
-        )
-
-
-@dataclass
-class HiddenLayer:
-    """One layer between pooling and classifier.
-
-    Attributes:
-        spec: The layer as `xception_hub.Xception` takes it in `head_layers`.
-        file_layer: Where its arrays are; None for a layer without arrays.
-    """
+class HiddenLayer(NamedTuple):
+    """One layer before the classifier, as `xception_hub.Xception` takes it in `head_layers`; its arrays, if it has."""
 
     spec: dict[str, Any]
     file_layer: FileLayer | None = None
@@ -117,6 +75,8 @@ class FileHead:
         ignored: Names of layers that change nothing in evaluation.
         one_size: Whether Keras' head takes maps of one size: it flattens them, or pools with a window of their size.
         max_first: Whether Keras joins the maxima and the means, in this order; timm's order is the other.
+        maps: Height and width of the feature maps, if the file states the size of the images.
+        stage: What the next layer takes while they are read: MAPS, the map of one PLACE, FEATURES or LOGITS.
         way_out: What converts at least the features, for errors.
     """
 
@@ -129,7 +89,24 @@ class FileHead:
     ignored: list[str] = field(default_factory=list)
     one_size: bool = False
     max_first: bool = False
+    maps: list[int] | None = None
+    stage: str = MAPS
     way_out: str = ''
+
+    def require(self, *stages: str) -> None:
+        """Refuses a layer that stands elsewhere."""
+        if self.stage not in stages:
+            flat = self.stage == PLACE
+            raise Refused(
+                f'cannot be converted{": put a Flatten layer before it, which has no arrays" if flat else ""}'
+            )
+
+    def pool(self, kind: str, keepdims: bool) -> None:
+        """Pools the maps, unless one of their layers may turn the largest value into the smallest."""
+        self.require(MAPS)
+        if self.layers and kind != 'avg':
+            raise Refused('cannot be converted')
+        self.global_pool, self.stage = kind, PLACE if keepdims else FEATURES
 
     def model_args(self, act_layer: str = 'relu') -> dict[str, Any]:
         """The head as arguments of `xception_hub.Xception`, whose other activations are `act_layer`."""
@@ -145,13 +122,15 @@ class FileHead:
     def layers_with_arrays(self) -> list[tuple[KerasLayer, FileLayer]]:
         """Pairs this network's layers that have arrays with the file's. The classifier comes last."""
         found = []
-        for name, layer in zip(head_layer_names([layer.spec for layer in self.layers]), self.layers):
-            if layer.file_layer is not None:
-                kind = 'bn' if 'bn' in layer.spec else 'dense' if layer.spec.get('bias', True) else 'dense without bias'
-                found.append((_named(layer.file_layer, f'head.fc_layers.{name}', kind), layer.file_layer))
-        if self.classifier is not None:
-            found.append((_named(self.classifier, 'head.fc', 'dense'), self.classifier))
-        return found
+        for name, (spec, layer) in zip(head_layer_names([layer.spec for layer in self.layers]), self.layers):
+            kind = 'bn' if 'bn' in spec else 'dense' if spec.get('bias', True) else 'dense without bias'
+            found.append((f'head.fc_layers.{name}', kind, layer))
+        found.append(('head.fc', 'dense', self.classifier))
+        return [
+            (KerasLayer(layer.name or layer.path, name, kind, layer.name or layer.path), layer)
+            for name, kind, layer in found
+            if layer is not None
+        ]
 
     def of_pooled(self) -> list[str]:
         """Names of the tensors whose last axis is that of the pooled features."""
@@ -163,79 +142,32 @@ class FileHead:
         return names
 
 
-def _named(file_layer: FileLayer, torch_name: str, kind: str) -> KerasLayer:
-    name = file_layer.name or file_layer.path
-    return KerasLayer(name, torch_name, kind, name)
-
-
-MAPS, PLACE, FEATURES, LOGITS = 'before the pooling', 'at the map of one place', 'in the head', 'after the classifier'
-
-
-@dataclass
-class _Reading:
-    """A head while its layers are read.
-
-    Attributes:
-        head: What was read.
-        maps: Height and width of the feature maps, if the file states the size of the images.
-        classifier: The last Dense layer.
-        stage: What the next layer takes: MAPS, the map of one PLACE, FEATURES or LOGITS.
-    """
-
-    head: FileHead
-    maps: list[int] | None
-    classifier: FileLayer | None
-    stage: str = MAPS
-
-    def ignore(self, layer: FileLayer) -> None:
-        self.head.ignored.append(layer.name or '')
-
-    def require(self, *stages: str) -> None:
-        """Refuses a layer that stands elsewhere."""
-        if self.stage == PLACE and PLACE not in stages:
-            raise Refused('cannot be converted: put a Flatten layer before it, which has no arrays')
-        if self.stage not in stages:
-            raise Refused('cannot be converted')
-
-    def pool(self, kind: str, keepdims: bool) -> None:
-        self.require(MAPS)
-        if self.head.layers and kind != 'avg':  # a normalization may turn the largest into the smallest
-            raise Refused('cannot be converted')
-        self.head.global_pool, self.stage = kind, PLACE if keepdims else FEATURES
-
-
-def read_head(after: Sequence[FileLayer], image_size: tuple[int, int] | None, source: object) -> FileHead:
+def read_head(after: Sequence[FileLayer], image_size: tuple[int, int] | None) -> FileHead:
     """Reads the layers that follow Xception, in the order of computation.
 
     Args:
         after: Xception's last layer, and those that follow it.
         image_size: Height and width of the images, if the file says it.
-        source: Name of the source in errors.
 
     Raises:
-        KerasFileError: This network's head cannot have one of them.
+        Refused: This network's head cannot have one of them.
     """
     head = FileHead(way_out=f'Pass --output-layer {after[0].name} to convert the features alone.')
-    maps = [map_side(side) for side in image_size] if image_size else None
-    dense = [layer for layer in after if layer.class_name == 'Dense']
-    reading = _Reading(head, maps, dense[-1] if dense else None)
+    head.maps = [map_side(side) for side in image_size] if image_size else None
+    head.classifier = next((layer for layer in reversed(after) if layer.class_name == 'Dense'), None)
     for layer in after[1:]:
-        place = f'{source}: the {layer.class_name} layer {layer.name!r} {reading.stage}'
+        place = f'the {layer.class_name} layer {layer.name!r} {head.stage}'
         try:
             if layer.class_name in AUGMENTATIONS:
-                reading.ignore(layer)
-                continue
-            if layer.class_name not in HEAD:
-                raise Refused('cannot be converted')
-            reader, known = HEAD[layer.class_name]
-            check_settings(layer, known)
-            reader(reading, layer)
+                head.ignored.append(layer.name or '')
+            else:
+                _read_layer(layer, HEAD, head)
         except Refused as e:
-            raise KerasFileError(f'{place} {e}.{HINTS.get(layer.class_name, "")} {head.way_out}') from e
-    if reading.stage == PLACE:
-        raise KerasFileError(f'{source}: the model ends in maps of one place, {after[-1].name!r}. {head.way_out}')
+            raise Refused(f'{place} {e}.{HINTS.get(layer.class_name, "")} {head.way_out}') from e
+    if head.stage == PLACE:
+        raise Refused(f'the model ends in maps of one place, {after[-1].name!r}. {head.way_out}')
     if head.max_first and not any(name.endswith('.weight') for name in head.of_pooled()[-1:]):
-        raise KerasFileError(f'{source}: the model ends in maxima and means, not in means and maxima. {head.way_out}')
+        raise Refused(f'the model ends in maxima and means, not in means and maxima. {head.way_out}')
     if head.layers and 'drop' in head.layers[-1].spec and head.classifier is not None:
         head.drop_rate = head.layers.pop().spec['drop']
     return head
@@ -247,112 +179,121 @@ def map_side(side: int) -> int:
     return -(-side // 16)
 
 
-def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value or ())
+def _global_pool(head: FileHead, layer: FileLayer, settings: Settings) -> None:
+    head.pool(POOLS[layer.class_name], settings['keepdims'])
 
 
-def _global_pool(reading: _Reading, layer: FileLayer) -> None:
-    reading.pool(POOLS[layer.class_name], layer.config.get('keepdims', False))
+def _map_pool(head: FileHead, layer: FileLayer, settings: Settings) -> None:
+    if head.layers or not head.maps or (*head.maps,) != settings['pool_size']:
+        raise Refused(f'cannot be converted, for its window is not the whole map ({head.maps})')
+    head.pool(MAP_POOLS[layer.class_name], True)
+    head.one_size = True
 
 
-def _map_pool(reading: _Reading, layer: FileLayer) -> None:
-    if reading.head.layers or not reading.maps or reading.maps != _pair(layer.config.get('pool_size')):
-        raise Refused(f'cannot be converted, for its window is not the whole map ({reading.maps})')
-    reading.pool(MAP_POOLS[layer.class_name], True)
-    reading.head.one_size = True
-
-
-def _join(reading: _Reading, layer: FileLayer) -> None:
+def _join(head: FileHead, layer: FileLayer, settings: Settings) -> None:
     """Global poolings of the same maps, side by side."""
-    for branch in layer.branches:
-        check_settings(branch, HEAD[branch.class_name][1])
     kinds = [POOLS[branch.class_name] for branch in layer.branches]
-    keepdims = {branch.config.get('keepdims', False) for branch in layer.branches}
-    last = 3 if True in keepdims else 1
-    if sorted(kinds) != ['avg', 'max'] or len(keepdims) > 1 or layer.config.get('axis', -1) not in (-1, last):
+    found = [checked_settings(branch.class_name, branch.config, ['keepdims']) for branch in layer.branches]
+    keepdims = {branch['keepdims'] for branch in found}
+    last = -1 if True in keepdims else 1
+    if sorted(kinds) != ['avg', 'max'] or len(keepdims) > 1 or settings.get('axis', -1) not in (-1, last):
         raise Refused(f'cannot be converted: it joins {", ".join(kinds)}')
-    reading.pool(JOINS[layer.class_name], keepdims.pop())
-    reading.head.max_first = layer.class_name == 'Concatenate' and kinds[0] == 'max'
+    head.pool(JOINS[layer.class_name], keepdims.pop())
+    head.max_first = layer.class_name == 'Concatenate' and kinds[0] == 'max'
 
 
-def _flatten(reading: _Reading, layer: FileLayer) -> None:
-    head = reading.head
-    if reading.stage != MAPS:
-        reading.ignore(layer)  # these are flat already, or have one place
-        reading.stage = FEATURES if reading.stage == PLACE else reading.stage
-    elif reading.maps and not head.layers:
-        head.layers.append(HiddenLayer({'flatten': reading.maps}))
+def _flatten(head: FileHead, layer: FileLayer, settings: Settings) -> None:
+    if head.stage != MAPS:  # these are flat already, or have one place
+        head.ignored.append(layer.name or '')
+        head.stage = FEATURES if head.stage == PLACE else head.stage
+    elif head.maps and not head.layers:
+        head.layers.append(HiddenLayer({'flatten': head.maps}))
         head.global_pool, head.one_size = 'avg', True  # the network's default, which the layer replaces
-        reading.stage = FEATURES
+        head.stage = FEATURES
     else:
         raise Refused('cannot be converted')
 
 
-def _reshape(reading: _Reading, layer: FileLayer) -> None:
-    ones = _pair(layer.config.get('target_shape'))[:-1]
-    if ones == [1, 1] and reading.stage in (PLACE, FEATURES):
-        reading.ignore(layer)
-        reading.stage = PLACE
+def _reshape(head: FileHead, layer: FileLayer, settings: Settings) -> None:
+    ones = settings['target_shape'][:-1]
+    if ones == (1, 1) and head.stage in (PLACE, FEATURES):
+        head.ignored.append(layer.name or '')
+        head.stage = PLACE
     elif not ones:
-        _flatten(reading, layer)
+        _flatten(head, layer, settings)
     else:
-        raise Refused(f'cannot be converted: it makes {layer.config.get("target_shape")} of them')
+        raise Refused(f'cannot be converted: it makes {list(settings["target_shape"])} of them')
 
 
-def _dense(reading: _Reading, layer: FileLayer) -> None:
-    reading.require(FEATURES)
-    head, units, bias = reading.head, _units(layer), layer.config.get('use_bias', True)
-    if layer is reading.classifier:
+def _dense(head: FileHead, layer: FileLayer, settings: Settings) -> None:
+    head.require(FEATURES)
+    units, bias = settings['units'], settings['use_bias']
+    if not isinstance(units, int) or isinstance(units, bool) or not 0 < units <= MAX_UNITS:
+        raise Refused(f'has {units!r} units')
+    if layer is head.classifier:
         if not bias:
             raise Refused(
                 "is the classifier and has no bias, which this network's has. In Keras, build it with a bias of zeros "
                 'and copy the kernel'
             )
-        head.classifier, head.num_classes, reading.stage = layer, units, LOGITS
+        head.num_classes, head.stage = units, LOGITS
     else:
         head.layers.append(HiddenLayer({'fc': units} if bias else {'fc': units, 'bias': False}, layer))
-    _activation(reading, layer)
+    _activation(head, layer, settings)
 
 
-def _dropout(reading: _Reading, layer: FileLayer) -> None:
-    rate = layer.config['rate']
+def _dropout(head: FileHead, layer: FileLayer, settings: Settings) -> None:
+    rate = settings['rate']
     if not is_number(rate) or not 0 <= rate <= 1:
         raise Refused(f'has rate {rate!r}')
-    if reading.stage in (MAPS, LOGITS):
-        reading.ignore(layer)
+    if head.stage in (MAPS, LOGITS):
+        head.ignored.append(layer.name or '')
     elif 0 < rate < 1:  # Keras leaves all as it is at 1, too
-        reading.head.layers.append(HiddenLayer({'drop': float(rate)}))
+        head.layers.append(HiddenLayer({'drop': float(rate)}))
 
 
-def _norm(reading: _Reading, layer: FileLayer) -> None:
-    reading.require(MAPS, PLACE, FEATURES)
-    config = layer.config
-    if reading.stage == MAPS and reading.head.layers:
+def _norm(head: FileHead, layer: FileLayer, settings: Settings) -> None:
+    head.require(MAPS, PLACE, FEATURES)
+    if head.stage == MAPS and head.layers:
         raise Refused('cannot be converted')
-    eps, momentum = float(config.get('epsilon', 1e-3)), float(config.get('momentum', BN_MOMENTUM))
-    last = 1 if reading.stage == FEATURES else 3
-    if config.get('axis', -1) not in (-1, last, [-1], [last]):
-        raise Refused(f'has axis={config["axis"]!r:.100}, which is not the last')
+    eps, momentum = float(settings['epsilon']), float(layer.config.get('momentum', BN_MOMENTUM))
+    if settings['axis'] not in (-1, 1 if head.stage == FEATURES else -1):
+        raise Refused(f'has axis={settings["axis"]!r:.100}, which is not the last')
     if not (0 < eps < 1 and 0 <= momentum <= 1):
         raise Refused(f'has epsilon {eps} and momentum {momentum}')
     spec = {'bn': eps} if momentum == BN_MOMENTUM else {'bn': eps, 'momentum': momentum}
-    reading.head.layers.append(HiddenLayer(spec, layer))  # of means it is the same as the mean of it
+    head.layers.append(HiddenLayer(spec, layer))  # of means it is the same as the mean of it
 
 
-def _activation(reading: _Reading, layer: FileLayer) -> None:
-    activation, head = activation_of(layer), reading.head
-    if layer.class_name == 'Softmax':
-        reading.require(FEATURES, LOGITS)
+def _softmax(head: FileHead, layer: FileLayer, settings: Settings) -> None:
+    head.require(FEATURES, LOGITS)
+    if settings['axis'] not in (-1, 1):
+        raise Refused(f'has axis={settings["axis"]!r:.100}, which is not the last')
+    _activation(head, layer, dict(activation='softmax'))
+
+
+def _elu(head: FileHead, layer: FileLayer, settings: Settings) -> None:
+    _activation(head, layer, dict(activation='elu'))
+
+
+def _relu(head: FileHead, layer: FileLayer, settings: Settings) -> None:
+    if settings['max_value'] not in (None, 6):
+        raise Refused(f'has max_value={settings["max_value"]!r:.100}')
+    _activation(head, layer, dict(activation='relu6' if settings['max_value'] else 'relu'))
+
+
+def _activation(head: FileHead, layer: FileLayer, settings: Settings) -> None:
+    activation = settings['activation']
     if activation == 'linear':
         return
-    if reading.stage == MAPS:
+    if head.stage == MAPS:
         if activation != 'relu' or head.layers:
             raise Refused(f'cannot be converted: it applies {activation!r}')
-        reading.ignore(layer)  # no feature is negative
+        head.ignored.append(layer.name or '')  # no feature is negative
     elif activation not in ACTIVATIONS:
-        where = 'at the end' if reading.stage == LOGITS else 'before the classifier'
-        raise Refused(f'applies {activation!r} {where}; those that can be converted are {", ".join(ACTIVATIONS)}')
-    elif reading.stage != LOGITS:
+        where = 'at the end' if head.stage == LOGITS else 'before the classifier'
+        raise Refused(f'applies {activation!r:.200} {where}; those that can be converted are {", ".join(ACTIVATIONS)}')
+    elif head.stage != LOGITS:
         head.layers.append(HiddenLayer({'act': ACTIVATIONS[activation]}))
     elif head.final_activation != 'linear':
         raise Refused(f'applies {activation!r} after a final {head.final_activation!r}')
@@ -360,66 +301,39 @@ def _activation(reading: _Reading, layer: FileLayer) -> None:
         head.final_activation = activation
 
 
-def activation_of(layer: FileLayer) -> str:
-    """Keras' name of the activation in a layer."""
-    if layer.class_name == 'ReLU' and layer.config.get('max_value') is not None:
-        return 'relu6'
-    if layer.class_name in ACTIVATION_LAYERS:
-        return ACTIVATION_LAYERS[layer.class_name]
-    activation = layer.config.get('activation') or 'linear'
-    if isinstance(activation, dict) and activation.get('class_name') == 'function':
-        activation = activation.get('config')
-    if not isinstance(activation, str):
-        raise Refused(f'has an activation of its own: {activation!r:.200}')
-    return activation
+# Class of layer -> its reader, and the settings that it reads.
+HEAD: dict[str, tuple[Callable[[FileHead, FileLayer, Settings], None], Sequence[str]]] = {
+    **dict.fromkeys(POOLS, (_global_pool, ['keepdims'])),
+    **dict.fromkeys(MAP_POOLS, (_map_pool, ['pool_size', 'strides'])),
+    'Concatenate': (_join, ['axis']),
+    'Average': (_join, []),
+    'Flatten': (_flatten, []),
+    'Reshape': (_reshape, ['target_shape']),
+    'Dense': (_dense, ['units', 'activation', 'use_bias']),
+    'Dropout': (_dropout, ['rate']),
+    'BatchNormalization': (_norm, ['axis', 'epsilon']),
+    'Activation': (_activation, ['activation']),
+    'ReLU': (_relu, ['max_value']),
+    'ELU': (_elu, []),
+    'Softmax': (_softmax, ['axis']),
+}
 
 
-def _units(layer: FileLayer) -> int:
-    units = layer.config['units']
-    if not isinstance(units, int) or isinstance(units, bool) or not 0 < units <= MAX_UNITS:
-        raise Refused(f'has {units!r} units')
-    return units
-
-
-ACTIVATION_LAYERS = {'ReLU': 'relu', 'ELU': 'elu', 'Softmax': 'softmax'}
-LAST = dict(data_format=('channels_last', None))
-# Class of layer -> its reader, and its settings with the values that they may have.
-HEAD: dict[str, tuple[Callable[[_Reading, FileLayer], None], Settings]] = {
-    **dict.fromkeys(POOLS, (_global_pool, dict(LAST, keepdims=READ))),
-    **dict.fromkeys(MAP_POOLS, (_map_pool, dict(LAST, pool_size=READ, strides=READ, padding=('valid',)))),
-    'Concatenate': (_join, dict(axis=READ)),
-    'Average': (_join, {}),
-    'Flatten': (_flatten, LAST),
-    'Reshape': (_reshape, dict(target_shape=READ)),
-    'Dense': (_dense, dict(units=READ, activation=READ, use_bias=READ, lora_rank=READ, lora_alpha=READ)),
-    'Dropout': (_dropout, dict(rate=READ)),
-    'BatchNormalization': (
-        _norm,
-        dict(axis=READ, epsilon=READ, momentum=READ, center=(True,), scale=(True,), renorm=(False,), fused=READ,
-             synchronized=READ, renorm_momentum=READ),
-    ),
-    'Activation': (_activation, dict(activation=READ)),
-    'ReLU': (_activation, dict(max_value=(None, 6), negative_slope=(0, None), threshold=(0, None))),
-    'ELU': (_activation, dict(alpha=(1,))),
-    'Softmax': (_activation, dict(axis=(-1, 1))),
-}  # fmt: skip
-
-
-def read_bare_head(rest: Sequence[FileLayer], source: object) -> FileHead:
+def read_bare_head(rest: Sequence[FileLayer]) -> FileHead:
     """Reads the head from weights alone, which name the layers but do not say what they do.
 
     It is clear only with one pooling and one Dense layer.
 
     Raises:
-        KerasFileError: The layers could be more than one head.
+        Refused: The layers could be more than one head.
     """
     pools = [layer for layer in rest if layer.class_name in POOLS]
     dense = [layer for layer in rest if layer.class_name == 'Dense']
     others = [layer for layer in rest if layer.class_name not in (*POOLS, 'Dense', 'Dropout', *AUGMENTATIONS)]
     if others or len(dense) > 1 or len(pools) > 1 or (dense and not pools):
         names = ', '.join(layer.name or layer.path for layer in rest)
-        raise KerasFileError(
-            f'{source} holds weights alone, which do not say how its head ({names}) computes. Pass --config FILE with '
+        raise Refused(
+            f'it holds weights alone, which do not say how its head ({names}) computes. Pass --config FILE with '
             f'what model.to_json() gives in Keras, or save the whole model and convert that.'
         )
     head = FileHead(final_activation='unknown' if dense else 'linear')
@@ -444,35 +358,29 @@ class Step:
     file_layer: FileLayer | None = None
 
 
-def read_steps(before: Sequence[FileLayer], home: str, source: object) -> tuple[list[Step], list[str]]:
+def read_steps(before: Sequence[FileLayer], home: str) -> tuple[list[Step], list[str]]:
     """Reads what a model does to its images before Xception.
 
     Args:
         before: The layers.
         home: Layer of the outermost model that Xception is in.
-        source: Name of the source in errors.
 
     Returns:
         The steps, and the names of layers that change nothing in evaluation.
 
     Raises:
-        KerasFileError: A layer does something else.
+        Refused: A layer does something else.
     """
     steps, ignored = [], []
     for layer in _opened(before):
         try:
             if layer.class_name in (*AUGMENTATIONS, 'Dropout'):
                 ignored.append(layer.name or '')
-                continue
-            kind = 'operation' if operation_of(layer) in OPERATIONS else layer.class_name
-            if kind not in STEPS:
-                raise Refused('cannot be converted')
-            reader, known = STEPS[kind]
-            check_settings(layer, known)
-            steps.append(reader(layer))
+            else:
+                steps.append(_read_layer(layer, STEPS))
         except Refused as e:
-            raise KerasFileError(
-                f'{source}: the {layer.class_name} layer {layer.name!r} before Xception {e}.'
+            raise Refused(
+                f'the {layer.class_name} layer {layer.name!r} before Xception {e}.'
                 f'{HINTS.get(layer.class_name, "")} Leave it out, and do what it does to the images beforehand: in '
                 f'Keras, save {behind(layer, home)}, which keeps the head.'
             ) from e
@@ -500,11 +408,11 @@ def behind(layer: FileLayer, home: str) -> str:
     return f'keras.Model({model}.get_layer({name!r}).output, {model}.output)'
 
 
-def _rescaling(layer: FileLayer) -> Step:
+def _rescaling(layer: FileLayer, settings: Settings) -> Step:
     return Step(_finite(layer.config.get('scale', 1.0)), _finite(layer.config.get('offset', 0.0)))
 
 
-def _arithmetic(layer: FileLayer) -> Step:
+def _arithmetic(layer: FileLayer, settings: Settings) -> Step:
     """`x / 127.5` has its number in position 1, `255 - x` in position 0."""
     if len(layer.constants) != 1:
         raise Refused('cannot be converted')
@@ -521,12 +429,11 @@ def _arithmetic(layer: FileLayer) -> Step:
     return Step(offset=number) if operation == 'add' else Step(-1.0, number) if first else Step(1.0, -number)
 
 
-def _normalization(layer: FileLayer) -> Step:
-    config = layer.config
-    if config.get('axis', -1) not in (-1, 3, [-1], [3], None):
-        raise Refused(f'has axis={config["axis"]!r:.100}, which is not the last')
-    if config.get('mean') is not None:
-        return normalized(_finite(config['mean']), _finite(config.get('variance')))
+def _normalization(layer: FileLayer, settings: Settings) -> Step:
+    if settings['axis'] not in (-1, None):
+        raise Refused(f'has axis={settings["axis"]!r:.100}, which is not the last')
+    if settings['mean'] is not None:
+        return normalized(_finite(layer.config['mean']), _finite(layer.config.get('variance')))
     return Step(file_layer=layer)
 
 
@@ -537,27 +444,27 @@ def normalized(mean: Any, variance: Any) -> Step:
 
 
 # As HEAD, for what stands before Xception.
-STEPS: dict[str, tuple[Callable[[FileLayer], Step], Settings]] = {
-    'Rescaling': (_rescaling, dict(scale=READ, offset=READ)),
-    'Normalization': (_normalization, dict(axis=READ, mean=READ, variance=READ, invert=(False,))),
-    'operation': (_arithmetic, dict(function=READ, node_def=READ, constants=READ)),
+STEPS: dict[str, tuple[Callable[[FileLayer, Settings], Step], Sequence[str]]] = {
+    'Rescaling': (_rescaling, ['scale', 'offset']),
+    'Normalization': (_normalization, ['axis', 'mean', 'variance']),
+    'operation': (_arithmetic, ['function', 'node_def', 'constants']),
 }
 
 
-def rescaling_of(steps: Sequence[Step], channels: int, source: object) -> Rescaling:
+def rescaling_of(steps: Sequence[Step], channels: int) -> Rescaling:
     """All steps as one scale and one offset; numbers where all channels have the same.
 
     Raises:
-        KerasFileError: They are not finite, or there is neither one nor one for each channel.
+        Refused: They are not finite, or there is neither one nor one for each channel.
     """
     scale, offset = np.ones(1), np.zeros(1)
     for step in steps:
         if not {np.size(step.scale), np.size(step.offset)} <= {1, channels}:
-            raise KerasFileError(f'{source}: it rescales {channels} channels by {step.scale} and {step.offset}.')
+            raise Refused(f'it rescales {channels} channels by {step.scale} and {step.offset}.')
         scale, offset = scale * step.scale, offset * step.scale + step.offset
     scale, offset = np.broadcast_arrays(scale, offset)
     if not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
-        raise KerasFileError(f'{source}: it rescales its images by {scale} and {offset}.')
+        raise Refused(f'it rescales its images by {scale} and {offset}.')
     if (scale == scale[0]).all() and (offset == offset[0]).all():
         return float(scale[0]), float(offset[0])
     return tuple(scale.tolist()), tuple(offset.tolist())
@@ -572,11 +479,6 @@ def operation_of(layer: FileLayer) -> str:
         node = json.loads(node) if isinstance(node, str) else node
         return str(node.get('op')) if isinstance(node, dict) else ''
     return layer.class_name
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value from JSON is a number; true and false are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _finite(value: Any) -> Any:

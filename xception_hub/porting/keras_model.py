@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from .. import Xception
-from .keras_head import ACTIVATIONS, JOINS, POOLS
+from .keras_head import JOINS, POOLS
+from .layer_settings import ACTIVATIONS
 from .names import LAYERS, to_keras
 from .preprocessing import Rescaling
 from .structure import Structure, parse

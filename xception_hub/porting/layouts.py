@@ -6,12 +6,12 @@ Keras 3, tf_keras' v3    layers/functional/layers/conv2d/vars/0
 """
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import KerasFileError
+from ..weights.layouts import listed
+from .layer_settings import SETTINGS, Refused
 from .names import AUGMENTATIONS, KERAS1_NAMES, KERAS_CLASSES, KINDS, LAYERS, group_name
 from .nodes import Call
 from .weights import WeightFile
@@ -55,64 +55,18 @@ class FileLayer:
             return [(int(place), value) for place, value in (self.config.get('constants') or {}).items()]
         return [(a.place, a.value) for call in self.calls for a in call.arguments if type(a.value) in (int, float)]
 
-    @property
-    def is_numbered(self) -> bool:
-        """Whether Keras gave the layer its name: that of the class, and a number."""
-        return is_numbered(self.name or '', self.class_name)
-
 
 Kinds = Sequence[tuple[FileLayer, str]]  # layers with the kinds of their arrays, keys of `names.KINDS`
 
 
-class Layout(ABC):
-    """Finds the arrays of layers in one file."""
-
-    def __init__(self, weights: WeightFile) -> None:
-        self.weights = weights
-
-    @abstractmethod
-    def layers(self) -> list[FileLayer]:
-        """Lists the layers that the file names, in Keras' order. It is used for weights that come without a config."""
-
-    @abstractmethod
-    def place_of(self, layer: FileLayer) -> str:
-        """How the paths of a layer of the outermost model, and of all within it, begin."""
-
-    @abstractmethod
-    def paths(self, layers: Kinds) -> list[dict[str, str]]:
-        """For each layer, Keras' names of its arrays and their paths, which need not exist.
-
-        Raises:
-            KerasFileError: A layer could be at several places, or its place belongs to another one.
-        """
-
-
-def layout_of(weights: WeightFile) -> Layout:
+def layout_of(weights: WeightFile) -> 'Layout':
     """Recognises the layout by its groups."""
     return VarsLayout(weights) if PREFIX in weights or OLD_PREFIX in weights else GroupsLayout(weights)
 
 
 # Names of the classes that Keras abbreviates in its groups and in the names it gives.
-CLASSES = {
-    group_name(name): name
-    for name in (
-        *KERAS_CLASSES.values(),
-        *AUGMENTATIONS,
-        'InputLayer',
-        'Activation',
-        'ReLU',
-        'Softmax',
-        'MaxPooling2D',
-        'Add',
-        'Dropout',
-        'Flatten',
-        'GlobalAveragePooling2D',
-        'GlobalMaxPooling2D',
-        'Functional',
-        'Sequential',
-        'Rescaling',
-    )
-} | {'input': 'InputLayer', 'avg_pool': 'GlobalAveragePooling2D', 'max_pool': 'GlobalMaxPooling2D'}
+CLASSES = {group_name(name): name for name in (*SETTINGS, *AUGMENTATIONS, 'InputLayer', 'Functional', 'Sequential')}
+CLASSES |= {'input': 'InputLayer', 'avg_pool': 'GlobalAveragePooling2D', 'max_pool': 'GlobalMaxPooling2D'}
 
 
 def numbered(name: str) -> tuple[str, int]:
@@ -124,14 +78,15 @@ def numbered(name: str) -> tuple[str, int]:
 PREFIX, OLD_PREFIX = 'layers', '_layer_checkpoint_dependencies'  # TensorFlow 2.12 and 2.13 used the second
 
 
-class VarsLayout(Layout):
+class VarsLayout:
     """The layout since Keras 3: groups numbered by class, arrays numbered within. Keras 3.6 adds the layer's name."""
 
     def __init__(self, weights: WeightFile) -> None:
-        super().__init__(weights)
+        self.weights = weights
         self.prefix = PREFIX if PREFIX in weights else OLD_PREFIX
 
     def layers(self) -> list[FileLayer]:
+        """Lists the layers that the file names, in Keras' order. It is used for weights that come without a config."""
         found = []
         for group in self.weights.groups():
             parent, _, last = group.removesuffix('/vars').rpartition('/')
@@ -143,18 +98,27 @@ class VarsLayout(Layout):
         return [layer for _, layer in sorted(found, key=lambda item: item[0])]
 
     def place_of(self, layer: FileLayer) -> str:
+        """How the paths of a layer of the outermost model, and of all within it, begin."""
         return layer.path.replace(PREFIX, self.prefix) + '/'
 
     def paths(self, layers: Kinds) -> list[dict[str, str]]:
+        """For each layer, Keras' names of its arrays and their paths, which need not exist.
+
+        Raises:
+            Refused: A layer could be at several places, or its place belongs to another one.
+        """
         return [self._paths(layer, kind) for layer, kind in layers]
 
     def _paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
         group = layer.path.replace(PREFIX, self.prefix) + '/vars'
         saved_name = self.weights.attribute(group, 'name')
         # numbers that Keras gives rise within a session; the place in the file is the same
-        numbers = layer.is_numbered and numbered(saved_name or '')[0] == numbered(layer.name or '')[0]
+        numbers = (
+            is_numbered(layer.name or '', layer.class_name)
+            and numbered(saved_name or '')[0] == numbered(layer.name or '')[0]
+        )
         if layer.name is not None and saved_name not in (None, layer.name) and not numbers:
-            raise KerasFileError(f'{self.weights.source}: {group!r} is called {saved_name!r}, not {layer.name!r}.')
+            raise Refused(f'{group!r} is called {saved_name!r}, not {layer.name!r}.')
         return {keras: f'{group}/{i}' for i, (keras, _, _) in enumerate(KINDS[kind])}
 
 
@@ -190,7 +154,7 @@ class Owner:
     arrays: dict[str, str] = field(default_factory=dict)
 
 
-class GroupsLayout(Layout):
+class GroupsLayout:
     """The layout of Keras 1 and 2: a group for each layer of the outermost model, which lists its arrays.
 
     A layer of the outermost model has all arrays of its group, whatever their paths say: Keras numbers these anew when
@@ -199,10 +163,10 @@ class GroupsLayout(Layout):
     """
 
     def __init__(self, weights: WeightFile) -> None:
-        super().__init__(weights)
+        self.weights = weights
         self.root = f'{WHOLE_MODEL}/' if WHOLE_MODEL in weights else ''
         self.groups: dict[str, list[Owner]] = {}
-        listed = self.weights.names(self.root.rstrip('/'), 'layer_names')
+        listed = self.weights.attribute(self.root.rstrip('/'), 'layer_names')
         for group in listed if listed is not None else self._all_groups():
             if group not in NO_LAYERS and group not in self.groups:
                 self.groups[group] = self._owners(group)
@@ -217,7 +181,7 @@ class GroupsLayout(Layout):
 
     def arrays_of(self, group: str) -> list[str]:
         """The arrays of a group, as it lists them: paths below it."""
-        listed = self.weights.names(f'{self.root}{group}', 'weight_names')
+        listed = self.weights.attribute(f'{self.root}{group}', 'weight_names')
         if listed is not None:
             return listed
         start = f'{self.root}{group}/'
@@ -233,9 +197,7 @@ class GroupsLayout(Layout):
             place = owners.setdefault(owner, Owner(owner.rpartition('/')[2]))
             path = f'{self.root}{group}/{array}'
             if variable in place.arrays:
-                raise KerasFileError(
-                    f'{self.weights.source}: {path!r} and {place.arrays[variable]!r} have the same name.'
-                )
+                raise Refused(f'{path!r} and {place.arrays[variable]!r} have the same name.')
             place.arrays[variable] = path
         return list(owners.values())
 
@@ -299,7 +261,7 @@ class GroupsLayout(Layout):
             else:
                 by_name = {owner.name: owner for owner in owners}
                 if len(by_name) < len(owners):
-                    raise KerasFileError(f'{self.weights.source}: several layers in {group!r} have the same name.')
+                    raise Refused(f'several layers in {group!r} have the same name.')
                 found = self._match({(layer.name or '', layer.class_name): None for layer in inside}, list(by_name))
                 for layer in inside:
                     places[id(layer)] = by_name.get(found[layer.name or ''], Owner(f'{group}/{layer.name}'))
@@ -367,7 +329,7 @@ class GroupsLayout(Layout):
                 continue
             others = [name] if name in known else [other for other in again.get(name, []) if other != name]
             if len(others) > 1:
-                raise KerasFileError(f'{self.weights.source}: the layer {name!r} may be {" or ".join(others[:4])}.')
+                raise Refused(f'the layer {name!r} may be {listed(others)}.')
             found[name] = others[0] if others else name
         free: dict[str, list[str]] = {}  # class -> names that are not taken
         taken = set(found.values())
@@ -381,10 +343,10 @@ class GroupsLayout(Layout):
             elif len(names) == len(others):
                 found.update(zip(sorted(names, key=_numbers), sorted(others, key=_numbers)))
             else:
-                raise KerasFileError(
-                    f'{self.weights.source}: the config has {len(names)} layers called {stem} and a number '
-                    f'({", ".join(sorted(names, key=_numbers)[:6])}), the weights {len(others)} '
-                    f'({", ".join(sorted(others, key=_numbers)[:6]) or "none"}): which is which cannot be told.'
+                raise Refused(
+                    f'the config has {len(names)} layers called {stem} and a number '
+                    f'({listed(sorted(names, key=_numbers))}), the weights {len(others)} '
+                    f'({listed(sorted(others, key=_numbers))}): which is which cannot be told.'
                 )
         return found
 
@@ -393,3 +355,6 @@ def is_numbered(name: str, class_name: str) -> bool:
     """Whether Keras gave a name itself: that of the class, and a number."""
     stem, of_class = stem_of(name), group_name(class_name)
     return stem == OLD_STEMS.get(of_class, of_class)
+
+
+Layout = VarsLayout | GroupsLayout  # with the same methods

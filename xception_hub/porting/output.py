@@ -1,8 +1,6 @@
 """What a conversion writes: a directory that `timm.create_model('local-dir:DIR', pretrained=True)` loads."""
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +11,7 @@ from timm.data import ImageNetInfo
 from .. import Xception
 from ..directory.card import render
 from ..directory.write import PARITY_FILE, new_directory, write_model
+from ..files import write_text
 from .parity import Parity
 from .port import Port
 from .preprocessing import Preprocessing
@@ -71,6 +70,4 @@ def read_report(directory: Path) -> dict[str, Any]:
 
 def update_report(directory: Path, parity: Parity) -> None:
     """Replaces the proofs in parity.json, and keeps what it says of the source."""
-    with tempfile.NamedTemporaryFile('w', dir=directory, delete=False, encoding='utf-8') as temporary:
-        json.dump({**read_report(directory), **parity.as_dict()}, temporary, indent=2)
-    os.replace(temporary.name, directory / PARITY_FILE)
+    write_text(directory / PARITY_FILE, json.dumps({**read_report(directory), **parity.as_dict()}, indent=2))

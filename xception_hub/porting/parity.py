@@ -14,7 +14,8 @@ from .. import Xception
 from ..errors import ParityError
 from ..topology import TAPS
 from ..weights.fingerprints import compare
-from .consistency import MOST, Consistency, check_consistency
+from ..weights.layouts import listed
+from .consistency import MOST, Consistency, check_consistency, hooked
 from .photos import Photo, photo_batch
 from .port import Port
 from .reference import KerasReference, release_memory
@@ -113,24 +114,17 @@ class Parity:
 
     def as_dict(self) -> dict[str, Any]:
         """For parity.json."""
-        proofs: list[dict[str, Any]] = [
-            {
-                'proof': 'Keras',
-                **asdict(p),
-                'worst': p.worst,
-                'first_wrong': p.first_wrong,
-                'passed': p.first_wrong is None,
-                'result': self.result(p),
-            }
-            for p in self.proofs
-        ]
-        proofs += [
-            dict(proof=c.proof, passed=c.passed, decisive=c.decisive, summary=c.summary, **c.figures)
-            for c in self.checks
-        ]
-        return dict(
-            passed=self.passed, reference=self.reference, reading=self.reading, by_keras=self.by_keras, proofs=proofs
-        )
+        proofs: list[dict[str, Any]] = []
+        for p in self.proofs:
+            verdict = dict(
+                worst=p.worst, first_wrong=p.first_wrong, passed=p.first_wrong is None, result=self.result(p)
+            )
+            proofs.append(dict(proof='Keras', **asdict(p), **verdict))
+        for check in self.checks:
+            found = asdict(check)
+            proofs.append({**found, **found.pop('figures')})
+        of_all = dict(passed=self.passed, reference=self.reference, reading=self.reading, by_keras=self.by_keras)
+        return dict(of_all, proofs=proofs)
 
     def report(self) -> str:
         """All proofs, for people."""
@@ -220,30 +214,29 @@ def prove_parity(
 
 def _settings(ported: Port) -> Finding:
     """What the file's config says of the network inside; `port` has refused what is not that of figure 5."""
-    structure, kind = ported.structure, ported.kind
-    known = bool(structure.roles) or ported.is_release or kind == 'preset'
-    summary = {
-        'preset': "the preset's backbone has the widths and poolings of Keras' Xception",
-        'release': 'Keras publishes these weights for its own Xception',
-        'config': f"all settings and wires of {len(structure.roles)} layers are those of Keras' Xception",
-        'weights': 'not known: the file holds weights alone, so that all settings (strides, padding, dilation, '
-        "activations, epsilon, ...) and wires are assumed to be those of Keras' Xception",
-    }['config' if structure.roles else 'preset' if kind == 'preset' else 'release' if known else 'weights']
+    structure = ported.structure
+    if structure.roles:
+        summary = f"all settings and wires of {len(structure.roles)} layers are those of Keras' Xception"
+    elif ported.kind == 'preset':
+        summary = "the preset's backbone has the widths and poolings of Keras' Xception"
+    elif ported.is_release:
+        summary = 'Keras publishes these weights for its own Xception'
+    else:
+        summary = (
+            'not known: the file holds weights alone, so that all settings (strides, padding, dilation, activations, '
+            "epsilon, ...) and wires are assumed to be those of Keras' Xception"
+        )
     if structure.arguments:
         summary += f', but for {", ".join(f"{name}={value!r}" for name, value in structure.arguments.items())}'
+    known = not summary.startswith('not known')
     return Finding('settings and wires', known, False, summary, dict(arguments=structure.arguments))
 
 
 def _positions(misplaced: list[tuple[str, str]], decisive: bool) -> Finding:
     """Whether the order of the arrays says the same as their names; decisive unless Keras has read the file by it."""
     first = f', first {misplaced[0][0]}, where the order has {misplaced[0][1]}' if misplaced else ''
-    return Finding(
-        'second reading',
-        not misplaced,
-        decisive,
-        f'by their order, as Keras loads them, {len(misplaced)} arrays would belong elsewhere{first}',
-        dict(misplaced=misplaced),
-    )
+    summary = f'by their order, as Keras loads them, {len(misplaced)} arrays would belong elsewhere{first}'
+    return Finding('second reading', not misplaced, decisive, summary, dict(misplaced=misplaced))
 
 
 def same_tensors(ported: Port, model: nn.Module) -> Finding:
@@ -254,47 +247,36 @@ def same_tensors(ported: Port, model: nn.Module) -> Finding:
     equal = len(ported.tensors) - len(unequal)
     summary = f'{equal} of {len(ported.tensors)} tensors are bit-identical to the arrays of the file'
     if unequal or more:
-        summary += f'; not so {", ".join((unequal + more)[:3])}'
+        summary += f'; not so {listed(unequal + more)}'
     return Finding('tensors', not unequal and not more, True, summary, dict(unequal=unequal, more=more))
 
 
 def _statistics(found: Consistency, decisive: bool) -> Finding:
     """What the moving statistics say of the images; decisive without a comparison with Keras."""
     where = f', wrong from {found.first_wrong} on: check how images are prepared' if found.first_wrong else ''
-    return Finding(
-        'moving statistics',
-        found.first_wrong is None,
-        decisive,
+    summary = (
         f'on {found.images} images the worst of {len(found.deviations)} normalizations is off by {found.worst:.2f} '
-        f'standard deviations, of {MOST:.0f} at most{where}',
-        dict(images=found.images, deviations=found.deviations, limit=MOST),
+        f'standard deviations, of {MOST:.0f} at most{where}'
     )
+    figures = dict(images=found.images, deviations=found.deviations, limit=MOST)
+    return Finding('moving statistics', found.first_wrong is None, decisive, summary, figures)
 
 
 def _residuals(found: Consistency, decisive: bool) -> Finding:
     """What they say of the residual normalizations; decisive unless Keras has found these in the file by itself."""
     now = '; '.join(f'{name} {a:.2f} against {b:.2f}' for name, (a, b) in found.exchanged.items())
-    return Finding(
-        'residual normalizations',
-        found.first_exchanged is None,
-        decisive,
-        f'deviations as they are, and exchanged with the last of their module: {now}',
-        dict(exchanged=found.exchanged, first_exchanged=found.first_exchanged),
-    )
+    summary = f'deviations as they are, and exchanged with the last of their module: {now}'
+    figures = dict(exchanged=found.exchanged, first_exchanged=found.first_exchanged)
+    return Finding('residual normalizations', found.first_exchanged is None, decisive, summary, figures)
 
 
 def _fingerprints(ported: Port) -> Finding:
     """How the backbone compares with Keras' own, which a fine-tuned one need not equal."""
     found = compare(ported.tensors)
     counts = {kind: len(getattr(found, kind)) for kind in ('identical', 'compensated', 'different', 'missing')}
-    total = sum(counts.values())
-    return Finding(
-        'fingerprints',
-        counts['identical'] == total,
-        False,
-        f'{counts["identical"]} of {total} tensors of the backbone are bit-identical to those that Keras publishes',
-        counts,
-    )
+    equal, total = counts['identical'], sum(counts.values())
+    summary = f'{equal} of {total} tensors of the backbone are bit-identical to those that Keras publishes'
+    return Finding('fingerprints', equal == total, False, summary, counts)
 
 
 def compare_with_keras(
@@ -353,12 +335,11 @@ def torch_taps(model: Xception, images: np.ndarray, dtype: str) -> dict[str, np.
 
         return hook
 
-    handles = [model.get_submodule(tap).register_forward_hook(keep(tap)) for tap in TAPS]
+    precision = getattr(torch, dtype)
     try:
-        model.to(getattr(torch, dtype)).eval()(torch.from_numpy(images.transpose(0, 3, 1, 2)).to(getattr(torch, dtype)))
+        with hooked(model.get_submodule(tap).register_forward_hook(keep(tap)) for tap in TAPS):
+            model.to(precision).eval()(torch.from_numpy(images.transpose(0, 3, 1, 2)).to(precision))
     finally:
-        for handle in handles:
-            handle.remove()
         model.float()
     return taps
 

@@ -9,7 +9,7 @@ import numpy as np
 import timm
 from PIL import Image
 
-from ..images import IMAGE_SUFFIXES
+from ..images import IMAGE_SUFFIXES, open_image
 from .preprocessing import Preprocessing
 
 Photo = Path | Image.Image
@@ -28,8 +28,8 @@ def find_photos(folder: Path) -> list[Path]:
 
 
 def open_photos(photos: Sequence[Photo]) -> list[Image.Image]:
-    """Decoded, in RGB."""
-    return [(Image.open(photo) if isinstance(photo, Path) else photo).convert('RGB') for photo in photos]
+    """Decoded, upright, in RGB."""
+    return [open_image(photo) for photo in photos]
 
 
 def photo_batch(photos: Sequence[Photo], size: tuple[int, int]) -> np.ndarray:
@@ -69,16 +69,12 @@ def compare_pixels(model: Any, declared: Preprocessing, photos: Sequence[Photo])
     Returns:
         L2 norm of the difference, relative to that of Keras' images; infinite if even the size differs.
     """
-    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
     mean, std = declared.mean_and_std()
-    error = norm = 0.0
-    for photo in open_photos(photos):
-        expected = (_prepared(photo, declared) / 255 - mean) / std
-        found = transform(photo).permute(1, 2, 0).numpy()
-        if found.shape != expected.shape:
-            return math.inf
-        error, norm = error + float(((found - expected) ** 2).sum()), norm + float((expected**2).sum())
-    return math.sqrt(error / norm)
+    expected = (np.stack([_prepared(photo, declared) for photo in open_photos(photos)]) / 255 - mean) / std
+    found = timm_batch(model, photos)
+    if found is None or found.shape != expected.shape:
+        return math.inf
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def _prepared(photo: Image.Image, declared: Preprocessing) -> np.ndarray:

@@ -3,8 +3,8 @@
 source -> formats.open_source -> config? -> structure -> layouts: path of each array -> checked, then read
 """
 
-import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +16,13 @@ from torch import Tensor
 
 from .. import Xception
 from ..errors import KerasFileError
+from ..files import sha256_of
 from ..weights.checkpoints import check_against
+from ..weights.layouts import listed
+from .figure5 import compare_backbone
 from .formats import Opened, open_source, read_json
-from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, is_number, normalized, rescaling_of
+from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, normalized, rescaling_of
+from .layer_settings import Refused, is_number, refusals_of
 from .layouts import GroupsLayout, Layout, layout_of
 from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
 from .preprocessing import Rescaling
@@ -26,14 +30,12 @@ from .release import RELEASES, fetch
 from .structure import Structure, bare, check_image_size, parse
 from .weights import WeightFile
 
-# Arrays that are not the network's: how their paths begin, or a part of their path, and what they are.
+# Arrays that are not the network's: what their paths match, and what they are.
 LEFT_OUT = {
-    'optimizer/': "the optimizer's state",
-    'optimizer_weights/': "the optimizer's state",
-    'metrics/': 'the state of a metric',
+    r'optimizer(_weights)?/': "the optimizer's state",
+    r'metrics/': 'the state of a metric',
+    r'.*(seed_generator|StateVar)': 'the state of a random generator',
 }
-LEFT_OUT_PARTS = {'seed_generator': 'the state of a random generator', 'StateVar': 'the state of a random generator'}
-
 OTHER_OUTPUT = 'of another output'
 
 MAX_PARAMETERS = 2**27  # 512 MB; with the paper's largest head it has 117 million
@@ -96,13 +98,9 @@ class Port:
         with torch.device('meta'):
             model = timm.create_model('xception_paper', **self.model_args)
         check_against(self.tensors, model.state_dict(), str(self.source))
-        counters = {
-            name: torch.zeros((), dtype=torch.long)
-            for name in model.state_dict()
-            if name.endswith('num_batches_tracked')
-        }
+        counters = [name for name in model.state_dict() if name.endswith('num_batches_tracked')]
         own = {name: tensor.clone() for name, tensor in self.tensors.items()}
-        model.load_state_dict({**own, **counters}, assign=True)
+        model.load_state_dict(own | {name: torch.zeros((), dtype=torch.long) for name in counters}, assign=True)
         return model.eval()
 
 
@@ -119,7 +117,7 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
         ReleaseError: The download failed.
     """
     path = fetch(str(source)) if str(source) in RELEASES and not Path(source).exists() else Path(source)
-    with open_source(path) as opened:
+    with open_source(path) as opened, refusals_of(path):
         if config is not None:
             if opened.config is not None and not opened.keras_version.startswith('1.'):
                 raise KerasFileError(f'{path} holds the config of its model; leave out {config}.')
@@ -130,7 +128,9 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
             raise KerasFileError(f'{path} holds weights alone, whose outputs have no names: add --config FILE.')
         known = parse(opened.config, path, output_layer) if has_config else None
         layout = layout_of(opened.weights)
-        structure = known or _structure(opened, layout)
+        structure = known or bare(layout.layers())
+        if opened.kind == 'preset':
+            _add_preset(opened, structure)
         tensors, model_args, left_out = read_layers(structure, layout)
         is_release = known is None and _is_release(layout, model_args)
         if is_release:
@@ -139,7 +139,7 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
         return Port(
             path,
             opened.kind,
-            _sha256(opened.files),
+            sha256_of(opened.files),
             tensors,
             model_args,
             structure,
@@ -167,39 +167,32 @@ def _misplaced(structure: Structure, layout: Layout) -> list[tuple[str, str]] | 
     return layout.by_position(sorted(layers, key=lambda pair: pair[0].number))
 
 
-def _structure(opened: Opened, layout: Layout) -> Structure:
-    """What weights tell that come without a config."""
-    if opened.kind == 'preset':
-        return _preset(opened, bare(layout.layers(), opened.path))
-    return bare(layout.layers(), opened.path)
-
-
-def _preset(opened: Opened, structure: Structure) -> Structure:
+def _add_preset(opened: Opened, structure: Structure) -> None:
     """Adds what the preset's task says of the head, and its backbone of the images."""
     backbone = (opened.config or {}).get('class_name')
     if backbone != 'XceptionBackbone':
-        raise KerasFileError(f"{opened.path}: its backbone is a {backbone!r}, not an 'XceptionBackbone'.")
+        raise Refused(f"its backbone is a {backbone!r}, not an 'XceptionBackbone'.")
+    compare_backbone((opened.config or {}).get('config') or {})
     task, converter = _preset_config(opened, 'task.json'), _preset_config(opened, 'image_converter.json')
     if structure.head.classifier is not None:
         activation, dropout = task.get('activation') or 'linear', task.get('dropout') or 0.0
         if activation not in FINAL_ACTIVATIONS or not is_number(dropout) or not 0 <= dropout < 1:
-            raise KerasFileError(f'{opened.path}: its classifier has activation {activation!r}, dropout {dropout!r}.')
+            raise Refused(f'its classifier has activation {activation!r}, dropout {dropout!r}.')
         structure.head = replace(structure.head, final_activation=activation, drop_rate=float(dropout))
     for name in ('scale', 'offset'):
         if isinstance(converter.get(name), float) and not math.isfinite(converter[name]):
-            raise KerasFileError(f'{opened.path}: its image converter has {name} {converter[name]}.')
+            raise Refused(f'its image converter has {name} {converter[name]}.')
     size = converter.get('image_size')
     if isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size):
-        check_image_size(size[0], size[1], opened.path)
+        check_image_size(size[0], size[1])
         structure.image_size = size[0], size[1]
-    return structure
 
 
 def _preset_config(opened: Opened, file: str) -> dict[str, Any]:
     """The config in a preset's file; empty without the file."""
     config = opened.preset.get(file, {'config': {}}).get('config')
     if not isinstance(config, dict):
-        raise KerasFileError(f"{opened.path / file}: its 'config' is a {type(config).__name__} instead of an object.")
+        raise Refused(f"{file}: its 'config' is a {type(config).__name__} instead of an object.")
     return config
 
 
@@ -221,13 +214,12 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     kernel = weights.shape(places[0]['kernel'])
     channels = structure.channels or (kernel[2] if len(kernel) == 4 else 3)
     if not 0 < channels <= MAX_CHANNELS:
-        raise KerasFileError(f'{weights.source}: its images would have {channels} channels.')
-    model_args = dict(head.model_args(), in_chans=channels)
+        raise Refused(f'its images would have {channels} channels.')
+    arguments = structure.arguments
+    model_args = dict(head.model_args(arguments.get('act_layer', 'relu')), in_chans=channels, **arguments)
     expected = Xception(**model_args, device='meta').state_dict()
     if sum(tensor.numel() for tensor in expected.values()) > MAX_PARAMETERS:
-        raise KerasFileError(
-            f'{weights.source}: with its head it would have more than {MAX_PARAMETERS:,} parameters. {head.way_out}'
-        )
+        raise Refused(f'with its head it would have more than {MAX_PARAMETERS:,} parameters. {head.way_out}')
     account = _Account(weights)
     plan: list[tuple[KerasLayer, dict[str, tuple[str, tuple[int, ...]]]]] = []
     for (layer, _), paths in zip(pairs, places):
@@ -260,13 +252,13 @@ def _rescaling(structure: Structure, channels: int, weights: WeightFile, places:
             mean, variance = (_of_channels(weights, path) for path in list(next(places).values())[:2])
             step = normalized(mean, variance)
         steps.append(step)
-    return rescaling_of(steps, channels, weights.source)
+    return rescaling_of(steps, channels)
 
 
 def _of_channels(weights: WeightFile, path: str) -> Any:
     shape = weights.shape(path)
     if math.prod(shape) > MAX_CHANNELS:
-        raise KerasFileError(f'{weights.source}: {path!r} has shape {shape}, not a number for each channel.')
+        raise Refused(f'{path!r} has shape {shape}, not a number for each channel.')
     return weights.read(path, shape).ravel().astype(float)
 
 
@@ -274,7 +266,7 @@ def _last_axis(weights: WeightFile, layer: KerasLayer, kernel: str) -> int:
     """Width of a Dense layer, of which only the arrays are known."""
     shape = weights.shape(kernel)
     if len(shape) != 2 or not 0 < shape[1] <= MAX_UNITS:
-        raise KerasFileError(f'{weights.source}: the kernel of {layer.keras!r} has shape {shape}.')
+        raise Refused(f'the kernel of {layer.keras!r} has shape {shape}.')
     return shape[1]
 
 
@@ -287,12 +279,10 @@ class _Account:
 
     def use(self, path: str, shape: tuple[int, ...], layer: str) -> None:
         if path in self.used:
-            raise KerasFileError(f'{self.weights.source}: {path!r} would be both {self.used[path]} and {layer}.')
+            raise Refused(f'{path!r} would be both {self.used[path]} and {layer}.')
         found = self.weights.shape(path)
         if found != shape:
-            raise KerasFileError(
-                f'{self.weights.source}: {path!r} has shape {found}; this network needs {shape} for {layer}.'
-            )
+            raise Refused(f'{path!r} has shape {found}; this network needs {shape} for {layer}.')
         self.used[path] = layer
 
     def left_out(self, others: Sequence[str] = ()) -> dict[str, str]:
@@ -306,27 +296,13 @@ class _Account:
         if unknown:
             of_layers = {path.rpartition('/')[0] for path in self.used} & {path.rpartition('/')[0] for path in unknown}
             quantized = ' Those of a layer with others may come from quantize(), such as int8: save it as it was.'
-            raise KerasFileError(
-                f'{self.weights.source} holds {len(unknown)} arrays that Xception has no place for: '
-                f'{_listed(unknown)}.{quantized if of_layers else ""} Used were {len(self.used)}: '
-                f'{_listed(list(self.used))}.'
+            raise Refused(
+                f'it holds {len(unknown)} arrays that Xception has no place for: '
+                f'{listed(unknown, 8)}.{quantized if of_layers else ""} Used were {len(self.used)}: '
+                f'{listed(list(self.used), 8)}.'
             )
         return reasons
 
 
 def _reason(path: str) -> str:
-    start = next((why for start, why in LEFT_OUT.items() if path.startswith(start)), '')
-    return start or next((why for part, why in LEFT_OUT_PARTS.items() if part in path), '')
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
-
-
-def _sha256(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, 'rb') as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
+    return next((why for pattern, why in LEFT_OUT.items() if re.match(pattern, path)), '')

@@ -20,9 +20,10 @@ import torch
 from ..allocator import release_freed_memory
 from ..errors import ParityError, in_one_line
 from ..topology import TAPS
-from .figure5 import FIGURE5, SETTINGS, TAPPED, read_settings
-from .keras_head import ACTIVATIONS, JOINS, MAP_POOLS, OPERATIONS, POOLS, operation_of
+from .figure5 import FIGURE5, TAPPED
+from .keras_head import JOINS, MAP_POOLS, OPERATIONS, POOLS, STEPS, operation_of
 from .keras_model import build, import_keras, structure_of
+from .layer_settings import ACTIVATIONS, SETTINGS, Refused, read_settings
 from .layouts import FileLayer
 from .names import AUGMENTATIONS
 from .nodes import read_calls
@@ -199,7 +200,10 @@ def _why_not_loaded(ported: Port) -> str:
     if ported.kind == 'preset':
         return 'the preset belongs to KerasHub'
     if ported.config is not None:
-        foreign = next(_foreign(loadable(ported.config)), '')
+        try:
+            foreign = next(_foreign(loadable(ported.config)), '')
+        except Refused as e:  # of another output
+            return f'one of its layers {e}'
         if foreign:
             return f'its config names {foreign!r}, which is not loaded'
     if ported.structure.others and ported.structure.head.classifier is None:
@@ -228,7 +232,8 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
         layers = [loadable(layer, size) for layer in config['layers']]
         first = config['layers'][0]['config']
         if class_name == 'Sequential' and isinstance(first, dict) and 'batch_input_shape' in first:
-            layers = [_input(first['batch_input_shape'], None, size), *(layers[1:] if _is_input(layers[0]) else layers)]
+            is_input = layers[0]['class_name'] == 'InputLayer'
+            layers = [_input(first['batch_input_shape'], None, size), *layers[is_input:]]
         class_name = 'Functional' if class_name == 'Model' else class_name
         kept = {key: config[key] for key in ('name', 'trainable', 'input_layers', 'output_layers') if key in config}
         settings = {**kept, 'layers': layers}
@@ -240,8 +245,8 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
         settings = {key: value for key, value in config.items() if not NOT_LOADED.fullmatch(key)}
         if class_name == 'Pipeline':
             settings['layers'] = [loadable(inner) for inner in config['layers']]
-        if class_name in SETTINGS:
-            known = read_settings(class_name, config, 'Keras')
+        if class_name in SETTINGS and class_name not in STEPS:
+            known = read_settings(class_name, config)
             changed = {key: value for key, value in known.items() if value != SETTINGS[class_name][key]}
             settings = {'name': config['name'], 'trainable': config.get('trainable', True), **changed}
         made = {'module': 'keras.layers', 'class_name': class_name, 'config': settings, 'registered_name': None}
@@ -251,7 +256,7 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
     nodes: list[Any] = [[[tensor.layer, 0, tensor.output] for tensor in call.tensors] for call in layer.calls]
     if operation and len(layer.constants) == 1:
         made.update(module='keras.src.ops.numpy', class_name=OPERATION_CLASSES[operation], config={'name': name})
-        (place, number), (tensor,) = layer.constants[0], layer.calls[0].tensors
+        (place, number), tensor = layer.constants[0], layer.calls[0].tensors[0]
         operands: list[Any] = [
             {
                 'class_name': '__keras_tensor__',
@@ -261,10 +266,6 @@ def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None,
         operands.insert(place, number)
         nodes = [{'args': operands, 'kwargs': {}}]
     return {**made, 'name': name, 'inbound_nodes': nodes}
-
-
-def _is_input(layer: dict[str, Any]) -> bool:
-    return layer['class_name'] == 'InputLayer'
 
 
 def _input(shape: list[Any], name: str | None, size: tuple[int | None, int | None]) -> dict[str, Any]:

@@ -1,12 +1,10 @@
 """Keras' official ImageNet weights by name: downloaded once, known by their md5."""
 
-import hashlib
 import os
 import shlex
 import socket
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from huggingface_hub.utils import are_progress_bars_disabled
 
 from ..errors import ReleaseError, in_one_line
+from ..files import digest_of, replacing
 
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'xception_hub'
 
@@ -65,34 +64,24 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
         raise ReleaseError(f'There is no release {name!r}. Choose from: {", ".join(RELEASES)}.')
     release = RELEASES[name]
     target = cache / release.filename
-    for path in (target, _keras_cache() / release.filename):
+    keras_cache = Path(os.environ.get('KERAS_HOME', '~/.keras')).expanduser() / 'models'
+    for path in (target, keras_cache / release.filename):
         if _md5(path) == release.md5:
             return path
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix='.download-') as folder:
-        _download(name, release, target, Path(folder) / release.filename)
+    with replacing(target) as part:
+        _download(name, release, target, part)
     return target
-
-
-def _keras_cache() -> Path:
-    """Where Keras keeps the files that it downloads."""
-    return Path(os.environ.get('KERAS_HOME', '~/.keras')).expanduser() / 'models'
 
 
 def _md5(path: Path) -> str | None:
     """None if the file can't be read, as when there is none."""
-    try:
-        digest = hashlib.md5(usedforsecurity=False)  # some hardened builds of OpenSSL refuse it otherwise
-        with open(path, 'rb') as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except OSError:
-        return None
-    return digest.hexdigest()
+    with suppress(OSError):
+        return digest_of([path], 'md5')
+    return None
 
 
 def _download(name: str, release: Release, target: Path, part: Path) -> None:
-    """Downloads to `part`, which becomes `target` if it has the right md5."""
+    """Downloads to `part`, which will be `target`, and checks its md5."""
     otherwise = (
         f'Get it by any other means (md5 {release.md5}) and put it at {target}, or pass its path to the conversion '
         f'instead of {name!r}. On a line that breaks again and again, this command goes on where it stopped:\n'
@@ -110,7 +99,6 @@ def _download(name: str, release: Release, target: Path, part: Path) -> None:
             f'{release.url} is not what Keras published: {part.stat().st_size:,} bytes arrived, with md5 {md5} instead '
             f'of {release.md5}, and were removed.\n{otherwise}'
         )
-    os.replace(part, target)
 
 
 @contextmanager

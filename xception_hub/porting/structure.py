@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import KerasFileError
 from ..layers import MIN_IMG_SIZE
 from ..topology import MODULES
+from ..weights.layouts import listed
 from .figure5 import FIRST, LAST, WAY_OUT, compare, match
 from .keras_head import (
     HINTS,
@@ -27,6 +28,7 @@ from .keras_head import (
     read_head,
     read_steps,
 )
+from .layer_settings import Refused
 from .layouts import FileLayer, numbered
 from .names import IMAGE_AUGMENTATIONS, KERAS_CLASSES, LAYERS, LISTED, group_name
 from .nodes import Call, Tensor, read_calls, tensors_in
@@ -112,29 +114,31 @@ def parse(config: Any, source: object, output_layer: str | None = None) -> Struc
     """
     try:
         outer = _read_model(config, 'layers', itertools.count())
-        others = _drop_others(outer, output_layer, source) if output_layer else []
-        _check_era(outer, source)
-        home, roles = _find_xception(outer, source)
+        others = _drop_others(outer, output_layer) if output_layer else []
+        _check_era(outer)
+        home, roles = _find_xception(outer)
         layers = {role: roles[role] for role in LAYERS}
         structure = Structure(layers, residuals_by='graph', others=others, roles=roles)
-        structure.image_size, structure.channels = _input_of(outer, source)
-        structure.arguments = compare(roles, source)
-        before, after = _around_xception(outer, home, roles, source)
-        structure.steps, ignored = read_steps(before, layers[FIRST].top, source)
-        structure.head = read_head(after, structure.image_size, source)
-        _check_calls(outer, source)
+        structure.image_size, structure.channels = _input_of(outer)
+        structure.arguments = compare(roles)
+        before, after = _around_xception(outer, home, roles)
+        structure.steps, ignored = read_steps(before, layers[FIRST].top)
+        structure.head = read_head(after, structure.image_size)
+        _check_calls(outer)
         structure.ignored = ignored + structure.head.ignored
     except Joined as e:
         choices = ', '.join(n for n in dict.fromkeys([*e.choices, roles[LAST].name or '']) if _converts(config, n))
-        raise KerasFileError(f'{e}, which cannot be converted. Choose what can with --output-layer: {choices}.') from e
+        raise KerasFileError(
+            f'{source}: {e}, which cannot be converted. Choose what can with --output-layer: {choices}.'
+        ) from e
+    except Refused as e:
+        raise KerasFileError(f'{source}: {e}') from e
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as e:
-        if isinstance(e, KerasFileError):
-            raise
         raise KerasFileError(f'{source}: its config is not that of a Keras model ({type(e).__name__}: {e}).') from e
     return structure
 
 
-class Joined(KerasFileError):
+class Joined(Refused):
     """A layer takes several outputs; `choices` are those that come from Xception."""
 
     def __init__(self, text: str, choices: Sequence[str]) -> None:
@@ -150,18 +154,17 @@ def _converts(config: Any, output_layer: str) -> bool:
     return True
 
 
-def bare(layers: list[FileLayer], source: object) -> Structure:
+def bare(layers: list[FileLayer]) -> Structure:
     """Reads the structure from weights that come without a config.
 
     Args:
         layers: The layers that the file names, in Keras' order.
-        source: Name of the source in errors.
 
     Raises:
-        KerasFileError: The layers are no Xception, or the head could be one of several.
+        Refused: The layers are no Xception, or the head could be one of several.
     """
     if len(layers) > MAX_LAYERS:
-        raise KerasFileError(f'{source} holds {len(layers)} layers, more than any Xception.')
+        raise Refused(f'it holds {len(layers)} layers, more than any Xception.')
     homes: dict[str, list[FileLayer]] = {}
     for layer in layers:
         homes.setdefault(layer.path.rpartition('/')[0] or layer.top, []).append(layer)
@@ -172,14 +175,14 @@ def bare(layers: list[FileLayer], source: object) -> Structure:
         if found:
             ours = {id(layer) for layer in found[0].values()}
             rest = [layer for layer in layers if id(layer) not in ours]
-            head = read_bare_head(list(_without_backbone(rest)), source)
+            head = read_bare_head(list(_without_backbone(rest)))
             return Structure(found[0], head, residuals_by=found[1], ignored=head.ignored)
     if any(map(_by_order, candidates)):
-        raise KerasFileError(
-            f'{source} holds an Xception whose layers have names of their own, in a group whose order depends on which '
-            f'of them were frozen. Pass --config FILE with what model.to_json() gives in Keras.'
+        raise Refused(
+            'it holds an Xception whose layers have names of their own, in a group whose order depends on which '
+            'of them were frozen. Pass --config FILE with what model.to_json() gives in Keras.'
         )
-    raise KerasFileError(f'{source} {_no_xception(layers)}')
+    raise Refused(_no_xception(layers))
 
 
 def _without_backbone(layers: Iterable[FileLayer]) -> Iterator[FileLayer]:
@@ -249,19 +252,19 @@ def _class_of(entry: dict[str, Any]) -> str:
     return str(registered or f'{module}.{entry["class_name"]}') if own else entry['class_name']
 
 
-def _drop_others(model: Model, output_layer: str, source: object) -> list[FileLayer]:
+def _drop_others(model: Model, output_layer: str) -> list[FileLayer]:
     """Removes the layers on which the chosen output does not depend, and returns them. It may be in a model within."""
     end, others = output_layer, []
     if output_layer not in {layer.name for layer in model.layers}:
         holders = [name for name, inner in model.nested.items() if output_layer in _all_names(inner)]
         if len(holders) != 1:
-            where = f'several: {", ".join(holders[:6])}' if holders else 'none'
-            raise KerasFileError(
-                f'{source} has no layer {output_layer!r}; its outputs are {", ".join(_outputs(model)[:6])}. Models in '
+            where = f'several: {listed([*holders])}' if holders else 'none'
+            raise Refused(
+                f'it has no layer {output_layer!r}; its outputs are {listed([*_outputs(model)])}. Models in '
                 f'it that have one: {where}.'
             )
         end = holders[0]
-        others = _drop_others(model.nested[end], output_layer, source)
+        others = _drop_others(model.nested[end], output_layer)
     needed = _ancestors(model, end)
     others += [layer for layer in model.layers if layer.name not in needed]
     model.layers = [layer for layer in model.layers if layer.name in needed]
@@ -300,7 +303,7 @@ def _ends(model: Model) -> list[str]:
     return [layer.name or '' for layer in model.layers if layer.name not in taken]
 
 
-def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileLayer]]:
+def _find_xception(outer: Model) -> tuple[Model, dict[str, FileLayer]]:
     """The model that holds Xception, and all of its layers by their roles in figure 5."""
     found = [(model, found) for model in outer.all() if (found := match(model.layers))]
     model, best = max(found, key=lambda pair: len(pair[1].roles), default=(outer, None))
@@ -309,14 +312,14 @@ def _find_xception(outer: Model, source: object) -> tuple[Model, dict[str, FileL
     for model in outer.all():
         for layer in model.layers:
             if layer.class_name == 'TimeDistributed':
-                raise KerasFileError(
-                    f'{source}: the TimeDistributed layer {layer.name!r} repeats a model. Save that by itself, '
+                raise Refused(
+                    f'the TimeDistributed layer {layer.name!r} repeats a model. Save that by itself, '
                     f'model.get_layer({layer.name!r}).layer, and convert it.'
                 )
     every = [layer for model in outer.all() for layer in model.layers]
     if best and (len(best.roles) > STEM or any(FIRST in (layer.name or '') for layer in every)):
-        raise KerasFileError(f'{source}: {best.deviation}')
-    raise KerasFileError(f'{source} {_no_xception(every)}')
+        raise Refused(best.deviation)
+    raise Refused(_no_xception(every))
 
 
 def _no_xception(layers: list[FileLayer]) -> str:
@@ -324,13 +327,13 @@ def _no_xception(layers: list[FileLayer]) -> str:
     names = {layer.name for layer in layers}
     missing = [name for name in LAYERS if name not in names and 'residual' not in name]
     if FIRST in missing:
-        return f'holds no layer called {FIRST!r}, nor 34 SeparableConv2D in a row: this is no Xception of Keras.'
+        return f'it holds no layer called {FIRST!r}, nor 34 SeparableConv2D in a row: this is no Xception of Keras.'
     if not missing:
         return (
-            'holds the layers of an Xception, but which of its unnamed ones are residual cannot be told. '
+            'it holds the layers of an Xception, but which of its unnamed ones are residual cannot be told. '
             'Pass --config FILE with what model.to_json() gives in Keras.'
         )
-    return f'holds an Xception that lacks {", ".join(missing[:6])}, {len(missing)} layers in all.'
+    return f'it holds an Xception that lacks {listed([*missing])}, {len(missing)} layers in all.'
 
 
 def _identify(layers: list[FileLayer]) -> tuple[dict[str, FileLayer], str] | None:
@@ -383,32 +386,32 @@ def _by_order(layers: list[FileLayer]) -> tuple[dict[str, FileLayer], str] | Non
     return {name: found[name] for name in LAYERS}, 'order'
 
 
-def _check_era(outer: Model, source: object) -> None:
+def _check_era(outer: Model) -> None:
     if any(layer.class_name in KERAS1_CLASSES for model in outer.all() for layer in model.layers):
-        raise KerasFileError(
-            f'{source}: Keras 1 wrote its config, which is not read. Add --config FILE with what model.to_json() gives '
-            f'of the same model, built in the Keras of today; the weights are read.'
+        raise Refused(
+            'Keras 1 wrote its config, which is not read. Add --config FILE with what model.to_json() gives '
+            'of the same model, built in the Keras of today; the weights are read.'
         )
 
 
-def _check_calls(outer: Model, source: object) -> None:
+def _check_calls(outer: Model) -> None:
     """Refuses calls that change what a layer computes, and inputs and outputs from the middle of a model."""
     for model in outer.all():
         for layer in model.layers:
-            place = f'{source}: the {layer.class_name} layer {layer.name!r}'
+            place = f'the {layer.class_name} layer {layer.name!r}'
             if len(layer.calls) > 1:
-                raise KerasFileError(f'{place} is called {len(layer.calls)} times in one model. {WAY_OUT}')
+                raise Refused(f'{place} is called {len(layer.calls)} times in one model. {WAY_OUT}')
             for call in layer.calls:
                 _check_call(layer, call, place)
                 for tensor in call.tensors:
                     # in Keras 2, a model has a call of its own before it is called
                     if tensor.output or not 0 <= tensor.node <= (tensor.layer in model.nested):
-                        raise KerasFileError(
+                        raise Refused(
                             f'{place} takes output {tensor.output} of call {tensor.node} of {tensor.layer!r}, which '
                             f'has one output and is called once.'
                         )
         if model.class_name != 'Sequential':
-            _check_ends(model, outer, source)
+            _check_ends(model, outer)
 
 
 def _check_call(layer: FileLayer, call: Call, place: str) -> None:
@@ -418,29 +421,25 @@ def _check_call(layer: FileLayer, call: Call, place: str) -> None:
     for number, name, value in call.arguments:
         neutral = value is None or value is False or number in numbers or name == 'name'
         if not neutral and not (by_default and name == 'training'):
-            raise KerasFileError(
+            raise Refused(
                 f'{place} is called with {name or "a second argument"}={value!r:.200}, which changes what it computes. '
                 f'Build the model in Keras without it, new.set_weights(old.get_weights()), and save the new one.'
             )
 
 
-def _check_ends(model: Model, outer: Model, source: object) -> None:
+def _check_ends(model: Model, outer: Model) -> None:
     inputs = {layer.name for layer in model.layers if layer.class_name == 'InputLayer'}
     others = {layer.name for layer in model.layers} - inputs
     for tensor in model.inputs:
         if tensor.layer in others:
-            raise KerasFileError(
-                f'{source}: a model in it begins at {tensor.layer!r}, which is no InputLayer. {WAY_OUT}'
-            )
+            raise Refused(f'a model in it begins at {tensor.layer!r}, which is no InputLayer. {WAY_OUT}')
     outputs, ends = [tensor.layer for tensor in model.outputs], _ends(model)
     if outputs != ends or any(tensor.output for tensor in model.outputs):
-        choose = f' Choose one with --output-layer: {", ".join(outputs[:6])}.' if model is outer else f' {WAY_OUT}'
-        raise KerasFileError(
-            f'{source}: the model ends in {", ".join(ends[:6])}, but its outputs are {", ".join(outputs[:6])}.{choose}'
-        )
+        choose = f' Choose one with --output-layer: {listed([*outputs])}.' if model is outer else f' {WAY_OUT}'
+        raise Refused(f'the model ends in {listed([*ends])}, but its outputs are {listed([*outputs])}.{choose}')
 
 
-def _input_of(outer: Model, source: object) -> tuple[tuple[int, int] | None, int]:
+def _input_of(outer: Model) -> tuple[tuple[int, int] | None, int]:
     for model in outer.all():
         for layer in model.layers:
             shape = layer.config.get('batch_shape') or layer.config.get('batch_input_shape')
@@ -448,59 +447,58 @@ def _input_of(outer: Model, source: object) -> tuple[tuple[int, int] | None, int
                 _, height, width, channels = shape
                 known = all(isinstance(side, int) and side > 0 for side in (height, width))
                 if known:
-                    check_image_size(height, width, source)
+                    check_image_size(height, width)
                 return ((height, width) if known else None), int(channels)
-    raise KerasFileError(f'{source}: its config has no input layer with [batch, height, width, channels].')
+    raise Refused('its config has no input layer with [batch, height, width, channels].')
 
 
-def check_image_size(height: int, width: int, source: object) -> None:
+def check_image_size(height: int, width: int) -> None:
     if min(height, width) < MIN_IMG_SIZE:
-        raise KerasFileError(f'{source}: its images are {height}x{width}, but Xception takes at least {MIN_IMG_SIZE}.')
+        raise Refused(f'its images are {height}x{width}, but Xception takes at least {MIN_IMG_SIZE}.')
     if max(height, width) > MAX_IMG_SIZE:
-        raise KerasFileError(f'{source}: its images are {height}x{width}, more than {MAX_IMG_SIZE}.')
+        raise Refused(f'its images are {height}x{width}, more than {MAX_IMG_SIZE}.')
 
 
 def _around_xception(
-    outer: Model, home: Model, layers: dict[str, FileLayer], source: object
+    outer: Model, home: Model, layers: dict[str, FileLayer]
 ) -> tuple[list[FileLayer], list[FileLayer]]:
     """The layers before Xception, and its last one with those after it: each takes the output of the one before."""
-    line = list(_line(outer, home, layers, source))
+    line = list(_line(outer, home, layers))
     numbers = [number for number, layer in enumerate(line) if layer is layers[FIRST]]
     if len(numbers) != 1:
-        raise KerasFileError(f'{source}: the output {_outputs(outer)[0]!r} does not come from Xception.')
+        raise Refused(f'the output {_outputs(outer)[0]!r} does not come from Xception.')
     before, after = line[: numbers[0]], line[numbers[0] + 1 :]
     return [layer for layer in before if layer.class_name != 'InputLayer'], after
 
 
-def _line(model: Model, home: Model, layers: dict[str, FileLayer], source: object) -> Iterator[FileLayer]:
+def _line(model: Model, home: Model, layers: dict[str, FileLayer]) -> Iterator[FileLayer]:
     """All layers from image to output, nested models opened. Xception's first and last layer stand for all of it."""
-    line = model.layers if model.class_name == 'Sequential' else _walk(model, home, layers, source)
+    line = model.layers if model.class_name == 'Sequential' else _walk(model, home, layers)
     for layer in line:
         if layer.name in model.nested:
-            yield from _line(model.nested[layer.name], home, layers, source)
+            yield from _line(model.nested[layer.name], home, layers)
         elif layer.class_name != 'InputLayer':
             yield layer
 
 
-def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: object) -> list[FileLayer]:
+def _walk(model: Model, home: Model, layers: dict[str, FileLayer]) -> list[FileLayer]:
     """The layers of a model from its output back to its input, turned round."""
     by_name = {layer.name or '': layer for layer in model.layers}
     inside = {layer.name for layer in layers.values()} if model is home else set()
     outputs: tuple[str, ...] = tuple(_outputs(model))
     if len(outputs) != 1:
-        raise KerasFileError(
-            f'{source}: a model in it has {len(outputs)} outputs. Choose one of them with --output-layer: '
-            f'{", ".join(outputs[:6])}.'
+        raise Refused(
+            f'a model in it has {len(outputs)} outputs. Choose one of them with --output-layer: {listed([*outputs])}.'
         )
     line: list[FileLayer] = []
     inbound: tuple[str, ...] = outputs
     while inbound:
         layer = by_name[inbound[0]]
         if layer in line:
-            raise KerasFileError(f'{source}: the layer {layer.name!r} is used twice.')
+            raise Refused(f'the layer {layer.name!r} is used twice.')
         if layer.name in inside:
             if layer is not layers[LAST]:
-                raise KerasFileError(f'{source}: it takes what {layer.name!r} computes, from the middle of Xception.')
+                raise Refused(f'it takes what {layer.name!r} computes, from the middle of Xception.')
             line.append(layer)
             layer = layers[FIRST]
         inbound = tuple(dict.fromkeys(layer.inbound))
@@ -508,31 +506,29 @@ def _walk(model: Model, home: Model, layers: dict[str, FileLayer], source: objec
             branches = tuple(by_name[name] for name in inbound)
             (stem, *others) = {branch.inbound for branch in branches}
             if others or len(stem) != 1 or not all(branch.class_name in POOLS for branch in branches):
-                raise _joins(model, layer, inbound, layers, source)
+                raise _joins(model, layer, inbound, layers)
             layer, inbound = replace(layer, branches=branches), stem
         line.append(layer)
     known = _ancestors(model, outputs[0])
     for layer in model.layers:
         if layer.name not in known or (layer is line[-1] and layer.class_name != 'InputLayer'):
-            raise KerasFileError(
-                f'{source}: the {layer.class_name} layer {layer.name!r} cannot be converted: it is not on the way from '
+            raise Refused(
+                f'the {layer.class_name} layer {layer.name!r} cannot be converted: it is not on the way from '
                 f'image to output.{HINTS.get(layer.class_name, "")}'
             )
     return line[::-1]
 
 
-def _joins(
-    model: Model, layer: FileLayer, inbound: Sequence[str], layers: dict[str, FileLayer], source: object
-) -> KerasFileError:
+def _joins(model: Model, layer: FileLayer, inbound: Sequence[str], layers: dict[str, FileLayer]) -> Refused:
     """What is wrong with a layer that takes several, and the way out."""
-    what = f'{source}: the {layer.class_name} layer {layer.name!r} joins {", ".join(inbound[:6])}'
+    what = f'the {layer.class_name} layer {layer.name!r} joins {listed([*inbound])}'
     choices = [name for name in inbound if _holds_xception(model, _ancestors(model, name))]
     if choices:
         return Joined(what, choices)
     if layer.name in model.nested:
-        return KerasFileError(f'{what}. In Keras, save model.get_layer({layer.name!r}) by itself, and convert that.')
+        return Refused(f'{what}. In Keras, save model.get_layer({layer.name!r}) by itself, and convert that.')
     kept = behind(layer, layers[FIRST].top)
-    return KerasFileError(f'{what} before Xception. In Keras, save {kept}, which keeps the head.')
+    return Refused(f'{what} before Xception. In Keras, save {kept}, which keeps the head.')
 
 
 def _holds_xception(model: Model, names: Collection[str]) -> bool:

@@ -53,12 +53,8 @@ class WeightFile:
         """The paths of all groups; '' is the root."""
         return list(self._index['groups'])
 
-    def attribute(self, path: str, name: str) -> str | None:
-        """A group's 'name', 'keras_version' or 'model_config'; None without the attribute or the group."""
-        return self._index['groups'].get(path, {}).get(name)
-
-    def names(self, path: str, name: str) -> list[str] | None:
-        """A group's 'layer_names' or 'weight_names'; None without the attribute or the group."""
+    def attribute(self, path: str, name: str) -> Any:
+        """An attribute of a group, of `hdf5.TEXTS` or `hdf5.LISTS`; None without the attribute or the group."""
         return self._index['groups'].get(path, {}).get(name)
 
     def shape(self, path: str) -> tuple[int, ...]:
@@ -87,8 +83,14 @@ class WeightFile:
 
     @cached_property
     def _index(self) -> dict[str, dict[str, Any]]:
-        """Groups with their attributes, and arrays with their shapes."""
-        self._process = start()
+        """Groups with their attributes, and arrays with their shapes, of a process with the protocol of hdf5.py."""
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name('hdf5.py'))],  # importing the package would import torch
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONSAFEPATH': '1'},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         files = [str(file.absolute()) for file in self._files]
         return self._ask(dict(source=str(self.source), files=files, size=self._size), str(self.source), self._content)
 
@@ -113,17 +115,3 @@ class WeightFile:
         if name == 'SIGXCPU':
             why = f'it takes more than {MAX_SECONDS} s'
         return KerasFileError(f'{place} is damaged: {why}. Save or download it again.')
-
-
-def start() -> subprocess.Popen[bytes]:
-    """Starts a process that reads, with the protocol of hdf5.py. Its stderr is discarded.
-
-    It runs the file by its path, because importing the package would import torch.
-    """
-    return subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name('hdf5.py'))],
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONSAFEPATH': '1'},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
