@@ -93,7 +93,7 @@ def test_failed_run(tmp_path: Path) -> None:
     ('arguments', 'named'),
     [
         (('--variants', 'no_residuals'), "'no_residuals' is not a network of --experiment figures. It has: xception"),
-        (('--experiment', 'spectrum', '--variants', 'xception'), 'Choose among: segments_1, segments_1_relu'),
+        (('--experiment', 'spectrum', '--variants', 'xception'), 'segments_1, segments_1_relu'),
         (('--seeds', 0), '--seeds'),
         (('--jobs', 0), '--jobs'),
         (('--rates', 0), '--rates'),
