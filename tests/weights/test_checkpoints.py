@@ -488,9 +488,12 @@ def test_a_named_source_of_smp(random_legacy: nn.Module, tmp_path: Path) -> None
         maps = make(pretrained_cfg_overlay=overlay, stem_padding=1, **numerics).eval().double()(x)
         assert torch.equal(maps[-1].mean((2, 3)), reference(x))
     smp(random_legacy, tmp_path / 'smp.pth', 'encoder')
-    with pytest.raises(xception_hub.WeightsError, match='Pass stem_padding=1 if so, else .* stem_padding=0'):
+    with pytest.raises(xception_hub.WeightsError, match='stem_padding=1.* stem_padding=0'):
         make(pretrained_cfg_overlay=overlay, **numerics)
-    assert make(pretrained_cfg_overlay=overlay, stem_padding=1, **numerics)
+    for padding in (0, 1):
+        assert (
+            make(pretrained_cfg_overlay=overlay, stem_padding=padding, **numerics).stem.conv1.padding == (padding,) * 2
+        )
     assert xception_hub.from_checkpoint(tmp_path / 'smp.pth', stem_padding=0, features_only=True)
 
 

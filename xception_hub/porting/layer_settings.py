@@ -58,6 +58,13 @@ FLOATS = re.compile(r'(mixed_)?b?float(16|32|64)')
 BY_DEFAULT = ('activation', 'data_format', 'negative_slope', 'threshold')  # None stands for the default
 
 
+QUANTIZED = (
+    "If quantize() made it (int8, ...), the layer rounds its inputs, which this network's never does: convert the model "
+    'as it was before, or give it floating point numbers again by the lines under "Quantized" in '
+    'docs/port_your_keras_model.md'
+)
+
+
 class Refused(ValueError):
     """What of a file cannot be converted. Who reads the layers adds their names, and `refusals_of` that of the file."""
 
@@ -80,7 +87,8 @@ def read_settings(class_name: str, config: dict[str, Any]) -> dict[str, Any]:
     known = SETTINGS[class_name]
     for name, value in config.items():
         if name not in known and not NEUTRAL.fullmatch(name) and value is not None:
-            raise Refused(f'has {name}={value!r:.200}, which is not known to change nothing')
+            way_out = f'. {QUANTIZED}' if name == 'quantization_config' else ', which is not known to change nothing'
+            raise Refused(f'has {name}={value!r:.100}{way_out}')
     found = {name: _read(name, config[name]) if name in config else default for name, default in known.items()}
     return found | {name: known[name] for name in BY_DEFAULT if name in known and found[name] is None}
 
@@ -94,11 +102,7 @@ def checked_settings(class_name: str, config: dict[str, Any], free: Collection[s
     found = read_settings(class_name, config)
     for name, value in found.items():
         if name == 'dtype' and value != 'float':
-            raise Refused(
-                f"has dtype {value!r:.100}. If quantize() made it, the layer rounds its inputs, which this network's "
-                f'never does: convert the model as it was before, or give it floating point numbers again by the lines '
-                f'under "Quantized" in docs/port_your_keras_model.md'
-            )
+            raise Refused(f'has dtype {value!r:.100}. {QUANTIZED}')
         if name not in free and value != SETTINGS[class_name][name]:
             raise Refused(f'has {name}={value!r:.100}')
     return found
