@@ -59,8 +59,8 @@ BY_DEFAULT = ('activation', 'data_format', 'negative_slope', 'threshold')  # Non
 
 
 QUANTIZED = (
-    "If quantize() made it the layer rounds its inputs, which this network's never does: convert the model "
-    'as it was before, or give it floating point numbers by the lines under "Quantized" in docs/port_your_keras_model.md'
+    "If quantize() made it, the layer rounds its inputs, which this network's never does: convert the model as it was "
+    'before, or give it floating point numbers by the lines under "Quantized" in docs/port_your_keras_model.md'
 )
 
 
