@@ -15,7 +15,7 @@ from xception_hub import cli
 from xception_hub.directory.card import render
 from xception_hub.directory.write import write_model
 from xception_hub.errors import MAX_LINE, CheckpointError, KerasFileError, XceptionHubError, printable, printable_lines
-from xception_hub.inference import demo, predict
+from xception_hub.inference import predict
 from xception_hub.inference.predictor import Predictor
 from xception_hub.training.report import ENVIRONMENT
 
@@ -130,9 +130,16 @@ def test_code_of_a_card(change: dict[str, Any], directory: Path, tmp_path: Path)
         render(tmp_path)
 
 
-def test_pages(directory: Path, photo: Path) -> None:
-    """The report's templates, and the answers of the demo."""
+def test_report() -> None:
+    """Its templates."""
     page = ENVIRONMENT.from_string('{{ name }}')
     for text in HOSTILE.values():
         assert_harmless(page.render(name=text.replace('\n', '')))
+
+
+@pytest.mark.needs('gradio')
+def test_demo(directory: Path, photo: Path) -> None:
+    """Its answers."""
+    from xception_hub.inference import demo
+
     assert_harmless(demo.Demo(str(directory)).answer([str(photo)]).replace('data:', '\n'), 10**6)

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 import timm
 from commands import call
@@ -19,6 +18,8 @@ from port_a_keras_model import Checkpoint
 from xception_hub.inference.predictor import Predictor
 
 pytest.importorskip('gradio', reason="needs gradio: pip install -e '.[test-all]'")
+import httpx
+
 from xception_hub.inference.demo import app
 
 pytestmark = pytest.mark.needs('gradio')

@@ -191,15 +191,18 @@ def test_other_models_and_runtimes(format: str, tmp_path: Path) -> None:
 # What is refused -----------------------------------------------------------------------------------------------------
 
 
+NNCF = pytest.mark.needs('nncf')
+
+
 @pytest.mark.parametrize(
     ('format', 'options', 'error', 'said'),
     [
         ('tflite', {}, SettingsError, "no format 'tflite': it is one of onnx, openvino"),
         ('onnx', dict(precision='bf16'), SettingsError, 'onnx has no bf16, only fp32, int8. Formats with bf16: open'),
-        ('onnx', dict(precision='int8'), SettingsError, 'by --calibration with at least 10'),
+        pytest.param('onnx', dict(precision='int8'), SettingsError, '--calibration', marks=NNCF),
         ('onnx', dict(calibration='photos'), SettingsError, '--calibration is for int8'),
-        ('onnx', dict(precision='int8', calibration='empty'), DataError, 'has 0 photos, but needs at least 10'),
-        ('onnx', dict(precision='int8', calibration='few'), DataError, 'has 3 photos, but needs at least 10'),
+        pytest.param('onnx', dict(precision='int8', calibration='empty'), DataError, '0 photos', marks=NNCF),
+        pytest.param('onnx', dict(precision='int8', calibration='few'), DataError, '3 photos', marks=NNCF),
         ('onnx', dict(images='nowhere'), DataError, 'There is no folder'),
         ('onnx', dict(images='empty'), DataError, 'has 0 photos, but needs at least 1'),
     ],

@@ -362,7 +362,7 @@ def test_bad_images(folder: Path, tmp_path: Path, log: Path) -> None:
     assert ended.status == 1
     for name in ('one/001.png: damaged', 'two/notes.jpg: no image of a known format'):
         assert f'Bad image: {data}/{name}' in ended.text
-    assert '2 images cannot be decoded' in ended.text
+    assert '2 images cannot be used' in ended.text
     assert not (tmp_path / 'model').exists()
     finetune(*SMALL, *FEW, '--dataset', data, '--bad-images', 'skip', '--output', tmp_path / 'model', log=log)
     assert figures_of(tmp_path / 'model')['bad_images'] == 2

@@ -212,7 +212,7 @@ def test_notes_of_a_table(photos: Path, folder: Path, tmp_path: Path, capsys: py
     [
         ((), {}, 'Name images, a folder, a table or a dataset'),
         (('nowhere.jpg',), {}, 'There is no nowhere.jpg'),
-        (('.',), dict(output=Path('x.xlsx')), "ends in '.xlsx'; a table ends in one of .csv, .jsonl, .parquet"),
+        (('.',), dict(output=Path('x.xlsx')), "ends in '.xlsx'. A table must end in one of .csv, .jsonl, .parquet"),
         (('.',), dict(embed=True), '--embed writes vectors'),
         (('.',), {}, 'no image'),
         (('PHOTOS',), dict(model='nothing'), 'nothing cannot be built'),

@@ -59,6 +59,7 @@ NEEDED = {  # of the extra test-all
     'pytorchcv': ['pytorchcv'],
     'segmentation_models_pytorch: the features': ['segmentation_models_pytorch'],
     'its encoder alone': ['segmentation_models_pytorch'],
+    'pytorchcv within Sequentials': ['pytorchcv'],
 }
 
 

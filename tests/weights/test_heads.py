@@ -137,6 +137,7 @@ def test_every_classifier_that_is_named(legacy: nn.Module, maps: Tensor, tmp_pat
 # Layers of pytorchcv within Sequentials
 
 
+@pytest.mark.needs('pytorchcv')
 @pytest.mark.parametrize('kind', ['base.0', 'children of the features', 'features alone', 'all children', 'rgb'])
 def test_pytorchcv_in_sequentials(kind: str, legacy: nn.Module, tmp_path: Path) -> None:
     from pytorchcv.model_provider import get_model
@@ -523,7 +524,7 @@ def test_a_directory_of_another_number_of_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize('whole', [False, True])
 def test_adapters(whole: bool, legacy: nn.Module, tmp_path: Path) -> None:
     """LoRA, DoRA and whole copies are refused by name, and peft's own call in the message merges them."""
-    peft = pytest.importorskip('peft')
+    peft = pytest.importorskip('peft', reason='needs peft: pip install peft')
     config = partial(peft.LoraConfig, r=4, lora_alpha=8, init_lora_weights=False)
     for arguments in (
         dict(target_modules=['block2.rep.1.pointwise', 'conv2', 'fc'], modules_to_save=['bn4']),

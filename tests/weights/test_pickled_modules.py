@@ -371,6 +371,8 @@ def test_a_quantized_module(legacy: nn.Module, tmp_path: Path) -> None:
         xception_hub.from_checkpoint(saved(model, tmp_path))
 
 
+@pytest.mark.needs('pytorchcv')
+@pytest.mark.needs('segmentation_models_pytorch')
 @pytest.mark.parametrize('library', ['pytorchcv', 'smp'])
 def test_modules_of_other_libraries(library: str, tmp_path: Path) -> None:
     """Their own classes, all of whose modules are compared: one that computes otherwise is found."""
