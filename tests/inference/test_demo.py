@@ -148,8 +148,8 @@ def test_port_that_is_taken(page: str, small: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('option', 'value', 'status', 'message'),
     [
-        ('--host', '192.0.2.1', 1, 'error: --host 192.0.2.1 is no address of this machine ('),  # for documentation
-        ('--host', 'no host', 1, 'error: --host no host is no address of this machine ('),
+        ('--host', '192.0.2.1', 1, 'error: --host 192.0.2.1 is not an address of this machine ('),  # for documentation
+        ('--host', 'no host', 1, 'error: --host no host is not an address of this machine ('),
         ('--port', '65536', 2, 'Must be <= 65535'),
     ],
 )

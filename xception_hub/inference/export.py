@@ -213,7 +213,8 @@ def check(reference: Reference, comparison: Comparison, format: str) -> None:
         )
     raise ExportError(
         f'{format} differs from the model: on {comparison.photos}, the relative difference of outputs is '
-        f'{comparison.difference:.1e}, above {reference.tolerance:.0e} in {reference.precision}. Choose another format.'
+        f'{comparison.difference:.1e}, above {reference.tolerance:.0e} in {reference.precision}. '
+        f'Choose another --format.'
     )
 
 
