@@ -82,7 +82,7 @@ def check_finished(settings: Settings, run: Run, machine: Machine) -> None:
 
 def _check_unchanged(data: Data, manifest: Manifest, settings: DataSettings, run: Run) -> None:
     if manifest.get('digest') != data.digest():
-        start = f' To go on from what was learnt: --model local-dir:{run.directory}.' if run.finished else ''
+        start = f' To train its model further, pass --model local-dir:{run.directory}.' if run.finished else ''
         raise DataError(
             f'{settings.dataset} has changed since {run.directory} was begun: it has other images, labels or classes. '
             f'Name another --output.{start}'

@@ -148,6 +148,8 @@ def _sizes(file: Any, path: Path) -> dict[str, int] | None:
             raise CheckpointError(f'{path} is a zip archive, but none that torch.save wrote.')
         if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
             raise ValueError('its parts lie over each other')
+        if any(info.external_attr & 0x10 for info in names.values()):  # torch reads no values of such
+            raise ValueError('one of its parts claims to be a folder')
         if damaged := archive.testzip():
             raise ValueError(f'the checksum of {damaged} is another')
     return {name: info.file_size for name, info in names.items()}
