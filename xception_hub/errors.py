@@ -133,7 +133,7 @@ def exits_with_message(*others: type[Exception]) -> Iterator[None]:
         sys.exit(f'error: {printable_lines(e)}')
 
 
-def listed(names: Iterable[object], most: int = 6) -> str:
+def listed(names: Iterable[Any], most: int = 6) -> str:
     """Names with commas between them; the first ones of many, and the number of the others."""
     names = [*names]
     more = f' and {len(names) - most} more' if len(names) > most else ''

@@ -9,9 +9,8 @@ from typing import Any
 import timm
 import torch
 
-from ..errors import ToKerasError
+from ..errors import ToKerasError, listed
 from ..network import Xception
-from ..weights.layouts import listed
 from ..weights.pretrained import NUMERICS, SAME_NETWORK, VARIANTS
 from . import keras_model
 from .formats import open_source

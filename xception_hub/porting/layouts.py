@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..weights.layouts import listed
+from ..errors import listed
 from .layer_settings import SETTINGS, Refused
 from .names import AUGMENTATIONS, KERAS1_NAMES, KERAS_CLASSES, KINDS, LAYERS, group_name
 from .nodes import Call

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from .. import Xception
-from ..errors import ParityError
+from ..errors import ParityError, listed
 from ..topology import TAPS
 from ..weights.fingerprints import compare
-from ..weights.layouts import listed
 from .consistency import MOST, Consistency, check_consistency, hooked
 from .photos import Photo, photo_batch
 from .port import Port

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import Xception
-from ..errors import KerasFileError
+from ..errors import KerasFileError, listed
 from ..files import sha256_of
 from ..weights.checkpoints import check_against
-from ..weights.layouts import listed
 from .figure5 import compare_backbone
 from .formats import Opened, open_source, read_json
 from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, normalized, rescaling_of

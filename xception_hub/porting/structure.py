@@ -10,10 +10,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import KerasFileError
+from ..errors import KerasFileError, listed
 from ..layers import MIN_IMG_SIZE
 from ..topology import MODULES
-from ..weights.layouts import listed
 from .figure5 import FIRST, LAST, WAY_OUT, compare, match
 from .keras_head import (
     HINTS,

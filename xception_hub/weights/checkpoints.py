@@ -12,12 +12,12 @@ import torch
 from timm.models import adapt_input_conv
 from torch import nn
 
-from ..errors import CheckpointError, DamagedCheckpointError, printable_lines
+from ..errors import CheckpointError, DamagedCheckpointError, listed, printable_lines
 from .arguments import model_name, network_arguments
 from .checkpoint_files import CheckpointFile, StateDict
 from .fingerprints import compare
 from .heads import drop_heads, find_head, take_head
-from .layouts import LAYOUTS, LEGACY_NUMERICS, Recognised, listed, recognise
+from .layouts import LAYOUTS, LEGACY_NUMERICS, Recognised, recognise
 from .normalization import preparation_of
 from .pickled_modules import layers_of, settings_of
 from .sources import source_of

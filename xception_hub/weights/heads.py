@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from ..head import HeadLayer, head_layer_names
 from .checkpoint_files import StateDict
-from .layouts import Recognised, listed, quoted, takes_features
+from .layouts import Recognised, quoted, takes_features
 
 MAX_LAYERS = 500  # beside the backbone, among which a head is searched
 # Part of a layer's path -> what it is in a file whose classifier takes the backbone's features.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..errors import CheckpointError, printable
+from ..errors import CheckpointError, listed, printable
 from ..network import Xception
 from ..topology import LEGACY_NAMES, MODULES
 from .checkpoint_files import StateDict
@@ -310,11 +310,6 @@ def _is_in_order(checkpoint: StateDict) -> bool:
 
 def quoted(names: Iterable[str]) -> str:
     return ', '.join(f"'{printable(name)}'" for name in names) or 'none'
-
-
-def listed(names: list[str], most: int = 6) -> str:
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return (', '.join(map(printable, names[:most])) + more) or 'none'
 
 
 def to_legacy(tensors: StateDict, classifier: str = 'fc') -> StateDict:

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from ..head import HeadLayer
 from ..layers import MaxPool2dSame
 from ..network import GLOBAL_POOLS, Xception
 from .heads import Chain
-from .layouts import LAYOUTS, LEFT_OUT, LEGACY_NUMERICS, listed
+from .layouts import LAYOUTS, LEFT_OUT, LEGACY_NUMERICS
 from .pickles import Inert
 
 Modules = Mapping[str, Inert]

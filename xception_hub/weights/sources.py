@@ -22,11 +22,11 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm.models._hub import get_cache_dir, hf_split
 
-from ..errors import CheckpointError, DamagedCheckpointError, in_one_line
+from ..errors import CheckpointError, DamagedCheckpointError, in_one_line, listed
 from ..file_kinds import NETWORKS, TORCH, foreign
 from .checkpoint_files import ARGUMENTS, CheckpointFile, read_checkpoint
 from .fingerprints import Verification, compare
-from .layouts import listed, recognise
+from .layouts import recognise
 
 REPO_VARIABLE = 'XCEPTION_HUB_REPO'
 WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
