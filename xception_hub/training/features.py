@@ -1,6 +1,6 @@
 """Features of images, computed once by a frozen network and kept on disk.
 
-Each combination of weights, preparation of images, and images of a split in their order has one file. An interrupted
+Each combination of network, preparation of images, and images of a split in their order has one file. An interrupted
 computation starts again.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import cached_assets_path
+from timm.models import get_model_args
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,7 +22,7 @@ from ..data.bad_images import digests
 from ..data.items import Item
 from ..data.labelled import Split
 from ..errors import ResumeError
-from ..models.build import evaluating
+from ..models.build import TimmModel, evaluating
 from ..models.classifier import features_of, without_classifier
 from .batches import Batch, Images, InOrder
 from .phase import Task
@@ -30,17 +31,12 @@ from .run_checkpoints import read, write
 BATCH = 32  # images at a time, whatever the number of processes: the last bit depends on it
 
 
-def cache_directory() -> Path:
-    """The default directory of the files, inside the cache of the Hugging Face libraries."""
-    return cached_assets_path('xception_hub', namespace='features')
-
-
 def digest_of(tensors: Mapping[str, Tensor], preparation: Mapping[str, Any], images: Sequence[bytes]) -> str:
     """The sha256 of all that features depend on, in hexadecimal digits.
 
     Args:
         tensors: Weights [...] of the network, by name.
-        preparation: Preparation of the images, in types that JSON can express.
+        preparation: The network's layers and the preparation of the images, in types that JSON can express.
         images: The sha256 of each image file, in order.
     """
     digest = hashlib.sha256(json.dumps(preparation, sort_keys=True, default=str).encode())
@@ -49,6 +45,17 @@ def digest_of(tensors: Mapping[str, Tensor], preparation: Mapping[str, Any], ima
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(b''.join(images))
     return digest.hexdigest()
+
+
+def function_of(model: TimmModel) -> list[str]:
+    """What decides features beside the weights: the model's arguments and layers, such as an eps or an activation."""
+    arguments = {name: value for name, value in get_model_args(model).items() if name != 'num_classes'}
+    layers = [
+        f'{name}: {layer}'
+        for name, layer in model.named_modules()
+        if layer is not model.get_classifier() and not [*layer.children()] and 'Drop' not in type(layer).__name__
+    ]
+    return [type(model).__name__, str(sorted(arguments.items())), *layers]
 
 
 class Features(Dataset):
@@ -97,18 +104,25 @@ def computed(images: Images, task: Task) -> Tensor:
     return vectors[indices.argsort()]
 
 
-def frozen_features(images: Images, task: Task) -> Features:
-    """Features of images by the frozen network of a task. They are read from a file, or computed and saved."""
-    machine, settings, split = task.machine, task.settings, images.split
+def frozen_features(images: Images, task: Task, folder: Path | None = None) -> Features:
+    """Features of images by the frozen network of a task, from a file or computed and saved.
+
+    Args:
+        images: The images.
+        task: Network, transforms and machine.
+        folder: Folder of the files; None for one in the cache of the Hugging Face libraries.
+    """
+    machine, split, model = task.machine, images.split, task.model
     preparation = dict(
         task.transforms.config,
         min_side=images.min_side,
         grey_maximum=split.grey_maximum,
-        model=settings.model.model,
+        network=function_of(model),
         precision=machine.accelerator.mixed_precision,
     )
-    digest = digest_of(without_classifier(task.model), preparation, digests(split, machine.workers))
-    file = (settings.machine.feature_cache or cache_directory()) / f'{digest}.safetensors'
+    digest = digest_of(without_classifier(model), preparation, digests(split, machine.workers))
+    folder = folder or cached_assets_path('xception_hub', namespace='features')
+    file = folder / f'{digest}.safetensors'
     vectors = stored(file, len(split))
     if not all(machine.gather([vectors is not None])):  # machines may have separate disks
         vectors = computed(images, task)
