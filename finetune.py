@@ -7,13 +7,12 @@ clone: accelerate launch finetune.py.
 """
 
 import math
-import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -23,24 +22,24 @@ from cyclopts import App, Parameter
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from xception_hub.data.labelled import Data
-from xception_hub.errors import Diverged, ImageError, ResumeError, XceptionHubError, exits_with_message
+from xception_hub.errors import Diverged, ImageError, ResumeError, exits_with_message
 from xception_hub.models import classifier
-from xception_hub.models.build import TimmModel, Transforms, build, evaluating
+from xception_hub.models.build import TimmModel, Transforms, build
 from xception_hub.models.matching import Selected, on_all_outputs, outputs_of
 from xception_hub.training import batch_norm, processes, results, run_checkpoints
-from xception_hub.training.batches import Batch, Batching, Images, InOrder, TrainingBatches, seed_all
-from xception_hub.training.dry_run import dry_run
+from xception_hub.training.batches import Batch, Batching, Images, TrainingBatches, seed_all
+from xception_hub.training.checks import check, check_with
+from xception_hub.training.dry_run import cost
 from xception_hub.training.features import frozen_features
-from xception_hub.training.metrics import Predictions, is_better, summary
-from xception_hub.training.objective import Objective, balanced_class_weights
-from xception_hub.training.optimization import check_optimizer, make_optimizer, make_schedule
+from xception_hub.training.metrics import Predictions, epochs_since_best, is_better, summary
+from xception_hub.training.objective import Objective
+from xception_hub.training.optimization import make_optimizer, make_schedule
 from xception_hub.training.phase import Phase, Task
 from xception_hub.training.processes import Machine
 from xception_hub.training.run_checkpoints import Checkpoint
-from xception_hub.training.run_data import check_finished, checked, divided, read, scanned, seen_by
+from xception_hub.training.run_data import divided, manifest_of, read, scanned, seen_by
 from xception_hub.training.run_directory import SETTINGS_FILE, Interrupted, Progress, Run, Stop, stop_on_signals
-from xception_hub.training.settings import RESUME_MAY_CHANGE, Settings, phases, with_recipe
+from xception_hub.training.settings import Augmentation, ModelSettings, Optimization, Settings, phases, with_recipe
 from xception_hub.training.throughput import Throughput
 
 INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
@@ -48,31 +47,41 @@ INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
 
 def run(settings: Settings) -> None:
     """Runs the whole training: data, model, phases, results."""
-    if Path(settings.model.model).is_dir():
-        settings = replace(settings, model=replace(settings.model, model=f'local-dir:{settings.model.model}'))
-    machine = processes.start(settings)
-    output = settings.output
-    directory = Run(output.output, settings.flat(), machine.processes, RESUME_MAY_CHANGE, output.keep_checkpoints)
+    s, output, evaluation = settings.optimization, settings.output, settings.output.eval_only
+    machine = processes.start(settings.machine, output)
+    check(settings, machine.accelerator)
+    directory = Run(output, settings.flat(), machine.processes)
+
+    data = read(settings.data, settings.model, evaluation)
+    manifest = manifest_of(data, directory)
     if directory.finished:
-        check_finished(settings, directory, machine)
         results.show_finished(directory, output.push, machine)
         return
-    check_optimizer(settings.optimization)
-    seen = seen_by(settings)
-    data = read(settings)
-    manifest = checked(settings, data, directory)
+    check_with(data, s, output)
     data = scanned(data, settings.data, manifest, machine)
-    data = divided(settings, data, seen, manifest, machine)
+    seen = seen_by(settings.model)
+    data = divided(data, settings.data, s.seed, evaluation, seen, manifest, machine)
+
     checkpoint = directory.checkpoints.newest()
-    model, transforms = build_model(settings, data, machine, checkpoint)
+    pretrained = settings.model.pretrained and not (checkpoint and 'model' in checkpoint.tensors)
+    seed_all(s.seed)  # for the new classifier
+    model = build_model(settings.model, None if evaluation else data.class_names, pretrained, machine)
+    if settings.machine.gradient_checkpointing:
+        model.set_grad_checkpointing(True)
+    if settings.machine.compile:
+        model.compile()
     selected = None
-    if output.eval_only:
+    if evaluation:
         selected = outputs_of(model, data.class_names)
         if not output.restrict_classes:
             data, selected = on_all_outputs(data, model, selected), None
-    task = Task(settings, machine, directory, data, manifest, model, transforms)
+    task = Task(machine, directory, data, manifest, model, Transforms(model, settings.model.image_size))
+
+    stages = [] if evaluation else phases(s)
     if output.dry_run:
-        machine.print(dry_run(task, whole_phase))
+        trains_all = bool(stages) and stages[-1][0] == 'everything'
+        phase = whole_phase(task, s, settings.augmentation) if trains_all else evaluation_phase(task, s, selected)
+        machine.print(f'{results.table(settings.flat())}\n\n{cost(phase)}\nDry run: nothing was written.')
         return
     if len(set(machine.gather([checkpoint and checkpoint.path.name]))) > 1:
         raise ResumeError(f'{output.output} differs between processes. Choose an --output that all machines share.')
@@ -85,78 +94,57 @@ def run(settings: Settings) -> None:
         if len(data.train.digests):  # of a run that was not scanned, nothing is known
             seen.after(data).write(directory.directory)
     machine.accelerator.init_trackers('xception_hub', {name: str(value) for name, value in settings.flat().items()})
-    phase = evaluation_phase(task, selected) if output.eval_only else None
-    stages = phases(settings)
+
+    phase = evaluation_phase(task, s, selected)
     for number in range(progress.phase, len(stages)):
-        name, phase_settings = stages[number]
-        prepare = probe_phase if name == 'probe' else whole_phase
-        phase = prepare(replace(task, settings=phase_settings))
-        Training(phase, progress, checkpoint).run()
-        restore_best(phase)
+        name, own = stages[number]
+        if name == 'probe':
+            phase = probe_phase(task, own, settings.model.drop_rate, settings.machine.feature_cache)
+        else:
+            phase = whole_phase(task, own, settings.augmentation)
+        Training(phase, progress, checkpoint, output.checkpoint_minutes).run()
+        run_checkpoints.restore_best(directory.checkpoints, model, phase.module, machine)
         checkpoint, progress = None, replace(progress, phase=number + 1, epoch=0, update=0, loss_sum=0.0, images=0)
-    assert phase is not None
-    results.finish(task, evaluate(phase, phase.module), progress)
+    results.finish(task, settings, phase.predict(phase.module), progress)
     machine.accelerator.end_training()
 
 
-def build_model(
-    settings: Settings, data: Data, machine: Machine, resumed: Checkpoint | None
-) -> tuple[TimmModel, Transforms]:
-    """Builds the network, equal in all processes, and the transforms of its images."""
-    s = settings.model
-    seed_all(settings.optimization.seed)  # for the new classifier
+def build_model(s: ModelSettings, class_names: list[str] | None, pretrained: bool, machine: Machine) -> TimmModel:
+    """Builds the network for these classes, or with its own for None."""
     args = {name.replace('-', '_'): value for name, value in s.model_args.items()}
     args |= dict(drop_rate=s.drop_rate or None, drop_path_rate=s.drop_path_rate or None)
-    pretrained = s.pretrained and not (resumed and 'model' in resumed.tensors)
-    if settings.output.eval_only:
+    if class_names is None:
         model = build(s.model, None, pretrained, args, s.image_size)
     else:
-        model, kept = classifier.build_for(s.model, data.class_names, pretrained, args, s.image_size)
-        if 0 < len(kept) < len(data.class_names):
+        model, kept = classifier.build_for(s.model, class_names, pretrained, args, s.image_size)
+        if 0 < len(kept) < len(class_names):
             machine.print(f'The classifier keeps its weights for {len(kept)} known classes; the others are new.')
-    if settings.machine.gradient_checkpointing:
-        model.set_grad_checkpointing(True)
-    return model.to(machine.device).to(memory_format=machine.memory_format), Transforms(model, s.image_size)
+    return model.to(machine.device).to(memory_format=machine.memory_format)
 
 
 # The phases of a recipe
 
 
-def probe_phase(task: Task) -> Phase:
+def probe_phase(task: Task, s: Optimization, drop_rate: float, cache: Path | None) -> Phase:
     """Trains only the classifier, on features that the frozen network computes once."""
-    module = classifier.ProbeHead(task.model, task.settings.model.drop_rate)
-    training, validation = (frozen_features(task.images(split), task) for split in ('train', 'validation'))
-    return Phase('probe', task, module, 'head', training, validation, make_objective(task))
+    module = classifier.ProbeHead(task.model, drop_rate)
+    training, validation = (frozen_features(task.images(split), task, cache) for split in ('train', 'validation'))
+    return Phase('probe', task, s, module, 'head', training, validation, Objective.of(task.data, s))
 
 
-def whole_phase(task: Task) -> Phase:
+def whole_phase(task: Task, s: Optimization, a: Augmentation) -> Phase:
     """Trains the whole network on augmented images."""
-    a, transforms = task.settings.augmentation, task.transforms
-    transform = transforms.training(
-        a.crop_scale,
-        hflip=a.flip,
-        vflip=a.vertical_flip,
-        color_jitter=a.color_jitter,
-        auto_augment=a.auto_augment,
-        re_prob=a.random_erasing,
-    )
-    seed = task.settings.optimization.seed
-    training = Images(task.data.train, transform, transforms.min_side_for(a.crop_scale), seed)
-    objective = replace(make_objective(task), mixup=a.mixup, cutmix=a.cutmix)
-    return Phase('everything', task, task.model, 'model', training, task.images('validation'), objective)
+    transform, min_side = task.transforms.training(**a.of_transform()), task.transforms.min_side_for(a.crop_scale)
+    training = Images(task.data.train, transform, min_side, s.seed)
+    objective = Objective.of(task.data, s, mixup=a.mixup, cutmix=a.cutmix)
+    return Phase('everything', task, s, task.model, 'model', training, task.images('validation'), objective)
 
 
-def evaluation_phase(task: Task, outputs: list[int] | None) -> Phase:
+def evaluation_phase(task: Task, s: Optimization, outputs: list[int] | None) -> Phase:
     """Evaluates the model unchanged, with all or some of its outputs."""
     module = task.model if outputs is None else Selected(task.model, outputs).to(task.machine.device)
     objective = Objective(len(task.data.class_names), task.data.multi_label)
-    return Phase('evaluation', task, module, 'model', None, task.images('validation'), objective)
-
-
-def make_objective(task: Task) -> Objective:
-    s, data = task.settings.optimization, task.data
-    weights = balanced_class_weights(data.train.labels, len(data.class_names)) if s.class_weights else None
-    return Objective(len(data.class_names), data.multi_label, s.label_smoothing, weights)
+    return Phase('evaluation', task, s, module, 'model', None, task.images('validation'), objective)
 
 
 # Training
@@ -169,13 +157,13 @@ class Training:
         phase: The phase.
         progress: Progress of the run, which the training updates.
         checkpoint: The checkpoint to continue from; None at the start of the phase.
+        minutes: Minutes between two checkpoints within an epoch.
     """
 
-    def __init__(self, phase: Phase, progress: Progress, checkpoint: Checkpoint | None) -> None:
-        task, module = phase.task, phase.module
-        s, machine, train = task.settings.optimization, task.machine, task.data.train
+    def __init__(self, phase: Phase, progress: Progress, checkpoint: Checkpoint | None, minutes: float) -> None:
+        s, module, machine, train = phase.settings, phase.module, phase.task.machine, phase.task.data.train
         self.phase, self.progress, self.settings, self.machine = phase, progress, s, machine
-        self.checkpoints = task.run.checkpoints
+        self.checkpoints, self.minutes = phase.task.run.checkpoints, minutes
         least = 2 if s.batch_norm == 'train' and s.batch_size > 1 else 1
         self.batching = Batching(len(train), s.batch_size, s.accumulation, machine.processes, machine.rank, least)
         self.averages = ModelEmaV3(module, s.ema_decay, use_warmup=True) if s.ema_decay else None
@@ -183,12 +171,6 @@ class Training:
         self.schedule = make_schedule(s, self.optimizer, self.batching)
         if checkpoint:
             self.restore(checkpoint)
-        trains_statistics = s.batch_norm == 'train' and batch_norm.has_statistics(module)
-        self.precise_bn_images = s.precise_bn_images if trains_statistics else 0
-        if s.precise_bn_images and not trains_statistics:
-            machine.print('--precise-bn-images has no effect: no batch normalization is trained.')
-        if task.settings.machine.compile:
-            module.compile()
         # each phase is prepared anew, because it trains other weights
         machine.accelerator.free_memory()
         self.wrapped, self.prepared_optimizer = machine.accelerator.prepare(module, self.optimizer)
@@ -197,6 +179,12 @@ class Training:
         self.saved_at = time.monotonic()
         if not checkpoint:
             self.save()
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether as many epochs as `early_stopping` have passed without a better one."""
+        own = [row for row in self.progress.history if row['phase'] == self.phase.name]
+        return epochs_since_best(own, self.settings.metric) >= (self.settings.early_stopping or math.inf)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -212,13 +200,13 @@ class Training:
         """
         progress = self.progress
         with stop_on_signals() as stop:
-            while progress.epoch < self.settings.epochs and not self.is_out_of_patience():
+            while progress.epoch < self.settings.epochs and not self.is_out_of_patience:
                 throughput = self.machine.throughput()
                 self.run_epoch(throughput, stop)
                 self.machine.share(self.phase.module.buffers())  # moving statistics, which differ a little
-                if self.precise_bn_images:
+                if self.settings.precise_bn_images and self.settings.batch_norm == 'train':
                     batch_norm.recompute(self.evaluated, self.training_inputs(), self.machine)
-                self.end_epoch(evaluate(self.phase, self.evaluated), throughput)
+                self.end_epoch(self.phase.predict(self.evaluated), throughput)
                 self.save()
                 if stop.asked and self.machine.processes == 1:
                     raise Interrupted
@@ -229,7 +217,6 @@ class Training:
         self.order.epoch, self.order.first_update = progress.epoch, progress.update
         classifier.set_mode(self.phase.module, self.settings.batch_norm == 'frozen')
         name = f'{self.phase.name} {progress.epoch + 1}/{self.settings.epochs}'
-        minutes = self.phase.task.settings.output.checkpoint_minutes
         with (
             closing(throughput.timed(self.batches)) as feed,
             machine.progress(name, batching.images, progress.images) as bar,
@@ -246,7 +233,7 @@ class Training:
                 progress.images += size
                 bar.update(size)
                 bar.set_postfix(loss=f'{loss / size:.4f}', refresh=False)
-                is_due = time.monotonic() - self.saved_at >= 60 * minutes
+                is_due = time.monotonic() - self.saved_at >= 60 * self.minutes
                 if stopping or (is_due and update + 1 < batching.updates):
                     self.save()
                 if stopping:
@@ -281,7 +268,7 @@ class Training:
         """Yields the inputs [B, 3, H, W] of the first updates of the epoch again, for precise BN."""
         progress, batching, machine = self.progress, self.batching, self.machine
         self.order.epoch, self.order.first_update = progress.epoch, 0
-        updates = min(math.ceil(self.precise_bn_images / batching.group), batching.updates)
+        updates = min(math.ceil(self.settings.precise_bn_images / batching.group), batching.updates)
         batches = islice(self.order, sum(map(batching.steps, range(updates))))
         with machine.progress('Batch normalization', min(updates * batching.group, batching.images)) as bar:
             for step, batch in enumerate(map(machine.put, machine.loader(self.phase.training, batches))):
@@ -314,14 +301,6 @@ class Training:
         if throughput.input and progress.epoch == 1:
             self.machine.print(f'Throughput: {throughput}')
 
-    def is_out_of_patience(self) -> bool:
-        """Whether as many epochs as `early_stopping` have passed without a better one."""
-        best, since = None, 0
-        for row in self.progress.history:
-            if row['phase'] == self.phase.name:
-                best, since = (row, 0) if is_better(self.settings.metric, row, best) else (best, since + 1)
-        return self.settings.early_stopping is not None and since >= self.settings.early_stopping
-
     def save(self) -> None:
         """Writes a checkpoint, or raises Diverged if a weight is not a finite number."""
         self.saved_at = time.monotonic()
@@ -334,7 +313,7 @@ class Training:
         if self.averages:
             tensors['averages'] = self.averages.module.state_dict()
         tensors['optimizer'], rest = run_checkpoints.pack_optimizer(self.optimizer)
-        state = dict(progress=progress.as_dict(), optimizer=rest, scaler=scaler.state_dict() if scaler else None)
+        state = dict(progress=asdict(progress), optimizer=rest, scaler=scaler.state_dict() if scaler else None)
         self.checkpoints.save(progress.phase, progress.epoch * self.batching.updates + progress.update, tensors, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -355,31 +334,6 @@ class Training:
         )
 
 
-def evaluate(phase: Phase, module: nn.Module) -> Predictions:
-    """Predicts the validation split with all processes together, each image exactly once."""
-    machine, split = phase.task.machine, phase.task.data.validation
-    order = InOrder(split, phase.task.settings.optimization.batch_size, machine.processes, machine.rank)
-    parts = []
-    machine.share(module.buffers())
-    with evaluating(module), machine.accelerator.autocast(), machine.progress('Evaluation', len(split)) as bar:
-        for batch in map(machine.put, machine.loader(phase.validation, order)):
-            parts.append(Predictions.of(module(batch.inputs), batch.labels, batch.indices))
-            bar.update(len(batch.indices) * machine.processes)
-    return Predictions.joined(machine.gather(parts))
-
-
-def restore_best(phase: Phase) -> None:
-    """Loads the best weights, and saves them for the whole model, because the next phase changes more than the head."""
-    model, machine = phase.task.model, phase.task.machine
-    if machine.is_main:
-        file = phase.task.run.checkpoints.best
-        best = run_checkpoints.read(file)
-        kind = 'model' if 'model' in best.tensors else 'head'
-        run_checkpoints.restore(model if kind == 'model' else phase.module, best.tensors[kind], file)
-        run_checkpoints.write(file, {'model': model.state_dict()}, best.state)
-    machine.share(model.state_dict().values())
-
-
 # The command
 
 app = App(help=__doc__, version_flags=[])
@@ -389,15 +343,11 @@ app['--help'].show = app.meta['--help'].show = False  # otherwise --help shows t
 @app.default
 def main(settings: Settings) -> None:
     """Trains a timm model on a dataset."""
-    is_main = int(os.environ.get('RANK', '0')) == 0
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     try:
         run(settings)
-    except XceptionHubError as e:
-        text = str(e)
-        if isinstance(e, ImageError):  # drop the traceback of a worker
-            text = text.strip().splitlines()[-1].rpartition('ImageError: ')[2]
-        sys.exit(f'error: {text}' if is_main else 1)
+    except ImageError as e:  # drop the traceback of a worker
+        raise ImageError(str(e).strip().splitlines()[-1].rpartition('ImageError: ')[2]) from e
     except (Interrupted, KeyboardInterrupt):
         file = settings.output.output / SETTINGS_FILE  # missing if nothing has been trained
         again = f', or: {sys.argv[0]} --config {file}' if file.is_file() else ''

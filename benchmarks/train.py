@@ -154,7 +154,7 @@ def peak(variant: Variant, size: int, batch_size: int, threads: int) -> Memory:
     Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
     training.step(keep_gradients=True)
     highest = megabytes('VmHWM')
-    counted = measure(training.model, training.optimizer, training.loss, batch_size).activations / 1e6
+    counted = measure(training.model, training.optimizer, training.loss)['activations'] / 1e6
     return Memory(highest - before, highest, counted)
 
 
@@ -181,7 +181,7 @@ def input_rate(images: Images, workers: int) -> float:
 def photos(recipe: str, size: int, count: int) -> Images:
     """Photos of the checkpoint's package, augmented as in a recipe."""
     known = {field.name for field in fields(Augmentation)}
-    a = replace(Augmentation(), **{name: value for name, value in RECIPES[recipe]().items() if name in known})
+    a = replace(Augmentation(), **{name: value for name, value in RECIPES[recipe].items() if name in known})
     files = [{'path': str(photo), 'bytes': None} for photo in download().photos]
     source = datasets.Dataset.from_dict(
         dict(image=[files[i % len(files)] for i in range(count)]),
@@ -189,14 +189,7 @@ def photos(recipe: str, size: int, count: int) -> Images:
     )
     split = Split('photos', source, np.arange(count), np.zeros(count, np.int64))
     transforms = Transforms(build('xception_paper', 2, False, {}, size), size)
-    transform = transforms.training(
-        a.crop_scale,
-        hflip=a.flip,
-        vflip=a.vertical_flip,
-        color_jitter=a.color_jitter,
-        auto_augment=a.auto_augment,
-        re_prob=a.random_erasing,
-    )
+    transform = transforms.training(**a.of_transform())
     return Images(split, transform, transforms.min_side_for(a.crop_scale))
 
 

@@ -68,7 +68,8 @@ def _undivided(photos: Path, most: int, tmp_path: Path) -> tuple[Any, ...]:
 
     arguments = ['--dataset', str(photos), '--max-train-samples', str(most), '--output', str(tmp_path / 'model')]
     settings = finetune.app.parse_args(arguments)[1].arguments['settings']
-    return settings, run_data.read(settings), Seen(), {}, SimpleNamespace(print=lambda _: None)
+    data = run_data.read(settings.data, settings.model, False)
+    return data, settings.data, 0, False, Seen(), {}, SimpleNamespace(print=lambda _: None)
 
 
 def test_a_pattern_of_photos(photos: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from xception_hub.errors import SettingsError
 from xception_hub.inference import predict
 from xception_hub.training.results import usage
 from xception_hub.training.run_checkpoints import Checkpoints, read
-from xception_hub.training.settings import KNOWN_ELSEWHERE, DataSettings, Settings, with_recipe
+from xception_hub.training.settings import with_recipe
 
 TRAINING = ('--recipe', 'full', '--warmup-epochs', 0, '--batch-size', 16)
 FEW = (*TRAINING, '--epochs', 2)
@@ -576,9 +576,6 @@ def test_class_of_one(folder: Path, tmp_path: Path, log: Path) -> None:
         ((), '--dataset is required: a folder of photos, a table, or a name on the Hub'),
         (('photos',), '(--dataset photos)'),
         (('--recipe', 'probe'), '--dataset is required'),
-        (('--train_dir', 'photos'), '--train-dir is called --dataset here'),
-        (('--dataset', 'photos', '--lr', '0.1'), '--lr is called --learning-rate here'),
-        (('--dataset', 'photos', '--per_device_train_batch_size=8'), 'is called --batch-size here'),
     ],
 )
 def test_first_minute(arguments: tuple[str, ...], said: str) -> None:
@@ -586,10 +583,3 @@ def test_first_minute(arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(SettingsError) as ended:
         with_recipe(arguments, None)
     assert said in str(ended.value)
-
-
-def test_names_known_elsewhere() -> None:
-    """Each leads to an option that there is, and none is an option itself."""
-    options = {'--' + name.replace('_', '-') for name in Settings(data=DataSettings(dataset='x')).flat()}
-    assert {*KNOWN_ELSEWHERE.values()} <= options
-    assert not {f'--{name}' for name in KNOWN_ELSEWHERE} & options

@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from ..models.build import evaluating
-from ..models.classifier import BATCH_NORMS
 from .processes import Machine
-
-
-def has_statistics(module: nn.Module) -> bool:
-    """Whether a layer keeps moving statistics."""
-    return any(isinstance(layer, BATCH_NORMS) and layer.track_running_stats for layer in module.modules())
 
 
 def recompute(module: nn.Module, inputs: Iterable[Tensor], machine: Machine) -> None:

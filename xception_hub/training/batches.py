@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.items import Item, in_order
 from ..data.labelled import Split
-from ..errors import DataError
 
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
 
@@ -134,15 +133,6 @@ class Batching:
             yield batch or [replace(group[0], weight=0.0)]
 
 
-def check_balanced(balanced: bool, streamed: bool) -> None:
-    """Raises a DataError if a stream is to be balanced."""
-    if balanced and streamed:
-        raise DataError(
-            'Balanced sampling needs images in any order, which a stream cannot provide. Replace '
-            '--balanced-sampling by --class-weights, or leave out --streaming.'
-        )
-
-
 @dataclass
 class TrainingBatches:
     """Batch sampler of this process for an epoch of training.
@@ -151,12 +141,10 @@ class TrainingBatches:
         split: The training split.
         batching: How to deal it out.
         seed: Seed of the order.
-        balanced: Whether all classes are drawn equally often; some images then occur several times, others never.
+        balanced: Whether all classes are drawn equally often, so that some images occur several times and others never.
+            A stream cannot be balanced.
         epoch: Number of the epoch; set it before each.
         first_update: Number of the first update of the epoch, from 0.
-
-    Raises:
-        DataError: The split is a stream, and balanced.
     """
 
     split: Split
@@ -165,9 +153,6 @@ class TrainingBatches:
     balanced: bool = False
     epoch: int = field(default=0, init=False)
     first_update: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        check_balanced(self.balanced, self.split.streamed)
 
     def __len__(self) -> int:
         return sum(self.batching.steps(update) for update in range(self.first_update, self.batching.updates))

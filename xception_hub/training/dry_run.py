@@ -1,49 +1,45 @@
-"""Estimates the cost of a run from one batch, and writes nothing."""
+"""Estimates the cost of a phase from one batch."""
 
-from collections.abc import Callable
 from contextlib import closing
-from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from ..models.build import evaluating
-from ..models.classifier import features_of, set_mode
-from .batches import Batch, Batching, InOrder, TrainingBatches
+from ..models.classifier import set_mode
+from .batches import Batching, InOrder, TrainingBatches
 from .memory import measure
 from .optimization import make_optimizer
-from .phase import Phase, Task
+from .phase import Phase
 
 
-def dry_run(task: Task, prepare: Callable[[Task], Phase]) -> str:
-    """Returns the settings, and the throughput and memory of a step. The model changes.
+def cost(phase: Phase) -> str:
+    """The throughput of a phase, and the memory of a training step. The model changes."""
+    s, machine, data, module = phase.settings, phase.task.machine, phase.task.data, phase.module
+    throughput, images = machine.throughput(), phase.validation
+    order: Any = InOrder(data.validation, s.batch_size)
+    if phase.training:
+        images, order = phase.training, TrainingBatches(data.train, Batching(len(data.train), s.batch_size), s.seed)
+    memory: dict[str, int] = {}
+    with closing(throughput.timed(machine.loader(images, order))) as feed:
+        batch = machine.put(next(feed))
 
-    Args:
-        task: The task.
-        prepare: Maker of the phase that trains the whole network.
-    """
-    s, machine, data, throughput = task.settings.optimization, task.machine, task.data, task.machine.throughput()
-    if task.settings.output.eval_only or s.recipe == 'probe':
-        batches = machine.loader(task.images('validation'), InOrder(data.validation, s.batch_size))
-        with evaluating(task.model), closing(throughput.timed(batches)) as feed:
-            features_of(task.model, machine.put(next(feed)).inputs)
-        minutes = (len(data.train) + len(data.validation)) / (throughput.model or 1) / 60
-        cost = f'One batch: {throughput}; about {minutes:.0f} minutes for one pass over all images'
-    else:
-        phase = prepare(task)
-        set_mode(task.model, s.batch_norm == 'frozen')
-
-        def loss_of(batch: Batch) -> Tensor:  # []
+        def loss() -> Tensor:  # []
             with machine.accelerator.autocast():
                 inputs, targets = phase.objective.prepare(batch.inputs, batch.labels)
-                return phase.objective.losses(task.model(inputs), targets).mean()
+                return phase.objective.losses(module(inputs), targets).mean()
 
-        order = TrainingBatches(data.train, Batching(len(data.train), s.batch_size), s.seed)
-        with closing(throughput.timed(machine.loader(phase.training, order))) as feed:
-            batch = machine.put(next(feed))
-            footprint = measure(task.model, make_optimizer(s, task.model), partial(loss_of, batch), len(batch.inputs))
-        cost = (
-            f'One batch of {footprint.batch_size}: loss {footprint.loss:.4f}; {throughput}\nMemory of a step: '
-            f'{footprint}; {footprint.total(bool(s.ema_decay)) / 1e6:.0f} MB in total, without the libraries'
-        )
-    settings = '\n'.join(f'{name:24} {value}' for name, value in task.settings.flat().items())
-    return f'{settings}\n\n{cost}\nDry run: nothing was written.'
+        if phase.training:
+            set_mode(module, s.batch_norm == 'frozen')
+            memory = measure(module, make_optimizer(s, module), loss)
+        else:
+            with evaluating(module):
+                loss()
+    minutes = (len(data.train) + len(data.validation)) / (throughput.model or 1) / 60
+    lines = [f'One batch: {throughput}; about {minutes:.0f} minutes for one pass over all images']
+    if memory:
+        memory['averages'] = memory['weights'] if s.ema_decay else 0
+        parts = ', '.join(f'{part} {count / 1e6:.0f} MB' for part, count in memory.items())
+        total = sum(memory.values()) / 1e6
+        lines.append(f'Memory of a step: {parts}; {total:.0f} MB in total, without the libraries')
+    return '\n'.join(lines)

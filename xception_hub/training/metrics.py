@@ -269,6 +269,14 @@ def is_better(metric: str, new: Mapping[str, Any], old: Mapping[str, Any] | None
     return False
 
 
+def epochs_since_best(history: Sequence[Mapping[str, Any]], metric: str) -> int:
+    """How many epochs have passed since the best one."""
+    best, since = None, 0
+    for row in history:
+        best, since = (row, 0) if is_better(metric, row, best) else (best, since + 1)
+    return since
+
+
 def _predicted(predictions: Predictions, num_classes: int) -> np.ndarray:
     """[C], how many images each class was found in."""
     if predictions.multi_label:

@@ -9,6 +9,9 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
+from ..data.labelled import Data
+from .settings import Optimization
+
 
 @dataclass
 class Objective:
@@ -29,6 +32,13 @@ class Objective:
     class_weights: Tensor | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+
+    @classmethod
+    def of(cls, data: Data, s: Optimization, mixup: float = 0.0, cutmix: float = 0.0) -> 'Objective':
+        """The loss that the settings of a phase ask for."""
+        count = len(data.class_names)
+        weights = balanced_class_weights(data.train.labels, count) if s.class_weights else None
+        return cls(count, data.multi_label, s.label_smoothing, weights, mixup, cutmix)
 
     def __post_init__(self) -> None:
         self._mixup = None

@@ -6,20 +6,20 @@ from typing import Any
 from torch import nn
 
 from ..data.labelled import Data
-from ..models.build import TimmModel, Transforms
-from .batches import Images
+from ..models.build import TimmModel, Transforms, evaluating
+from .batches import Images, InOrder
+from .metrics import Predictions
 from .objective import Objective
 from .processes import Machine
 from .run_data import Manifest
 from .run_directory import Run
-from .settings import Settings
+from .settings import Optimization
 
 
 @dataclass
 class Task:
-    """The network, data, machine, directory and settings of a run."""
+    """The network, data, machine and directory of a run."""
 
-    settings: Settings
     machine: Machine
     run: Run
     data: Data
@@ -38,7 +38,8 @@ class Phase:
 
     Attributes:
         name: Name of the phase in messages.
-        task: The task, with the settings of the phase.
+        task: The task.
+        settings: Settings of the phase.
         module: The trained module: the model, or its classifier.
         kind: Name of the module's tensors in a checkpoint: 'model' or 'head'.
         training: Dataset of the module's inputs for each training image; None for an evaluation.
@@ -48,8 +49,21 @@ class Phase:
 
     name: str
     task: Task
+    settings: Optimization
     module: nn.Module
     kind: str
     training: Any
     validation: Any
     objective: Objective
+
+    def predict(self, module: nn.Module) -> Predictions:
+        """Predicts the validation split with all processes together, each image exactly once."""
+        machine, split = self.task.machine, self.task.data.validation
+        order = InOrder(split, self.settings.batch_size, machine.processes, machine.rank)
+        parts = []
+        machine.share(module.buffers())
+        with evaluating(module), machine.accelerator.autocast(), machine.progress('Evaluation', len(split)) as bar:
+            for batch in map(machine.put, machine.loader(self.validation, order)):
+                parts.append(Predictions.of(module(batch.inputs), batch.labels, batch.indices))
+                bar.update(len(batch.indices) * machine.processes)
+        return Predictions.joined(machine.gather(parts))

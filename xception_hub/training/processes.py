@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.tracking import get_available_trackers
+from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object, tqdm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..allocator import keep_freed_memory, return_freed_memory
-from ..errors import SettingsError, printable_lines
-from ..timing import lacks_bf16
+from ..errors import printable_lines
 from .batches import Batch, loader
-from .settings import Settings
+from .settings import MachineSettings, OutputSettings
 from .throughput import Throughput
 
 MAX_WORKERS = 8
@@ -93,40 +91,17 @@ class Machine:
                 tensor.detach().copy_(broadcast(tensor.detach().contiguous()))
 
 
-def start(settings: Settings) -> Machine:
-    """Starts accelerate with the settings.
-
-    Raises:
-        SettingsError: A tracker is not installed, fp16 is chosen on a CPU (accelerate would ignore both), or the kind
-            of parallelism is not supported.
-    """
-    return_freed_memory() if settings.machine.gradient_checkpointing else keep_freed_memory()
-    available = [str(tracker) for tracker in get_available_trackers()]
-    missing = [tracker for tracker in settings.output.tracker if tracker not in available]
-    if missing:
-        raise SettingsError(
-            f'The tracker {missing[0]!r} is not installed (pip install {missing[0]}). '
-            f'Available: {", ".join(available) or "none"}.'
-        )
+def start(settings: MachineSettings, output: OutputSettings) -> Machine:
+    """Starts accelerate."""
+    return_freed_memory() if settings.gradient_checkpointing else keep_freed_memory()
     accelerator = Accelerator(
-        mixed_precision=settings.machine.mixed_precision,
-        log_with=list(settings.output.tracker) or None,
-        project_dir=str(settings.output.output),
+        mixed_precision=settings.mixed_precision, log_with=list(output.tracker) or None, project_dir=str(output.output)
     )
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise SettingsError(f'{accelerator.distributed_type} is not supported. Choose plain data parallelism.')
-    on_cpu = accelerator.device.type == 'cpu'
-    if accelerator.mixed_precision == 'fp16' and on_cpu:
-        raise SettingsError('fp16 needs a GPU. On a CPU choose --mixed-precision bf16 or no.')
     if not accelerator.is_main_process:
         warnings.simplefilter('ignore')  # all processes have the same warnings
-    if accelerator.mixed_precision == 'bf16' and on_cpu and lacks_bf16(accelerator.device):
-        warnings.warn(
-            'This CPU has no arithmetic for bf16, which is many times slower than float32 here.', stacklevel=2
-        )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    workers = 0 if on_cpu else min(MAX_WORKERS, cores // accelerator.num_processes)
-    if settings.machine.workers is not None:
-        workers = settings.machine.workers
-    memory_format = torch.channels_last if settings.machine.channels_last else torch.preserve_format
+    workers = settings.workers
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        workers = 0 if accelerator.device.type == 'cpu' else min(MAX_WORKERS, cores // accelerator.num_processes)
+    memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
     return Machine(accelerator, workers, memory_format)

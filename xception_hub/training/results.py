@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from ..inference.overlay import overlay, seen
 from ..models import classifier
 from ..models.build import evaluating
 from ..models.matching import outputs_of
+from ..timing import device_model
 from .metrics import THRESHOLD, Predictions, summary
 from .phase import Task
 from .processes import Machine
 from .report import MISTAKES, THUMBNAIL, render
 from .run_directory import HISTORY_FILE, METRICS_FILE, PREDICTIONS_FILE, Progress, Run
+from .settings import Settings
 
 # Column of the table of epochs -> its heading, its width in characters, and how its numbers are written.
 COLUMNS = {
@@ -62,18 +64,20 @@ def table(figures: Mapping[str, Any]) -> str:
     return '\n'.join(f'{name:24} {_cell(value)}' for name, value in figures.items())
 
 
-def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
+def finish(task: Task, settings: Settings, predictions: Predictions, progress: Progress) -> None:
     """Writes the model, its figures and the report into the run's directory. Only the main process writes.
 
     Args:
-        task: The finished task, with the settings of the whole run.
+        task: The finished task.
+        settings: The settings of the whole run.
         predictions: Predictions of the final network on the validation split.
         progress: Progress at the end of the run, with the figures of all epochs.
     """
     if not task.machine.is_main:
         return
-    settings, manifest, run, class_names = task.settings, task.manifest, task.run, task.data.class_names
-    split, share = task.data.validation.name, settings.data.validation_share
+    manifest, run, class_names, evaluation = task.manifest, task.run, task.data.class_names, settings.output.eval_only
+    validation = task.data.validation
+    share = f'{settings.data.validation_share:.0%} of ' if 'validation_rows' in manifest else ''
     figures: dict[str, Any] = dict(
         summary(predictions, len(class_names)),
         bad_images=len(manifest['bad_images']),
@@ -81,20 +85,20 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
         restricted=settings.output.restrict_classes,
         model=settings.model.model,
         dataset=settings.data.dataset,
-        split=f'{share:.0%} of {split}' if 'validation_rows' in manifest else split,
+        split=share + validation.name,
     )
     if progress.best:
         figures.update({name: progress.best[name] for name in ('phase', 'epoch')})
-    if not settings.output.eval_only:
+    if not evaluation:
         figures['train_images'] = len(task.data.train)
         base = classifier.hub_id(task.model) if settings.model.pretrained else None
-        grey_maximum, several = task.data.validation.grey_maximum, task.data.multi_label
+        several, grey_maximum = task.data.multi_label, validation.grey_maximum
         classifier.save(run.directory, task.model, task.transforms.config, class_names, several, base, grey_maximum)
     write_predictions(run.directory / PREDICTIONS_FILE, task, predictions)
-    run.write_text('report.html', report(task, predictions, progress, figures))
+    run.write_text('report.html', report(task, settings, predictions, progress, figures))
     run.write_text(HISTORY_FILE, json.dumps(progress.history, indent=2))
     run.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # marks the run as finished
-    if not settings.output.eval_only and is_xception(run.directory):
+    if not evaluation and is_xception(run.directory):
         run.write_text('README.md', card.render(run.directory))
     print(f'\n{table(figures)}\nWritten: {run.directory}, with report.html and {PREDICTIONS_FILE}')
     if settings.output.push:
@@ -103,31 +107,19 @@ def finish(task: Task, predictions: Predictions, progress: Progress) -> None:
 
 def write_predictions(path: Path, task: Task, predictions: Predictions) -> None:
     """Writes a row for each image of the validation split, with those that cannot be used."""
-    split, manifest = task.data.validation, task.manifest
+    split, manifest, class_names = task.data.validation, task.manifest, np.array(task.data.class_names, object)
+    names, several = split.names(), predictions.multi_label
     with prediction_tables.table(path, ('file', 'target', 'label', 'probability', 'top', 'error')) as write:
-        for values in rows_of(predictions, split, task.data.class_names):
-            write(values)
+        for index, classes, values, label in zip(
+            predictions.indices, predictions.classes, predictions.probabilities, predictions.labels
+        ):
+            likeliest = [*zip(class_names[classes], (values[classes] if several else values).tolist())]
+            found = [*class_names[values > THRESHOLD]] if several else None
+            target = prediction_tables.as_json([*class_names[label > 0]]) if several else class_names[label]
+            write(dict(file=names[index], target=target, **prediction_tables.row(likeliest, found)))
         for image in manifest['bad_images']:
             if image['split'] == split.name and 'validation_rows' not in manifest:
                 write(dict(file=image['name'], error=image['reason']))
-
-
-def rows_of(predictions: Predictions, split: Split, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of an evaluated split."""
-    names = split.names()
-    for place, index in enumerate(predictions.indices.tolist()):
-        classes, values, label = (
-            array[place] for array in (predictions.classes, predictions.probabilities, predictions.labels)
-        )
-        several = predictions.multi_label
-        likeliest = [(class_names[c], float(values[c] if several else values[k])) for k, c in enumerate(classes)]
-        found = [class_names[c] for c in np.flatnonzero(values > THRESHOLD).tolist()] if several else None
-        target = (
-            prediction_tables.as_json([class_names[c] for c in np.flatnonzero(label).tolist()])
-            if several
-            else class_names[label]
-        )
-        yield dict(file=names[index], target=target, **prediction_tables.row(likeliest, found))
 
 
 def show_finished(run: Run, push_to: str | None, machine: Machine) -> None:
@@ -154,49 +146,48 @@ def push(repo_id: str, directory: Path) -> None:
         print(f'Published: {repo_id}')
 
 
-def report(task: Task, predictions: Predictions, progress: Progress, figures: Mapping[str, Any]) -> str:
+def report(
+    task: Task, settings: Settings, predictions: Predictions, progress: Progress, figures: Mapping[str, Any]
+) -> str:
     """The HTML report of a run: figures, curves, classes and mistakes."""
-    settings, split, run = task.settings.flat(), task.data.validation, task.run
+    split, run, name, evaluation = task.data.validation, task.run, settings.model.model, settings.output.eval_only
     items = _items(split, [int(predictions.indices[number]) for number in predictions.worst(MISTAKES)])
+    outputs = 'those of the dataset' if figures['restricted'] else "all of the model's outputs"
     facts = {
-        'Model': settings['model'],
-        'Dataset': f'{settings["dataset"]}, {figures["split"]}',
-        'Recipe': 'none: evaluation' if settings['eval_only'] else settings['recipe'],
-        'Classes': ('those of the dataset' if settings['restrict_classes'] else "all of the model's outputs")
-        if settings['eval_only']
-        else 'all',
+        'Model': name,
+        'Dataset': f'{settings.data.dataset}, {figures["split"]}',
+        'Recipe': 'none: evaluation' if evaluation else settings.optimization.recipe,
+        'Classes': outputs if evaluation else 'all',
         'Best epoch': f'{figures["epoch"]} of {figures["phase"]}' if 'epoch' in figures else 'none',
-        'Computed on': _hardware(task.machine.device),
+        'Computed on': device_model(task.machine.device),
         'Versions': f'xception_hub {__version__}, timm {timm.__version__}, torch {torch.__version__}, '
         f'Python {platform.python_version()}',
     }
     return render(
         predictions,
         class_names=task.data.class_names,
-        title=f'{settings["model"]} on {settings["dataset"]}',
+        title=f'{name} on {settings.data.dataset}',
         facts=facts,
-        settings=settings,
+        settings=settings.flat(),
         history=[dict(row, best=row == progress.best) for row in progress.history],
         thumbnail=lambda index: split.image(index, THUMBNAIL, items[index]),
         name=lambda index: split.cell_name(index, items[index]),
         warnings=[f'Left out: {image["name"]}: {image["reason"]}' for image in task.manifest['bad_images']],
-        usage=usage(
-            settings['model'] if settings['eval_only'] else f'local-dir:{run.directory.resolve()}', split.grey_maximum
-        ),
-        heat=partial(_heat, task, items),
+        usage=usage(name if evaluation else f'local-dir:{run.directory.resolve()}', split.grey_maximum),
+        heat=partial(_heat, task, items, bool(figures['restricted'])),
     )
 
 
-def _heat(task: Task, items: Mapping[int, Cell], index: int, number: int) -> Image.Image:
-    """What an image of the validation split looks like to the network, and what in it speaks for a class.
+def _heat(task: Task, items: Mapping[int, Cell], restricted: bool, index: int, number: int) -> Image.Image:
+    """What the network sees of an image of the validation split, and how much each place adds to a class.
 
     Raises:
         ModelError: The network has no feature maps.
     """
     model, transforms = task.model, task.transforms
-    pixels = transforms.evaluation()(task.data.validation.image(index, transforms.min_side, items[index]))
+    pixels = transforms.evaluation()(task.data.validation.image(index, transforms.min_side, items[index]))  # [3, H, W]
     images = pixels[None].to(next(model.parameters()).device)
-    if task.settings.output.restrict_classes:
+    if restricted:
         number = outputs_of(model, task.data.class_names)[number]
     with evaluating(model):
         heat = in_unit_range(explain(model, images, [number]))[0]
@@ -209,12 +200,6 @@ def _items(split: Split, indices: Sequence[int]) -> dict[int, Cell]:
         return {index: split.cell(index) for index in indices}
     wanted = set(indices)
     return {index: cell for index, cell in split.cells() if index in wanted}
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == 'cuda':
-        return torch.cuda.get_device_name(device)
-    return f'{platform.machine()} {device.type}, {torch.get_num_threads()} threads'
 
 
 def usage(model: str, grey_maximum: int | None = None) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import ResumeError
 from ..files import replacing
 from ..weights.checkpoint_files import StateDict
+from .processes import Machine
 
 FILE_NAME = re.compile(r'(\d{2})-(\d{9})\.safetensors')
 NUMBERS = (bool, int, float, type(None))
@@ -201,3 +202,13 @@ def restore(module: nn.Module, tensors: StateDict, path: Path) -> None:
         module.load_state_dict(tensors)
     except RuntimeError as e:
         raise ResumeError(f'{path} does not fit the model ({" ".join(str(e).split())[:300]}).') from e
+
+
+def restore_best(checkpoints: Checkpoints, model: nn.Module, module: nn.Module, machine: Machine) -> None:
+    """Loads the best weights, and saves them for the whole model, because the next phase changes more than the head."""
+    if machine.is_main:
+        best = read(checkpoints.best)
+        whole = 'model' in best.tensors
+        restore(model if whole else module, best.tensors['model' if whole else 'head'], best.path)
+        write(best.path, {'model': model.state_dict()}, best.state)
+    machine.share(model.state_dict().values())

@@ -13,30 +13,26 @@ from ..data.data_settings import DataSettings
 from ..data.labelled import Data, Split, load
 from ..data.seen import Seen
 from ..directory.write import label_names_of
-from ..errors import DataError, ModelError, SettingsError, listed
+from ..errors import DataError, ModelError, listed
 from ..models.classifier import recorded_of
-from .batches import check_balanced
-from .metrics import figure_names
 from .processes import Machine
 from .run_directory import Run
-from .settings import Augmentation, Settings
+from .settings import ModelSettings
 
 SCAN_SIZE = 299  # pixels; large JPEGs are decoded at a fraction of their size that is at least twice this
 
 Manifest = dict[str, Any]
 
 
-def read(settings: Settings) -> Data:
+def read(settings: DataSettings, model: ModelSettings, evaluation: bool) -> Data:
     """The dataset, its images opened and its labels understood as by the model that a run starts from.
 
     Raises:
         DataError: It cannot be trained on.
         ModelError: The model's classes exclude each other, and an image of the dataset has several.
     """
-    model, evaluation = settings.model, settings.output.eval_only
     recorded = recorded_of(model.model) if model.pretrained else {}
-    grey_maximum = settings.data.grey_maximum or recorded.get('grey_maximum')
-    data = load(replace(settings.data, grey_maximum=grey_maximum), evaluation)
+    data = load(replace(settings, grey_maximum=settings.grey_maximum or recorded.get('grey_maximum')), evaluation)
     names = label_names_of(recorded)
     if not names or not (evaluation or {*names} & {*data.class_names}):
         return data
@@ -44,49 +40,32 @@ def read(settings: Settings) -> Data:
         return data.with_several_labels()
     if data.multi_label and evaluation:
         raise ModelError(
-            f'The classes of {model.model} exclude each other (softmax), and the labels of {settings.data.dataset} do '
+            f'The classes of {model.model} exclude each other (softmax), and the labels of {settings.dataset} do '
             f'not. Evaluate a model that was trained on such labels.'
         )
     return data
 
 
-def seen_by(settings: Settings) -> Seen:
+def seen_by(model: ModelSettings) -> Seen:
     """The images that the model of a directory has seen before a run starts from it."""
-    name = settings.model.model
-    is_here = settings.model.pretrained and name.startswith('local-dir:')
-    return Seen.read(Path(name.removeprefix('local-dir:'))) if is_here else Seen()
+    is_local = model.pretrained and model.model.startswith('local-dir:')
+    return Seen.read(Path(model.model.removeprefix('local-dir:'))) if is_local else Seen()
 
 
-def checked(settings: Settings, data: Data, run: Run) -> Manifest:
-    """The manifest of a run, or a new one, once the settings go together and the data are those that it began with.
+def manifest_of(data: Data, run: Run) -> Manifest:
+    """The manifest of a run that goes on, or a new one.
 
     Raises:
-        DataError: The data have changed.
-        SettingsError: Settings do not go together, or with the data.
+        DataError: The run began with other data.
     """
-    _check(settings, data)
     manifest = run.manifest or dict(digest=data.digest(), class_names=data.class_names)
-    _check_unchanged(data, manifest, settings.data, run)
-    return manifest
-
-
-def check_finished(settings: Settings, run: Run, machine: Machine) -> None:
-    """Raises a DataError if the data of a finished run have changed; prints a note if they cannot be read."""
-    try:
-        data = read(settings)
-    except DataError as e:
-        machine.print(f'The data cannot be read, so changes since the run are unknown: {e}')
-        return
-    _check_unchanged(data, run.manifest or {}, settings.data, run)
-
-
-def _check_unchanged(data: Data, manifest: Manifest, settings: DataSettings, run: Run) -> None:
     if manifest.get('digest') != data.digest():
         start = f' To train its model further, pass --model local-dir:{run.directory}.' if run.finished else ''
         raise DataError(
-            f'{settings.dataset} has changed since {run.directory} was begun: it has other images, labels or classes. '
+            f'The dataset has changed since {run.directory} was begun: it has other images, labels or classes. '
             f'Name another --output.{start}'
         )
+    return manifest
 
 
 def scanned(data: Data, settings: DataSettings, manifest: Manifest, machine: Machine) -> Data:
@@ -135,32 +114,38 @@ def _scan(split: Split, machine: Machine) -> tuple[list[BadImage], Split]:
     return machine.gather(own.bad), replace(split, digests=digests, pixels=pixels)
 
 
-def divided(settings: Settings, data: Data, seen: Seen, manifest: Manifest, machine: Machine) -> Data:
+def divided(
+    data: Data, s: DataSettings, seed: int, evaluation: bool, seen: Seen, manifest: Manifest, machine: Machine
+) -> Data:
     """The data with a validation split, and with as many training images as are wanted.
 
     Args:
-        settings: The settings of the run.
         data: The images that can be used.
-        seen: Those that the model has seen before.
+        s: The settings of the data.
+        seed: Seed of the split.
+        evaluation: Whether nothing is trained.
+        seen: The images that the model has seen before.
         manifest: The manifest of the run, which gets to name the rows of the validation split.
         machine: Where it is printed.
 
     Raises:
         DataError: A split has no image, or all were seen.
     """
-    s, seed = settings.data, settings.optimization.seed
-    scanned = any(len(split.digests) for split in (data.train, data.validation))
+    is_scanned = any(len(split.digests) for split in (data.train, data.validation))
     if 'validation_rows' in manifest:  # of a run that goes on
         data = data.held_out(np.flatnonzero(np.isin(data.train.source_rows, manifest['validation_rows'])))
-    elif s.folds:
-        data = data.with_fold(int(s.fold or 0), s.folds, seed)
+    elif s.folds or not data.has_validation:
+        data = (
+            data.with_fold(int(s.fold or 0), s.folds, seed) if s.folds else seen.share(data, s.validation_share, seed)
+        )
+        data = seen.without_trained(data, evaluation=True) if s.folds else data
         manifest['validation_rows'] = data.validation.source_rows.tolist()
-        data = seen.without_trained(data, evaluation=True)
-    elif not data.has_validation:
-        data = seen.share(data, s.validation_share, seed)
-        manifest['validation_rows'] = data.validation.source_rows.tolist()
-    elif scanned:
-        data = seen.without_trained(data, settings.output.eval_only)
+    elif 'trained_before' in manifest:  # of a run that goes on, whose images are not scanned again
+        data = data.without('validation', manifest['trained_before'])
+    elif is_scanned:
+        whole, data = data, seen.without_trained(data, evaluation)
+        left_out = ~np.isin(whole.validation.source_rows, data.validation.source_rows)
+        manifest['trained_before'] = np.flatnonzero(left_out).tolist()
     if s.max_train_samples and s.max_train_samples < len(data.train):
         order = np.random.default_rng(seed).permutation(len(data.train))
         before, all_images = data.train.labels, len(data.train)
@@ -169,13 +154,13 @@ def divided(settings: Settings, data: Data, seen: Seen, manifest: Manifest, mach
         if lost := _classes_in(before) - _classes_in(data.train.labels):
             names = listed(data.class_names[number] for number in sorted(lost))
             warnings.warn(f'--max-train-samples leaves no image for training of the classes {names}.', stacklevel=2)
-    if not len(data.validation) or not (len(data.train) or settings.output.eval_only):
+    if not len(data.validation) or not (len(data.train) or evaluation):
         raise DataError(f'A split of {s.dataset} has no image that can be used.')
     for text in copies(data):
         warnings.warn(text, stacklevel=2)
     for note in data.notes:
         machine.print(note)
-    if seen.trained and not scanned:
+    if seen.trained and not is_scanned:
         machine.print('Whether the model was trained on images of the validation split is not known without the scan.')
     machine.print(class_counts(data))
     machine.print(
@@ -203,29 +188,3 @@ def class_counts(data: Data, most: int = 20) -> str:
     if len(lines) > most:
         lines[most // 2 : -most // 2] = [f'  ... {len(lines) - most} more ...']
     return '\n'.join(lines)
-
-
-def _check(settings: Settings, data: Data) -> None:
-    """Raises an error for contradictory settings before any long computation."""
-    s, figures = settings.optimization, figure_names(len(data.class_names), data.multi_label)
-    output = settings.output
-    if output.restrict_classes and not output.eval_only:
-        raise SettingsError('--restrict-classes belongs to --eval-only: a training knows no other classes.')
-    if output.restrict_classes and len(data.class_names) < 2:
-        raise SettingsError(
-            f'--restrict-classes leaves the single class {data.class_names[0]!r}, of which every image would be. '
-            f'Leave it out.'
-        )
-    if not output.eval_only and s.metric not in figures:
-        raise SettingsError(f'--metric {s.metric} does not exist for this dataset. It has: {", ".join(figures)}.')
-    if s.recipe == 'probe' and settings.augmentation != Augmentation():
-        raise SettingsError(
-            'The recipe probe computes the features of each image once, so it cannot augment images. Choose the recipe '
-            'transfer or full.'
-        )
-    if (count := settings.data.folds) and settings.data.fold not in {str(fold + 1) for fold in range(count)}:
-        raise SettingsError(
-            f'--fold {settings.data.fold} is none of the {settings.data.folds} folds. Name one: --fold 1 to --fold '
-            f'{settings.data.folds}.'
-        )
-    check_balanced(s.balanced_sampling, settings.data.streaming)

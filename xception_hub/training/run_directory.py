@@ -14,8 +14,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -24,6 +23,7 @@ import yaml
 from ..errors import ResumeError, differences
 from ..files import PART_SUFFIX, write_text
 from .run_checkpoints import Checkpoints
+from .settings import RESUME_MAY_CHANGE, OutputSettings
 
 SETTINGS_FILE, DATA_FILE, HISTORY_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'history.json', 'metrics.json'
 PREDICTIONS_FILE = 'predictions.csv'
@@ -55,65 +55,54 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Run:
     """A directory that belongs to one run.
 
     Args:
-        directory: Path of the directory, which may be empty or not exist yet.
-        settings: Settings of the run, as YAML can express them.
+        output: The directory, which may be empty or not exist yet, and its checkpoints.
+        settings: All settings of the run, as YAML can express them.
         processes: Number of training processes.
-        may_change: Names of settings that do not change the result, and may differ when the run continues.
-        keep: Number of checkpoints to keep.
 
     Raises:
         ResumeError: The directory contains other files, or a run with other settings or number of processes.
     """
 
-    def __init__(
-        self, directory: Path, settings: Mapping[str, Any], processes: int, may_change: frozenset[str], keep: int
-    ) -> None:
-        self.directory = directory
-        self.settings = dict(settings)
-        self.processes = processes
-        self.checkpoints = Checkpoints(directory / 'checkpoints', keep)
-        if directory.exists():
-            self._check(may_change)
-        there = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
+    def __init__(self, output: OutputSettings, settings: Mapping[str, Any], processes: int) -> None:
+        self.directory, self.settings, self.processes = output.output, dict(settings), processes
+        self.checkpoints = Checkpoints(self.directory / 'checkpoints', output.keep_checkpoints)
+        if self.directory.is_dir():
+            self._check()
+        there = next(
+            place for place in (self.directory.absolute(), *self.directory.absolute().parents) if place.exists()
+        )
         if not there.is_dir() or not os.access(there, os.W_OK):
             why = 'cannot be written' if there.is_dir() else 'is a file'
-            raise ResumeError(f'{directory} cannot be made: {there} {why}. Name another --output.')
+            raise ResumeError(f'{self.directory} cannot be made: {there} {why}. Name another --output.')
 
-    def _check(self, may_change: frozenset[str]) -> None:
-        if not self.directory.is_dir():
-            raise ResumeError(f'{self.directory} is a file. Name a directory as the output.')
-        file = self.directory / SETTINGS_FILE
+    def _check(self) -> None:
+        file, another = self.directory / SETTINGS_FILE, 'name another directory as the output'
         if not file.is_file():
             if any(self.directory.iterdir()):
-                raise ResumeError(f'{self.directory} contains files, but no run. Name another directory as the output.')
+                raise ResumeError(f'{self.directory} contains files, but no run: {another}.')
             return
         there = yaml.safe_load(file.read_text(encoding='utf-8'))
         if not isinstance(there, dict):
-            raise ResumeError(f'{file} is damaged. Name another directory as the output.')
-        there, settings = ({k: v for k, v in one.items() if k not in may_change} for one in (there, self.settings))
-        if different := differences(there, settings):
-            held = f'{self.directory} contains a run with other settings: {"; ".join(different)}.'
+            raise ResumeError(f'{file} is damaged: {another}.')
+        there, own = ({k: v for k, v in one.items() if k not in RESUME_MAY_CHANGE} for one in (there, self.settings))
+        if different := differences(there, own):
+            way = f'Repeat its command to continue it (--config {file}), or {another}.'
             if self.finished:
-                raise ResumeError(
-                    f'{held} It is finished. To train its model further, pass --model local-dir:{self.directory} and '
-                    f'another --output.'
+                way = (
+                    f'It is finished. To train its model further, pass --model local-dir:{self.directory} and another '
+                    f'--output.'
                 )
+            raise ResumeError(f'{self.directory} contains a run with other settings: {"; ".join(different)}. {way}')
+        before = (self.manifest or {}).get('processes', self.processes)
+        if before != self.processes:
             raise ResumeError(
-                f'{held} Repeat its command to continue it (--config {file}), or name another directory as the output.'
-            )
-        manifest = self.manifest
-        if manifest and manifest['processes'] != self.processes:
-            raise ResumeError(
-                f'{self.directory} contains a run of {manifest["processes"]} processes; {self.processes} would get '
-                f'other batches. Start {manifest["processes"]}, or name another directory as the output.'
+                f'{self.directory} contains a run of {before} processes; {self.processes} would get other batches. '
+                f'Start {before}, or {another}.'
             )
 
     @property

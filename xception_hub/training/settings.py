@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +29,12 @@ def literal(type_: Any, tokens: Sequence[Token]) -> Any:
         return text
 
 
+def name_or_directory(type_: Any, tokens: Sequence[Token]) -> str:
+    """Converts the text of --model: that of a directory to local-dir:DIR, as timm names it."""
+    text = tokens[0].value
+    return f'local-dir:{text}' if Path(text).is_dir() else text
+
+
 Choices = dict[str, Annotated[Any, Parameter(converter=literal, n_tokens=1)]]
 
 
@@ -40,8 +46,9 @@ def group(name: str, index: int) -> Callable[[type], type]:
 @group('Model', 2)
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    model: str = 'xception_paper'
-    """Model to train, as for timm.create_model: a name, hf-hub:org/name or local-dir:DIR."""
+    model: Annotated[str, Parameter(converter=name_or_directory)] = 'xception_paper'
+    """Model to train: a directory that finetune or convert wrote, or what timm.create_model takes (a name,
+    hf-hub:org/name or local-dir:DIR)."""
     pretrained: bool = True
     """Start from pretrained weights."""
     model_args: Choices = field(default_factory=dict)
@@ -138,6 +145,17 @@ class Augmentation:
     cutmix: Annotated[float, NOT_NEGATIVE] = 0.0
     """Alpha of cutmix, which pastes a rectangle of one image into another; 0 for none."""
 
+    def of_transform(self) -> dict[str, Any]:
+        """The arguments of `Transforms.training`."""
+        return dict(
+            scale=self.crop_scale,
+            hflip=self.flip,
+            vflip=self.vertical_flip,
+            color_jitter=self.color_jitter,
+            auto_augment=self.auto_augment,
+            re_prob=self.random_erasing,
+        )
+
 
 @group('Machine', 5)
 @dataclass(frozen=True, kw_only=True)
@@ -199,82 +217,21 @@ class Settings:
         }
 
 
-# Settings that may change when a run is resumed: they don't affect the result.
+# Settings that do not affect the result, so that a run may go on with other ones.
 RESUME_MAY_CHANGE = frozenset(
     {'output', 'checkpoint_minutes', 'keep_checkpoints', 'tracker', 'push', 'dry_run', 'workers', 'feature_cache'}
 )
+# Settings that a first phase, which trains only the classifier, has in common with the second one.
+OF_BOTH_PHASES = ('label_smoothing', 'class_weights', 'balanced_sampling', 'metric', 'early_stopping', 'seed')
 
 
-def phases(settings: Settings) -> list[tuple[str, Settings]]:
-    """Returns name ('probe' or 'everything') and settings of each phase of a run, in order; none with eval_only."""
-    s = settings.optimization
-    if settings.output.eval_only:
-        return []
-    if s.recipe == 'transfer':
-        first = replace(
-            s,
-            layer_decay=None,
-            warmup_epochs=0.0,
-            ema_decay=None,
-            clip_grad=None,
-            accumulation=1,
-            optimizer_args={},
-            precise_bn_images=0,
-            **{**RECIPES['probe'](), 'epochs': s.head_epochs, 'learning_rate': s.head_learning_rate},
-        )
-        return [('probe', replace(settings, optimization=first)), ('everything', settings)]
-    return [('probe' if s.recipe == 'probe' else 'everything', settings)]
-
-
-# Option of timm's train.py or of an example of transformers or torchvision -> the option of this project.
-KNOWN_ELSEWHERE = {
-    **dict.fromkeys(('train-dir', 'data-dir', 'data', 'data-path', 'dataset-name', 'train-file'), '--dataset'),
-    **dict.fromkeys(('output-dir', 'out', 'experiment'), '--output'),
-    **dict.fromkeys(('model-name-or-path', 'arch', 'initial-checkpoint'), '--model'),
-    **dict.fromkeys(('lr', 'base-lr'), '--learning-rate'),
-    **dict.fromkeys(('num-train-epochs', 'num-epochs'), '--epochs'),
-    **dict.fromkeys(('per-device-train-batch-size', 'bs', 'b'), '--batch-size'),
-    **dict.fromkeys(('gradient-accumulation-steps', 'grad-accum-steps'), '--accumulation'),
-    **dict.fromkeys(('img-size', 'input-size', 'imgsz', 'size'), '--image-size'),
-    **dict.fromkeys(('opt', 'optim'), '--optimizer'),
-    **dict.fromkeys(('wd',), '--weight-decay'),
-    **dict.fromkeys(('sched', 'lr-scheduler-type', 'lr-scheduler'), '--schedule'),
-    **dict.fromkeys(('warmup-ratio', 'warmup-steps'), '--warmup-epochs'),
-    **dict.fromkeys(('smoothing', 'label-smoothing-factor'), '--label-smoothing'),
-    **dict.fromkeys(('drop', 'dropout'), '--drop-rate'),
-    **dict.fromkeys(('drop-path',), '--drop-path-rate'),
-    **dict.fromkeys(('aa',), '--auto-augment'),
-    **dict.fromkeys(('reprob', 'random-erase'), '--random-erasing'),
-    **dict.fromkeys(('hflip', 'horizontal-flip'), '--flip'),
-    **dict.fromkeys(('vflip',), '--vertical-flip'),
-    **dict.fromkeys(('amp', 'fp16', 'bf16'), '--mixed-precision'),
-    **dict.fromkeys(('model-ema', 'model-ema-decay', 'ema'), '--ema-decay'),
-    **dict.fromkeys(('num-workers', 'dataloader-num-workers', 'j'), '--workers'),
-    **dict.fromkeys(('train-val-split', 'val-split', 'validation-split-percentage'), '--validation-share'),
-    **dict.fromkeys(('validation-dir', 'val-dir'), '--validation-split'),
-    **dict.fromkeys(('image-column-name',), '--image-column'),
-    **dict.fromkeys(('label-column-name',), '--label-column'),
-    **dict.fromkeys(('max-grad-norm', 'clip-norm'), '--clip-grad'),
-    **dict.fromkeys(('resume', 'resume-from-checkpoint', 'overwrite-output-dir'), '--output'),
-    **dict.fromkeys(('push-to-hub', 'hub-model-id'), '--push'),
-    **dict.fromkeys(('evaluate', 'do-eval', 'eval'), '--eval-only'),
-    **dict.fromkeys(('report-to', 'log-wandb'), '--tracker'),
-}
-
-
-def _check_names(tokens: Sequence[str], found: dict[str, Any]) -> None:
-    """Raises a SettingsError for a missing dataset, and for options that have another name here."""
-    names = [token.partition('=')[0].lstrip('-').replace('_', '-') for token in tokens if token.startswith('-')]
-    if {'help', 'h', 'version'} & {*names}:
-        return
-    for name in names:
-        if name in KNOWN_ELSEWHERE:
-            raise SettingsError(f'--{name} is called {KNOWN_ELSEWHERE[name]} here. --help says what it takes.')
-    if 'dataset' not in names and 'dataset' not in found:
-        first = tokens[0] if tokens and not tokens[0].startswith('-') else 'FOLDER'
-        raise SettingsError(
-            f'--dataset is required: a folder of photos, a table, or a name on the Hub (--dataset {first}).'
-        )
+def phases(s: Optimization) -> list[tuple[str, Optimization]]:
+    """Returns name ('probe' or 'everything') and settings of each phase of a training, in order."""
+    if s.recipe != 'transfer':
+        return [('probe' if s.recipe == 'probe' else 'everything', s)]
+    shared = {name: getattr(s, name) for name in OF_BOTH_PHASES}
+    probe = {**RECIPES['probe'], 'epochs': s.head_epochs, 'learning_rate': s.head_learning_rate}
+    return [('probe', Optimization(**probe, **shared)), ('everything', s)]
 
 
 def with_recipe(tokens: Sequence[str], config: Path | None) -> list[Any]:
@@ -288,7 +245,7 @@ def with_recipe(tokens: Sequence[str], config: Path | None) -> list[Any]:
         The settings of the file, then those of the recipe that the command line or the file names.
 
     Raises:
-        SettingsError: The file cannot be read, there is no dataset, or an option has another name here.
+        SettingsError: The file cannot be read, or no dataset is named.
     """
     found: dict[str, Any] = {}
     if config:
@@ -298,16 +255,20 @@ def with_recipe(tokens: Sequence[str], config: Path | None) -> list[Any]:
             raise SettingsError(f'{config} cannot be read ({e}).') from e
         if not isinstance(found, dict):
             raise SettingsError(f'{config} holds no settings.')
+    values = {name: value for name, value in found.items() if value is not None and value != {} and value != []}
+    options = [token.partition('=')[0] for token in tokens]
+    if not {'--dataset', '--help', '-h'} & {*options} and 'dataset' not in values:
+        first = tokens[0] if tokens and not tokens[0].startswith('-') else 'FOLDER'
+        raise SettingsError(
+            f'--dataset is required: a folder of photos, a table, or a name on the Hub (--dataset {first}).'
+        )
     named = [
         token.partition('=')[2] or following
         for token, following in zip(tokens, [*tokens[1:], ''])
         if token.partition('=')[0] == '--recipe'
     ]
-    _check_names(tokens, found)
-    recipe = (named or [found.get('recipe', Optimization.recipe)])[-1]
-    values = {name: value for name, value in found.items() if value is not None and value != {} and value != []}
-    presets = RECIPES[recipe]() if recipe in RECIPES else {}
+    recipe = (named or [values.get('recipe', Optimization.recipe)])[-1]
     return [
         cyclopts.config.Dict(values, source=str(config), use_commands_as_keys=False),
-        cyclopts.config.Dict(presets, source=f'the recipe {recipe}', use_commands_as_keys=False),
+        cyclopts.config.Dict(RECIPES.get(recipe, {}), source=f'the recipe {recipe}', use_commands_as_keys=False),
     ]
