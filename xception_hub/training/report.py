@@ -6,8 +6,7 @@ It is one file that needs no other file, no network and no scripts, so that it c
 import base64
 import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from numbers import Real
@@ -15,12 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
 import numpy as np
-from matplotlib import style
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
 from ..errors import ModelError, printable_lines
@@ -33,7 +27,7 @@ TINY = 64  # below which enlarged pixels look better than blurred ones
 HEAT_MAP_CLASSES = 40  # at most; of more classes the most frequent confusions are listed
 CONFUSIONS = 30
 LISTED_CLASSES = 60  # at most; of more classes the worst and the best half of these
-MARKED_EPOCHS = 40  # at most, for markers that can be told apart
+LEFT, RIGHT, TOP, BOTTOM = 44, 314, 8, 150  # edges of a chart's curves, in a drawing of 320 x 180
 
 # Figure of an epoch -> its name, how it is written, and what it is.
 FIGURES = {
@@ -59,35 +53,6 @@ CHARTS = {
     'Learning rate': {'learning_rate': ''},
 }
 
-# Charts are drawn in these colours, which the page replaces by its own, of light or dark mode.
-INK, GRID, FIRST, SECOND, PAPER = '#010101', '#020202', '#030303', '#040404', '#050505'
-COLOURS = {INK: 'muted', GRID: 'line', FIRST: 'orange', SECOND: 'blue', PAPER: 'surface'}
-STYLE = {
-    'svg.fonttype': 'none',
-    'font.size': 9,
-    'text.color': INK,
-    'text.parse_math': False,
-    'axes.labelcolor': INK,
-    'axes.edgecolor': GRID,
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.spines.left': False,
-    'axes.grid': True,
-    'axes.grid.axis': 'y',
-    'axes.axisbelow': True,
-    'grid.color': GRID,
-    'xtick.color': GRID,
-    'ytick.color': GRID,
-    'xtick.labelcolor': INK,
-    'ytick.labelcolor': INK,
-    'ytick.left': False,
-}
-
-
-def _percent(value: float) -> str:
-    return f'{value:.1%}'
-
-
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -96,7 +61,7 @@ ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.filters['percent'] = _percent
+ENVIRONMENT.filters['percent'] = '{:.1%}'.format
 
 
 def render(
@@ -124,11 +89,11 @@ def render(
         history: For each epoch `phase`, `epoch` (from 1 in each phase), `learning_rate`, `train_loss`, the figures of
             `metrics.summary`, and `best` of the best one. What is missing is left out; empty where nothing was trained.
         thumbnail: Makes the picture of a row of the split. What it raises is shown instead.
-        name: Tells the file name of a row.
+        name: Function from a row to its file name.
         warnings: What a reader has to know before believing the figures.
         usage: Python code that loads the model.
-        heat: Makes a picture of what spoke for a class in a row of the split, from the row and the class' number. For
-            what raises a ModelError there is none.
+        heat: Function from a row and the number of a class to a heat map of the class. For what raises a ModelError
+            there is none.
 
     Returns:
         The page, the same for the same arguments.
@@ -139,9 +104,7 @@ def render(
         PerClass.of(predictions, count),
         Calibration.of(predictions),
     )
-    wrong = predictions.worst(len(predictions))
-    with style.context(STYLE, after_reset=True):
-        charts, reliability = _charts(history), _reliability(calibration)
+    wrong, filled = predictions.worst(len(predictions)), calibration.count > 0
     page = ENVIRONMENT.get_template('report.html.jinja').render(
         title=title,
         facts=facts,
@@ -157,14 +120,14 @@ def render(
             if key in figures
         ],
         phases=[(phase, len(list(epochs))) for phase, epochs in groupby(_phases(history))],
-        charts=charts,
+        charts=[_chart(title, names, history) for title, names in CHARTS.items() if _has(history, names)],
         epochs=_epochs(history),
         class_table=_class_table(per_class, names),
         unmeasured=list(names[per_class.support == 0]),
         confusion=None if predictions.multi_label else _confusion(predictions, names),
         num_wrong=len(wrong),
         mistakes=[_mistake(predictions, index, names, thumbnail, name, heat) for index in wrong[:MISTAKES]],
-        reliability=reliability,
+        bins=[*zip(*(column[filled] for column in (calibration.confidence, calibration.accuracy, calibration.count)))],
         calibration_error=calibration.error,
         accuracy=figures['top1'],
         confidence=np.nansum(calibration.confidence * calibration.count) / len(predictions),
@@ -182,106 +145,64 @@ def _value(row: Mapping[str, object], key: str) -> float:
     return float(value) if isinstance(value, Real) and math.isfinite(value) else math.nan
 
 
+def _has(history: Sequence[Mapping[str, object]], keys: Iterable[str]) -> bool:
+    """Whether one of these figures is known of an epoch."""
+    return not all(math.isnan(_value(row, key)) for row in history for key in keys)
+
+
 def _epochs(history: Sequence[Mapping[str, object]]) -> dict[str, Any]:
     """The table of epochs, without columns in which there is nothing."""
-    shown = {
-        key: label
-        for key, (label, _) in EPOCH_FIGURES.items()
-        if not all(math.isnan(_value(row, key)) for row in history)
-    }
-    rows = []
-    for row in history:
-        values = {key: _value(row, key) for key in shown}
-        rows.append(
-            dict(
-                phase=row.get('phase', ''),
-                epoch=row.get('epoch', ''),
-                best=row.get('best'),
-                figures=[
-                    '-' if math.isnan(value) else format(value, EPOCH_FIGURES[key][1]) for key, value in values.items()
-                ],
-            )
+    shown = {key: column for key, column in EPOCH_FIGURES.items() if _has(history, [key])}
+    rows = [
+        dict(
+            phase=row.get('phase', ''),
+            epoch=row.get('epoch', ''),
+            best=row.get('best'),
+            figures=[
+                '-' if math.isnan(value := _value(row, key)) else format(value, spec)
+                for key, (_, spec) in shown.items()
+            ],
         )
-    return dict(columns=list(shown.values()), rows=rows)
+        for row in history
+    ]
+    return dict(columns=[label for label, _ in shown.values()], rows=rows)
 
 
-def _charts(history: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
-    """Title, names in the key, and drawing of each chart."""
-    charts = []
-    for title, names in CHARTS.items():
-        series = np.array([[_value(row, key) for row in history] for key in names])
-        drawn = np.isfinite(series).any(1)
-        if drawn.any():
-            key = [(label, number == 0) for number, label in enumerate(names.values()) if drawn[number] and label]
-            charts.append(dict(title=title, key=key, svg=_svg(_curves(title, series, history), title)))
-    return charts
+def _chart(title: str, names: Mapping[str, str], history: Sequence[Mapping[str, object]]) -> dict[str, Any]:
+    """What a chart consists of, in the coordinates of its drawing."""
+    series = np.array([[_value(row, key) for row in history] for key in names])  # [lines, E]
+    count, phases, epochs = len(history), _phases(history), [str(row.get('epoch', '')) for row in history]
+    ticks = _ticks(np.nanmin(series) if title == 'Accuracy' else 0.0, np.nanmax(series))
+    scale = (TOP - BOTTOM) / (ticks[-1] - ticks[0])
+    x, y = LEFT + (RIGHT - LEFT) * (np.arange(count) + 0.5) / count, BOTTOM + scale * (series - ticks[0])
+    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, count) if count / step <= 12)
+    lines = []
+    for number, (label, heights) in enumerate(zip(names.values(), y)):
+        drawn = np.flatnonzero(np.isfinite(heights))
+        starts = {*drawn} - {*drawn + 1}  # of a curve, or behind a gap
+        path = ' '.join(f'{"M" if i in starts else "L"}{x[i]:.1f} {heights[i]:.1f}' for i in drawn)
+        points = [(x[i], heights[i], history[i].get('best')) for i in drawn]
+        if points:
+            lines.append(dict(label=label, first=number == 0 and len(names) > 1, path=path, points=points))
+    return dict(
+        title=title,
+        lines=lines,
+        radius=2.5 if count <= 40 else 0.8,  # not 0: between gaps there may be single epochs
+        ticks=[
+            (BOTTOM + scale * (tick - ticks[0]), f'{100 * tick:.3g}%' if title == 'Accuracy' else f'{tick:.3g}')
+            for tick in ticks
+        ],
+        epochs=[(x[i], epoch) for i, epoch in enumerate(epochs) if epoch.isdecimal() and int(epoch) % every == 0],
+        borders=[(x[i] + x[i + 1]) / 2 for i in range(count - 1) if phases[i] != phases[i + 1]],
+    )
 
 
-def _curves(title: str, series: np.ndarray, history: Sequence[Mapping[str, object]]) -> Figure:  # [lines, E]
-    figure = Figure(figsize=(3.9, 2.4), layout='constrained')
-    axes = figure.add_subplot()
-    x = np.arange(len(history))
-    best = [number for number, row in enumerate(history) if row.get('best')]
-    size = 4 if len(history) <= MARKED_EPOCHS else 1.2  # not 0: between gaps there may be single epochs
-    for values, colour in zip(series, [FIRST, SECOND] if len(series) > 1 else [SECOND]):
-        axes.plot(x, values, color=colour, marker='o', markersize=size, linewidth=1.5, clip_on=False, zorder=3)
-        axes.plot(x[best], values[best], 'o', color=colour, markersize=9, fillstyle='none', clip_on=False, zorder=4)
-    phases = _phases(history)
-    for number in np.flatnonzero([new != old for new, old in zip(phases[1:], phases)]):
-        axes.axvline(number + 0.5, color=INK, linewidth=1, linestyle=(0, (3, 3)))
-    axes.set_xlim(-0.5, len(history) - 0.5)
-    _label_epochs(axes, [str(row.get('epoch', '')) for row in history])
-    axes.locator_params(axis='y', nbins=5)
-    if title == 'Accuracy':
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-    elif title == 'Learning rate':
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
-    return figure
-
-
-def _label_epochs(axes: Axes, epochs: Sequence[str]) -> None:
-    """Numbers below a chart as in the table, where each phase starts at 1; of many only round ones."""
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, len(epochs)) if len(epochs) / step <= 12)
-    shown = [number for number, epoch in enumerate(epochs) if epoch.isdecimal() and int(epoch) % step == 0]
-    axes.set_xticks(shown, [epochs[number] for number in shown])
-    axes.set_xlabel('epoch')
-
-
-def _reliability(calibration: Calibration) -> str:
-    """Draws accuracy over confidence, and the number of images of each point."""
-    figure = Figure(figsize=(4.2, 4.2), layout='constrained')
-    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    filled = calibration.count > 0
-    confidence, accuracy = calibration.confidence[filled], calibration.accuracy[filled]
-    edges = np.linspace(0, 1, len(filled) + 1)
-    axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (3, 3)))
-    axes.vlines(confidence, confidence, accuracy, color=FIRST, linewidth=2)
-    axes.plot(confidence, accuracy, 'o', color=SECOND, markersize=6)
-    axes.set(ylabel='accuracy', xlim=(0, 1), ylim=(-0.03, 1.03))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    counts.bar(edges[:-1], calibration.count, width=edges[1], align='edge', color=SECOND, edgecolor=PAPER, linewidth=1)
-    counts.set(ylabel='images', xlabel='probability of the most probable class')
-    counts.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    counts.xaxis.set_major_formatter(PercentFormatter(1))
-    return _svg(figure, 'Reliability')
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """Converts a drawing into an element of the page, in its colours and font."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({'svg.hashsalt': name}):  # the same for each run, and other names than other drawings
-        figure.savefig(
-            buffer, format='svg', transparent=True, metadata=dict.fromkeys(['Creator', 'Date', 'Format', 'Type'])
-        )
-    svg = buffer.getvalue()
-    svg = svg[svg.index('<svg') :]
-    svg = re.sub(r'<defs>\s*<style.*?</style>\s*</defs>', '', svg, flags=re.DOTALL)  # it would hold for all the page
-    svg = re.sub(r'<g id="[^"]*"', '<g', svg)
-    svg = re.sub(r'font-family: [^;"]*;?', '', svg)
-    for colour, variable in COLOURS.items():
-        svg = svg.replace(colour, f'var(--{variable})')
-    return svg.replace('<svg', f'<svg role="img" aria-label="{name}"', 1)
+def _ticks(low: float, high: float) -> np.ndarray:
+    """[2 to 7] round numbers whose range contains both."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= 5)
+    return np.arange(math.floor(low / step), math.floor(high / step) + 2) * step
 
 
 def _class_table(per_class: PerClass, names: np.ndarray) -> dict[str, Any]:
