@@ -11,7 +11,6 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 from torchmetrics.classification import BinaryCalibrationError, MulticlassCalibrationError
-from torchmetrics.functional.retrieval import retrieval_average_precision
 
 from xception_hub.training.metrics import (
     Calibration,
@@ -170,15 +169,6 @@ def test_classes_without_images(multi_label: bool) -> None:
         assert predictions.confusion(8)[:, [5, 7]].sum() == predictions.confusion(8)[[6, 7]].sum() == 0
 
 
-def test_only_one_class_occurs_in_multi_label() -> None:
-    """Its average precision is the mean of one."""
-    logits, labels = random_logits(50, 3), random_labels(50, 3, True)
-    labels[:, 1:] = 0
-    assert summary(predictions_of(logits, labels), 3)['mean_average_precision'] == pytest.approx(
-        sklearn_metrics.average_precision_score(labels[:, 0], logits[:, 0])
-    )
-
-
 def test_nothing_occurs_in_multi_label() -> None:
     """And nothing is found: means of nothing are 0, and there is no mistake."""
     predictions = predictions_of(-random_logits(5, 3).abs(), torch.zeros(5, 3, dtype=torch.long))
@@ -195,27 +185,24 @@ def ranked(classes: int, *images: set[int]) -> Predictions:
     return predictions_of(logits, labels)
 
 
-def test_map_by_hand() -> None:
-    """Labels at ranks 1 and 3: (1/1 + 2/3) / 2; at 2: 1/2; an image without labels doesn't count."""
-    predictions = ranked(4, {1, 3}, {2}, set())
-    assert map_at_100(predictions) == pytest.approx((5 / 6 + 1 / 2) / 2)
-    assert summary(predictions, 4)['map_at_100'] == map_at_100(predictions)
-    assert map_at_100(ranked(4, set())) == 0
-
-
-def test_map_ends_at_rank_100() -> None:
-    """A label at rank 100 counts 1/100, or 2/100 after another one; at rank 101 nothing, but it is still missed."""
-    assert map_at_100(ranked(150, {100})) == pytest.approx(1 / 100)
-    assert map_at_100(ranked(150, {101})) == 0
-    assert map_at_100(ranked(150, {1, 100})) == pytest.approx((1 + 2 / 100) / 2)
-    assert map_at_100(ranked(150, {1, 101})) == pytest.approx(1 / 2)
-
-
-def test_map_of_more_than_100_labels() -> None:
-    """100 of 120 labels in front are all that can be found, and 99 of them leave out one in a hundred."""
-    assert map_at_100(ranked(150, set(range(1, 121)))) == pytest.approx(1)
-    assert map_at_100(ranked(150, {*range(1, 100), *range(101, 122)})) == pytest.approx(99 / 100)
-    assert map_at_100(ranked(150, set(range(1, 100)))) == pytest.approx(1)
+@pytest.mark.parametrize(
+    ('classes', 'images', 'expected'),
+    [
+        (4, [{1, 3}, {2}, set()], (5 / 6 + 1 / 2) / 2),  # (1/1 + 2/3) / 2; 1/2; an image without labels doesn't count
+        (4, [set()], 0),
+        (150, [{100}], 1 / 100),
+        (150, [{101}], 0),
+        (150, [{1, 100}], (1 + 2 / 100) / 2),
+        (150, [{1, 101}], 1 / 2),  # the one at rank 101 is still missed
+        (150, [{*range(1, 121)}], 1),  # 100 of 120 labels are all that can be found
+        (150, [{*range(1, 100), *range(101, 122)}], 99 / 100),
+        (150, [{*range(1, 100)}], 1),
+    ],
+)
+def test_map_by_hand(classes: int, images: list[set[int]], expected: float) -> None:
+    predictions = ranked(classes, *images)
+    assert map_at_100(predictions) == pytest.approx(expected)
+    assert summary(predictions, classes)['map_at_100'] == map_at_100(predictions)
 
 
 @pytest.mark.parametrize('classes', [2, 12, 100])
@@ -226,16 +213,6 @@ def test_map_as_in_scikit_learn(classes: int) -> None:
     assert map_at_100(predictions_of(logits, labels)) == pytest.approx(
         sklearn_metrics.label_ranking_average_precision_score(labels[some], logits[some].sigmoid()), rel=1e-12
     )
-
-
-def test_map_as_in_torchmetrics() -> None:
-    """Which divides by the labels among the first 100; here that are all."""
-    # from -5 to 5, no two alike: torchmetrics leaves the order of equal ones to chance
-    logits, labels = random_logits(300, 400).argsort(1) / 40 - 5, torch.zeros(300, 400, dtype=torch.long)
-    ranks = torch.randint(100, (300, 20), generator=torch.Generator().manual_seed(4))
-    labels.scatter_(1, logits.topk(100).indices.gather(1, ranks), 1)
-    expected = [float(retrieval_average_precision(*image, top_k=100)) for image in zip(logits.sigmoid(), labels)]
-    assert map_at_100(predictions_of(logits, labels)) == pytest.approx(np.mean(expected), rel=1e-6)
 
 
 def test_map_of_equal_probabilities() -> None:
@@ -275,18 +252,12 @@ def test_map_of_many_images_takes_no_time() -> None:
     assert time.process_time() - start < 2  # a quarter of a second on one core
 
 
-@pytest.mark.parametrize(('classes', 'multi_label'), [(3, False), (3, True), (6, False), (6, True)])
-def test_figure_names(classes: int, multi_label: bool) -> None:
-    """They are those of `summary`, in its order."""
-    figures = summary(predictions_of(random_logits(9, classes), random_labels(9, classes, multi_label)), classes)
-    assert [*figure_names(classes, multi_label), 'num_samples'] == list(figures)
-    assert ('map_at_100' in figures) == multi_label
-
-
 @pytest.mark.parametrize('dtype', [torch.bool, torch.uint8, torch.int32, torch.float32])
 def test_type_of_multi_labels(dtype: torch.dtype) -> None:
     logits, labels = random_logits(50, 4), random_labels(50, 4, True)
-    assert summary(predictions_of(logits, labels.to(dtype)), 4) == summary(predictions_of(logits, labels), 4)
+    figures = summary(predictions_of(logits, labels), 4)
+    assert summary(predictions_of(logits, labels.to(dtype)), 4) == figures
+    assert [*figure_names(4, True), 'num_samples'] == list(figures)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

@@ -12,15 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional import classification
+from torchmetrics.functional.classification import binary_average_precision
 
 TOP = 5
 LOWER_IS_BETTER = ('loss', 'calibration_error')
 CALIBRATION_BINS = 15
 THRESHOLD = 0.5  # probability above which a class counts as found, in multi-label
 RANKS = 100  # number of ranks of MAP@100
-IMAGES_AT_ONCE = 256  # number of images ranked together, which bounds the memory with many classes
-MULTI_LABEL_ONLY = ('micro_f1', 'mean_average_precision', 'map_at_100')
 
 
 @dataclass(frozen=True)
@@ -76,49 +74,51 @@ class Predictions:
             return np.take_along_axis(self.labels, self.classes, 1).astype(bool)
         return self.classes == self.labels[:, None]
 
+    @property
+    def found(self) -> np.ndarray:
+        """[N] the most probable class; in multi-label [N, C], whether each class is found."""
+        return self.probabilities > THRESHOLD if self.multi_label else self.classes[:, 0]
+
     def worst(self, count: int) -> np.ndarray:
         """Places [<= count] in these arrays of the wrongly classified images, the largest loss first."""
-        wrong = (self._found() != self.labels).any(1) if self.multi_label else ~self.hits[:, 0]
-        indices = np.flatnonzero(wrong)
+        wrong = self.found != self.labels
+        indices = np.flatnonzero(wrong.any(1) if self.multi_label else wrong)
         return indices[np.argsort(-self.losses[indices], kind='stable')][:count]
 
     def confusion(self, num_classes: int) -> np.ndarray:
         """[C, C] counts, a row for each label, a column for each prediction; single-label only."""
-        counts = classification.multiclass_confusion_matrix(*self._tensors(), num_classes=num_classes)
-        return counts.numpy()
-
-    def _found(self) -> np.ndarray:  # [N, C], multi-label only
-        return (self.probabilities > THRESHOLD).astype(self.labels.dtype)
-
-    def _tensors(self) -> tuple[Tensor, Tensor]:
-        """The most probable classes [N] (multi-label: the classes found, [N, C]) and the labels, for torchmetrics."""
-        found = self._found() if self.multi_label else self.classes[:, 0]
-        return torch.from_numpy(found), torch.from_numpy(self.labels)
+        pairs = np.bincount(self.labels * num_classes + self.found, minlength=num_classes**2)
+        return pairs.reshape(num_classes, num_classes)
 
 
 @dataclass(frozen=True)
 class PerClass:
-    """Arrays [C], in the order of the classes. `support` counts the labels. A ratio without any cases is 0."""
+    """Counts [C] of each class: its labels, the images that it was found in, and those of both."""
 
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
     support: np.ndarray
+    found: np.ndarray
+    right: np.ndarray
 
     @classmethod
     def of(cls, predictions: Predictions, num_classes: int) -> 'PerClass':
-        found, labels = predictions._tensors()
+        found, labels = predictions.found, predictions.labels
         if predictions.multi_label:
-            counts = classification.multilabel_stat_scores(found, labels, num_labels=num_classes, average=None)
-        else:
-            counts = classification.multiclass_stat_scores(found, labels, num_classes=num_classes, average=None)
-        true_positive, false_positive, _, false_negative, support = counts.double().numpy().T
+            return cls(labels.sum(0).astype(np.int64), found.sum(0), (found & (labels > 0)).sum(0))
         return cls(
-            _ratio(true_positive, true_positive + false_positive),
-            _ratio(true_positive, true_positive + false_negative),
-            _ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative),
-            support.astype(np.int64),
+            *(np.bincount(classes, minlength=num_classes) for classes in (labels, found, labels[labels == found]))
         )
+
+    @property
+    def precision(self) -> np.ndarray:  # [C]
+        return _ratio(self.right, self.found)
+
+    @property
+    def recall(self) -> np.ndarray:  # [C]
+        return _ratio(self.right, self.support)
+
+    @property
+    def f1(self) -> np.ndarray:  # [C]
+        return _ratio(2 * self.right, self.found + self.support)
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ class Calibration:
 def map_at_100(predictions: Predictions) -> float:
     """Mean average precision of the 100 most probable classes of each image.
 
-    Section 4.1 of arXiv:1610.02357 uses it on FastEval14k, with class weights that the paper does not publish. This is
-    the usual MAP@100 of retrieval. The average precision of an image is the sum of precision@k over the ranks k <= 100
-    of its labels, divided by the number of its labels (at most 100, so that 1 can be reached).
+    Section 4.1 of arXiv:1610.02357 evaluates FastEval14k by it. The average precision of an image is the sum of
+    precision@k over the ranks k <= 100 of its labels, divided by the number of its labels (at most 100, so that 1 can
+    be reached). All classes count the same.
 
     Args:
         predictions: Multi-label, of C classes. For equal probabilities, the smaller class number comes first; NaN comes
@@ -165,25 +165,15 @@ def map_at_100(predictions: Predictions) -> float:
     Returns:
         In [0, 1], the mean over the images that have labels; 0 if there are none.
     """
-    labelled = np.flatnonzero(predictions.labels.any(1))
-    values = np.zeros(len(labelled))
-    for start in range(0, len(labelled), IMAGES_AT_ONCE):
-        places = labelled[start : start + IMAGES_AT_ONCE]
-        values[start : start + IMAGES_AT_ONCE] = _average_precisions(
-            predictions.probabilities[places], predictions.labels[places].astype(bool)
-        )
-    return _mean(values)
-
-
-def _average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Average precisions [N] of images with at least one label each: probabilities and labels [N, C]."""
     # torchmetrics' retrieval_average_precision divides by the number of labels found, so one found label of 36 would
-    # give 1; its multilabel_ranking_average_precision has no last rank.
-    probabilities = np.nan_to_num(probabilities, nan=-1.0)
-    ranked = np.argsort(-probabilities, 1, kind='stable')[:, :RANKS]
-    hits = np.take_along_axis(labels & (probabilities >= 0), ranked, 1)
-    precision = hits.cumsum(1) / np.arange(1, ranked.shape[1] + 1)
-    return (hits * precision).sum(1) / labels.sum(1).clip(max=RANKS)
+    # give 1; its multilabel_ranking_average_precision has no last rank
+    values = []
+    for probabilities, labels in zip(predictions.probabilities, predictions.labels.astype(bool)):
+        if labels.any():
+            ranked = np.argsort(-np.nan_to_num(probabilities, nan=-1.0), kind='stable')[:RANKS]
+            hits = labels[ranked] & ~np.isnan(probabilities[ranked])
+            values.append((hits * hits.cumsum() / np.arange(1, len(ranked) + 1)).sum() / min(labels.sum(), RANKS))
+    return _mean(values)
 
 
 def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int]:
@@ -205,7 +195,7 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
         num_samples: Number of images.
     """
     per_class = PerClass.of(predictions, num_classes)
-    counted = (per_class.support > 0) | (_predicted(predictions, num_classes) > 0)
+    counted = (per_class.support > 0) | (per_class.found > 0)
     hits = predictions.hits
     figures: dict[str, float | int] = dict(top1=float(hits[:, 0].mean()))
     if num_classes > TOP:
@@ -213,18 +203,14 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
     for name in ('f1', 'precision', 'recall'):
         figures[f'macro_{name}'] = _mean(getattr(per_class, name)[counted])
     if predictions.multi_label:
-        found, labels = predictions._tensors()
-        figures['micro_f1'] = float(
-            classification.multilabel_f1_score(found, labels, num_labels=num_classes, average='micro')
-        )
-        probabilities = torch.from_numpy(predictions.probabilities)
+        whole = per_class.support.sum() + per_class.found.sum()
+        figures['micro_f1'] = float(_ratio(2 * per_class.right.sum(), whole))
+        columns = [
+            (predictions.probabilities[:, i], predictions.labels[:, i].astype(np.int64))
+            for i in np.flatnonzero(per_class.support)
+        ]
         figures['mean_average_precision'] = _mean(
-            np.array(
-                [
-                    float(classification.binary_average_precision(probabilities[:, number], labels[:, number].long()))
-                    for number in np.flatnonzero(per_class.support)
-                ]
-            )
+            [float(binary_average_precision(*map(torch.from_numpy, column))) for column in columns]
         )
         figures['map_at_100'] = map_at_100(predictions)
     figures['loss'] = float(predictions.losses.astype(np.float64).mean())
@@ -234,21 +220,10 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
 
 
 def figure_names(num_classes: int, multi_label: bool) -> list[str]:
-    """What `summary` gives."""
-    names = [
-        'top1',
-        'top5',
-        'macro_f1',
-        'macro_precision',
-        'macro_recall',
-        'micro_f1',
-        'mean_average_precision',
-        'map_at_100',
-        'loss',
-        'calibration_error',
-    ]
-    absent = (() if num_classes > TOP else ('top5',)) + (() if multi_label else MULTI_LABEL_ONLY)
-    return [name for name in names if name not in absent]
+    """What `summary` gives, but for the number of images."""
+    labels = torch.zeros((1, num_classes) if multi_label else 1, dtype=torch.long)
+    one = Predictions.of(torch.zeros(1, num_classes), labels, torch.zeros(1, dtype=torch.long))
+    return [name for name in summary(one, num_classes) if name != 'num_samples']
 
 
 def is_better(metric: str, new: Mapping[str, Any], old: Mapping[str, Any] | None) -> bool:
@@ -277,17 +252,11 @@ def epochs_since_best(history: Sequence[Mapping[str, Any]], metric: str) -> int:
     return since
 
 
-def _predicted(predictions: Predictions, num_classes: int) -> np.ndarray:
-    """[C], how many images each class was found in."""
-    if predictions.multi_label:
-        return predictions._found().sum(0)
-    return np.bincount(predictions.classes[:, 0], minlength=num_classes)
-
-
-def _mean(values: np.ndarray) -> float:  # [N]
+def _mean(values: Sequence[float] | np.ndarray) -> float:  # [N]
     """0 of no values."""
-    return float(values.mean()) if len(values) else 0.0
+    return float(np.mean(values)) if len(values) else 0.0
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:  # [C] each
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+    """0 where the whole is 0."""
+    return part / np.maximum(whole, 1)
