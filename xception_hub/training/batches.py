@@ -47,17 +47,15 @@ class Batch:
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> 'Batch':
         """Moves the batch to a device, images in a memory format."""
-        inputs = self.inputs.to(device, non_blocking=True)
+        inputs, labels, weights = (x.to(device, non_blocking=True) for x in (self.inputs, self.labels, self.weights))
         if inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=memory_format)
-        labels, weights = (tensor.to(device, non_blocking=True) for tensor in (self.labels, self.weights))
-        return Batch(inputs, labels, self.indices, weights, self.seconds)
+        return replace(self, inputs=inputs, labels=labels, weights=weights)
 
     def pin_memory(self) -> 'Batch':
         """As torch's loaders do it for faster copies to a GPU."""
-        return Batch(
-            self.inputs.pin_memory(), self.labels.pin_memory(), self.indices, self.weights.pin_memory(), self.seconds
-        )
+        inputs, labels, weights = (x.pin_memory() for x in (self.inputs, self.labels, self.weights))
+        return replace(self, inputs=inputs, labels=labels, weights=weights)
 
 
 def seed_of(*numbers: int) -> int:
@@ -110,8 +108,8 @@ class Batching:
     def updates(self) -> int:
         """Updates in an epoch."""
         whole, rest = divmod(self.images, self.group)
-        too_few = 0 < rest < self.least * self.processes if self.least > 1 else False
-        return max(whole + (rest > 0 and not too_few), min(self.images, 1))
+        is_enough = rest >= self.least * self.processes or (rest > 0 and self.least == 1)
+        return max(whole + is_enough, min(self.images, 1))
 
     def size(self, update: int) -> int:
         """Images of an update of the epoch, counted from 0."""
@@ -191,12 +189,11 @@ class TrainingBatches:
 
 def sampling_weights(labels: np.ndarray) -> np.ndarray:
     """[N], of mean 1, inversely proportional to the size of each image's class; in multi-label of its rarest."""
-    if labels.ndim == 2:
-        share = 1 / labels.sum(0).clip(1)
-        none = 1 / max((~labels.any(1)).sum(), 1)
-        weights = np.where(labels.any(1), (labels * share).max(1), none)
-    else:
+    if labels.ndim == 1:
         weights = 1 / np.bincount(labels)[labels]
+    else:
+        none = ~labels.any(1)
+        weights = np.where(none, 1 / max(none.sum(), 1), (labels / labels.sum(0).clip(1)).max(1))
     return weights / weights.mean()
 
 
@@ -254,26 +251,20 @@ class Images(Dataset):
         return inputs, label, item.index, item.weight, time.perf_counter() - start
 
 
-def _collate(samples: list[tuple[Tensor, Tensor, int, float, float]]) -> Batch:  # [3, H, W], [] or [C] each
+def _collate(samples: Batch | list[tuple[Tensor, Tensor, int, float, float]]) -> Batch:  # [3, H, W], [] or [C] each
+    if isinstance(samples, Batch):
+        return samples
     inputs, labels, indices, weights, seconds = zip(*samples)
     return Batch(torch.stack(inputs), torch.stack(labels), torch.tensor(indices), torch.tensor(weights), sum(seconds))
 
 
 def loader(dataset: Any, batches: Any, workers: int = 0, pin_memory: bool = False) -> DataLoader:
-    """Batches of a dataset, made by worker processes.
-
-    Args:
-        dataset: Dataset that takes `Item`s; one with `__getitems__` makes whole batches itself.
-        batches: A batch sampler.
-        workers: Processes; 0 for none but this one.
-        pin_memory: For a GPU.
-    """
-    collate: Callable[[Any], Batch] = _whole if hasattr(dataset, '__getitems__') else _collate
+    """Batches of a dataset in the order of a batch sampler, made by this process or by workers."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals,
@@ -284,7 +275,3 @@ def _leave_signals(worker: int) -> None:
     """Ignores Ctrl-C in a worker, because the training process still needs it to save, and ends it later."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _whole(batch: Batch) -> Batch:
-    return batch

@@ -47,7 +47,7 @@ def check(settings: Settings, accelerator: Accelerator) -> None:
         )
     if data.folds and data.fold not in {str(fold + 1) for fold in range(data.folds)}:
         raise SettingsError(
-            f'--fold {data.fold} is none of the {data.folds} folds. Name one: --fold 1 to {data.folds}.'
+            f'--fold {data.fold} is none of the {data.folds} folds. Name one: --fold 1 to --fold {data.folds}.'
         )
     if s.precise_bn_images and s.batch_norm == 'frozen':
         warnings.warn('--precise-bn-images has no effect: no batch normalization is trained.', stacklevel=2)

@@ -6,7 +6,6 @@ What the runs of a cross-validation found: the mean of each figure over the fold
 import json
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import yaml
 from cyclopts import App
 
-from ..errors import ResumeError, XceptionHubError
+from ..errors import ResumeError, differences, exits_with_message
 from .run_directory import METRICS_FILE, SETTINGS_FILE
+from .settings import RESUME_MAY_CHANGE
 
 # 97.5 % quantile of Student's t distribution with 1, 2, 3, ... degrees of freedom; beyond, that of the normal one.
 T = (
@@ -36,25 +36,26 @@ def summarised(directories: Sequence[Path]) -> dict[str, tuple[float, float]]:
     Raises:
         ResumeError: A directory has no finished run, or two of them have the same fold or other settings.
     """
-    found, folds, settings = [], dict[Any, Path](), list[Any]()
+    found: list[dict[str, Any]] = []
+    folds: dict[Any, Path] = {}
+    settings: dict[str, Any] = {}
     for directory in directories:
         try:
-            metrics, own = (json.loads((directory / METRICS_FILE).read_text(encoding='utf-8')), _settings(directory))
+            metrics = json.loads((directory / METRICS_FILE).read_text(encoding='utf-8'))
+            own = yaml.safe_load((directory / SETTINGS_FILE).read_text(encoding='utf-8'))
         except (OSError, ValueError) as e:
             raise ResumeError(f'{directory} holds no finished run ({e}). Name the --output of each fold.') from e
+        own = {name: value for name, value in own.items() if name not in RESUME_MAY_CHANGE}
         fold = own.pop('fold', None)
         if fold is None or fold in folds:
             raise ResumeError(
                 f'{directory} is a run of the fold {fold}, as {folds.get(fold, "none")} is. Name one of each.'
             )
+        settings = settings or own
+        if different := differences(settings, own):
+            raise ResumeError(f'{directory} is no fold of the same evaluation as {directories[0]}: {different[0]}.')
         folds[fold] = directory
         found.append(metrics)
-        settings.append(own)
-        if own != settings[0]:
-            name = next(name for name in own if own[name] != settings[0].get(name))
-            raise ResumeError(
-                f'{directory} has another {name} than {directories[0]}: they are no folds of one evaluation.'
-            )
     if len(found) < 2:
         raise ResumeError('Name the directories of two folds or more.')
     names = [n for n, v in found[0].items() if type(v) in (int, float) and n not in NOT_FIGURES]
@@ -64,20 +65,13 @@ def summarised(directories: Sequence[Path]) -> dict[str, tuple[float, float]]:
     return {name: (statistics.mean(v), factor * statistics.stdev(v)) for name, v in values.items()}
 
 
-def _settings(directory: Path) -> dict[str, Any]:
-    found = yaml.safe_load((directory / SETTINGS_FILE).read_text(encoding='utf-8'))
-    return {name: value for name, value in found.items() if name not in ('output', 'push', 'workers')}
-
-
 @app.default
+@exits_with_message()
 def main(*directories: Path) -> None:
     """Prints each figure's mean over folds, with its 95 % interval.
 
     Args:
         directories: The --output of each fold's run.
     """
-    try:
-        for name, (mean, half) in summarised(directories).items():
-            print(f'{name:24} {mean:.4f} +- {half:.4f}  ({len(directories)} folds)')
-    except XceptionHubError as e:
-        sys.exit(f'error: {e}')
+    for name, (mean, half) in summarised(directories).items():
+        print(f'{name:24} {mean:.4f} +- {half:.4f}  ({len(directories)} folds)')
