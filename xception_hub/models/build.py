@@ -77,8 +77,7 @@ def build(
         raise ModelError(f'{name} cannot be built: {in_one_line(_refusal(name) or e)}') from e
     if num_classes not in (None, model.pretrained_cfg['num_classes']):
         start_equal(model)
-    recorded = source_of(name).read_config() if pretrained and name.startswith(NAMES_CLASSES) else {}
-    model.grey_maximum = _grey_maximum(recorded, name)
+    model.grey_maximum = _grey_maximum(recorded_of(name) if pretrained else {}, name)
     least = (model.pretrained_cfg.get('min_input_size') or (0, 0, 0))[1]
     least = min(least, get_model_args(model).get('min_img_size', least))
     if image_size is not None and image_size < least:
@@ -89,16 +88,28 @@ def build(
     return model
 
 
+def recorded_of(name: str) -> dict[str, Any]:
+    """The config.json of a directory or a repository; {} of a name that timm knows.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    try:
+        return source_of(name).read_config() if name.startswith(NAMES_CLASSES) else {}
+    except Exception as e:  # errors of files, of the Hub and of the network have no common class
+        raise ModelError(f'{name} cannot be read: {in_one_line(e)}') from e
+
+
 def _refusal(name: str) -> CheckpointError | None:
     """What is wrong with the arguments in the config.json of this project's network, which timm passes on unseen."""
     try:
-        config = source_of(name).read_config() if name.startswith(NAMES_CLASSES) else {}
+        config = recorded_of(name)
         if is_model_in_modules(config.get('architecture', ''), ['xception_paper']):
             network_arguments(config.get('model_args') or {}, CONFIG_FILE)
     except CheckpointError as e:
         return e
-    except Exception:  # of the Hub
-        return None
+    except ModelError:
+        pass
     return None
 
 
@@ -118,16 +129,14 @@ def open_model(name: str | os.PathLike[str]) -> tuple[TimmModel, dict[str, Any]]
     name = os.fspath(name)
     if Path(name).is_dir():
         name = f'local-dir:{name}'
-    model = build(name, None, True, {}, None).eval()
-    return model, source_of(name).read_config() if name.startswith(NAMES_CLASSES) else {}
+    return build(name, None, True, {}, None).eval(), recorded_of(name)
 
 
 def start_equal(model: TimmModel) -> None:
     """Lets all classes start out equal, with no random preferences to unlearn."""
     if isinstance(classifier := model.get_classifier(), nn.Linear):
-        nn.init.zeros_(classifier.weight)
-        if classifier.bias is not None:
-            nn.init.zeros_(classifier.bias)
+        for parameter in classifier.parameters():
+            nn.init.zeros_(parameter)
 
 
 class Transforms:

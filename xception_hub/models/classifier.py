@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from ..directory.write import label_names_of, write_model
 from ..errors import ModelError
 from ..weights.pretrained import hidden_layers
-from ..weights.sources import source_of
-from .build import NAMES_CLASSES, TimmModel, build, start_equal
+from .build import TimmModel, build, recorded_of, start_equal
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -45,44 +44,31 @@ def build_for(
         return build(name, count, True, args, image_size), []
     model.reset_classifier(count)
     start_equal(model)
-    new = model.get_classifier()
-    assert isinstance(new, nn.Linear)
+    rows = {class_names.index(class_name): before.index(class_name) for class_name in kept}
     with torch.no_grad():
-        for number, class_name in enumerate(class_names):
-            if class_name in before:
-                new.weight[number] = old.weight[before.index(class_name)]
-                if old.bias is not None:
-                    new.bias[number] = old.bias[before.index(class_name)]
+        for new, trained in zip(model.get_classifier().parameters(), old.parameters()):
+            new[[*rows]] = trained[[*rows.values()]]
     return model, kept
 
 
-def recorded_of(name: str) -> dict[str, Any]:
-    """The config.json of a directory or a repository; {} of a name that timm knows."""
-    if not name.startswith(NAMES_CLASSES):
-        return {}
-    try:
-        return source_of(name).read_config()
-    except Exception as e:  # errors of files, of the Hub and of the network have no common class
-        raise ModelError(f'{name} cannot be read: {type(e).__name__}: {e}') from e
-
-
 class ProbeHead(nn.Module):
-    """Dropout and the classifier of a model: features [B, D] -> logits [B, C].
-
-    Raises:
-        ModelError: The model does not end in a single linear layer.
-    """
+    """Dropout and the classifier of a model, see `linear_classifier`: features [B, D] -> logits [B, C]."""
 
     def __init__(self, model: TimmModel, drop_rate: float) -> None:
         super().__init__()
         self.drop = nn.Dropout(drop_rate)
-        self.fc = _linear_classifier(model)  # shared with the model, which so learns with it
+        self.fc = linear_classifier(model)  # shared with the model, which so learns with it
 
     def forward(self, x: Tensor) -> Tensor:  # [B, D] -> [B, C]
         return self.fc(self.drop(x))
 
 
-def _linear_classifier(model: TimmModel) -> nn.Linear:
+def linear_classifier(model: TimmModel) -> nn.Linear:
+    """The last layer of a model.
+
+    Raises:
+        ModelError: The model does not end in a single linear layer.
+    """
     classifier = model.get_classifier()
     if not isinstance(classifier, nn.Linear):
         raise ModelError(
@@ -93,12 +79,8 @@ def _linear_classifier(model: TimmModel) -> nn.Linear:
 
 
 def without_classifier(model: TimmModel) -> dict[str, Tensor]:
-    """Returns the tensors [...] that the features depend on: all but the classifier's.
-
-    Raises:
-        ModelError: The model does not end in a single linear layer.
-    """
-    own = {tensor.data_ptr() for tensor in _linear_classifier(model).state_dict().values()}
+    """Returns the tensors [...] that the features depend on: all but the classifier's, see `linear_classifier`."""
+    own = {tensor.data_ptr() for tensor in linear_classifier(model).state_dict().values()}
     return {name: tensor for name, tensor in model.state_dict().items() if tensor.data_ptr() not in own}
 
 
@@ -141,20 +123,18 @@ def save(
         base_model: Hub id of the weights before training; None for none.
     """
     built_with = getattr(model, '_model_args', {})  # set by timm's factory; few models store their rates
-    rates = {
-        name: rate for name in ('drop_rate', 'drop_path_rate') if (rate := getattr(model, name, built_with.get(name)))
-    }
+    rates = {name: getattr(model, name, built_with.get(name)) for name in ('drop_rate', 'drop_path_rate')}
+    recorded = dict(
+        base_model=base_model,
+        grey_maximum=grey_maximum,
+        problem_type='multi_label_classification' if multi_label else None,
+    )
     model_config: dict[str, Any] = dict(label_names=list(class_names), pretrained_cfg=dict(tag=None))
-    if base_model:
-        model_config['base_model'] = base_model
-    if grey_maximum:
-        model_config['grey_maximum'] = grey_maximum
-    if multi_label:
-        model_config['problem_type'] = 'multi_label_classification'
+    model_config |= {name: value for name, value in recorded.items() if value}
     keys = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
     config = {key: data_config[key] for key in keys if key in data_config}
     model = model.to('cpu').to(memory_format=torch.contiguous_format)  # the layout of files
-    write_model(directory, model, model_config, rates, config)
+    write_model(directory, model, model_config, {name: rate for name, rate in rates.items() if rate}, config)
 
 
 def hub_id(model: TimmModel) -> str | None:

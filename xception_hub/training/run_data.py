@@ -14,7 +14,7 @@ from ..data.labelled import Data, Split, load
 from ..data.seen import Seen
 from ..directory.write import label_names_of
 from ..errors import DataError, ModelError, listed
-from ..models.classifier import recorded_of
+from ..models.build import recorded_of
 from .processes import Machine
 from .run_directory import Run
 from .settings import ModelSettings
