@@ -15,6 +15,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Annotated
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from xception_hub.errors import Diverged, ImageError, ResumeError, exits_with_message
 from xception_hub.models import classifier
 from xception_hub.models.build import TimmModel, Transforms, build
-from xception_hub.models.matching import Selected, on_all_outputs, outputs_of
+from xception_hub.models.matching import Selected, evaluated
 from xception_hub.training import batch_norm, processes, results, run_checkpoints
 from xception_hub.training.batches import Batch, Batching, Images, TrainingBatches, seed_all
 from xception_hub.training.checks import check, check_with
@@ -38,11 +39,9 @@ from xception_hub.training.phase import Phase, Task
 from xception_hub.training.processes import Machine
 from xception_hub.training.run_checkpoints import Checkpoint
 from xception_hub.training.run_data import divided, manifest_of, read, scanned, seen_by
-from xception_hub.training.run_directory import SETTINGS_FILE, Interrupted, Progress, Run, Stop, stop_on_signals
+from xception_hub.training.run_directory import SETTINGS_FILE, STOPPED, Interrupted, Progress, Run, stop_on_signals
 from xception_hub.training.settings import Augmentation, ModelSettings, Optimization, Settings, phases, with_recipe
 from xception_hub.training.throughput import Throughput
-
-INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
 
 
 def run(settings: Settings) -> None:
@@ -72,9 +71,7 @@ def run(settings: Settings) -> None:
         model.compile()
     selected = None
     if evaluation:
-        selected = outputs_of(model, data.class_names)
-        if not output.restrict_classes:
-            data, selected = on_all_outputs(data, model, selected), None
+        data, selected = evaluated(data, model, output.restrict_classes)
     task = Task(machine, directory, data, manifest, model, Transforms(model, settings.model.image_size))
 
     stages = [] if evaluation else phases(s)
@@ -86,8 +83,7 @@ def run(settings: Settings) -> None:
     if len(set(machine.gather([checkpoint and checkpoint.path.name]))) > 1:
         raise ResumeError(f'{output.output} differs between processes. Choose an --output that all machines share.')
     progress = Progress(**checkpoint.state['progress']) if checkpoint else Progress()
-    if checkpoint:
-        machine.print(f'Going on from {checkpoint.path}')
+    machine.print(f'Going on from {checkpoint.path}' if checkpoint else f'Writing to {output.output}')
     machine.accelerator.wait_for_everyone()  # all processes have read the directory; only now the main one writes
     if machine.is_main:
         directory.start(manifest)
@@ -170,7 +166,9 @@ class Training:
         self.optimizer = make_optimizer(s, module)
         self.schedule = make_schedule(s, self.optimizer, self.batching)
         if checkpoint:
-            self.restore(checkpoint)
+            run_checkpoints.resume(
+                checkpoint, phase.kind, module, self.averages, self.optimizer, machine.accelerator.scaler
+            )
         # each phase is prepared anew, because it trains other weights
         machine.accelerator.free_memory()
         self.wrapped, self.prepared_optimizer = machine.accelerator.prepare(module, self.optimizer)
@@ -208,10 +206,10 @@ class Training:
                     batch_norm.recompute(self.evaluated, self.training_inputs(), self.machine)
                 self.end_epoch(self.phase.predict(self.evaluated), throughput)
                 self.save()
-                if stop.asked and self.machine.processes == 1:
+                if stop.is_set() and self.machine.processes == 1:
                     raise Interrupted
 
-    def run_epoch(self, throughput: Throughput, stop: Stop) -> None:
+    def run_epoch(self, throughput: Throughput, stop: Event) -> None:
         """Trains for the rest of an epoch."""
         progress, batching, machine = self.progress, self.batching, self.machine
         self.order.epoch, self.order.first_update = progress.epoch, progress.update
@@ -224,7 +222,7 @@ class Training:
             for update in range(progress.update, batching.updates):
                 loss_sum = self.run_update(feed, update)
                 # all processes see the same sums, and stop at the same update
-                sums = torch.stack([loss_sum, loss_sum.new_tensor(float(stop.asked))])
+                sums = torch.stack([loss_sum, loss_sum.new_tensor(float(stop.is_set()))])
                 loss, stopping = machine.accelerator.reduce(sums).tolist()
                 if not math.isfinite(loss):
                     raise self.diverged()
@@ -248,8 +246,7 @@ class Training:
         loss_sum = torch.zeros((), device=accelerator.device)
         for step in range(steps):
             batch = self.machine.put(next(feed))
-            # for dropout and mixup
-            seed_all(self.settings.seed, self.progress.phase, number, step, self.machine.rank)
+            seed_all(self.settings.seed, self.progress.phase, number, step, self.machine.rank)  # for dropout and mixup
             inputs, targets = objective.prepare(batch.inputs, batch.labels)
             with nullcontext() if step + 1 == steps else accelerator.no_sync(self.wrapped):
                 losses = objective.losses(self.wrapped(inputs), targets) * batch.weights
@@ -272,8 +269,7 @@ class Training:
         batches = islice(self.order, sum(map(batching.steps, range(updates))))
         with machine.progress('Batch normalization', min(updates * batching.group, batching.images)) as bar:
             for step, batch in enumerate(map(machine.put, machine.loader(self.phase.training, batches))):
-                # for dropout and mixup
-                seed_all(self.settings.seed, progress.phase, progress.epoch, step, machine.rank)
+                seed_all(self.settings.seed, progress.phase, progress.epoch, step, machine.rank)  # for dropout, mixup
                 yield self.phase.objective.prepare(batch.inputs, batch.labels)[0]
                 bar.update(len(batch.indices) * machine.processes)
 
@@ -316,21 +312,11 @@ class Training:
         state = dict(progress=asdict(progress), optimizer=rest, scaler=scaler.state_dict() if scaler else None)
         self.checkpoints.save(progress.phase, progress.epoch * self.batching.updates + progress.update, tensors, state)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Restores weights, averages and optimizer from a checkpoint."""
-        tensors, state = checkpoint.tensors, checkpoint.state
-        run_checkpoints.restore(self.phase.module, tensors[self.phase.kind], checkpoint.path)
-        if self.averages:
-            run_checkpoints.restore(self.averages.module, tensors['averages'], checkpoint.path)
-        run_checkpoints.unpack_optimizer(self.optimizer, tensors.get('optimizer', {}), state['optimizer'])
-        if self.machine.accelerator.scaler:
-            self.machine.accelerator.scaler.load_state_dict(state['scaler'])
-
     def diverged(self) -> Diverged:
         return Diverged(
             f'The training has diverged in epoch {self.progress.epoch + 1}: the loss is not a finite number. Choose '
             f'another output, and a smaller --learning-rate than {self.settings.learning_rate:g}, a longer '
-            f'--warmup-epochs, or --clip-grad 1. The last good weights are kept in {self.checkpoints.last_good}.'
+            f'--warmup-epochs, or --clip-grad 1. The last good weights are in {self.checkpoints.directory}.'
         )
 
 
@@ -352,7 +338,7 @@ def main(settings: Settings) -> None:
         file = settings.output.output / SETTINGS_FILE  # missing if nothing has been trained
         again = f', or: {sys.argv[0]} --config {file}' if file.is_file() else ''
         print(f'\nStopped. To continue, run the same command again{again}', file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(STOPPED)
 
 
 @app.meta.default

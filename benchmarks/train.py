@@ -35,7 +35,6 @@ from xception_hub.data.labelled import Split
 from xception_hub.models.build import Transforms, build
 from xception_hub.timing import device_model, in_turn, lacks_bf16
 from xception_hub.training.batches import Batching, Images, TrainingBatches, loader
-from xception_hub.training.memory import measure
 from xception_hub.training.recipes import RECIPES
 from xception_hub.training.settings import Augmentation
 
@@ -131,11 +130,10 @@ def in_process(process: ProcessPoolExecutor) -> float:
 
 
 class Memory(NamedTuple):
-    """MB of a step on top of model, gradients and optimizer; of the whole process; and as `measure` counts them."""
+    """MB of a step on top of model, gradients and optimizer, and of the whole process."""
 
     on_top: float
     process: float
-    counted: float
 
 
 def megabytes(key: str) -> float:
@@ -154,8 +152,7 @@ def peak(variant: Variant, size: int, batch_size: int, threads: int) -> Memory:
     Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
     training.step(keep_gradients=True)
     highest = megabytes('VmHWM')
-    counted = measure(training.model, training.optimizer, training.loss)['activations'] / 1e6
-    return Memory(highest - before, highest, counted)
+    return Memory(highest - before, highest)
 
 
 @cache
@@ -209,17 +206,17 @@ def print_speed(size: int, batch_size: int, repeats: int, threads: int, memory_r
 
 
 def print_checkpointing(size: int, batch_size: int, repeats: int, threads: int, memory_runs: int) -> None:
-    """Prints the memory that checkpointing saves (as the system and `measure` count it), and the time it costs."""
+    """Prints the memory that checkpointing saves, and the time it costs."""
     variants = {'without': PAPER._replace(memory=None), 'with': CHECKPOINTED}
     with training(variants, size, batch_size, threads) as steps:
         seconds = in_turn(steps, repeats)
     memory = {name: peaks(v, size, batch_size, threads, runs=memory_runs) for name, v in variants.items()}
-    print(f'\n{"gradient checkpointing, float32":32}{"peak MB":>10}{"counted MB":>12}{"s a step":>10}')
+    print(f'\n{"gradient checkpointing, float32":32}{"peak MB":>10}{"s a step":>10}')
     for name in variants:
-        print(f'{name:32}{memory[name].on_top:10.0f}{memory[name].counted:12.0f}{seconds[name]:10.2f}')
-    saved = [memory['without'][i] / memory['with'][i] for i in (0, 2)]
-    print(f'{"ratio":32}{saved[0]:10.2f}{saved[1]:12.2f}{seconds["with"] / seconds["without"]:10.2f}')
-    print('peak: resident memory on top of model, gradients and optimizer; counted: what is kept for the backward pass')
+        print(f'{name:32}{memory[name].on_top:10.0f}{seconds[name]:10.2f}')
+    saved = memory['without'].on_top / memory['with'].on_top
+    print(f'{"ratio":32}{saved:10.2f}{seconds["with"] / seconds["without"]:10.2f}')
+    print('peak: resident memory on top of model, gradients and optimizer')
 
 
 def print_input(size: int, network: float, count: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xception_hub.images import open_image
 from xception_hub.models.build import Transforms
-from xception_hub.training.batch_norm import has_statistics, recompute
+from xception_hub.training.batch_norm import recompute
 from xception_hub.training.processes import Machine
 
 # Averaged weights of few, large updates: moving statistics are far from them. Nothing is augmented.
@@ -64,18 +64,13 @@ def test_averaged_weights(folder: Path, tmp_path: Path) -> None:
         assert all(close) == (name == 'precise')
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_same(folder: Path, tmp_path: Path) -> None:
     """The means over the batches of both, which are those of one process that accumulates."""
     one = trained(tmp_path / 'one', folder, '--batch-size', 12, '--accumulation', 2)
     two = trained(tmp_path / 'two', folder, '--batch-size', 12, processes=2)
     for name, expected in statistics(one).items():
         assert torch.allclose(statistics(two)[name], expected, rtol=1e-3, atol=1e-5), name
-
-
-def test_no_effect_is_said(folder: Path, tmp_path: Path) -> None:
-    trained(tmp_path / 'frozen', folder, '--batch-norm', 'frozen')
-    assert '--precise-bn-images has no effect: no batch norm' in (tmp_path / 'frozen.log').read_text()
-    assert not has_statistics(timm.create_model('test_convnext'))
 
 
 def test_recompute() -> None:

@@ -106,19 +106,9 @@ def test_config() -> None:
     assert Transforms(model, 150).min_side_for((1.0, 1.0)) == 150
 
 
-@pytest.mark.parametrize('name', ['xception_paper', 'test_resnet', 'test_vit'])
-@pytest.mark.parametrize('size', [None, 128])
-def test_grey_images_are_refused(name: str, size: int | None) -> None:
+def test_grey_images_are_refused() -> None:
     with pytest.raises(ModelError, match='1 channel'):
-        Transforms(timm.create_model(name, in_chans=1), size)
-
-
-def test_sizes_that_are_fixed() -> None:
-    """Networks with an embedding for each place have to be built for a size."""
-    with pytest.raises(ModelError, match='96, 96.*224, 224'):
-        Transforms(timm.create_model('vit_tiny_patch16_224'), 96)
-    model = timm.create_model('vit_tiny_patch16_224', img_size=96)
-    assert Transforms(model, 96).config['input_size'] == Transforms(model).config['input_size'] == (3, 96, 96)
+        Transforms(timm.create_model('test_resnet', in_chans=1))
 
 
 def test_transforms() -> None:
@@ -178,16 +168,6 @@ def test_a_head_is_the_models_own_classifier() -> None:
     optimizer.step()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {'fc.weight', 'fc.bias'}
-
-
-def test_dropout_of_a_head() -> None:
-    head = ProbeHead(small(), 0.5)
-    nn.init.ones_(head.fc.weight)
-    nn.init.zeros_(head.fc.bias)
-    torch.manual_seed(0)
-    sums = head.train()(torch.ones(200, 96))[:, 0]
-    assert sums.std() > 1 and sums.mean().item() == pytest.approx(96, abs=3)
-    assert torch.equal(head.eval()(torch.ones(2, 96)), torch.full((2, 5), 96.0))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +289,7 @@ def test_saved_and_built_again(options: dict[str, Any], folder: Path) -> None:
     assert tensors.keys() == model.state_dict().keys()
 
 
-@pytest.mark.parametrize('name', SMALL[1:])
+@pytest.mark.parametrize('name', ['test_vit', 'test_efficientnet'])
 def test_other_models_are_saved(name: str, folder: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5, drop_path_rate=0.1).eval()
@@ -347,10 +327,8 @@ def test_sizes_that_a_model_does_not_take() -> None:
 @pytest.mark.parametrize(
     ('class_names', 'rows'),
     [
-        (NAMES, [0, 1, 2, 3, 4]), (NAMES[::-1], [4, 3, 2, 1, 0]),
-        ([*NAMES[:2], 'new', *NAMES[2:]], [0, 1, -1, 2, 3, 4]),
-        (NAMES[1:3], [1, 2]), (['new', *NAMES[1:]], [-1, 1, 2, 3, 4]), (['p', 'q', 'r', 's', 't'], [-1] * 5),
-        (['p', 'q'], [-1] * 2),
+        (NAMES, [0, 1, 2, 3, 4]), (NAMES[::-1], [4, 3, 2, 1, 0]), (NAMES[1:3], [1, 2]), (['p', 'q'], [-1] * 2),
+        ([*NAMES[:2], 'new', *NAMES[2:]], [0, 1, -1, 2, 3, 4]), (['p', 'q', 'r', 's', 't'], [-1] * 5),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings('ignore:The layers before the classifier are left out', 'ignore:.*starts at random')
@@ -381,16 +359,6 @@ def test_classes_of_other_models_that_stay(folder: Path) -> None:
     again, kept = build_for(f'local-dir:{folder}', ['new', *NAMES[2:]], True, {}, None)
     assert (kept, again.fc.weight[0].any()) == (NAMES[2:], False)
     assert torch.equal(again.fc.weight[1:], model.fc.weight[2:])
-
-
-def test_the_same_model_is_the_same_file(folder: Path) -> None:
-    model = random_model(num_classes=5, width_multiplier=0.25, min_img_size=32, fc_widths=(16,))
-    files = set()
-    for _ in range(10):
-        save(folder, model, Transforms(model, 48).config, NAMES, False)
-        files.add((folder / 'model.safetensors').read_bytes())
-    assert len(files) == 1
-    assert safetensors.torch.load_file(folder / 'model.safetensors').keys() == model.state_dict().keys()
 
 
 def test_xception_is_saved(folder: Path) -> None:
@@ -449,23 +417,20 @@ def test_as_many_classes_as_imagenet(names: list[str], folder: Path) -> None:
     assert timm.create_model(f'local-dir:{folder}').pretrained_cfg['label_names'] == names
 
 
-def test_several_labels_are_saved(folder: Path) -> None:
-    """transformers is told not to take them for exclusive."""
-    save(folder, small(), Transforms(small(), 64).config, NAMES, multi_label=True)
-    assert json.loads((folder / 'config.json').read_text())['problem_type'] == 'multi_label_classification'
-    reloaded(folder, small(), 64)
-
-
 def test_saved_files(folder: Path) -> None:
-    """Are readable as others that this user writes, replace older ones, and are all that there is."""
+    """Are readable as others that this user writes, replace older ones, are all that there is, and always the same."""
     (folder / 'config.json').write_text('old')
     (folder / 'notes.txt').write_text('mine')
-    before = os.umask(0o027)
+    before, files = os.umask(0o027), set()
     try:
-        save(folder, small(), Transforms(small(), 64).config, NAMES, False)
+        for _ in range(3):
+            save(folder, small(), Transforms(small(), 64).config, NAMES, multi_label=True)
+            files.add((folder / 'model.safetensors').read_bytes())
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
+    assert len(files) == 1
+    assert json.loads((folder / 'config.json').read_text())['problem_type'] == 'multi_label_classification'
     assert sorted(path.name for path in folder.iterdir()) == ['config.json', 'model.safetensors', 'notes.txt']
     assert {stat.S_IMODE((folder / name).stat().st_mode) for name in ('config.json', 'model.safetensors')} == {0o640}
     reloaded(folder, small(), 64)
@@ -477,12 +442,9 @@ def test_saved_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ('name', 'expected'),
     [
-        ('resnet50.a1_in1k', 'timm/resnet50.a1_in1k'),
-        ('test_resnet.r160_in1k', 'timm/test_resnet.r160_in1k'),
         ('test_resnet', 'timm/test_resnet.r160_in1k'),
         ('xception_paper', 'smp-hub/xception.imagenet'),
         ('vit_base_patch16_clip_224.openai', 'timm/vit_base_patch16_clip_224.openai'),
-        ('eva02_tiny_patch14_224.mim_in22k', 'timm/eva02_tiny_patch14_224.mim_in22k'),
     ],
 )
 def test_hub_id(name: str, expected: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xception_hub.data.items import Item, in_order
 from xception_hub.data.labelled import Split
-from xception_hub.errors import DataError, ImageError
+from xception_hub.errors import ImageError
 from xception_hub.training import batches as batches_module
 from xception_hub.training.batches import (
     Batch,
@@ -31,7 +31,7 @@ from xception_hub.training.batches import (
     seed_of,
 )
 
-SIZES = (1, 2, 3, 5, 8, 16, 33)
+SIZES = (1, 2, 5, 16, 33)
 
 
 def numbered(images: int, labels: Any = None, streamed: bool = False) -> Split:
@@ -90,7 +90,7 @@ def test_plan(images: int) -> None:
         assert (start, first >= images) == (len(ranks[0]), True)
 
 
-@pytest.mark.parametrize('images', range(4, 60))
+@pytest.mark.parametrize('images', range(4, 60, 5))
 def test_no_step_of_one_image(images: int) -> None:
     """Where batch normalization trains; every image is still seen once, and hardly more than asked for at a time."""
     split = numbered(images)
@@ -126,16 +126,10 @@ def test_beginning_in_the_middle(streamed: bool, monkeypatch: pytest.MonkeyPatch
 def test_orders_differ(streamed: bool) -> None:
     """With the seed and the epoch, also where those exchange their values."""
     split = numbered(40, streamed=streamed)
-    orders = {(seed, epoch): tuple(order_of(split, epoch, seed)) for seed in range(5) for epoch in range(5)}
-    assert len(set(orders.values())) == 25
+    orders = {(seed, epoch): tuple(order_of(split, epoch, seed)) for seed in range(4) for epoch in range(4)}
+    assert len(set(orders.values())) == 16
     assert all(sorted(order) == list(range(40)) for order in orders.values())
-    assert orders[3, 4] == tuple(order_of(split, epoch=4, seed=3))
-
-
-def test_epoch_of_an_item() -> None:
-    batches = TrainingBatches(numbered(5), Batching(5, 2), seed=0)
-    batches.epoch = 7
-    assert {item.epoch for batch in batches for item in batch} == {7}
+    assert orders[3, 2] == tuple(order_of(split, epoch=2, seed=3))
 
 
 # Streams
@@ -154,11 +148,6 @@ def test_stream(buffer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [item for batches in ranks for batch in batches for item in batch]
     assert sorted(item.index for item in items) == sorted(order)
     assert all(item.cell == {'bytes': b'%d' % item.index, 'path': None} for item in items)
-
-
-def test_a_stream_can_not_be_balanced() -> None:
-    with pytest.raises(DataError, match='[Bb]alanced.sampling.*stream'):
-        TrainingBatches(numbered(4, streamed=True), Batching(4, 2), seed=0, balanced=True)
 
 
 # Balanced sampling
@@ -313,11 +302,6 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(files: list[Path], s
     )
     assert not any(torch.equal(one[index], other[index]) for index in one)
     assert not any(torch.equal(one[index], seed[index]) for index in one)
-
-
-def test_two_images_of_one_file_are_augmented_apart(files: list[Path]) -> None:
-    found = by_position(batches_of(Images(split_of(files[:1] * 4), augmentation(), seed=1), 0, 0))
-    assert not any(torch.equal(found[a], found[b]) for a, b in itertools.combinations(range(4), 2))
 
 
 def test_workers_are_used_for_all_epochs(files: list[Path]) -> None:

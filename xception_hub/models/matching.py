@@ -72,15 +72,18 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
     return chosen
 
 
-def on_all_outputs(data: Data, model: TimmModel, outputs: Sequence[int]) -> Data:
-    """Returns the data with a class for each of the model's outputs, so that all outputs count in an evaluation.
+def evaluated(data: Data, model: TimmModel, restricted: bool) -> tuple[Data, list[int] | None]:
+    """Returns the data, and the outputs of a model that count in an evaluation; None for all.
 
     Args:
         data: Labelled images.
         model: The model, with or without names of its outputs.
-        outputs: The model's output for each class of the data, see `outputs_of`.
+        restricted: Whether only the outputs for classes of the data count. Otherwise the data get a class for each
+            output, so that a prediction of a class that they lack is an error.
     """
-    names = names_of(model)
+    outputs, names = outputs_of(model, data.class_names), names_of(model)
+    if restricted:
+        return data, outputs
     for class_name, output in zip(data.class_names, outputs):
         names[output] = class_name
 
@@ -91,7 +94,8 @@ def on_all_outputs(data: Data, model: TimmModel, outputs: Sequence[int]) -> Data
         labels[:, outputs] = split.labels
         return replace(split, labels=labels)
 
-    return replace(data, class_names=names, train=renumbered(data.train), validation=renumbered(data.validation))
+    train, validation = renumbered(data.train), renumbered(data.validation)
+    return replace(data, class_names=names, train=train, validation=validation), None
 
 
 def _folded(name: str) -> str:

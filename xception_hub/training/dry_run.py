@@ -3,43 +3,37 @@
 from contextlib import closing
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from ..models.build import evaluating
 from ..models.classifier import set_mode
 from .batches import Batching, InOrder, TrainingBatches
-from .memory import measure
 from .optimization import make_optimizer
 from .phase import Phase
 
 
 def cost(phase: Phase) -> str:
-    """The throughput of a phase, and the memory of a training step. The model changes."""
+    """The speed of a step, and on a GPU the most memory that it takes. The model changes."""
     s, machine, data, module = phase.settings, phase.task.machine, phase.task.data, phase.module
-    throughput, images = machine.throughput(), phase.validation
+    throughput, images = machine.throughput(), phase.training or phase.validation
     order: Any = InOrder(data.validation, s.batch_size)
     if phase.training:
-        images, order = phase.training, TrainingBatches(data.train, Batching(len(data.train), s.batch_size), s.seed)
-    memory: dict[str, int] = {}
+        order = TrainingBatches(data.train, Batching(len(data.train), s.batch_size), s.seed)
     with closing(throughput.timed(machine.loader(images, order))) as feed:
         batch = machine.put(next(feed))
-
-        def loss() -> Tensor:  # []
-            with machine.accelerator.autocast():
-                inputs, targets = phase.objective.prepare(batch.inputs, batch.labels)
-                return phase.objective.losses(module(inputs), targets).mean()
-
+        inputs, targets = phase.objective.prepare(batch.inputs, batch.labels)
         if phase.training:
             set_mode(module, s.batch_norm == 'frozen')
-            memory = measure(module, make_optimizer(s, module), loss)
+            optimizer = make_optimizer(s, module)
+            with machine.accelerator.autocast():
+                loss = phase.objective.losses(module(inputs), targets).mean()
+            loss.backward()
+            optimizer.step()
         else:
-            with evaluating(module):
-                loss()
+            with evaluating(module), machine.accelerator.autocast():
+                module(inputs)
     minutes = (len(data.train) + len(data.validation)) / (throughput.model or 1) / 60
-    lines = [f'One batch: {throughput}; about {minutes:.0f} minutes for one pass over all images']
-    if memory:
-        memory['averages'] = memory['weights'] if s.ema_decay else 0
-        parts = ', '.join(f'{part} {count / 1e6:.0f} MB' for part, count in memory.items())
-        total = sum(memory.values()) / 1e6
-        lines.append(f'Memory of a step: {parts}; {total:.0f} MB in total, without the libraries')
-    return '\n'.join(lines)
+    text = f'One batch of {len(inputs)}: {throughput}; about {minutes:.0f} minutes for one pass over all images'
+    if machine.device.type == 'cuda':
+        text += f'; {torch.cuda.max_memory_allocated(machine.device) / 1e6:.0f} MB at the most'
+    return text

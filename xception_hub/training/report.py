@@ -26,7 +26,7 @@ THUMBNAIL = 160  # pixels of the longer side
 TINY = 64  # below which enlarged pixels look better than blurred ones
 HEAT_MAP_CLASSES = 40  # at most; of more classes the most frequent confusions are listed
 CONFUSIONS = 30
-LISTED_CLASSES = 60  # at most; of more classes the worst and the best half of these
+LISTED_CLASSES = 60  # at most, the worst
 LEFT, RIGHT, TOP, BOTTOM = 44, 314, 8, 150  # edges of a chart's curves, in a drawing of 320 x 180
 
 # Figure of an epoch -> its name, how it is written, and what it is.
@@ -206,14 +206,11 @@ def _ticks(low: float, high: float) -> np.ndarray:
 
 
 def _class_table(per_class: PerClass, names: np.ndarray) -> dict[str, Any]:
-    """Lists classes [C] that have images, the lowest F1 first; of many only both ends."""
+    """Lists classes [C] that have images, the lowest F1 first."""
     measured = np.flatnonzero(per_class.support)
-    order = measured[np.argsort(per_class.f1[measured], kind='stable')]
-    cut = max(0, len(order) - LISTED_CLASSES)
-    half = LISTED_CLASSES // 2
-    shown = np.concatenate([order[:half], order[-half:]]) if cut else order
+    shown = measured[np.argsort(per_class.f1[measured], kind='stable')][:LISTED_CLASSES]
     columns = (names, per_class.support, per_class.precision, per_class.recall, per_class.f1)
-    return dict(rows=list(zip(*(column[shown] for column in columns))), cut=cut, half=half, count=len(order))
+    return dict(rows=[*zip(*(column[shown] for column in columns))], count=len(measured))
 
 
 def _confusion(predictions: Predictions, names: np.ndarray) -> dict[str, Any]:

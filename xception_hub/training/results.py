@@ -26,32 +26,20 @@ from ..timing import device_model
 from .metrics import THRESHOLD, Predictions, summary
 from .phase import Task
 from .processes import Machine
-from .report import MISTAKES, THUMBNAIL, render
+from .report import EPOCH_FIGURES, MISTAKES, THUMBNAIL, render
 from .run_directory import HISTORY_FILE, METRICS_FILE, PREDICTIONS_FILE, Progress, Run
 from .settings import Settings
 
-# Column of the table of epochs -> its heading, its width in characters, and how its numbers are written.
-COLUMNS = {
-    'phase': ('phase', 12, ''),
-    'epoch': ('epoch', 6, ''),
-    'learning_rate': ('rate', 10, '.2e'),
-    'train_loss': ('train loss', 10, '.4f'),
-    'loss': ('loss', 8, '.4f'),
-    'top1': ('top1', 8, '.4f'),
-    'top5': ('top5', 8, '.4f'),
-    'macro_f1': ('macro F1', 9, '.4f'),
-    'mean_average_precision': ('mAP', 9, '.4f'),
-    'map_at_100': ('MAP@100', 9, '.4f'),
-    'images_per_second': ('images/s', 9, '.1f'),
-}
+# Column of the table of epochs -> its heading, and how its numbers are written.
+COLUMNS = {'phase': ('Phase', ''), 'epoch': ('Epoch', ''), **EPOCH_FIGURES, 'images_per_second': ('Images/s', '.1f')}
 
 
 def row(figures: Mapping[str, Any], best: bool, heading: bool) -> str:
     """The figures of an epoch as a row of a table, with a row of headings above it on request."""
     columns = {name: column for name, column in COLUMNS.items() if name in figures}
-    cells = [_cell(figures[name], spec).rjust(width) for name, (_, width, spec) in columns.items()]
+    cells = [_cell(figures[name], spec).rjust(max(len(title), 10)) for name, (title, spec) in columns.items()]
     line = ' '.join(cells) + ('  best' if best else '')
-    headings = ' '.join(heading.rjust(width) for heading, width, _ in columns.values())
+    headings = ' '.join(title.rjust(10) for title, _ in columns.values())
     return f'{headings}\n{line}' if heading else line
 
 

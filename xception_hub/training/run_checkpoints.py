@@ -102,11 +102,6 @@ class Checkpoints:
         """The file with the weights of the best evaluation, which is never removed."""
         return self.directory / 'best.safetensors'
 
-    @property
-    def last_good(self) -> Path | None:
-        """The file with the best weights, else the newest checkpoint; None if there is neither."""
-        return self.best if self.best.exists() else next(iter(self.all()), None)
-
     def path(self, phase: int, update: int) -> Path:
         """The file of the checkpoint after an update of a phase."""
         return self.directory / f'{phase:02}-{update:09}.safetensors'
@@ -202,6 +197,19 @@ def restore(module: nn.Module, tensors: StateDict, path: Path) -> None:
         module.load_state_dict(tensors)
     except RuntimeError as e:
         raise ResumeError(f'{path} does not fit the model ({" ".join(str(e).split())[:300]}).') from e
+
+
+def resume(
+    checkpoint: Checkpoint, kind: str, module: nn.Module, averages: Any, optimizer: torch.optim.Optimizer, scaler: Any
+) -> None:
+    """Restores weights, averages, optimizer and the scaler of losses; there may be no averages and no scaler."""
+    tensors, state = checkpoint.tensors, checkpoint.state
+    restore(module, tensors[kind], checkpoint.path)
+    if averages:
+        restore(averages.module, tensors['averages'], checkpoint.path)
+    unpack_optimizer(optimizer, tensors.get('optimizer', {}), state['optimizer'])
+    if scaler:
+        scaler.load_state_dict(state['scaler'])
 
 
 def restore_best(checkpoints: Checkpoints, model: nn.Module, module: nn.Module, machine: Machine) -> None:

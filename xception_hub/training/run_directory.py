@@ -15,6 +15,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event
 from types import FrameType
 from typing import Any
 
@@ -27,6 +28,7 @@ from .settings import RESUME_MAY_CHANGE, OutputSettings
 
 SETTINGS_FILE, DATA_FILE, HISTORY_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'history.json', 'metrics.json'
 PREDICTIONS_FILE = 'predictions.csv'
+STOPPED = 130  # exit status of a process that Ctrl-C has ended
 
 
 class Interrupted(Exception):
@@ -136,26 +138,19 @@ class Run:
             raise ResumeError(f'{self.directory / name} could not be written: {e}.') from e
 
 
-@dataclass
-class Stop:
-    """Whether a signal has asked to stop."""
-
-    asked: bool = False
-
-
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals() -> Iterator[Event]:
     """Notes the first Ctrl-C or SIGTERM, so that the run can save before it stops. A second one stops at once."""
-    stop = Stop()
+    asked = Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
+        if asked.is_set():
             raise KeyboardInterrupt
-        stop.asked = True
+        asked.set()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
