@@ -1,10 +1,12 @@
 """Checkpoints: every bit that was written, or what was there before; optimizers that go on as if nothing had been."""
 
 import math
-import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -14,7 +16,10 @@ from random_model import images
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from xception_hub.errors import ResumeError
+from xception_hub.data.data_settings import DataSettings
+from xception_hub.data.labelled import Data, Split
+from xception_hub.data.seen import Seen
+from xception_hub.errors import DataError, ResumeError
 from xception_hub.training.run_checkpoints import (
     Checkpoint,
     Checkpoints,
@@ -24,7 +29,9 @@ from xception_hub.training.run_checkpoints import (
     unpack_optimizer,
     write,
 )
+from xception_hub.training.run_data import divided, manifest_of
 from xception_hub.training.run_directory import Run
+from xception_hub.training.settings import OutputSettings
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -70,11 +77,6 @@ def test_round_trip(tmp_path: Path) -> None:
         assert same_bits(found.tensors['model'][name], tensor), name
         assert found.tensors['model'][name].is_contiguous()
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['x.safetensors']
-
-
-def test_nothing_but_a_state(tmp_path: Path) -> None:
-    write(tmp_path / 'x.safetensors', {}, dict(epoch=1))
-    assert read(tmp_path / 'x.safetensors') == Checkpoint(tmp_path / 'x.safetensors', {}, dict(epoch=1))
 
 
 def damage(content: bytes) -> dict[str, bytes]:
@@ -144,30 +146,6 @@ def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
         write(tmp_path / 'file' / 'x.safetensors', {}, {})
 
 
-def test_several_writers_of_one_file(tmp_path: Path) -> None:
-    """The last one wins, and what can be read is always whole."""
-    file = tmp_path / 'x.safetensors'
-    tensors = {'model': {'weight': torch.arange(20_000)}}
-    failed: list[BaseException] = []
-
-    def write_often(number: int) -> None:
-        try:
-            for _ in range(10):
-                write(file, tensors, dict(writer=number))
-                read(file)
-        except BaseException as e:
-            failed.append(e)
-
-    threads = [threading.Thread(target=write_often, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
-    assert torch.equal(read(file).tensors['model']['weight'], torch.arange(20_000))
-    assert list(tmp_path.iterdir()) == [file]
-
-
 # Folders
 
 
@@ -211,7 +189,7 @@ def test_newest_passes_over_damaged_ones(tmp_path: Path) -> None:
 
 
 def test_start_removes_what_a_crash_has_left_half_written(tmp_path: Path) -> None:
-    run = Run(tmp_path / 'run', {}, 1, frozenset(), 2)
+    run = Run(OutputSettings(output=tmp_path / 'run'), {}, 1)
     run.start({})
     run.checkpoints.save(0, 1, {}, {})
     kept = sorted(run.directory.rglob('*'))
@@ -219,6 +197,63 @@ def test_start_removes_what_a_crash_has_left_half_written(tmp_path: Path) -> Non
         (run.directory / name).write_bytes(b'')
     run.start({})
     assert sorted(run.directory.rglob('*')) == kept
+
+
+def test_directories(tmp_path: Path) -> None:
+    """A run goes on in its own directory, by the same command and as many processes; anything else is refused."""
+    output = OutputSettings(output=tmp_path / 'run')
+    Run(output, dict(rate=0.1, workers=0), 1).start({})
+    Run(output, dict(rate=0.1, workers=2), 1)  # of workers the result does not depend
+    with pytest.raises(ResumeError, match='rate is 0.1 there and 0.5 here.*--config .*settings.yaml'):
+        Run(output, dict(rate=0.5, workers=0), 1)
+    with pytest.raises(ResumeError, match='a run of 1 processes; 2 .*Start 1'):
+        Run(output, dict(rate=0.1), 2)
+    (tmp_path / 'run' / 'metrics.json').write_text('{}')
+    with pytest.raises(ResumeError, match=f'finished.*--model local-dir:{tmp_path}/run and another --output'):
+        Run(output, dict(rate=0.5), 1)
+    (tmp_path / 'run' / 'settings.yaml').write_text('text')
+    with pytest.raises(ResumeError, match='settings.yaml is damaged'):
+        Run(output, dict(rate=0.1), 1)
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'thesis.txt').write_text('...')
+    for place, reason in (('mine', 'contains files, but no run'), ('mine/thesis.txt', 'is a file. Name another')):
+        with pytest.raises(ResumeError, match=reason):
+            Run(OutputSettings(output=tmp_path / place), {}, 1)
+
+
+def test_changed_data(tmp_path: Path) -> None:
+    """A run keeps to the images, labels and classes that it began with, and the error about others names the way on."""
+    run = Run(OutputSettings(output=tmp_path / 'run'), {}, 1)
+    split = Split('train', [], np.arange(4), np.array([0, 1, 0, 1]), 'files')  # type: ignore[arg-type]
+    data = Data(split, split.select([]), ['cat', 'dog'], False, False)
+    run.start(manifest_of(data, run))
+    assert manifest_of(data, run)['class_names'] == ['cat', 'dog']
+    for other in (
+        replace(data, train=replace(split, files='others')),
+        replace(data, train=split.select([0, 1, 2])),
+        replace(data, class_names=['cat', 'hen']),
+    ):
+        with pytest.raises(DataError, match='has changed since.*another --output'):
+            manifest_of(other, run)
+    (tmp_path / 'run' / 'metrics.json').write_text('{}')
+    with pytest.raises(DataError, match=f'--model local-dir:{tmp_path}/run'):
+        manifest_of(replace(data, class_names=['cat', 'hen']), run)
+
+
+def test_images_that_the_model_has_seen(tmp_path: Path) -> None:
+    """A validation split of its own is without them, also when the run goes on and does not scan again."""
+    names = np.array([bytes([i]) * 32 for i in range(8)], object)
+    train = Split('train', [], np.arange(4), np.array([0, 1, 0, 1]), digests=names[:4])  # type: ignore[arg-type]
+    validation = replace(train, name='test', digests=names[4:])
+    data = Data(train, validation, ['cat', 'dog'], False, True)
+    seen, manifest = Seen(trained=frozenset({names[5][:8]})), dict[str, Any](bad_images=[])
+    machine: Any = SimpleNamespace(print=lambda text: None)
+    arguments = (DataSettings(dataset='x'), 0, False, seen, manifest, machine)
+    with pytest.warns(UserWarning, match='1 of the 4 images of the validation split'):
+        assert divided(data, *arguments).validation.source_rows.tolist() == [0, 2, 3]
+    none = np.empty(0, object)
+    again = replace(data, train=replace(train, digests=none), validation=replace(validation, digests=none))
+    assert divided(again, *arguments).validation.source_rows.tolist() == [0, 2, 3]
 
 
 def test_restore(tmp_path: Path) -> None:
@@ -255,25 +290,12 @@ def through_a_file(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
 
 
 @pytest.mark.parametrize(
-    'name',
-    [
-        'sgd',
-        'momentum',
-        'adam',
-        'adamw',
-        'nadamw',
-        'rmsproptf',
-        'lamb',
-        'lion',
-        'adafactor',
-        'adafactorbv',
-        'adan',
-        'muon',
-        'lookahead_adamw',
-    ],
+    ('name', 'before'),
+    [('momentum', 3), ('adamw', 3), ('adamw', 0), ('nadamw', 3), ('rmsproptf', 3), ('lion', 3), ('adafactorbv', 3)]
+    + [(name, 3) for name in ('adan', 'muon', 'lookahead_adamw')],
 )
-def test_optimizers_go_on(name: str, tmp_path: Path) -> None:
-    """Three updates, a file, three more: bit by bit what six updates give, with a rate of its own for each layer."""
+def test_optimizers_go_on(name: str, before: int, tmp_path: Path) -> None:
+    """Some updates, a file, some more: bit by bit what six updates give, with a rate of its own for each layer."""
 
     def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
         return create_optimizer_v2(model, opt=name, lr=0.01, weight_decay=0.05, layer_decay=0.75)
@@ -284,7 +306,7 @@ def test_optimizers_go_on(name: str, tmp_path: Path) -> None:
 
     model = network()
     optimizer = optimizer_of(model)
-    train(model, optimizer, range(3))
+    train(model, optimizer, range(before))
     checkpoint = through_a_file(tmp_path, model, optimizer)
     torch.manual_seed(1)
     model = timm.create_model('test_resnet', num_classes=4).to(memory_format=torch.channels_last).train()
@@ -292,7 +314,7 @@ def test_optimizers_go_on(name: str, tmp_path: Path) -> None:
     unpacked = optimizer_of(model)
     unpack_optimizer(unpacked, checkpoint.tensors.get('optimizer', {}), checkpoint.state['optimizer'])
     assert_same_state(unpacked.state_dict(), optimizer.state_dict())
-    train(model, unpacked, range(3, 6))
+    train(model, unpacked, range(before, 6))
     assert_same_state(unpacked.state_dict(), whole.state_dict())
     for key, tensor in expected.state_dict().items():
         assert same_bits(model.state_dict()[key], tensor), key
@@ -317,19 +339,6 @@ def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
                 assert (type(found), found) == (type(value), value), name
 
 
-def test_the_memory_format_is_that_of_the_parameters(tmp_path: Path) -> None:
-    model = network()
-    optimizer = create_optimizer_v2(model, opt='adamw')
-    train(model, optimizer, range(1))
-    checkpoint = through_a_file(tmp_path, model, optimizer)
-    other = network()
-    unpacked = create_optimizer_v2(other, opt='adamw')
-    unpack_optimizer(unpacked, checkpoint.tensors['optimizer'], checkpoint.state['optimizer'])
-    for parameter, values in unpacked.state.items():
-        assert values['exp_avg'].stride() == values['exp_avg_sq'].stride() == parameter.stride()
-    assert not unpacked.state[other.conv1[0].weight]['exp_avg'].is_contiguous()
-
-
 def test_state_in_another_dtype(tmp_path: Path) -> None:
     """As it was, where torch would make it that of the parameters."""
     model = nn.Linear(3, 2).bfloat16()
@@ -344,17 +353,6 @@ def test_state_in_another_dtype(tmp_path: Path) -> None:
     assert other.state[model.bias]['momentum_buffer'].dtype == torch.int32
 
 
-def test_before_the_first_update(tmp_path: Path) -> None:
-    """There is no state yet, and there may be none."""
-    expected, model = network(), network()
-    optimizer = create_optimizer_v2(model, opt='adamw')
-    checkpoint = through_a_file(tmp_path, model, optimizer)
-    unpack_optimizer(optimizer, checkpoint.tensors.get('optimizer', {}), checkpoint.state['optimizer'])
-    train(model, optimizer, range(2))
-    train(expected, create_optimizer_v2(expected, opt='adamw'), range(2))
-    assert all(same_bits(*pair) for pair in zip(model.state_dict().values(), expected.state_dict().values()))
-
-
 @pytest.mark.parametrize(('value', 'kind'), [([torch.zeros(2)], 'list'), (torch.Generator(), 'Generator')])
 def test_state_that_can_not_be_kept(value: Any, kind: str) -> None:
     parameter = nn.Parameter(torch.zeros(2))
@@ -364,18 +362,3 @@ def test_state_that_can_not_be_kept(value: Any, kind: str) -> None:
     for optimizer, found in ((of_parameter, kind), (of_group, 'Generator')):
         with pytest.raises(ResumeError, match=f'SGD.*{found}'):
             pack_optimizer(optimizer)
-
-
-def test_optimizers_that_can_not_be_kept() -> None:
-    layer = nn.Linear(3, 2)
-    optimizer = torch.optim.LBFGS(layer.parameters())
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = (layer(torch.ones(1, 3)) - 1).square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    with pytest.raises(ResumeError, match='LBFGS.*list'):
-        pack_optimizer(optimizer)
