@@ -3,9 +3,10 @@
 import base64
 import functools
 import io
+import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
@@ -27,13 +28,8 @@ HOSTILE = [
     '"><img src=http://example.org/x onerror=alert(1)>',
     "' onclick='x",
     '$x_1^{2$ %d',
-    '\u05e9\u05dc\u05d5\u05dd',
-    '\N{CAT FACE}',
-    '{{ 7 * 7 }}',
-    '&amp;',
-    '\udcff',
-    'very long ' * 30,
 ]
+HOSTILE += ['\u05e9\u05dc\u05d5\u05dd', '\N{CAT FACE}', '{{ 7 * 7 }}', '&amp;', '\udcff', 'very long ' * 30]
 VOID = {'meta', 'link', 'img', 'br', 'hr', 'input'}
 
 
@@ -85,51 +81,27 @@ class Page(HTMLParser):
         return [attributes for _, attributes in self.tags if name in (attributes.get('class') or '').split()]
 
 
-def epoch(number: int, phase: str = 'all', **figures: Any) -> dict[str, object]:
-    return {
-        **dict(
-            phase=phase,
-            epoch=number,
-            learning_rate=1e-3 / number,
-            train_loss=2 / number,
-            loss=3 / number,
-            top1=1 - 0.5 / number,
-            macro_f1=1 - 0.6 / number,
-        ),
-        **figures,
-    }
+def epoch(number: int, phase: str = 'all', **figures: Any) -> dict[str, Any]:
+    falling = dict(learning_rate=1e-3 / number, train_loss=2 / number, loss=3 / number)
+    rising = dict(top1=1 - 0.5 / number, macro_f1=1 - 0.6 / number)
+    return dict(dict(phase=phase, epoch=number, **falling, **rising), **figures)
 
 
 HISTORY = [epoch(1, 'head'), epoch(2, 'head'), epoch(1), epoch(2, best=True), epoch(3)]
 
 
-def page_of(
-    predictions: Predictions,
-    class_names: Sequence[str] = NAMES,
-    *,
-    title: str = 'Digits',
-    facts: Mapping[str, str] = dict(Model='xception'),
-    settings: Mapping[str, object] = dict(epochs=3, mixup=None),
-    history: Sequence[Mapping[str, object]] = HISTORY,
-    thumbnail: Callable[[int], Image.Image] = lambda row: Image.new('RGB', (300, 200), (row % 256, 0, 0)),
-    name: Callable[[int], str] = lambda row: f'{row}.png',
-    warnings: Sequence[str] = (),
-    usage: str = 'import timm\n',
-    heat: Callable[[int, int], Image.Image] | None = None,
-) -> str:
-    return render(
-        predictions,
-        class_names=class_names,
-        title=title,
-        facts=facts,
-        settings=settings,
-        history=history,
-        thumbnail=thumbnail,
-        name=name,
-        warnings=warnings,
-        usage=usage,
-        heat=heat,
+def page_of(predictions: Predictions, class_names: Sequence[str] = NAMES, **given: Any) -> str:
+    defaults: dict[str, Any] = dict(
+        title='Digits',
+        facts=dict(Model='xception'),
+        settings=dict(epochs=3, mixup=None),
+        history=HISTORY,
+        thumbnail=lambda row: Image.new('RGB', (300, 200), (row % 256, 0, 0)),
+        name=lambda row: f'{row}.png',
+        warnings=(),
+        usage='import timm\n',
     )
+    return render(predictions, class_names=class_names, **{**defaults, **given})
 
 
 def random_predictions(classes: int, images: int = 400, multi_label: bool = False, right: float = 2.0) -> Predictions:
@@ -193,13 +165,19 @@ def check_nothing_is_loaded(source: str) -> None:
     assert '@import' not in source
 
 
+def pictures(page: Page) -> list[tuple[str, Image.Image]]:
+    """The texts for those who do not see the pictures of a page, and the pictures."""
+    images = [attributes for tag, attributes in page.tags if tag == 'img']
+    decoded = [base64.b64decode((image['src'] or '').split(',')[1]) for image in images]
+    assert not any(b'secret' in content for content in decoded)
+    return [(image['alt'] or '', Image.open(io.BytesIO(content))) for image, content in zip(images, decoded)]
+
+
 def test_mistakes(page: Page, digits: Predictions) -> None:
     """The pictures are those of the worst, and the right answer is marked where it is among three."""
     worst = digits.worst(24)
-    images = [attributes for tag, attributes in page.tags if tag == 'img']
-    assert [image['alt'] for image in images] == [f'{digits.indices[index]}.png' for index in worst]
-    for image, index in zip(images, worst):
-        shown = Image.open(io.BytesIO(base64.b64decode((image['src'] or '').split(',')[1])))
+    for (name, shown), index in zip(pictures(page), worst, strict=True):
+        assert name == f'{digits.indices[index]}.png'
         difference = np.asarray(shown.convert('L'), float) - np.asarray(digit(digits.indices[index]), float)
         assert shown.size == (8, 8) and np.abs(difference).mean() < 10
     assert len(page.of_class('guess')) == 3 * 24
@@ -224,66 +202,38 @@ def test_large_pictures() -> None:
         return image
 
     page = Page(page_of(random_predictions(10), thumbnail=photo))
-    images = [attributes for tag, attributes in page.tags if tag == 'img']
-    assert len(images) == 24
-    for image in images:
-        content = base64.b64decode((image['src'] or '').split(',')[1])
-        assert Image.open(io.BytesIO(content)).size == (160, 80)
-        assert b'secret' not in content
-        assert 'class' not in image
+    assert [shown.size for _, shown in pictures(page)] == [(160, 80)] * 24
 
 
-def test_failing_thumbnail(digits: Predictions) -> None:
-    """The others are shown, and the reason, harmless."""
-    failing = {
-        digits.indices[digits.worst(3)[1]]: ValueError('damaged: <b>'),
-        digits.indices[digits.worst(3)[2]]: OSError(),
-    }
+def test_failing_pictures(digits: Predictions) -> None:
+    """Of 24 images, one cannot be read, and the network has no heat map of another; the reason is shown, harmless."""
+    worst = digits.worst(24)
+    unreadable, mapless = digits.indices[worst[[1, 2]]]
 
     def thumbnail(row: int) -> Image.Image:
-        if row in failing:
-            raise failing[row]
+        if row == unreadable:
+            raise ValueError('damaged: <b>')
         return digit(row)
 
-    page = Page(page_of(digits, thumbnail=thumbnail))
-    assert len([tag for tag, _ in page.tags if tag == 'img']) == 22
-    assert 'no picture: damaged: <b>' in page.text
-    assert 'no picture: OSError' in page.text
-
-
-def test_where_the_network_looked(digits: Predictions) -> None:
-    """What spoke for the likeliest class is below each image, but for networks that have no maps of it."""
-
     def heat(row: int, number: int) -> Image.Image:
-        if row == digits.indices[digits.worst(3)[1]]:
+        if row == mapless:
             raise ModelError('no maps')
         return Image.new('RGB', (100, 100), (number * 20, 0, 0))
 
-    page = Page(page_of(digits, heat=heat))
-    images = [attributes for tag, attributes in page.tags if tag == 'img']
-    worst = [index for place, index in enumerate(digits.worst(24)) if place != 1]
-    maps = [image for image in images if (image['alt'] or '').startswith('heat map of')]
-    assert len(images) == 24 + 23 and len(maps) == 23
-    for image, index in zip(maps, worst):
-        number = digits.classes[index, 0]
-        assert image['alt'] == f'heat map of {NAMES[number]}'
-        shown = Image.open(io.BytesIO(base64.b64decode((image['src'] or '').split(',')[1])))
-        assert np.asarray(shown)[..., 0].mean() == pytest.approx(number * 20, abs=4)
-    assert 'Grad-CAM' in page.text and 'Grad-CAM' not in page_of(digits)
+    page = Page(page_of(digits, thumbnail=thumbnail, heat=heat))
+    maps = [(name, shown) for name, shown in pictures(page) if name.startswith('heat map of')]
+    assert len(pictures(page)) == 23 + 22 and 'no picture: damaged: <b>' in page.text and 'Grad-CAM' in page.text
+    for (name, shown), index in zip(maps, np.delete(worst, [1, 2]), strict=True):
+        assert name == f'heat map of {NAMES[digits.classes[index, 0]]}'
+        assert np.asarray(shown)[..., 0].mean() == pytest.approx(digits.classes[index, 0] * 20, abs=4)
 
 
 def test_classes(page: Page, digits: Predictions) -> None:
     """The weakest first."""
     per_class = PerClass.of(digits, 10)
+    shares = np.stack([per_class.precision, per_class.recall, per_class.f1], 1)
     expected = [
-        [
-            NAMES[number],
-            str(per_class.support[number]),
-            f'{per_class.precision[number]:.1%}',
-            f'{per_class.recall[number]:.1%}',
-            f'{per_class.f1[number]:.1%}',
-            '',
-        ]
+        [NAMES[number], str(per_class.support[number]), *map('{:.1%}'.format, shares[number]), '']
         for number in np.argsort(per_class.f1, kind='stable')
     ]
     start = page.rows.index(['Class', 'Images', 'Precision', 'Recall', 'F1', ''])
@@ -309,7 +259,7 @@ def test_confusion(page: Page, digits: Predictions) -> None:
     assert right == [f'--share:{(count / total) ** 0.5:.3f}' for count, total in zip(matrix.diagonal(), matrix.sum(1))]
 
 
-@pytest.mark.parametrize('classes', [40, 41, 60, 61, 100])
+@pytest.mark.parametrize('classes', [40, 41, 60, 61])
 def test_many_classes(classes: int) -> None:
     names = [f'class {number}' for number in range(classes)]
     predictions = random_predictions(classes, 3000)
@@ -336,7 +286,7 @@ def test_many_classes(classes: int) -> None:
     check_nothing_is_loaded(source)
 
 
-@pytest.mark.parametrize('classes', [2, 10, 100])
+@pytest.mark.parametrize('classes', [2, 100])
 def test_no_mistakes(classes: int) -> None:
     logits = 9 * torch.eye(classes)
     predictions = Predictions.of(logits, torch.arange(classes), torch.arange(classes))
@@ -347,7 +297,7 @@ def test_no_mistakes(classes: int) -> None:
     assert ('Top-5' in page.text.split('Load the model')[0]) == (classes > 5)
 
 
-@pytest.mark.parametrize('classes', [2, 10, 100])
+@pytest.mark.parametrize('classes', [2, 100])
 def test_multi_label(classes: int) -> None:
     """Labels are sets; there is no matrix; probabilities are those of the classes, in the order of their numbers."""
     names = [f'class {number}' for number in range(classes)]
@@ -394,26 +344,14 @@ def test_hostile_names(digits: Predictions) -> None:
 
 def epoch_rows(page: Page) -> list[list[str]]:
     start = next(number for number, row in enumerate(page.rows) if row[:2] == ['Phase', 'Epoch'])
-    width = len(page.rows[start])
-    rows = []
-    for row in page.rows[start:]:
-        if len(row) != width:
-            break
-        rows.append(row)
-    return rows
+    return [*itertools.takewhile(lambda row: len(row) == len(page.rows[start]), page.rows[start:])]
 
 
 def test_epochs(page: Page) -> None:
     rows = epoch_rows(page)
     assert rows[0] == ['Phase', 'Epoch', 'Training loss', 'Learning rate', 'Top-1', 'Macro F1', 'Loss']
     assert rows[1] == ['head', '1', '2.0000', '1.00e-03', '50.00%', '40.00%', '3.0000']
-    assert [row[:2] for row in rows[1:]] == [
-        ['head', '1'],
-        ['head', '2'],
-        ['all', '1'],
-        ['all', 'best 2'],
-        ['all', '3'],
-    ]
+    assert [' '.join(row[:2]) for row in rows[1:]] == ['head 1', 'head 2', 'all 1', 'all best 2', 'all 3']
     assert 'head (2 epochs), all (3 epochs). Rings mark the best epoch.' in page.text
 
 
@@ -425,16 +363,14 @@ def chart_of(source: str, name: str) -> ElementTree.Element:
 
 def curves(source: str, name: str) -> list[list[tuple[float, float]]]:
     """Points of each line of a chart, in its drawing; those of a line in pieces one after the other."""
-    chart = chart_of(source, name)
-    found = [re.findall(r'[ML]([\d.]+) ([\d.]+)', path.get('d', '')) for path in chart.findall('./g/path')]
-    points = [
-        [(circle.get('cx'), circle.get('cy')) for circle in group.findall('circle') if circle.get('class') != 'best']
-        for group in chart.findall('./g')
-    ]
-    assert [[tuple(map(float, point)) for point in line] for line in found] == [
-        [tuple(map(float, point)) for point in line] for line in points
-    ]
-    return [[(float(x), float(y)) for x, y in line] for line in found]
+    lines = []
+    for group in chart_of(source, name).findall('./g'):
+        circles = [circle for circle in group.findall('circle') if circle.get('class') != 'best']
+        points = [(float(circle.get('cx', '')), float(circle.get('cy', ''))) for circle in circles]
+        path = re.findall(r'[ML]([\d.]+) ([\d.]+)', group[0].get('d', ''))
+        assert [(float(x), float(y)) for x, y in path] == points
+        lines.append(points)
+    return lines
 
 
 def test_curves(source: str) -> None:
@@ -492,11 +428,6 @@ def test_nothing_in_the_history(nothing: float | None, digits: Predictions) -> N
 def test_ticks(low: float, high: float) -> None:
     ticks = _ticks(low, high)
     assert ticks[0] <= low + 1e-15 and ticks[-1] > high and 2 <= len(ticks) <= 7
-
-
-def test_numpy_in_the_history(digits: Predictions) -> None:
-    history = [epoch(1, top1=np.float32(0.5), loss=np.float64(2))]
-    assert epoch_rows(Page(page_of(digits, history=history)))[1][4:] == ['50.00%', '40.00%', '2.0000']
 
 
 @pytest.mark.parametrize('sure', [False, True])
