@@ -19,18 +19,6 @@ from xception_hub.models.matching import Selected, evaluated, outputs_of
 
 IDS = ImageNetInfo().label_names()
 DESCRIPTIONS = list(ImageNetInfo().label_descriptions(as_dict=True).values())
-IMAGENETTE = {
-    'n01440764': 'tench',
-    'n02102040': 'English springer',
-    'n02979186': 'cassette player',
-    'n03000684': 'chain saw',
-    'n03028079': 'church',
-    'n03394916': 'French horn',
-    'n03417042': 'garbage truck',
-    'n03425413': 'gas pump',
-    'n03445777': 'golf ball',
-    'n03888257': 'parachute',
-}
 
 
 @pytest.fixture(scope='module')
@@ -150,20 +138,6 @@ def test_all_of_imagenet(spelled: Sequence[str], imagenet: nn.Module) -> None:
     by_description = 'tench' in spelled[0].lower()
     classes = [name for i, name in enumerate(spelled) if not (by_description and i in cranes)]
     assert outputs_of(imagenet, classes) == [i for i in range(1000) if not (by_description and i in cranes)]
-
-
-def test_imagenette(imagenet: nn.Module) -> None:
-    """Ten classes, known by their ids, by one of their names, by some of each."""
-    outputs = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
-    ids, lemmas = list(IMAGENETTE), list(IMAGENETTE.values())
-    mixed = [lemma.title().replace(' ', '_') if i % 2 else name for i, (name, lemma) in enumerate(IMAGENETTE.items())]
-    for names in (ids, lemmas, mixed, [name.replace(' ', '-') for name in lemmas]):
-        assert outputs_of(imagenet, names) == outputs
-        assert outputs_of(imagenet, names[::-1]) == outputs[::-1]
-    with pytest.raises(ModelError, match='cup of tea'):
-        outputs_of(imagenet, [*ids, 'cup of tea'])
-    with pytest.raises(ModelError, match='n01440764'):
-        outputs_of(imagenet, [*ids, 'tench'])
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def target_of(label: Tensor, smoothing: float) -> Tensor:
     return torch.nn.functional.one_hot(label, CLASSES) * (1 - smoothing) + smoothing / CLASSES
 
 
-@pytest.mark.parametrize('batch', [1, 2, 3, 6, 7])
+@pytest.mark.parametrize('batch', [1, 2, 7])
 @pytest.mark.parametrize(('mixup', 'cutmix'), [(0.8, 0.0), (0.0, 1.0), (0.5, 0.5)])
 @pytest.mark.parametrize('multi_label', [False, True])
 def test_mixing(batch: int, mixup: float, cutmix: float, multi_label: bool) -> None:
@@ -129,24 +129,6 @@ def test_mixing(batch: int, mixup: float, cutmix: float, multi_label: bool) -> N
     assert kinds - {'untouched'} == ({'mixup'} if mixup and batch > 1 else set()) | (
         {'cutmix'} if cutmix and batch > 1 else set()
     )
-
-
-def test_seeds_mix_differently() -> None:
-    images, labels = torch.stack([image_of(0.0), image_of(1.0)]), torch.tensor([0, 1])
-    objective = Objective(CLASSES, mixup=1.0)
-    shares = set()
-    for seed in range(10):
-        seed_all(seed)
-        shares.add(objective.prepare(images, labels)[0][0].mean().item())
-    assert len(shares) == 10
-
-
-def test_without_mixing_nothing_is_drawn() -> None:
-    seed_all(1)
-    expected = np.random.random()
-    seed_all(1)
-    Objective(CLASSES).prepare(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))
-    assert np.random.random() == expected
 
 
 def test_channels_last_is_kept() -> None:

@@ -94,18 +94,6 @@ def test_json(photos: Path, folder: Path, tmp_path: Path, capsys: pytest.Capture
         predict.main(*arguments, model=str(folder), output=Path('rows.csv'), json_=True)
 
 
-def test_bad_images(photos: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They are named, and have a reason instead of a label; the others are predicted."""
-    bad = tmp_path / 'bad.png'
-    bad.write_bytes((photos / 'one' / '0.png').read_bytes()[:60])
-    good = photos / 'two' / '0.png'
-    predict.main(str(bad), str(good), model=str(folder), output=tmp_path / 'rows.csv', device='cpu')
-    first, second = rows_of(tmp_path / 'rows.csv')
-    assert (first['label'], bool(first['error'])) == (None, True)
-    assert (second['file'], second['label'] in WORDS, second['error']) == (str(good), True, None)
-    assert f'Bad image: {bad}' in capsys.readouterr().err
-
-
 @pytest.mark.parametrize('kind', ['csv', 'parquet', 'saved'])
 def test_tables(kind: str, photos: Path, folder: Path, tmp_path: Path) -> None:
     """Without any labels."""
