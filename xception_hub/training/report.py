@@ -61,7 +61,7 @@ ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.filters['percent'] = '{:.1%}'.format
+_percent = ENVIRONMENT.filters['percent'] = '{:.1%}'.format
 
 
 def render(
@@ -127,8 +127,12 @@ def render(
         confusion=None if predictions.multi_label else _confusion(predictions, names),
         num_wrong=len(wrong),
         mistakes=[_mistake(predictions, index, names, thumbnail, name, heat) for index in wrong[:MISTAKES]],
-        bins=[*zip(*(column[filled] for column in (calibration.confidence, calibration.accuracy, calibration.count)))],
-        calibration_error=calibration.error,
+        calibration=dict(error=calibration.error, accuracy=[*calibration.accuracy[filled]]),
+        bins=[
+            (_percent(probability), _percent(right), f'{images:,}')
+            for probability, right, images in zip(calibration.confidence, calibration.accuracy, calibration.count)
+            if images
+        ],
         accuracy=figures['top1'],
         confidence=np.nansum(calibration.confidence * calibration.count) / len(predictions),
     )
@@ -153,19 +157,13 @@ def _has(history: Sequence[Mapping[str, object]], keys: Iterable[str]) -> bool:
 def _epochs(history: Sequence[Mapping[str, object]]) -> dict[str, Any]:
     """The table of epochs, without columns in which there is nothing."""
     shown = {key: column for key, column in EPOCH_FIGURES.items() if _has(history, [key])}
-    rows = [
-        dict(
-            phase=row.get('phase', ''),
-            epoch=row.get('epoch', ''),
-            best=row.get('best'),
-            figures=[
-                '-' if math.isnan(value := _value(row, key)) else format(value, spec)
-                for key, (_, spec) in shown.items()
-            ],
-        )
-        for row in history
-    ]
-    return dict(columns=[label for label, _ in shown.values()], rows=rows)
+    rows = []
+    for row in history:
+        values = [(_value(row, key), spec) for key, (_, spec) in shown.items()]
+        figures = ('-' if math.isnan(value) else format(value, spec) for value, spec in values)
+        rows.append([row.get('phase', ''), f'{"best " * bool(row.get("best"))}{row.get("epoch", "")}', *figures])
+    best = next((number for number, row in enumerate(history) if row.get('best')), None)
+    return dict(columns=['Phase', 'Epoch', *(label for label, _ in shown.values())], rows=rows, best=best)
 
 
 def _chart(title: str, names: Mapping[str, str], history: Sequence[Mapping[str, object]]) -> dict[str, Any]:
@@ -209,8 +207,12 @@ def _class_table(per_class: PerClass, names: np.ndarray) -> dict[str, Any]:
     """Lists classes [C] that have images, the lowest F1 first."""
     measured = np.flatnonzero(per_class.support)
     shown = measured[np.argsort(per_class.f1[measured], kind='stable')][:LISTED_CLASSES]
-    columns = (names, per_class.support, per_class.precision, per_class.recall, per_class.f1)
-    return dict(rows=[*zip(*(column[shown] for column in columns))], count=len(measured))
+    shares = np.stack([per_class.precision, per_class.recall, per_class.f1], 1)[shown]
+    rows = [
+        [name, f'{support:,}', *map(_percent, own)]
+        for name, support, own in zip(names[shown], per_class.support[shown], shares)
+    ]
+    return dict(rows=rows, shares=[*shares[:, 2]], count=len(measured))
 
 
 def _confusion(predictions: Predictions, names: np.ndarray) -> dict[str, Any]:
@@ -225,7 +227,8 @@ def _confusion(predictions: Predictions, names: np.ndarray) -> dict[str, Any]:
     pairs, counts = np.unique(np.stack([labels, found])[:, labels != found], axis=1, return_counts=True)
     order = np.argsort(-counts, kind='stable')[:CONFUSIONS]
     labels, found, counts = pairs[0, order], pairs[1, order], counts[order]
-    return dict(rows=[], pairs=list(zip(names[labels], names[found], counts, counts / support[labels])))
+    shares = map(_percent, counts / support[labels])
+    return dict(rows=[], pairs=[*zip(names[labels], names[found], counts, shares)])
 
 
 def _mistake(
