@@ -356,9 +356,7 @@ def test_state_in_another_dtype(tmp_path: Path) -> None:
 @pytest.mark.parametrize(('value', 'kind'), [([torch.zeros(2)], 'list'), (torch.Generator(), 'Generator')])
 def test_state_that_can_not_be_kept(value: Any, kind: str) -> None:
     parameter = nn.Parameter(torch.zeros(2))
-    of_parameter, of_group = (torch.optim.SGD([parameter], lr=0.1) for _ in range(2))
-    of_parameter.state[parameter]['old'] = value
-    of_group.param_groups[0]['old'] = torch.Generator()
-    for optimizer, found in ((of_parameter, kind), (of_group, 'Generator')):
-        with pytest.raises(ResumeError, match=f'SGD.*{found}'):
-            pack_optimizer(optimizer)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    optimizer.state[parameter]['old'] = value
+    with pytest.raises(ResumeError, match=f'SGD.*{kind}.*--optimizer'):
+        pack_optimizer(optimizer)

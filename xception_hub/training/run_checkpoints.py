@@ -139,34 +139,27 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[StateDict, dict[st
     packed = optimizer.state_dict()
     tensors: StateDict = {}
 
-    def plain(values: Mapping[str, Any], kinds: Any, owner: str) -> dict[str, Any]:
-        """Moves the tensors to `tensors` under the owner's name, and returns the other values."""
-        rest = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
-        strange = [value for value in rest.values() if not isinstance(value, kinds)]
-        if strange:
-            raise ResumeError(
-                f'The state of {type(optimizer).__name__} contains a {type(strange[0]).__name__}, which a '
-                f'checkpoint cannot store. Choose another --optimizer.'
-            )
-        tensors.update({f'{owner}.{name}': value for name, value in values.items() if name not in rest})
-        return rest
+    def numbers(values: Mapping[str, Any], owner: str) -> dict[str, Any]:
+        """Moves the tensors to `tensors` under the owner's name, and returns the numbers."""
+        tensors.update({f'{owner}.{name}': value for name, value in values.items() if isinstance(value, Tensor)})
+        return {name: value for name, value in values.items() if isinstance(value, NUMBERS)}
 
-    numbers = {str(index): plain(values, NUMBERS, str(index)) for index, values in packed['state'].items()}
-    groups = []
-    for i, group in enumerate(packed['param_groups']):
-        # a new optimizer already has the dtypes and names
-        changing = {
-            name: value for name, value in group.items() if name != 'param_names' and not isinstance(value, torch.dtype)
-        }
-        groups.append(plain(changing, (*NUMBERS, str, list, tuple), f'group{i}'))
-    return tensors, dict(numbers=numbers, groups=groups)
+    for value in (value for values in packed['state'].values() for value in values.values()):
+        if not isinstance(value, (Tensor, *NUMBERS)):
+            raise ResumeError(
+                f'The state of {type(optimizer).__name__} contains a {type(value).__name__}, which a checkpoint cannot '
+                f'store. Choose another --optimizer.'
+            )
+    of_state = {str(index): numbers(values, str(index)) for index, values in packed['state'].items()}
+    groups = [numbers(group, f'group{i}') for i, group in enumerate(packed['param_groups'])]
+    return tensors, dict(numbers=of_state, groups=groups)
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: StateDict, rest: Mapping[str, Any]) -> None:
-    """Loads a packed state into a new optimizer of the same parameters."""
+    """Loads a packed state into a new optimizer of the same parameters, made from the same settings."""
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest['numbers'].items()}
     groups = [
-        {**new, **{name: value for name, value in old.items() if not isinstance(new.get(name), tuple)}}
+        {**new, **{name: value for name, value in old.items() if isinstance(value, NUMBERS)}}
         for new, old in zip(optimizer.state_dict()['param_groups'], rest['groups'])
     ]
     for key, tensor in tensors.items():
