@@ -180,29 +180,10 @@ def test_multi_label(folder: Path, tmp_path: Path, log: Path) -> None:
     assert config['pretrained_cfg']['label_names'] == ['even', 'one', 'three', 'two', 'zero']
 
 
-@pytest.fixture(scope='module')
-def several(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of lists of labels: 'any', and one of six words."""
-    table = tmp_path_factory.mktemp('table') / 'several.jsonl'
-    table.write_text(
-        '\n'.join(
-            json.dumps(dict(image=str(path), labels=['any', path.parent.name]))
-            for path in sorted(folder.rglob('*.png'))
-        )
-    )
-    return table
-
-
 def test_arguments_of_the_model(folder: Path, tmp_path: Path, log: Path) -> None:
     """Numbers, switches, lists and names reach the network as what they are; a variant's directory is whole."""
-    given = {
-        'width_multiplier': 0.1875,
-        'min_img_size': 32,
-        'residual': False,
-        'fc_widths': [8, 4],
-        'segments': 2,
-        'bn_eps': 1e-5,
-    }
+    given: dict[str, Any] = dict(width_multiplier=0.1875, min_img_size=32, residual=False, fc_widths=[8, 4])
+    given |= dict(segments=2, bn_eps=1e-5)
     arguments = [part for name, value in given.items() for part in (f'--model-args.{name}', value)]
     finetune(
         '--model xception_paper_mid_elu --no-pretrained --image-size 32',

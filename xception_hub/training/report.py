@@ -176,8 +176,8 @@ def _chart(title: str, names: Mapping[str, str], history: Sequence[Mapping[str, 
     every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, count) if count / step <= 12)
     lines = []
     for number, (label, heights) in enumerate(zip(names.values(), y)):
-        drawn = np.flatnonzero(np.isfinite(heights))
-        starts = {*drawn} - {*drawn + 1}  # of a curve, or behind a gap
+        drawn = np.flatnonzero(np.isfinite(heights)).tolist()
+        starts = {*drawn} - {i + 1 for i in drawn}  # of a curve, or behind a gap
         path = ' '.join(f'{"M" if i in starts else "L"}{x[i]:.1f} {heights[i]:.1f}' for i in drawn)
         points = [(x[i], heights[i], history[i].get('best')) for i in drawn]
         if points:

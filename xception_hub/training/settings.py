@@ -193,7 +193,7 @@ class OutputSettings:
     """Ignore the model's outputs for classes that the dataset lacks. By default they count in the evaluation, so that a
     prediction of such a class is an error."""
     dry_run: Annotated[bool, SWITCH] = False
-    """Scan the data, run one batch and estimate the memory, without writing anything."""
+    """Scan the data and measure one batch, without writing anything."""
 
 
 @Parameter(name='*')
