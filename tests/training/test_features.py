@@ -120,26 +120,6 @@ def test_whatever_differs_is_computed_anew(
     assert batches == [3, 3, 2, 3, 3, 3] and len(list(cache.iterdir())) == 6
 
 
-class Interruption(Exception):
-    """In the middle of a computation."""
-
-
-def test_interruption(model: nn.Module, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is kept, and the next run computes all of it."""
-    split, calls = split_of(paths), itertools.count()
-
-    def interrupted(model: nn.Module, images: Tensor) -> Tensor:
-        if next(calls) == 3:
-            raise Interruption
-        return features_of(model, images)
-
-    monkeypatch.setattr(features, 'features_of', interrupted)
-    with pytest.raises(Interruption):
-        run(tmp_path, model, split)
-    assert not list(tmp_path.iterdir())
-    assert torch.equal(run(tmp_path, model, split), directly(model, split, 4))
-
-
 def damages() -> dict[str, Callable[[Path], Any]]:
     return {
         'empty': lambda path: path.write_bytes(b''),

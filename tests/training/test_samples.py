@@ -15,7 +15,7 @@ from small_images import encoded, photo, save_pieces, split_of
 from timm.data import create_transform
 from torch import Tensor
 
-from xception_hub.data.items import Item, in_order
+from xception_hub.data.items import Item
 from xception_hub.data.labelled import Split
 from xception_hub.errors import ImageError
 from xception_hub.training import batches as batches_module
@@ -195,17 +195,6 @@ def test_in_order(streamed: bool) -> None:
         assert all(numbers == sorted(numbers) for numbers in own)
         assert [len(list(batches)) for batches in ranks] == [len(batches) for batches in ranks]
         assert all(1 <= len(batch) <= batch_size for batches in ranks for batch in batches)
-
-
-def test_items_in_order() -> None:
-    """Only those of a stream come with their files."""
-    assert list(in_order(numbered(3))) == [Item(0), Item(1), Item(2)]
-    assert [item.cell for item in in_order(numbered(2, streamed=True))] == [
-        {'bytes': b'0', 'path': None},
-        {'bytes': b'1', 'path': None},
-    ]
-    part = numbered(5, streamed=True).select([1, 4])
-    assert [(item.index, (item.cell or {})['bytes']) for item in in_order(part)] == [(0, b'1'), (1, b'4')]
 
 
 # Seeds
