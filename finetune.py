@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from xception_hub.errors import Diverged, ImageError, ResumeError, exits_with_message
 from xception_hub.models import classifier
 from xception_hub.models.build import TimmModel, Transforms, build
-from xception_hub.models.matching import Selected, evaluated
+from xception_hub.models.matching import Selected, for_evaluation
 from xception_hub.training import batch_norm, processes, results, run_checkpoints
 from xception_hub.training.batches import Batch, Batching, Images, TrainingBatches, seed_all
 from xception_hub.training.checks import check, check_with
@@ -71,7 +71,7 @@ def run(settings: Settings) -> None:
         model.compile()
     selected = None
     if evaluation:
-        data, selected = evaluated(data, model, output.restrict_classes)
+        data, selected = for_evaluation(data, model, output.restrict_classes)
     task = Task(machine, directory, data, manifest, model, Transforms(model, settings.model.image_size))
 
     stages = [] if evaluation else phases(s)

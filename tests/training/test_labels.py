@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xception_hub.data.labelled import Data, Split
 from xception_hub.errors import ModelError
-from xception_hub.models.matching import Selected, evaluated, outputs_of
+from xception_hub.models.matching import Selected, for_evaluation, outputs_of
 
 IDS = ImageNetInfo().label_names()
 DESCRIPTIONS = list(ImageNetInfo().label_descriptions(as_dict=True).values())
@@ -96,8 +96,8 @@ def test_on_all_outputs() -> None:
     for labels, expected in (([0, 1, 1], [2, 0, 0]), ([[1, 0], [0, 1], [1, 1]], [[0, 0, 1], [1, 0, 0], [1, 0, 1]])):
         split = Split('train', [], np.arange(3), np.array(labels))
         data = Data(split.select([]), split, ['Cow', 'cat'], split.labels.ndim == 2, True)
-        found, outputs = evaluated(data, model, restricted=False)
-        assert outputs is None and evaluated(data, model, restricted=True) == (data, [2, 0])
+        found, outputs = for_evaluation(data, model, restricted=False)
+        assert outputs is None and for_evaluation(data, model, restricted=True) == (data, [2, 0])
         assert found.class_names == ['cat', 'dog', 'Cow']
         assert found.validation.labels.tolist() == expected
 

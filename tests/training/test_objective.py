@@ -1,6 +1,5 @@
 """Losses beside their formulas written out, and batches that are mixed."""
 
-
 import numpy as np
 import pytest
 import torch

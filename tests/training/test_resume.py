@@ -353,6 +353,19 @@ def test_state_in_another_dtype(tmp_path: Path) -> None:
     assert other.state[model.bias]['momentum_buffer'].dtype == torch.int32
 
 
+def test_state_of_version_0_2(tmp_path: Path) -> None:
+    """It also has what each optimizer has from its settings, with lists for tuples."""
+    model = network()
+    optimizer = create_optimizer_v2(model, opt='adamw')
+    train(model, optimizer, range(1))
+    checkpoint = through_a_file(tmp_path, model, optimizer)
+    for group in checkpoint.state['optimizer']['groups']:
+        group.update(betas=[0.1, 0.2], params=[], foreach=None, decoupled_weight_decay=True)
+    unpacked = create_optimizer_v2(model, opt='adamw')
+    unpack_optimizer(unpacked, checkpoint.tensors['optimizer'], checkpoint.state['optimizer'])
+    assert_same_state(unpacked.state_dict(), optimizer.state_dict())
+
+
 @pytest.mark.parametrize(('value', 'kind'), [([torch.zeros(2)], 'list'), (torch.Generator(), 'Generator')])
 def test_state_that_can_not_be_kept(value: Any, kind: str) -> None:
     parameter = nn.Parameter(torch.zeros(2))

@@ -72,7 +72,7 @@ def outputs_of(model: TimmModel, class_names: Sequence[str]) -> list[int]:
     return chosen
 
 
-def evaluated(data: Data, model: TimmModel, restricted: bool) -> tuple[Data, list[int] | None]:
+def for_evaluation(data: Data, model: TimmModel, restricted: bool) -> tuple[Data, list[int] | None]:
     """Returns the data, and the outputs of a model that count in an evaluation; None for all.
 
     Args:
