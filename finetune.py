@@ -51,6 +51,7 @@ def run(settings: Settings) -> None:
     check(settings, machine.accelerator)
     directory = Run(output, settings.flat(), machine.processes)
 
+    # the data: read, checked, scanned, split
     data = read(settings.data, settings.model, evaluation)
     manifest = manifest_of(data, directory)
     if directory.finished:
