@@ -29,7 +29,6 @@ from xception_hub.models.build import TimmModel, Transforms, build
 from xception_hub.models.matching import Selected, for_evaluation
 from xception_hub.training import batch_norm, processes, results, run_checkpoints
 from xception_hub.training.batches import Batch, Batching, Images, TrainingBatches, seed_all
-from xception_hub.training.checks import check, check_with
 from xception_hub.training.dry_run import cost
 from xception_hub.training.features import frozen_features
 from xception_hub.training.metrics import Predictions, epochs_since_best, is_better, summary
@@ -41,6 +40,7 @@ from xception_hub.training.run_checkpoints import Checkpoint
 from xception_hub.training.run_data import divided, manifest_of, read, scanned, seen_by
 from xception_hub.training.run_directory import SETTINGS_FILE, STOPPED, Interrupted, Progress, Run, stop_on_signals
 from xception_hub.training.settings import Augmentation, ModelSettings, Optimization, Settings, phases, with_recipe
+from xception_hub.training.settings_checks import check, check_with
 from xception_hub.training.throughput import Throughput
 
 

@@ -120,7 +120,7 @@ def test_asked_to_stop(number: int, processes: int, folder: Path, tmp_path: Path
 
 def test_rotation(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / 'run'
-    arguments = (*EVERYTHING, '--dataset', folder, '--output', output, '--keep-checkpoints', 3, '--epochs', 1)
+    arguments = (*EVERYTHING, '--dataset', folder, '--output', output, '--keep-checkpoints', 3)
     finetune(*arguments, '--checkpoint-minutes', 0, log=tmp_path / 'log')
     names = sorted(path.name for path in (output / 'checkpoints').iterdir())
     assert len(names) == 4

@@ -1,6 +1,7 @@
 """The parts that a fine-tuning is made of, each of which stands alone; finetune.py puts them together.
 
-    settings, recipes, checks       what can be asked for, what each recipe asks for, and what is refused
+    settings, recipes               what can be asked for, and what each recipe asks for
+    settings_checks                 what is refused before any work
     run_data                        the data of a run: read, scanned and split, once
     batches, objective              the order of images, what is done to them, and the loss
     processes, throughput           the processes that work together, their devices and workers, and rates

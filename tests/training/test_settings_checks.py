@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator, DistributedType
 
 from xception_hub.errors import ModelError, SettingsError
-from xception_hub.training import checks
-from xception_hub.training.checks import check, check_with
+from xception_hub.training import settings_checks
 from xception_hub.training.settings import Augmentation, DataSettings, Optimization, OutputSettings, Settings
+from xception_hub.training.settings_checks import check, check_with
 
 CLASSES: Any = SimpleNamespace(class_names=['cat', 'dog'], multi_label=False)
 
@@ -66,7 +66,7 @@ def test_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match='data parallelism'):
         check(settings, machine(distributed_type=DistributedType.FSDP))
     for lacks in (False, True):
-        monkeypatch.setattr(checks, 'lacks_bf16', lambda _, lacks=lacks: lacks)
+        monkeypatch.setattr(settings_checks, 'lacks_bf16', lambda _, lacks=lacks: lacks)
         with pytest.warns(UserWarning, match='.') as found:
             check(settings_of(optimization=dict(precise_bn_images=9)), machine(mixed_precision='bf16'))
         assert ['bf16' in str(warning.message) for warning in found] == [True] * lacks + [False]
