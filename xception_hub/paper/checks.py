@@ -20,10 +20,6 @@ from .inception import InceptionModule, exchange_order, merge_towers, simplified
 IMAGE_SIZE = 299  # pixels, of the paper's ImageNet experiments
 MODELS = {'Xception': 'xception_paper', 'Inception V3': 'inception_v3'}
 HEAD = 'head'
-INCEPTION_SOURCE = (
-    "the author's version of 9 August 2016 (github.com/fchollet/deep-learning-models, inception_v3.py,\n"
-    'commit cbf97b0), which differs from the published network'
-)
 ROUNDING = 1e-12  # of outputs of about 1 in float64, and far below any other difference
 LINEAR_LAYERS = (nn.Identity, nn.Conv2d, nn.BatchNorm2d)
 

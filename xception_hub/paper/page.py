@@ -103,10 +103,10 @@ def figure_5() -> dict[str, Any]:
     sizes = drawing.map_sizes(network, IMAGE_SIZE)
     names = {module: name for name, module in network.named_modules() if module in sizes}
     columns, drawn = [], dict[nn.Module, str]()
-    for number, parts in enumerate(drawing.columns_of(network)):
-        sheet = drawing.Drawing(drawing.COLUMN + 2 * drawing.MARGIN, names)
-        drawing.draw_column(sheet, drawing.MARGIN, parts, sizes)
-        columns.append(svg := as_svg(sheet.finish(None), f'column {number}'))
+    for number, parts in enumerate(drawing.columns_of(network, sizes, names)):
+        sheet = drawing.Sheet(drawing.COLUMN + 2 * drawing.MARGIN)
+        sheet.column(parts, drawing.MARGIN + drawing.COLUMN - drawing.STACK, drawing.MARGIN, drawing.STACK, [])
+        columns.append(svg := as_svg(sheet.finish(), f'column {number}'))
         drawn |= {layer: name for layer, name in names.items() if f'id="{name}"' in svg}
     return dict(columns=columns, layers=dict(layers(network, drawn, sizes)))
 
