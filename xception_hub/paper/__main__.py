@@ -163,7 +163,7 @@ def main(
     figures: Path | None = None,
     page: Path | None = None,
 ) -> None:
-    """Exits with status 0 if all checks hold, and with 1 if a check fails or an argument is not possible.
+    """Exits with status 0 if all checks hold, and with 1 if a check fails.
 
     Speed is measured on a GPU if torch finds one. It is not a check.
 

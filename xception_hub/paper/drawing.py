@@ -151,7 +151,7 @@ class Sheet:
 
     def title(self, title: Title, center: float, y: float) -> float:
         self.text(center, y + LINE / 2, title.text, fontweight='bold', fontsize=TITLE)
-        y += LINE if title.text else 0
+        y += 1.2 * LINE
         self.text(center, y + LINE / 2, title.size)
         return y + LINE
 
