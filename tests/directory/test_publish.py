@@ -269,7 +269,8 @@ def assert_same_logits(result: tuple[int, str], reader: Path, model: nn.Module) 
 
 
 @pytest.mark.parametrize(
-    'way', ['timm', 'torch.hub', pytest.param('transformers', marks=pytest.mark.needs('transformers'))]
+    'way',
+    ['timm', 'torch.hub', pytest.param('transformers', marks=[pytest.mark.needs('transformers'), pytest.mark.slow])],
 )
 def test_block(
     way: str, published: str, hub: HubServer, reader: Path, model: nn.Module, photo: Path, checkpoint: Checkpoint
@@ -331,6 +332,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: flo
     pytest.fail(f'No answer from {url}: {log.read_text()}')
 
 
+@pytest.mark.slow
 @pytest.mark.needs('olah')
 def test_through_a_mirror(mirror: str, reader: Path, model: nn.Module) -> None:
     """A server that others wrote serves the published files, and timm computes the same from them."""

@@ -92,6 +92,7 @@ def test_train() -> None:
     assert 'gradient checkpointing' in text and 'images/s' in text
 
 
+@pytest.mark.slow
 def test_data() -> None:
     """A row for the table and one for the folder: images, seconds, and what memory grows by."""
     rows = [line.split() for line in run('data.py', '--rows', 300, '--files', 200).splitlines()[1:]]
@@ -116,19 +117,12 @@ def test_gpu() -> None:
     assert re.search(r'^0 of \d+ tensors differ after an interruption$', text, re.MULTILINE)
 
 
-def test_ablations(tmp_path: Path) -> None:
-    """The door in benchmarks/; what is behind it is tested in tests/paper."""
-    text = run_forked('ablations.py', 'draw', ROOT / 'docs' / 'paper' / 'figures.json', '--folder', tmp_path)
-    assert 'figure 9: residual connections help' in text
-    assert {path.name for path in tmp_path.iterdir()} == {'figure_6.png', 'figure_9.png', 'figure_10.png'}
-
-
+@pytest.mark.slow
 def test_inference(tmp_path: Path) -> None:
     """Every contender that is installed, of a small network."""
-    small = ('--model', 'test_resnet', '--sizes', 71, '--batch-sizes', 2, '--repeats', 1, '--threads', 1)
-    small += ('--precisions', 'fp32', '--layers')
-    small += ('--json-file', tmp_path / 'results.json', '--plot', tmp_path / 'results.png')
-    text = run_forked('inference.py', *small)
+    small = '--model test_resnet --sizes 71 --batch-sizes 2 --repeats 1 --threads 1 --precisions fp32 --layers'.split()
+    files = ('--json-file', tmp_path / 'results.json', '--plot', tmp_path / 'results.png')
+    text = run_forked('inference.py', *small, *files)
     shapes = json.loads((tmp_path / 'results.json').read_text())['results']
     assert [*shapes] == ['71 pixels, batch 2']
     results = shapes['71 pixels, batch 2']

@@ -72,6 +72,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     browser.driver.quit()
 
 
+@pytest.mark.slow
 def test_page_of_the_paper(browser: Browser, tmp_path: Path) -> None:
     """Sliders are moved, layers clicked, languages switched, by mouse and by keyboard; no text leaves a phone."""
     write_page(tmp_path / 'page.html')
@@ -139,6 +140,7 @@ def test_report(browser: Browser, tmp_path: Path) -> None:
     assert not browser.complaints()
 
 
+@pytest.mark.slow
 @pytest.mark.needs('gradio')
 def test_demo(browser: Browser, converted: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """A visitor chooses a photo and reads; nothing comes from elsewhere, and a phone shows the whole.

@@ -69,7 +69,8 @@ def print_counts(counts: checks.Counts) -> None:
     print()
     wrapped(
         'These are trainable parameters. With moving statistics, Keras 3 counts '
-        f'{counts.keras_total["Xception"]:,} and {counts.keras_total["Inception V3"]:,} (its Inception V3 has none of the three changes, and no gamma).'
+        f'{counts.keras_total["Xception"]:,} and {counts.keras_total["Inception V3"]:,} (its Inception V3 has none of '
+        'the three changes, and no gamma).'
     )
 
     title(f'Section 3 and figure 5: layers and modules, counted at {checks.IMAGE_SIZE}x{checks.IMAGE_SIZE} pixels')
