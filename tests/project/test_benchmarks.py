@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import words
 from conftest import ROOT
 from forked import run_script
 from random_model import random_model
@@ -18,7 +19,7 @@ from xception_hub.models.build import Transforms
 
 def run(script: str, *arguments: object) -> str:
     result = subprocess.run(
-        [sys.executable, ROOT / 'benchmarks' / script, *map(str, arguments)],
+        [sys.executable, ROOT / 'benchmarks' / script, *words(*arguments)],
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
         text=True,
         capture_output=True,
@@ -29,7 +30,7 @@ def run(script: str, *arguments: object) -> str:
 
 def run_forked(script: str, *arguments: object) -> str:
     """The same in less time, for a benchmark that measures nothing of its process and starts no others."""
-    return run_script(ROOT / 'benchmarks' / script, *arguments)
+    return run_script(ROOT / 'benchmarks' / script, *words(*arguments))
 
 
 def test_numerics() -> None:
@@ -87,8 +88,7 @@ def test_convert() -> None:
 
 @pytest.mark.slow
 def test_train() -> None:
-    small = ('--size', 71, '--batch-size', 2, '--repeats', 1, '--threads', 1, '--memory-runs', 1, '--photos', 16)
-    text = run('train.py', *small)
+    text = run('train.py', '--size 71 --batch-size 2 --repeats 1 --threads 1 --memory-runs 1 --photos 16')
     assert 'gradient checkpointing' in text and 'images/s' in text
 
 
@@ -111,8 +111,8 @@ def test_predict(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_gpu() -> None:
     """On the CPU, where precision stays as it is."""
-    small = ('--model', 'test_resnet', '--image-size', 32, '--photos', 80, '--batch-size', 8, '--recipes', 'full')
-    text = run('gpu.py', *small, '--precisions', 'no', '--workers', 0, '--epochs', 4)
+    small = '--model test_resnet --image-size 32 --photos 80 --batch-size 8 --recipes full --precisions no --workers 0'
+    text = run('gpu.py', small, '--epochs 4')
     assert re.search(r'^full +no +0 +[\d.]+ +[\d.]+$', text, re.MULTILINE)
     assert re.search(r'^0 of \d+ tensors differ after an interruption$', text, re.MULTILINE)
 
@@ -120,9 +120,9 @@ def test_gpu() -> None:
 @pytest.mark.slow
 def test_inference(tmp_path: Path) -> None:
     """Every contender that is installed, of a small network."""
-    small = '--model test_resnet --sizes 71 --batch-sizes 2 --repeats 1 --threads 1 --precisions fp32 --layers'.split()
+    small = '--model test_resnet --sizes 71 --batch-sizes 2 --repeats 1 --threads 1 --precisions fp32 --layers'
     files = ('--json-file', tmp_path / 'results.json', '--plot', tmp_path / 'results.png')
-    text = run_forked('inference.py', *small, *files)
+    text = run_forked('inference.py', small, *files)
     shapes = json.loads((tmp_path / 'results.json').read_text())['results']
     assert [*shapes] == ['71 pixels, batch 2']
     results = shapes['71 pixels, batch 2']

@@ -61,7 +61,7 @@ def print_counts(counts: checks.Counts) -> None:
     title('Table 3: parameters, counted')
     paper = quoted.PARAMETERS
     rows = [(name, paper[name], found, found - paper[name]) for name, found in counts.parameters.items()]
-    table('|paper|here|difference', rows)
+    table('|paper|counted|difference', rows)
     print()
     wrapped(f'The paper does not say which Inception V3 it counts. Its number is exactly that of {INCEPTION_SOURCE}:')
     print()
@@ -111,7 +111,7 @@ def cost(macs: int, total: int) -> tuple[str, str]:
 
 
 def print_claims() -> None:
-    title('What the paper states with a number or as a comparison, and its result here')
+    title('Statements of the paper with a number or a comparison, and their results')
     for sentence in claims.SENTENCES:
         wrapped(f'{sentence.place:16}{sentence.text}: {sentence.how}', 16)
     print()
@@ -123,7 +123,7 @@ def print_speed(measured: dict[str, Any]) -> None:
     title('Table 3: training steps per second, measured')
     paper, found, size = quoted.STEPS_PER_SECOND, measured['steps_per_second'], measured['settings']
     rows: list[Any] = [(name, paper[name], f'{found[name]:.3g}') for name in paper]
-    table('|paper|here', [*rows, ('ratio', f'{speed.ratio(paper):.2f}', f'{measured["ratio"]:.2f}')])
+    table('|paper|measured', [*rows, ('ratio', f'{speed.ratio(paper):.2f}', f'{measured["ratio"]:.2f}')])
     low, high = measured['ratio_range']
     print(f'\npaper: {quoted.STEPS_ON}')
     wrapped(
