@@ -1,7 +1,7 @@
-"""The model card of a directory: README.md, from `card.md.jinja` and what the directory itself holds.
+"""The model card of a directory: README.md, from `card.md.jinja` and the directory's files.
 
-The card tells only what the directory holds. A converted directory has parity.json, so its card names the
-Keras file and the proofs. A fine-tuned one has metrics.json, so its card shows the results.
+The card of a converted directory, which has parity.json, names the Keras file and the proofs. The card of a fine-tuned
+one, which has metrics.json, shows the results.
 """
 
 import re
@@ -84,7 +84,11 @@ def _context(
     for name in (config['architecture'], *args):  # these stand in the card's code
         if not re.fullmatch(r'[\w.]+', str(name)):
             raise CardError(f'{directory / CONFIG_FILE} holds {name!r} instead of the name of a model or an argument.')
-    data, proofs = _data_config(config), parity.get('proofs') or []
+    data, proofs, weights = _data_config(config), parity.get('proofs') or [], directory / WEIGHTS_FILE
+    try:
+        backbone, sha256 = str(verify(weights)), sha256_of([weights])
+    except (OSError, CheckpointError) as e:
+        raise CardError(f'{directory} has no {WEIGHTS_FILE} of an Xception ({e}). Write the directory again.') from e
     image_mode, activation = IMAGE_MODES.get(data['input_size'][0]), final_activation_of(config)
     recorded = 'final_activation' in (config.get('keras') or {})
     photo = f"Image.open('photo.jpg').convert({image_mode!r})"
@@ -109,7 +113,8 @@ def _context(
         classes=_classes(num_classes, label_names_of(config)),
         preparation=_preparation(data),
         final_activation=NO_ACTIVATION.get(activation, activation) if num_classes and recorded else None,
-        backbone_and_sha256=_weights(directory),
+        backbone=backbone,
+        sha256=sha256,
         metrics=metrics and dict(metrics, bad_images=metrics.get('bad_images', 0)),
         dataset=_dataset_name(metrics),
         results=[(label, metrics[name]) for name, label in FIGURES.items() if name in metrics],
@@ -119,15 +124,6 @@ def _context(
         reference=parity.get('reference') or 'Keras',
         reading=parity.get('reading'),
     )
-
-
-def _weights(directory: Path) -> tuple[str, str]:
-    """Result of verifying the backbone against what Keras publishes, and the sha256 of the file."""
-    weights = directory / WEIGHTS_FILE
-    try:
-        return str(verify(weights)), sha256_of([weights])
-    except (OSError, CheckpointError) as e:
-        raise CardError(f'{directory} has no {WEIGHTS_FILE} of an Xception ({e}). Write the directory anew.') from e
 
 
 def is_xception(config: dict[str, Any]) -> bool:

@@ -108,15 +108,9 @@ def publish(
     license: str | None = None,
     message: str = MESSAGE,
 ) -> Published:
-    """Checks a directory and sends what the Hub does not have, in one commit.
+    """Checks a directory and sends what the Hub does not have, in one commit. Nothing is written to the directory.
 
-    Args:
-        directory: Directory with config.json and model.safetensors. Nothing is written to it.
-        repo_id: Repository 'org/name'. It is created if it does not exist.
-        private: Whether a new repository is private.
-        revision: Branch to publish on; None is main. It is created from main if it does not exist.
-        license: The Hub's identifier of the weights' licence. The card shows it.
-        message: Message of the commit.
+    The arguments are those of `xception-hub publish`. A branch that does not exist is created from main.
 
     Raises:
         DirectoryError: A file of the directory is missing or cannot be read.

@@ -241,41 +241,26 @@ def equivalences() -> Iterator[Claim]:
         yield Claim(claim, f'below {ROUNDING:.0e}', f'{found:.1e}', found < ROUNDING)
 
 
-def equal(claim: str, expected: object, found: object) -> Claim:
-    return Claim(claim, expected, found, expected == found)
-
-
 def check(counts: Counts) -> list[Claim]:
     """Checks every claim that counting and computing can check, in the order in which the command prints them."""
     base = [module for module in counts.modules if module.name != HEAD]
     residual = [number for number, module in enumerate(base, start=1) if module.residual]
     in_size = abs(1 - counts.parameters['Xception'] / counts.parameters['Inception V3'])
+    within = f'within {quoted.SIZE_DIFFERENCE:.1%}'
+    macs, gmacs = counts.macs, {name: round(macs / 1e9, 1) for name, macs in counts.macs.items()}
+    keras = 'Keras: parameters of {}, moving statistics included'
+    rows: list[tuple[str, object, object]] = [
+        *((f'table 3: parameters of {name}', quoted.PARAMETERS[name], counts.parameters[name]) for name in MODELS),
+        *((keras.format(name), quoted.KERAS_TOTAL[name], counts.keras_total[name]) for name in MODELS),
+        ('section 3: convolutional layers', quoted.CONV_LAYERS, sum(module.layers for module in base)),
+        ('figure 5: depthwise separable ones', quoted.SEPARABLE_LAYERS, sum(module.separable for module in base)),
+        ('section 3: modules', quoted.MODULES, len(base)),
+        ('section 3: modules with a linear residual connection', quoted.RESIDUAL_MODULES, residual),
+        ("sum of the modules' multiply-adds", macs['Xception'], sum(module.macs for module in counts.modules)),
+        *((f'timm: GMACs of {name}', quoted.TIMM_GMACS[name], gmacs[name]) for name in MODELS),
+    ]
     return [
         *equivalences(),
-        *(equal(f'table 3: parameters of {name}', quoted.PARAMETERS[name], counts.parameters[name]) for name in MODELS),
-        Claim(
-            'section 4.5.2: difference in size',
-            f'within {quoted.SIZE_DIFFERENCE:.1%}',
-            f'{in_size:.2%}',
-            in_size <= quoted.SIZE_DIFFERENCE,
-        ),
-        *(
-            equal(
-                f'Keras: parameters of {name}, moving statistics included',
-                quoted.KERAS_TOTAL[name],
-                counts.keras_total[name],
-            )
-            for name in MODELS
-        ),
-        equal('section 3: convolutional layers', quoted.CONV_LAYERS, sum(module.layers for module in base)),
-        equal('figure 5: depthwise separable ones', quoted.SEPARABLE_LAYERS, sum(module.separable for module in base)),
-        equal('section 3: modules', quoted.MODULES, len(base)),
-        equal('section 3: modules with a linear residual connection', quoted.RESIDUAL_MODULES, residual),
-        equal(
-            "sum of the modules' multiply-adds", counts.macs['Xception'], sum(module.macs for module in counts.modules)
-        ),
-        *(
-            equal(f'timm: GMACs of {name}', quoted.TIMM_GMACS[name], round(counts.macs[name] / 1e9, 1))
-            for name in MODELS
-        ),
+        Claim('section 4.5.2: difference in size', within, f'{in_size:.2%}', in_size <= quoted.SIZE_DIFFERENCE),
+        *(Claim(claim, expected, found, expected == found) for claim, expected, found in rows),
     ]
