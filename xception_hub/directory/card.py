@@ -21,7 +21,6 @@ from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, label_n
 
 PROJECT = 'OWNER/xception_hub'  # on GitHub; README.md uses the same name
 PLACEHOLDER = 'ORG/NAME'  # stands for a repository that is not known yet
-
 LISTED_CLASSES = 20  # largest number of class names on the card; the others are counted
 # Figures of metrics.json by their names on the card; HUB_METRICS has their names on the Hub.
 FIGURES = {
@@ -134,13 +133,8 @@ def is_xception(config: dict[str, Any]) -> bool:
 def _metadata(context: dict[str, Any]) -> str:
     """YAML header of the card, by which the Hub sorts and finds the model."""
     task, dataset, metrics = context['task'], context['dataset'], context['metrics']
-    results = [
-        EvalResult(
-            task_type=task, dataset_type=dataset, dataset_name=dataset, metric_type=kind, metric_value=metrics[name]
-        )
-        for name, kind in HUB_METRICS.items()
-        if name in metrics
-    ]
+    figures = {kind: metrics[name] for name, kind in HUB_METRICS.items() if name in metrics}
+    results = [EvalResult(task, dataset, dataset, kind, figure) for kind, figure in figures.items()]
     data = ModelCardData(
         library_name='timm',
         pipeline_tag=task,
@@ -167,7 +161,7 @@ def _preparation(data: dict[str, Any]) -> str:
     channels, height, width = data['input_size']
     size, resized = (
         f'{int(height / kept)}x{int(width / kept)}' for kept in (1, data['crop_pct'])
-    )  # timm rounds down as well
+    )  # timm rounds down, too
     words = [CROP_MODES[data['crop_mode']].format(resized)]
     if resized != size or data['crop_mode'] != 'squash':
         words.append('cropped to the middle')

@@ -54,8 +54,6 @@ def main(
 
 
 def _publish(upload: Upload, dry_run: bool, private: bool, message: str) -> None:
-    if upload.remote.problem and not dry_run:
-        raise upload.remote.problem
     print(printable_lines(describe(upload)))
     if dry_run:
         card = upload.contents[CARD_FILE]

@@ -39,21 +39,13 @@ REMEDIES = {
 
 
 class Remote(NamedTuple):
-    """State of a repository on the Hub.
+    """State of a repository on the Hub."""
 
-    Attributes:
-        exists: Whether the repository exists. False also if it is private and the token cannot open it.
-        private: Whether the repository is private.
-        head: Hash of the last commit of the branch. None if there is no such branch.
-        files: Names of the files of the branch.
-        problem: Reason why the request to the Hub failed. If there is one, the other attributes are not valid.
-    """
-
-    exists: bool = False
+    exists: bool = False  # also if it is private and the token cannot open it
     private: bool = False
-    head: str | None = None
-    files: frozenset[str] = frozenset()
-    problem: PublishError | None = None
+    head: str | None = None  # hash of the last commit of the branch; None if there is no such branch
+    files: frozenset[str] = frozenset()  # names, of the branch
+    problem: PublishError | None = None  # why the request failed; all else is then not known
 
 
 @dataclass(frozen=True)
