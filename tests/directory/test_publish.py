@@ -1,18 +1,13 @@
 """`xception-hub publish`, over HTTP to a hub on this machine and back, by everything that a card names."""
 
-import hashlib
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import huggingface_hub
 import pytest
@@ -23,8 +18,6 @@ from commands import call
 from conftest import ROOT
 from forked import run_code
 from hub_server import TOKEN, Fault, HubServer
-from hub_store import lfs_pointer
-from patience import patience
 from PIL import Image
 from port_a_keras_model import CLASS_NAMES, Checkpoint
 from random_model import random_model
@@ -41,17 +34,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload ra
 
 REPO = 'org/kitchenware'
 FILES = {'model.safetensors', 'config.json', 'README.md', 'parity.json'}
-# What the blocks of the card go on with, and what loads the model where there is no card.
+# What the blocks of the card go on with.
 USE = """
 with torch.inference_mode():
     torch.save(model(torch.load('images.pt')), 'logits.pt')
 """
-LOAD = f"import timm, torch, xception_hub\nmodel = timm.create_model('hf-hub:{REPO}', pretrained=True).eval()\n{USE}"
 
 
-def python(code: str, cwd: Path, **variables: str) -> tuple[int, str]:
-    """Status and output of a fresh process, with a cold cache, which may have a setting of the Hub's library."""
-    environment = dict(os.environ, HF_HOME=str(cwd / 'hf'), PYTHONPATH=str(ROOT), **variables)
+def python(code: str, cwd: Path) -> tuple[int, str]:
+    """Status and output of a fresh process, with a cold cache."""
+    environment = dict(os.environ, HF_HOME=str(cwd / 'hf'), PYTHONPATH=str(ROOT))
     command = [sys.executable, '-W', 'error::UserWarning', '-c', code]
     result = subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=environment)
     return result.returncode, result.stdout + result.stderr
@@ -255,19 +247,6 @@ def test_from_a_script(repo: str, hub: HubServer, small: Path) -> None:
 # And back
 
 
-def blocks(hub: HubServer) -> dict[str, str]:
-    """The code of the published card, by its heading."""
-    card = (hub.root / REPO / 'README.md').read_text()
-    return dict(re.findall(r'^With ([\w.]+)[^\n]*:\n\n```python\n(.*?)^```', card, re.MULTILINE | re.DOTALL))
-
-
-def assert_same_logits(result: tuple[int, str], reader: Path, model: nn.Module) -> None:
-    """A process has computed, bit by bit, what the directory does."""
-    assert result[0] == 0, result[1]
-    with torch.inference_mode():
-        assert torch.equal(torch.load(reader / 'logits.pt'), model(torch.load(reader / 'images.pt')))
-
-
 @pytest.mark.parametrize(
     'way',
     ['timm', 'torch.hub', pytest.param('transformers', marks=[pytest.mark.needs('transformers'), pytest.mark.slow])],
@@ -276,7 +255,8 @@ def test_block(
     way: str, published: str, hub: HubServer, reader: Path, model: nn.Module, photo: Path, checkpoint: Checkpoint
 ) -> None:
     """In a fresh process; torch.hub takes a clone instead of GitHub's archive, and the rest as it stands there."""
-    code = blocks(hub)[way]
+    card = (hub.root / REPO / 'README.md').read_text()
+    code = dict(re.findall(r'^With ([\w.]+)[^\n]*:\n\n```python\n(.*?)^```', card, re.MULTILINE | re.DOTALL))[way]
     for there, here in {"'OWNER/xception_hub'": repr(str(ROOT)), 'trust_repo=True': "source='local'"}.items():
         code = code.replace(there, here)
     if way == 'transformers':
@@ -287,56 +267,8 @@ def test_block(
     if way != 'torch.hub':  # which stops at the model
         assert re.findall('|'.join(CLASS_NAMES), result[1]) == [checkpoint.labels[photo.stem]]
     if way != 'transformers':  # which shows no logits
-        assert_same_logits(result, reader, model)
-
-
-@pytest.fixture
-def mirror(published: str, hub: HubServer, tmp_path: Path) -> Iterator[str]:
-    """olah, offline, on a git clone of the repository with its large files as git-lfs keeps them."""
-    clone = tmp_path / 'mirrors' / 'models' / REPO
-    shutil.copytree(hub.root / REPO, clone)
-    weights = clone / 'model.safetensors'
-    digest, size = hashlib.sha256(weights.read_bytes()).hexdigest(), weights.stat().st_size
-    (objects := clone / '.git' / 'lfs' / 'objects' / digest[:2] / digest[2:4]).mkdir(parents=True)
-    weights.rename(objects / digest)
-    weights.write_bytes(lfs_pointer(digest, size))
-    for arguments in (['init', '-q', '-b', 'main'], ['add', '.'], ['commit', '-qm', 'Publish']):
-        identity = ['-c', 'user.name=a', '-c', 'user.email=a@example.org', '-c', 'filter.lfs.process=']
-        subprocess.run(['git', *identity, *arguments], cwd=clone, check=True)
-    with socket.create_server(('127.0.0.1', 0)) as free:
-        port = free.getsockname()[1]
-    (tmp_path / 'olah.toml').write_text(
-        f'[basic]\nhost = "127.0.0.1"\nport = {port}\nrepos-path = "{tmp_path}/cache"\n'
-        f'mirrors-path = ["{tmp_path}/mirrors"]\n[accessibility]\noffline = true\n'
-    )
-    command = [sys.executable, '-c', 'from olah.server import cli; cli()', '--config', 'olah.toml']
-    with (
-        (tmp_path / 'olah.log').open('w') as log,
-        subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log) as process,
-    ):
-        wait_for(f'http://127.0.0.1:{port}/{REPO}/resolve/main/config.json', process, tmp_path / 'olah.log')
-        yield f'http://127.0.0.1:{port}'
-        process.terminate()
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
-    """Until a server answers."""
-    end = time.monotonic() + patience(seconds)
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            urlopen(url).close()
-            return
-        except URLError:
-            time.sleep(0.2)
-    process.kill()
-    pytest.fail(f'No answer from {url}: {log.read_text()}')
-
-
-@pytest.mark.slow
-@pytest.mark.needs('olah')
-def test_through_a_mirror(mirror: str, reader: Path, model: nn.Module) -> None:
-    """A server that others wrote serves the published files, and timm computes the same from them."""
-    assert_same_logits(python(LOAD, reader, HF_ENDPOINT=mirror), reader, model)
+        with torch.inference_mode():  # bit by bit what the directory computes
+            assert torch.equal(torch.load(reader / 'logits.pt'), model(torch.load(reader / 'images.pt')))
 
 
 # Refused before anything is sent

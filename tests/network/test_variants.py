@@ -17,7 +17,6 @@ import xception_hub
 from xception_hub import Xception
 from xception_hub.errors import ToKerasError
 from xception_hub.layers import SeparableConv2d
-from xception_hub.modules import XceptionModule
 from xception_hub.porting.keras_file import build_keras
 
 SMALL = dict(width_multiplier=0.1875, min_img_size=33, num_classes=5)
@@ -136,21 +135,6 @@ def test_depthwise_is_the_sparsest_of_the_continuum(segments: int, order: str) -
             tensors[name] = torch.zeros_like(wide).index_put_((torch.arange(len(wide)), own), tensors[name][:, 0])
     model.load_state_dict(tensors)
     torch.testing.assert_close(model(images().double()), extreme(images().double()), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ('order', 'expected'),
-    [
-        ('depthwise_first', [183_616_904, 103_132_712, 62_890_616, 42_769_568, 22_855_952]),
-        ('pointwise_first', [221_328_776, 121_988_648, 72_318_584, 47_483_552, 22_873_808]),
-    ],
-)
-def test_parameters_along_the_continuum(order: str, expected: list[int]) -> None:
-    """9 * width ** 2 / segments for each 3x3 convolution over segments; the width is that before, or after the 1x1."""
-    assert [parameters(on_meta(order=order, segments=segments)) for segments in (1, 2, 4, 8, None)] == expected
-    chs = [64, 128, 128, 256, 256, 728, *[728] * 24, 728, 728, 1024, 1536, 2048]
-    convs = chs[1:] if order == 'pointwise_first' else chs[:-1]
-    assert expected[0] - expected[-1] == sum(9 * width * (width - 1) for width in convs)
 
 
 @pytest.mark.parametrize('multiplier', [0.1875, 1, 2])
@@ -274,16 +258,6 @@ def test_bad_argument(kwargs: dict[str, Any], choices: str) -> None:
     name, value = next(iter(kwargs.items()))
     with pytest.raises(ValueError, match=f'{re.escape(f"{name}={value!r}")}.*{re.escape(choices)}'):
         on_meta(**kwargs)
-
-
-def test_smallest_width() -> None:
-    assert on_meta(width_multiplier=0.126).stem.conv1.out_channels == 8
-
-
-def test_module_alone() -> None:
-    """`XceptionModule` has the same arguments."""
-    module = XceptionModule(8, (8, 8), mid_act_layer='relu', residual=False)
-    assert module.shortcut is None and all(isinstance(conv.act, nn.ReLU) for conv in separable(module))
 
 
 def test_poolings_of_faded_features() -> None:
