@@ -29,7 +29,7 @@ from .checks import count_parameters
 from .inception import InceptionModule, simplified_towers
 
 WIDTH = 8.8  # of a figure; all lengths are in inches
-MARGIN, GAP, SPACE = 0.12, 0.2, 0.3  # around the figure, between boxes along the flow, between columns
+MARGIN, GAP, SPACE = 0.12, 0.2, 0.24  # around the figure, between boxes along the flow, between columns
 LINE, PADDING, CHAR = 0.155, 0.14, 0.074  # height of a line of text, space around all lines, mean width of a letter
 CHIP = 0.32  # width of a normalization, drawn at the end of the layer before it
 NARROW, MIN_COLUMN = 1.2, 0.7  # columns below these widths have no room for chips, or for anything
