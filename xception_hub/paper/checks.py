@@ -37,12 +37,10 @@ class Module(NamedTuple):
     """One of the paper's modules, or the head.
 
     Attributes:
-        name: Name in the network.
         layers: Number of convolutional layers, without those of the residual connection.
         separable: Number of depthwise separable layers.
         residual: Whether a residual connection was used and has only linear layers.
-        size: Height of the output map in pixels; 0 if the output is not a map.
-        channels: Number of output channels.
+        size: Height of the output map [B, channels, size, size] in pixels; 0 if the output is not a map.
         parameters: Number of trainable parameters.
         macs: Multiply-adds for one image.
     """
@@ -224,7 +222,7 @@ def count() -> Counts:
 
 @torch.no_grad()
 def difference(one: nn.Module, other: nn.Module, chs: int) -> float:
-    """The largest difference of two networks' outputs for the same image of `chs` channels."""
+    """The largest difference of two networks' outputs for the same maps [1, chs, 9, 9]."""
     x = torch.randn(1, chs, 9, 9, dtype=torch.float64)
     return (one(x) - other(x)).abs().max().item()
 
