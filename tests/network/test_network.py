@@ -35,36 +35,6 @@ def on_meta(**kwargs: Any) -> Xception:
     return timm.create_model('xception_paper', device='meta', **kwargs)
 
 
-# Size and structure ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ('num_classes', 'parameters', 'with_moving_statistics'),
-    [
-        (1000, 22_855_952, 22_910_480),  # the paper's table 3; Keras' "total params"
-        (0, 20_806_952, 20_861_480),
-    ],
-)
-def test_size(num_classes: int, parameters: int, with_moving_statistics: int) -> None:
-    """As many numbers as in the paper and in Keras, with and without the classifier."""
-    model = on_meta(num_classes=num_classes)
-    moving = sum(b.numel() for name, b in model.named_buffers() if not name.endswith('num_batches_tracked'))
-    assert sum(p.numel() for p in model.parameters()) == parameters
-    assert parameters + moving == with_moving_statistics
-
-
-def test_sizes_of_figure_5() -> None:
-    """Maps of 147, 74, 37, 19 and 10 pixels for images of 299."""
-    maps = on_meta().forward_intermediates(torch.empty(1, 3, 299, 299, device='meta'), intermediates_only=True)
-    assert [tuple(x.shape[1:]) for x in maps] == [
-        (64, 147, 147),
-        (128, 74, 74),
-        (256, 37, 37),
-        (728, 19, 19),
-        (2048, 10, 10),
-    ]
-
-
 # Pooling and dilation -------------------------------------------------------------------------------------------------
 
 
@@ -213,12 +183,6 @@ def test_bad_argument(name: str, values: list[Any]) -> None:
 def test_head_layers_and_fc_widths() -> None:
     with pytest.raises(ValueError, match='fc_widths'):
         on_meta(fc_widths=(8,), head_layers=[{'fc': 8}])
-
-
-def test_unknown_argument() -> None:
-    """Nothing is ignored."""
-    with pytest.raises(TypeError, match='no_such_argument'):
-        Xception(no_such_argument=1)
 
 
 @pytest.mark.parametrize(

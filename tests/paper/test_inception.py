@@ -159,10 +159,6 @@ def test_figures_3_and_4(segments: int | None) -> None:
 def test_one_segment() -> None:
     """The other end: a 1x1 followed by a regular convolution, whose product is one regular convolution."""
     conv = randomised(SeparableConv2d(10, 12, segments=1, order='pointwise_first'))
-    regular = nn.Sequential(nn.Conv2d(10, 12, 1, bias=False), nn.Conv2d(12, 12, 3, padding=1, bias=False)).double()
-    regular.load_state_dict({'0.weight': conv.conv_pw.weight, '1.weight': conv.conv_dw.weight})
-    assert_same_function(conv, regular, 10)
-
     product = nn.Conv2d(10, 12, 3, padding=1, bias=False).double()
     product.weight.data = torch.einsum('omhw,mi->oihw', conv.conv_dw.weight, conv.conv_pw.weight[:, :, 0, 0]).detach()
     assert_same_function(conv, product, 10)
@@ -263,13 +259,6 @@ def test_cost(in_chs: int, out_chs: int, order: str) -> None:
     assert costs == sorted(set(costs), reverse=True)
     extreme = SeparableConv2d(in_chs, out_chs, order=order, device='meta')
     assert sum(p.numel() for p in extreme.parameters()) == costs[-1] == in_chs * out_chs + 9 * chs
-
-
-@pytest.mark.parametrize('order', ORDERS)
-def test_scripted(order: str) -> None:
-    """Scripted, it is the same function, for it is a part of the network."""
-    conv = randomised(SeparableConv2d(10, 12, segments=2, order=order, act=nn.ReLU()))
-    assert_same_function(conv, torch.jit.script(conv), 10)
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------

@@ -306,7 +306,7 @@ def segments_of(module: SeparableConv2d, after: nn.Module | None, most: int | No
     """A 3x3 convolution for each segment of the channels, and the 1x1 convolution, in their order."""
     conv = module.conv_dw
     count, chs = conv.groups, conv.in_channels // conv.groups
-    drawn = [*range(count)] if count <= (most or count) else [*range(most - 2), None, count - 1]
+    drawn = [*range(count)] if most is None or count <= most else [*range(most - 2), None, count - 1]
     texts = [
         '...' if i is None else f'channels {i * chs + 1} to {(i + 1) * chs}' if chs > 1 else f'channel {i + 1}'
         for i in drawn
@@ -314,7 +314,11 @@ def segments_of(module: SeparableConv2d, after: nn.Module | None, most: int | No
     tower: list[Part] = [Box([f'3x3 conv, {conv.out_channels // count}'], [SPATIAL])]
     towers = Row([None if i is None else tower for i in drawn], gap=0.1)
     between = boxes(module.act) or [Box(['no non-linearity'], dashed=True)]
-    steps = [[Box(texts), towers, Box([f'concat, {conv.out_channels}'])], between, boxes(module.conv_pw)]
+    steps: list[list[Part]] = [
+        [Box(texts), towers, Box([f'concat, {conv.out_channels}'])],
+        between,
+        boxes(module.conv_pw),
+    ]
     steps = steps if module.order == 'depthwise_first' else steps[::-1]
     last = [] if after is None else boxes(after)
     return [Box([f'input, {module.conv_pw.in_channels}']), *itertools.chain(*steps), *last]

@@ -50,7 +50,7 @@ class NarrowInceptionV3(InceptionV3):
                 layer.out_channels = narrow(layer.out_channels)
                 if layer is not self.Conv2d_1a_3x3.conv:
                     layer.in_channels = narrow(layer.in_channels)
-                part = (slice(layer.out_channels), slice(layer.in_channels))
+                part: tuple[slice, ...] = (slice(layer.out_channels), slice(layer.in_channels))
             elif isinstance(layer, nn.BatchNorm2d):
                 layer.num_features = narrow(layer.num_features)
                 part = (slice(layer.num_features),)
