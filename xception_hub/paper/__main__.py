@@ -74,40 +74,15 @@ def print_counts(counts: checks.Counts) -> None:
     )
 
     title(f'Section 3 and figure 5: layers and modules, counted at {checks.IMAGE_SIZE}x{checks.IMAGE_SIZE} pixels')
-    total, other = counts.macs.values()
-    modules = [module for module in counts.modules if module.name != checks.HEAD]
-    costs = [
-        *((f'{i:2} {module.name}', module) for i, module in enumerate(modules, start=1)),
-        (f'   {checks.HEAD}', counts.modules[-1]),
-    ]
-    table(
-        'module|layers|residual|map|channels|parameters|million MACs|share',
-        [
-            *(
-                (name, m.layers, m.residual, f'{m.size}x{m.size}', m.channels, m.parameters, *cost(m.macs, total))
-                for name, m in costs
-            ),
-            (
-                'Xception',
-                sum(m.layers for m in modules),
-                '',
-                '',
-                '',
-                counts.parameters['Xception'],
-                *cost(total, total),
-            ),
-            ("timm's Inception V3", '', '', '', '', counts.inception[0].parameters, *cost(other, total)),
-        ],
-    )
+    layers = sum(module.layers for module in counts.modules), sum(module.separable for module in counts.modules)
+    total = ('Xception', *layers, '', '', '', counts.parameters['Xception'], counts.macs['Xception'])
+    other = ("timm's Inception V3", *[''] * 5, counts.inception[0].parameters, counts.macs['Inception V3'])
+    table('module|layers|separable|residual|map|channels|parameters|multiply-adds', [*counts.modules, total, other])
     print()
     wrapped(
         'A depthwise separable convolution is one layer; the 1x1 convolutions of residual connections are not counted '
-        'as layers. MACs: multiply-adds of convolutions and classifier for one image.'
+        'as layers. The multiply-adds are those of convolutions and classifier for one image.'
     )
-
-
-def cost(macs: int, total: int) -> tuple[str, str]:
-    return f'{macs / 1e6:,.1f}', f'{macs / total:.1%}'
 
 
 def print_claims() -> None:

@@ -99,10 +99,9 @@ def count_channels(network: nn.Module) -> int:
 def paper_inception(network: nn.Module) -> Iterator[Step]:
     """Turns timm's Inception V3, in place, into the network whose parameters table 3 counts.
 
-    The paper does not say which implementation it counts. The author's own Keras version from before the paper
-    (INCEPTION_SOURCE) has exactly the paper's number of parameters. It is narrower than the published network in three
-    places, and its convolutions have biases. It also has ReLU before batch normalization, and one other pool: neither
-    has parameters, so both are left as timm has them. The steps name modules as Keras does.
+    The author's own Keras version from before the paper has exactly the paper's number of parameters. It is narrower
+    than the published network in three places, and its convolutions have biases. Its other differences, ReLU before
+    batch normalization and another pool, have no parameters and are left out. The steps name modules as Keras does.
     """
     conv_block = partial(ConvNormAct, padding=0, norm_kwargs=dict(eps=1e-3))
     yield Step("timm's inception_v3", count_parameters(network))
