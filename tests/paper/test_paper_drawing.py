@@ -12,7 +12,7 @@ from torch import nn
 
 from xception_hub import Xception
 from xception_hub.layers import SeparableConv2d
-from xception_hub.paper.drawing import draw_continuum, draw_inception, draw_network, draw_segments, draw_separable
+from xception_hub.paper.drawing import draw_continuum, draw_module, draw_network, draw_separable
 from xception_hub.paper.inception import InceptionModule, simplified_towers
 
 MIN_FONT = 8.5  # points, at which a page that is 800 pixels wide shows it with 10 or more
@@ -64,7 +64,7 @@ def convs(*modules: nn.Module) -> Counter[str]:
 @pytest.mark.parametrize('make', INCEPTIONS.values(), ids=INCEPTIONS)
 def test_inception(make) -> None:
     module = make()
-    counts = texts(draw_inception(module))
+    counts = texts(draw_module(module))
     assert said(counts, 'conv') == convs(module)
     assert counts['3x3 average pool'] == str(module.layout).count('avg_pool')
     for kind, label in ((nn.BatchNorm2d, 'BN'), (nn.ReLU, 'ReLU'), (nn.ELU, 'ELU')):
@@ -75,7 +75,7 @@ def test_inception(make) -> None:
 @pytest.mark.parametrize(('in_chs', 'out_chs', 'segments'), [(192, 192, 3), (8, 8, None), (6, 10, 1)])
 def test_segments(in_chs: int, out_chs: int, segments: int | None) -> None:
     module = pointwise_first(in_chs, out_chs, segments=segments, act=nn.ReLU())
-    counts, count = texts(draw_segments(module, after=nn.ReLU())), segments or out_chs
+    counts, count = texts(draw_module(module, after=nn.ReLU())), segments or out_chs
     expected = {f'1x1 conv, {out_chs}': 1, f'3x3 conv, {out_chs // count}': count}
     assert said(counts, 'conv') == Counter(expected) and counts['ReLU'] == 2
     assert said(counts, 'channel').total() == count
@@ -83,7 +83,7 @@ def test_segments(in_chs: int, out_chs: int, segments: int | None) -> None:
 
 @pytest.mark.parametrize(('order', 'sign'), [('depthwise_first', 1), ('pointwise_first', -1)])
 def test_the_order_of_the_picture_is_that_of_the_module(order: str, sign: int) -> None:
-    drawn = draw_segments(SeparableConv2d(8, 8, order=order)).axes[0].texts
+    drawn = draw_module(SeparableConv2d(8, 8, order=order)).axes[0].texts
     heights = {text.get_text()[:3]: text.get_position()[1] for text in drawn}
     assert (heights['1x1'] - heights['no ']) * sign > 0 > (heights['3x3'] - heights['no ']) * sign
 
@@ -97,16 +97,16 @@ def test_separable() -> None:
 def test_left_out_segments() -> None:
     """Of many, the first, the last, and dots; the numbers below and beside them are the module's own."""
     note = 'A note of some length, which goes over to a second line, on a narrow page.'
-    counts = texts(draw_segments(pointwise_first(192, 192), note=note, page=4.6, most=4))
+    counts = texts(draw_module(pointwise_first(192, 192), note=note, page=4.6, most=4))
     assert {'channel 1', 'channel 2', '...', 'channel 192', 'concat, 192', note} <= set(counts)
     assert said(counts, '3x3') == Counter({'3x3 conv, 1': 3})
-    figure = draw_segments(pointwise_first(192, 192, segments=3), most=3)
+    figure = draw_module(pointwise_first(192, 192, segments=3), most=3)
     assert {'channels 1 to 64', 'channels 129 to 192'} <= set(texts(figure))
 
 
 def test_no_room() -> None:
     with pytest.raises(ValueError, match='towers or segments'):
-        draw_segments(SeparableConv2d(64, 64))
+        draw_module(SeparableConv2d(64, 64))
 
 
 def test_continuum() -> None:

@@ -10,7 +10,7 @@ Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Conv
 import copy
 import itertools
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -258,15 +258,16 @@ def label(layer: nn.Module) -> str:
         groups = '' if layer.groups == 1 else f' in {layer.groups} segments'
         groups = ' per channel' if 1 < layer.groups == layer.in_channels else groups
         return f'{layer.kernel_size[0]}x{layer.kernel_size[1]} conv{groups}, {layer.out_channels}{_apart(layer)}'
-    if isinstance(layer, nn.Linear):
-        return f'fully connected, {layer.out_features}'
-    if isinstance(layer, nn.AvgPool2d):
-        return f'{layer.kernel_size}x{layer.kernel_size} average pool'
-    if isinstance(layer, MaxPool2dSame):
-        return f'3x3 max pool{_apart(layer)}'
-    if isinstance(layer, SelectAdaptivePool2d):
-        return f'global {"average" if layer.pool_type == "avg" else layer.pool_type} pool'
-    return 'BN' if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) else type(layer).__name__
+    return next((text(layer) for kind, text in TEXTS.items() if isinstance(layer, kind)), type(layer).__name__)
+
+
+TEXTS: dict[Any, Callable[[Any], str]] = {
+    nn.Linear: lambda layer: f'fully connected, {layer.out_features}',
+    nn.AvgPool2d: lambda layer: f'{layer.kernel_size}x{layer.kernel_size} average pool',
+    MaxPool2dSame: lambda layer: f'3x3 max pool{_apart(layer)}',
+    SelectAdaptivePool2d: lambda layer: f'global {"average" if layer.pool_type == "avg" else layer.pool_type} pool',
+    (nn.BatchNorm1d, nn.BatchNorm2d): lambda layer: 'BN',
+}
 
 
 def _apart(layer: Any) -> str:
@@ -280,26 +281,15 @@ def fills(layer: nn.Module) -> list[str]:
     """Colours of a box from left to right."""
     if isinstance(layer, SeparableConv2d):
         return [fill for step in steps_of(layer) for fill in fills(step)]
-    if isinstance(layer, (nn.Conv2d, nn.Linear)):
-        return [SPATIAL if isinstance(layer, nn.Conv2d) and layer.kernel_size[0] > 1 else POINTWISE]
-    if isinstance(layer, (nn.AvgPool2d, MaxPool2dSame, SelectAdaptivePool2d)):
-        return [POOL]
-    return [NORM] if isinstance(layer, NORMS) else [ACT]
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size[0] > 1:
+        return [SPATIAL]
+    return next(([fill] for kinds, fill in FILLS.items() if isinstance(layer, kinds)), [ACT])
+
+
+FILLS = {(nn.Conv2d, nn.Linear): POINTWISE, (nn.AvgPool2d, MaxPool2dSame, SelectAdaptivePool2d): POOL, NORMS: NORM}
 
 
 # Figures 1 to 4, and the separable convolution.
-
-
-def draw_inception(module: InceptionModule, note: str = '', page: float = WIDTH) -> Figure:
-    """Figures 1 and 2: towers side by side, with a note below, on a page of this width in inches.
-
-    Raises:
-        ValueError: There are more towers than a page has room for.
-    """
-    most = len(module.towers) * (STACK + SPACE)
-    width = min(most, page - 2 * MARGIN) / len(module.towers) - SPACE
-    towers = Row([boxes(tower, width) for tower in module.towers])
-    return picture([Box([f'input, {module.in_chs}']), towers, Box([f'concat, {module.out_chs}'])], note, page, most)
 
 
 def segments_of(module: SeparableConv2d, after: nn.Module | None, most: int | None = None) -> list[Part]:
@@ -324,26 +314,31 @@ def segments_of(module: SeparableConv2d, after: nn.Module | None, most: int | No
     return [Box([f'input, {module.conv_pw.in_channels}']), *itertools.chain(*steps), *last]
 
 
-def draw_segments(
-    module: SeparableConv2d,
+def draw_module(
+    module: InceptionModule | SeparableConv2d,
     after: nn.Module | None = None,
     note: str = '',
     page: float = WIDTH,
     most: int | None = None,
 ) -> Figure:
-    """Figures 3 and 4: a 1x1 convolution, then a 3x3 convolution for each segment of its channels.
+    """Figures 1 to 4: towers side by side, or a 3x3 convolution for each segment and a 1x1 convolution in their order.
 
     Args:
-        module: The module, whose two convolutions are drawn in their order.
-        after: Layer after the module; None for none.
+        module: The module to draw.
+        after: Layer after a `SeparableConv2d`; None for none.
         note: Text below the picture.
         page: Width of the picture in inches.
         most: Segments that are drawn, of which one stands for all those that are not; None for no limit.
 
     Raises:
-        ValueError: There are more segments than a page has room for.
+        ValueError: There are more towers or segments than a page has room for.
     """
-    return picture(segments_of(module, after, most), note, page)
+    if isinstance(module, SeparableConv2d):
+        return picture(segments_of(module, after, most), note, page)
+    count = len(module.towers)
+    width = min(count * (STACK + SPACE), page - 2 * MARGIN)
+    towers = Row([boxes(tower, width / count - SPACE) for tower in module.towers])
+    return picture([Box([f'input, {module.in_chs}']), towers, Box([f'concat, {module.out_chs}'])], note, page, width)
 
 
 def draw_separable(
@@ -455,15 +450,15 @@ def draw_all(folder: Path) -> list[Path]:
     relu, widths = nn.ReLU(), "Widths: those of Inception V3's first module."
     inception_order = partial(SeparableConv2d, order='pointwise_first', act=relu)
     figures = {
-        'figure_1': draw_inception(
+        'figure_1': draw_module(
             InceptionModule(192),
-            f"{widths} The 5x5 convolution of Inception's first version became two of 3x3 (third tower).",
+            note=f"{widths} The 5x5 convolution of Inception's first version became two of 3x3 (third tower).",
         ),
-        'figure_2': draw_inception(InceptionModule(192, simplified_towers(3, 64)), widths),
-        'figure_3': draw_segments(
+        'figure_2': draw_module(InceptionModule(192, simplified_towers(3, 64)), note=widths),
+        'figure_3': draw_module(
             inception_order(192, 192, segments=3), relu, 'The same function as figure 2, with all of its weights.'
         ),
-        'figure_4': draw_segments(inception_order(8, 8), relu, 'With eight channels, for all of them to be drawn.'),
+        'figure_4': draw_module(inception_order(8, 8), relu, 'With eight channels, for all of them to be drawn.'),
         'separable': draw_separable(
             inception_order(4, 4), SeparableConv2d(4, 4), relu, 'With four channels, for all to be drawn.'
         ),

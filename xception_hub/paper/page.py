@@ -64,12 +64,12 @@ def modules() -> Iterator[tuple[str, dict[str, Any]]]:
     """Figures 1 and 2, and the module of each setting, by 'segments/order/activation'."""
     for name, towers in TOWERS.items():
         inception = InceptionModule(CHANNELS, towers)
-        svg = as_svg(drawing.draw_inception(inception, page=PAGE), name)
+        svg = as_svg(drawing.draw_module(inception, page=PAGE), name)
         yield name, dict(svg=svg, **count(inception, MAP_SIZE, CHANNELS))
     for segments, order, (name, act) in itertools.product(CHOICES, ORDERS, ACTIVATIONS.items()):
         module = SeparableConv2d(CHANNELS, CHANNELS, segments=segments, order=order, act=act() if act else None)
         key = f'{segments}/{order}/{name}'
-        svg = as_svg(drawing.draw_segments(module, page=PAGE, most=MOST), key)
+        svg = as_svg(drawing.draw_module(module, page=PAGE, most=MOST), key)
         yield key, dict(svg=svg, **count(module, MAP_SIZE, CHANNELS))
 
 
