@@ -12,6 +12,7 @@ import pytest
 import timm
 from hub_server import HubServer
 from patience import patience
+from timm_plugin import HARD_CODED
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'xception_hub'
@@ -23,13 +24,6 @@ TIMM_FILES = ('tests/test_models.py', 'pyproject.toml')
 MIN_PASSED = 22
 OTHER_THAN_PASSED = ('failure', 'error', 'skipped')
 TIMEOUT = patience(900)
-HARD_CODED = {
-    *('test_reset_classifier_keeps_pool', 'test_features_only_grad_checkpointing_backward'),
-    *('test_feature_hook_net_grad_checkpointing_order', 'test_model_features_output_stride'),
-    *('test_feature_getter_stage_ends_torchscript', 'test_prune_intermediate_layers_params_used'),
-    *('test_head_hidden_size', 'test_forward_after_prune_intermediate_layers', 'test_prune_to_stem_feature'),
-    'test_prune_intermediate_layers_last_feature',
-}
 LEFT_OUT = {  # see timm_plugin.py for the reasons
     'xception_paper_no_residual': {'test_reset_classifier_keeps_pool'},
     'xception_paper_pyramid': {'test_feature_getter_stage_ends_torchscript'},
@@ -85,7 +79,7 @@ def test_timm_accepts(name: str, hub: HubServer, tmp_path: Path) -> None:
     assert not [name for name, case in cases.items() if any(child.tag in OTHER_THAN_PASSED for child in case)]
     assert len(cases) >= MIN_PASSED
     # the tests whose models timm names in its file ran on this one
-    assert HARD_CODED - {case.partition('[')[0] for case in cases} == LEFT_OUT.get(name, set())
+    assert {*HARD_CODED} - {case.partition('[')[0] for case in cases} == LEFT_OUT.get(name, set())
     # and what timm's tests of pretrained models loaded is what the hub served
     if timm.models.is_model_pretrained(name):
         repo, _, revision = timm.get_pretrained_cfg(name).hf_hub_id.partition('@')

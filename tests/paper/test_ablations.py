@@ -57,19 +57,6 @@ def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_scale_of_a_gpu(tmp_path: Path) -> None:
-    """Here on the CPU: several runs at a time, in bf16."""
-    digits = handwritten_digits(tmp_path / 'digits', per_class=8, classes=3)
-    options = '--experiment spectrum --scale gpu --variants segments_1 --seeds 2 --rates 0.045'
-    result = call(ablations.app, tmp_path / 'runs', '--dataset', digits, options)
-    assert result.returncode == 0, result.stdout + result.stderr
-    found = json.loads((tmp_path / 'runs' / 'spectrum.json').read_text())
-    network = found['networks']['segments_1']
-    assert (found['settings']['mixed_precision'], network['image_size']) == ('bf16', 96)
-    assert (len(network['runs']), network['tried']) == (2, {})
-
-
-@pytest.mark.slow
 def test_failed_run(tmp_path: Path) -> None:
     """It is named with its reason, and the exit status tells; one without a rate is not trained."""
     arguments = ('--dataset', tmp_path / 'nothing', '--variants', 'xception', '--seeds', 1)
@@ -99,15 +86,9 @@ def test_bad_input(arguments: tuple[Any, ...], named: str, tmp_path: Path) -> No
 def test_full_scale() -> None:
     """The paper's networks and its recipe, untouched but for looking at all images once before each run."""
     settings = experiments.settings_of('mid_elu', scale='paper', experiment='figures', dataset='imagenet', seed=2)
+    names = dict(recipe='paper-imagenet', dataset='imagenet', model='xception_paper')
     assert settings == dict(
-        image_size=299,
-        scan=False,
-        recipe='paper-imagenet',
-        dataset='imagenet',
-        model='xception_paper',
-        model_args={'mid_act_layer': 'elu'},
-        weight_decay=1e-5,
-        seed=2,
+        names, image_size=299, scan=False, model_args={'mid_act_layer': 'elu'}, weight_decay=1e-5, seed=2
     )
 
 

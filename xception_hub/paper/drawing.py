@@ -163,7 +163,7 @@ class Sheet:
         if module.shortcut is not None:
             plus = ends[0][1] + GAP + PLUS
             self.arrow(ends[0], (center, plus - PLUS))
-            self.axes.add_patch(Circle((center, plus), PLUS, facecolor=WHITE, edgecolor=INK, linewidth=1, zorder=3))
+            self.patch(Circle, (center, plus), PLUS, facecolor=WHITE, zorder=3)
             self.text(center, plus - 0.012, '+', fontsize=FONT + 2, zorder=4)
             beside = x - 0.1 - SHORTCUT / 2
             self.line((center, top), (beside, top))
@@ -179,11 +179,14 @@ class Sheet:
         return ends
 
     def rectangle(self, x: float, y: float, width: float, height: float, **style: Any) -> None:
-        self.axes.add_patch(Rectangle((x, y), width, height, **{'edgecolor': INK, 'linewidth': 1, **style}))
+        self.patch(Rectangle, (x, y), width, height, **style)
         self.bottom = max(self.bottom, y + height)
 
+    def patch(self, kind: type, *place: Any, **style: Any) -> None:
+        self.axes.add_patch(kind(*place, **{'edgecolor': INK, 'linewidth': 1, **style})).set_clip_on(False)
+
     def line(self, *points: tuple[float, float]) -> None:
-        self.axes.plot(*zip(*points), color=INK, linewidth=1, snap=False, zorder=1)
+        self.axes.plot(*zip(*points), color=INK, linewidth=1, snap=False, clip_on=False, zorder=1)
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         style = dict(arrowstyle='-|>,head_width=0.16,head_length=0.32', color=INK, linewidth=1, shrinkA=0, shrinkB=0)
