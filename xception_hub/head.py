@@ -131,7 +131,7 @@ class Head(nn.Module):
                 self.global_pool = _pooling(pool_type).train(self.training)
             self._build_classifier(num_classes, **dd)
 
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # [B, in_features, H, W]
         x = self.global_pool(x)  # [B, pooled features], or [B, C, H, W] without pooling or for a layer 'flatten'
         x = self.drop(self.fc_layers(x))  # [B, num_features]
         return x if pre_logits else self.fc(x)  # [B, num_classes]

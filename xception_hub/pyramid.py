@@ -27,7 +27,7 @@ class XceptionPyramid(Xception):
             self.end_reduction = reduction
         return taken
 
-    def forward_features(self, x: Tensor) -> Tensor:  # [B, C, H, W]
+    def forward_features(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> the last map, padded if it is not the fifth
         features = self.exit_flow(self.middle_flow(self.entry_flow(self.stem(x))))  # TorchScript knows no super()
         return padded(features, x, self.end_reduction) if self.end_reduction else features
 
@@ -63,7 +63,7 @@ class PyramidNet(FeatureListNet):
         super().__init__(model, **kwargs)
         self.reductions = sorted(self.feature_info.reduction())
 
-    def forward(self, x: Tensor) -> list[Tensor]:  # [B, C, H, W]
+    def forward(self, x: Tensor) -> list[Tensor]:  # [B, C, H, W] -> maps [B, C, ceil(H / reduction), ...]
         maps = list(self._collect(x).values())
         for i, reduction in enumerate(self.reductions):
             maps[i] = padded(maps[i], x, reduction)

@@ -1,18 +1,13 @@
 """`xception-hub publish`, over HTTP to a hub on this machine and back, by everything that a card names."""
 
-import hashlib
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import huggingface_hub
 import pytest
@@ -23,15 +18,15 @@ from commands import call
 from conftest import ROOT
 from forked import run_code
 from hub_server import TOKEN, Fault, HubServer
-from hub_store import lfs_pointer
-from patience import patience
 from PIL import Image
 from port_a_keras_model import CLASS_NAMES, Checkpoint
-from torch import Tensor, nn
+from random_model import random_model
+from torch import nn
 
 from xception_hub.directory.card import render
 from xception_hub.directory.publish import app
 from xception_hub.directory.upload import make_upload, publish, send
+from xception_hub.directory.write import write_model
 from xception_hub.errors import PublishError
 
 # huggingface_hub's own use of its HTTP library, where Xet is disabled
@@ -39,21 +34,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload ra
 
 REPO = 'org/kitchenware'
 FILES = {'model.safetensors', 'config.json', 'README.md', 'parity.json'}
-
-LOAD = """
-import timm, torch, xception_hub
-model = timm.create_model(NAME, pretrained=True, **ARGUMENTS).eval()
-"""
-# What it, or a block of the card, goes on with.
+# What the blocks of the card go on with.
 USE = """
 with torch.inference_mode():
     torch.save(model(torch.load('images.pt')), 'logits.pt')
 """
 
 
-def python(code: str, cwd: Path, **variables: str) -> tuple[int, str]:
-    """Status and output of a fresh process, with a cold cache, which may have a setting of the Hub's library."""
-    environment = dict(os.environ, HF_HOME=str(cwd / 'hf'), PYTHONPATH=str(ROOT), **variables)
+def python(code: str, cwd: Path) -> tuple[int, str]:
+    """Status and output of a fresh process, with a cold cache."""
+    environment = dict(os.environ, HF_HOME=str(cwd / 'hf'), PYTHONPATH=str(ROOT))
     command = [sys.executable, '-W', 'error::UserWarning', '-c', code]
     result = subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=environment)
     return result.returncode, result.stdout + result.stderr
@@ -83,34 +73,31 @@ def photo(checkpoint: Checkpoint) -> Path:
     return next(path for path in checkpoint.photos if path.stem in checkpoint.labels)
 
 
-@pytest.fixture(scope='module')
-def images(photo: Path, model: nn.Module) -> Tensor:
-    """That photo as the directory says it is to be prepared."""
-    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
-    return transform(Image.open(photo).convert('RGB')).unsqueeze(0)
-
-
 @pytest.fixture
-def reader(tmp_path: Path, photo: Path, images: Tensor) -> Path:
-    """The folder of someone who has nothing but a photo."""
+def reader(tmp_path: Path, photo: Path, model: nn.Module) -> Path:
+    """The folder of someone who has nothing but a photo, and the photo as the directory says it is to be prepared."""
     folder = tmp_path / 'reader'
     folder.mkdir()
     shutil.copy(photo, folder / 'photo.jpg')
-    torch.save(images, folder / 'images.pt')
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    torch.save(transform(Image.open(photo).convert('RGB')).unsqueeze(0), folder / 'images.pt')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of a small network."""
+    folder = tmp_path_factory.mktemp('small')
+    network = random_model(num_classes=3, width_multiplier=0.1875)
+    write_model(folder, network, dict(label_names=['cup', 'fork', 'glass']), dict(width_multiplier=0.1875))
+    (folder / 'parity.json').write_text('{"passed": true}')
     return folder
 
 
 @pytest.fixture
-def directory(converted: Path, tmp_path: Path) -> Path:
-    """A copy of the directory, to change; the weights are a link."""
-    folder = tmp_path / 'model'
-    folder.mkdir()
-    for file in converted.iterdir():
-        if file.name == 'model.safetensors':
-            (folder / file.name).symlink_to(file)
-        else:
-            shutil.copy(file, folder)
-    return folder
+def directory(small: Path, tmp_path: Path) -> Path:
+    """A copy of it, to change."""
+    return shutil.copytree(small, tmp_path / 'model')
 
 
 @pytest.fixture
@@ -128,9 +115,10 @@ def clean(hub: HubServer) -> Iterator[None]:
 
 
 @pytest.fixture
-def repo(hub: HubServer, published: str) -> Iterator[str]:
-    """A repository that holds the directory, of the test's own."""
-    shutil.copytree(hub.root / REPO, hub.root / 'org' / 'own')
+def repo(hub: HubServer, small: Path, token: None) -> Iterator[str]:
+    """A repository that holds the small directory, of the test's own."""
+    command(small, 'org/own')
+    hub.requests.clear()
     yield 'org/own'
     for folder in (hub.root / 'org').glob('own*'):
         shutil.rmtree(folder)
@@ -176,24 +164,21 @@ def test_published(published: str, hub: HubServer, converted: Path) -> None:
     )
 
 
-def test_once_more(published: str, repo: str, token: None, hub: HubServer, directory: Path) -> None:
+def test_once_more(repo: str, hub: HubServer, directory: Path) -> None:
     """The same content is not sent again."""
-    card = render(directory, repo)
-    (hub.root / repo / 'README.md').write_text(card)
     output = command(directory, repo)
     assert 'Nothing to do' in output and 'hf-hub:' in output
     assert not [path for path in sent(hub) if 'commit' in path or 'storage' in path]
 
 
-def test_change(repo: str, token: None, hub: HubServer, directory: Path) -> None:
+def test_change(repo: str, hub: HubServer, directory: Path) -> None:
     """One commit of what differs."""
     config = json.loads((directory / 'config.json').read_text())
     config['pretrained_cfg']['label_names'][0] = config['id2label']['0'] = 'mug'
     (directory / 'config.json').write_text(json.dumps(config))
     (directory / 'optimizer.pth').write_bytes(b'')
-    options = ('--license', 'other', '--message', 'Cups are mugs')
-    output = command(directory, repo, *options)
-    assert 'Not published: optimizer.pth\nIn the repository, and left as it is: .gitattributes\n' in output
+    output = command(directory, repo, '--license', 'other', '--message', 'Cups are mugs')
+    assert 'Not published: optimizer.pth\n' in output
     assert [path for path in sent(hub) if 'commit' in path] == [f'/api/models/{repo}/commit/main']
     assert not [path for path in sent(hub) if 'storage' in path]
     assert json.loads((hub.root / repo / 'config.json').read_text())['id2label']['0'] == 'mug'
@@ -201,67 +186,60 @@ def test_change(repo: str, token: None, hub: HubServer, directory: Path) -> None
     assert names(hub.root / repo) == FILES
 
 
-def test_without_proofs(repo: str, token: None, hub: HubServer, directory: Path) -> None:
+def test_without_proofs(repo: str, hub: HubServer, directory: Path) -> None:
     """A directory that was fine-tuned since takes the place of what was proven, and the proofs go."""
     (directory / 'parity.json').unlink()
     assert re.search(r'parity\.json +removed\n', command(directory, repo))
     assert names(hub.root / repo) == FILES - {'parity.json'}
-    assert 'Keras file' not in (hub.root / repo / 'README.md').read_text()
 
 
-def test_dry_run(hub: HubServer, converted: Path) -> None:
-    """Shows the files and the card, asks the hub without a token, and changes nothing."""
-    output = command(converted, 'org/dry', '--dry-run')
-    assert output.startswith(f'{hub.url}/org/dry, branch main: does not exist')
-    assert re.search(r'model\.safetensors +84\.3 MB\n', output)
-    assert f'README.md:\n\n{render(converted, "org/dry")}' in output and output.endswith('nothing was sent.\n')
+@pytest.mark.parametrize('answers', [True, False])
+def test_dry_run(answers: bool, hub: HubServer, small: Path) -> None:
+    """Shows all files and the card, asks the hub without a token, and changes nothing; a hub need not answer."""
+    if not answers:
+        hub.faults[''] = Fault.CLOSED
+    output = command(small, 'org/dry', '--dry-run', '--space')
+    state = 'does not exist' if answers else 'the Hub could not be asked. org/dry: RemoteProtocolError'
+    assert output.startswith(f'{hub.url}/org/dry, branch main: {state}')
+    assert re.search(r'model\.safetensors +\d\.\d MB\n', output) and re.search(r'app\.py +0\.1 kB\n', output)
+    assert f'README.md:\n\n{render(small, "org/dry")}' in output and output.endswith('nothing was sent.\n')
     assert sent(hub) == [] and not (hub.root / 'org/dry').exists()
 
 
-def test_dry_run_without_a_hub(hub: HubServer, converted: Path) -> None:
-    hub.faults[''] = Fault.CLOSED
-    output = command(converted, 'org/dry', '--dry-run')
-    assert 'the Hub could not be asked. org/dry: RemoteProtocolError' in output
-
-
-def test_branch(repo: str, token: None, hub: HubServer, converted: Path) -> None:
+def test_branch(repo: str, hub: HubServer, small: Path) -> None:
     """It is created, and main stays as it was."""
     before = (hub.root / repo / 'README.md').read_text()
-    output = command(converted, repo, '--revision', 'v2')
+    output = command(small, repo, '--revision', 'v2')
     assert f"'hf-hub:{repo}@v2'" in output
     assert f'hf-hub:{repo}@v2' in (hub.root / f'{repo}@v2' / 'README.md').read_text()
     assert (hub.root / repo / 'README.md').read_text() == before
-    assert 'Nothing to do' in command(converted, repo, '--revision', 'v2')
+    assert 'Nothing to do' in command(small, repo, '--revision', 'v2')
 
 
-def test_space(repo: str, token: None, hub: HubServer, converted: Path) -> None:
+def test_space(repo: str, hub: HubServer, small: Path) -> None:
     """A page for the model, as a repository of its own, which loads the model by its name."""
-    output = command(converted, repo, '--space', '--dry-run')
-    assert f'{hub.url}/spaces/{repo}, branch main: does not exist' in output and 'app.py' in output
-    assert not (hub.root / 'spaces' / repo).exists()
-    output = command(converted, repo, '--space')
+    output = command(small, repo, '--space')
     assert re.search(rf'^Published: {hub.url}/spaces/{repo}/commit/[0-9a-f]{{40}}$', output, re.MULTILINE)
     space = hub.root / 'spaces' / repo
     assert names(space) == {'app.py', 'requirements.txt', 'README.md'}
     assert f"launch('hf-hub:{repo}')" in (space / 'app.py').read_text()
     card = yaml.safe_load((space / 'README.md').read_text().split('---')[1])
     assert card.items() >= dict(sdk='gradio', app_file='app.py', models=[repo]).items()
-    assert command(converted, repo, '--space').count('Nothing to do') == 2
+    assert command(small, repo, '--space').count('Nothing to do') == 2
     shutil.rmtree(space)
 
 
-def test_private(repo: str, token: None, hub: HubServer, converted: Path) -> None:
+def test_private(repo: str, hub: HubServer, small: Path) -> None:
     """Nobody reads it without the token; and a public repository is not taken for a private one."""
-    command(converted, 'org/private', '--private')
-    assert 'org/private' in hub.store.private
+    command(small, 'org/private', '--private')
     assert huggingface_hub.HfApi().model_info('org/private').private
     with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
         huggingface_hub.HfApi(token=False).model_info('org/private')
-    assert 'is public, which --private does not change' in failure(converted, repo, '--private')
+    assert '--private' in failure(small, repo, '--private')
 
 
-def test_from_a_script(repo: str, token: None, hub: HubServer, converted: Path) -> None:
-    published = publish(converted, repo, license='mit', message='From a script')
+def test_from_a_script(repo: str, hub: HubServer, small: Path) -> None:
+    published = publish(small, repo, license='mit', message='From a script')
     assert published.commit_url and published.commit_url.startswith(f'{hub.url}/{repo}/commit/')
     assert published.upload.repo_id == repo and 'mit' in (hub.root / repo / 'README.md').read_text()
 
@@ -269,27 +247,16 @@ def test_from_a_script(repo: str, token: None, hub: HubServer, converted: Path) 
 # And back
 
 
-def blocks(hub: HubServer) -> dict[str, str]:
-    """The code of the published card, by its heading."""
-    card = (hub.root / REPO / 'README.md').read_text()
-    return dict(re.findall(r'^With ([\w.]+)[^\n]*:\n\n```python\n(.*?)^```', card, re.MULTILINE | re.DOTALL))
-
-
-def assert_same_logits(result: tuple[int, str], reader: Path, model: nn.Module) -> None:
-    """A process has computed, bit by bit, what the directory does."""
-    assert result[0] == 0, result[1]
-    with torch.inference_mode():
-        assert torch.equal(torch.load(reader / 'logits.pt'), model(torch.load(reader / 'images.pt')))
-
-
 @pytest.mark.parametrize(
-    'way', ['timm', 'torch.hub', pytest.param('transformers', marks=pytest.mark.needs('transformers'))]
+    'way',
+    ['timm', 'torch.hub', pytest.param('transformers', marks=[pytest.mark.needs('transformers'), pytest.mark.slow])],
 )
 def test_block(
     way: str, published: str, hub: HubServer, reader: Path, model: nn.Module, photo: Path, checkpoint: Checkpoint
 ) -> None:
     """In a fresh process; torch.hub takes a clone instead of GitHub's archive, and the rest as it stands there."""
-    code = blocks(hub)[way]
+    card = (hub.root / REPO / 'README.md').read_text()
+    code = dict(re.findall(r'^With ([\w.]+)[^\n]*:\n\n```python\n(.*?)^```', card, re.MULTILINE | re.DOTALL))[way]
     for there, here in {"'OWNER/xception_hub'": repr(str(ROOT)), 'trust_repo=True': "source='local'"}.items():
         code = code.replace(there, here)
     if way == 'transformers':
@@ -300,66 +267,8 @@ def test_block(
     if way != 'torch.hub':  # which stops at the model
         assert re.findall('|'.join(CLASS_NAMES), result[1]) == [checkpoint.labels[photo.stem]]
     if way != 'transformers':  # which shows no logits
-        assert_same_logits(result, reader, model)
-
-
-def test_variable(published: str, reader: Path, model: nn.Module) -> None:
-    """The same by XCEPTION_HUB_REPO, with the network's arguments by hand, and its classes in the cfg as well."""
-    arguments = dict(num_classes=6, fc_widths=[100], pretrained_cfg_overlay=dict(num_classes=6))
-    code = LOAD.replace('NAME', "'xception_paper'").replace('ARGUMENTS', str(arguments)) + USE
-    cold = dict(HF_HUB_CACHE=str(reader / 'hub'))
-    result = run_code(code, reader, reader / 'log', XCEPTION_HUB_REPO=REPO, **cold)
-    assert_same_logits(result, reader, model)
-
-
-@pytest.fixture
-def mirror(published: str, hub: HubServer, tmp_path: Path) -> Iterator[str]:
-    """olah, offline, on a git clone of the repository with its large files as git-lfs keeps them."""
-    clone = tmp_path / 'mirrors' / 'models' / REPO
-    shutil.copytree(hub.root / REPO, clone)
-    weights = clone / 'model.safetensors'
-    digest, size = hashlib.sha256(weights.read_bytes()).hexdigest(), weights.stat().st_size
-    (objects := clone / '.git' / 'lfs' / 'objects' / digest[:2] / digest[2:4]).mkdir(parents=True)
-    weights.rename(objects / digest)
-    weights.write_bytes(lfs_pointer(digest, size))
-    for arguments in (['init', '-q', '-b', 'main'], ['add', '.'], ['commit', '-qm', 'Publish']):
-        identity = ['-c', 'user.name=a', '-c', 'user.email=a@example.org', '-c', 'filter.lfs.process=']
-        subprocess.run(['git', *identity, *arguments], cwd=clone, check=True)
-    with socket.create_server(('127.0.0.1', 0)) as free:
-        port = free.getsockname()[1]
-    (tmp_path / 'olah.toml').write_text(
-        f'[basic]\nhost = "127.0.0.1"\nport = {port}\nrepos-path = "{tmp_path}/cache"\n'
-        f'mirrors-path = ["{tmp_path}/mirrors"]\n[accessibility]\noffline = true\n'
-    )
-    command = [sys.executable, '-c', 'from olah.server import cli; cli()', '--config', 'olah.toml']
-    with (
-        (tmp_path / 'olah.log').open('w') as log,
-        subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log) as process,
-    ):
-        wait_for(f'http://127.0.0.1:{port}/{REPO}/resolve/main/config.json', process, tmp_path / 'olah.log')
-        yield f'http://127.0.0.1:{port}'
-        process.terminate()
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
-    """Until a server answers."""
-    end = time.monotonic() + patience(seconds)
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            urlopen(url).close()
-            return
-        except URLError:
-            time.sleep(0.2)
-    process.kill()
-    pytest.fail(f'No answer from {url}: {log.read_text()}')
-
-
-@pytest.mark.needs('olah')
-def test_through_a_mirror(mirror: str, reader: Path, model: nn.Module) -> None:
-    """A server that others wrote serves the published files, and timm computes the same from them."""
-    code = LOAD.replace('NAME', f"'hf-hub:{REPO}'").replace('ARGUMENTS', '{}') + USE
-    result = python(code, reader, HF_ENDPOINT=mirror)
-    assert_same_logits(result, reader, model)
+        with torch.inference_mode():  # bit by bit what the directory computes
+            assert torch.equal(torch.load(reader / 'logits.pt'), model(torch.load(reader / 'images.pt')))
 
 
 # Refused before anything is sent
@@ -373,20 +282,13 @@ def test_through_a_mirror(mirror: str, reader: Path, model: nn.Module) -> None:
         ('https://huggingface.co/org/name', 'Pass org/name'),
     ],
 )
-def test_wrong_repo_id(repo_id: str, reason: str, converted: Path, hub: HubServer) -> None:
-    assert reason in failure(converted, repo_id, '--dry-run')
+def test_wrong_repo_id(repo_id: str, reason: str, small: Path, hub: HubServer) -> None:
+    assert reason in failure(small, repo_id, '--dry-run')
     assert hub.requests == []
 
 
 def change(file: Path, **values: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
-def cut_off(directory: Path) -> None:
-    weights = directory / 'model.safetensors'
-    content = weights.read_bytes()
-    weights.unlink()
-    weights.write_bytes(content[:-100])
 
 
 def a_pickle(directory: Path) -> None:
@@ -395,37 +297,25 @@ def a_pickle(directory: Path) -> None:
 
 
 def not_finite(directory: Path) -> None:
-    weights = directory / 'model.safetensors'
-    content = bytearray(weights.read_bytes())
-    content[-4:] = b'\0\0\xc0\x7f'  # NaN, in float32
-    weights.unlink()
-    weights.write_bytes(content)
+    with (directory / 'model.safetensors').open('r+b') as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b'\0\0\xc0\x7f')  # NaN, in float32
 
 
 DAMAGES = {
-    'no directory': (lambda d: shutil.rmtree(d), 'has no model.safetensors'),
-    'no config': (lambda d: (d / 'config.json').unlink(), 'has no config.json. Name a directory'),
-    'a config that is no JSON': (lambda d: (d / 'config.json').write_text('{'), 'cannot be read as JSON'),
-    'another network': (lambda d: change(d / 'config.json', architecture='resnet50'), "architecture is 'resnet50'"),
-    'an unknown argument': (
-        lambda d: change(d / 'config.json', model_args=dict(depth=3)),
-        'Remove depth from the file',
-    ),
-    'another width': (lambda d: change(d / 'config.json', model_args=dict(fc_widths=[99])), 'does not fit'),
-    'two names': (
-        lambda d: change(d / 'config.json', id2label=dict.fromkeys('012345', 'cup')),
-        'id2label, which transformers reads, and label_names differ',
-    ),
-    'names that are no table': (lambda d: change(d / 'config.json', id2label=['cup']), 'label_names differ'),
-    'too few names': (lambda d: change(d / 'config.json', label_names=['cup']), 'list of 6 names, one for each class'),
-    'no list of names': (
-        lambda d: change(d / 'config.json', label_names=5),
-        'list of 6 names, one for each class, but is 5',
-    ),
+    'no directory': (lambda d: shutil.rmtree(d), 'model.safetensors'),
+    'no config': (lambda d: (d / 'config.json').unlink(), 'config.json'),
+    'a config that is no JSON': (lambda d: (d / 'config.json').write_text('{'), 'JSON'),
+    'another network': (lambda d: change(d / 'config.json', architecture='resnet50'), "'resnet50'"),
+    'an unknown argument': (lambda d: change(d / 'config.json', model_args=dict(depth=3)), 'depth'),
+    'another width': (lambda d: change(d / 'config.json', model_args=dict(fc_widths=[99])), 'does not load'),
+    'two names': (lambda d: change(d / 'config.json', id2label=dict.fromkeys('012', 'cup')), 'id2label'),
+    'names that are no table': (lambda d: change(d / 'config.json', id2label=['cup']), 'id2label'),
+    'too few names': (lambda d: change(d / 'config.json', label_names=['cup']), 'list of 3 names'),
+    'no list of names': (lambda d: change(d / 'config.json', label_names=5), 'but is 5'),
     'a failed proof': (lambda d: change(d / 'parity.json', passed=False), 'passed: False'),
-    'half of the weights': (cut_off, 'is not a complete safetensors file'),
     'a pickle': (a_pickle, 'has no model.safetensors'),
-    'a number that is none': (not_finite, 'holds NaN or infinite values'),
+    'a number that is none': (not_finite, 'NaN'),
 }
 
 
@@ -440,15 +330,14 @@ def test_damaged_directory(damage: str, directory: Path, hub: HubServer, token: 
 # Refused by the hub, or not reached
 
 
-def test_without_a_token(converted: Path) -> None:
-    message = failure(converted, 'org/nobody')
-    assert 'no token' in message and 'org/nobody' in message and '`hf auth login`' in message
+def test_without_a_token(small: Path) -> None:
+    message = failure(small, 'org/nobody')
+    assert 'org/nobody' in message and '`hf auth login`' in message
 
 
 TROUBLE = {
-    'no server': ('', Fault.CLOSED, 'RemoteProtocolError: Server disconnected'),
-    'an error at once': ('', Fault.SERVER_ERROR, 'the Hub answers 500, Internal Server Error'),
-    'not their organisation': ('/api/repos/create', Fault.FORBIDDEN, 'the Hub answers 403, Forbidden. Log in with'),
+    'no server': ('', Fault.CLOSED, 'HF_ENDPOINT'),
+    'not their organisation': ('/api/repos/create', Fault.FORBIDDEN, '403, Forbidden. Log in with'),
     'an error before the upload': ('preupload', Fault.SERVER_ERROR, 'the Hub answers 500'),
     'half of the weights': ('/storage/', Fault.HALF, "Error while uploading 'model.safetensors' to the Hub"),
     'an error in storage': ('/storage/', Fault.SERVER_ERROR, 'the Hub answers 500'),
@@ -458,34 +347,33 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize('trouble', TROUBLE)
-def test_trouble(trouble: str, token: None, hub: HubServer, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trouble(trouble: str, token: None, hub: HubServer, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is committed, the reason is given, and the next attempt succeeds."""
     monkeypatch.setattr('huggingface_hub.utils._http.time.sleep', lambda seconds: None)  # before it tries again
     part, fault, reason = TROUBLE[trouble]
     name = f'org/{trouble.replace(" ", "-")}'
     hub.faults[part] = fault
-    assert reason in failure(converted, name)
+    assert reason in failure(small, name)
     assert not (hub.root / name).exists() or names(hub.root / name) == set()
     hub.faults.clear()
-    if part == '/storage/':
-        command(converted, name)
-        assert names(hub.root / name) == FILES
+    command(small, name)
+    assert names(hub.root / name) == FILES
 
 
-def test_wrong_token(repo: str, hub: HubServer, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_token(repo: str, hub: HubServer, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('HF_TOKEN', 'hf_of_someone_else')
-    message = failure(converted, repo)
-    assert f'{repo}: the Hub answers 401, Invalid username or password. Log in with' in message
+    message = failure(small, repo)
+    assert f'{repo}: the Hub answers 401' in message and '`hf auth login`' in message
 
 
-def test_unknown_licence(repo: str, token: None, hub: HubServer, converted: Path) -> None:
-    message = failure(converted, repo, '--license', 'mine')
-    assert 'Invalid metadata in README.md. - "license" must be one of' in message
+def test_unknown_licence(repo: str, hub: HubServer, small: Path) -> None:
+    message = failure(small, repo, '--license', 'mine')
+    assert '"license" must be one of' in message and '--license' in message
 
 
-def test_someone_else_was_faster(repo: str, token: None, hub: HubServer, converted: Path) -> None:
-    plan = make_upload(converted, repo)
+def test_someone_else_was_faster(repo: str, hub: HubServer, small: Path) -> None:
+    plan = make_upload(small, repo)
     (hub.root / repo / 'config.json').write_text('{}')
-    with pytest.raises(PublishError, match='412.*A commit has happened since'):
+    with pytest.raises(PublishError, match='412.*Run the command again'):
         send(plan)
     assert (hub.root / repo / 'config.json').read_text() == '{}'

@@ -1,7 +1,6 @@
 """The network by itself: its size, its arguments and their errors, its dilated forms, its head."""
 
 import copy
-import itertools
 import re
 from typing import Any
 
@@ -13,7 +12,7 @@ from random_model import images, random_model
 from torch import Tensor, nn
 
 from xception_hub import Xception
-from xception_hub.layers import SeparableConv2d, max_pool_same
+from xception_hub.layers import max_pool_same
 from xception_hub.modules import XceptionModule
 from xception_hub.porting.parity import one_thread
 
@@ -36,46 +35,6 @@ def on_meta(**kwargs: Any) -> Xception:
     return timm.create_model('xception_paper', device='meta', **kwargs)
 
 
-# Size and structure ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ('num_classes', 'parameters', 'with_moving_statistics'),
-    [
-        (1000, 22_855_952, 22_910_480),  # the paper's table 3; Keras' "total params"
-        (0, 20_806_952, 20_861_480),
-    ],
-)
-def test_size(num_classes: int, parameters: int, with_moving_statistics: int) -> None:
-    """As many numbers as in the paper and in Keras, with and without the classifier."""
-    model = on_meta(num_classes=num_classes)
-    moving = sum(b.numel() for name, b in model.named_buffers() if not name.endswith('num_batches_tracked'))
-    assert sum(p.numel() for p in model.parameters()) == parameters
-    assert parameters + moving == with_moving_statistics
-
-
-def test_layers_as_the_paper_counts() -> None:
-    """36 convolutional layers in 14 modules, with a residual connection around all but the first and the last."""
-    model = on_meta()
-    modules = [model.stem, *model.entry_flow, *model.middle_flow, *model.exit_flow]
-    regular = [m for m in model.stem.modules() if isinstance(m, nn.Conv2d)]
-    separable = [m for m in model.modules() if isinstance(m, SeparableConv2d)]
-    assert (len(modules), len(regular) + len(separable)) == (14, 36)
-    assert [getattr(m, 'shortcut', None) is not None for m in modules] == [False, *[True] * 12, False]
-
-
-def test_sizes_of_figure_5() -> None:
-    """Maps of 147, 74, 37, 19 and 10 pixels for images of 299."""
-    maps = on_meta().forward_intermediates(torch.empty(1, 3, 299, 299, device='meta'), intermediates_only=True)
-    assert [tuple(x.shape[1:]) for x in maps] == [
-        (64, 147, 147),
-        (128, 74, 74),
-        (256, 37, 37),
-        (728, 19, 19),
-        (2048, 10, 10),
-    ]
-
-
 # Pooling and dilation -------------------------------------------------------------------------------------------------
 
 
@@ -95,7 +54,7 @@ def test_pooling_is_tensorflows(size: tuple[int, int]) -> None:
     assert torch.equal(max_pool_same(x, 2, 1, False), tensorflow_same(x))
 
 
-@pytest.mark.parametrize(('size', 'pool_padding'), [*((size, 'same') for size in SIZES), (SIZES[2], 'symmetric')])
+@pytest.mark.parametrize(('size', 'pool_padding'), [*((size, 'same') for size in SIZES[1:]), (SIZES[2], 'symmetric')])
 @pytest.mark.parametrize('output_stride', [16, 8])
 def test_dilated_network_is_the_strided_one(output_stride: int, size: tuple[int, int], pool_padding: str) -> None:
     """At the positions that the two share, every map is equal, whatever the parity of the sizes."""
@@ -165,13 +124,6 @@ def test_fc_widths_and_pooling(pool: str, width: int) -> None:
         assert model.forward_head(features).shape == ((2, width) if pool else features.shape)
 
 
-def test_fc_widths_of_the_paper() -> None:
-    """Two layers of 4096 units, figure 7 and 8's 'with fully-connected layers'."""
-    sizes = [2048, 4096, 4096, 1000]
-    expected = 20_806_952 + sum((a + 1) * b for a, b in itertools.pairwise(sizes))
-    assert sum(p.numel() for p in on_meta(fc_widths=(4096, 4096)).parameters()) == expected
-
-
 def test_head_layers() -> None:
     """Numbered by kind, in the order given; a list of the paper's kind is what `fc_widths` is short for."""
     model = random_model(
@@ -197,7 +149,7 @@ def test_head_layers() -> None:
     assert repr(short.head) == repr(long.head)
 
 
-@pytest.mark.parametrize(('act_layer', 'kind'), [('relu', nn.ReLU), ('silu', nn.SiLU), (nn.ELU, nn.ELU)])
+@pytest.mark.parametrize(('act_layer', 'kind'), [('silu', nn.SiLU), (nn.ELU, nn.ELU)])
 def test_act_layer(act_layer: Any, kind: type) -> None:
     """One activation for all 35 places, and two more in the head."""
     model = on_meta(act_layer=act_layer, fc_widths=(8, 8))
@@ -213,42 +165,24 @@ def test_act_layer(act_layer: Any, kind: type) -> None:
 
 
 @pytest.mark.parametrize(
-    'argument',
+    ('name', 'values'),
     [
-        dict(output_stride=4),
-        dict(pool_padding='valid'),
-        dict(fc_widths=[0]),
-        dict(drop_rate=1.5),
-        dict(drop_path_rate=-1),
-        dict(bn_eps=0),
-        dict(min_img_size=3),
-        dict(in_chans=0),
-        dict(global_pool='median'),
-        dict(num_classes=-1),
-        dict(head_layers=[{'fc': 0}]),
-        dict(head_layers=['fc']),
-        dict(head_layers=[{'fc': 8, 'act': 'relu'}]),
-        dict(head_layers=[{'drop': 1}]),
-        dict(head_layers=[{}]),
+        *(('output_stride', [4]), ('pool_padding', ['valid']), ('fc_widths', [[0]]), ('drop_rate', [1.5])),
+        *(('drop_path_rate', [-1]), ('bn_eps', [0]), ('min_img_size', [3]), ('in_chans', [0]), ('num_classes', [-1])),
+        ('global_pool', ['median']),
+        ('head_layers', [[{'fc': 0}], ['fc'], [{'fc': 8, 'act': 'relu'}], [{'drop': 1}], [{}]]),
     ],
-    ids=str,
 )
-def test_bad_argument(argument: dict[str, Any]) -> None:
+def test_bad_argument(name: str, values: list[Any]) -> None:
     """The error names the argument and its value."""
-    ((name, value),) = argument.items()
-    with pytest.raises(ValueError, match=re.escape(f'{name}={value!r}')):
-        on_meta(**argument)
+    for value in values:
+        with pytest.raises(ValueError, match=re.escape(f'{name}={value!r}')):
+            on_meta(**{name: value})
 
 
 def test_head_layers_and_fc_widths() -> None:
     with pytest.raises(ValueError, match='fc_widths'):
         on_meta(fc_widths=(8,), head_layers=[{'fc': 8}])
-
-
-def test_unknown_argument() -> None:
-    """Nothing is ignored."""
-    with pytest.raises(TypeError, match='no_such_argument'):
-        Xception(no_such_argument=1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The paper's variants: each computes what its figure says, is kept as what it is, and takes nobody else's weights."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import xception_hub
 from xception_hub import Xception
 from xception_hub.errors import ToKerasError
 from xception_hub.layers import SeparableConv2d
-from xception_hub.modules import XceptionModule
 from xception_hub.porting.keras_file import build_keras
 
 SMALL = dict(width_multiplier=0.1875, min_img_size=33, num_classes=5)
@@ -28,16 +28,10 @@ NAMES = {  # parameters: the classifier's share is (2048 or 4096) * 1000 + 1000,
     'xception_paper_jft': 22_855_952 - 2_049_000 + (2048 + 1) * 17_000,
     'xception_paper_jft_fc': 22_855_952 - 2_049_000 + (2048 + 1 + 4096 + 1) * 4096 + (4096 + 1) * 17_000,
 }
-VARIANTS = [
-    dict(residual=False),
-    dict(mid_act_layer='relu'),
-    dict(mid_act_layer='elu'),
-    dict(segments=1),
-    dict(segments=4),
-    dict(order='pointwise_first'),
+VARIANTS: list[dict[str, Any]] = [
+    dict(residual=False, mid_act_layer='elu'),
     dict(segments=2, order='pointwise_first', mid_act_layer='relu'),
-    dict(width_multiplier=0.25),
-    dict(fc_widths=(16, 8)),
+    dict(segments=1, fc_widths=(16, 8)),
 ]
 
 
@@ -94,12 +88,11 @@ def test_arguments_replace_those_of_the_name() -> None:
     assert (model.num_classes, model.head_hidden_size) == (7, 8)
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_named_network_has_no_weights(name: str, hub: HubServer) -> None:
+def test_named_network_has_no_weights(hub: HubServer) -> None:
     """It says so, without asking anybody."""
     hub.requests.clear()
-    with pytest.raises(xception_hub.WeightsError, match=f'{name}.*pretrained=False'):
-        timm.create_model(name, pretrained=True)
+    with pytest.raises(xception_hub.WeightsError, match='xception_paper_fc.*pretrained=False'):
+        timm.create_model('xception_paper_fc', pretrained=True)
     assert hub.requests == []
 
 
@@ -118,7 +111,7 @@ def test_without_residual_connections() -> None:
     assert torch.equal(x, model.forward_features(images()))
 
 
-@pytest.mark.parametrize(('mid_act_layer', 'act'), [('relu', nn.ReLU), ('elu', nn.ELU), (nn.Tanh, nn.Tanh)])
+@pytest.mark.parametrize(('mid_act_layer', 'act'), [('elu', nn.ELU), (nn.Tanh, nn.Tanh)])
 def test_activation_in_between(mid_act_layer: Any, act: type[nn.Module]) -> None:
     """Figure 10: after the depthwise convolution, before the pointwise one, in all 34, each with one of its own."""
     model, plain = small(mid_act_layer=mid_act_layer), small()
@@ -130,7 +123,7 @@ def test_activation_in_between(mid_act_layer: Any, act: type[nn.Module]) -> None
     assert not torch.allclose(model(images()), small()(images()))
 
 
-@pytest.mark.parametrize('segments', [1, 2, 4, 8])
+@pytest.mark.parametrize('segments', [1, 8])
 @pytest.mark.parametrize('order', ['depthwise_first', 'pointwise_first'])
 def test_depthwise_is_the_sparsest_of_the_continuum(segments: int, order: str) -> None:
     """Fewer segments can compute all that one per channel does: the weights between channels are then zero."""
@@ -144,22 +137,7 @@ def test_depthwise_is_the_sparsest_of_the_continuum(segments: int, order: str) -
     torch.testing.assert_close(model(images().double()), extreme(images().double()), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ('order', 'expected'),
-    [
-        ('depthwise_first', [183_616_904, 103_132_712, 62_890_616, 42_769_568, 22_855_952]),
-        ('pointwise_first', [221_328_776, 121_988_648, 72_318_584, 47_483_552, 22_873_808]),
-    ],
-)
-def test_parameters_along_the_continuum(order: str, expected: list[int]) -> None:
-    """9 * width ** 2 / segments for each 3x3 convolution over segments; the width is that before, or after the 1x1."""
-    assert [parameters(on_meta(order=order, segments=segments)) for segments in (1, 2, 4, 8, None)] == expected
-    chs = [64, 128, 128, 256, 256, 728, *[728] * 24, 728, 728, 1024, 1536, 2048]
-    convs = chs[1:] if order == 'pointwise_first' else chs[:-1]
-    assert expected[0] - expected[-1] == sum(9 * width * (width - 1) for width in convs)
-
-
-@pytest.mark.parametrize('multiplier', [0.1875, 0.25, 0.5, 1, 2])
+@pytest.mark.parametrize('multiplier', [0.1875, 1, 2])
 def test_width_multiplier(multiplier: float) -> None:
     """Widths are multiples of 8, those that timm is told are those of the maps, and 1 changes nothing."""
     model = on_meta(width_multiplier=multiplier)
@@ -201,7 +179,7 @@ def test_tools(kwargs: dict[str, Any]) -> None:
 # Their weights --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('kwargs', VARIANTS, ids=str)
+@pytest.mark.parametrize('kwargs', [dict(order='pointwise_first'), *VARIANTS], ids=str)
 def test_saved_and_loaded(kwargs: dict[str, Any], tmp_path: Path) -> None:
     """A directory's config.json says which variant its weights are."""
     created = timm.create_model('xception_paper', **{**SMALL, **kwargs}).eval()
@@ -210,42 +188,29 @@ def test_saved_and_loaded(kwargs: dict[str, Any], tmp_path: Path) -> None:
     assert torch.equal(loaded(images()), created(images()))
 
 
-@pytest.mark.parametrize('name', [name for name in NAMES if 'jft' not in name])
-def test_named_network_saved_and_loaded(name: str, tmp_path: Path) -> None:
-    arguments = dict(SMALL, fc_widths=(16, 8)) if name.endswith('fc') else SMALL
-    created = timm.create_model(name, **arguments).eval()
+@pytest.mark.parametrize(
+    ('name', 'args'),
+    [('fc', dict(fc_widths=(16, 8))), ('no_residual', dict(residual=False)), ('mid_elu', dict(mid_act_layer='elu'))],
+)
+def test_named_network_saved_and_loaded(name: str, args: dict[str, Any], tmp_path: Path) -> None:
+    """As a directory, and from its file with the arguments of the name."""
+    created = timm.create_model(f'xception_paper_{name}', **{**SMALL, **args}).eval()
     save_for_hf(created, tmp_path, safe_serialization=True)
     loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
-    assert torch.equal(loaded(images()), created(images()))
-    from_file = xception_hub.from_checkpoint(
-        tmp_path / 'model.safetensors',
-        **arguments,
-        residual='no_residual' not in name,
-        mid_act_layer=name.rpartition('mid_')[2] if 'mid_' in name else None,
-    )
-    assert torch.equal(from_file(images()), created(images()))
+    from_file = xception_hub.from_checkpoint(tmp_path / 'model.safetensors', **SMALL, **args)
+    for model in (loaded, from_file):
+        assert torch.equal(model(images()), created(images()))
 
 
 @pytest.mark.parametrize(
-    'kwargs',
-    [
-        dict(residual=False),
-        dict(mid_act_layer='relu'),
-        dict(segments=8),
-        dict(order='pointwise_first'),
-        dict(width_multiplier=2.0),
-    ],
-    ids=str,
+    ('name', 'value'), [('residual', False), ('mid_act_layer', 'relu'), ('segments', 8), ('width_multiplier', 2.0)]
 )
-def test_the_weights_of_keras_are_for_none_of_them(kwargs: dict[str, Any], hub: HubServer) -> None:
+def test_the_weights_of_keras_are_for_none_of_them(name: str, value: Any, hub: HubServer) -> None:
     """Not even where all shapes fit; and nothing is downloaded."""
-    ((name, value),) = kwargs.items()
     hub.requests.clear()
-    with (
-        pytest.warns(UserWarning, match='Next'),
-        pytest.raises(xception_hub.WeightsError, match=re.escape(f'{name}={value!r}')),
-    ):
-        timm.create_model('xception_paper', pretrained=True, **kwargs)
+    refused = pytest.raises(xception_hub.WeightsError, match=re.escape(f'{name}={value!r}'))
+    with pytest.warns(UserWarning, match='Next'), refused:
+        timm.create_model('xception_paper', pretrained=True, **{name: value})
     assert hub.requests == []
 
 
@@ -259,9 +224,7 @@ def test_weights_of_another_variant(saved: dict[str, Any], asked: dict[str, Any]
         timm.create_model('xception_paper', pretrained=True, pretrained_cfg_overlay=overlay, **SMALL, **asked)
 
 
-@pytest.mark.parametrize(
-    'kwargs', [dict(residual=False), dict(mid_act_layer='elu'), dict(segments=2), dict(stem_padding=1)], ids=str
-)
+@pytest.mark.parametrize('kwargs', [dict(residual=False), dict(segments=2), dict(stem_padding=1)], ids=str)
 def test_keras_has_none_of_them(kwargs: dict[str, Any], tmp_path: Path) -> None:
     save_for_hf(timm.create_model('xception_paper', **{**SMALL, **kwargs}), tmp_path, safe_serialization=True)
     ((name, value),) = kwargs.items()
@@ -280,36 +243,21 @@ def test_a_file_without_residual_connections_is_no_xception_paper(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ('kwargs', 'named', 'choices'),
+    ('kwargs', 'choices'),
     [
-        (dict(segments=3), 'segments=3', '(None, 1, 2, 4, 8)'),
-        (dict(segments=0), 'segments=0', '(None, 1, 2, 4, 8)'),
-        (dict(segments=16), 'segments=16', '(None, 1, 2, 4, 8)'),
-        (dict(order='both'), "order='both'", "('depthwise_first', 'pointwise_first')"),
-        (dict(mid_act_layer='rely'), "mid_act_layer='rely'", "'relu' or 'elu'"),
-        (dict(width_multiplier=0.125), 'width_multiplier=0.125', 'above 0.125'),
-        (dict(width_multiplier=0.0), 'width_multiplier=0.0', "stem's 32 channels"),
-        (dict(width_multiplier=float('nan')), 'width_multiplier=nan', 'above 0.125'),
-        (dict(width_multiplier=float('inf')), 'width_multiplier=inf', 'above 0.125'),
-        (dict(width_multiplier=-1.0), 'width_multiplier=-1.0', 'above 0.125'),
-        (dict(residual=False, drop_path_rate=0.1), 'residual=False', 'True if drop_path_rate'),
+        *((dict(segments=segments), '(None, 1, 2, 4, 8)') for segments in (3, 0, 16)),
+        (dict(order='both'), "('depthwise_first', 'pointwise_first')"),
+        (dict(mid_act_layer='rely'), "'relu' or 'elu'"),
+        *((dict(width_multiplier=factor), 'above 0.125') for factor in (0.125, 0.0, -1.0, math.nan, math.inf)),
+        (dict(residual=False, drop_path_rate=0.1), 'True if drop_path_rate'),
     ],
     ids=str,
 )
-def test_bad_argument(kwargs: dict[str, Any], named: str, choices: str) -> None:
+def test_bad_argument(kwargs: dict[str, Any], choices: str) -> None:
     """The error names the argument, its value and the choices."""
-    with pytest.raises(ValueError, match=f'{re.escape(named)}.*{re.escape(choices)}'):
+    name, value = next(iter(kwargs.items()))
+    with pytest.raises(ValueError, match=f'{re.escape(f"{name}={value!r}")}.*{re.escape(choices)}'):
         on_meta(**kwargs)
-
-
-def test_smallest_width() -> None:
-    assert on_meta(width_multiplier=0.126).stem.conv1.out_channels == 8
-
-
-def test_module_alone() -> None:
-    """`XceptionModule` has the same arguments."""
-    module = XceptionModule(8, (8, 8), mid_act_layer='relu', residual=False)
-    assert module.shortcut is None and all(isinstance(conv.act, nn.ReLU) for conv in separable(module))
 
 
 def test_poolings_of_faded_features() -> None:

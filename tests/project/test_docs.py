@@ -10,7 +10,7 @@ from conftest import ROOT
 
 import xception_hub
 
-pytestmark = pytest.mark.needs('sphinx', 'myst_parser', 'furo')
+pytestmark = [pytest.mark.needs('sphinx', 'myst_parser', 'furo'), pytest.mark.slow]
 PAGES = {path.stem for path in (ROOT / 'docs').glob('*.md')}
 
 

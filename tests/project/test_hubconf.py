@@ -50,12 +50,6 @@ def test_load(github: str, imagenet_state_dict: dict[str, Tensor]) -> None:
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in imagenet_state_dict.items())
 
 
-def test_load_from_a_clone(hub: HubServer, imagenet_state_dict: dict[str, Tensor]) -> None:
-    model = torch.hub.load(str(ROOT), 'xception_paper', source='local', pretrained=True, num_classes=4)
-    assert model.head.fc.weight.shape == (4, 2048)
-    assert torch.equal(model.stem.conv1.weight, imagenet_state_dict['stem.conv1.weight'])
-
-
 @pytest.mark.filterwarnings("ignore:.*Assumed. global_pool='avg'")
 def test_from_checkpoint(imagenet_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(to_legacy(imagenet_state_dict), tmp_path / 'legacy.pth')

@@ -18,7 +18,7 @@ import timm
 import xception_hub  # noqa: F401  registers the models
 
 MODULE = 'xception_paper'
-MODEL = os.environ['TIMM_PLUGIN_MODEL']  # one of `timm.list_models(module=MODULE)`
+MODEL = os.environ.get('TIMM_PLUGIN_MODEL', MODULE)  # one of `timm.list_models(module=MODULE)`
 
 # Test -> the values of its parameters, which replace those in timm's file.
 HARD_CODED: dict[str, dict[str, list[Any]]] = {

@@ -1,30 +1,27 @@
-"""The model card of a directory: README.md, from `card.md.jinja` and what the directory itself holds.
+"""The model card of a directory: README.md, from `card.md.jinja` and the directory's files.
 
-The card tells only what the directory holds. A converted directory has parity.json, so its card names the
-Keras file and the proofs. A fine-tuned one has metrics.json, so its card shows the results.
+The card of a converted directory, which has parity.json, names the Keras file and the proofs. The card of a fine-tuned
+one, which has metrics.json, shows the results.
 """
 
 import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.utils.sha import sha_fileobj
 from timm.data import resolve_data_config
 
-from ..errors import MAX_LINE, MAX_NAME, CardError, CheckpointError, DirectoryError, listed, printable
+from ..errors import MAX_LINE, MAX_NAME, CardError, CheckpointError, listed, printable
+from ..files import sha256_of
 from ..weights.sources import verify
 from .config import OF_CLASSES, final_activation_of
 from .write import CONFIG_FILE, METRICS_FILE, PARITY_FILE, WEIGHTS_FILE, label_names_of, read_json
 
 PROJECT = 'OWNER/xception_hub'  # on GitHub; README.md uses the same name
 PLACEHOLDER = 'ORG/NAME'  # stands for a repository that is not known yet
-
 LISTED_CLASSES = 20  # largest number of class names on the card; the others are counted
-LINE_LENGTH = 100  # characters; the Hub's pages show such code without scrolling
 # Figures of metrics.json by their names on the card; HUB_METRICS has their names on the Hub.
 FIGURES = {
     'top1': 'top-1',
@@ -41,6 +38,7 @@ HUB_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')
 IMAGE_MODES = {1: 'L', 3: 'RGB'}  # Pillow's, by number of channels
 # timm needs these to prepare images. With torch.hub they are arguments, because it does not read config.json.
 DATA_FIELDS = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
+NO_ACTIVATION = {'linear': 'none', 'unknown': 'not known, for the file held weights alone'}
 CROP_MODES = {
     'squash': 'resized to {} without regard to the aspect ratio',
     'center': 'resized to cover {}',
@@ -49,28 +47,26 @@ CROP_MODES = {
 
 
 def render(directory: Path, repo_id: str | None = None, license: str | None = None) -> str:
-    """Renders README.md. The same files always give the same text.
+    """Renders README.md from config.json and model.safetensors, and from parity.json and metrics.json if there are any.
 
     Args:
-        directory: A directory with config.json and model.safetensors. If it has parity.json, the card shows the source
-            and the proofs; if it has metrics.json, the results. If config.json has `base_model`, the card names that
-            repository as the start of the fine-tuning.
+        directory: A model directory. The same files always give the same text.
         repo_id: Repository in the card's code, 'org/name' or 'org/name@revision'. None gives a placeholder.
         license: The Hub's identifier of the weights' licence, like 'mit'. The licence in config.json's pretrained_cfg
             is ignored: after a fine-tuning it may still be that of the weights it started from.
 
     Raises:
-        CardError: A file is missing, damaged or incomplete.
+        DirectoryError: A file is missing, damaged or incomplete.
     """
+    config = read_json(directory / CONFIG_FILE)
+    parity, metrics = (
+        read_json(directory / name) if (directory / name).is_file() else {} for name in (PARITY_FILE, METRICS_FILE)
+    )
     try:
-        config = read_json(directory / CONFIG_FILE)
-        parity, metrics = (
-            read_json(directory / name) if (directory / name).is_file() else {} for name in (PARITY_FILE, METRICS_FILE)
-        )
-    except DirectoryError as e:
-        raise CardError(str(e)) from e
-    try:
-        context = _context(directory, config, parity, metrics, repo_id, license)
+        context = _context(directory, config, parity, metrics)
+        title = repo_id.partition('@')[0].partition('/')[2] if repo_id else 'Xception'
+        context |= dict(title=title, project=PROJECT, repo_id=repo_id or PLACEHOLDER, license=license)
+        context['metadata'] = _metadata(context)
         return ENVIRONMENT.get_template('card.md.jinja').render(context)
     except (KeyError, TypeError, AttributeError, jinja2.UndefinedError) as e:
         raise CardError(
@@ -80,52 +76,45 @@ def render(directory: Path, repo_id: str | None = None, license: str | None = No
 
 
 def _context(
-    directory: Path,
-    config: dict[str, Any],
-    parity: dict[str, Any],
-    metrics: dict[str, Any],
-    repo_id: str | None,
-    license: str | None,
+    directory: Path, config: dict[str, Any], parity: dict[str, Any], metrics: dict[str, Any]
 ) -> dict[str, Any]:
-    """Values that the template uses."""
+    """Values that the template uses, without those that the caller of `render` gives."""
     num_classes, args = config['num_classes'], config.get('model_args') or {}
     for name in (config['architecture'], *args):  # these stand in the card's code
         if not re.fullmatch(r'[\w.]+', str(name)):
             raise CardError(f'{directory / CONFIG_FILE} holds {name!r} instead of the name of a model or an argument.')
-    data = _data_config(config)
-    backbone, sha256 = _weights(directory)
-    proofs = parity.get('proofs') or []
-    colour, image_mode = args.get('in_chans', 3) == 3, IMAGE_MODES.get(data['input_size'][0])
+    data, proofs, weights = _data_config(config), parity.get('proofs') or [], directory / WEIGHTS_FILE
+    try:
+        backbone, sha256 = str(verify(weights)), sha256_of([weights])
+    except (OSError, CheckpointError) as e:
+        raise CardError(f'{directory} has no {WEIGHTS_FILE} of an Xception ({e}). Write the directory again.') from e
+    image_mode, activation = IMAGE_MODES.get(data['input_size'][0]), final_activation_of(config)
+    recorded = 'final_activation' in (config.get('keras') or {})
+    photo = f"Image.open('photo.jpg').convert({image_mode!r})"
+    if metrics:  # as the network saw its images in training: Keras does not turn them
+        grey_maximum = config.get('grey_maximum')
+        photo = f"xception_hub.open_image('photo.jpg'{f', grey_maximum={grey_maximum}' if grey_maximum else ''})"
     return dict(
-        metadata=_metadata(config, parity, metrics, repo_id, license),
-        title=_title(repo_id),
-        project=PROJECT,
-        repo_id=repo_id or PLACEHOLDER,
-        license=license,
         architecture=config['architecture'],
+        base_model=config.get('base_model'),
         num_classes=num_classes,
         label_names=label_names_of(config),
-        task=_task(config),
+        task='image-classification' if num_classes else 'image-feature-extraction',
         data=data,
         image_mode=image_mode,
-        fine_tuned=bool(metrics),
-        # as the network saw its images in training: Keras does not turn them
-        photo=_opened(config) if metrics else f"Image.open('photo.jpg').convert({image_mode!r})",
+        photo=photo,
         model_args={**args, 'num_classes': num_classes},
-        # without num_classes in the overlay, timm thinks that the classes differ and initialises a new classifier
-        overlay=dict(hf_hub_id=repo_id or PLACEHOLDER, num_classes=num_classes, **data),
         # the pipelines need colour images, pooled features and classes, and pass num_classes themselves
         has_pipeline=bool(config.get('global_pool'))
-        and colour
+        and args.get('in_chans', 3) == 3
         and 'num_classes' not in args
-        and final_activation_of(config) in OF_CLASSES,
-        classes=_classes(config),
+        and activation in OF_CLASSES,
+        classes=_classes(num_classes, label_names_of(config)),
         preparation=_preparation(data),
-        final_activation=_final_activation(config),
+        final_activation=NO_ACTIVATION.get(activation, activation) if num_classes and recorded else None,
         backbone=backbone,
-        weights_file=WEIGHTS_FILE,
         sha256=sha256,
-        metrics=dict(metrics, bad_images=metrics.get('bad_images', 0)),
+        metrics=metrics and dict(metrics, bad_images=metrics.get('bad_images', 0)),
         dataset=_dataset_name(metrics),
         results=[(label, metrics[name]) for name, label in FIGURES.items() if name in metrics],
         source=parity.get('source'),
@@ -136,63 +125,29 @@ def _context(
     )
 
 
-def _weights(directory: Path) -> tuple[str, str]:
-    """Result of verifying the backbone against what Keras publishes, and the sha256 of the file."""
-    weights = directory / WEIGHTS_FILE
-    try:
-        backbone = verify(weights)
-        with weights.open('rb') as file:
-            return str(backbone), sha_fileobj(file).hex()
-    except (OSError, CheckpointError) as e:
-        raise CardError(f'{directory} has no {WEIGHTS_FILE} of an Xception ({e}). Write the directory anew.') from e
-
-
 def is_xception(config: dict[str, Any]) -> bool:
     """Whether a config.json describes the Xception of this project or one of its variants."""
     return str(config.get('architecture')).startswith('xception_paper')
 
 
-def _metadata(
-    config: dict[str, Any], parity: dict[str, Any], metrics: dict[str, Any], repo_id: str | None, license: str | None
-) -> str:
+def _metadata(context: dict[str, Any]) -> str:
     """YAML header of the card, by which the Hub sorts and finds the model."""
-    task = _task(config)
-    dataset = _dataset_name(metrics)
-    results = [
-        EvalResult(
-            task_type=task, dataset_type=dataset, dataset_name=dataset, metric_type=kind, metric_value=metrics[name]
-        )
-        for name, kind in HUB_METRICS.items()
-        if name in metrics
-    ]
+    task, dataset, metrics = context['task'], context['dataset'], context['metrics']
+    figures = {kind: metrics[name] for name, kind in HUB_METRICS.items() if name in metrics}
+    results = [EvalResult(task, dataset, dataset, kind, figure) for kind, figure in figures.items()]
     data = ModelCardData(
         library_name='timm',
         pipeline_tag=task,
-        license=license,
-        base_model=config.get('base_model'),
-        model_name=_title(repo_id) if results else None,
+        license=context['license'],
+        base_model=context['base_model'],
+        model_name=context['title'] if results else None,
         eval_results=results or None,
-        tags=[task, 'timm', 'xception', *(['keras'] if parity.get('source') else [])],
+        tags=[task, 'timm', 'xception', *(['keras'] if context['source'] else [])],
     )
     return data.to_yaml()
 
 
-def _opened(config: dict[str, Any]) -> str:
-    """Code that opens a photo as those were opened that the model was trained on."""
-    grey_maximum = config.get('grey_maximum')
-    return f"xception_hub.open_image('photo.jpg'{f', grey_maximum={grey_maximum}' if grey_maximum else ''})"
-
-
-def _title(repo_id: str | None) -> str:
-    return repo_id.partition('@')[0].partition('/')[2] if repo_id else 'Xception'
-
-
-def _task(config: dict[str, Any]) -> str:
-    return 'image-classification' if config['num_classes'] else 'image-feature-extraction'
-
-
-def _classes(config: dict[str, Any]) -> str:
-    count, names = config['num_classes'], label_names_of(config)
+def _classes(count: int, names: list[str]) -> str:
     if not count:
         return 'none: the network returns features'
     if not names:
@@ -206,7 +161,7 @@ def _preparation(data: dict[str, Any]) -> str:
     channels, height, width = data['input_size']
     size, resized = (
         f'{int(height / kept)}x{int(width / kept)}' for kept in (1, data['crop_pct'])
-    )  # timm rounds down as well
+    )  # timm rounds down, too
     words = [CROP_MODES[data['crop_mode']].format(resized)]
     if resized != size or data['crop_mode'] != 'squash':
         words.append('cropped to the middle')
@@ -223,15 +178,6 @@ def _value_range(mean: Sequence[float], std: Sequence[float]) -> str:
     return f'values in 0..1, less the mean ({means}), divided by ({stds})'
 
 
-def _final_activation(config: dict[str, Any]) -> str | None:
-    """Name of the activation that Keras applies to the logits. None if there are no classes or no record of it."""
-    if not config['num_classes'] or 'final_activation' not in (config.get('keras') or {}):
-        return None
-    activation = final_activation_of(config)
-    known = {'linear': 'none', 'unknown': 'not known, for the file held weights alone'}
-    return known.get(activation, activation)
-
-
 def _dataset_name(metrics: dict[str, Any]) -> str:
     """Name of the dataset: a hub id in full, but only the last part of a path, since the rest is private."""
     dataset = str(metrics.get('dataset', ''))
@@ -242,22 +188,6 @@ def _data_config(config: dict[str, Any]) -> dict[str, Any]:
     """Preprocessing as timm reads it. Missing fields have timm's defaults."""
     data = resolve_data_config(pretrained_cfg=config['pretrained_cfg'])
     return {name: tuple(data[name]) if isinstance(data[name], list) else data[name] for name in DATA_FIELDS}
-
-
-def _arguments(values: dict[str, Any], indent: int) -> str:
-    """Keyword arguments of a call, wrapped into lines."""
-    # hide the spaces within an argument, so that lines break only between arguments
-    text = ', '.join(f'{name}={value!r}'.replace(' ', '\0') for name, value in values.items())
-    spaces = ' ' * indent
-    lines = textwrap.wrap(
-        text,
-        LINE_LENGTH,
-        initial_indent=spaces,
-        subsequent_indent=spaces,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return '\n'.join(lines).replace('\0', ' ')
 
 
 def _plain(text: object, most: int = MAX_LINE) -> str:
@@ -279,4 +209,4 @@ ENVIRONMENT = jinja2.Environment(
     keep_trailing_newline=True,
     autoescape=False,
 )
-ENVIRONMENT.filters.update(plain=_plain, code=_code, arguments=_arguments)
+ENVIRONMENT.filters.update(plain=_plain, code=_code, repr=repr)

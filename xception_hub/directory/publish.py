@@ -1,8 +1,7 @@
 """xception-hub publish DIR org/name --dry-run
 
-Publishes a converted or fine-tuned model directory on the Hugging Face Hub, in one commit: model.safetensors,
-config.json, the model card and parity.json. If the directory has no parity.json, that of the repository is removed.
-Unchanged files are not uploaded again. In a clone: python -m xception_hub.directory.publish.
+Publishes a model directory on the Hugging Face Hub, in one commit: model.safetensors, config.json, the model card and
+parity.json. If the directory has no parity.json, that of the repository is removed.
 """
 
 from pathlib import Path
@@ -55,17 +54,13 @@ def main(
 
 
 def _publish(upload: Upload, dry_run: bool, private: bool, message: str) -> None:
-    if upload.remote.problem and not dry_run:
-        raise upload.remote.problem
     print(printable_lines(describe(upload)))
     if dry_run:
-        print(f'\n{CARD_FILE}:\n\n{upload.card}\n')
+        card = upload.contents[CARD_FILE]
+        print(f'\n{CARD_FILE}:\n\n{card.decode() if isinstance(card, bytes) else card}\n')
         return
-    published = send(upload, private, message)
-    if published.commit_url:
-        print(f'\nPublished: {published.commit_url}\n')
-    else:
-        print('\nNothing to do: the repository holds all of this.\n')
+    commit_url = send(upload, private, message).commit_url
+    print(f'\nPublished: {commit_url}\n' if commit_url else '\nNothing to do: the repository holds all of this.\n')
 
 
 if __name__ == '__main__':

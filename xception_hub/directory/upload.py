@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import timm
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -37,23 +38,14 @@ REMEDIES = {
 }
 
 
-@dataclass(frozen=True)
-class Remote:
-    """State of a repository on the Hub.
+class Remote(NamedTuple):
+    """State of a repository on the Hub."""
 
-    Attributes:
-        exists: Whether the repository exists. False also if it is private and the token cannot open it.
-        private: Whether the repository is private.
-        head: Hash of the last commit of the branch. None if there is no such branch.
-        files: Names of the files and folders at the top.
-        problem: Reason why the request to the Hub failed. If there is one, the other attributes are not valid.
-    """
-
-    exists: bool = False
+    exists: bool = False  # also if it is private and the token cannot open it
     private: bool = False
-    head: str | None = None
-    files: frozenset[str] = frozenset()
-    problem: PublishError | None = None
+    head: str | None = None  # hash of the last commit of the branch; None if there is no such branch
+    files: frozenset[str] = frozenset()  # names, of the branch
+    problem: PublishError | None = None  # why the request failed; all else is then not known
 
 
 @dataclass(frozen=True)
@@ -63,19 +55,17 @@ class Upload:
     Attributes:
         repo_id: 'org/name'.
         branch: Branch that the commit goes to.
-        card: Text of the repository's README.md.
         contents: Name in the repository -> content as bytes, or path of the file that has it.
-        left_out: Names of files and folders in the directory that are not published.
         remote: State of the repository on the Hub.
+        left_out: Names of files and folders in the directory that are not published.
         kind: 'model' or 'space'.
     """
 
     repo_id: str
     branch: str
-    card: str
     contents: dict[str, Path | bytes]
-    left_out: list[str]
     remote: Remote
+    left_out: tuple[str, ...] = ()
     kind: str = 'model'
 
     @property
@@ -94,14 +84,8 @@ class Upload:
         return f'hf-hub:{_pinned(self.repo_id, self.branch)}'
 
 
-@dataclass(frozen=True)
-class Published:
-    """Result of publishing.
-
-    Attributes:
-        upload: The upload that was asked for.
-        commit_url: Address of the commit's page. None if nothing had changed and no commit was made.
-    """
+class Published(NamedTuple):
+    """An upload, and the address of the commit's page; None if nothing had changed and no commit was made."""
 
     upload: Upload
     commit_url: str | None
@@ -116,15 +100,9 @@ def publish(
     license: str | None = None,
     message: str = MESSAGE,
 ) -> Published:
-    """Checks a directory and sends what the Hub does not have, in one commit.
+    """Checks a directory and sends what the Hub does not have, in one commit. Nothing is written to the directory.
 
-    Args:
-        directory: Directory with config.json and model.safetensors. Nothing is written to it.
-        repo_id: Repository 'org/name'. It is created if it does not exist.
-        private: Whether a new repository is private.
-        revision: Branch to publish on; None is main. It is created from main if it does not exist.
-        license: The Hub's identifier of the weights' licence. The card shows it.
-        message: Message of the commit.
+    The arguments are those of `xception-hub publish`. A branch that does not exist is created from main.
 
     Raises:
         DirectoryError: A file of the directory is missing or cannot be read.
@@ -135,27 +113,28 @@ def publish(
 
 def make_upload(directory: Path, repo_id: str, revision: str | None = None, license: str | None = None) -> Upload:
     """Checks a directory and asks the Hub what it has. `publish` describes the arguments."""
-    _check_repo_id(repo_id)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as e:
+        raise PublishError(f'repo id {repo_id!r}: {e} Pass org/name.') from e
+    if '/' not in repo_id:
+        raise PublishError(f'repo id {repo_id!r} has no owner. Pass org/name, or your user name instead of org.')
     _check_directory(directory)
     branch = revision or MAIN
-    card = render(directory, _pinned(repo_id, branch), license)
     contents: dict[str, Path | bytes] = {
-        WEIGHTS_FILE: directory / WEIGHTS_FILE,
-        CONFIG_FILE: directory / CONFIG_FILE,
-        CARD_FILE: card.encode(),
+        name: directory / name for name in (WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE) if (directory / name).is_file()
     }
-    if (directory / PARITY_FILE).is_file():
-        contents[PARITY_FILE] = directory / PARITY_FILE
+    contents[CARD_FILE] = render(directory, _pinned(repo_id, branch), license).encode()
     names = sorted(path.name + ('/' if path.is_dir() else '') for path in directory.iterdir())
-    left_out = [name for name in names if name not in (*contents, CARD_FILE)]
-    return Upload(repo_id, branch, card, contents, left_out, _ask(repo_id, branch, 'model'))
+    left_out = tuple(name for name in names if name not in contents)
+    return Upload(repo_id, branch, contents, _ask(repo_id, branch, 'model'), left_out)
 
 
 def make_space(upload: Upload) -> Upload:
     """The upload of a page for a published model: a Space of the same name, see `xception_hub.inference.demo`."""
     files = space_files(upload.repo_id, upload.model_name)
     contents: dict[str, Path | bytes] = {name: text.encode() for name, text in files.items()}
-    return Upload(upload.repo_id, MAIN, files[CARD_FILE], contents, [], _ask(upload.repo_id, MAIN, 'space'), 'space')
+    return Upload(upload.repo_id, MAIN, contents, _ask(upload.repo_id, MAIN, 'space'), kind='space')
 
 
 def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> Published:
@@ -170,19 +149,18 @@ def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> Publi
         )
     if get_token() is None:
         raise PublishError(f'There is no token for writing to {upload.repo_id}. {TOKEN_REMEDY}')
-    operations = [CommitOperationAdd(name, content) for name, content in upload.contents.items()]
+    added = [CommitOperationAdd(name, content) for name, content in upload.contents.items()]
+    api, target = HfApi(library_name='xception_hub'), dict(repo_id=upload.repo_id, repo_type=upload.kind)
     with _explained(upload.repo_id):
-        api = HfApi(library_name='xception_hub')
         if not remote.exists:
             sdk = dict(space_sdk='gradio') if upload.kind == 'space' else {}
-            api.create_repo(upload.repo_id, repo_type=upload.kind, private=private or None, exist_ok=True, **sdk)
+            api.create_repo(**target, private=private or None, exist_ok=True, **sdk)
         if remote.head is None and upload.branch != MAIN:
-            api.create_branch(upload.repo_id, branch=upload.branch, exist_ok=True)
+            api.create_branch(**target, branch=upload.branch, exist_ok=True)
         commit = api.create_commit(
-            upload.repo_id,
-            [*operations, *map(CommitOperationDelete, upload.removed)],
+            **target,
+            operations=[*added, *map(CommitOperationDelete, upload.removed)],
             commit_message=message,
-            repo_type=upload.kind,
             revision=upload.branch,
             parent_commit=remote.head,
         )
@@ -193,54 +171,38 @@ def _pinned(repo_id: str, branch: str) -> str:
     return repo_id if branch == MAIN else f'{repo_id}@{branch}'
 
 
-def _check_repo_id(repo_id: str) -> None:
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as e:
-        raise PublishError(f'repo id {repo_id!r}: {e} Pass org/name.') from e
-    if '/' not in repo_id:
-        raise PublishError(f'repo id {repo_id!r} has no owner. Pass org/name, or your user name instead of org.')
-
-
 def _check_directory(directory: Path) -> None:
     """Raises an error if the model does not load, or if parity.json records a failed proof."""
     if not (directory / WEIGHTS_FILE).is_file():  # timm would also load a pickle
         raise PublishError(f'{directory} has no {WEIGHTS_FILE}. Name a directory that xception-hub convert wrote.')
-    config = read_json(directory / CONFIG_FILE)
+    config, file = read_json(directory / CONFIG_FILE), directory / CONFIG_FILE
     if not is_xception(config):
         raise PublishError(
-            f"{directory / CONFIG_FILE}: its architecture is {config.get('architecture')!r}, not 'xception_paper' or a "
-            f'variant of it. Publish other networks with their own library.'
+            f'{file}: architecture is {config.get("architecture")!r}, not xception_paper or a variant of it. Publish '
+            'other networks with their own library.'
         )
     names, classes = written_label_names(config), config.get('num_classes')
     if names and (not isinstance(names, list) or len(names) != classes):
         raise PublishError(
-            f'{directory / CONFIG_FILE}: label_names must be a list of {classes} names, one for each '
-            f'class, but is {names!r:.200}.'
+            f'{file}: label_names must be a list of {classes} names, one for each class, but is {names!r:.200}.'
         )
     if 'id2label' in config and config['id2label'] != {str(output): name for output, name in enumerate(names or [])}:
         raise PublishError(
-            f'{directory / CONFIG_FILE}: id2label, which transformers reads, and label_names differ: write the same '
-            f'names into both, and into label2id.'
+            f'{file}: id2label, for transformers, and label_names differ. Write the same names into both, and into '
+            'label2id.'
         )
     if (directory / PARITY_FILE).is_file():
         passed = read_json(directory / PARITY_FILE).get('passed')
         if passed is not True:
             raise PublishError(
-                f'{directory / PARITY_FILE} contains passed: {passed}, so the network is not proven to compute the '
-                f'same as its source. Run `xception-hub prove` to find the difference.'
+                f'{directory / PARITY_FILE} contains passed: {passed}. Run `xception-hub prove` to find the difference.'
             )
     try:
         timm.create_model(f'local-dir:{directory}', pretrained=True)
-    except WeightsError as e:
-        # leave out the remedy to get other weights, because this file itself is wrong
-        reason = ' '.join(str(e).removesuffix(OFFLINE_REMEDY).split())
-        raise PublishError(f'{directory} does not load. {reason} Write it anew.') from e
     except Exception as e:  # config.json may ask for anything
-        raise PublishError(
-            f'{directory} does not load: {CONFIG_FILE} describes no model that timm can build '
-            f'({_described(e)}). Write it anew.'
-        ) from e
+        # without the remedy to get other weights, because this file itself is wrong
+        reason = str(e).removesuffix(OFFLINE_REMEDY) if isinstance(e, WeightsError) else _described(e)
+        raise PublishError(f'{directory} does not load: {" ".join(reason.split())} Write it again.') from e
 
 
 def _ask(repo_id: str, branch: str, kind: str) -> Remote:
@@ -249,38 +211,27 @@ def _ask(repo_id: str, branch: str, kind: str) -> Remote:
     try:
         with _explained(repo_id):
             try:
-                info = api.repo_info(repo_id, repo_type=kind)
+                info = api.repo_info(repo_id, repo_type=kind, revision=branch)
             except RepositoryNotFoundError:
                 return Remote()
-            try:
-                head = api.repo_info(repo_id, repo_type=kind, revision=branch).sha
             except RevisionNotFoundError:
-                return Remote(exists=True, private=bool(info.private))
-            tree = api.list_repo_tree(repo_id, repo_type=kind, revision=head)
-            return Remote(True, bool(info.private), head, frozenset(entry.path for entry in tree))
+                return Remote(exists=True, private=bool(api.repo_info(repo_id, repo_type=kind).private))
+            files = frozenset(file.rfilename for file in info.siblings or ())
+            return Remote(True, bool(info.private), info.sha, files)
     except PublishError as e:
         return Remote(problem=e)
 
 
 @contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
-    """Turns any failure of the Hub into a PublishError of one line with a remedy."""
+    """Turns any failure of the Hub into a PublishError of one line with a remedy, chosen by the Hub's status."""
     try:
         yield
-    except PublishError:
-        raise
     except Exception as e:  # includes errors of the client's HTTP library, which changes with its version
-        raise PublishError(f'{repo_id}: {_described(e)}. {_remedy(e)}') from e
-
-
-def _remedy(error: BaseException) -> str:
-    """Remedy for an error, chosen by the status of the Hub's answer if there was one."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, HfHubHTTPError):
-        cause = cause.__cause__
-    if cause is None:
-        return f'Check the network, and HF_ENDPOINT, which is {HfApi().endpoint}. {AGAIN}'
-    return REMEDIES.get(cause.response.status_code, AGAIN)
+        answers = [error for error in (e, e.__cause__) if isinstance(error, HfHubHTTPError)]
+        remedy = REMEDIES.get(answers[0].response.status_code, AGAIN) if answers else ''
+        network = f'Check the network, and HF_ENDPOINT, which is {HfApi().endpoint}. {AGAIN}'
+        raise PublishError(f'{repo_id}: {_described(e)}. {remedy or network}') from e
 
 
 def _described(error: BaseException) -> str:
@@ -303,18 +254,11 @@ def describe(upload: Upload) -> str:
         state = 'does not exist, or is private and not open to the token'
     else:
         state = 'private' if remote.private else 'public'
-    at = f', at {remote.head[:8]}' if remote.head else ''
-    lines = [f'{upload.url}, branch {upload.branch}: {state}{at}']
+    lines = [f'{upload.url}, branch {upload.branch}: {state}']
     for name, content in upload.contents.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        lines.append(f'  {name:20}{_human(size):>10}')
+        lines.append(f'  {name:20}{size / 1e6:10.1f} MB' if size >= 1e6 else f'  {name:20}{size / 1e3:10.1f} kB')
     lines += [f'  {name:20}{"":>10}  removed' for name in upload.removed]
     if upload.left_out:
         lines.append(f'Not published: {", ".join(upload.left_out)}')
-    if others := sorted(remote.files - {*upload.contents, *upload.removed}):
-        lines.append(f'In the repository, and left as it is: {", ".join(others)}')
     return '\n'.join(lines)
-
-
-def _human(size: int) -> str:
-    return f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.1f} kB'

@@ -20,12 +20,8 @@ from ..errors import DirectoryError
 from ..network import Xception
 from ..weights.checkpoint_files import ARGUMENTS
 
-WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE = (
-    'model.safetensors',
-    'config.json',
-    'parity.json',
-    'metrics.json',
-)
+WEIGHTS_FILE, CONFIG_FILE = 'model.safetensors', 'config.json'
+PARITY_FILE, METRICS_FILE = 'parity.json', 'metrics.json'
 
 
 def write_model(
@@ -48,10 +44,8 @@ def write_model(
         save_for_hf(
             model,
             part,
-            model_config=dict(model_config),
-            model_args=dict(model_args) or None,
+            **dict(model_config=dict(model_config), model_args=dict(model_args) or None, safe_serialization=True),
             data_config=data_config and dict(data_config),
-            safe_serialization=True,
         )
         _add_header(Path(part) / WEIGHTS_FILE, model)
         config_file = Path(part) / CONFIG_FILE
@@ -140,9 +134,7 @@ def new_directory(directory: Path, marker: str) -> Iterator[Path]:
         if not directory.is_dir():
             raise DirectoryError(f'{directory} is a file. Name a directory.')
         if any(directory.iterdir()) and not (directory / marker).is_file():
-            raise DirectoryError(
-                f'{directory} contains files that are not a conversion or an export. Name another directory.'
-            )
+            raise DirectoryError(f'{directory} contains files that are not a conversion or export. Name another one.')
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
@@ -173,12 +165,12 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
+        if not isinstance(content, dict):
+            raise ValueError(f'it contains a {type(content).__name__}, not an object')
     except FileNotFoundError as e:
         raise DirectoryError(
-            f'{file.parent} has no {file.name}. Name a directory that xception-hub convert wrote.'
+            f'{file.parent} has no {file.name}. Name a directory that convert or finetune wrote.'
         ) from e
     except (OSError, ValueError) as e:
         raise DirectoryError(f'{file} cannot be read as JSON ({e}). Write the directory again.') from e
-    if not isinstance(content, dict):
-        raise DirectoryError(f'{file} contains a {type(content).__name__}, not an object. Write the directory again.')
     return content

@@ -68,7 +68,9 @@ class Runs:
 
     def run(self, name: str, settings: dict[str, Any]) -> str:
         """Trains from settings; returns the last line of the log if that has failed, else ''."""
-        if (self.folder / name / 'metrics.json').is_file() and settings.items() <= self.settings(name).items():
+        if (self.folder / name / 'metrics.json').is_file() and settings.items() <= self.read(
+            name, 'settings.yaml'
+        ).items():
             return ''
         file, log = self.folder / 'settings' / f'{name}.yaml', self.folder / 'logs' / f'{name}.txt'
         file.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -82,21 +84,14 @@ class Runs:
                 env=self.environment,
             ).returncode
         failed = f'FAILED: {"".join(log.read_text().strip().splitlines()[-1:])}' if status else ''
-        said = failed or f'top-1 {self.history(name)[-1]["top1"]:.4f}'
+        said = failed or f'top-1 {self.read(name, "history.json")[-1]["top1"]:.4f}'
         print(f'{name:32} {said:14} {time.monotonic() - started:6.0f} s', flush=True)
         return failed
 
-    def settings(self, name: str) -> dict[str, Any]:
-        """All settings of a run."""
-        return yaml.safe_load((self.folder / name / 'settings.yaml').read_text())
-
-    def metrics(self, name: str) -> dict[str, Any]:
-        """Figures of a run that has ended."""
-        return json.loads((self.folder / name / 'metrics.json').read_text())
-
-    def history(self, name: str) -> list[dict[str, Any]]:
-        """Figures of each epoch of a run that has ended."""
-        return json.loads((self.folder / name / 'history.json').read_text())
+    def read(self, name: str, file: str) -> Any:
+        """A file of a run that has ended: settings.yaml, metrics.json, or history.json with a row for each epoch."""
+        text = (self.folder / name / file).read_text()
+        return json.loads(text) if file.endswith('.json') else yaml.safe_load(text)
 
     def updates(self, name: str) -> int:
         """Updates of the weights in a run."""
@@ -183,7 +178,7 @@ def tried_rates(runs: Runs, name: str, settings: dict[str, Any], rates: Sequence
             failed = runs.run(run, {**settings, 'learning_rate': rate})
             if failed and 'has diverged' not in failed:
                 return None
-            tried[rate] = 0.0 if failed else runs.history(run)[-1]['top1']
+            tried[rate] = 0.0 if failed else runs.read(run, 'history.json')[-1]['top1']
         *_, lower, highest = sorted(tried)
         lowest, factor = min(tried), highest / lower
         beyond = {lowest: lowest / factor, highest: highest * factor} if len(tried) < MOST_RATES else {}
@@ -202,14 +197,16 @@ def collect(runs: Runs, ended: Sequence[tuple[str, int]], tried: Mapping[str, An
     for name, seed in ended:
         run = f'{name}-{seed}'
         if name not in networks:
-            networks[name] = dict(network(runs.settings(run), runs.metrics(run)), tried=tried[name], runs=[])
+            networks[name] = dict(
+                network(runs.read(run, 'settings.yaml'), runs.read(run, 'metrics.json')), tried=tried[name], runs=[]
+            )
         kept = ('epoch', 'learning_rate', 'train_loss', 'loss', 'top1', 'images_per_second')
-        epochs = [{column: row[column] for column in kept} for row in runs.history(run)]
+        epochs = [{column: row[column] for column in kept} for row in runs.read(run, 'history.json')]
         networks[name]['runs'].append(dict(seed=seed, epochs=epochs))
-    metrics = runs.metrics(run)
+    metrics, settings = (runs.read(run, file) for file in ('metrics.json', 'settings.yaml'))
     return dict(
         machine=f'{machine()}, timm {timm.__version__}',
-        settings={setting: value for setting, value in runs.settings(run).items() if setting not in (*OWN, 'output')},
+        settings={setting: value for setting, value in settings.items() if setting not in (*OWN, 'output')},
         train_images=metrics['train_images'],
         updates=runs.updates(run),
         judged_on=metrics['num_samples'],

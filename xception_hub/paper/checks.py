@@ -20,10 +20,6 @@ from .inception import InceptionModule, exchange_order, merge_towers, simplified
 IMAGE_SIZE = 299  # pixels, of the paper's ImageNet experiments
 MODELS = {'Xception': 'xception_paper', 'Inception V3': 'inception_v3'}
 HEAD = 'head'
-INCEPTION_SOURCE = (
-    "the author's version of 9 August 2016 (github.com/fchollet/deep-learning-models, inception_v3.py,\n"
-    'commit cbf97b0), which differs from the published network'
-)
 ROUNDING = 1e-12  # of outputs of about 1 in float64, and far below any other difference
 LINEAR_LAYERS = (nn.Identity, nn.Conv2d, nn.BatchNorm2d)
 
@@ -41,12 +37,10 @@ class Module(NamedTuple):
     """One of the paper's modules, or the head.
 
     Attributes:
-        name: Name in the network.
         layers: Number of convolutional layers, without those of the residual connection.
         separable: Number of depthwise separable layers.
         residual: Whether a residual connection was used and has only linear layers.
-        size: Height of the output map in pixels; 0 if the output is not a map.
-        channels: Number of output channels.
+        size: Height of the output map [B, channels, size, size] in pixels; 0 if the output is not a map.
         parameters: Number of trainable parameters.
         macs: Multiply-adds for one image.
     """
@@ -105,10 +99,9 @@ def count_channels(network: nn.Module) -> int:
 def paper_inception(network: nn.Module) -> Iterator[Step]:
     """Turns timm's Inception V3, in place, into the network whose parameters table 3 counts.
 
-    The paper does not say which implementation it counts. The author's own Keras version from before the paper
-    (INCEPTION_SOURCE) has exactly the paper's number of parameters. It is narrower than the published network in three
-    places, and its convolutions have biases. It also has ReLU before batch normalization, and one other pool: neither
-    has parameters, so both are left as timm has them. The steps name modules as Keras does.
+    The author's own Keras version from before the paper has exactly the paper's number of parameters. It is narrower
+    than the published network in three places, and its convolutions have biases. Its other differences, ReLU before
+    batch normalization and another pool, have no parameters and are left out. The steps name modules as Keras does.
     """
     conv_block = partial(ConvNormAct, padding=0, norm_kwargs=dict(eps=1e-3))
     yield Step("timm's inception_v3", count_parameters(network))
@@ -228,7 +221,7 @@ def count() -> Counts:
 
 @torch.no_grad()
 def difference(one: nn.Module, other: nn.Module, chs: int) -> float:
-    """The largest difference of two networks' outputs for the same image of `chs` channels."""
+    """The largest difference of two networks' outputs for the same maps [1, chs, 9, 9]."""
     x = torch.randn(1, chs, 9, 9, dtype=torch.float64)
     return (one(x) - other(x)).abs().max().item()
 
@@ -245,41 +238,26 @@ def equivalences() -> Iterator[Claim]:
         yield Claim(claim, f'below {ROUNDING:.0e}', f'{found:.1e}', found < ROUNDING)
 
 
-def equal(claim: str, expected: object, found: object) -> Claim:
-    return Claim(claim, expected, found, expected == found)
-
-
 def check(counts: Counts) -> list[Claim]:
     """Checks every claim that counting and computing can check, in the order in which the command prints them."""
     base = [module for module in counts.modules if module.name != HEAD]
     residual = [number for number, module in enumerate(base, start=1) if module.residual]
     in_size = abs(1 - counts.parameters['Xception'] / counts.parameters['Inception V3'])
+    within = f'within {quoted.SIZE_DIFFERENCE:.1%}'
+    macs, gmacs = counts.macs, {name: round(macs / 1e9, 1) for name, macs in counts.macs.items()}
+    keras = 'Keras: parameters of {}, moving statistics included'
+    rows: list[tuple[str, object, object]] = [
+        *((f'table 3: parameters of {name}', quoted.PARAMETERS[name], counts.parameters[name]) for name in MODELS),
+        *((keras.format(name), quoted.KERAS_TOTAL[name], counts.keras_total[name]) for name in MODELS),
+        ('section 3: convolutional layers', quoted.CONV_LAYERS, sum(module.layers for module in base)),
+        ('figure 5: depthwise separable ones', quoted.SEPARABLE_LAYERS, sum(module.separable for module in base)),
+        ('section 3: modules', quoted.MODULES, len(base)),
+        ('section 3: modules with a linear residual connection', quoted.RESIDUAL_MODULES, residual),
+        ("sum of the modules' multiply-adds", macs['Xception'], sum(module.macs for module in counts.modules)),
+        *((f'timm: GMACs of {name}', quoted.TIMM_GMACS[name], gmacs[name]) for name in MODELS),
+    ]
     return [
         *equivalences(),
-        *(equal(f'table 3: parameters of {name}', quoted.PARAMETERS[name], counts.parameters[name]) for name in MODELS),
-        Claim(
-            'section 4.5.2: difference in size',
-            f'within {quoted.SIZE_DIFFERENCE:.1%}',
-            f'{in_size:.2%}',
-            in_size <= quoted.SIZE_DIFFERENCE,
-        ),
-        *(
-            equal(
-                f'Keras: parameters of {name}, moving statistics included',
-                quoted.KERAS_TOTAL[name],
-                counts.keras_total[name],
-            )
-            for name in MODELS
-        ),
-        equal('section 3: convolutional layers', quoted.CONV_LAYERS, sum(module.layers for module in base)),
-        equal('figure 5: depthwise separable ones', quoted.SEPARABLE_LAYERS, sum(module.separable for module in base)),
-        equal('section 3: modules', quoted.MODULES, len(base)),
-        equal('section 3: modules with a linear residual connection', quoted.RESIDUAL_MODULES, residual),
-        equal(
-            "sum of the modules' multiply-adds", counts.macs['Xception'], sum(module.macs for module in counts.modules)
-        ),
-        *(
-            equal(f'timm: GMACs of {name}', quoted.TIMM_GMACS[name], round(counts.macs[name] / 1e9, 1))
-            for name in MODELS
-        ),
+        Claim('section 4.5.2: difference in size', within, f'{in_size:.2%}', in_size <= quoted.SIZE_DIFFERENCE),
+        *(Claim(claim, expected, found, expected == found) for claim, expected, found in rows),
     ]

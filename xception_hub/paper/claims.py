@@ -1,16 +1,16 @@
-"""Each sentence of the paper with a number or a comparison in it, and what becomes of it here."""
+"""Each statement of the paper with a number or a comparison, and its result in this project."""
 
 from typing import NamedTuple
 
 from . import quoted as q
 
-# What becomes of a sentence, and what that means.
+# Kind of result -> its meaning.
 HOW = {
-    'reproduced': 'this project does or computes the same, and a test holds it to that',
-    'counted': 'the command counts it on the network, and says whether it holds',
-    'small scale': 'measured here, on a much smaller scale than that of the paper',
-    'quoted': 'not measured here',
-    'read from a curve': 'the text of the paper does not say it',
+    'reproduced': 'this project does or computes the same, and a test asserts it',
+    'counted': 'the command counts it on the network, and checks it',
+    'small scale': 'measured at a much smaller scale than that of the paper',
+    'quoted': 'not measured',
+    'read from a curve': 'visible in a figure; the text of the paper does not state it',
 }
 
 
@@ -50,7 +50,7 @@ SENTENCES = [
              f'every {q.DECAY_EPOCHS} epochs', 'reproduced'),
     Sentence('4.2', f'JFT: RMSprop, momentum {q.MOMENTUM}, learning rate {q.JFT_LEARNING_RATE}, '
              f'times {q.JFT_DECAY_RATE} every {q.JFT_DECAY_IMAGES:,} images', 'reproduced'),
-    Sentence('4.2', 'all networks are judged with averages of their weights', 'reproduced'),
+    Sentence('4.2', 'all networks are evaluated with averages of their weights', 'reproduced'),
     Sentence('4.3', f'weight decay {q.WEIGHT_DECAY["Xception"]:g} for Xception, '
              f'{q.WEIGHT_DECAY["Inception V3"]:g} for Inception V3', 'reproduced'),
     Sentence('4.3', f'dropout of {q.DROPOUT} before the classifier on ImageNet, none on JFT', 'reproduced'),

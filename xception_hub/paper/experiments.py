@@ -1,4 +1,4 @@
-"""What is trained to look at the paper's figures: the networks, the scales, and the claims that they bear on."""
+"""The networks that the ablations train, their scales, and the claims of the paper that they test."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,23 +12,14 @@ ScaleName = Literal['small', 'gpu', 'paper']
 
 @dataclass(frozen=True)
 class Network:
-    """A network, by what it has beside the scale.
-
-    Attributes:
-        label: Name for the reader.
-        args: Arguments of the model.
-        width: Width beside that of the experiment.
-        model: timm's name.
-        weight_decay: Weight decay of the paper.
-        min_image_size: Smallest height and width of the images in pixels, where a scale has smaller ones.
-    """
+    """What distinguishes a network from others at the same scale."""
 
     label: str
-    args: dict[str, Any] = field(default_factory=dict)
-    width: float = 1.0
+    args: dict[str, Any] = field(default_factory=dict)  # of the model
+    width: float = 1.0  # factor of the width of the experiment
     model: str = 'xception_paper'
     weight_decay: float = quoted.WEIGHT_DECAY['Xception']
-    min_image_size: int = 0
+    min_image_size: int = 0  # height and width in pixels, where a scale has smaller ones
 
 
 FIGURES = {
@@ -77,23 +68,14 @@ EQUAL = {
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of an experiment.
+    """The size of an experiment."""
 
-    Attributes:
-        settings: Settings of finetune.py on top of the recipe paper-imagenet.
-        widths: Width of each experiment; 1.0 is the paper's.
-        rates: Learning rates to choose from for each network; empty for the paper's.
-        jobs: Runs at the same time.
-        train_images: Images that a network of an experiment is trained on, drawn anew for each seed; by default all.
-        by_accelerate: Whether a run takes all devices that `accelerate config` names.
-    """
-
-    settings: dict[str, Any]
-    widths: dict[str, float]
-    rates: tuple[float, ...]
-    jobs: int
-    train_images: dict[str, int] = field(default_factory=dict)
-    by_accelerate: bool = False
+    settings: dict[str, Any]  # of finetune.py, on top of the recipe paper-imagenet
+    widths: dict[str, float]  # of each experiment; 1.0 is the paper's
+    rates: tuple[float, ...]  # learning rates to choose from for each network; empty for the paper's
+    jobs: int  # runs at the same time
+    train_images: dict[str, int] = field(default_factory=dict)  # of each experiment, new for each seed; by default all
+    by_accelerate: bool = False  # whether a run takes all devices that `accelerate config` names
 
 
 # An image is seen once. The averages of the weights reach over 100 updates, and the rate falls to zero.
@@ -117,7 +99,7 @@ SCALES = {
     'paper': Scale(dict(image_size=299, scan=False), dict.fromkeys(WIDTHS, 1.0), (), jobs=1, by_accelerate=True),
 }
 MOST_RATES = 5  # a rate beyond those given is tried where the best one is the highest or the lowest
-# Of the runs that choose a rate: a seed that is not judged, and images kept aside from training.
+# The runs that choose a rate have a seed that is not evaluated, and images kept aside from training.
 TUNING: dict[str, Any] = dict(seed=1000, validation_split='', validation_share=0.05)
 TUNING_IMAGES = dict(figures=9_600, spectrum=6_400)
 

@@ -2,9 +2,9 @@
 
 - Figure 1, an Inception V3 module: `InceptionModule(in_chs)`.
 - Figure 2, towers that are all a 1x1 and a 3x3 convolution: `InceptionModule(in_chs, simplified_towers(count, width))`.
-- Figure 3, which computes the same as figure 2: one large 1x1, then a 3x3 for each segment of its channels.
-  `SegmentTowers` has the towers of the drawing, `SeparableConv2d` only two convolutions.
-- Figure 4, the "extreme" module: figure 3 with one segment per channel.
+- Figure 3, which computes the same as figure 2: one large 1x1, then a 3x3 for each segment of its channels, in two
+  convolutions: `SeparableConv2d(in_chs, out_chs, segments=count, order='pointwise_first')`.
+- Figure 4, the "extreme" module: figure 3 with one segment per channel (`segments=None`).
 - The depthwise separable convolution, Xception's building block: figure 4 in the other order.
 
 Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357, sections 1.1
@@ -18,17 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..layers import SeparableConv2d, check_argument, checked_segments
+from ..layers import SeparableConv2d, check_argument
 
-__all__ = [
-    'FIGURE_1',
-    'InceptionModule',
-    'SegmentTowers',
-    'exchange_order',
-    'merge_segments',
-    'merge_towers',
-    'simplified_towers',
-]
+__all__ = ['FIGURE_1', 'InceptionModule', 'exchange_order', 'merge_towers', 'simplified_towers']
 
 TowerLayer = tuple[int, int] | str  # (kernel size, width) of a convolution, or 'avg_pool'
 Towers = Sequence[Sequence[TowerLayer]]
@@ -99,25 +91,6 @@ class InceptionModule(nn.Module):
         return torch.cat([tower(x) for tower in self.towers], 1)  # [B, out_chs, H, W]
 
 
-class SegmentTowers(nn.Module):
-    """Figures 3 and 4 as drawn: a 1x1 convolution, then a 3x3 convolution for each segment of its channels.
-
-    It takes the arguments of `SeparableConv2d`, and computes the same as that in the order 'pointwise_first'.
-    """
-
-    def __init__(self, in_chs: int, out_chs: int, segments: int | None = None, act: nn.Module | None = None) -> None:
-        super().__init__()
-        segments = checked_segments(in_chs, out_chs, segments, 'pointwise_first', act)
-        width = out_chs // segments
-        self.conv_pw = nn.Conv2d(in_chs, out_chs, 1, bias=False)
-        self.act = act or nn.Identity()
-        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(segments))
-
-    def forward(self, x: Tensor) -> Tensor:  # [B, in_chs, H, W]
-        parts = self.act(self.conv_pw(x)).chunk(len(self.convs), 1)  # each [B, out_chs / segments, H, W]
-        return torch.cat([conv(part) for conv, part in zip(self.convs, parts)], 1)
-
-
 def merge_towers(module: InceptionModule) -> nn.Sequential:
     """Turns figure 2 into figure 3, its strictly equivalent form. The towers must be those of `simplified_towers`.
 
@@ -140,17 +113,6 @@ def merge_towers(module: InceptionModule) -> nn.Sequential:
     for target, layer in ((conv.conv_pw, '0.0'), (conv.act, '0.1'), (conv.conv_dw, '1.0'), (norm_act, '1.1')):
         target.load_state_dict(_side_by_side(tower.get_submodule(layer) for tower in module.towers))
     return merged
-
-
-def merge_segments(module: SegmentTowers) -> SeparableConv2d:
-    """Turns figure 3 or 4 as drawn into two convolutions that compute the same, with a copy of the weights."""
-    conv_pw, act = copy.deepcopy((module.conv_pw, module.act))
-    merged = SeparableConv2d(
-        conv_pw.in_channels, conv_pw.out_channels, segments=len(module.convs), order='pointwise_first', act=act
-    )
-    merged.conv_pw = conv_pw
-    merged.conv_dw.to(conv_pw.weight).load_state_dict(_side_by_side(module.convs))
-    return merged.train(module.training)
 
 
 def exchange_order(stack: Sequence[SeparableConv2d], act: nn.Module | None = None) -> nn.Sequential:

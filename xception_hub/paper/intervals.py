@@ -48,11 +48,11 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
             continue
         mean, low, high = (100 * value for value in interval(points))
         if not (low > 0 or high < 0):
-            verdict = 'not decided'
+            verdict = 'undecided'
         elif claim in EQUAL:
             verdict = f'{pair[low < 0]} is better'
         else:
-            verdict = 'so it is here' if low > 0 else 'THE OPPOSITE here'
+            verdict = 'confirmed' if low > 0 else 'contradicted'
         lines.append(
             f'{claim}: {verdict} ({mean:+.1f} points, {CONFIDENCE:.0%} interval {low:+.1f} to {high:+.1f}, '
             f'{len(points)} seeds)'

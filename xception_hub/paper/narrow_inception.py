@@ -50,24 +50,19 @@ class NarrowInceptionV3(InceptionV3):
                 layer.out_channels = narrow(layer.out_channels)
                 if layer is not self.Conv2d_1a_3x3.conv:
                     layer.in_channels = narrow(layer.in_channels)
-                _keep(layer, layer.out_channels, layer.in_channels)
+                part: tuple[slice, ...] = (slice(layer.out_channels), slice(layer.in_channels))
             elif isinstance(layer, nn.BatchNorm2d):
                 layer.num_features = narrow(layer.num_features)
-                _keep(layer, layer.num_features)
+                part = (slice(layer.num_features),)
+            else:
+                continue
+            for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
+                if tensor.dim():  # initial values are all drawn alike, so the first ones do
+                    tensor.data = tensor.data[part].clone()
         for info in self.feature_info:
             info['num_chs'] = narrow(info['num_chs'])
         self.num_features: int = narrow(self.num_features)
         self.reset_classifier(self.num_classes)
-
-
-def _keep(layer: nn.Module, *widths: int) -> None:
-    """Leaves the first channels of all tensors of a layer, whose initial values are all drawn alike."""
-    part = tuple(map(slice, widths))
-    for name, parameter in layer.named_parameters(recurse=False):
-        setattr(layer, name, nn.Parameter(parameter.detach()[part].clone()))
-    for name, buffer in layer.named_buffers(recurse=False):
-        if buffer.dim():
-            setattr(layer, name, buffer[part].clone())
 
 
 @register_model

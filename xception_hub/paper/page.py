@@ -37,14 +37,9 @@ COLOURS = {getattr(drawing, name): f'var(--{name.lower()})' for name in (
 )}  # fmt: skip
 
 
-def as_svg(figure: Figure, salt: str) -> str:
-    """A picture as SVG, with text as text and colours as CSS variables. Of its ids, those of named layers are left.
-
-    Args:
-        figure: The picture.
-        salt: Text that no other picture of the page has, for the ids of its clipping paths.
-    """
-    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': salt}):
+def as_svg(figure: Figure) -> str:
+    """A picture as SVG, with text as text and colours as CSS variables. Its only ids are those of named layers."""
+    with matplotlib.rc_context({'svg.fonttype': 'none'}):
         none = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
         figure.savefig(file := io.StringIO(), format='svg', metadata=none)
     svg = file.getvalue()
@@ -64,12 +59,12 @@ def modules() -> Iterator[tuple[str, dict[str, Any]]]:
     """Figures 1 and 2, and the module of each setting, by 'segments/order/activation'."""
     for name, towers in TOWERS.items():
         inception = InceptionModule(CHANNELS, towers)
-        svg = as_svg(drawing.draw_inception(inception, page=PAGE), name)
+        svg = as_svg(drawing.draw_module(inception, page=PAGE))
         yield name, dict(svg=svg, **count(inception, MAP_SIZE, CHANNELS))
     for segments, order, (name, act) in itertools.product(CHOICES, ORDERS, ACTIVATIONS.items()):
         module = SeparableConv2d(CHANNELS, CHANNELS, segments=segments, order=order, act=act() if act else None)
         key = f'{segments}/{order}/{name}'
-        svg = as_svg(drawing.draw_segments(module, page=PAGE, most=MOST), key)
+        svg = as_svg(drawing.draw_module(module, page=PAGE, most=MOST))
         yield key, dict(svg=svg, **count(module, MAP_SIZE, CHANNELS))
 
 
@@ -103,10 +98,10 @@ def figure_5() -> dict[str, Any]:
     sizes = drawing.map_sizes(network, IMAGE_SIZE)
     names = {module: name for name, module in network.named_modules() if module in sizes}
     columns, drawn = [], dict[nn.Module, str]()
-    for number, parts in enumerate(drawing.columns_of(network)):
-        sheet = drawing.Drawing(drawing.COLUMN + 2 * drawing.MARGIN, names)
-        drawing.draw_column(sheet, drawing.MARGIN, parts, sizes)
-        columns.append(svg := as_svg(sheet.finish(None), f'column {number}'))
+    for parts in drawing.columns_of(network, sizes, names):
+        sheet = drawing.Sheet(drawing.COLUMN + 2 * drawing.MARGIN)
+        sheet.column(parts, drawing.MARGIN + drawing.COLUMN - drawing.STACK, drawing.MARGIN, drawing.STACK, [])
+        columns.append(svg := as_svg(sheet.finish()))
         drawn |= {layer: name for layer, name in names.items() if f'id="{name}"' in svg}
     return dict(columns=columns, layers=dict(layers(network, drawn, sizes)))
 

@@ -4,8 +4,6 @@ Source: François Chollet, "Xception: Deep Learning with Depthwise Separable Con
 two tables are published by Keras and timm, not by the paper.
 """
 
-from typing import Any
-
 PAPER = 'arXiv:1610.02357v3'
 
 # Section 3 and figure 5
@@ -36,13 +34,6 @@ JFT = {'Inception V3': (6.36, 6.50), 'Xception': (6.70, 6.78)}
 PROFILES = {6: 'ImageNet', 7: 'JFT without fully connected layers', 8: 'JFT with fully connected layers'}
 JFT_GAIN = 0.043  # section 4.5.1, with fully connected layers
 
-# Figures 9 and 10 are curves without numbers; these are their verdicts
-VERDICTS = {
-    'figure 9': 'residual connections are "clearly essential", for convergence and final accuracy',
-    'figure 10': 'no activation between depthwise and pointwise convolution is best (section 4.7);\n'
-    '           that ReLU is above ELU is read from the curves, the text does not say it',
-}
-
 # Section 4.1
 JFT_IMAGES, JFT_CLASSES = 350_000_000, 17_000
 FAST_EVAL_IMAGES, FAST_EVAL_CLASSES, FAST_EVAL_LABELS = (
@@ -65,17 +56,3 @@ DROPOUT = 0.5  # on ImageNet; none on JFT
 # Published by Keras (keras.applications, "Total params") and timm (results/, GMACs at 299 pixels), not by the paper
 KERAS_TOTAL = {'Xception': 22_910_480, 'Inception V3': 23_851_784}
 TIMM_GMACS = {'Xception': 8.4, 'Inception V3': 5.7}
-
-
-def as_json() -> dict[str, Any]:
-    """Tables 1 to 3 and the verdicts of figures 9 and 10."""
-    return {
-        'source': PAPER,
-        'table 1, ImageNet': {name: {'top-1': top1, 'top-5': top5} for name, (top1, top5) in IMAGENET.items()},
-        'table 2, JFT, FastEval14k MAP@100': {
-            name: {'without FC layers': without, 'with FC layers': with_} for name, (without, with_) in JFT.items()
-        },
-        'table 3, parameters': PARAMETERS,
-        'table 3, steps/s': {**STEPS_PER_SECOND, 'on': STEPS_ON},
-        'verdicts': VERDICTS,
-    }

@@ -4,9 +4,8 @@ The steps per second depend on the machine. Only their ratio can be compared wit
 """
 
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import timm
 import torch
@@ -19,58 +18,8 @@ from . import quoted
 from .checks import IMAGE_SIZE, MODELS
 
 MIN_IMAGE_SIZE = 75  # pixels; below it, Inception V3 has no last map (Xception takes 71)
-MIN_BATCH_SIZE = 2  # batch normalization cannot normalize a single value
 NUM_CLASSES = 1000
 DEFAULTS = {'cpu': (8, 1), 'cuda': (32, 10)}  # images in a batch, steps in a repeat
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is measured.
-
-    Attributes:
-        image_size: Height and width of the images in pixels.
-        batch_size: Number of images in a training step.
-        repeats: Number of timed repeats, after one that is not counted. The networks take turns in each.
-        steps: Number of training steps in a repeat.
-
-    Raises:
-        ValueError: A value is too small.
-    """
-
-    image_size: int
-    batch_size: int
-    repeats: int
-    steps: int
-
-    def __post_init__(self) -> None:
-        for name, minimum, reason in (
-            ('image_size', MIN_IMAGE_SIZE, ' pixels, the least that Inception V3 takes'),
-            ('batch_size', MIN_BATCH_SIZE, ', for batch normalization needs more than one image'),
-            ('repeats', 1, ''),
-            ('steps', 1, ''),
-        ):
-            value = getattr(self, name)
-            if value < minimum:
-                raise ValueError(f'{name}={value!r} is not possible: it must be at least {minimum}{reason}.')
-
-
-class Speed(NamedTuple):
-    """The result of a measurement.
-
-    Attributes:
-        machine: Device, threads and version of torch.
-        workload: What was measured.
-        steps_per_second: Median of the repeats for each network of `MODELS`.
-        ratio: Xception's median divided by Inception V3's.
-        ratio_range: Lowest and highest ratio of a repeat. They are far apart on a busy machine.
-    """
-
-    machine: str
-    workload: Workload
-    steps_per_second: dict[str, float]
-    ratio: float
-    ratio_range: tuple[float, float]
 
 
 def device() -> torch.device:
@@ -78,55 +27,57 @@ def device() -> torch.device:
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def workload(
-    image_size: int = IMAGE_SIZE, batch_size: int | None = None, repeats: int = 5, steps: int | None = None
-) -> Workload:
-    """Makes a workload; None stands for the default of the device."""
-    default_batch_size, default_steps = DEFAULTS[device().type]
-    return Workload(
-        image_size,
-        default_batch_size if batch_size is None else batch_size,
-        repeats,
-        default_steps if steps is None else steps,
-    )
-
-
 def machine() -> str:
     """Describes the device in one line."""
     return f'{device_model(device())}, torch {torch.__version__}'
 
 
-class Training:
-    """A network with the paper's SGD and a batch of noise, in channels last and float32."""
+def training_step(name: str, image_size: int, batch_size: int) -> Callable[[], None]:
+    """A step of the paper's SGD for a network of `MODELS`, on noise [B, 3, H, W] in channels last and float32."""
+    network = timm.create_model(MODELS[name], pretrained=False, drop_rate=quoted.DROPOUT)
+    network.to(device(), memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=quoted.LEARNING_RATE, momentum=quoted.MOMENTUM, weight_decay=quoted.WEIGHT_DECAY[name]
+    )
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device())
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(NUM_CLASSES, (batch_size,), device=device())
 
-    def __init__(self, name: str, workload: Workload) -> None:
-        self.network = timm.create_model(MODELS[name], pretrained=False, drop_rate=quoted.DROPOUT)
-        self.network.to(device(), memory_format=torch.channels_last).train()
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=quoted.LEARNING_RATE,
-            momentum=quoted.MOMENTUM,
-            weight_decay=quoted.WEIGHT_DECAY[name],
-        )
-        shape = (workload.batch_size, 3, workload.image_size, workload.image_size)
-        self.images = torch.randn(shape, device=device()).contiguous(memory_format=torch.channels_last)
-        self.labels = torch.randint(NUM_CLASSES, shape[:1], device=device())
+    def step() -> None:
+        F.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-    def step(self) -> None:
-        """Takes one training step: forward, backward, update."""
-        loss = F.cross_entropy(self.network(self.images), self.labels)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    return step
 
 
-def measure(workload: Workload) -> Speed:
-    """Measures both networks, which take turns."""
-    steps = {name: timed(Training(name, workload).step, device(), workload.steps) for name in MODELS}
-    taken = rounds(steps, workload.repeats)
-    medians = {name: 1 / statistics.median(seconds) for name, seconds in taken.items()}
-    ratios = [ratio({name: 1 / taken[name][repeat] for name in MODELS}) for repeat in range(workload.repeats)]
-    return Speed(machine(), workload, medians, ratio(medians), (min(ratios), max(ratios)))
+def measure(
+    image_size: int = IMAGE_SIZE, batch_size: int | None = None, repeats: int = 5, steps: int | None = None
+) -> dict[str, Any]:
+    """Measures both networks, which take turns.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        batch_size: Number of images in a training step; None for the default of the device.
+        repeats: Number of timed repeats, after one that is not counted.
+        steps: Number of training steps in a repeat; None for the default of the device.
+
+    Returns:
+        The settings, the machine, the median steps per second of each network, their ratio, and the lowest and highest
+        ratio of a repeat, which are far apart on a busy machine.
+    """
+    batch_size, steps = batch_size or DEFAULTS[device().type][0], steps or DEFAULTS[device().type][1]
+    contenders = {name: timed(training_step(name, image_size, batch_size), device(), steps) for name in MODELS}
+    taken = rounds(contenders, repeats)
+    speeds = {name: 1 / statistics.median(seconds) for name, seconds in taken.items()}
+    ratios = [ratio(dict(zip(MODELS, [1 / value for value in seconds]))) for seconds in zip(*taken.values())]
+    return dict(
+        settings=dict(image_size=image_size, batch_size=batch_size, repeats=repeats, steps=steps),
+        machine=machine(),
+        steps_per_second=speeds,
+        ratio=ratio(speeds),
+        ratio_range=(min(ratios), max(ratios)),
+    )
 
 
 def ratio(speeds: Mapping[str, float]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from .experiments import ACTIVATIONS, FIGURES, SEGMENTS
 from .intervals import CONFIDENCE, differences, interval, top1
@@ -99,16 +99,14 @@ def column(ax: Axes, x: float, values: Sequence[float], colour: str, label: str 
     ax.errorbar(x + 0.06, mean, error, fmt='_', color=colour, markersize=14, capsize=4, linewidth=1.8, label=label)
 
 
-def name_columns(ax: Axes, names: Sequence[str]) -> None:
-    ax.xaxis.set_major_locator(FixedLocator(range(len(names))))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticklabels(names, fontsize=8)
-    ax.set_xlim(-0.5, len(names) - 0.5)
-
-
-def zero_in_the_middle(ax: Axes, points: Sequence[float]) -> None:
-    reach = max(LEAST_RANGE, *(1.15 * abs(value) for value in points))
-    ax.set_ylim(-reach, reach)
+def finish(accuracy: Axes, difference: Axes, columns: Sequence[Sequence[str]], title: str) -> None:
+    """Names the columns of both axes, and puts zero in the middle of that of differences."""
+    for ax, names in zip((accuracy, difference), columns):
+        ax.set_xticks(range(len(names)), names, fontsize=8)
+        ax.set_xlim(-0.5, len(names) - 0.5)
+    reach = max(LEAST_RANGE, 1.15 * max(map(abs, difference.dataLim.intervaly)))  # of values and intervals
+    difference.set_ylim(-reach, reach)
+    difference.set_title(title, fontsize=9)
 
 
 def compared(found: Mapping[str, Any], names: Sequence[str], accuracy: Axes, difference: Axes) -> None:
@@ -116,32 +114,22 @@ def compared(found: Mapping[str, Any], names: Sequence[str], accuracy: Axes, dif
     first, *others = names
     for x, name in enumerate(names):
         column(accuracy, x, list(top1(found, name).values()), COLOURS[name])
-    points = {name: [100 * value for value in differences(found, first, name)] for name in others}
     for x, name in enumerate(others):
-        column(difference, x, points[name], COLOURS[name])
-    zero_in_the_middle(difference, [bound for values in points.values() for bound in _shown(values)])
-    difference.set_title(f'{FIGURES[first].label} minus the other, in points', fontsize=9)
-    name_columns(accuracy, [FIGURES[name].label for name in names])
-    name_columns(difference, [FIGURES[name].label for name in others])
+        column(difference, x, [100 * value for value in differences(found, first, name)], COLOURS[name])
+    labels = [FIGURES[name].label for name in names]
+    finish(accuracy, difference, (labels, labels[1:]), f'{labels[0]} minus the other, in points')
 
 
 def spectrum(found: Mapping[str, Any], accuracy: Axes, difference: Axes) -> None:
     """With and without ReLU, by the number of segments; and what ReLU changes."""
-    points = []
     for x, name in enumerate(SEGMENTS):
         for offset, suffix, label in ((-0.15, '', 'no activation in between'), (0.15, '_relu', 'ReLU in between')):
             values = list(top1(found, name + suffix).values())
             column(accuracy, x + offset, values, COLOURS[suffix], label if x == 0 else '')
-        points.append([100 * value for value in differences(found, f'{name}_relu', name)])
-        column(difference, x, points[-1], COLOURS['_relu'])
-    zero_in_the_middle(difference, [bound for values in points for bound in _shown(values)])
+        points = [100 * value for value in differences(found, f'{name}_relu', name)]
+        column(difference, x, points, COLOURS['_relu'])
     accuracy.legend(fontsize=8, frameon=False, loc='lower right')
-    difference.set_title('ReLU minus no activation, in points', fontsize=9)
+    labels = ['one per\nchannel' if number is None else str(number) for number, _ in SEGMENTS.values()]
+    finish(accuracy, difference, (labels, labels), 'ReLU minus no activation, in points')
     for ax in (accuracy, difference):
-        name_columns(ax, ['one per\nchannel' if number is None else str(number) for number, _ in SEGMENTS.values()])
         ax.set_xlabel('segments', fontsize=8)
-
-
-def _shown(values: Sequence[float]) -> list[float]:
-    """What an axis has to reach: the values, and the ends of their interval."""
-    return [value for value in (*values, *interval(values)) if math.isfinite(value)]
