@@ -199,7 +199,6 @@ def launch(model: str, host: str | None = None, port: int | None = None, engine:
 @exits_with_message()
 def main(
     model: str,
-    /,
     *,
     host: str | None = None,
     port: Annotated[int | None, Parameter(validator=Number(gte=1, lte=65535))] = None,

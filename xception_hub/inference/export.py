@@ -164,7 +164,6 @@ def described(model: TimmModel, source: str, transforms: Transforms, format: str
 @exits_with_message(OSError)
 def main(
     model: str,
-    /,
     *,
     format: Literal['onnx', 'openvino', 'torch-export', 'aoti', 'executorch'],
     output: Annotated[Path, Parameter(alias='-o')],
