@@ -35,7 +35,6 @@ RECIPES = ['finetune.py', 'hubconf.py', 'conversion', 'benchmarks', 'examples']
 # Heavy packages -> the parts and recipes that may import them, at the top of a module or when they are called.
 HEAVY = {
     'accelerate': {'training'},
-    'captum': {'inference'},
     'datasets': {'data', 'examples', 'benchmarks'},
     'torchmetrics': {'training'},
     'h5py': {'porting'},

@@ -93,7 +93,7 @@ def main(
         output: Directory for the pictures: one PNG per photo, with its name.
         top: Number of most probable classes to explain.
         classes: Class to explain instead, by its name or number. Repeat the option for several classes.
-        method: gradcam, integrated-gradients or deeplift. The last two need captum.
+        method: gradcam or integrated-gradients.
         raw: Save the maps, too: one .npy per photo, [classes, height, width] in logits.
         image_size: Height and width of the images in pixels. By default the model's own size.
         device: Device of the network: cpu, cuda or mps. By default a GPU, if there is one.

@@ -165,7 +165,7 @@ def described(model: TimmModel, source: str, transforms: Transforms, format: str
 def main(
     model: str,
     *,
-    format: Literal['onnx', 'openvino', 'torch-export', 'aoti', 'executorch'],
+    format: Literal['onnx', 'openvino', 'torch-export', 'executorch'],
     output: Annotated[Path, Parameter(alias='-o')],
     precision: Literal['fp32', 'bf16', 'int8'] = 'fp32',
     image_size: int | None = None,
@@ -176,11 +176,11 @@ def main(
 
     Args:
         model: Directory that finetune or convert wrote, or a name for timm.create_model.
-        format: onnx for ONNX Runtime, openvino for Intel's CPUs, torch-export for torch.export.load, aoti for machine
-            code of this kind of CPU, executorch for phones.
+        format: onnx for ONNX Runtime, openvino for Intel's CPUs, torch-export for torch.export.load, executorch for
+            phones.
         output: Directory to write: the model's file, export.json, and README.md with code that runs the file. An
             earlier export in it is replaced.
-        precision: fp32, bf16 (openvino, torch-export, aoti) or int8 (onnx, openvino).
+        precision: fp32, bf16 (openvino, torch-export) or int8 (onnx, openvino).
         image_size: Height and width of the images in pixels. By default the model's own size.
         images: Folder of photos for the comparison. By default the calibration photos, else one photo from Matplotlib.
         calibration: Folder of photos that set the ranges of int8: 100 to 300, like those that the model will classify.

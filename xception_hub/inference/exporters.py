@@ -217,14 +217,6 @@ def _load_torch_export(path: Path, precision: str) -> Function:
     return torch.export.load(path).module()
 
 
-def _write_aoti(content: Content, path: Path) -> None:
-    torch._inductor.aoti_compile_and_package(content.program, package_path=str(path))
-
-
-def _load_aoti(path: Path, precision: str) -> Function:
-    return torch._inductor.aoti_load_package(str(path))
-
-
 def _write_executorch(content: Content, path: Path) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -249,7 +241,6 @@ FORMATS = {
         '.xml', _write_openvino, _load_openvino, (*ONNX, 'openvino'), 'export', ('fp32', 'bf16', 'int8'), casts=False
     ),
     'torch-export': Format('.pt2', _write_torch_export, _load_torch_export),
-    'aoti': Format('.pt2', _write_aoti, _load_aoti),
     'executorch': Format(
         '.pte',
         _write_executorch,

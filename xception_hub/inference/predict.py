@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
-from PIL import Image
 from tqdm import tqdm
 
 from ..allocator import keep_freed_memory
 from ..data.data_settings import DataSettings
 from ..data.folders import read_folder
-from ..errors import DataError, ImageError, SettingsError, exits_with_message, printable, printable_lines
-from ..images import IMAGE_SUFFIXES, open_image
+from ..errors import DataError, SettingsError, exits_with_message, printable, printable_lines
+from ..images import IMAGE_SUFFIXES
 from ..interrupt import INTERRUPTED
 from . import prediction_tables
 from .predictor import EAGER, Predictor, digest
@@ -42,8 +41,8 @@ class Files:
         DataError: A name is not UTF-8.
     """
 
-    def __init__(self, paths: Sequence[str], grey_maximum: int | None) -> None:
-        self.paths, self.grey_maximum = paths, grey_maximum
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
         for path in paths:
             if path != path.encode(errors='replace').decode():
                 raise DataError(f'{path!r} is not UTF-8, which no table can hold: rename the file.')
@@ -65,9 +64,6 @@ class Files:
 
     def cell_name(self, index: int, cell: str) -> str:
         return cell
-
-    def image(self, index: int, min_side: int, cell: str) -> Image.Image:
-        return open_image(cell, min_side, self.grey_maximum)
 
 
 def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list['Files | Split'], list[str]]:
@@ -101,7 +97,7 @@ def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list['Files
         else:
             raise DataError(f'There is no {text}.')
     if files:
-        found.insert(0, Files(files, settings.grey_maximum))
+        found.insert(0, Files(files))
     if not any(len(part) for part in found):
         raise DataError(f'{", ".join(paths)}: no image. {" ".join(notes)}'.strip())
     return found, notes
@@ -139,23 +135,16 @@ def predict(predictor: Predictor, splits: Sequence['Files | Split'], indices: ra
     """
     names: deque[str] = deque()
 
-    def images() -> Iterator[tuple[Any, int, Any]]:
+    def images() -> Iterator[Any]:
         first = 0
         for split in splits:
             for index in range(max(indices.start - first, 0), min(indices.stop - first, len(split))):
                 cell = split.cell(index)
                 names.append(split.cell_name(index, cell))
-                yield split, index, cell
+                yield cell
             first += len(split)
 
-    def opened(image: tuple[Any, int, Any]) -> Image.Image:
-        split, index, cell = image
-        try:
-            return split.image(index, predictor.loaded.transforms.min_side, cell)
-        except ImageError as e:
-            raise ImageError(str(e).removeprefix(f'{split.cell_name(index, cell)}: ')) from e
-
-    for row in predictor.predict(images(), opened):
+    for row in predictor.predict(images()):
         yield dict(file=names.popleft(), **row)
 
 

@@ -120,20 +120,17 @@ class Predictor:
         """Returns the function of images [N] to columns [N], for `pyspark.ml.functions.predict_batch_udf`."""
         return self.columns_of
 
-    def predict(
-        self, images: Iterable[Any], opened: Callable[[Any], Image.Image] | None = None
-    ) -> Iterator[dict[str, Any]]:
+    def predict(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Yields a row for each image, in order: a cell for each of `columns`, or the reason in `error`.
 
         Args:
             images: Paths, contents of files, Pillow images, uint8 arrays [H, W, 3], or dicts with `bytes` or `path` as
                 in `datasets`. The iterable is read only as far as needed. A single image gives one row.
-            opened: Function that opens an image in a thread instead. It raises an ImageError for a bad image.
 
         Raises:
             ModelError: The model cannot be used.
         """
-        prepared = Prepared(self, opened)
+        prepared = Prepared(self)
         is_single = isinstance(images, SINGLE) or (isinstance(images, np.ndarray) and images.ndim == 3)
         remaining = iter([images] if is_single else images)
         pending: deque[list[Future[Tensor | str]]] = deque()
@@ -273,16 +270,15 @@ class Predictor:
 class Prepared:
     """Converts an image to uint8 pixels [3, H, W], or returns the reason why it is bad."""
 
-    def __init__(self, predictor: Predictor, opened: Callable[[Any], Image.Image] | None = None) -> None:
-        transforms = predictor.loaded.transforms
-        self.transform, self.min_side = transforms.pixels(), transforms.min_side
-        self.opened = opened or (lambda image: _open(image, transforms))
+    def __init__(self, predictor: Predictor) -> None:
+        self.transforms = predictor.loaded.transforms
+        self.transform = self.transforms.pixels()
 
     def __call__(self, image: Any) -> Tensor | str:  # [3, H, W] or the reason
         try:
-            found = self.opened(image)
+            found = _open(image, self.transforms)
             shorter, longer = sorted(found.size)
-            if longer / shorter * self.min_side**2 > MAX_PIXELS:  # as resizing would make it
+            if longer / shorter * self.transforms.min_side**2 > MAX_PIXELS:  # as resizing would make it
                 return f'{found.width}x{found.height} pixels, which are too narrow'
             return self.transform(found)
         except ImageError as e:
@@ -291,7 +287,11 @@ class Prepared:
 
 def _open(image: Any, transforms: Transforms) -> Image.Image:
     if isinstance(image, Mapping):
-        image = image.get('path') if image.get('bytes') is None else image['bytes']
+        cell, image = image, image.get('path') if image.get('bytes') is None else image['bytes']
+        if isinstance(image, str) and '://' in image:
+            from ..data.labelled import content  # with packages that other images do without
+
+            image = content(dict(cell))
     if image is None:
         raise ImageError('no image in this row')
     if isinstance(image, (bytearray, memoryview)):
