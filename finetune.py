@@ -7,28 +7,25 @@ clone: accelerate launch finetune.py.
 """
 
 import math
-import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from threading import Event
-from typing import Annotated
 
 import torch
-from cyclopts import App, Parameter
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from xception_hub.errors import Diverged, ImageError, ResumeError, exits_with_message
+from xception_hub.errors import Diverged, ResumeError
 from xception_hub.models import classifier
 from xception_hub.models.build import TimmModel, Transforms, build
 from xception_hub.models.matching import Selected, for_evaluation
 from xception_hub.training import batch_norm, processes, results, run_checkpoints
 from xception_hub.training.batches import Batch, Batching, Images, TrainingBatches, seed_all
+from xception_hub.training.command import command
 from xception_hub.training.dry_run import cost
 from xception_hub.training.features import frozen_features
 from xception_hub.training.metrics import Predictions, epochs_since_best, is_better, summary
@@ -38,8 +35,8 @@ from xception_hub.training.phase import Phase, Task
 from xception_hub.training.processes import Machine
 from xception_hub.training.run_checkpoints import Checkpoint
 from xception_hub.training.run_data import divided, manifest_of, read, scanned, seen_by
-from xception_hub.training.run_directory import SETTINGS_FILE, STOPPED, Interrupted, Progress, Run, stop_on_signals
-from xception_hub.training.settings import Augmentation, ModelSettings, Optimization, Settings, phases, with_recipe
+from xception_hub.training.run_directory import Interrupted, Progress, Run, stop_on_signals
+from xception_hub.training.settings import Augmentation, ModelSettings, Optimization, Settings, phases
 from xception_hub.training.settings_checks import check, check_with
 from xception_hub.training.throughput import Throughput
 
@@ -321,40 +318,7 @@ class Training:
         )
 
 
-# The command
-
-app = App(help=__doc__, version_flags=[])
-app['--help'].show = app.meta['--help'].show = False  # otherwise --help shows them in a separate box
-
-
-@app.default
-def main(settings: Settings) -> None:
-    """Trains a timm model on a dataset."""
-    warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
-    try:
-        run(settings)
-    except ImageError as e:  # drop the traceback of a worker
-        raise ImageError(str(e).strip().splitlines()[-1].rpartition('ImageError: ')[2]) from e
-    except (Interrupted, KeyboardInterrupt):
-        file = settings.output.output / SETTINGS_FILE  # missing if nothing has been trained
-        again = f', or: {sys.argv[0]} --config {file}' if file.is_file() else ''
-        print(f'\nStopped. To continue, run the same command again{again}', file=sys.stderr)
-        sys.exit(STOPPED)
-
-
-@app.meta.default
-@exits_with_message()
-def launch(
-    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], config: Path | None = None
-) -> None:
-    """Takes settings from the command line, else from the YAML file, else from the recipe.
-
-    Args:
-        config: YAML file with settings, such as DIR/settings.yaml of another run.
-    """
-    app.config = with_recipe(tokens, config)
-    app(tokens)
-
+app = command(run)
 
 if __name__ == '__main__':
     app.meta()

@@ -73,7 +73,7 @@ def main(
     output: Annotated[Path, Parameter(alias='-o')],
     input_range: Literal['tf', 'unit', 'raw'] | None = None,
     interpolation: Literal['nearest', 'bilinear', 'bicubic'] | None = None,
-    size: Annotated[int | None, Parameter(validator=Number(gte=MIN_IMG_SIZE))] = None,
+    size: Annotated[int | None, Parameter(name=['--image-size', '--size'], validator=Number(gte=MIN_IMG_SIZE))] = None,
     class_names: Annotated[list[str] | None, Parameter(consume_multiple=True, negative='')] = None,
     config: Path | None = None,
     output_layer: str | None = None,

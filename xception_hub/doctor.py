@@ -1,7 +1,7 @@
 """xception-hub doctor
 
-Describes this installation for a bug report: missing packages for each command, engines, the Hub, the pretrained
-weights, and the reports of torch and of the Hub's client. Tokens and passwords are left out.
+Describes this installation for a bug report: what each extra lacks, engines, the pretrained weights, and the reports of
+torch and of the Hub's client. Tokens and passwords are left out.
 """
 
 import io
@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from importlib import metadata
@@ -26,7 +26,6 @@ from timm.models._hub import hf_split
 from torch.utils import collect_env
 
 from . import __version__
-from .cli import COMMANDS, RECIPES
 from .errors import in_one_line
 from .inference.engines import ENGINES
 from .weights.checkpoint_files import read_checkpoint
@@ -36,9 +35,10 @@ from .weights.pretrained import sources_of
 from .weights.sources import REPO_VARIABLE, WEIGHT_FILES, Source, source_of
 
 DISTRIBUTION = 'xception-hub'
+FOR_DEVELOPERS = {'docs', 'lint', 'test', 'test-all'}  # extras
 HUB_TIMEOUT = 3.0  # seconds
 
-Rows = dict[str, Any]  # label -> a text, or a dict with what is `missing` and its `remedy`
+Rows = dict[str, str]  # label -> what was found
 
 app = App(help=__doc__, version_flags=[])
 
@@ -47,11 +47,21 @@ def system() -> Rows:
     return {DISTRIBUTION: f'{__version__} in {Path(__file__).parent}', 'python': f'{sys.version} in {sys.prefix}'}
 
 
-def needed(extras: str) -> Iterator[Requirement]:
-    """Yields the packages that the project and these extras, separated by commas, need."""
-    for requirement in map(Requirement, metadata.requires(DISTRIBUTION) or []):
-        if not requirement.marker or any(requirement.marker.evaluate({'extra': extra}) for extra in extras.split(',')):
-            yield requirement
+def extras() -> Rows:
+    """The packages of each extra with their versions, or those that are missing, and what brings them."""
+    requirements = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
+    rows = {}
+    for extra in ['', *sorted({*(metadata.metadata(DISTRIBUTION).get_all('Provides-Extra') or [])} - FOR_DEVELOPERS)]:
+        needed = [r for r in requirements if (r.marker.evaluate({'extra': extra}) if r.marker else not extra)]
+        found = {r: version(r.name) for r in needed}
+        missing = [r for r in needed if not found[r] or not r.specifier.contains(found[r], prereleases=True)]
+        name = f'{DISTRIBUTION}[{extra}]' if extra else DISTRIBUTION
+        rows[name] = (
+            f"missing: {', '.join(f'{r.name}{r.specifier}' for r in missing)}. pip install '{name}'"
+            if missing
+            else ', '.join(f'{r.name} {found[r]}' for r in needed)
+        )
+    return rows
 
 
 def version(name: str) -> str | None:
@@ -62,31 +72,10 @@ def version(name: str) -> str | None:
         return None
 
 
-def packages() -> Rows:
-    """Versions of all that commands need."""
-    names = {requirement.name for requirement in needed(','.join(recipe.extra for recipe in RECIPES.values()))}
-    return {name: version(name) or 'missing' for name in sorted(names)}
-
-
-def commands() -> Rows:
-    """What is missing for each command, and what brings it."""
-    rows: Rows = {}
-    for command in COMMANDS:
-        extra = RECIPES[command].extra if command in RECIPES else ''
-        missing = [
-            str(requirement).partition(';')[0].strip()
-            for requirement in needed(extra)
-            if not (found := version(requirement.name)) or not requirement.specifier.contains(found, prereleases=True)
-        ]
-        remedy = f"pip install '{DISTRIBUTION}[{extra}]'" if extra else f'pip install {DISTRIBUTION}'
-        rows[command] = dict(missing=', '.join(missing), remedy=remedy) if missing else 'ready'
-    return rows
-
-
 def engines() -> Rows:
     """What can run a network for inference on this machine."""
     return {
-        name: dict(missing=', '.join(missing), remedy=f"pip install '{engine.install}'")
+        name: f"missing: {', '.join(missing)}. pip install '{engine.install}'"
         if (missing := engine.missing())
         else f'{engine.version() or "torch"}, on {" and ".join(engine.devices)}'
         for name, engine in ENGINES.items()
@@ -97,11 +86,7 @@ def hub() -> Rows:
     """Whether the Hub answers, and its client's own report."""
     with redirect_stdout(io.StringIO()):
         found = huggingface_hub.utils.dump_environment_info()
-    return {'answer': answer(), **texts(found)}
-
-
-def texts(values: dict[str, Any]) -> Rows:
-    return {label: str(value) for label, value in values.items()}
+    return {'answer': answer(), **{label: str(value) for label, value in found.items()}}
 
 
 def answer() -> str:
@@ -151,12 +136,11 @@ def attempt(section: Callable[[], Any]) -> Any:
 
 SECTIONS: dict[str, Callable[[], Rows]] = {
     'System': system,
-    'Packages': packages,
-    'Commands': commands,
+    'Extras': extras,
     'Engines': engines,
     'Pretrained weights': weights,
     'Hub': hub,
-    'Torch': lambda: texts(collect_env.get_env_info()._asdict()),
+    'Torch': lambda: {label: str(value) for label, value in collect_env.get_env_info()._asdict().items()},
 }
 
 
@@ -164,12 +148,12 @@ def shown(value: Any) -> Any:
     """A text without the user's name in paths, and without names and passwords in addresses; a dict of such texts."""
     if isinstance(value, dict):
         return {shown(label): shown(row) for label, row in value.items()}
-    return re.sub(r'(?<=://)[^/@\s]+@', '***@', str(value)).replace(str(Path.home()), '~')
+    return re.sub(r'(?<=://)[^/@\s]+@', '***@', value).replace(str(Path.home()), '~')
 
 
 @app.default
 def main(*, json_: Annotated[bool, Parameter('--json', negative='')] = False) -> None:
-    """Describe this installation, for a report of a bug. The status is 0, whatever is broken.
+    """Describe this installation for a bug report. The exit status is 0, whatever is broken.
 
     Args:
         json_: Print JSON instead of Markdown.
@@ -181,8 +165,7 @@ def main(*, json_: Annotated[bool, Parameter('--json', negative='')] = False) ->
     for title, rows in found.items():
         print(f'\n### {title}\n')
         for label, value in rows.items() if isinstance(rows, dict) else [(title, rows)]:
-            text = f'missing: {value["missing"]}. {value["remedy"]}' if isinstance(value, dict) else value
-            print(f'- {label}: {text}')
+            print(f'- {label}: {value}')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 """Maps that lie where the network looked, change with its weights, and add up to its logits."""
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +11,6 @@ from random_model import images, random_model
 
 from xception_hub.errors import ModelError, SettingsError
 from xception_hub.inference.attribution import METHODS, explain, in_unit_range
-from xception_hub.inference.hookable import hookable
 
 Build = Callable[[], Any]
 
@@ -42,11 +40,10 @@ def test_looks_where_the_information_is(quarter: int) -> None:
     assert (y // 128, x // 128) == divmod(quarter, 2)
 
 
-@pytest.mark.parametrize('method', ['integrated-gradients', 'deeplift'])
-def test_nothing_is_due_to_what_is_as_in_the_reference(method: str) -> None:
+def test_nothing_is_due_to_what_is_as_in_the_reference() -> None:
     image = torch.zeros(1, 3, 71, 71)
     image[..., :20, 30:] = images(20, 41)
-    maps = explain(tiny(), image, [1], method)
+    maps = explain(tiny(), image, [1], 'integrated-gradients')
     assert maps[..., :20, 30:].abs().sum() > 0
     maps[..., :20, 30:] = 0
     assert not maps.any()
@@ -61,36 +58,20 @@ def test_changes_with_the_weights(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('method', 'build', 'error'),
+    ('build', 'error'),
     [
-        ('deeplift', tiny, 1e-10),
-        ('deeplift', partial(tiny, pool_padding='symmetric', output_stride=8), 1e-10),
-        ('deeplift', partial(of_timm, 'resnet10t'), 1e-10),
-        ('deeplift', partial(of_timm, 'legacy_xception'), 1e-10),
-        ('integrated-gradients', partial(tiny, act_layer='silu'), 0.03),  # smooth: of a kink, the steps see little
-        ('integrated-gradients', partial(of_timm, 'test_vit', img_size=96), 1e-3),
+        (partial(tiny, act_layer='silu'), 0.03),  # smooth: of a kink, the steps see little
+        (partial(of_timm, 'test_vit', img_size=96), 1e-3),
     ],
 )
-def test_adds_up(method: str, build: Build, error: float) -> None:
+def test_adds_up(build: Build, error: float) -> None:
     """To the difference of the logits from those of a grey image, of each image of a batch."""
     model = build().double()
     size = 96 if hasattr(model, 'patch_embed') else 71
     x = images(size, size, batch=2).double()
     with torch.no_grad():
         difference = (model(x) - model(torch.zeros_like(x)))[[0, 1], [2, 0]]
-    assert explain(model, x, [2, 0], method).sum((1, 2)) / difference == pytest.approx(1, abs=error)
-
-
-def test_of_captum_alone() -> None:
-    """DeepLIFT in captum loses what takes the residual connections, and some of what the pooling passes on."""
-    from captum import attr as captum
-
-    x, model = images(96, 96), tiny()
-    with torch.no_grad():
-        difference = (model(x) - model(torch.zeros_like(x)))[0, 1]
-    with pytest.warns(UserWarning, match='hooks'):
-        found = captum.DeepLift(model).attribute(x.requires_grad_(), target=1)
-    assert (found.sum() / difference).abs() < 0.1
+    assert explain(model, x, [2, 0], 'integrated-gradients').sum((1, 2)) / difference == pytest.approx(1, abs=error)
 
 
 @pytest.mark.needs('pytorch_grad_cam')
@@ -136,21 +117,6 @@ def test_leaves_the_model_as_it_is() -> None:
     assert model.stem.act1.inplace
 
 
-def test_hookable() -> None:
-    """Full backward hooks on every module, the same numbers, and the same file."""
-    model, x = tiny(), images(96, 96).requires_grad_()
-    copy, seen = hookable(model), []
-    assert torch.equal(copy(x), model(x))
-    assert copy.state_dict().keys() == model.state_dict().keys() and copy.arguments == model.arguments
-    for hooked in (model, copy):
-        for module in hooked.modules():
-            module.register_full_backward_hook(lambda module, *gradients: seen.append(module))
-    copy(x).sum().backward()
-    assert {*seen} == {*copy.modules()} - {copy.exit_flow[1].drop_path}  # which has no residual connection
-    with pytest.raises(RuntimeError, match='modified inplace'):
-        model(x).sum().backward()
-
-
 @pytest.mark.parametrize(
     ('values', 'expected'),
     [
@@ -177,18 +143,8 @@ def test_in_unit_range(values: list[float], expected: list[float]) -> None:
             'gradcam',
             'has no feature maps .* the method integrated-gradients',
         ),
-        (partial(of_timm, 'test_efficientnet'), [0], 'deeplift', 'DeepLIFT is wrong for EfficientNet'),
     ],
 )
 def test_refused(build: Build, classes: list[int], method: str, said: str) -> None:
     with pytest.raises((ModelError, SettingsError), match=said):
         explain(build(), images(96, 96), classes, method)
-
-
-def test_without_captum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What needs it says so, and the rest does not need it."""
-    monkeypatch.setitem(sys.modules, 'captum.attr', None)
-    monkeypatch.delitem(sys.modules, 'captum', raising=False)
-    assert explain(tiny(), images(96, 96), [0]).shape == (1, 96, 96)
-    with pytest.raises(SettingsError, match=r"needs captum.*: pip install 'xception-hub\[explain\]'"):
-        explain(tiny(), images(96, 96), [0], 'deeplift')

@@ -1,6 +1,5 @@
 """Pictures of what spoke for a class, over the pixels that the network saw."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +161,3 @@ def test_no_classifier(file: Path, tmp_path: Path) -> None:
     write_model(tmp_path, model, {}, {}, Transforms(model).config)
     result = call(main, 'explain', file, '--model', tmp_path)
     assert 'are features, without a classifier. A map explains a class' in result.stderr
-
-
-def test_without_the_extra(folder: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The methods that need captum name the extra; the others do without it."""
-    monkeypatch.setitem(sys.modules, 'captum.attr', None)
-    command = ['explain', file, '--model', folder, '--output', tmp_path / 'out', '--top', 1]
-    assert call(main, *command).returncode == 0
-    result = call(main, *command, '--method', 'deeplift')
-    assert result.returncode == 1 and "pip install 'xception-hub[explain]'" in result.stderr

@@ -173,19 +173,25 @@ def test_a_head_of_one_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('format', ['aoti', 'executorch'])
 @pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::FutureWarning')  # within ExecuTorch
-def test_other_models_and_runtimes(format: str, tmp_path: Path) -> None:
-    """One of timm's own, whose compilation takes seconds."""
-    if FORMATS[format].missing():
-        pytest.skip('not installed')
-    torch.manual_seed(0)
-    (tmp_path / 'model').mkdir()
-    timm.models.save_for_hf(timm.create_model('test_resnet', num_classes=4), tmp_path / 'model')
-    report = export(str(tmp_path / 'model'), tmp_path / 'out', format, image_size=64)
-    assert report['comparison']['difference'] < 1e-4
-    # machine code of this ResNet computes something else at other sizes, with some versions of torch
-    assert report['free_axes'] in ([[]] if format == 'executorch' else [['batch', 'height', 'width'], ['batch']])
+def test_another_model_in_executorch(tmp_path: Path) -> None:
+    """One of timm's own."""
+    pytest.importorskip('executorch')
+    report = export('test_resnet', tmp_path / 'out', 'executorch', image_size=64)
+    assert report['comparison']['difference'] < 1e-4 and report['free_axes'] == []
+
+
+@pytest.mark.slow
+def test_wrong_at_other_sizes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some compilers are: the file gets the size of the example."""
+    row = FORMATS['torch-export']
+
+    def load(path: Path, precision: str) -> Callable[[Tensor], Any]:
+        run = row.load(path, precision)
+        return lambda x: [y * (1 if x.shape[2] == 71 else 2) for y in run(x)]
+
+    monkeypatch.setitem(FORMATS, 'torch-export', row._replace(load=load))
+    assert export(str(tiny / 'tiny'), tmp_path / 'out', 'torch-export')['free_axes'] == ['batch']
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
@@ -272,9 +278,9 @@ def xception_of_eigenvalues(pretrained: bool = False, **kwargs: Any) -> Xception
         (
             'doubled_when_exported_xception',
             'torch-export',
-            'torch-export differs from the model: on 10 parts of a photo',
+            'torch-export cannot be used: its outputs differ from those of the model. On 10 parts of a photo',
         ),
-        ('xception_of_eigenvalues', 'onnx', 'onnx cannot run xception_of_eigenvalues in fp32'),
+        ('xception_of_eigenvalues', 'onnx', 'onnx cannot run this model'),
     ],
 )
 def test_nothing_is_kept(name: str, format: str, said: str, tmp_path: Path) -> None:
@@ -284,28 +290,24 @@ def test_nothing_is_kept(name: str, format: str, said: str, tmp_path: Path) -> N
     assert not [*tmp_path.iterdir()]
 
 
-def process(tiny: Path, output: Path, **options: Any) -> subprocess.Popen:
+def process(tiny: Path, output: Path, before: Callable[[], Any]) -> subprocess.Popen:
     command = [sys.executable, '-m', 'xception_hub', 'export', tiny / 'tiny', '--format', 'torch-export', '-o', output]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **options)
+    return subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, preexec_fn=before)
 
 
 @pytest.mark.slow
 def test_full_disk(tiny: Path, tmp_path: Path) -> None:
     """Files of a megabyte at most; the model's has six."""
-    limit = 2**20
-    started = process(
-        tiny, tmp_path / 'out', preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2)
-    )
+    started = process(tiny, tmp_path / 'out', lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)))
     error = started.communicate()[1]
-    assert started.returncode == 1
-    assert error.splitlines()[-1].startswith('error: ') and 'Traceback' not in error
-    assert not [*tmp_path.iterdir()]
+    assert started.returncode == 1 and 'Traceback' not in error
+    assert error.splitlines()[-1].startswith('error: ') and not [*tmp_path.iterdir()]
 
 
 @pytest.mark.slow
 def test_interrupted(tiny: Path, tmp_path: Path) -> None:
     # a shell that starts the tests in the background lets its children ignore Ctrl-C
-    started = process(tiny, tmp_path / 'out', preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    started = process(tiny, tmp_path / 'out', lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     end = time.monotonic() + patience(60)
     while not [*tmp_path.glob('.out*')] and time.monotonic() < end:
         time.sleep(0.1)

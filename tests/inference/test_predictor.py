@@ -109,6 +109,8 @@ def test_whatever_an_image_comes_as(predictor: Predictor, files: list[Path]) -> 
         (dict(bytes=None, path=str(path)) for path in good),
     ):
         assert list(predictor.predict(images)) == expected
+    for single in (good[0], str(good[0]), contents[0], Image.open(good[0]), np.asarray(Image.open(good[0]))):
+        assert [row['label'] for row in predictor.predict(single)] == [expected[0]['label']]
 
 
 @pytest.mark.parametrize(

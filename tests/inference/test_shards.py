@@ -52,7 +52,7 @@ def rows(folder: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def run(folder: Path, photos: Path, output: Path, **options: Any) -> None:
-    given = dict(batch_size=BATCH_SIZE, shard_size=SHARD_SIZE, device='cpu', threads=2)
+    given = dict(batch_size=BATCH_SIZE, shard_size=SHARD_SIZE, device='cpu', workers=2)
     predict.main(str(photos), model=str(folder), output=output, **{**given, **options})
 
 
@@ -84,7 +84,7 @@ def test_two_processes(folder: Path, photos: Path, rows: list[dict[str, Any]], t
     """Started as `accelerate launch` and torchrun do it; batches are cut by part."""
     output = tmp_path / 'shards'
     started = [
-        process(dict(RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2'), folder, photos, output, threads=None)
+        process(dict(RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2'), folder, photos, output, workers=None)
         for rank in range(2)
     ]
     for one in started:

@@ -1,4 +1,4 @@
-"""`xception-hub doctor`: what a report of a bug says, wherever something is missing or broken."""
+"""`xception-hub doctor`: a report for a bug, wherever something is missing or broken."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 from commands import call
 from conftest import save_repository
@@ -15,7 +16,7 @@ from hub_server import HubServer
 from torch import Tensor
 
 from xception_hub import doctor
-from xception_hub.cli import COMMANDS, main
+from xception_hub.cli import main
 
 
 def report(*options: str) -> dict[str, Any]:
@@ -35,10 +36,9 @@ def test_report(hub: HubServer, imagenet_state_dict: Mapping[str, Tensor], tmp_p
     found = report()
     text = json.dumps(found)
     assert 'never_to_be_seen' not in text and str(home) not in text
-    more = {'demo', 'export'}  # need what the extra test-all brings
-    ready = {name for name, state in found['Commands'].items() if state == 'ready'}
-    assert {*found['Commands']} == ready | more == {*COMMANDS}
-    assert re.fullmatch(r'\d+[.\d]*', found['Packages']['h5py'])
+    assert re.search(r'h5py \d+[.\d]*', found['Extras']['xception-hub[keras]'])
+    assert {'xception-hub', 'xception-hub[finetune]'} <= {*found['Extras']} and 'test' not in str([*found['Extras']])
+    assert found['Engines']['pytorch'] == 'torch, on cpu and cuda'
     assert found['Pretrained weights']['~/weights'] == 'genuine: 234 of 234 tensors bit-identical'
     assert re.fullmatch(r'status \d+', found['Hub']['answer'])
     assert found['Hub']['huggingface_hub version'] == huggingface_hub.__version__
@@ -46,18 +46,20 @@ def test_report(hub: HubServer, imagenet_state_dict: Mapping[str, Tensor], tmp_p
 
 
 def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By command, with the pip command that brings it: of an installation that is too old and has no h5py."""
+    """By extra, with the pip command that brings it: of an installation that is too old and lacks a package."""
     folder = tmp_path / 'xception_hub-9.dist-info'
     folder.mkdir()
     needs = ('torch>=99', 'nothing; extra == "keras"', 'timm; extra == "finetune"')
     lines = ['Metadata-Version: 2.1', 'Name: xception-hub', 'Version: 9', *(f'Requires-Dist: {need}' for need in needs)]
+    lines += [f'Provides-Extra: {extra}' for extra in ('finetune', 'keras', 'test')]
     (folder / 'METADATA').write_text('\n'.join(lines))
     monkeypatch.syspath_prepend(tmp_path)
-    found = doctor.commands()
-    assert found['verify'] == dict(missing='torch>=99', remedy='pip install xception-hub')
-    assert found['convert'] == dict(missing='torch>=99, nothing', remedy="pip install 'xception-hub[keras]'")
-    assert found['finetune'] == dict(missing='torch>=99', remedy="pip install 'xception-hub[finetune]'")
-    assert '- convert: missing: torch>=99, nothing. pip install' in call(main, 'doctor').stdout
+    assert doctor.extras() == {
+        'xception-hub': "missing: torch>=99. pip install 'xception-hub'",
+        'xception-hub[finetune]': f'timm {timm.__version__}',
+        'xception-hub[keras]': "missing: nothing. pip install 'xception-hub[keras]'",
+    }
+    assert "- xception-hub[keras]: missing: nothing. pip install 'xception-hub[keras]'" in call(main, 'doctor').stdout
 
 
 def test_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,9 +68,9 @@ def test_what_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     file.write_text('no weights')
     monkeypatch.setenv('XCEPTION_HUB_REPO', str(file))
     monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', 'http://anna:secret@127.0.0.1:9')
-    monkeypatch.setitem(doctor.SECTIONS, 'Packages', lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+    monkeypatch.setitem(doctor.SECTIONS, 'Extras', lambda: 1 // 0)  # type: ignore[arg-type, return-value]
     found = report()
     assert found['Pretrained weights'][str(file)].startswith('BROKEN: DamagedCheckpointError: ')
     assert found['Hub']['answer'].startswith('NOT reachable: ConnectError')
     assert found['Hub']['ENDPOINT'] == 'http://***@127.0.0.1:9'
-    assert found['Packages'].startswith('BROKEN: ZeroDivisionError: ')
+    assert found['Extras'].startswith('BROKEN: ZeroDivisionError: ')

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 # From the ground up. A module may import from its own part and from the floors below.
 FLOORS = [
-    ['allocator', 'errors', 'files', 'timing', 'topology'],
+    ['allocator', 'errors', 'files', 'interrupt', 'timing', 'topology'],
     ['file_kinds', 'images'],
     ['layers'],
     ['head', 'modules'],
@@ -35,7 +35,6 @@ RECIPES = ['finetune.py', 'hubconf.py', 'conversion', 'benchmarks', 'examples']
 # Heavy packages -> the parts and recipes that may import them, at the top of a module or when they are called.
 HEAVY = {
     'accelerate': {'training'},
-    'captum': {'inference'},
     'datasets': {'data', 'examples', 'benchmarks'},
     'torchmetrics': {'training'},
     'h5py': {'porting'},

@@ -1,6 +1,7 @@
 """`xception-hub run SCRIPT`: what `python SCRIPT` does, with the models."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,12 +94,13 @@ def test_status(code: str, status: int, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ('given', 'hint'),
     [
-        ([], 'Name a script, or -m and a module: xception-hub run'),
-        (['-m'], 'Name a script, or -m and a module: xception-hub run'),
-        (['scripts/scrpt.py'], 'There is no script scripts/scrpt.py. Name a script: scripts/script.py.'),
-        (['scripts'], 'scripts is no script but a folder. Name a script: scripts/script.py.'),
-        (['nowhere/train.py'], 'There is no script nowhere/train.py, nor any other in nowhere.'),
-        (['-m', 'nothing'], 'No module named nothing. -m takes what python -m takes.'),
+        ([], 'Name a script, or -m and a module'),
+        (['-m'], 'Name a script, or -m and a module'),
+        (['scripts/scrpt.py'], 'scripts/scrpt.py .* scripts/script.py'),
+        (['scripts'], 'scripts .* scripts/script.py'),
+        (['nowhere/train.py'], 'nowhere/train.py .* nowhere has: none'),
+        (['-m', 'nothing'], 'No module named nothing. -m takes'),
+        (['-m', 'nothing.inside'], 'No module named nothing.inside'),
     ],
     ids=str,
 )
@@ -107,5 +109,4 @@ def test_what_is_no_script(given: list[str], hint: str, script: Path, monkeypatc
     monkeypatch.setattr(sys, 'argv', sys.argv)
     monkeypatch.setattr(sys, 'path', [*sys.path])
     result = call(main, 'run', *given)
-    assert result.returncode == 1
-    assert result.stderr.startswith(f'error: {hint}')
+    assert result.returncode == 1 and re.match(f'error: {hint}', result.stderr)

@@ -24,10 +24,6 @@ from .attribution import explain, in_unit_range
 from .overlay import overlay, seen
 from .predictor import EAGER, Predictor
 
-os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # read when gradio is imported
-
-import gradio as gr
-
 HOST = os.environ.get('GRADIO_SERVER_NAME', '127.0.0.1')
 TOP = 5  # classes that are shown
 MOST = 8  # photos at once
@@ -126,14 +122,22 @@ class Demo:
         pictures.append((f'Heat map for {label}: bright areas add most to its score', overlay(network, heat)))
         return pictures, f'Explained in {time.perf_counter() - start:.2f} s.'
 
-    def page(self) -> gr.Blocks:
-        """The page, not yet served."""
+    def page(self) -> Any:
+        """The page of gradio, not yet served."""
+        gr = _gradio()
         with gr.Blocks(title='xception_hub', analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
             gr.Markdown(INTRODUCTION.format(name=self.name, minutes=KEPT // 60))
             files = gr.File(label='Photos', file_count='multiple', type='filepath', height=180)
             answer = gr.HTML(label='Answer')
             files.change(self.answer, files, answer, concurrency_limit=1, api_name='answer')
         return page.queue(max_size=WAITING)
+
+
+def _gradio() -> Any:
+    os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')  # read when gradio is imported
+    import gradio
+
+    return gradio
 
 
 def _escaped(text: object) -> str:
@@ -174,6 +178,7 @@ def launch(model: str, host: str | None = None, port: int | None = None, engine:
         SettingsError: The host is no address of this machine, or the port is taken.
     """
     _check_host(host or HOST)
+    gr = _gradio()
     page = Demo(model, engine).page()
     try:
         return page.launch(
@@ -194,7 +199,6 @@ def launch(model: str, host: str | None = None, port: int | None = None, engine:
 @exits_with_message()
 def main(
     model: str,
-    /,
     *,
     host: str | None = None,
     port: Annotated[int | None, Parameter(validator=Number(gte=1, lte=65535))] = None,
@@ -204,8 +208,8 @@ def main(
 
     Args:
         model: Directory that finetune or convert wrote, or a name for timm.create_model.
-        host: Address of the page. 0.0.0.0 allows all machines to connect. By default only this machine can.
+        host: Address of the page. 0.0.0.0 lets other machines connect. By default only this one can.
         port: Port of the page. By default the first free port from 7860 on.
-        engine: Engine that runs the network: eager, auto (the fastest that is installed), or a name.
+        engine: Engine that runs the network: eager (plain PyTorch), auto (the fastest), or a name such as openvino.
     """
     launch(model, host, port, engine)

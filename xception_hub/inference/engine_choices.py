@@ -8,10 +8,10 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import cached_assets_path
-from torch import Tensor, nn
 
 from ..files import write_text
 from ..timing import device_model
+from .check import Reference
 from .engines import ENGINES
 
 FILE = 'engines.json'
@@ -22,50 +22,38 @@ def default_file() -> Path:
     return cached_assets_path('xception_hub', namespace='optimize') / FILE
 
 
-def key_of(model: nn.Module, example: Tensor, precision: str) -> str:
-    """Key of everything that speed depends on: layers, but not weights; the shape of `example` [B, C, H, W]; ..."""
+def key_of(reference: Reference) -> str:
+    """Key of everything that speed depends on: layers, but not weights; the shape of images; ..."""
     parts = dict(
-        device=device_model(example.device),
+        device=device_model(reference.example.device),
         versions=[f'torch {torch.__version__}', f'timm {timm.__version__}', *(e.version() for e in ENGINES.values())],
-        layers=hashlib.sha256(repr(model).encode()).hexdigest(),
-        shape=list(example.shape),
-        precision=precision,
+        layers=hashlib.sha256(repr(reference.model).encode()).hexdigest(),
+        shape=list(reference.example.shape),
+        precision=reference.precision,
     )
     return json.dumps(parts)
 
 
-class Choices:
-    """The choices in a JSON file. If the file is lost, the engines are measured again.
+def read(file: Path | None) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Returns the choice for each key, `engine` and `seconds`; and the reason if the file cannot be read.
 
-    Args:
-        file: Path of the file; None for `default_file()`.
-
-    Attributes:
-        notes: Reasons why the file could not be read or written.
+    If the choices are lost, the engines are measured again. None stands for `default_file()`.
     """
+    try:
+        known = json.loads((file or default_file()).read_text(encoding='utf-8'))
+        return {key: entry for key, entry in known.items() if entry['engine'] in entry['seconds']}, []
+    except FileNotFoundError:
+        return {}, []
+    except OSError as e:
+        return {}, [f'Choices cannot be read ({e}).']
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return {}, [f'{file or FILE} is damaged and is replaced.']
 
-    def __init__(self, file: Path | None) -> None:
-        self.notes: list[str] = []
-        self._known: dict[str, Any] = {}
-        try:
-            self._file = file or default_file()
-            known = json.loads(self._file.read_text(encoding='utf-8'))
-            self._known = {key: entry for key, entry in known.items() if entry['engine'] in entry['seconds']}
-        except FileNotFoundError:
-            pass
-        except OSError as e:
-            self.notes.append(f'Choices cannot be read ({e}).')
-        except (ValueError, AttributeError, TypeError, KeyError):
-            self.notes.append(f'{self._file} is damaged and is replaced.')
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """Returns the choice for a key, or None."""
-        return self._known.get(key)
-
-    def put(self, key: str, engine: str, seconds: dict[str, float]) -> None:
-        """Saves a choice. The file is replaced atomically."""
-        self._known[key] = {'engine': engine, 'seconds': seconds}
-        try:
-            write_text(self._file, json.dumps(self._known, indent=2))
-        except OSError as e:
-            self.notes.append(f'The choice cannot be saved ({e}).')
+def write(file: Path | None, choices: dict[str, dict[str, Any]]) -> list[str]:
+    """Writes the choices. Returns the reason if that is not possible."""
+    try:
+        write_text(file or default_file(), json.dumps(choices, indent=2))
+    except OSError as e:
+        return [f'The choice cannot be saved ({e}).']
+    return []

@@ -1,6 +1,5 @@
 """The engines that run a network for inference, as a table."""
 
-import copy
 import importlib.util
 import tempfile
 from collections.abc import Callable
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .check import Function
-from .exporters import FORMATS, not_installed
+from .check import Checked, Reference
+from .exporters import FORMATS, InDtype, exported, not_installed
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
@@ -22,8 +21,8 @@ class Engine(NamedTuple):
     """A way to run a network.
 
     Attributes:
-        build: Makes a function of images [B, C, H, W] in float32 from a network, an example and the precision. The
-            function returns a tensor, or a list or tuple of tensors, in float32. The network is not changed.
+        build: Makes a function of images [B, C, H, W] in float32, and compares it with the model. The function returns
+            a tensor, or a list or tuple of tensors, in float32.
         packages: Packages that it imports in addition to torch.
         install: Argument of `pip install` for these packages.
         devices: Types of the devices that it runs on.
@@ -31,7 +30,7 @@ class Engine(NamedTuple):
         precisions: Precisions that it supports.
     """
 
-    build: Callable[[nn.Module, Tensor, str], Function]
+    build: Callable[[Reference], Checked]
     packages: tuple[str, ...] = ()
     install: str = 'torch'
     devices: tuple[str, ...] = ('cuda',)
@@ -54,39 +53,33 @@ def _version(package: str) -> str:
         return 'unknown' if importlib.util.find_spec(package) else 'missing'
 
 
-def _pytorch(model: nn.Module, example: Tensor, precision: str, **compiler: Any) -> Function:
-    """PyTorch in channels_last for images as `example` [B, C, H, W]; compiled if there are `compiler` arguments."""
-    dtype = DTYPES[precision]
-    function: Function = copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last)
+def _pytorch(reference: Reference, **compiler: Any) -> Checked:
+    """PyTorch in channels_last; compiled if there are `compiler` arguments."""
+    dtype = DTYPES[reference.precision]
+    function: Callable[[Tensor], Any] = InDtype(reference.folded, dtype).to(memory_format=torch.channels_last)
     if compiler:
         function = torch.compile(function, **compiler)
 
     def run(images: Tensor) -> Any:  # [B, C, H, W] -> [B, ...]
         outputs = function(images.to(dtype, memory_format=torch.channels_last))
-        if isinstance(outputs, Tensor):
-            return _own(outputs)
-        return [_own(output) for output in outputs]
+        return _own(outputs) if isinstance(outputs, Tensor) else [_own(output) for output in outputs]
 
     def _own(output: Tensor) -> Tensor:  # [B, ...]
         # a CUDA graph writes its next outputs to the same memory
-        output = output.clone() if compiler and output.is_cuda else output
-        return output.float().contiguous()
+        return (output.clone() if compiler and output.is_cuda else output).contiguous()
 
-    return run
-
-
-def _inductor(model: nn.Module, example: Tensor, precision: str) -> Function:
-    """Inductor for images as `example` [B, C, H, W]: weights are constants; a GPU runs its kernels as a CUDA graph."""
-    return _pytorch(model, example, precision, options={'freezing': True, 'triton.cudagraphs': example.is_cuda})
+    return reference.checked(run)
 
 
-def _exported(model: nn.Module, example: Tensor, precision: str, format: str) -> Function:
-    """A separate runtime, which runs the exported file of a format, for images as `example` [B, C, H, W]."""
+def _inductor(reference: Reference) -> Checked:
+    """Inductor: weights are constants; a GPU runs its kernels as a CUDA graph."""
+    return _pytorch(reference, options={'freezing': True, 'triton.cudagraphs': reference.example.is_cuda})
+
+
+def _in_a_runtime(reference: Reference, format: str) -> Checked:
+    """A separate runtime, which runs an exported file."""
     with tempfile.TemporaryDirectory(prefix='xception_hub') as folder:
-        path = Path(folder) / f'model{FORMATS[format].suffix}'
-        FORMATS[format].write(model, example, path)
-        run = FORMATS[format].load(path, precision)
-    return lambda images: run(images.contiguous())
+        return exported(format, reference, Path(folder) / f'model{FORMATS[format].suffix}')
 
 
 def _of_format(name: str) -> Engine:
@@ -94,7 +87,7 @@ def _of_format(name: str) -> Engine:
     row = FORMATS[name]
     precisions = tuple(precision for precision in row.precisions if precision in DTYPES)
     install = f'xception-hub[{row.extra}]'
-    return Engine(partial(_exported, format=name), row.packages, install, ('cpu',), ('cpu',), precisions)
+    return Engine(partial(_in_a_runtime, format=name), row.packages, install, ('cpu',), ('cpu',), precisions)
 
 
 ENGINES = {

@@ -10,13 +10,21 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from cyclopts import App, Parameter
-from torch import Tensor
 
-from ..errors import DataError, ModelError, SettingsError, exits_with_message, listed, printable, printable_lines
+from ..errors import (
+    DataError,
+    ImageError,
+    ModelError,
+    SettingsError,
+    exits_with_message,
+    listed,
+    printable,
+    printable_lines,
+)
 from .attribution import explain, in_unit_range
 from .overlay import overlay, seen, sheet
 from .predictor import Predictor
@@ -60,12 +68,16 @@ def targets_of(photos: Sequence[Path], folder: Path) -> list[Path]:
     return targets
 
 
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...'
+
+
 @app.default
 @exits_with_message()
 def main(
     *photos: Path,
     model: str,
-    output: Path = Path('explained'),
+    output: Annotated[Path, Parameter(alias='-o')] = Path('explained'),
     top: int = 3,
     classes: Annotated[tuple[str, ...], Parameter('--class', negative='', show_default=False)] = (),
     method: str = 'gradcam',
@@ -73,18 +85,18 @@ def main(
     image_size: int | None = None,
     device: str | None = None,
 ) -> None:
-    """Draws each photo as the network sees it, beside heat maps of what made the model choose each class.
+    """Draw each photo as the network sees it, beside heat maps of what made the model choose each class.
 
     Args:
         photos: Image files.
         model: Directory that finetune or convert wrote, or a name for timm.create_model.
-        output: Folder for the pictures: one PNG per photo, with its name.
+        output: Directory for the pictures: one PNG per photo, with its name.
         top: Number of most probable classes to explain.
         classes: Class to explain instead, by its name or number. Repeat the option for several classes.
-        method: gradcam, integrated-gradients or deeplift. The last two need captum.
+        method: gradcam or integrated-gradients.
         raw: Save the maps, too: one .npy per photo, [classes, height, width] in logits.
         image_size: Height and width of the images in pixels. By default the model's own size.
-        device: Device of the network: cpu, cuda, mps. By default a GPU, if there is one.
+        device: Device of the network: cpu, cuda or mps. By default a GPU, if there is one.
     """
     warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
     if not photos:
@@ -111,40 +123,17 @@ def main(
         image = transforms.evaluation()(transforms.open(photo)).to(on)
         maps = explain(network, image.expand(len(chosen), -1, -1, -1), chosen, method)
         named = [(class_names[number], probabilities[number]) for number in chosen]
-        write(target, image, transforms.config, maps, named, raw)
+        picture = seen(image, transforms.config['mean'], transforms.config['std'])
+        titles = [f'{shortened(name)} {value:.1%}' for name, value in named]
+        heats = in_unit_range(maps, together=True)
+        figure = sheet(picture, [(t, overlay(picture, heat)) for t, heat in zip(titles, heats)], shortened(target.name))
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            figure.savefig(f'{target}.png')
+            if raw:
+                np.save(f'{target}.npy', maps.float().cpu().numpy())
+        except OSError as e:
+            raise DataError(f'{target}.png could not be written: {e}. Name another --output.') from e
         print(f'{target}.png\t{", ".join(f"{printable(name)} {probability:.3f}" for name, probability in named)}')
     if bad:
-        sys.exit(f'error: {bad} of {len(photos)} photos cannot be used.')
-
-
-def write(
-    target: Path, image: Tensor, config: dict[str, Any], maps: Tensor, named: Sequence[tuple[str, float]], raw: bool
-) -> None:
-    """Writes the picture of a photo, and on request its maps.
-
-    Args:
-        target: Path without suffix.
-        image: The network's input [3, H, W].
-        config: timm's data config.
-        maps: [N, H, W], see `attribution.explain`.
-        named: Name and probability of each class.
-        raw: Whether to write the maps.
-
-    Raises:
-        DataError: A file cannot be written.
-    """
-    photo = seen(image, config['mean'], config['std'])
-    titles = [f'{shortened(name)} {probability:.1%}' for name, probability in named]
-    overlays = [(title, overlay(photo, heat)) for title, heat in zip(titles, in_unit_range(maps, together=True))]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure = sheet(photo, overlays, shortened(target.name))
-        figure.savefig(target.with_name(f'{target.name}.png'))
-        if raw:
-            np.save(target.with_name(f'{target.name}.npy'), maps.float().cpu().numpy())
-    except OSError as e:
-        raise DataError(f'{target}.png could not be written: {e}. Name another --output.') from e
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...'
+        raise ImageError(f'{bad} of {len(photos)} photos cannot be used.')

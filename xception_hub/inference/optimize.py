@@ -1,8 +1,8 @@
 """Makes a model faster by the fastest engine on this machine, and checks its outputs against the original."""
 
-import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import OptimizeError, in_one_line
-from ..timing import lacks_bf16, rounds, timed
-from .check import Function, Reference, as_list
-from .engine_choices import Choices, key_of
+from ..errors import OptimizeError
+from ..timing import lacks_bf16
+from . import engine_choices
+from .check import Reference, as_list, built
 from .engines import ENGINES, Engine
-from .folding import folded
 from .photo_batches import Photo, photos_like
 
 AUTO = 'auto'
 ORIGINAL = 'original'
 PRECISIONS = ('fp32', 'bf16')
-ROUNDS, SECONDS = 10, 4.0  # engines take turns until one of these limits is reached
-CALLED_WITH = 4  # images in each turn of an engine, at least
-BUSY = 1.5  # if the median of an engine's times is this many times the least, the machine was busy
-MEASURED_BUSY = 'The machine was busy with other work, so the measurement is not reliable and the choice not saved.'
 COPIED = ('pretrained_cfg', 'default_cfg', 'num_classes', 'num_features', 'in_chans', 'feature_info')
 
 
@@ -45,16 +40,16 @@ class OptimizedModel:
     pretrained_cfg: dict[str, Any]
     num_classes: int
 
-    def __init__(self, function: Function, engine: str, reference: Reference) -> None:
-        self._function = function
+    def __init__(self, engine: str, reference: Reference) -> None:
+        _check_engine(engine, reference.example.device.type, reference.precision)
+        self._function, comparison, self.any_size, _ = built(engine, partial(ENGINES[engine].build, reference))
         self._lock = threading.Lock()  # an engine supports one call at a time
         self._output_shapes = reference.output_shapes
         self._example, self._device = list(reference.example.shape), reference.example.device
         self.engine, self.precision = engine, reference.precision
-        self.comparison, self.any_size = reference.compare(function)
-        self.difference, self.checked_on = self.comparison.difference, reference.words
+        self.difference, self.checked_on = comparison.difference, comparison.photos
         self.seconds: dict[str, float] = {}
-        self.notes: list[str] = []
+        self.notes = [*reference.notes]
         self.__dict__.update({name: vars(reference.model)[name] for name in COPIED if name in vars(reference.model)})
 
     @property
@@ -136,83 +131,32 @@ def optimize(
     device = example.device.type
     if engine != AUTO:
         _check_engine(engine, device, precision)
-    compared_on = photos_like(example, model, photos)
-    reference = Reference(model, example, precision, compared_on.images, compared_on.words)
-    network, notes = folded(model)
-    if engine != AUTO:
-        result = _built(engine, network, reference)
-        result.seconds, busy = _measured(reference, [result])
-        result.notes = [*notes, *[MEASURED_BUSY] * busy]
-        return result
-    known, key = Choices(choices), key_of(model, example, precision)
-    if choice := known.get(key):
-        for result in _all_built([choice['engine']], network, reference)[0]:
-            result.seconds, result.notes = choice['seconds'], notes
-            return result
-    tried = [name for name, row in ENGINES.items() if device in row.auto and precision in row.precisions]
-    results, left_out = _all_built(tried, network, reference)
-    if not results:
-        raise OptimizeError(' '.join(['No engine computes the same as the model.', *left_out]))
-    seconds, busy = _measured(reference, results)
-    best = min(results, key=lambda result: seconds[result.engine])
-    if not busy:
-        known.put(key, best.engine, seconds)
-    best.seconds, best.notes = seconds, [*notes, *left_out, *known.notes, *[MEASURED_BUSY] * busy]
-    return best
-
-
-def _all_built(
-    names: Sequence[str], network: nn.Module, reference: Reference
-) -> tuple[list[OptimizedModel], list[str]]:
-    """Returns the engines that compute the same as the original, and the reasons for leaving out the others."""
-    results, notes = [], []
-    for name in names:
+    reference = Reference(model, example, precision, photos_like(example, model, photos))
+    tried, known, notes = [engine], dict[str, Any](), list[str]()
+    key = engine_choices.key_of(reference)
+    if engine == AUTO:
+        known, notes = engine_choices.read(choices)
+        if key in known:
+            with suppress(OptimizeError):  # it is chosen anew if it computes something else by now
+                result = OptimizedModel(known[key]['engine'], reference)
+                result.seconds = known[key]['seconds']
+                return result
+        tried = [name for name, row in ENGINES.items() if device in row.auto and precision in row.precisions]
+    results = dict[str, OptimizedModel]()
+    for name in tried:
         try:
-            _check_engine(name, reference.example.device.type, reference.precision)
-            results.append(_built(name, network, reference))
+            results[name] = OptimizedModel(name, reference)
         except OptimizeError as e:
             notes.append(str(e))
-    return results, notes
-
-
-def _built(name: str, network: nn.Module, reference: Reference) -> OptimizedModel:
-    """Builds the model in an engine and compares it with the original.
-
-    Raises:
-        OptimizeError: The engine cannot run the model, or its outputs differ.
-    """
-    try:
-        with torch.no_grad():
-            function = ENGINES[name].build(network, reference.example, reference.precision)
-            result = OptimizedModel(function, name, reference)
-    except Exception as e:  # of all those packages
-        raise OptimizeError(f'{name} cannot run this model: {in_one_line(e)}') from e
-    if not reference.is_same(result.comparison):
-        raise OptimizeError(
-            f'{name} differs from the model: the relative difference on {result.checked_on} is '
-            f'{result.difference:.1e}, above {reference.tolerance:.0e} ({reference.precision}). Choose another engine.'
-        )
-    return result
-
-
-def _measured(reference: Reference, results: Sequence[OptimizedModel]) -> tuple[dict[str, float], bool]:
-    """Measures the seconds of the original and of each result for the example; also whether the machine was busy.
-
-    It takes the least of several times, because other work on the machine can only add to it.
-    """
-    contenders: dict[str, Callable[[Tensor], Any]] = {
-        ORIGINAL: reference.model,
-        **{result.engine: result for result in results},
-    }
-    calls = max(1, CALLED_WITH // len(reference.example))
-    with torch.no_grad():
-        steps = {
-            name: timed(partial(contender, reference.example), reference.example.device, calls)
-            for name, contender in contenders.items()
-        }
-        taken = rounds(steps, ROUNDS, SECONDS)
-    busy = any(statistics.median(seconds) > BUSY * min(seconds) for seconds in taken.values())
-    return {name: min(seconds) for name, seconds in taken.items()}, busy
+    if not results:
+        raise OptimizeError(' '.join([*['No engine computes the same as the model.'] * (engine == AUTO), *notes]))
+    seconds, busy = reference.measured({ORIGINAL: model, **results})
+    best = min(results.values(), key=lambda result: seconds[result.engine])
+    if engine == AUTO and not busy:
+        known[key] = dict(engine=best.engine, seconds=seconds)
+        notes += engine_choices.write(choices, known)
+    best.seconds, best.notes = seconds, [*reference.notes, *notes, *busy]
+    return best
 
 
 def _check(model: nn.Module, example: Tensor, precision: str, photos: Sequence[Photo] | None) -> None:
@@ -224,7 +168,7 @@ def _check(model: nn.Module, example: Tensor, precision: str, photos: Sequence[P
     if not example.dtype == parameter.dtype == torch.float32:
         raise OptimizeError(
             f'The example is {example.dtype} and the model {parameter.dtype}, but both must be torch.float32: call '
-            f'.float(). The argument precision chooses the precision of the computation.'
+            f'.float(). The argument precision chooses that of the computation.'
         )
     if example.device != parameter.device:
         raise OptimizeError(

@@ -1,12 +1,10 @@
 """Draws heat maps as colours over the pixels of the network's input."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -30,19 +28,27 @@ def overlay(photo: Image.Image, heat: Tensor) -> Image.Image:
         photo: Photo in RGB, of W x H pixels.
         heat: [H, W] in 0..1, see `attribution.in_unit_range`.
     """
+    from matplotlib import colormaps
+
     grey = np.asarray(photo.convert('L'))[..., None] / 255
     colour = colormaps[COLOURS](heat.cpu().numpy())[..., :3]
     return Image.fromarray(((STRENGTH * colour + (1 - STRENGTH) * grey) * 255).round().astype(np.uint8))
 
 
-def sheet(photo: Image.Image, overlays: Sequence[tuple[str, Image.Image]], title: str) -> Figure:
+def sheet(photo: Image.Image, overlays: Sequence[tuple[str, Image.Image]], title: str) -> Any:
     """Draws a photo and the overlays of some classes side by side, with a colour bar.
 
     Args:
         photo: The network's input as a picture.
         overlays: Title and picture of each class.
         title: Title of the photo.
+
+    Returns:
+        A figure of Matplotlib.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
     panels = [(title, photo), *overlays]
     width, height = (PANEL * side / max(photo.size) for side in photo.size)
     figure = Figure(figsize=(len(panels) * (width + 0.1) + 0.9, height + 0.55), dpi=DPI, layout='constrained')

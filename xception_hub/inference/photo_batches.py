@@ -1,9 +1,9 @@
 """Batches of photos for comparisons and calibration."""
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -19,19 +19,23 @@ CHECKED_PHOTOS = 4  # on which two engines are compared
 Photo = str | os.PathLike[str] | Image.Image
 
 
-@dataclass(frozen=True)
-class Photos:
+class Photos(NamedTuple):
     """Photos, prepared for a model.
 
     Attributes:
         images: [B, 3, H, W].
-        words: Description of the photos.
+        kind: Description of the photos.
         left_out: Files that cannot be read, each with the reason.
     """
 
     images: Tensor
-    words: str
-    left_out: list[str] = field(default_factory=list)
+    kind: str
+    left_out: Sequence[str] = ()
+
+    @property
+    def words(self) -> str:
+        """Number and description of the photos."""
+        return f'{len(self.images)} {self.kind}'
 
 
 def read_photos(folder: Path, transforms: Transforms, most: int, least: int = 1) -> Photos:
@@ -48,17 +52,25 @@ def read_photos(folder: Path, transforms: Transforms, most: int, least: int = 1)
     """
     if not folder.is_dir():
         raise DataError(f'There is no folder {folder}. Name one with at least {least} photos in it.')
-    files = sorted(find_photos(folder))
-    images, left_out = list[Tensor](), list[str]()
-    for file in files[:: max(1, len(files) // most)][:most]:
-        try:
-            images += _prepared([transforms.open(file)], transforms)
-        except ImageError as e:
-            left_out.append(f'{file}: {e}')
+    files = find_photos(folder)
+    images, left_out = _prepared(
+        sorted(files)[:: max(1, len(files) // most)][:most], transforms.open, transforms.evaluation()
+    )
     if len(images) < least:
         reasons = f' {len(left_out)} cannot be read: {left_out[0]}.' if left_out else ''
         raise DataError(f'{folder} has {len(images)} photos, but needs at least {least}.{reasons} Add more photos.')
     return Photos(torch.stack(images), f'photos of {folder}', left_out)
+
+
+def sample_batch(transforms: Transforms) -> Photos:
+    """Prepares a photo from Matplotlib, whole and in parts.
+
+    Raises:
+        DataError: Matplotlib is not installed.
+    """
+    if not (photos := sample_photos()):
+        raise DataError('There is no photo for the comparison. Name a folder by --images, or install matplotlib.')
+    return Photos(torch.stack([*map(transforms.evaluation(), photos)]), 'parts of a photo')
 
 
 def photos_like(example: Tensor, model: nn.Module, photos: Sequence[Photo] | None) -> Photos:
@@ -74,37 +86,24 @@ def photos_like(example: Tensor, model: nn.Module, photos: Sequence[Photo] | Non
         OptimizeError: A photo cannot be read.
     """
     shape = example.shape[1:]
-    opened = [_opened(photo) for photo in (photos or ())[:CHECKED_PHOTOS]]
-    if photos is None and shape[0] == 3:
-        opened = sample_photos()[:CHECKED_PHOTOS]
-    if not opened:
-        return Photos(example[:CHECKED_PHOTOS], 'the example')
+    given: Sequence[Photo] = sample_photos() if photos is None and shape[0] == 3 else photos or ()
+    if not given:
+        return Photos(example[:CHECKED_PHOTOS], 'images of the example')
     config = timm.data.resolve_data_config({'input_size': tuple(shape)}, model=model)
-    transform = timm.data.create_transform(**config)
-    return Photos(torch.stack([transform(photo) for photo in opened]).to(example.device), f'{len(opened)} photos')
+    images, left_out = _prepared(given[:CHECKED_PHOTOS], open_image, timm.data.create_transform(**config))
+    if left_out:
+        raise OptimizeError(f'{left_out[0]}. Pass other photos.')
+    return Photos(torch.stack(images).to(example.device), 'photos')
 
 
-def _opened(photo: Photo) -> Image.Image:
-    if isinstance(photo, Image.Image):
-        return photo.convert('RGB')
-    try:
-        return open_image(Path(photo))
-    except ImageError as e:
-        raise OptimizeError(f'{photo} cannot be read: {e} Pass other photos.') from e
-
-
-def sample_batch(transforms: Transforms) -> Photos:
-    """Prepares a photo from Matplotlib, whole and in parts.
-
-    Raises:
-        DataError: Matplotlib is not installed.
-    """
-    images = _prepared(sample_photos(), transforms)
-    if not images:
-        raise DataError('There is no photo for the comparison. Name a folder by --images, or install matplotlib.')
-    return Photos(torch.stack(images), 'parts of a photo')
-
-
-def _prepared(photos: Iterable[Image.Image], transforms: Transforms) -> list[Tensor]:  # [3, H, W] each
-    transform = transforms.evaluation()
-    return [transform(photo) for photo in photos]
+def _prepared(
+    photos: Iterable[Any], opened: Callable[[Any], Image.Image], transform: Callable[[Image.Image], Tensor]
+) -> tuple[list[Tensor], list[str]]:  # [3, H, W] each
+    """Returns the photos that can be read, and the others, each with the reason."""
+    images, left_out = list[Tensor](), list[str]()
+    for photo in photos:
+        try:
+            images.append(transform(opened(photo)))
+        except ImageError as e:
+            left_out.append(f'{photo}: {e}')
+    return images, left_out

@@ -3,6 +3,7 @@
 Classifies images, prepared as in training. It prints a line for each image, or writes a table.
 """
 
+import hashlib
 import os
 import sys
 import time
@@ -13,28 +14,59 @@ from contextlib import nullcontext
 from dataclasses import replace
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
-from PIL import Image
 from tqdm import tqdm
 
 from ..allocator import keep_freed_memory
 from ..data.data_settings import DataSettings
 from ..data.folders import read_folder
-from ..data.labelled import Cell, Split, files_of, unlabelled
-from ..data.table import is_saved, is_table
-from ..errors import DataError, ImageError, SettingsError, exits_with_message, printable, printable_lines
+from ..errors import DataError, SettingsError, exits_with_message, printable, printable_lines
+from ..images import IMAGE_SUFFIXES
+from ..interrupt import INTERRUPTED
 from . import prediction_tables
 from .predictor import EAGER, Predictor, digest
-from .shards import Shards
 
-INTERRUPTED = 130  # exit status of a process that Ctrl-C has ended
+if TYPE_CHECKING:
+    from ..data.labelled import Split
 
 app = App(help=__doc__, version_flags=[])
 
 
-def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list[Split], list[str]]:
+class Files:
+    """Image files, which are read like a `Split` of a dataset, and without packages that read tables.
+
+    Raises:
+        DataError: A name is not UTF-8.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
+        for path in paths:
+            if path != path.encode(errors='replace').decode():
+                raise DataError(f'{path!r} is not UTF-8, which no table can hold: rename the file.')
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def files(self) -> str:
+        """Digest of the names of the files, with their folders', and of their sizes."""
+        found = hashlib.sha256()
+        for path in self.paths:
+            size = os.path.getsize(path) if os.path.isfile(path) else None
+            found.update(f'{"/".join(path.split("/")[-2:])} {size}\n'.encode())
+        return found.hexdigest()
+
+    def cell(self, index: int) -> str:
+        return self.paths[index]
+
+    def cell_name(self, index: int, cell: str) -> str:
+        return cell
+
+
+def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list['Files | Split'], list[str]]:
     """Finds the images of files and folders, then those of tables and datasets, with notes on what is left out.
 
     Args:
@@ -45,23 +77,27 @@ def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list[Split]
         DataError: A path does not exist, or there are no images.
     """
     files: list[str] = []
-    found, notes = list[Split](), list[str]()
+    found, notes = list[Any](), list[str]()
     for text in (name for given in paths for name in _files_like(given)):
         path = Path(text)
-        folder = read_folder(path) if path.is_dir() and not is_saved(path) else None
-        if folder and (folder.has_images or not any(map(is_table, folder.all_files()))):
+        folder = read_folder(path) if path.is_dir() else None
+        if folder and folder.has_images:
             files += folder.all_images()
             notes += [f'{path}: {left_out}'] if (left_out := folder.left_out()) else []
-        elif path.is_file() and not is_table(text):
+        elif path.is_file() and not _is_table(text):
             files.append(text)
         elif path.exists() or has_magic(text) or text.count('/') == 1:  # such as a repository of the Hub, or its clone
-            images, more = unlabelled(replace(settings, dataset=text))
+            table, labelled = _readers(text)
+            if folder and not table.is_saved(path) and not any(map(table.is_table, folder.all_files())):
+                notes.append(f'{path}: {folder.left_out()}')
+                continue
+            images, more = labelled.unlabelled(replace(settings, dataset=text))
             found.append(images)
             notes += more
         else:
             raise DataError(f'There is no {text}.')
     if files:
-        found.insert(0, files_of(files, settings))
+        found.insert(0, Files(files))
     if not any(len(part) for part in found):
         raise DataError(f'{", ".join(paths)}: no image. {" ".join(notes)}'.strip())
     return found, notes
@@ -70,10 +106,26 @@ def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list[Split]
 def _files_like(given: str) -> list[str]:
     """Finds the files of a pattern; a pattern of tables, and any other text, stays as it is."""
     found = sorted(glob(given, recursive=True)) if has_magic(given) and not Path(given).exists() else []
-    return found if found and not any(map(is_table, found)) else [given]
+    return found if found and not any(map(_is_table, found)) else [given]
 
 
-def predict(predictor: Predictor, splits: Sequence[Split], indices: range) -> Iterator[dict[str, Any]]:
+def _is_table(text: str) -> bool:
+    is_other = os.path.isdir(text) or Path(text).suffix.lower() in IMAGE_SUFFIXES
+    return not is_other and _readers(text)[0].is_table(text)
+
+
+def _readers(text: str) -> tuple[Any, Any]:
+    """The modules that read tables and datasets, whose packages photos do without."""
+    try:
+        from ..data import labelled, table
+    except ImportError as e:
+        raise DataError(
+            f"{text} has no image's name. Tables and datasets need {e.name}: pip install 'xception-hub[finetune]'."
+        ) from e
+    return table, labelled
+
+
+def predict(predictor: Predictor, splits: Sequence['Files | Split'], indices: range) -> Iterator[dict[str, Any]]:
     """Yields a row for each image, in order: `file` and the cells of `Predictor.predict`.
 
     Args:
@@ -83,23 +135,16 @@ def predict(predictor: Predictor, splits: Sequence[Split], indices: range) -> It
     """
     names: deque[str] = deque()
 
-    def images() -> Iterator[tuple[Split, int, Cell]]:
+    def images() -> Iterator[Any]:
         first = 0
         for split in splits:
             for index in range(max(indices.start - first, 0), min(indices.stop - first, len(split))):
                 cell = split.cell(index)
                 names.append(split.cell_name(index, cell))
-                yield split, index, cell
+                yield cell
             first += len(split)
 
-    def opened(image: tuple[Split, int, Cell]) -> Image.Image:
-        split, index, cell = image
-        try:
-            return split.image(index, predictor.loaded.transforms.min_side, cell)
-        except ImageError as e:
-            raise ImageError(str(e).removeprefix(f'{split.cell_name(index, cell)}: ')) from e
-
-    for row in predictor.predict(images(), opened):
+    for row in predictor.predict(images()):
         yield dict(file=names.popleft(), **row)
 
 
@@ -108,7 +153,7 @@ def predict(predictor: Predictor, splits: Sequence[Split], indices: range) -> It
 def main(
     *paths: str,
     model: str,
-    output: Path | None = None,
+    output: Annotated[Path | None, Parameter(alias='-o')] = None,
     top: int = 5,
     threshold: float = 0.5,
     probabilities: Annotated[bool, Parameter(negative='')] = False,
@@ -121,15 +166,16 @@ def main(
     grey_maximum: int | None = None,
     batch_size: int = 32,
     shard_size: int = 4096,
-    threads: Annotated[int | None, Parameter(name=['--threads', '--workers'])] = None,
+    workers: Annotated[int | None, Parameter(alias='--threads')] = None,
     device: str | None = None,
     engine: str = EAGER,
     json_: Annotated[bool, Parameter('--json', negative='')] = False,
 ) -> None:
-    """Predicts the classes of images. Bad images are listed, and their rows have an error instead of a label.
+    """Classify images. Images that cannot be read are listed; their rows have an error instead of a label.
 
     Args:
-        paths: Images, folders (searched with all subfolders), tables with a column of images, or datasets of the Hub.
+        paths: Images, folders with their subfolders, tables with a column of images, or datasets of the Hub. The last
+            two need the extra finetune.
         model: Directory that finetune or convert wrote, or a name for timm.create_model.
         output: Table to write: .csv, .jsonl or .parquet. A directory gets a table in parts, which several processes can
             write together, and which the same command continues after an interruption. By default rows are printed.
@@ -145,9 +191,9 @@ def main(
         grey_maximum: Value of white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16.
         batch_size: Number of images in one step.
         shard_size: Number of images in each part of a table in a directory.
-        threads: Threads that decode images. By default one per core.
-        device: Device of the network: cpu, cuda, mps. By default a GPU, if there is one.
-        engine: Engine that runs the network: eager (unchanged PyTorch), auto (the fastest), or a name such as openvino.
+        workers: Number of threads that decode images. By default one per core.
+        device: Device of the network: cpu, cuda or mps. By default a GPU, if there is one.
+        engine: Engine that runs the network: eager (plain PyTorch), auto (the fastest), or a name such as openvino.
         json_: Print each row as a line of JSON with all columns, instead of text.
     """
     warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
@@ -163,24 +209,20 @@ def main(
     try:
         splits, notes = images_in(paths, given)
         predictor = Predictor(
-            model, top, threshold, probabilities, embed, multi_label, image_size, grey_maximum, batch_size, threads,
+            model, top, threshold, probabilities, embed, multi_label, image_size, grey_maximum, batch_size, workers,
             device, engine,
         )  # fmt: skip
         for note in notes if rank == 0 else []:
             print(printable_lines(note), file=sys.stderr)
         run = _Run(predictor, splits)
-        if in_parts:
-            assert output
-            files = digest(s.files.encode() for s in splits)
-            shards = Shards(output, run.total, shard_size, dict(predictor.identity(), images_digest=files))
-            shards.start()
-            run.write_parts(shards, rank, processes)
+        if output and in_parts:
+            run.write_parts(output, shard_size, rank, processes)
         else:
             run.write_table(output, json_)
     except KeyboardInterrupt:
         kept = (
             f'The parts that {output} has are kept: the same command goes on with the others.'
-            if output and not output.suffix
+            if in_parts
             else f'{output} is not written. Parts that stay are written to a directory: --output {output.stem}.'
             if output
             else 'The rows above are all. Parts that stay are written to a directory: --output predictions.'
@@ -196,8 +238,9 @@ def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int
         SettingsError: The output does not suit the other options.
     """
     suffix = output.suffix if output else ''
-    in_parts = bool(output and suffix not in prediction_tables.SUFFIXES and (not suffix or output.is_dir()))
-    if output and not in_parts and suffix not in prediction_tables.SUFFIXES:
+    is_table = suffix in prediction_tables.SUFFIXES
+    in_parts = bool(output) and not is_table and (not suffix or output.is_dir())
+    if output and not in_parts and not is_table:
         raise SettingsError(
             f'The name {output} ends in {suffix!r}. A table must end in one of '
             f'{", ".join(prediction_tables.SUFFIXES)}; a directory must have no suffix.'
@@ -218,7 +261,7 @@ def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int
 class _Run:
     """Predicts all images, and reports progress, bad images and speed."""
 
-    def __init__(self, predictor: Predictor, splits: Sequence[Split]) -> None:
+    def __init__(self, predictor: Predictor, splits: Sequence['Files | Split']) -> None:
         self.predictor, self.splits = predictor, splits
         self.total = sum(map(len, splits))
         self.done = self.bad = 0
@@ -247,10 +290,15 @@ class _Run:
         with prediction_tables.table(output, columns) if output else nullcontext(show) as write:
             for row in tqdm(self.rows(range(self.total)), total=self.total, unit='img', disable=None):
                 write(row)
-        self.tell(f'. Written: {output}' if output else '')
+        self.report(f'. Written: {output}' if output else '')
 
-    def write_parts(self, shards: Shards, rank: int, processes: int) -> None:
+    def write_parts(self, output: Path, shard_size: int, rank: int, processes: int) -> None:
         """Writes the parts that are missing and that no other process is writing."""
+        from .shards import Shards
+
+        files = digest(split.files.encode() for split in self.splits)
+        shards = Shards(output, self.total, shard_size, dict(self.predictor.identity(), images_digest=files))
+        shards.start()
         missing = shards.missing()
         with tqdm(total=sum(len(shards.images_of(number)) for number in missing), unit='img', disable=None) as bar:
 
@@ -261,13 +309,13 @@ class _Run:
 
             written = list(shards.write(['file', *self.predictor.columns], rows, rank, processes))
         others = len(shards.missing())
-        self.tell(
+        self.report(
             f'. Parts: {len(written)} written, {len(shards) - len(missing)} there before'
             + (f', {others} left to other processes' if others else '')
-            + f': {shards.directory}'
+            + f': {output}'
         )
 
-    def tell(self, more: str) -> None:
+    def report(self, more: str) -> None:
         seconds = time.perf_counter() - self.start
         print(
             f'{self.done - self.bad} of {self.done} images in {seconds:.1f} s ({self.done / seconds:.1f} img/s), '

@@ -14,25 +14,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pyarrow
-import pyarrow.csv
-import pyarrow.parquet
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from ..files import replacing
 
-TYPES = {
-    'file': pyarrow.string(),
-    'target': pyarrow.string(),
-    'label': pyarrow.string(),
-    'probability': pyarrow.float64(),
-    'top': pyarrow.string(),
-    'probabilities': pyarrow.string(),
-    'features': pyarrow.list_(pyarrow.float32()),
-    'error': pyarrow.string(),
-}
+if TYPE_CHECKING:
+    import pyarrow
+
+COLUMNS = ('file', 'target', 'label', 'probability', 'top', 'probabilities', 'features', 'error')
 SUFFIXES = ('.csv', '.jsonl', '.parquet')
 AT_ONCE = 1000  # rows that are written together
 
@@ -59,7 +49,7 @@ def _rounded(value: float) -> float:
 
 def json_line(values: Mapping[str, Any], columns: Sequence[str]) -> str:
     """Converts a row to a line of .jsonl, with null for missing cells."""
-    return json.dumps({name: values.get(name) for name in TYPES if name in columns}, ensure_ascii=False)
+    return json.dumps({name: values.get(name) for name in COLUMNS if name in columns}, ensure_ascii=False)
 
 
 @contextmanager
@@ -68,12 +58,15 @@ def table(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str,
 
     Args:
         path: Path of the file.
-        columns: Names of the columns, of `TYPES`.
+        columns: Names of the columns, of `COLUMNS`.
 
     Raises:
         DataError: The file cannot be written. An earlier one is unchanged.
     """
-    schema = pyarrow.schema({name: TYPES[name] for name in TYPES if name in columns})
+    import pyarrow
+
+    types = dict(probability=pyarrow.float64(), features=pyarrow.list_(pyarrow.float32()))
+    schema = pyarrow.schema({name: types.get(name, pyarrow.string()) for name in COLUMNS if name in columns})
     rows: list[Mapping[str, Any]] = []
     try:
         with replacing(path) as part, _writing(part, path.suffix, schema) as write:
@@ -91,11 +84,12 @@ def table(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str,
 
 
 @contextmanager
-def _writing(path: Path, suffix: str, schema: pyarrow.Schema) -> Iterator[Callable[[list[Mapping[str, Any]]], None]]:
+def _writing(path: Path, suffix: str, schema: 'pyarrow.Schema') -> Iterator[Callable[[list[Mapping[str, Any]]], None]]:
     if suffix == '.jsonl':
         with open(path, 'w', encoding='utf-8') as file:
             yield lambda rows: file.writelines(json_line(values, schema.names) + '\n' for values in rows)
         return
-    kind = pyarrow.csv.CSVWriter if suffix == '.csv' else pyarrow.parquet.ParquetWriter
-    with kind(path, schema) as writer:
-        yield lambda rows: writer.write_table(pyarrow.Table.from_pylist(rows, schema)) if rows else None
+    from pyarrow import Table, csv, parquet
+
+    with (csv.CSVWriter if suffix == '.csv' else parquet.ParquetWriter)(path, schema) as writer:
+        yield lambda rows: writer.write_table(Table.from_pylist(rows, schema)) if rows else None

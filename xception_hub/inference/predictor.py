@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from ..directory.config import OF_CLASSES, final_activation_of
 from ..errors import DataError, ImageError, ModelError, SettingsError
 from ..images import MAX_PIXELS
-from ..models.build import TimmModel, Transforms, open_model
+from ..models.build import Transforms, open_model
 from ..models.class_names import names_of
 from . import prediction_tables
-from .optimize import optimize
 
 EAGER = 'eager'
 AHEAD = 2  # batches that are decoded while one is computed, which bounds the memory
 COLUMNS = ('image', 'bytes', 'path')  # possible columns of images in a batch; the first that exists is used
+SINGLE = (str, os.PathLike, bytes, bytearray, Image.Image, Mapping)  # types of one image
 BLANK = {'probability': np.nan}  # cell of a bad image by column; '' in other columns
 
 
@@ -120,21 +120,19 @@ class Predictor:
         """Returns the function of images [N] to columns [N], for `pyspark.ml.functions.predict_batch_udf`."""
         return self.columns_of
 
-    def predict(
-        self, images: Iterable[Any], opened: Callable[[Any], Image.Image] | None = None
-    ) -> Iterator[dict[str, Any]]:
+    def predict(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Yields a row for each image, in order: a cell for each of `columns`, or the reason in `error`.
 
         Args:
             images: Paths, contents of files, Pillow images, uint8 arrays [H, W, 3], or dicts with `bytes` or `path` as
-                in `datasets`. The iterable is read only as far as needed.
-            opened: Function that opens an image in a thread instead. It raises an ImageError for a bad image.
+                in `datasets`. The iterable is read only as far as needed. A single image gives one row.
 
         Raises:
             ModelError: The model cannot be used.
         """
-        prepared = Prepared(self, opened)
-        remaining = iter(images)
+        prepared = Prepared(self)
+        is_single = isinstance(images, SINGLE) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        remaining = iter([images] if is_single else images)
         pending: deque[list[Future[Tensor | str]]] = deque()
         pool = ThreadPoolExecutor(self.threads or cores())
         try:
@@ -188,62 +186,49 @@ class Predictor:
             ModelError: There is no such model, or its outputs are not classes.
             SettingsError: There is no such device.
         """
-        if not isinstance(self.model, (str, os.PathLike)):
-            return self._given(self.model)
-        device = self._device()
-        model, config = open_model(self.model)
-        self._check_activation(final_activation_of(config))
-        weights = digest_of(model)
-        multi_label = config.get('problem_type') == 'multi_label_classification'
-        class_names = [] if self.embed else names_of(model)
-        if self.embed:
-            model.reset_classifier(0)
-        transforms = self._transforms(model.to(device))
-        function: Callable[[Tensor], Any] = model
-        if self.engine != EAGER:
-            example = torch.zeros(self.batch_size, *transforms.config['input_size'], device=device)
-            function = optimize(model, example, self.engine)
-        return Loaded(function, transforms, class_names, self._is_multi_label(multi_label), device, weights)
-
-    def _check_activation(self, activation: str) -> None:
+        model, is_name = self.model, isinstance(self.model, (str, os.PathLike))
+        if is_name:
+            device = self._device()
+            model, config = open_model(self.model)
+            activation = final_activation_of(config)
+            several = config.get('problem_type') == 'multi_label_classification'
+        else:
+            activation = getattr(model, 'final_activation', 'unknown')
+            several = activation == 'sigmoid'
+            if self.embed and getattr(model, 'num_classes', None):
+                raise ModelError(
+                    f'The model ends in a classifier of {model.num_classes} classes. For its features, call '
+                    f'model.reset_classifier(0), before xception_hub.optimize.'
+                )
         if activation not in OF_CLASSES and not self.embed:
             raise ModelError(
                 f'The outputs of {self.model} are values: they end in {activation!r}, and are no probabilities of '
                 f'classes. xception-hub predict --embed writes the features before them.'
             )
+        is_module = isinstance(model, nn.Module)
+        weights = digest_of(model.eval()) if is_module else ''
+        class_names = [] if self.embed else names_of(model)
+        if is_name and self.embed:
+            model.reset_classifier(0)
+        if not is_name:
+            parameter = next(model.parameters(), None) if is_module else None
+            device = torch.device(self.device or 'cpu') if parameter is None else parameter.device
+        transforms = Transforms(model.to(device) if is_name else model, self.image_size)
+        transforms.grey_maximum = self.grey_maximum or transforms.grey_maximum
+        function: Callable[[Tensor], Any] = model
+        if is_name and self.engine != EAGER:
+            from .optimize import optimize
+
+            example = torch.zeros(self.batch_size, *transforms.config['input_size'], device=device)
+            function = optimize(model, example, self.engine)
+        multi_label = several if self.multi_label is None else self.multi_label
+        return Loaded(function, transforms, class_names, multi_label, device, weights)
 
     def _device(self) -> torch.device:
         try:
             return torch.zeros(1, device=self.device or default_device()).device
         except Exception as e:  # of torch and of drivers, which have no class in common
             raise SettingsError(f'The device {self.device!r} cannot be used ({e}). Choose cpu, or leave it out.') from e
-
-    def _given(self, model: TimmModel) -> Loaded:
-        if self.embed and getattr(model, 'num_classes', None):
-            raise ModelError(
-                f'The model ends in a classifier of {model.num_classes} classes. For its features, call '
-                f'model.reset_classifier(0), before xception_hub.optimize.'
-            )
-        activation = getattr(model, 'final_activation', 'unknown')
-        self._check_activation(activation)
-        is_module = isinstance(model, nn.Module)
-        if is_module:
-            model.eval()
-        parameter = next(model.parameters(), None) if is_module else None
-        device = torch.device(self.device or 'cpu') if parameter is None else parameter.device
-        weights = digest_of(model) if is_module else ''
-        class_names = [] if self.embed else names_of(model)
-        transforms = self._transforms(model)
-        multi_label = self._is_multi_label(activation == 'sigmoid')
-        return Loaded(model, transforms, class_names, multi_label, device, weights)
-
-    def _transforms(self, model: TimmModel) -> Transforms:
-        found = Transforms(model, self.image_size)
-        found.grey_maximum = self.grey_maximum or found.grey_maximum
-        return found
-
-    def _is_multi_label(self, default: bool) -> bool:
-        return default if self.multi_label is None else self.multi_label
 
     @torch.inference_mode()
     def outputs(self, pixels: Tensor) -> Tensor:
@@ -285,16 +270,15 @@ class Predictor:
 class Prepared:
     """Converts an image to uint8 pixels [3, H, W], or returns the reason why it is bad."""
 
-    def __init__(self, predictor: Predictor, opened: Callable[[Any], Image.Image] | None = None) -> None:
-        transforms = predictor.loaded.transforms
-        self.transform, self.min_side = transforms.pixels(), transforms.min_side
-        self.opened = opened or (lambda image: _open(image, transforms))
+    def __init__(self, predictor: Predictor) -> None:
+        self.transforms = predictor.loaded.transforms
+        self.transform = self.transforms.pixels()
 
     def __call__(self, image: Any) -> Tensor | str:  # [3, H, W] or the reason
         try:
-            found = self.opened(image)
+            found = _open(image, self.transforms)
             shorter, longer = sorted(found.size)
-            if longer / shorter * self.min_side**2 > MAX_PIXELS:  # as resizing would make it
+            if longer / shorter * self.transforms.min_side**2 > MAX_PIXELS:  # as resizing would make it
                 return f'{found.width}x{found.height} pixels, which are too narrow'
             return self.transform(found)
         except ImageError as e:
@@ -303,7 +287,11 @@ class Prepared:
 
 def _open(image: Any, transforms: Transforms) -> Image.Image:
     if isinstance(image, Mapping):
-        image = image.get('path') if image.get('bytes') is None else image['bytes']
+        cell, image = image, image.get('path') if image.get('bytes') is None else image['bytes']
+        if isinstance(image, str) and '://' in image:
+            from ..data.labelled import content  # with packages that other images do without
+
+            image = content(dict(cell))
     if image is None:
         raise ImageError('no image in this row')
     if isinstance(image, (bytearray, memoryview)):

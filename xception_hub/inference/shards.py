@@ -97,7 +97,7 @@ class Shards:
         """Writes the missing parts that no other process is writing, and yields the number of each.
 
         Args:
-            columns: Names of the columns, of `prediction_tables.TYPES`.
+            columns: Names of the columns, of `prediction_tables.COLUMNS`.
             rows: The rows of a range of images.
             rank: Number of this process. Every `processes`-th part is its own.
             processes: Number of processes that were started together.

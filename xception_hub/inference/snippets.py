@@ -21,10 +21,6 @@ RUN = {
         'import torch\n',
         "model = torch.export.load('model.pt2').module()\noutputs = model(torch.from_numpy(images))\n",
     ),
-    'aoti': (
-        'import torch\n',
-        "model = torch._inductor.aoti_load_package('model.pt2')\noutputs = model(torch.from_numpy(images))\n",
-    ),
     'executorch': (
         'import torch\nfrom executorch.runtime import Runtime\n',
         "method = Runtime.get().load_program('model.pte').load_method('forward')\n"

@@ -34,9 +34,7 @@ import xception_hub  # noqa: F401 (registers the models)
 from ..errors import DataError, SettingsError, exits_with_message, in_one_line
 from .checks import count_macs, count_parameters
 from .experiments import MOST_RATES, NETWORKS, SCALES, TUNING, TUNING_IMAGES, Experiment, ScaleName, settings_of
-from .intervals import table, verdicts
 from .speed import machine
-from .trained import write
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -246,6 +244,9 @@ def draw(result: Path, /, *, folder: Path | None = None) -> None:
         result: File figures.json or spectrum.json.
         folder: Folder for the pictures. By default the folder of the file.
     """
+    from .intervals import table, verdicts  # with packages that help does without
+    from .trained import write
+
     try:
         found = json.loads(result.read_text())
         lines = [*table(found), '', *verdicts(found)]

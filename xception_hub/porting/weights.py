@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from ..errors import KerasFileError
-from .hdf5 import MAX_SECONDS
 
 
 class WeightFile:
@@ -84,8 +83,12 @@ class WeightFile:
     @cached_property
     def _index(self) -> dict[str, dict[str, Any]]:
         """Groups with their attributes, and arrays with their shapes, of a process with the protocol of hdf5.py."""
+        try:
+            from . import hdf5  # with h5py, which help does without
+        except ImportError as e:
+            raise ImportError(f"{e}. Install the keras extra: pip install 'xception-hub[keras]'.") from e
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name('hdf5.py'))],  # importing the package would import torch
+            [sys.executable, str(hdf5.__file__)],  # importing the package would import torch
             env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONSAFEPATH': '1'},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -113,5 +116,7 @@ class WeightFile:
         name = next((known.name for known in signal.Signals if known == -code), f'exit code {code}')
         why = f"HDF5's library does not survive it ({name})"
         if name == 'SIGXCPU':
+            from .hdf5 import MAX_SECONDS
+
             why = f'it takes more than {MAX_SECONDS} s'
         return KerasFileError(f'{place} is damaged: {why}. Save or download it again.')

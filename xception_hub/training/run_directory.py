@@ -28,7 +28,6 @@ from .settings import RESUME_MAY_CHANGE, OutputSettings
 
 SETTINGS_FILE, DATA_FILE, HISTORY_FILE, METRICS_FILE = 'settings.yaml', 'data.json', 'history.json', 'metrics.json'
 PREDICTIONS_FILE = 'predictions.csv'
-STOPPED = 130  # exit status of a process that Ctrl-C has ended
 
 
 class Interrupted(Exception):

@@ -177,7 +177,7 @@ class MachineSettings:
 @group('Output', 6)
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings:
-    output: Path = Path('finetuned')
+    output: Annotated[Path, Parameter(alias='-o')] = Path('finetuned')
     """Directory of the run. After training it is the model directory, and contains the report."""
     checkpoint_minutes: Annotated[float, NOT_NEGATIVE] = 10.0
     """Minutes between two checkpoints within an epoch; 0 writes one after each update. Each epoch ends with one."""
