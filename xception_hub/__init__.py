@@ -6,6 +6,7 @@ Importing this package registers the models, so that `timm.create_model('xceptio
 import importlib
 from typing import Any
 
+from . import interrupt as _interrupt  # noqa: F401  first: what follows takes seconds
 from . import xception_paper as _registered  # noqa: F401
 from .errors import CheckpointError, WeightsError
 from .images import open_image

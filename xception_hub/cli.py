@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from . import __version__
+from . import __version__, interrupt
 from .errors import printable, printable_lines
 from .run import run
 from .stand_ins import with_stand_ins
@@ -23,7 +23,6 @@ from .weights import fingerprints, sources
 
 PACKAGE = Path(__file__).parent
 USAGE = 2  # exit status where the command line cannot be read
-INTERRUPTED = 130  # of a process that Ctrl-C has ended
 
 # Headings of `xception-hub --help`, in order.
 KERAS, USE, PAPER, HERE = map(Group.create_ordered, ('Keras', 'Train and use', 'The paper', 'This installation'))
@@ -194,15 +193,18 @@ def main(tokens: Sequence[str] | None = None) -> None:
         print(f'error: There is no command {called!r}. {hint}The commands are {", ".join(COMMANDS)}.', file=sys.stderr)
         sys.exit(USAGE)
     if called == 'run' and tokens[1:2] not in (['--help'], ['-h']):
+        interrupt.as_usual()
         return run(*tokens[1:])  # the script gets all further arguments unchanged
     try:
         if called in RECIPES and RECIPES[called].has_meta:  # its help is complete only as an app of its own
             sys.argv[0] = f'xception-hub {called}'
-            loaded(called, to_describe).meta(tokens[1:], exit_on_error=False)
+            command, words = loaded(called, to_describe).meta, tokens[1:]
         else:
-            tool(called or next(iter(tokens), ''), to_describe)(tokens, exit_on_error=False)
+            command, words = tool(called or next(iter(tokens), ''), to_describe), tokens
+        interrupt.as_usual()
+        command(words, exit_on_error=False)
     except CycloptsError:  # has been printed
         sys.exit(USAGE)
     except KeyboardInterrupt:  # before a command could say what is kept
         print('\nStopped.', file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(interrupt.INTERRUPTED)
