@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas
 import pytest
 from datasets_read import load
 from finetuning import SMALL
+from hub_server import TOKEN, Fault, HubServer
 from PIL import Image
 from small_images import save_digits, save_pieces
 
@@ -20,6 +22,7 @@ from xception_hub.data.bad_images import copies, scan
 from xception_hub.data.labelled import Data
 from xception_hub.data.seen import Seen
 from xception_hub.data.splits import stratified
+from xception_hub.directory.upload import publish
 from xception_hub.errors import DataError, ModelError
 from xception_hub.inference.predictor import Predictor
 
@@ -61,13 +64,13 @@ def test_images_that_were_trained_on_are_not_measured_on(tmp_path: Path, capsys:
         path.rename(tmp_path / f'{path.parent.name}-{path.name}')
     first, second, third = (tmp_path / f'model{number}' for number in range(3))
     run(*QUICK, '--dataset', photos, '--output', first)
-    before = Seen.read(first)
+    before = Seen.of_model(f'local-dir:{first}')
     for path in late:
         (tmp_path / f'{path.parent.name}-{path.name}').rename(path)
     going_on = ('--recipe', 'full', '--epochs', '1', '--image-size', 32)
     run('--model', first, *going_on, '--dataset', photos, '--output', second)
     assert 'has seen 27 of the images before' in capsys.readouterr().out
-    after = Seen.read(second)
+    after = Seen.of_model(f'local-dir:{second}')
     assert before.held_out <= after.held_out and not after.held_out & before.trained
     assert len(after.held_out) > len(before.held_out) and len(after.trained | after.held_out) == 36
     rows = json.loads((second / 'data.json').read_text())['validation_rows']
@@ -75,7 +78,7 @@ def test_images_that_were_trained_on_are_not_measured_on(tmp_path: Path, capsys:
     assert {digests[row][:8] for row in rows} == after.held_out
     # a third time, with nothing new: the same validation images
     run('--model', f'local-dir:{second}', *going_on, '--dataset', photos, '--output', third)
-    assert Seen.read(third) == after
+    assert Seen.of_model(f'local-dir:{third}') == after
 
 
 @pytest.mark.filterwarnings('default:The model was trained on')
@@ -83,7 +86,7 @@ def test_a_validation_split_that_was_trained_on(tmp_path: Path, capsys: pytest.C
     """Its images are left out, with a warning; where it is only measured, the warning stays."""
     photos = save_digits(tmp_path / 'photos', 6)
     run(*QUICK, '--dataset', photos, '--output', tmp_path / 'first')
-    splits, before = tmp_path / 'splits', Seen.read(tmp_path / 'first')
+    splits, before = tmp_path / 'splits', Seen.of_model(f'local-dir:{tmp_path}/first')
     for word in ('zero', 'one', 'two', 'three'):
         (splits / 'val' / word).mkdir(parents=True)
         (splits / 'train' / word).mkdir(parents=True)
@@ -94,10 +97,45 @@ def test_a_validation_split_that_was_trained_on(tmp_path: Path, capsys: pytest.C
     model = ('--model', tmp_path / 'first', '--image-size', 32, '--dataset', splits)
     run(*model, '--recipe', 'full', '--epochs', '1', '--output', tmp_path / 'second')
     assert 'They are left out of it' in capsys.readouterr().err
-    held = Seen.read(tmp_path / 'second').held_out
+    held = Seen.of_model(f'local-dir:{tmp_path}/second').held_out
     assert held == before.held_out
     run(*model, '--eval-only', '--output', tmp_path / 'evaluation')
     assert 'better than the model is' in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings('default:The model was trained on')
+def test_a_model_of_the_hub(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its record is downloaded; where the download fails, a warning says so."""
+    photos, model = save_digits(tmp_path / 'photos', 4), hub.root / 'org' / 'digits'
+    run(*QUICK, '--dataset', photos, '--output', tmp_path / 'model')
+    shutil.copytree(tmp_path / 'model', model, ignore=shutil.ignore_patterns('checkpoints'))
+    run('--eval-only', '--model', 'hf-hub:org/digits', '--dataset', photos, '--output', tmp_path / 'evaluation')
+    assert 'better than the model is' in capsys.readouterr().err
+    assert Seen.of_model('hf-hub:org/digits') == Seen.of_model(f'local-dir:{model}') != Seen()
+    (model / 'images.json').unlink()
+    assert Seen.of_model('hf-hub:org/digits') == Seen()
+    hub.faults['org/closed'] = Fault.FORBIDDEN
+    try:
+        with pytest.warns(UserWarning, match='hf-hub:org/closed was trained on are unknown'):
+            assert Seen.of_model('hf-hub:org/closed') == Seen()
+    finally:
+        hub.faults.clear()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+def test_the_record_is_published(
+    hub: HubServer, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the model; without it, an earlier one is removed."""
+    monkeypatch.setenv('HF_TOKEN', TOKEN)
+    directory, seen = tmp_path / 'model', Seen(frozenset({b'12345678'}), frozenset({b'87654321'}))
+    shutil.copytree(converted, directory)
+    seen.write(directory)
+    publish(directory, 'org/seen')
+    assert Seen.of_model('hf-hub:org/seen') == seen
+    (directory / 'images.json').unlink()
+    publish(directory, 'org/seen')
+    assert Seen.of_model('hf-hub:org/seen') == Seen()
 
 
 def test_nothing_new_to_measure_on(tmp_path: Path) -> None:
@@ -113,7 +151,7 @@ def test_nothing_new_to_measure_on(tmp_path: Path) -> None:
 def test_a_damaged_record(tmp_path: Path) -> None:
     (tmp_path / 'images.json').write_text('{"trained": 3}')
     with pytest.raises(DataError, match='images.json is damaged'):
-        Seen.read(tmp_path)
+        Seen.of_model(f'local-dir:{tmp_path}')
 
 
 # Groups and copies
@@ -138,7 +176,7 @@ def test_a_group_column_by_its_name(tmp_path: Path) -> None:
         load(file)
     assert not len(load(file, group_column='').train.groups)
     assert load(file, group_column='camera').train.groups.tolist() == [i // 3 for i in range(12)]
-    with pytest.raises(DataError, match="no column 'cam', but image, label, camera"):
+    with pytest.raises(DataError, match="'cam'.*image, label, camera"):
         load(file, group_column='cam')
 
 

@@ -259,7 +259,7 @@ def _texts(file: Path, encoding: str | None = None) -> pyarrow.Table:
 
     options: dict[str, Any] = dict(dtype=str, keep_default_na=False)
     if file.suffix.lower() == '.xlsx':
-        return _without_index(pandas.read_excel(file, **options))
+        return _without_index(pandas.read_excel(file, engine='openpyxl', **options))
     with open(file, 'rb') as opened:
         is_utf16 = opened.read(2) in (b'\xff\xfe', b'\xfe\xff')
     encoding = encoding or ('utf-16' if is_utf16 else 'utf-8-sig')

@@ -1,8 +1,9 @@
 """xception-hub publish DIR org/name --dry-run
 
 Publishes a converted or fine-tuned model directory on the Hugging Face Hub, in one commit: model.safetensors,
-config.json, the model card and parity.json. If the directory has no parity.json, that of the repository is removed.
-Unchanged files are not uploaded again. In a clone: python -m xception_hub.directory.publish.
+config.json, the model card, parity.json, and images.json with digests of the images that the model was trained on. If
+the directory has no parity.json or images.json, that of the repository is removed. Unchanged files are not uploaded
+again. In a clone: python -m xception_hub.directory.publish.
 """
 
 from pathlib import Path

@@ -16,9 +16,10 @@ from ..errors import PublishError, WeightsError
 from ..weights.pretrained import OFFLINE_REMEDY
 from .card import is_xception, render
 from .space import space_files
-from .write import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, read_json, written_label_names
+from .write import CONFIG_FILE, IMAGES_FILE, PARITY_FILE, WEIGHTS_FILE, read_json, written_label_names
 
 CARD_FILE = 'README.md'
+OPTIONAL = (PARITY_FILE, IMAGES_FILE)  # published if the directory has them, else removed
 MESSAGE = 'Publish xception_paper'
 MAIN = 'main'  # the Hub's default branch
 TOKEN_REMEDY = (
@@ -85,8 +86,8 @@ class Upload:
 
     @property
     def removed(self) -> list[str]:
-        """Names of files to remove: the repository's parity.json, if the directory has none to replace it."""
-        return [PARITY_FILE] if PARITY_FILE in self.remote.files and PARITY_FILE not in self.contents else []
+        """Names of files to remove: those of `OPTIONAL` in the repository that the directory does not replace."""
+        return [name for name in OPTIONAL if name in self.remote.files and name not in self.contents]
 
     @property
     def model_name(self) -> str:
@@ -144,8 +145,7 @@ def make_upload(directory: Path, repo_id: str, revision: str | None = None, lice
         CONFIG_FILE: directory / CONFIG_FILE,
         CARD_FILE: card.encode(),
     }
-    if (directory / PARITY_FILE).is_file():
-        contents[PARITY_FILE] = directory / PARITY_FILE
+    contents |= {name: directory / name for name in OPTIONAL if (directory / name).is_file()}
     names = sorted(path.name + ('/' if path.is_dir() else '') for path in directory.iterdir())
     left_out = [name for name in names if name not in (*contents, CARD_FILE)]
     return Upload(repo_id, branch, card, contents, left_out, _ask(repo_id, branch, 'model'))

@@ -20,11 +20,12 @@ from ..errors import DirectoryError
 from ..network import Xception
 from ..weights.checkpoint_files import ARGUMENTS
 
-WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE = (
+WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE, METRICS_FILE, IMAGES_FILE = (
     'model.safetensors',
     'config.json',
     'parity.json',
     'metrics.json',
+    'images.json',
 )
 
 

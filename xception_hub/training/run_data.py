@@ -3,7 +3,6 @@
 import warnings
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,10 +50,8 @@ def read(settings: Settings) -> Data:
 
 
 def seen_by(settings: Settings) -> Seen:
-    """The images that the model of a directory has seen before a run starts from it."""
-    name = settings.model.model
-    is_here = settings.model.pretrained and name.startswith('local-dir:')
-    return Seen.read(Path(name.removeprefix('local-dir:'))) if is_here else Seen()
+    """The images that a model has seen before a run starts from it."""
+    return Seen.of_model(settings.model.model) if settings.model.pretrained else Seen()
 
 
 def checked(settings: Settings, data: Data, run: Run) -> Manifest:

@@ -202,6 +202,7 @@ class Settings:
 # Settings that may change when a run is resumed: they don't affect the result.
 RESUME_MAY_CHANGE = frozenset(
     {'output', 'checkpoint_minutes', 'keep_checkpoints', 'tracker', 'push', 'dry_run', 'workers', 'feature_cache'}
+    | {'dataset', 'image_folder', 'validation_table'}  # places of data; their digest has to stay
 )
 
 
