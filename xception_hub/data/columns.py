@@ -299,11 +299,7 @@ def _declared(features: Sequence[Any], dataset: str) -> list[str] | None:
 
 
 def _texts(values: list[Any], where: str) -> list[Any]:
-    """Labels as texts, without what cannot be seen: None for an empty one, 1 for 1.0, one form of accents.
-
-    Raises:
-        DataError: They are no names or whole numbers.
-    """
+    """Labels as texts, without what cannot be seen: None for an empty one, 1 for 1.0, one form of accents."""
     every = [item for value in values for item in (value if isinstance(value, list) else [value])]
     every = [item for item in every if item not in ('', None) and item == item]
     if strange := [type(item).__name__ for item in every if not isinstance(item, (str, int, float))]:
@@ -327,11 +323,7 @@ def _texts(values: list[Any], where: str) -> list[Any]:
 
 
 def _several(values: list[Any], separator: str | None, dataset: str, layout: bool) -> tuple[list[Any], bool]:
-    """Labels that are lists in the form of texts, taken apart, and whether there are any.
-
-    Raises:
-        DataError: A text may be one label or several.
-    """
+    """Labels that are lists in the form of texts, taken apart, and whether there are any."""
     texts = {*values} - {None}
     if separator:
         return [v and [part.strip() for part in v.split(separator) if part.strip()] for v in values], True

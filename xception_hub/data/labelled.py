@@ -335,11 +335,7 @@ def _labels(
 
 
 def _column(table: Table, column: str) -> pyarrow.ChunkedArray:
-    """All cells of a column, read without the images.
-
-    Raises:
-        DataError: They cannot be read, or there are none.
-    """
+    """All cells of a column, read without the images."""
     rows = table.rows
     try:
         if isinstance(rows, Dataset):
@@ -358,11 +354,7 @@ def _column(table: Table, column: str) -> pyarrow.ChunkedArray:
 def _labelled(
     labels: Labels, parts: dict[str, np.ndarray], settings: DataSettings, notes: list[str]
 ) -> dict[str, np.ndarray]:
-    """The rows of each split that have a label.
-
-    Raises:
-        DataError: Rows have no label, or -1 may mean that they have none.
-    """
+    """The rows of each split that have a label."""
     names = set[str]().union(*(labels.names_in(rows) for rows in parts.values())) - {NO_LABEL}
     numbers = len(names) > 1 and all(name.isdecimal() for name in names) and not labels.declared
     declared = labels.declared and NO_LABEL not in labels.declared
@@ -393,11 +385,7 @@ def _labelled(
 
 
 def _class_names(labels: Labels, parts: dict[str, np.ndarray], dataset: str, least: int) -> list[str]:
-    """The dataset's own, in its own order; else those that occur in the first split.
-
-    Raises:
-        DataError: There are fewer than `least`, or another split has more.
-    """
+    """The dataset's own, in its own order; else those that occur in the first split."""
     class_names = labels.declared or columns.in_order(labels.names_in(next(iter(parts.values()))))
     if len(class_names) < least:
         raise DataError(f'{dataset} has {len(class_names)} class ({listed(class_names)}); training needs two or more.')
@@ -413,11 +401,7 @@ def _class_names(labels: Labels, parts: dict[str, np.ndarray], dataset: str, lea
 def _one_row_for_each(
     labels: Labels, parts: dict[str, np.ndarray], first: dict[str, int], sources: dict[str, Any], settings: DataSettings
 ) -> tuple[Labels, dict[str, np.ndarray]]:
-    """The labels of images that have a row for each of their labels, joined; and the rows that stay.
-
-    Raises:
-        DataError: Images are under several labels, which may be all right or a mistake.
-    """
+    """The labels of images that have a row for each of their labels, joined; and the rows that stay."""
     cells, stay = labels.cells.copy(), dict(parts)
     for split, rows in parts.items():
         if settings.repeated_images == 'rows' or not isinstance(sources[split], Dataset):
@@ -449,11 +433,7 @@ def _one_row_for_each(
 
 
 def _groups(tables: dict[str, Table], used: Sequence[str], settings: DataSettings, notes: list[str]) -> np.ndarray:
-    """[N] number of each row's group, one split after the other; empty without groups.
-
-    Raises:
-        DataError: There is no such column.
-    """
+    """[N] number of each row's group, one split after the other; empty without groups."""
     none = np.empty(0, np.int64)
     name, given = name_of(settings), settings.group_column
     features = next(iter(tables.values())).rows.features

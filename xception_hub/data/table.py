@@ -250,11 +250,7 @@ def _is_image(name: str) -> bool:
 
 
 def _texts(file: Path, encoding: str | None = None) -> pyarrow.Table:
-    """A table whose cells are the texts that stand there, 001 and NA too.
-
-    Raises:
-        DataError: The first line is empty, or the file is in another encoding.
-    """
+    """A table whose cells are the texts that stand there, 001 and NA too."""
     import pandas  # what it imports in turn is missing where only the help of a command is wanted
 
     options: dict[str, Any] = dict(dtype=str, keep_default_na=False)
@@ -295,11 +291,7 @@ def _without_index(rows: Any) -> pyarrow.Table:
 
 
 def _objects(file: Path) -> pyarrow.Table | None:
-    """A COCO file as a table: an image has the classes of its objects. None of another file.
-
-    Raises:
-        DataError: It is an export of Label Studio with all that it knows.
-    """
+    """A COCO file as a table: an image has the classes of its objects. None of another file."""
     with open(file, encoding='utf-8') as opened:
         head = opened.read(10_000)
         if head.startswith('[') and '"annotations"' in head and '"data"' in head:
@@ -451,11 +443,7 @@ def cells_of_texts(cells: pyarrow.ChunkedArray) -> Dataset:
 
 
 def _by_metadata(root: Folder, settings: DataSettings) -> Found | None:
-    """The splits of a folder whose metadata files name images and labels; None if its folders are to be read.
-
-    Raises:
-        DataError: There is no such file, and one is asked for; or the labels may be in it or the names of folders.
-    """
+    """The splits of a folder whose metadata files name images and labels; None if its folders are to be read."""
     folders, parts, pairs = settings.folders, list[Dataset](), set[tuple[str, str]]()
     files = [file for file in root.all_files() if os.path.basename(file) in METADATA]
     for file in files if folders in (None, 'metadata') else ():
