@@ -13,12 +13,12 @@ import pytest
 import timm
 import torch
 from conftest import ROOT
-from datasets_read import load
+from datasets_read import labels_of, load
 from finetuning import SMALL
 from forked import run_code
 from PIL import Image
 from small_images import save_digits, save_pieces
-from test_dead_ends import labels_of, move, write
+from test_dead_ends import move, write
 from test_reading import save
 
 import finetune
