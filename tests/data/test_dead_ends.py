@@ -84,6 +84,7 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
         (['train/images/a/1.png', 'train/images/b/2.png', 'val/images/b/3.png'], (['a', 'b'], 2, 1)),
         (['a/1.png', 'b/2.png', '@eaDir/a/1.png'], (['a', 'b'], 2, 0)),
         (['a/1.png', 'b/2.png', '@eaDir/x/'], (['a', 'b'], 2, 0)),
+        (['a/1.png', 'b/2.png', 'b/.ipynb_checkpoints/3.png', 'b/._2.png', 'b/x.png/4.PNG'], (['a', 'b'], 3, 0)),
         (['bus/1.png', 'car/2.png', 'train/3.png'], (['bus', 'car', 'train'], 3, 0)),
         (['valid/1.png', 'invalid/2.png'], (['invalid', 'valid'], 2, 0)),
     ],
