@@ -103,21 +103,20 @@ def test_the_table_of_another_split(tmp_path: Path) -> None:
 # Exports of objects
 
 
-@pytest.mark.parametrize(
-    'files',
-    [
-        ['JPEGImages/{0}.png', 'Annotations/{0}.xml', 'ImageSets/Main/cat_train.txt'],  # VOC
-        ['images/train/{0}.png', 'labels/train/{0}.txt', 'images/val/v{0}.png', 'labels/val/v{0}.txt', 'data.yaml'],
-        ['train/images/{0}.png', 'train/labels/{0}.txt', 'valid/images/v{0}.png', 'valid/labels/v{0}.txt'],
-        ['images/{0}.png', 'annotations.xml'],  # CVAT
-        ['obj_train_data/{0}.png', 'obj_train_data/{0}.txt', 'obj.names', 'train.txt'],  # YOLO of CVAT
-        ['{0}.png', '{0}.xml'],
-    ],
-    ids=['VOC', 'YOLO', 'Roboflow', 'CVAT', 'CVAT YOLO', 'flat'],
-)  # fmt: skip
-def test_objects_in_other_formats(files: list[str], tmp_path: Path) -> None:
+OBJECTS = {
+    'VOC': 'JPEGImages/{0}.png Annotations/{0}.xml ImageSets/Main/cat_train.txt',
+    'YOLO': 'images/train/{0}.png labels/train/{0}.txt images/val/v{0}.png labels/val/v{0}.txt data.yaml',
+    'Roboflow': 'train/images/{0}.png train/labels/{0}.txt valid/images/v{0}.png valid/labels/v{0}.txt',
+    'CVAT': 'images/{0}.png annotations.xml',
+    'YOLO of CVAT': 'obj_train_data/{0}.png obj_train_data/{0}.txt obj.names train.txt',
+    'LabelImg': '{0}.png {0}.xml',
+}
+
+
+@pytest.mark.parametrize('tool', OBJECTS)
+def test_objects_in_other_formats(tool: str, tmp_path: Path) -> None:
     """The error names COCO, which these tools export, and that works."""
-    root = move(tmp_path / 'export', *(file.format(n) for n in range(4) for file in files))
+    root = move(tmp_path / 'export', *(file.format(n) for n in range(4) for file in OBJECTS[tool].split()))
     for file in root.rglob('*.*'):
         if file.suffix != '.png':
             file.write_text(VOC.format(file.stem) if file.suffix == '.xml' else '0 0.5 0.5 1 1')
@@ -164,8 +163,8 @@ def test_lists_of_a_split(name: str, tmp_path: Path) -> None:
         write(root / 'images.txt', ''.join(f'{n + 1} 00{n % 2 + 1}.Bird/{n}.jpg\n' for n in range(3)))
         write(root / 'train_test_split.txt', '1 1\n2 1\n3 0\n')
         classes = ['001.Bird', '002.Bird']
-    status, printed = run_code(f'{code}\nprint(data.class_names, len(data.train), len(data.validation))', tmp_path,
-                               tmp_path / 'log')  # fmt: skip
+    code += 'print(data.class_names, len(data.train), len(data.validation))'
+    status, printed = run_code(code, tmp_path, tmp_path / 'log')
     assert (status, printed.strip().splitlines()[-1]) == (0, f'{classes} 2 1')
 
 
@@ -203,8 +202,14 @@ def test_the_snippet_for_grey_images(tmp_path: Path) -> None:
             return (torch.cat([-level, level], 1),)
 
     preprocessing = timm.data.resolve_data_config({'input_size': (3, 16, 16), 'crop_pct': 1.0})
-    report = dict(format='torch-export', precision='fp32', class_names=['dark', 'light'], final_activation='softmax',
-                  grey_maximum=4095, preprocessing=preprocessing)  # fmt: skip
+    report = dict(
+        format='torch-export',
+        precision='fp32',
+        class_names=['dark', 'light'],
+        final_activation='softmax',
+        grey_maximum=4095,
+        preprocessing=preprocessing,
+    )
     torch.export.save(torch.export.export(Mean().eval(), (torch.zeros(1, 3, 16, 16),)), tmp_path / 'model.pt2')
     (tmp_path / 'export.json').write_text(json.dumps(report))
     for level, name in ((1000, 'dark'), (3500, 'light')):

@@ -187,7 +187,7 @@ def test_encodings(encoding: str, tmp_path: Path) -> None:
         ([[1.0, 0.0], [0.0, 1.0]], ['0', '1']),
         ([{'choices': ['a', 'b']}, {'choices': ['b']}], ['a+b', 'b']),
     ],
-)  # fmt: skip
+)
 def test_types_of_parquet(labels: list[Any], expected: list[str], streaming: bool, tmp_path: Path) -> None:
     datasets.Dataset.from_dict(dict(image=['0.png', '1.png'], label=labels)).to_parquet(tmp_path / 'table.parquet')
     assert labels_of(load(tmp_path / 'table.parquet', streaming=streaming)) == expected
