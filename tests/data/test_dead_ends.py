@@ -55,15 +55,6 @@ def test_the_table_that_names_the_images(tmp_path: Path) -> None:
     assert labels_of(load(root / 'train.csv')) == ['cat', 'dog']
 
 
-@pytest.mark.parametrize('name', ['annotations.json', '_annotations.coco.json'])
-def test_coco(name: str, tmp_path: Path) -> None:
-    text = '{"images": [{"id": 1, "file_name": "000.png"}], "categories": [{"id": 1, "name": "a"}], '
-    text += '"annotations": [{"image_id": 1, "category_id": 1}]}'
-    file = write(tmp_path / name, text)
-    data = load(file, evaluation=True)
-    assert (data.class_names, data.multi_label, data.validation.labels.tolist()) == (['a'], True, [[1]])
-
-
 def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     import os
 

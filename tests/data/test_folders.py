@@ -202,16 +202,10 @@ def test_names_in_either_normal_form(tmp_path: Path) -> None:
     assert described(read(root)) == f'the classes {composed}, b; 2 in train, 2 in val'
 
 
-def test_no_images(tmp_path: Path) -> None:
-    root = make(tmp_path / 'photos', 'cat/1.txt\ndog/')
-    with pytest.raises(DataError, match=r'1 \.txt'):
-        read(root)
-
-
-def test_a_single_class_and_a_split(tmp_path: Path) -> None:
-    root = make(tmp_path / 'photos', 'cat/1.png')
-    with pytest.raises(DataError, match='1 class'):
-        read(root)
+@pytest.mark.parametrize(('tree', 'reason'), [('cat/1.txt\ndog/', r'1 \.txt'), ('cat/1.png', '1 class')])
+def test_nothing_to_train_on(tree: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=reason):
+        read(make(tmp_path / 'photos', tree))
 
 
 def test_counts(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Datasets in every form in which people keep them, and the ways in which they are broken."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pytest
 from datasets_read import labels_of, load
 from forked import run_code
@@ -32,16 +32,13 @@ def folder(tmp_path: Path) -> Path:
 
 def write_table(file: Path, rows: list[dict[str, Any]]) -> Path:
     """A table of whatever kind the file's name says."""
+    frame = pandas.DataFrame(rows)
     if file.suffix == '.parquet':
         datasets.Dataset.from_list(rows).to_parquet(file)
-    elif file.suffix == '.json':
-        file.write_text(json.dumps(rows))
-    elif file.suffix == '.jsonl':
-        file.write_text('\n'.join(map(json.dumps, rows)))
+    elif file.suffix.startswith('.json'):
+        frame.to_json(file, orient='records', lines=file.suffix == '.jsonl')
     else:
-        lines = [rows[0], *(row.values() for row in rows)]
-        separator = '\t' if file.suffix == '.tsv' else ','
-        file.write_text('\n'.join(separator.join('' if cell is None else str(cell) for cell in line) for line in lines))
+        frame.to_csv(file, index=False, sep='\t' if file.suffix == '.tsv' else ',')
     return file
 
 
@@ -115,23 +112,21 @@ def test_paths_in_a_table(folder: Path) -> None:
         content(split.cell(3))
 
 
-def test_images_in_a_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize('streaming', [False, True])
+def test_images_in_a_table(streaming: bool, tmp_path: Path) -> None:
     """As `datasets` writes them, as others do, and as bytes alone."""
     expected = [encoded(image) for image in digits()['one']]
-    labels = [i % 2 for i in range(len(expected))]
-    files = [{'bytes': file, 'path': None} for file in expected]
-    for image in (
-        dict(type=datasets.Image(), values=files),
-        dict(type=datasets.Value('binary'), values=expected),
-        dict(type={'bytes': datasets.Value('binary'), 'path': datasets.Value('string')}, values=files),
+    files, binary = [{'bytes': file, 'path': None} for file in expected], datasets.Value('binary')
+    for kind, values in (
+        (datasets.Image(), files),
+        (binary, expected),
+        ({'bytes': binary, 'path': datasets.Value('string')}, files),
     ):
-        features = datasets.Features(image=image['type'], label=datasets.Value('int64'))
-        datasets.Dataset.from_dict(dict(image=image['values'], label=labels), features=features).to_parquet(
-            tmp_path / 'table.parquet'
-        )
-        for streaming in (False, True):
-            split = load(str(tmp_path / 'table.parquet'), streaming=streaming).train
-            assert [content(cell) for _, cell in split.cells()] == expected
+        features = datasets.Features(image=kind, label=datasets.Value('int64'))
+        rows = datasets.Dataset.from_dict(dict(image=values, label=[0, 1] * 5), features=features)
+        rows.to_parquet(tmp_path / 'table.parquet')
+        split = load(str(tmp_path / 'table.parquet'), streaming=streaming).train
+        assert [content(cell) for _, cell in split.cells()] == expected
 
 
 def test_saved_to_disk(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What the name of a dataset means: repositories as they are cloned, patterns, archives, tables beside images."""
 
 import io
-import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -162,17 +161,6 @@ def test_archives(tmp_path: Path) -> None:
     for name in ('zips', 'zips/train.zip'):
         with pytest.raises(DataError, match='[Uu]npack'):
             load(str(tmp_path / name))
-
-
-def test_webdataset(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / 'train-0.tar', 'w') as archive:
-        for number in range(4):
-            archive.add(save(tmp_path.parent / 'parts' / f'{number}.png', number), f'{number}.png')
-            label = tarfile.TarInfo(f'{number}.cls')
-            label.size = 1
-            archive.addfile(label, io.BytesIO(str(number % 2).encode()))
-    data = load(str(tmp_path))
-    assert (described(data), data.train.labels.tolist()) == ((['0', '1'], 4, 0), [0, 1, 0, 1])
 
 
 def test_saved_in_folders(tmp_path: Path) -> None:
