@@ -94,6 +94,8 @@ CONTENTS: dict[str, tuple[str, bytes]] = {
     'an IR of OpenVINO': ('openvino', b'<?xml version="1.0"?>\n<net name="x" version="11">'),
     'TensorFlow Lite': ('tflite', b'\x1c\0\0\0TFL3\x14\0'),
     'ExecuTorch': ('executorch', b'\x30\0\0\0ET12\x1c\0'),
+    'ExecuTorch with an offset of 60': ('executorch', b'<\0\0\0ET12eh00'),
+    'TensorFlow Lite with an offset of 60': ('tflite', b'<\0\0\0TFL3\x14\0'),
     'llama.cpp': ('gguf', b'GGUF\x03\0\0\0'),
     'tfjs': ('tfjs', b'{"format": "layers-model", "modelTopology": {}, "weightsManifest": []}'),
     'a graph model of tfjs': ('tfjs', b'{"format": "graph-model", "weightsManifest": []}'),
@@ -143,6 +145,17 @@ def test_the_other_door(kind: str, name: str, folder: Path, weights: dict[str, T
     assert command and command[1].strip("'") == str(folder / name)
     if door == TORCH and name != 'model.safetensors':
         assert read_checkpoint(eval(command[1])).tensors.keys() == weights.keys()
+
+
+@pytest.mark.parametrize(
+    'bytes_of_header', [ord('<'), int.from_bytes(b'<a', 'little'), int.from_bytes(b' {', 'little')]
+)
+def test_safetensors_with_any_size(bytes_of_header: int, folder: Path) -> None:
+    """The size of the header, which comes first, may look like the beginning of a page or of JSON."""
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(bytes_of_header)
+    (folder / 'model').write_bytes(len(header).to_bytes(8, 'little') + header + bytes(4))
+    assert foreign(folder / 'model', TORCH) == ''
+    assert [*read_checkpoint(folder / 'model').tensors] == ['w']
 
 
 def test_what_a_conversion_wrote_loads(converted: Path) -> None:
@@ -357,7 +370,7 @@ def test_object_that_holds_a_network(
     assert read.modules['model.1'].kind.endswith('BatchNorm2d')
 
 
-# Files of TensorFlow, which is not here to take the way out
+# Files of TensorFlow
 
 
 def test_tensorflow(folder: Path) -> None:
@@ -379,3 +392,30 @@ def test_tensorflow(folder: Path) -> None:
     tfjs = folder / 'model.json'
     tfjs.write_bytes(CONTENTS['tfjs'][1])
     assert f'output_format=keras {tfjs} model.h5' in refused(tfjs)[KERAS]
+
+
+@pytest.mark.tensorflow
+@pytest.mark.filterwarnings('ignore')  # TensorFlow's own, of which there are many
+def test_tensorflow_takes_the_ways_out(folder: Path) -> None:
+    """Each message names code that makes a file of Keras with the same arrays."""
+    tf_keras, tensorflow = pytest.importorskip('tf_keras'), pytest.importorskip('tensorflow')
+
+    def built() -> Any:
+        return tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(3)])
+
+    model = built()
+    model.save('saved', save_format='tf')
+    model.save_weights('checkpoints/x')
+    subprocess.run([sys.executable, '-m', 'zipfile', '-c', 'saved.zip', 'saved'], check=True)
+    for name in ('saved', 'saved.zip', 'checkpoints', 'checkpoints/x.index'):
+        text = refused(Path(name))[KERAS]
+        if unpack := re.search(r'Unpack it: python (.*?)\. Then', text):
+            subprocess.run([sys.executable, *shlex.split(unpack[1])], check=True)
+        code = re.search(r'(tf_keras\.models\.load_model|model\.load_weights)\(.*(?=\. Convert model\.h5)', text)
+        assert code
+        exec(code[0], dict(tf_keras=tf_keras, tf=tensorflow, model=built()))
+        with open_source(folder / 'model.h5') as opened:
+            assert opened.kind == 'whole model'
+        loaded = tf_keras.models.load_model('model.h5').get_weights()
+        assert all(np.array_equal(found, value) for found, value in zip(loaded, model.get_weights()))
+        (folder / 'model.h5').unlink()

@@ -161,13 +161,10 @@ FOLDERS = {
     '*.index.json': 'index',
     'Data/com.apple.CoreML': 'coreml',
 }
-# beginnings of files, in any case
+# beginnings of files, in any case; binary ones first, since any letter may stand in their sizes
 STARTS = {
     rb'\Z': 'empty',
     rb'version https://git-lfs': 'pointer',
-    rb'\s*<\?xml.{0,400}<net ': 'openvino',
-    rb'\s*(<!doctype html|<html|<head|<\?xml.{0,4000}<html)': 'page',
-    rb'\s*<': 'answer',
     re.escape(HDF5): 'keras',
     LEGACY_TORCH: 'torch',
     rb'.{4}\0{4}\{': 'torch',  # safetensors
@@ -185,6 +182,9 @@ STARTS = {
     rb'\xff\xd8\xff|\x89PNG|GIF8|RIFF.{4}WEBP': 'image',
     re.escape(ZIP): 'zip',
     PICKLE: 'pickle',
+    rb'\s*<\?xml.{0,400}<net ': 'openvino',
+    rb'\s*(<!doctype html|<html|<head|<\?xml.{0,4000}<html)': 'page',
+    rb'\s*<[a-z!?]': 'answer',
     rb'\s*\{': 'json',
     rb'\x08[\x03-\x40](\x12.[\x20-\x7e]|[\x1a\x3a\x42])': 'onnx',  # no magic: the version, then the name of a program
 }

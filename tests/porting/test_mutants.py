@@ -258,3 +258,11 @@ def test_verify_brings_all_together(directory: Path, ported: Port, checkpoint: C
     assert failed(parity.checks).keys() == {'class names', 'input'}
     assert 'DIFFERENT from entry_flow.0 on' in parity.report()
     assert [check.proof for check in parity.checks if check.passed and check.decisive] == ['tensors']
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize(('value', 'is_equal'), [(0.0, True), (1e-9, False)])
+def test_network_without_a_signal(value: float, is_equal: bool) -> None:
+    """Where Keras returns nothing but zeros, as after a dead ReLU, the network has to return zeros too."""
+    expected, found = {'head.global_pool': np.zeros((2, 4))}, {'head.global_pool': np.full((2, 4), value)}
+    assert (compare_taps(expected, found, 'float64', SIZE, '').first_wrong is None) is is_equal

@@ -309,7 +309,7 @@ def compare_taps(
 ) -> Comparison:
     """Compares what both networks computed from the same images."""
     differences = {
-        tap: float(np.linalg.norm(found[tap] - expected[tap]) / np.linalg.norm(expected[tap]))
+        tap: float(np.linalg.norm(found[tap] - expected[tap]) / (np.linalg.norm(expected[tap]) or 1))
         for tap in COMPARED[dtype]
         if tap in expected
     }

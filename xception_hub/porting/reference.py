@@ -10,8 +10,10 @@ layers were frozen: then Keras' own Xception is given the arrays as the port has
 import gc
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import torch
 from ..allocator import release_freed_memory
 from ..errors import ParityError, in_one_line
 from ..topology import TAPS
+from .archive import WEIGHTS, read_weights
 from .figure5 import FIGURE5, TAPPED
 from .keras_head import JOINS, MAP_POOLS, OPERATIONS, POOLS, STEPS, operation_of
 from .keras_model import build, import_keras, structure_of
@@ -81,6 +84,7 @@ class KerasReference:
         self._seen: dict[str, Any] = {}
         with _of_keras(), self._precision():
             self._model = self._load(ported)
+            release_memory()  # what Keras leaves of the initial values
             self._watch(ported)
 
     @property
@@ -129,7 +133,14 @@ class KerasReference:
             )
             if classes:
                 model = self.keras.Model(model.input, self.keras.layers.Dense(classes)(model.output))
-        model.load_weights(ported.source)
+        if ported.kind != 'archive':
+            model.load_weights(ported.source)
+            return model
+        with tempfile.TemporaryDirectory() as folder:  # within an archive Keras seeks each array from the beginning
+            weights = Path(folder, WEIGHTS)
+            with open(weights, 'wb') as file:
+                file.writelines(read_weights(Path(ported.source)))
+            model.load_weights(weights)
         return model
 
     def _watch(self, ported: Port) -> None:
