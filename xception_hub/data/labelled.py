@@ -102,9 +102,7 @@ class Split:
         """
         cell = self.cell(index) if cell is None else cell
         try:
-            path = cell.get('path') or '://'
-            local = cell.get('bytes') is None and '://' not in path
-            return open_image(path if local else content(cell), min_side, self.grey_maximum)
+            return open_image(content(cell), min_side, self.grey_maximum)
         except ImageError as e:
             raise ImageError(f'{self.cell_name(index, cell)}: {e}') from e
 
@@ -258,12 +256,14 @@ def unlabelled(settings: DataSettings) -> tuple[Split, list[str]]:
     tables, notes = read(settings)
     name, split = name_of(settings), settings.validation_split
     if split is None and len(tables) > 1:
-        raise DataError(f'{name} has the splits {listed(tables)}. Name one with --split.')
+        raise DataError(f'{name} has the splits {listed(tables)}. Pass one as --split.')
     split = split or next(iter(tables))
     if split not in tables:
-        raise DataError(f'{name} has no split {split!r}, but {listed(tables)}.')
+        raise DataError(f'{name} has no split {split!r}. It has: {listed(tables)}.')
     image = columns.image_column(tables[split].rows.features, name, settings.image_column)
-    return _without_labels(split, _images(tables[split], image, notes), settings), notes
+    source, count = _images(tables[split], image, notes), len(tables[split].rows)
+    nothing = np.zeros(count, np.int64)
+    return Split(split, source, np.arange(count), nothing, digest_of_files(source), settings.grey_maximum), notes
 
 
 def files_of(paths: Sequence[str], settings: DataSettings) -> Split:
@@ -272,12 +272,7 @@ def files_of(paths: Sequence[str], settings: DataSettings) -> Split:
     Raises:
         DataError: A name is not UTF-8.
     """
-    return _without_labels('files', cells_of(paths), settings)
-
-
-def _without_labels(name: str, source: Any, settings: DataSettings) -> Split:
-    nothing = np.zeros(len(source), np.int64)
-    return Split(name, source, np.arange(len(source)), nothing, digest_of_files(source), settings.grey_maximum)
+    return unlabelled(DataSettings(dataset=cells_of(paths), grey_maximum=settings.grey_maximum))[0]
 
 
 # The steps
@@ -434,16 +429,17 @@ def _one_row_for_each(
 
 def _groups(tables: dict[str, Table], used: Sequence[str], settings: DataSettings, notes: list[str]) -> np.ndarray:
     """[N] number of each row's group, one split after the other; empty without groups."""
-    none = np.empty(0, np.int64)
-    name, given = name_of(settings), settings.group_column
-    features = next(iter(tables.values())).rows.features
-    column = by_name([name for name in features if name not in used], GROUP_COLUMNS) if given is None else given
-    for table in tables.values() if given else ():
-        columns.existing(column, table.rows.features, name, 'group')
-    whole = [t for t in tables.values() if column in t.rows.features and (given or isinstance(t.rows, Dataset))]
-    if not column or len(whole) < len(tables):
+    name, given, none = name_of(settings), settings.group_column, np.empty(0, np.int64)
+    features = [table.rows.features for table in tables.values()]
+    column = by_name([name for name in features[0] if name not in used], GROUP_COLUMNS) if given is None else given
+    for found in features if given else ():
+        columns.existing(column, found, name, 'group')
+    is_read = bool(given) or all(isinstance(table.rows, Dataset) for table in tables.values())
+    if not is_read or not all(column in found for found in features):
         return none
-    cells = pyarrow.chunked_array([c.cast(pyarrow.string()) for t in whole for c in _column(t, column).chunks])
+    cells = pyarrow.chunked_array(
+        [c.cast(pyarrow.string()) for t in tables.values() for c in _column(t, column).chunks]
+    )
     codes, values = columns.distinct(cells)
     nothing = codes < 0  # each image without a group is one
     codes[nothing] = len(values) + np.arange(nothing.sum())
