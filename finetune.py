@@ -1,10 +1,4 @@
-"""xception-hub finetune --recipe transfer --dataset photos --output DIR
-
-Trains xception_paper, or any timm model, on a Hugging Face dataset or a folder of images, with a CPU, a GPU or many
-machines. DIR becomes a model directory for timm, with a report. An interrupted run continues when the same command is
-run again; its final weights are bit-identical. For several processes: accelerate launch -m xception_hub finetune. In a
-clone: accelerate launch finetune.py.
-"""
+"""Trains a timm model by its settings: the whole run, its phases and the loop. training/command.py has the help."""
 
 import math
 import time

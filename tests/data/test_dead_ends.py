@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets_read import load
+from datasets_read import labels_of, load
 from small_images import save_pieces
 
 from xception_hub.data.data_settings import DataSettings
-from xception_hub.data.labelled import Data
 from xception_hub.data.labelled import load as load_settings
 from xception_hub.data.table import grandparent_split, parent_label, photo_table
 from xception_hub.errors import DataError
@@ -18,12 +17,6 @@ from xception_hub.images import find_photos
 @pytest.fixture(autouse=True)
 def _images(tmp_path: Path) -> None:
     save_pieces(tmp_path, 6, 32)
-
-
-def labels_of(data: Data) -> list[Any]:
-    if data.multi_label:
-        return [''.join(name for name, flag in zip(data.class_names, row) if flag) for row in data.train.labels]
-    return [data.class_names[label] for label in data.train.labels]
 
 
 def write(file: Path, text: str, encoding: str = 'utf-8') -> Path:
@@ -43,45 +36,6 @@ def move(folder: Path, *places: str) -> Path:
 # Tables
 
 
-def test_blanks_after_commas(tmp_path: Path) -> None:
-    """Roboflow's table of several labels."""
-    text = 'filename, cat, dog\n000.png, 1, 0\n001.png, 0, 1\n002.png, 1, 1\n'
-    assert labels_of(load(write(tmp_path / '_classes.csv', text))) == ['cat', 'dog', 'catdog']
-
-
-@pytest.mark.parametrize('first', ['', 'Unnamed: 0'])
-def test_an_index_column(first: str, tmp_path: Path) -> None:
-    """As pandas writes it."""
-    text = f'{first},image,a,b\n0,000.png,1,0\n1,001.png,0,1\n'
-    assert load(write(tmp_path / 'table.csv', text)).class_names == ['a', 'b']
-
-
-def test_a_table_without_header(tmp_path: Path) -> None:
-    """The first line names an image: it is a row."""
-    data = load(write(tmp_path / 'table.csv', '000.png,cat\n001.png,dog\n002.png,cat\n'))
-    assert labels_of(data) == ['cat', 'dog', 'cat']
-    three = write(tmp_path / 'three.csv', '000.png,cat,7\n001.png,dog,8\n')
-    with pytest.raises(DataError, match='it has image, column 2, column 3. .*--label-column'):
-        load(three)
-    assert labels_of(load(three, label_column='column 2')) == ['cat', 'dog']
-
-
-@pytest.mark.parametrize('encoding', ['utf-16', 'utf-8-sig'])
-def test_encodings_that_a_file_declares(encoding: str, tmp_path: Path) -> None:
-    text = 'image,label\n000.png,Bär\n001.png,Hund\n'
-    assert labels_of(load(write(tmp_path / 'table.csv', text, encoding))) == ['Bär', 'Hund']
-
-
-def test_an_encoding_that_it_does_not_declare(tmp_path: Path) -> None:
-    """Is asked for; the answer works."""
-    file = write(tmp_path / 'table.csv', 'image,label\n000.png,Bär\n001.png,Hund\n', 'cp1252')
-    with pytest.raises(DataError, match='--table-encoding cp1252'):
-        load(file)
-    assert labels_of(load(file, table_encoding='cp1252')) == ['Bär', 'Hund']
-    with pytest.raises(DataError, match='--table-encoding nothing'):
-        load(file, table_encoding='nothing')
-
-
 def test_images_spread_over_folders(tmp_path: Path) -> None:
     move(tmp_path / 'photos', 'a/x.png', 'b/y.png', 'b/z.png')
     file = write(tmp_path / 'photos' / 'table.csv', 'image,label\nx.png,cat\ny,dog\nz.png,dog\n')
@@ -99,41 +53,6 @@ def test_the_table_that_names_the_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf'--dataset {root}/train.csv\.'):
         load(root)
     assert labels_of(load(root / 'train.csv')) == ['cat', 'dog']
-
-
-CHEXPERT = 'Path,Edema,Pneumonia\n000.png,1.0,\n001.png,-1.0,0.0\n002.png,,1.0\n003.png,0.0,1.0\n'
-
-
-def test_uncertain_and_blank(tmp_path: Path) -> None:
-    """Of collections of X-rays: each meaning is an option."""
-    file = write(tmp_path / 'table.csv', CHEXPERT)
-    with pytest.raises(DataError, match='--blank-label no.*--blank-label skip'):
-        load(file, label_column='Edema,Pneumonia')
-    with pytest.raises(DataError, match='--uncertain yes.*--uncertain no.*--uncertain skip'):
-        load(file, label_column='Edema,Pneumonia', blank_label='no')
-    for uncertain, expected in (('yes', 'Edema'), ('no', '')):
-        data = load(file, label_column='Edema,Pneumonia', blank_label='no', uncertain=uncertain)
-        assert labels_of(data) == ['Edema', expected, 'Pneumonia', 'Pneumonia']
-    data = load(file, label_column='Edema,Pneumonia', blank_label='no', uncertain='skip')
-    assert (labels_of(data), data.train.source_rows.tolist()) == (['Edema', 'Pneumonia', 'Pneumonia'], [0, 2, 3])
-    data = load(file, label_column='Edema,Pneumonia', blank_label='skip', uncertain='no')
-    assert data.train.source_rows.tolist() == [1, 3]
-
-
-def test_regression(tmp_path: Path) -> None:
-    """Values are no classes: the error says so, and half grades can be classes by name."""
-    file = write(tmp_path / 'table.csv', 'image,grade\n000.png,0.5\n001.png,1.0\n002.png,1.5\n')
-    with pytest.raises(DataError, match='regression'):
-        load(file, label_column='grade')
-
-
-@pytest.mark.parametrize('name', ['annotations.json', '_annotations.coco.json'])
-def test_coco(name: str, tmp_path: Path) -> None:
-    text = '{"images": [{"id": 1, "file_name": "000.png"}], "categories": [{"id": 1, "name": "a"}], '
-    text += '"annotations": [{"image_id": 1, "category_id": 1}]}'
-    file = write(tmp_path / name, text)
-    data = load(file, evaluation=True)
-    assert (data.class_names, data.multi_label, data.validation.labels.tolist()) == (['a'], True, [[1]])
 
 
 def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
@@ -156,6 +75,7 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
         (['train/images/a/1.png', 'train/images/b/2.png', 'val/images/b/3.png'], (['a', 'b'], 2, 1)),
         (['a/1.png', 'b/2.png', '@eaDir/a/1.png'], (['a', 'b'], 2, 0)),
         (['a/1.png', 'b/2.png', '@eaDir/x/'], (['a', 'b'], 2, 0)),
+        (['a/1.png', 'b/2.png', 'b/.ipynb_checkpoints/3.png', 'b/._2.png', 'b/x.png/4.PNG'], (['a', 'b'], 3, 0)),
         (['bus/1.png', 'car/2.png', 'train/3.png'], (['bus', 'car', 'train'], 3, 0)),
         (['valid/1.png', 'invalid/2.png'], (['invalid', 'valid'], 2, 0)),
     ],

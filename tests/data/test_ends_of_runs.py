@@ -101,8 +101,7 @@ def test_ctrl_c(
     assert ('goes on' in text) == (output == 'rows') and ('--output' in text) == (output != 'rows')
 
 
-@pytest.mark.parametrize('library', ['libtorch_cpu', 'libarrow'])
-@pytest.mark.parametrize('command', ['-m xception_hub', 'xception-hub'])
+@pytest.mark.parametrize(('command', 'library'), [('-m xception_hub', 'libarrow'), ('xception-hub', 'libtorch_cpu')])
 def test_ctrl_c_in_the_first_seconds(command: str, library: str, tmp_path: Path) -> None:
     """While the package is imported, and what the command needs beside it: no traceback."""
     script = tmp_path / 'xception-hub'  # as pip writes it

@@ -14,9 +14,9 @@ from timm.data import create_transform
 from xception_hub.training import batches as training_batches
 from xception_hub.training.batches import Batching, Images, TrainingBatches, loader
 
-SMALL, LARGE = 200, 2000  # images
-FILE_SIZE = 160  # pixels; about 40 kB at full quality, so that the large dataset is 80 MB
-CROP_SIZE = 64  # pixels; 48 kB as a tensor, so that all crops of the large dataset are 98 MB
+SMALL, LARGE = 120, 1200  # images
+FILE_SIZE = 160  # pixels; about 40 kB at full quality, so that the large dataset is 48 MB
+CROP_SIZE = 64  # pixels; 48 kB as a tensor, so that all crops of the large dataset are 58 MB
 BATCH_SIZE = 32
 ROW_GROUP = 50  # rows of a table that are read together: 2 MB
 BUFFER = 100  # of the stream, smaller than either dataset: 4 MB

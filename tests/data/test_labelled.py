@@ -1,6 +1,5 @@
 """Datasets in every form in which people keep them, and the ways in which they are broken."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -10,11 +9,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pytest
-from datasets_read import load
+from datasets_read import labels_of, load
 from forked import run_code
 from hub_server import Fault, HubServer
-from PIL import Image
 from small_images import WORDS, digits, encoded, photo, save_digits
 
 from xception_hub.data.labelled import Data, Split, content
@@ -33,16 +32,13 @@ def folder(tmp_path: Path) -> Path:
 
 def write_table(file: Path, rows: list[dict[str, Any]]) -> Path:
     """A table of whatever kind the file's name says."""
+    frame = pandas.DataFrame(rows)
     if file.suffix == '.parquet':
         datasets.Dataset.from_list(rows).to_parquet(file)
-    elif file.suffix == '.json':
-        file.write_text(json.dumps(rows))
-    elif file.suffix == '.jsonl':
-        file.write_text('\n'.join(map(json.dumps, rows)))
+    elif file.suffix.startswith('.json'):
+        frame.to_json(file, orient='records', lines=file.suffix == '.jsonl')
     else:
-        lines = [rows[0], *(row.values() for row in rows)]
-        separator = '\t' if file.suffix == '.tsv' else ','
-        file.write_text('\n'.join(separator.join('' if cell is None else str(cell) for cell in line) for line in lines))
+        frame.to_csv(file, index=False, sep='\t' if file.suffix == '.tsv' else ',')
     return file
 
 
@@ -94,43 +90,6 @@ def test_folder(folder: Path) -> None:
     assert not set(paths_of(data.train)) & set(paths_of(data.validation))
 
 
-@pytest.mark.parametrize('name', ['validation', 'val', 'valid', 'dev', 'test'])
-def test_folder_with_splits(name: str, folder: Path, tmp_path: Path) -> None:
-    root = tmp_path / 'splits'
-    root.mkdir()
-    folder.rename(root / 'train')
-    for word in WORDS:
-        (root / name / word).mkdir(parents=True)
-        (root / 'train' / word / '0.png').rename(root / name / word / '0.png')
-    data = load(str(root))
-    assert (len(data.train), len(data.validation), data.has_validation) == (36, 4, True)
-    assert (data.train.name, data.validation.name) == ('train', name)
-
-
-def test_folder_whose_class_is_called_train(folder: Path) -> None:
-    """With photos like the others it is one; with folders in it, it may be a split: a question."""
-    (folder / 'one').rename(folder / 'train')
-    assert load(str(folder)).class_names == ['three', 'train', 'two', 'zero']
-    (folder / 'train').rename(folder / 'photos')
-    (folder / 'train').mkdir()
-    (folder / 'photos').rename(folder / 'train' / 'photos')
-    with pytest.raises(DataError, match="'train'.*--folders splits.*--folders outer"):
-        load(str(folder))
-    assert load(str(folder), folders='outer').class_names == ['three', 'train', 'two', 'zero']
-
-
-def test_what_is_no_image_in_a_folder(folder: Path) -> None:
-    """Copies that Jupyter hides, what macOS puts beside each file, texts, and a folder with the name of an image."""
-    image = (folder / 'one' / '0.png').read_bytes()
-    (folder / 'one' / '.ipynb_checkpoints').mkdir()
-    (folder / '.ipynb_checkpoints').mkdir()
-    (folder / 'two' / 'more' / 'x.png').mkdir(parents=True)
-    for name in ('one/.ipynb_checkpoints/0.png', 'one/._1.png', 'one/notes.txt', 'two/more/x.png/11.PNG'):
-        (folder / name).write_bytes(image)
-    data = load(str(folder))
-    assert Counter(names_of(data.train, data)) == {**dict.fromkeys(WORDS, 10), 'two': 11}
-
-
 @pytest.mark.parametrize('kind', TABLES)
 def test_table(kind: str, folder: Path) -> None:
     """Paths relative to the table, labels as words, columns found by their names."""
@@ -153,23 +112,21 @@ def test_paths_in_a_table(folder: Path) -> None:
         content(split.cell(3))
 
 
-def test_images_in_a_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize('streaming', [False, True])
+def test_images_in_a_table(streaming: bool, tmp_path: Path) -> None:
     """As `datasets` writes them, as others do, and as bytes alone."""
     expected = [encoded(image) for image in digits()['one']]
-    labels = [i % 2 for i in range(len(expected))]
-    files = [{'bytes': file, 'path': None} for file in expected]
-    for image in (
-        dict(type=datasets.Image(), values=files),
-        dict(type=datasets.Value('binary'), values=expected),
-        dict(type={'bytes': datasets.Value('binary'), 'path': datasets.Value('string')}, values=files),
+    files, binary = [{'bytes': file, 'path': None} for file in expected], datasets.Value('binary')
+    for kind, values in (
+        (datasets.Image(), files),
+        (binary, expected),
+        ({'bytes': binary, 'path': datasets.Value('string')}, files),
     ):
-        features = datasets.Features(image=image['type'], label=datasets.Value('int64'))
-        datasets.Dataset.from_dict(dict(image=image['values'], label=labels), features=features).to_parquet(
-            tmp_path / 'table.parquet'
-        )
-        for streaming in (False, True):
-            split = load(str(tmp_path / 'table.parquet'), streaming=streaming).train
-            assert [content(cell) for _, cell in split.cells()] == expected
+        features = datasets.Features(image=kind, label=datasets.Value('int64'))
+        rows = datasets.Dataset.from_dict(dict(image=values, label=[0, 1] * 5), features=features)
+        rows.to_parquet(tmp_path / 'table.parquet')
+        split = load(str(tmp_path / 'table.parquet'), streaming=streaming).train
+        assert [content(cell) for _, cell in split.cells()] == expected
 
 
 def test_saved_to_disk(tmp_path: Path) -> None:
@@ -184,17 +141,6 @@ def test_saved_to_disk(tmp_path: Path) -> None:
         load(str(tmp_path / 'saved'), validation_split='dev')
     with pytest.raises(DataError, match="'image'.*picture, digit"):
         load(str(tmp_path / 'saved'), image_column='image')
-
-
-def test_one_split_saved_to_disk(tmp_path: Path) -> None:
-    pictures().save_to_disk(tmp_path / 'saved')
-    data = load(str(tmp_path / 'saved'))
-    assert (len(data.train), data.train.name, data.has_validation) == (40, 'train', False)
-
-
-def test_numbers_are_sorted_as_numbers(folder: Path) -> None:
-    rows = [dict(image=str(path), label=number) for number, path in zip([9, 10, 2] * 10, sorted(folder.rglob('*.png')))]
-    assert load(str(write_table(folder / 'table.csv', rows))).class_names == ['2', '9', '10']
 
 
 # Splits
@@ -313,14 +259,6 @@ def test_stream(kind: str, everything: dict[str, str]) -> None:
             ]
 
 
-def test_stream_is_split_alike(everything: dict[str, str]) -> None:
-    one, other = (
-        load(everything['inside'], streaming=streaming).with_validation(0.4, 7) for streaming in (False, True)
-    )
-    assert digest_without_files(one) == digest_without_files(other)
-    assert list(one.validation.cells()) == list(other.validation.cells())
-
-
 def test_labels_of_a_stream_are_read_alone(hub: HubServer) -> None:
     """Of 5 MB of images hardly any byte is sent before they are asked for."""
     image = photo().resize((400, 300))
@@ -357,135 +295,119 @@ def test_stream_that_breaks_off(tmp_path: Path) -> None:
         list(split.cells())
 
 
-# Several labels
+# Labels of any type
 
 
-def lists(values: list[list[Any] | None], feature: Any, **splits: list[list[Any]]) -> datasets.DatasetDict:
-    features = datasets.Features(image=datasets.Image(decode=False), labels=datasets.List(feature))
-    cell = {'bytes': encoded(digits()['one'][0]), 'path': None}
-    return datasets.DatasetDict(
-        {
-            name: datasets.Dataset.from_dict(dict(image=[cell] * len(labels), labels=labels), features=features)
-            for name, labels in dict(train=values, **splits).items()
-        }
-    )
+TEXT, ABC = datasets.Value('string'), datasets.ClassLabel(names=['x', 'd', 'a'])
+CELL = {'bytes': encoded(digits()['one'][0]), 'path': None}
+
+
+def made(feature: Any, *features: Any, **splits: list[Any]) -> datasets.DatasetDict:
+    """Splits with these labels; the features of further splits, if they are others."""
+    found = datasets.DatasetDict()
+    for labels, name, kind in zip(splits.values(), splits, [feature, *(features or [feature] * len(splits))]):
+        columns = datasets.Features(image=datasets.Image(decode=False), labels=kind)
+        found[name] = datasets.Dataset.from_dict(dict(image=[CELL] * len(labels), labels=labels), features=columns)
+    return found
+
+
+def streams(splits: datasets.DatasetDict, streaming: bool) -> Any:
+    return {name: rows.to_iterable_dataset() for name, rows in splits.items()} if streaming else splits
 
 
 @pytest.mark.parametrize('streaming', [False, True])
 @pytest.mark.parametrize(
-    ('values', 'feature', 'names', 'expected'),
+    ('feature', 'values', 'names', 'expected'),
     [
-        (
-            [['b'], ['a', 'b'], [], ['c', 'c']],
-            datasets.Value('string'),
-            ['a', 'b', 'c'],
-            [[0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]],
-        ),
-        ([[10], [9, 2], []], datasets.Value('int32'), ['2', '9', '10'], [[0, 0, 1], [1, 1, 0], [0, 0, 0]]),
-        (
-            [[], [2], [0, 1]],
-            datasets.ClassLabel(names=['x', 'd', 'a']),
-            ['x', 'd', 'a'],
-            [[0, 0, 0], [0, 0, 1], [1, 1, 0]],
-        ),
+        (TEXT, [['b'], ['a', 'b'], [], ['c', 'c']], 'abc', ['b', 'a+b', '.', 'c']),
+        (datasets.Value('int32'), [[10], [9, 2], []], ['2', '9', '10'], ['10', '2+9', '.']),
+        (ABC, [[], [2], [0, 1]], 'xda', ['.', 'a', 'x+d']),
     ],
-    ids=['names', 'numbers', 'ClassLabel'],
 )
-def test_multi_label(
-    values: list[Any], feature: Any, names: list[str], expected: list[Any], streaming: bool, tmp_path: Path
-) -> None:
-    """Rows of 0 and 1; an image may have none, and a label that is given twice counts once."""
-    lists(values, feature, validation=values[:2]).save_to_disk(tmp_path / 'saved')
-    data = load(str(tmp_path / 'saved'), streaming=streaming)
-    assert (data.class_names, data.multi_label, data.train.labels.dtype) == (names, True, np.int64)
-    assert (data.train.labels.tolist(), data.validation.labels.tolist()) == (expected, expected[:2])
+def test_multi_label(feature: Any, values: Any, names: Any, expected: Any, streaming: bool) -> None:
+    """An image may have no label, and a label that is given twice counts once."""
+    data = load(streams(made(datasets.List(feature), train=values, validation=values[:2]), streaming))
+    assert (data.class_names, data.multi_label, data.train.labels.dtype) == ([*names], True, np.int64)
+    assert labels_of(data) == expected and data.validation.labels.tolist() == data.train.labels[:2].tolist()
 
 
+@pytest.mark.parametrize('streaming', [False, True])
 @pytest.mark.parametrize(
-    ('values', 'feature', 'reason'),
+    ('feature', 'values', 'reason'),
     [
-        (
-            [['a'], None, ['b']],
-            datasets.Value('string'),
-            '1 rows of the split .* have no label, the first of them row 1',
-        ),
-        ([['a'], ['b'], ['b', None]], datasets.Value('string'), 'have no label, the first of them row 2'),
-        ([[0], [-1, 1]], datasets.ClassLabel(names=['x', 'y']), 'have no label, the first of them row 1'),
-        ([[0.5], [1.0]], datasets.Value('float32'), "The column 'labels' of .* holds float instead of class names"),
-        ([[], []], datasets.Value('string'), r'has 0 class \(none\)'),
-        ([[['a'], ['b']]], datasets.List(datasets.Value('string')), "The column 'labels' of .* holds list instead of"),
+        (TEXT, [['a'], None, ['b']], '1 rows of the split .* have no label, the first of them row 1'),
+        (TEXT, [['a'], ['b'], ['b', None]], 'have no label, the first of them row 2'),
+        (ABC, [[0], [-1, 1]], 'have no label, the first of them row 1'),
+        (datasets.Value('float32'), [[0.5], [1.0]], "The column 'labels' of .* regression"),
+        (TEXT, [[], []], r'has 0 class \(none\)'),
+        (datasets.List(TEXT), [[['a'], ['b']]], "The column 'labels' of .* holds list instead of"),
     ],
 )
-def test_broken_lists(values: list[Any], feature: Any, reason: str, tmp_path: Path) -> None:
-    lists(values, feature).save_to_disk(tmp_path / 'saved')
-    for streaming in (False, True):
-        with pytest.raises(DataError, match=reason):
-            load(str(tmp_path / 'saved'), streaming=streaming)
+def test_broken_lists(feature: Any, values: Any, reason: str, streaming: bool) -> None:
+    with pytest.raises(DataError, match=reason):
+        load(streams(made(datasets.List(feature), train=values), streaming))
 
 
-def test_lists_in_one_split_only(tmp_path: Path) -> None:
-    split = lists([['a'], ['b']], datasets.Value('string'))
-    features = datasets.Features(image=datasets.Image(decode=False), labels=datasets.Value('string'))
-    rows = dict(image=split['train']['image'], labels=['a', 'b'])
-    split['test'] = datasets.Dataset.from_dict(rows, features=features)
-    split.save_to_disk(tmp_path / 'saved')
+def test_splits_that_differ() -> None:
+    """In the names of their classes, in classes that are not trained on, in lists. Names need not be declared twice."""
+    cat, dog = (datasets.ClassLabel(names=names) for names in (['cat', 'dog'], ['dog', 'cat']))
+    with pytest.raises(DataError, match=r"\['cat', 'dog'\] and \['dog', 'cat'\]"):
+        load(made(cat, dog, train=[0, 1], test=[0, 1]))
     with pytest.raises(DataError, match="'labels'.*lists"):
-        load(str(tmp_path / 'saved'))
+        load(made(datasets.List(TEXT), TEXT, train=[['a'], ['b']], test=['a', 'b']))
+    for feature in (TEXT, cat):
+        data = load(made(feature, TEXT, train=['cat', 'dog', 'cat'], test=['dog', 'cat']))
+        assert (data.train.labels.tolist(), data.validation.labels.tolist()) == ([0, 1, 0], [1, 0])
+        with pytest.raises(DataError, match="'test'.*ant, bird"):
+            load(made(feature, TEXT, train=['cat', 'dog', 'cat'], test=['dog', 'bird', 'ant']))
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+def test_rows_without_names(streaming: bool) -> None:
+    """What is in no file is called by its row; a row without an image has an empty cell."""
+    rows = dict(image=[CELL, None, CELL], label=['a', 'b', 'a'])
+    features = datasets.Features(image=datasets.Image(), label=TEXT)
+    whole = datasets.DatasetDict(train=datasets.Dataset.from_dict(rows, features=features))
+    split = load(streams(whole, streaming)).train.select([1, 2])
+    assert [split.cell_name(index, cell) for index, cell in split.cells()] == [
+        f"row {row} of the split 'train'" for row in (1, 2)
+    ]
+    assert next(split.cells())[1] == {}
 
 
 # The validation split
 
 
-def test_evaluation_takes_what_there_is(tmp_path: Path) -> None:
-    split = pictures()
-    for names, expected in ((['train', 'test'], 'test'), (['train', 'test', 'val'], 'val'), (['other'], 'other')):
-        saved = tmp_path / '-'.join(names)
-        datasets.DatasetDict(dict.fromkeys(names, split)).save_to_disk(saved)
-        data = load(str(saved), evaluation=True)
-        assert (data.validation.name, len(data.validation), len(data.train), data.has_validation) == (
-            expected,
-            40,
-            0,
-            True,
-        )
-    assert load(str(tmp_path / 'train-test'), evaluation=True, validation_split='train').validation.name == 'train'
+# Splits; whether it is an evaluation, and options; what is trained and validated on, or ! and what the error names.
+CHOICES = """
+train test | evaluation | - test
+train test val | evaluation | - val
+other | evaluation | - other
+train test | evaluation validation_split=train | - train
+train extra | evaluation | ! train, extra
+train extra | | train -
+train extra | train_split=extra | extra -
+train extra | train_split=extra validation_split=extra | ! 'extra'.*training and validation
+train test | validation_split=dev | ! 'dev'.*train, test
+train validation test | | train validation
+train val | | train val
+train valid | | train valid
+train dev | | train dev
+"""
 
 
-def test_evaluation_that_has_to_be_told(tmp_path: Path) -> None:
-    datasets.DatasetDict(train=pictures(), extra=pictures()).save_to_disk(tmp_path / 'saved')
-    with pytest.raises(DataError, match='train, extra'):
-        load(str(tmp_path / 'saved'), evaluation=True)
-    with pytest.raises(DataError, match="'extra'.*training and validation"):
-        load(str(tmp_path / 'saved'), train_split='extra', validation_split='extra')
-    assert load(str(tmp_path / 'saved'), train_split='extra').has_validation is False
-
-
-def test_names_that_differ_between_splits(tmp_path: Path) -> None:
-    def split(names: list[str]) -> datasets.Dataset:
-        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
-        return datasets.Dataset.from_dict(dict(image=digits()['zero'][:2], label=[0, 1]), features=features)
-
-    datasets.DatasetDict(train=split(['cat', 'dog']), test=split(['dog', 'cat'])).save_to_disk(tmp_path / 'saved')
-    with pytest.raises(DataError, match=r"\['cat', 'dog'\] and \['dog', 'cat'\]"):
-        load(str(tmp_path / 'saved'))
-
-
-@pytest.mark.parametrize('feature', [datasets.Value('string'), datasets.ClassLabel(names=['cat', 'dog'])])
-def test_classes_that_only_the_validation_split_has(feature: Any, tmp_path: Path) -> None:
-    """A split whose names are declared may be validated by one whose names aren't."""
-
-    def split(labels: list[str], feature: Any) -> datasets.Dataset:
-        features = datasets.Features(image=datasets.Image(decode=False), label=feature)
-        rows = dict(image=[{'bytes': b'', 'path': None}] * len(labels), label=labels)
-        return datasets.Dataset.from_dict(rows, features=features)
-
-    train = split(['cat', 'dog', 'cat'], feature)
-    for labels, saved in ((['dog', 'cat'], tmp_path / 'good'), (['dog', 'bird', 'ant'], tmp_path / 'bad')):
-        datasets.DatasetDict(train=train, test=split(labels, datasets.Value('string'))).save_to_disk(saved)
-    data = load(str(tmp_path / 'good'))
-    assert (data.train.labels.tolist(), data.validation.labels.tolist()) == ([0, 1, 0], [1, 0])
-    with pytest.raises(DataError, match="'test'.*ant, bird"):
-        load(str(tmp_path / 'bad'))
+@pytest.mark.parametrize('line', CHOICES.strip().splitlines())
+def test_which_split(line: str) -> None:
+    """A run takes the split that there is, or that is called like one; or has to be told."""
+    names, given, expected = (part.strip() for part in line.split('|'))
+    options: Any = dict(word.split('=') for word in given.split() if '=' in word)
+    splits = made(TEXT, **{name: ['a', 'b'] for name in names.split()})
+    if expected.startswith('!'):
+        with pytest.raises(DataError, match=expected[2:]):
+            load(splits, 'evaluation' in given.split(), **options)
+        return
+    data = load(splits, 'evaluation' in given.split(), **options)
+    assert ' '.join(split.name if len(split) else '-' for split in (data.train, data.validation)) == expected
 
 
 # The same everywhere
@@ -509,41 +431,32 @@ def test_the_same_in_another_process(folder: Path, tmp_path: Path) -> None:
 
 def test_digest(folder: Path) -> None:
     """Changes with names, labels, their order, the split that they are in, and the names and sizes of the files."""
-    data = load(str(folder))
-    flipped = replace(data.train, labels=data.train.labels[::-1].copy())
-    wide = replace(data.train, labels=data.train.labels[:, None])
-    digests = {
-        d.digest()
-        for d in (
-            data,
-            replace(data, class_names=data.class_names[::-1]),
-            replace(data, train=flipped),
-            replace(data, train=wide),
-            replace(data, train=data.train.select(range(39))),
-            replace(data, train=data.validation, validation=data.train),
-            replace(data, train=replace(data.train, name='other')),
-        )
-    }
-    assert len(digests) == 7
-    file = folder / 'one' / '0.png'
-    assert load(str(folder)).digest() == data.digest()
-    file.rename(folder / 'one' / '0-.png')
-    renamed = load(str(folder)).digest()
-    (folder / 'one' / '0-.png').rename(file)
+    data, file = load(folder), folder / 'one' / '0.png'
+    others = [
+        replace(data, class_names=data.class_names[::-1]),
+        replace(data, train=replace(data.train, labels=data.train.labels[::-1].copy())),
+        replace(data, train=replace(data.train, labels=data.train.labels[:, None])),
+        replace(data, train=data.train.select(range(39))),
+        replace(data, train=data.validation, validation=data.train),
+        replace(data, train=replace(data.train, name='other')),
+    ]
+    digests = [data.digest(), *(other.digest() for other in others)]
+    assert load(folder).digest() == data.digest()
     file.write_bytes(file.read_bytes() + b' ')
-    assert len({data.digest(), renamed, load(str(folder)).digest()}) == 3
+    digests.append(load(folder).digest())
+    file.rename(folder / 'one' / '0-.png')
+    assert len({*digests, load(folder).digest()}) == 9
 
 
 @pytest.mark.parametrize('streaming', [False, True])
 def test_digest_of_images_in_a_table(tmp_path: Path, streaming: bool) -> None:
-    pictures().to_parquet(tmp_path / 'table.parquet')
-    before = load(str(tmp_path / 'table.parquet'), streaming=streaming).digest()
-    assert load(str(tmp_path / 'table.parquet'), streaming=streaming).digest() == before
+    """The files of a stream are not known beforehand."""
     rows = pictures().to_list()
     rows[3]['picture'], rows[4]['picture'] = rows[4]['picture'], rows[3]['picture']
-    datasets.Dataset.from_list(rows, features=PICTURES).to_parquet(tmp_path / 'other.parquet')
-    other = load(str(tmp_path / 'other.parquet'), streaming=streaming).digest()
-    assert (other == before) == streaming  # the files of a stream are not known beforehand
+    pictures().to_parquet(tmp_path / 'a.parquet')
+    datasets.Dataset.from_list(rows, features=PICTURES).to_parquet(tmp_path / 'b.parquet')
+    digests = [load(tmp_path / f'{name}.parquet', streaming=streaming).digest() for name in 'aab']
+    assert digests[0] == digests[1] and (digests[2] == digests[0]) == streaming
 
 
 # Stratified
@@ -576,8 +489,8 @@ def test_stratified_with_several_labels(share: float) -> None:
         assert 0 < inside[members].sum() < members.sum()
 
 
-def test_classes_that_come_with_rarer_ones_only() -> None:
-    """Common classes are no missing ones; no warning without a reason."""
+def test_classes_that_are_missing() -> None:
+    """No warning without a reason: of one image, of none, and common classes that come with rarer ones only."""
     labels = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1], [1, 0, 1]])
     assert len(stratified(labels, ['animal', 'cat', 'dog'], 0.5, 0)) == 2
     labels = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]])
@@ -585,91 +498,18 @@ def test_classes_that_come_with_rarer_ones_only() -> None:
         stratified(labels, ['animal', 'cat', 'dog', 'rock'], 0.5, 0)
     named = [re.findall('animal|cat|dog|rock', str(warning.message)) for warning in found]
     assert named == [['cat', 'dog'], ['animal']]
-
-
-def test_class_of_one(folder: Path) -> None:
-    for path in sorted((folder / 'two').iterdir())[1:]:
-        path.unlink()
-    data = load(str(folder))
-    with pytest.warns(UserWarning, match='single image.*two'):
-        data = data.with_validation(0.2, 0)
-    assert 'two' in names_of(data.train, data)
-    assert 'two' not in names_of(data.validation, data)
-
-
-def test_class_of_none(tmp_path: Path) -> None:
-    split = pictures().filter(lambda row: row['digit'] != 2, load_from_cache_file=False)
-    split.save_to_disk(tmp_path / 'saved')
-    with pytest.warns(UserWarning, match='no image.*two'):
-        load(str(tmp_path / 'saved')).with_validation(0.2, 0)
-
-
-def test_classes_of_one() -> None:
+    with pytest.warns(UserWarning, match='single image.*b'):
+        assert 2 not in stratified([0, 0, 1], ['a', 'b'], 0.5, 0)
+    with pytest.warns(UserWarning, match='no image.*b'):
+        stratified([0, 0, 2, 2], ['a', 'b', 'c'], 0.5, 0)
     with pytest.raises(DataError, match='single image'):
         stratified([0, 1, 2], ['a', 'b', 'c'], 0.2, 0)
+    for share in (0, 1):
+        with pytest.raises(DataError, match='must lie between'):
+            stratified([0, 1, 0, 1], ['a', 'b'], share, 0)
 
 
-@pytest.mark.parametrize(('share', 'reason'), [(0, 'must lie between'), (1, 'must lie between')])
-def test_bad_share(share: float, reason: str) -> None:
-    with pytest.raises(DataError, match=reason):
-        stratified([0, 1, 0, 1], ['a', 'b'], share, 0)
-
-
-# What can't be trained on
-
-
-def test_one_class(folder: Path) -> None:
-    for word in WORDS[1:]:
-        (folder / word).rename(folder.parent / word)
-    with pytest.raises(DataError, match=r'1 class.*zero'):
-        load(str(folder))
-
-
-def test_no_classes(tmp_path: Path) -> None:
-    photo().save(tmp_path / '1.png')
-    with pytest.raises(DataError, match='folder'):
-        load(str(tmp_path))
-
-
-@pytest.mark.parametrize('streaming', [False, True])
-def test_no_images(tmp_path: Path, streaming: bool) -> None:
-    (tmp_path / 'a').mkdir()
-    with pytest.raises(DataError, match='no image'):
-        load(str(tmp_path), streaming=streaming)
-
-
-@pytest.mark.parametrize('streaming', [False, True])
-def test_no_rows(tmp_path: Path, streaming: bool) -> None:
-    pictures().select([]).to_parquet(tmp_path / 'table.parquet')
-    with pytest.raises(DataError, match='is empty|cannot be read'):
-        load(str(tmp_path / 'table.parquet'), streaming=streaming)
-    split = pictures()
-    datasets.DatasetDict(train=split, test=split.select([])).save_to_disk(tmp_path / 'saved')
-    with pytest.raises(DataError, match='is empty|cannot be read'):
-        load(str(tmp_path / 'saved'), streaming=streaming)
-
-
-@pytest.mark.parametrize('streaming', [False, True])
-@pytest.mark.parametrize(
-    ('table', 'reason'),
-    [
-        (
-            'image,label\na.png,cat\nb.png,\nc.png,dog\n',
-            '1 rows of the split .* have no label, the first of them row 1',
-        ),
-        ('image,label\na.png,1\nb.png,\nc.png,2\n', '1 rows of the split .* have no label, the first of them row 1'),
-        ('photo,kind\na.png,cat\n', 'No column of .* can be told to be the image: it has photo, kind'),
-        ('image,x\na.png,cat\n', 'No column of .* can be told to be the label: it has image, x'),
-        ('image,label\na.png,0.5\nb.png,1.5\n', "The column 'label' of .* holds float instead of class names"),
-        ('', 'begins with an empty line instead of the names of its columns'),
-        ('image,label\n', 'is empty|cannot be read'),
-        ('image,label\na,b,c\n"', 'cannot be read as a table'),
-    ],
-)
-def test_broken_table(table: str, reason: str, streaming: bool, tmp_path: Path) -> None:
-    (tmp_path / 'table.csv').write_text(table)
-    with pytest.raises(DataError, match=reason):
-        load(str(tmp_path / 'table.csv'), streaming=streaming)
+# What cannot be read
 
 
 def damaged(folder: Path) -> Iterator[Path]:
@@ -694,16 +534,20 @@ def test_damaged(streaming: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ('name', 'reason'),
-    [
-        ('nobody/nothing', 'neither a path here nor a dataset that can be had from the Hub'),
-        ('table.xls', "ends in '.xls'"),
-    ],
+    ('name', 'reason'), [('nobody/nothing', 'neither a path here nor a dataset'), ('table.xls', "ends in '.xls'")]
 )
 def test_no_dataset(name: str, reason: str, tmp_path: Path, hub: HubServer) -> None:
     (tmp_path / 'table.xls').write_text('')
     with pytest.raises(DataError, match=reason):
         load(str(tmp_path / name) if name.startswith('table') else name)
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+def test_no_rows(tmp_path: Path, streaming: bool) -> None:
+    pictures().select([]).to_parquet(tmp_path / 'table.parquet')
+    for dataset in (tmp_path / 'table.parquet', made(TEXT, train=['a', 'b'], test=[])):
+        with pytest.raises(DataError, match='is empty|cannot be read'):
+            load(dataset, streaming=streaming)
 
 
 # Files
@@ -713,48 +557,21 @@ def test_content(tmp_path: Path) -> None:
     """Bytes before a path, a path of this machine or an address."""
     file = tmp_path / 'a b%20.png'
     file.write_bytes(b'123')
-    for cell, expected in (
-        ({'bytes': b'4', 'path': str(file)}, b'4'),
-        ({'bytes': b'', 'path': str(file)}, b''),
-        ({'bytes': None, 'path': str(file)}, b'123'),
-        ({'path': str(file)}, b'123'),
-        ({'bytes': None, 'path': f'file://{file}'}, b'123'),
-    ):
-        assert content(cell) == expected
+    cells = [{'bytes': b'4', 'path': str(file)}, {'bytes': b'', 'path': str(file)}, {'bytes': None, 'path': str(file)}]
+    assert [*map(content, cells), content({'path': f'file://{file}'})] == [b'4', b'', b'123', b'123']
 
 
-@pytest.mark.parametrize(
-    ('path', 'reason'),
-    [
-        (None, 'no image in this row'),
-        ('', 'no image in this row'),
-        ('{}/none.png', 'there is no such file'),
-        ('{}/none/none.png', 'there is no such file'),
-        ('file://{}/none.png', 'there is no such file'),
-        ('{}', 'cannot be read: Is a directory'),
-        ('file://{}', 'cannot be read: Is a directory'),
-        ('what://{}/a.png', 'cannot be read: .*Protocol not known: what'),
-        ('{}/\0.png', 'cannot be read: .*embedded null'),
-        ('{}/' + 300 * 'a', 'cannot be read: File name too long'),
-    ],
-)
-def test_no_content(path: str | None, reason: str, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=reason):
-        content({'bytes': None, 'path': path and path.format(tmp_path)})
-    with pytest.raises(ImageError, match='no image in this row'):
-        content({})
-
-
-def test_names_of_cells(tmp_path: Path) -> None:
-    """What is not in a file has a row of the dataset."""
-    image = Image.new('RGB', (4, 4))
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=['a', 'b']))
-    datasets.Dataset.from_dict(dict(image=[image, None, image], label=[0, 1, 0]), features=features).save_to_disk(
-        tmp_path / 'saved'
-    )
-    for streaming in (False, True):
-        split = load(str(tmp_path / 'saved'), streaming=streaming).train.select([1, 2])
-        assert [split.cell_name(index, cell) for index, cell in split.cells()] == [
-            f"row {row} of the split 'train'" for row in (1, 2)
-        ]
-        assert next(split.cells())[1] == {}
+def test_no_content(tmp_path: Path) -> None:
+    for path, reason in {
+        None: 'no image in this row',
+        '': 'no image in this row',
+        '{}/none/none.png': 'there is no such file',
+        'file://{}/none.png': 'there is no such file',
+        '{}': 'cannot be read: Is a directory',
+        'file://{}': 'cannot be read: Is a directory',
+        'what://{}/a.png': 'cannot be read: .*Protocol not known: what',
+        '{}/\0.png': 'cannot be read: .*embedded null',
+        '{}/' + 300 * 'a': 'cannot be read: File name too long',
+    }.items():
+        with pytest.raises(ImageError, match=reason):
+            content({'bytes': None, 'path': path and path.format(tmp_path)})

@@ -77,13 +77,9 @@ def test_paths_as_they_stand(folder: Path) -> None:
 
 def test_all_missing(folder: Path) -> None:
     """One sentence, not a line for each row."""
-    with pytest.raises(DataError, match='3 images.*t.csv.*q/1.bmp') as error:
-        locate(['q/1.bmp', '2.bmp', '3.bmp'], 't.csv', [folder], None)
-    assert str(error.value).endswith('Name the folder of the images with --image-folder.')
-    with pytest.raises(DataError, match="'/old/q/1.bmp'.*'/old/q'"):
-        locate(['/old/q/1.bmp', '/old/q/2.bmp'], 't.csv', [folder], folder)
-    with pytest.raises(DataError, match="'/old/q'"):
-        locate(['/old/q/1.bmp', '2.bmp', 'C:\\\\3.bmp'], 't.csv', [folder], folder)
+    for paths in (['q/1.bmp', '2.bmp', '3.bmp'], ['/old/q/1.bmp', '2.bmp', 'C:\\\\3.bmp']):
+        with pytest.raises(DataError, match=f'3 images of t.csv.*{paths[0]}.*{folder}.*--image-folder'):
+            locate(paths, 't.csv', [folder], None)
     with pytest.raises(DataError, match='--image-folder.*nowhere'):
         locate(['1.jpg'], 't.csv', [folder], folder / 'nowhere')
 

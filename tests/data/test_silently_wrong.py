@@ -2,15 +2,16 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas
 import pytest
 from datasets_read import load
 from finetuning import SMALL
+from hub_server import TOKEN, Fault, HubServer
 from PIL import Image
 from small_images import save_digits, save_pieces
 
@@ -20,6 +21,7 @@ from xception_hub.data.bad_images import copies, scan
 from xception_hub.data.labelled import Data
 from xception_hub.data.seen import Seen
 from xception_hub.data.splits import stratified
+from xception_hub.directory.upload import publish
 from xception_hub.errors import DataError, ModelError
 from xception_hub.inference.predictor import Predictor
 
@@ -44,12 +46,6 @@ def run(*arguments: Any) -> None:
     finetune.app.meta([str(argument) for argument in arguments], result_action='return_value')
 
 
-def labels_of(data: Data) -> list[Any]:
-    if data.multi_label:
-        return [tuple(data.class_names[i] for i in np.flatnonzero(row)) for row in data.train.labels]
-    return [data.class_names[label] for label in data.train.labels]
-
-
 # Going on with new photos
 
 
@@ -61,13 +57,13 @@ def test_images_that_were_trained_on_are_not_measured_on(tmp_path: Path, capsys:
         path.rename(tmp_path / f'{path.parent.name}-{path.name}')
     first, second, third = (tmp_path / f'model{number}' for number in range(3))
     run(*QUICK, '--dataset', photos, '--output', first)
-    before = Seen.read(first)
+    before = Seen.of_model(f'local-dir:{first}')
     for path in late:
         (tmp_path / f'{path.parent.name}-{path.name}').rename(path)
     going_on = ('--recipe', 'full', '--epochs', '1', '--image-size', 32)
     run('--model', first, *going_on, '--dataset', photos, '--output', second)
     assert 'has seen 27 of the images before' in capsys.readouterr().out
-    after = Seen.read(second)
+    after = Seen.of_model(f'local-dir:{second}')
     assert before.held_out <= after.held_out and not after.held_out & before.trained
     assert len(after.held_out) > len(before.held_out) and len(after.trained | after.held_out) == 36
     rows = json.loads((second / 'data.json').read_text())['validation_rows']
@@ -75,7 +71,7 @@ def test_images_that_were_trained_on_are_not_measured_on(tmp_path: Path, capsys:
     assert {digests[row][:8] for row in rows} == after.held_out
     # a third time, with nothing new: the same validation images
     run('--model', f'local-dir:{second}', *going_on, '--dataset', photos, '--output', third)
-    assert Seen.read(third) == after
+    assert Seen.of_model(f'local-dir:{third}') == after
 
 
 @pytest.mark.filterwarnings('default:The model was trained on')
@@ -83,7 +79,7 @@ def test_a_validation_split_that_was_trained_on(tmp_path: Path, capsys: pytest.C
     """Its images are left out, with a warning; where it is only measured, the warning stays."""
     photos = save_digits(tmp_path / 'photos', 6)
     run(*QUICK, '--dataset', photos, '--output', tmp_path / 'first')
-    splits, before = tmp_path / 'splits', Seen.read(tmp_path / 'first')
+    splits, before = tmp_path / 'splits', Seen.of_model(f'local-dir:{tmp_path}/first')
     for word in ('zero', 'one', 'two', 'three'):
         (splits / 'val' / word).mkdir(parents=True)
         (splits / 'train' / word).mkdir(parents=True)
@@ -94,10 +90,45 @@ def test_a_validation_split_that_was_trained_on(tmp_path: Path, capsys: pytest.C
     model = ('--model', tmp_path / 'first', '--image-size', 32, '--dataset', splits)
     run(*model, '--recipe', 'full', '--epochs', '1', '--output', tmp_path / 'second')
     assert 'They are left out of it' in capsys.readouterr().err
-    held = Seen.read(tmp_path / 'second').held_out
+    held = Seen.of_model(f'local-dir:{tmp_path}/second').held_out
     assert held == before.held_out
     run(*model, '--eval-only', '--output', tmp_path / 'evaluation')
     assert 'better than the model is' in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings('default:The model was trained on')
+def test_a_model_of_the_hub(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its record is downloaded; where the download fails, a warning says so."""
+    photos, model = save_digits(tmp_path / 'photos', 4), hub.root / 'org' / 'digits'
+    run(*QUICK, '--dataset', photos, '--output', tmp_path / 'model')
+    shutil.copytree(tmp_path / 'model', model, ignore=shutil.ignore_patterns('checkpoints'))
+    run('--eval-only', '--model', 'hf-hub:org/digits', '--dataset', photos, '--output', tmp_path / 'evaluation')
+    assert 'better than the model is' in capsys.readouterr().err
+    assert Seen.of_model('hf-hub:org/digits') == Seen.of_model(f'local-dir:{model}') != Seen()
+    (model / 'images.json').unlink()
+    assert Seen.of_model('hf-hub:org/digits') == Seen()
+    hub.faults['org/closed'] = Fault.FORBIDDEN
+    try:
+        with pytest.warns(UserWarning, match='hf-hub:org/closed was trained on are unknown'):
+            assert Seen.of_model('hf-hub:org/closed') == Seen()
+    finally:
+        hub.faults.clear()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+def test_the_record_is_published(
+    hub: HubServer, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the model; without it, an earlier one is removed."""
+    monkeypatch.setenv('HF_TOKEN', TOKEN)
+    directory, seen = tmp_path / 'model', Seen(frozenset({b'12345678'}), frozenset({b'87654321'}))
+    shutil.copytree(converted, directory)
+    seen.write(directory)
+    publish(directory, 'org/seen')
+    assert Seen.of_model('hf-hub:org/seen') == seen
+    (directory / 'images.json').unlink()
+    publish(directory, 'org/seen')
+    assert Seen.of_model('hf-hub:org/seen') == Seen()
 
 
 def test_nothing_new_to_measure_on(tmp_path: Path) -> None:
@@ -113,33 +144,10 @@ def test_nothing_new_to_measure_on(tmp_path: Path) -> None:
 def test_a_damaged_record(tmp_path: Path) -> None:
     (tmp_path / 'images.json').write_text('{"trained": 3}')
     with pytest.raises(DataError, match='images.json is damaged'):
-        Seen.read(tmp_path)
+        Seen.of_model(f'local-dir:{tmp_path}')
 
 
 # Groups and copies
-
-
-@pytest.mark.parametrize('name', ['patient_id', 'Patient ID', 'subject', 'lesion_id', 'group'])
-def test_groups_are_not_cut(name: str, tmp_path: Path) -> None:
-    groups = list('aabbccddeeff')
-    file = table(tmp_path, label=list('xy' * 6), **{name: groups})
-    for seed in range(10):
-        data = load(file).with_validation(0.3, seed)
-        held = {groups[row] for row in data.validation.source_rows}
-        assert held and not held & {groups[row] for row in data.train.source_rows}
-    assert any('--group-column ""' in note for note in load(file).notes)
-    ignored = load(file, group_column='')
-    assert not len(ignored.train.groups) and not ignored.notes
-
-
-def test_a_group_column_by_its_name(tmp_path: Path) -> None:
-    file = table(tmp_path, label=list('xy' * 6), camera=[i // 3 for i in range(12)])
-    with pytest.raises(DataError, match='--group-column camera.*--group-column ""'):
-        load(file)
-    assert not len(load(file, group_column='').train.groups)
-    assert load(file, group_column='camera').train.groups.tolist() == [i // 3 for i in range(12)]
-    with pytest.raises(DataError, match="no column 'cam', but image, label, camera"):
-        load(file, group_column='cam')
 
 
 def test_shares_of_groups() -> None:
@@ -172,93 +180,6 @@ def test_copies_are_named(tmp_path: Path) -> None:
     both, unlike = copies(scanned(load(file)))
     assert '1 images' in both and '000.png' in both and '011.png' in both
     assert '1 images' in unlike and '001.png' in unlike and '002.png' in unlike and 'different labels' in unlike
-
-
-def test_a_row_for_each_label(tmp_path: Path) -> None:
-    """A question; both answers work."""
-    file = tmp_path / 'table.csv'
-    file.write_text('image,label\n000.png,cat\n000.png,dog\n001.png,cat\n002.png,dog\n002.png,dog\n')
-    with pytest.raises(DataError, match='--repeated-images labels.*--repeated-images rows'):
-        load(file)
-    data = load(file, repeated_images='labels')
-    assert labels_of(data) == [('cat', 'dog'), ('cat',), ('dog',)]
-    assert [Path(cell['path']).name for _, cell in data.train.cells()] == ['000.png', '001.png', '002.png']
-    assert labels_of(load(file, repeated_images='rows')) == ['cat', 'dog', 'cat', 'dog', 'dog']
-
-
-# Labels
-
-
-@pytest.mark.parametrize('form', ['csv', 'parquet', 'floats', 'booleans'])
-def test_multi_hot_lists(form: str, tmp_path: Path) -> None:
-    """[1, 0, 0] is the first of three classes, not the classes 0 and 1."""
-    values: list[list[Any]] = [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
-    names = [f'{number:03}.png' for number in range(3)]
-    if form == 'csv':
-        file = table(tmp_path, label=[str(value) for value in values])
-    else:
-        kind = {'floats': float, 'booleans': bool}.get(form, int)
-        file = tmp_path / 'table.parquet'
-        rows = dict(image=names, label=[[kind(item) for item in value] for value in values])
-        datasets.Dataset.from_dict(rows).to_parquet(file)
-    data = load(file)
-    assert (data.class_names, labels_of(data)) == (['0', '1', '2'], [('0',), ('1',), ('0', '2')])
-
-
-def test_one_hot_lists(tmp_path: Path) -> None:
-    data = load(table(tmp_path, label=['[1, 0]', '[0, 1]', '[0, 1]']))
-    assert (labels_of(data), data.multi_label) == (['0', '1', '1'], False)
-
-
-def test_lists_of_numbers(tmp_path: Path) -> None:
-    """Of other lengths are classes."""
-    assert labels_of(load(table(tmp_path, label=['[1, 0]', '[1]', '[0]']))) == [('0', '1'), ('1',), ('0',)]
-
-
-@pytest.mark.parametrize(
-    ('labels', 'between'),
-    [
-        (['clear primary', 'clear primary water', 'cloudy', 'primary water'], ' '),
-        (['clear|primary', 'cloudy|primary', 'clear|water', 'cloudy|water'], '|'),
-    ],
-)
-def test_parts_that_recur(labels: list[str], between: str, tmp_path: Path) -> None:
-    """Several labels in one text, though none of them occurs alone."""
-    file = table(tmp_path, label=labels)
-    with pytest.raises(DataError, match='--label-separator ".".*--label-separator ""'):
-        load(file)
-    assert labels_of(load(file, label_separator=between))[0] == ('clear', 'primary')
-    assert labels_of(load(file, label_separator='')) == labels
-
-
-def test_names_of_two_words_are_no_question(tmp_path: Path) -> None:
-    names = ['red car', 'red bus', 'blue car', 'green van']
-    assert labels_of(load(table(tmp_path, label=names))) == names
-
-
-def test_choices_of_label_studio(tmp_path: Path) -> None:
-    file = table(tmp_path, label=['{"choices": ["cat", "dog"]}', '{"choices": ["cat"]}', '{"choices": ["dog"]}'])
-    assert labels_of(load(file)) == [('cat', 'dog'), ('cat',), ('dog',)]
-    rows = [dict(image=f'00{i}.png', label={'choices': found}) for i, found in enumerate([['a'], ['a', 'b'], ['b']])]
-    (tmp_path / 'table.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    assert labels_of(load(tmp_path / 'table.jsonl')) == [('a',), ('a', 'b'), ('b',)]
-
-
-@pytest.mark.parametrize('name', ['data set', 'phase', 'Set', 'fold', 'kfold', 'dataset'])
-def test_split_columns_of_other_names(name: str, tmp_path: Path) -> None:
-    data = load(table(tmp_path, label=list('xyxyxy'), **{name: ['train'] * 4 + ['test'] * 2}))
-    assert (len(data.train), len(data.validation)) == (4, 2)
-    with pytest.raises(DataError, match='--split-column'):
-        load(table(tmp_path, label=list('xyxyxy'), **{name: [0, 0, 1, 1, 2, 2]}))
-
-
-def test_split_names_in_any_column(tmp_path: Path) -> None:
-    """A question: nothing but names of splits is in it."""
-    file = table(tmp_path, label=list('xyxyxy'), whatever=['train'] * 4 + ['test'] * 2)
-    with pytest.raises(DataError, match='--split-column whatever.*--split-column ""'):
-        load(file)
-    assert len(load(file, split_column='whatever').validation) == 2
-    assert len(load(file, split_column='').train) == 6
 
 
 # The model's own

@@ -1,145 +1,224 @@
-"""Tables as people write them: their labels are what stands there, or a question with an option for each answer."""
+"""Tables as people write them: their labels are what stands there, or a question whose every answer works."""
 
+import re
+import shlex
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
-from datasets_read import load
-from PIL import Image
+from datasets_read import labels_of, load
+from small_images import save_pieces
 
+import finetune
 from xception_hub.data.labelled import Data
+from xception_hub.data.labelled import load as load_settings
 from xception_hub.errors import DataError
 
-FORMS = {
-    'csv': dict(separator=',', suffix='.csv', start=''),
-    'semicolons and a byte order mark': dict(separator=';', suffix='.csv', start='\ufeff'),
-    'tsv': dict(separator='\t', suffix='.tsv', start=''),
-}
+# Heading, then in each line: rows with ' / ' between them, where 0 to 5 are images; options; the labels of the training
+# images (a+b are two, . is none) and the size of the validation split, or ! and what the error names, in order.
+CASES = """
+# Labels are texts, in whatever form of table
+image,label / 0,001 / 1,1 / 2,010 | | 001, 1, 010
+\ufeffimage;label / 0;001 / 1;1 / 2;010 | | 001, 1, 010
+image\tlabel / 0\t001 / 1\t1 / 2\tx, y | --label-separator "" | 001, 1, x, y
+image,label / 0,NA / 1,None / 2,null / 3,nan | | NA, None, null, nan
+image,label / 0,true / 1,False / 2,1e5 | | true, False, 1e5
+image,label / 0,1.0 / 1,2.0 / 2,1.0 | | 1, 2, 1
+filename, cat, dog / 0, 1, 0 / 1, 0, 1 / 2, 1, 1 | | cat, dog, cat+dog
+,image,a,b / 0,0,1,0 / 1,1,0,1 | | a, b
+Unnamed: 0,image,a,b / 0,0,1,0 / 1,1,0,1 | | a, b
+0.png,cat / 1.png,dog / 2.png,cat | | cat, dog, cat
+0.png,cat,7 / 1.png,dog,8 | | ! image, column 2, column 3 ... --label-column
+0.png,cat,7 / 1.png,dog,8 | --label-column "column 2" | cat, dog
+# Which columns
+Image,Label / 0,a / 1,b | | a, b
+File Name,Class / 0,a / 1,b | | a, b
+image-path,TARGET / 0,a / 1,b | | a, b
+id_code,diagnosis / 0,a / 1,b | | a, b
+photo,kind / 0,a | | ! photo, kind ... --image-column
+image,x / 0,a | | ! image, x ... --label-column
+image,label,class_name / 0,0,cat / 1,1,dog / 2,1,dog | | 0, 1, 1
+image,label,kind,category / 0,0,x,big / 1,1,y,big / 2,1,y,small | | ! --label-column label ... --label-column category
+image,label,kind,category / 0,0,x,big / 1,1,y,big / 2,1,y,small | --label-column category | big, big, small
+image,label,category / 0,0,a / 1,1,b / 2,1,c / 3,0,a | | ! --label-column label ... --label-column category
+image,label,category / 0,0,a / 1,1,b / 2,1,c / 3,0,a | --label-column label | 0, 1, 1, 0
+# A column for each class
+image,age,a,b / 0,31,1,0 / 1,4,0,1 / 2,5,0,1 / 3,6,1,0 | | a, b, b, a
+image,a,b / 0,1.0,0.0 / 1,0.0,1.0 | | a, b
+image,a,b / 0,True,no / 1,False,yes | --label-column a,b | a, b
+image,a,b / 0,1,-1 / 1,-1,-1 / 2,1,1 / 3,-1,1 | | a, ., a+b, b
+image,a,b / 0,1,0 / 1,0,0 / 2,1,1 | --label-column "a, b" | a, ., a+b
+image,a,b / 0,1,0 / 1,-1,1 / 2,0,1 | | ! --uncertain yes ... --uncertain no ... --uncertain skip
+image,age,a / 0,31,1 / 1,4,0 | --label-column age,a | ! 'age' ... '31' ... row 0
+image,defect / 0,1 / 1,0 | | ! image, defect ... --label-column
+image,defect / 0,True / 1,False | --label-column defect | True, False
+image,a,b / 0,1,0 / 1,0,1 | --label-column a,c | ! 'c' ... image, a, b
+Path,A,B / 0,1.0, / 1,-1.0,0.0 / 2,,1.0 / 3,0.0,1.0 | --label-column A,B | ! --blank-label no ... --blank-label skip
+Path,A,B / 0,1.0, / 1,-1.0,0.0 / 2,,1.0 / 3,0.0,1.0 | --label-column A,B --blank-label no --uncertain yes | A, A, B, B
+Path,A,B / 0,1.0, / 1,-1.0,0.0 / 2,,1.0 / 3,0.0,1.0 | --label-column A,B --blank-label no --uncertain no | A, ., B, B
+Path,A,B / 0,1.0, / 1,-1.0,0.0 / 2,,1.0 / 3,0.0,1.0 | --label-column A,B --blank-label no --uncertain skip | A, B, B
+Path,A,B / 0,1.0, / 1,-1.0,0.0 / 2,,1.0 / 3,0.0,1.0 | --label-column A,B --blank-label skip --uncertain no | ., B
+# Several labels in a cell
+image;label / 0;['scab', 'rust'] / 1;['scab'] / 2;[] | | rust+scab, scab, .
+image;label / 0;[1, 0, 0] / 1;[0, 1, 0] / 2;[1, 0, 1] | | 0, 1, 0+2
+image;label / 0;[1, 0] / 1;[0, 1] / 2;[0, 1] | | 0, 1, 1
+image;label / 0;[1, 0] / 1;[1] / 2;[0] | | 0+1, 1, 0
+image;label / 0;{"choices": ["cat", "dog"]} / 1;{"choices": ["cat"]} / 2;{"choices": ["dog"]} | | cat+dog, cat, dog
+image;label / 0;a b / 1;a / 2;b | | ! --label-separator " " ... --label-separator ""
+image;label / 0;a b / 1;a / 2;b | --label-separator " " | a+b, a, b
+image;label / 0;a b / 1;a / 2;b | --label-separator "" | a b, a, b
+image;label / 0;a|b / 1;a / 2;b | --label-separator "|" | a+b, a, b
+image;label / 0;a,b / 1;a / 2;b | | ! --label-separator "," ... --label-separator ""
+image;label / 0;a+b / 1;a / 2;b | | ! --label-separator "+" ... --label-separator ""
+image,label / 0,clear primary / 1,clear primary water / 2,cloudy / 3,primary water | | ! --label-separator " "
+image,label / 0,clear dry / 1,cloudy / 2,dry wet | --label-separator " " | clear+dry, cloudy, dry+wet
+image,label / 0,c#p / 1,d#p / 2,c#w / 3,d#w | --label-separator "#" | c+p, d+p, c+w, d+w
+image,label / 0,New York / 1,York / 2,Los Angeles | | New York, York, Los Angeles
+image,label / 0,cat / 0,dog / 1,cat / 2,dog / 2,dog | | ! --repeated-images labels ... --repeated-images rows
+image,label / 0,cat / 0,dog / 1,cat / 2,dog / 2,dog | --repeated-images labels | cat+dog, cat, dog
+image,label / 0,cat / 0,dog / 1,cat / 2,dog / 2,dog | --repeated-images rows | cat, dog, cat, dog, dog
+# Rows without a label
+image,label / 0,a / 1, / 2,b | | ! 1 rows ... row 1 ... --unlabelled skip
+image,label / 0,a / 1, / 2,b | --unlabelled skip | a, b
+image,label / 0,1 / 1, / 2,2 | | ! 1 rows ... row 1
+image,label / 0,-1 / 1,1 / 2,1 | | -1, 1, 1
+image,label / 0,-1 / 1,a / 2,b | | -1, a, b
+# The split in a column
+image,label,split / 0,a,train / 1,a,val / 2,b,train / 3,b,val | | a, b; 2 in val
+image,label,split / 0,a,TRAIN / 1,a,valid / 2,b,TRAIN / 3,b,valid | | a, b; 2 in valid
+image,label,split / 0,a,Training / 1,a,Testing / 2,b,Training | --split-column "" | a, a, b
+image,label,data set / 0,a,train / 1,b,train / 2,b,test | | a, b; 1 in test
+image,label,phase / 0,a,train / 1,b,train / 2,b,test | | a, b; 1 in test
+image,label,kfold / 0,a,train / 1,b,train / 2,b,test | | a, b; 1 in test
+image,label,whatever / 0,a,train / 1,b,train / 2,b,test | | ! --split-column whatever ... --split-column ""
+image,label,whatever / 0,a,train / 1,b,train / 2,b,test | --split-column whatever | a, b; 1 in test
+image,label,whatever / 0,a,train / 1,b,train / 2,b,test | --split-column "" | a, b, b
+image,label,fold / 0,a,0 / 1,a,1 / 2,b,0 / 3,b,1 | | ! --split-column fold ... --fold 0 ... --split-column ""
+image,label,fold / 0,a,0 / 1,a,1 / 2,b,0 / 3,b,1 | --split-column fold | ! 'train' ... 0, 1
+image,label,fold / 0,a,0 / 1,a,1 / 2,b,0 | --split-column fold --train-split 0 --validation-split 1 | a, b; 1 in 1
+image,label,fold / 0,a,0 / 1,a,1 / 2,b,0 / 3,b,1 / 4,b,2 | --fold 2 | a, b, a, b; 1 in 2
+image,label,fold / 0,a,0 / 1,a,1 / 2,b,0 / 3,b,1 | --fold 7 --split-column fold | ! '7' ... 0, 1
+image,label,kfold / 0,a,0 / 1,a,1 / 2,b,0 / 3,b,1 | | ! --split-column kfold
+image,label,part / 0,a,x / 1,a,y / 2,b,x | --split-column part --train-split x --validation-split y | a, b; 1 in y
+image,label,is_val / 0,a,False / 1,b,True / 2,b,False | | a, b; 1 in validation
+image,label,is_test / 0,a,False / 1,b,True / 2,b,False | | a, b; 1 in test
+image,label,is_train / 0,a,True / 1,b,False / 2,b,True | | a, b; 1 in validation
+fname,labels,is_valid / 0,a,False / 1,b,True / 2,b,False | | ! --split-column is_valid ... --split-column ""
+fname,labels,is_valid / 0,a,False / 1,b,True / 2,b,False | --split-column is_valid | a, b; 1 in validation
+image,label,valid / 0,a,True / 1,b,False | | a, b
+# Groups
+image,label,camera / 0,a,1 / 1,b,1 / 2,b,2 | | ! --group-column camera ... --group-column ""
+image,label,camera / 0,a,1 / 1,b,1 / 2,b,2 | --group-column "" | a, b, b
+image,label,camera / 0,a,1 / 1,b,1 / 2,b,2 | --group-column cam | ! 'cam' ... image, label, camera
+# What cannot be trained on
+ | | ! empty line
+image,label | | ! empty
+image,label / a,b,c / " | | ! cannot be read as a table
+"""
+LINES = [
+    [part.strip() for part in re.split(r' \|', line)]
+    for line in CASES.strip('\n').splitlines()
+    if not line.startswith('#')
+]
 
 
-def write(
-    folder: Path, labels: list[Any], separator: str = ',', suffix: str = '.csv', start: str = '', **columns: Any
-) -> Path:
-    """A table of an image for each label, and the images."""
-    lines = [separator.join(['image', 'label', *columns])]
-    for i, label in enumerate(labels):
-        Image.new('RGB', (8, 8), (i, i, i)).save(folder / f'{i}.png')
-        cell = f'"{label}"' if separator in str(label) else str(label)
-        lines.append(separator.join([f'{i}.png', cell, *(str(values[i]) for values in columns.values())]))
-    file = folder / f'table{suffix}'
-    file.write_text(start + '\n'.join(lines) + '\n', encoding='utf-8')
-    return file
+@pytest.fixture(autouse=True)
+def _images(tmp_path: Path) -> None:
+    for number, path in enumerate(save_pieces(tmp_path, 6, 16)):
+        path.rename(tmp_path / f'{number}.png')
 
 
-def labels_of(data: Data) -> list[Any]:
-    """The names of each image's classes."""
-    if data.multi_label:
-        return [[data.class_names[i] for i, there in enumerate(row) if there] for row in data.train.labels]
-    return [data.class_names[label] for label in data.train.labels]
+def read(folder: Path, text: str, options: str = '') -> Data:
+    """As finetune.py reads it with these options."""
+    file = folder / 'table.csv'
+    file.write_text('\n'.join(text.split(' / ')), encoding='utf-8')
+    words = ['--dataset', str(file), '--output', str(folder / 'model'), *shlex.split(options)]
+    return load_settings(finetune.app.parse_args(words)[1].arguments['settings'].data)
 
 
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize(
-    'labels',
-    [
-        ['001', '1', '010'],
-        ['NA', 'None', 'null', 'nan'],
-        ['1', '10', '2'],
-        ['true', 'False'],
-        ['Ünal', 'b c'],
-        ['1e5', 'x'],
-    ],
-    ids=str,
-)
-def test_labels_are_texts(form: str, labels: list[str], tmp_path: Path) -> None:
-    """What looks like a number, a truth value or nothing is the name that stands there."""
-    data = load(str(write(tmp_path, labels, **FORMS[form])), label_separator='')
-    assert labels_of(data) == labels
+@pytest.mark.parametrize(('text', 'options', 'result'), LINES)
+def test_tables(text: str, options: str, result: str, tmp_path: Path) -> None:
+    if result.startswith('! '):
+        with pytest.raises(DataError, match='.*'.join(map(re.escape, result[2:].split(' ... ')))):
+            read(tmp_path, text, options)
+        return
+    data = read(tmp_path, text, options)
+    found = ', '.join(labels_of(data))
+    assert result == found + (f'; {len(data.validation)} in {data.validation.name}' if data.has_validation else '')
 
 
 def test_numbers_in_order(tmp_path: Path) -> None:
-    assert load(str(write(tmp_path, ['10', '2', '1']))).class_names == ['1', '2', '10']
-    assert load(str(write(tmp_path, ['10', '2', 'x']))).class_names == ['10', '2', 'x']
-    assert load(str(write(tmp_path, ['1.0', '2.0', '10.0']))).class_names == ['1', '2', '10']
-    datasets.Dataset.from_dict(dict(image=['0.png', '1.png'], label=[3.0, 12.0])).to_parquet(
-        tmp_path / 'floats.parquet'
-    )
-    assert load(str(tmp_path / 'floats.parquet')).class_names == ['3', '12']
+    """Classes are sorted as numbers if all are; those of columns are in their order, without an image too."""
+    assert read(tmp_path, 'image,label / 0,10 / 1,2 / 2,1').class_names == ['1', '2', '10']
+    assert read(tmp_path, 'image,label / 0,10 / 1,2 / 2,x').class_names == ['10', '2', 'x']
+    data = read(tmp_path, 'image,z,never,a / 0,1,0,0 / 1,0,0,1')
+    assert (data.class_names, data.multi_label) == (['z', 'never', 'a'], False)
 
 
 def test_accents_in_either_form(tmp_path: Path) -> None:
     forms = [unicodedata.normalize(form, 'Müll') for form in ('NFC', 'NFD')]
-    assert load(str(write(tmp_path, [*forms, 'b']))).class_names == [forms[0], 'b']
+    assert read(tmp_path, f'image,label / 0,{forms[0]} / 1,{forms[1]} / 2,b').class_names == [forms[0], 'b']
 
 
-def test_no_label(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match='row 1'):
-        load(str(write(tmp_path, ['a', '', 'b'])))
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-8-sig', 'cp1252'])
+def test_encodings(encoding: str, tmp_path: Path) -> None:
+    """One that a file does not declare is asked for; the answer works."""
+    file, options = tmp_path / 'table.csv', dict[str, Any]()
+    file.write_text('image,label\n0,Bär\n1,Hund\n', encoding=encoding)
+    if encoding == 'cp1252':
+        with pytest.raises(DataError, match='--table-encoding cp1252'):
+            load(file)
+        with pytest.raises(DataError, match='--table-encoding nothing'):
+            load(file, table_encoding='nothing')
+        options = dict(table_encoding='cp1252')
+    assert labels_of(load(file, **options)) == ['Bär', 'Hund']
 
 
-# Several labels in one text
-
-
-def test_lists_as_text(tmp_path: Path) -> None:
-    """As pandas writes lists."""
-    data = load(str(write(tmp_path, ["['scab', 'rust']", "['scab']", '[]'], separator=';')))
-    assert (data.class_names, labels_of(data)) == (['rust', 'scab'], [['rust', 'scab'], ['scab'], []])
-
-
-@pytest.mark.parametrize('separator', [' ', '|', ',', '+'])
-def test_delimited_labels(separator: str, tmp_path: Path) -> None:
-    """Where the parts occur alone, too, the run asks; both answers work."""
-    both = f'scab{separator}rust'
-    file = write(tmp_path, [both, 'scab', 'rust', 'healthy'], separator=';')
-    with pytest.raises(DataError, match='--label-separator ""') as error:
-        load(str(file))
-    option = str(error.value).partition('--label-separator "')[2].partition('"')[0]
-    assert labels_of(load(str(file), label_separator=option)) == [['rust', 'scab'], ['scab'], ['rust'], ['healthy']]
-    assert labels_of(load(str(file), label_separator='')) == [both, 'scab', 'rust', 'healthy']
-
-
-def test_names_of_several_words(tmp_path: Path) -> None:
-    """Of which no part is a class."""
-    assert load(str(write(tmp_path, ['New York', 'York', 'Los Angeles']))).class_names == [
-        'Los Angeles',
-        'New York',
-        'York',
-    ]
-
-
-# The split in a column
-
-
-@pytest.mark.parametrize('names', [('train', 'val'), ('Training', 'Testing'), ('TRAIN', 'valid')])
-def test_split_column(names: tuple[str, str], tmp_path: Path) -> None:
-    splits = [names[0], names[1], names[0], names[1], names[0]]
-    data = load(str(write(tmp_path, ['a', 'a', 'b', 'b', 'a'], split=splits)))
-    assert (len(data.train), len(data.validation), data.has_validation) == (3, 2, True)
-    assert [Path(cell['path']).name for _, cell in data.validation.cells()] == ['1.png', '3.png']
-    ignored = load(str(write(tmp_path, ['a', 'a', 'b', 'b', 'a'], split=splits)), split_column='')
-    assert (len(ignored.train), ignored.has_validation) == (5, False)
-
-
-def test_a_column_that_may_be_a_split(tmp_path: Path) -> None:
-    file = write(tmp_path, ['a', 'a', 'b', 'b'], fold=[0, 1, 0, 1])
-    with pytest.raises(DataError, match='--split-column fold, with .*--split-column ""'):
-        load(str(file))
-    with pytest.raises(DataError, match="'train'.*0, 1"):
-        load(str(file), split_column='fold')
-    data = load(str(file), split_column='fold', train_split='0', validation_split='1')
-    assert (len(data.train), len(data.validation)) == (2, 2)
-    assert len(load(str(file), split_column='').train) == 4
-    named = write(tmp_path, ['a', 'a', 'b', 'b'], part=['x', 'y', 'x', 'y'])
-    data = load(str(named), split_column='part', train_split='x', validation_split='y')
-    assert (len(data.train), len(data.validation)) == (2, 2)
+@pytest.mark.parametrize('streaming', [False, True])
+@pytest.mark.parametrize(
+    ('labels', 'expected'),
+    [
+        ([True, False], ['True', 'False']),
+        ([3.0, 12.0], ['3', '12']),
+        ([[True, False], [True, True]], ['0', '0+1']),
+        ([[1.0, 0.0], [0.0, 1.0]], ['0', '1']),
+        ([{'choices': ['a', 'b']}, {'choices': ['b']}], ['a+b', 'b']),
+    ],
+)
+def test_types_of_parquet(labels: list[Any], expected: list[str], streaming: bool, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(dict(image=['0.png', '1.png'], label=labels)).to_parquet(tmp_path / 'table.parquet')
+    assert labels_of(load(tmp_path / 'table.parquet', streaming=streaming)) == expected
 
 
 def test_a_split_column_of_a_stream(tmp_path: Path) -> None:
-    write(tmp_path, ['a', 'b'])
     rows = dict(image=['0.png', '1.png'], label=['a', 'b'], split=['train', 'train'])
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / 'table.parquet')
     with pytest.raises(DataError, match='--streaming.*--split-column ""'):
-        load(str(tmp_path / 'table.parquet'), streaming=True)
-    assert len(load(str(tmp_path / 'table.parquet'), streaming=True, split_column='').train) == 2
+        load(tmp_path / 'table.parquet', streaming=True)
+    assert len(load(tmp_path / 'table.parquet', streaming=True, split_column='').train) == 2
+
+
+@pytest.mark.parametrize('name', ['patient_id', 'Patient ID', 'subject', 'lesion_id', 'group'])
+def test_groups_are_not_cut(name: str, tmp_path: Path) -> None:
+    groups, text = 'aabbcc', f'image,label,{name}'
+    text += ''.join(f' / {number},{"xy"[number % 2]},{group}' for number, group in enumerate(groups))
+    data = read(tmp_path, text)
+    assert any('--group-column ""' in note for note in data.notes)
+    for seed in range(10):
+        parts = data.with_validation(0.3, seed)
+        held = {groups[row] for row in parts.validation.source_rows}
+        assert held and not held & {groups[row] for row in parts.train.source_rows}
+    ignored = read(tmp_path, text, '--group-column ""')
+    assert not len(ignored.train.groups) and '--group-column' not in ' '.join(ignored.notes)
+    assert np.unique(data.train.groups).tolist() == [0, 1, 2]
+
+
+def test_rows_that_are_left_aside(tmp_path: Path) -> None:
+    """The others keep their numbers and files."""
+    data = read(tmp_path, 'image,label / 0,a / 1, / 2,b', '--unlabelled skip')
+    assert data.train.source_rows.tolist() == [0, 2]
+    assert "1 of 3 rows of the split 'train' are left aside: without a label." in data.notes
+    assert [cell['path'][-5:] for _, cell in data.train.cells()] == ['0.png', '2.png']

@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +23,19 @@ from .data_settings import DataSettings
 from .known_names import IMAGE_COLUMNS, LABEL_COLUMNS, by_name, plain
 
 LISTS = (datasets.List, datasets.LargeList)
-# What the cells of columns with the names of classes mean: an image is of the class, or is not. A table that has both
-# 0 and -1 may mean something else by one of them, such as uncertain.
-YES, NO, MINUS = {'1', '1.0', 'true', 'yes'}, {'0', '0.0', 'false', 'no'}, {'-1', '-1.0'}
-BLANK = {'', 'none', 'nan'}
+# What a cell in the column of a class means. A table that has both 0 and -1 may mean something else by one of them,
+# such as uncertain.
+NO, YES, MINUS, BLANK = range(4)
+MEANINGS = {
+    **dict.fromkeys(('0', '0.0', 'false', 'no'), NO),
+    **dict.fromkeys(('1', '1.0', 'true', 'yes'), YES),
+    **dict.fromkeys(('-1', '-1.0'), MINUS),
+    **dict.fromkeys(('', 'none', 'nan'), BLANK),
+}
 SEPARATORS = ('|', ';', ',', ' ', '/', '+', '&')
 NO_LABEL = '-1'  # where `datasets` has no label, as in the test splits of competitions
-NUMBER = re.compile(r'[+-]?\d+')
-FLOAT = re.compile(r'[+-]?\d*\.\d+')
-WHOLE_FLOAT = re.compile(r'([+-]?\d+)\.0+')
+NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)')
+WHOLE = re.compile(r'([+-]?\d+)(\.0+)?')
 
 
 @dataclass(frozen=True)
@@ -39,34 +43,45 @@ class Labels:
     """The labels of all rows.
 
     Attributes:
-        codes: [N], number of each row's value; -1 for none.
-        values: The distinct values: a class name; or of multi-label a tuple of any number of them.
+        cells: [N] class names, in multi-label tuples of any number of them; None where there is none.
         declared: All class names in the dataset's own order; None where it does not declare any.
-        multi_label: Whether values are tuples.
+        multi_label: Whether cells are tuples.
     """
 
-    codes: np.ndarray
-    values: list[Any]
+    cells: np.ndarray
     declared: list[str] | None = None
     multi_label: bool = False
 
     def names_in(self, rows: np.ndarray) -> set[str]:
         """The class names of some rows."""
-        found = (self.values[code] for code in np.unique(self.codes[rows]) if code >= 0)
-        return {name for value in found for name in (value if self.multi_label else (value,))}
+        found = {*self.cells[rows]} - {None}
+        return {name for names in found for name in names} if self.multi_label else found
 
-    def numbers(self, class_names: Sequence[str]) -> np.ndarray:
+    def numbers(self, rows: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
         """Labels of rows that have one, as numbers of the class names, [N], or as [N, C] of 0 and 1."""
         number = {name: number for number, name in enumerate(class_names)}
         if not self.multi_label:
-            return np.array([number.get(value, -1) for value in self.values] or [-1], np.int64)[self.codes]
-        table = np.zeros((len(self.values) or 1, len(class_names)), np.int64)
-        for row, value in enumerate(self.values):
-            table[row, [number[name] for name in value if name in number]] = 1
-        return table[self.codes]
+            return np.array([number.get(name, -1) for name in self.cells[rows]], np.int64)
+        kinds: dict[tuple[str, ...], int] = {}
+        codes = [kinds.setdefault(names, len(kinds)) for names in self.cells[rows]]
+        table = np.zeros((len(kinds), len(class_names)), np.int64)
+        for row, names in enumerate(kinds):
+            table[row, [number[name] for name in names if name in number]] = 1
+        return table[codes]
 
 
 # Which column
+
+
+def existing(column: str, features: Iterable[str], dataset: str, kind: str) -> str:
+    """The column, which has to be there; `kind` is that of its option.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    if column not in (features := [*features]):
+        raise DataError(f'{dataset} has no column {column!r}. It has: {listed(features, 20)}. Pass --{kind}-column.')
+    return column
 
 
 def image_column(features: Features, dataset: str, given: str | None) -> str:
@@ -75,10 +90,9 @@ def image_column(features: Features, dataset: str, given: str | None) -> str:
     Raises:
         DataError: None can be found, or there is none of the given name.
     """
-    found = _given(features, dataset, given) or by_type(features, Image) or by_name(features, IMAGE_COLUMNS)
-    if found is None:
-        raise _not_found(features, dataset, 'image')
-    return found
+    if given is not None:
+        return existing(given, features, dataset, 'image')
+    return by_type(features, Image) or by_name(features, IMAGE_COLUMNS) or _missing(features, dataset, 'image')
 
 
 def label_by_name(features: Features) -> str | None:
@@ -105,51 +119,39 @@ def label_columns(splits: Mapping[str, Any], dataset: str, given: str | None, im
         DataError: None can be found, or there is none of the given names.
     """
     features = next(iter(splits.values())).features
-    if given and given not in features and ',' in given:
-        return [_given(features, dataset, name.strip()) or name for name in given.split(',')]
     if given:
-        return [_given(features, dataset, given) or given]
+        names = [given] if given in features else [name.strip() for name in given.split(',')]
+        return [existing(name, features, dataset, 'label') for name in names]
     here = [rows for rows in splits.values() if isinstance(rows, Dataset)]
-    if found := label_by_name(features):
-        for other in features:
-            if other != found and plain(other) in LABEL_COLUMNS and not _same(here, found, other):
-                raise DataError(
-                    f'{dataset} has labels in the columns {found!r} and {other!r}, which do not mean the same: choose '
-                    f'--label-column {found} or --label-column {other}.'
-                )
+    found = label_by_name(features)
+    others = [name for name in features if found and name != found and plain(name) in LABEL_COLUMNS]
+    for other in others:
+        if not _same(here, found, other):
+            raise DataError(
+                f'{dataset} has different labels in the columns {found!r} and {other!r}. Choose --label-column '
+                f'{found} or --label-column {other}.'
+            )
+    if found:
         return [found]
     several = [name for name in features if name != image and all(_is_of_class(rows, name) for rows in here)]
-    if len(here) == len(splits) and len(several) > 1:
-        return several
-    raise _not_found(features, dataset, 'label')
+    return several if len(here) == len(splits) and len(several) > 1 else [_missing(features, dataset, 'label')]
 
 
 def _item(feature: Any) -> Any:
     return feature.feature if isinstance(feature, LISTS) else feature
 
 
-def _given(features: Features, dataset: str, given: str | None) -> str | None:
-    if given is not None and given not in features:
-        raise DataError(f'{dataset} has no column {given!r}, but {listed(features, 20)}.')
-    return given
-
-
-def _not_found(features: Features, dataset: str, kind: str) -> DataError:
-    return DataError(
-        f'No column of {dataset} can be told to be the {kind}: it has {listed(features, 20)}. Name one as the {kind} '
-        f'column with --{kind}-column.'
+def _missing(features: Features, dataset: str, kind: str) -> str:
+    raise DataError(
+        f'Cannot find the {kind} column of {dataset}. It has: {listed(features, 20)}. Pass --{kind}-column.'
     )
 
 
-def _same(splits: Sequence[Dataset], one: str, other: str) -> bool:
+def _same(splits: Sequence[Dataset], one: str | None, other: str) -> bool:
     """Whether two columns name the same classes, such as by numbers and by words."""
-    pairs: set[tuple[Any, Any]] = set()
-    for rows in (rows for rows in splits if other in rows.features):
-        codes, values = zip(*(distinct(cells(rows, name)) for name in (one, other)))
-        found = np.unique(np.stack(codes), axis=1).T.tolist()
-        pairs |= {(str(values[0][a]), str(values[1][b])) for a, b in found if a >= 0 and b >= 0}
-    pairs = {pair for pair in pairs if '' not in pair}
-    return len(pairs) == len({pair[0] for pair in pairs}) == len({pair[1] for pair in pairs})
+    columns = [(cells(rows, name).to_pylist() for name in (one, other)) for rows in splits if other in rows.features]
+    pairs = {(str(a), str(b)) for both in columns for a, b in zip(*both) if a not in ('', None) and b not in ('', None)}
+    return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
 def _is_of_class(rows: Dataset, column: str) -> bool:
@@ -157,10 +159,13 @@ def _is_of_class(rows: Dataset, column: str) -> bool:
     feature = rows.features.get(column)
     if not isinstance(feature, datasets.Value) or 'binary' in feature.dtype:
         return False
-    first = {str(value).strip().lower() for value in rows.select(range(min(len(rows), 1000)))[column]}
-    known = YES | NO | MINUS | BLANK
-    found = {str(v).strip().lower() for v in distinct(cells(rows, column))[1]} if first <= known else first
-    return found <= known and bool(found - BLANK)
+    first = {_meaning(value) for value in rows.select(range(min(len(rows), 1000)))[column]}
+    found = first if None in first else {_meaning(value) for value in distinct(cells(rows, column))[1]}
+    return None not in found and found != {BLANK}
+
+
+def _meaning(value: Any) -> int | None:
+    return MEANINGS.get(str(value).strip().lower())
 
 
 # The cells
@@ -173,19 +178,14 @@ def cells(rows: Dataset, column: str) -> pyarrow.ChunkedArray:
 
 def distinct(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, list[Any]]:
     """[N] number of each cell's value, -1 for none, and the distinct values."""
-    if not pyarrow.types.is_nested(column.type):
-        encoded = column.combine_chunks().dictionary_encode()
-        encoded = encoded.combine_chunks() if isinstance(encoded, pyarrow.ChunkedArray) else encoded
-        return encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
-    number: dict[Any, int] = {}
-    values, codes = list[Any](), np.empty(len(column), np.int64)
-    for row, value in enumerate(column.to_pylist()):
-        key = repr(value)
-        if value is not None and key not in number:
-            number[key] = len(values)
-            values.append(value)
-        codes[row] = -1 if value is None else number[key]
-    return codes, values
+    if pyarrow.types.is_nested(column.type):
+        whole = column.to_pylist()
+        values = {repr(value): value for value in whole if value is not None}
+        number = {text: number for number, text in enumerate(values)}
+        return np.array([number.get(repr(value), -1) for value in whole], np.int64), [*values.values()]
+    encoded = column.combine_chunks().dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pyarrow.ChunkedArray) else encoded
+    return encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 
 
 def read_labels(columns: Sequence[pyarrow.ChunkedArray], features: Sequence[Any], settings: DataSettings,
@@ -203,32 +203,31 @@ def read_labels(columns: Sequence[pyarrow.ChunkedArray], features: Sequence[Any]
     Raises:
         DataError: The cells are no labels, or may be one label or several.
     """
+    where = f'The column {name!r} of {dataset}'
     if len({isinstance(feature, LISTS) for feature in features}) > 1:
-        raise DataError(f'The column {name!r} of {dataset} holds lists in one split and no lists in another.')
-    parts = [_named(*distinct(column), feature) for column, feature in zip(columns, features)]
+        raise DataError(f'{where} holds lists in one split and no lists in another.')
     declared = _declared(features, dataset)
-    together = joined(parts)
-    choices = [value['choices'] for value in together.values if isinstance(value, dict) and 'choices' in value]
-    are_choices = bool(choices) and len(choices) == len(together.values)  # of Label Studio
-    values = _normal(choices if are_choices else together.values)
-    multi_label = are_choices or isinstance(features[0], LISTS)
+    codes, values = list[np.ndarray](), list[Any]()
+    for column, feature in zip(columns, features):
+        own, found = distinct(column)
+        codes.append(np.where(own < 0, -1, own + len(values)))
+        values += [_each(value, _named_by(feature)) for value in found]
+    if values and all(isinstance(value, dict) and isinstance(value.get('choices'), list) for value in values):
+        values = [value['choices'] for value in values]  # of Label Studio
+    values = _texts(values, where)
+    multi_label = any(isinstance(value, list) for value in values) or isinstance(features[0], LISTS)
     if not multi_label:
         values, multi_label = _several(values, settings.label_separator, dataset, layout)
     if multi_label and not declared:
         values, declared, multi_label = _multi_hot(values)
-    for value in [item for v in values for item in (v if isinstance(v, list) else [v])]:
-        if not isinstance(value, str) and value is not None:
-            raise DataError(
-                f'The column {name!r} of {dataset} holds {type(value).__name__} instead of class names or numbers.'
-                + (
-                    ' A network for values (a regression) is not trained here; RegressionBlock of fastai does that. '
-                    'Where each value is a class, write it as a name, such as "grade 0.5".'
-                    if value == value and isinstance(value, float)
-                    else ''
-                )
-            )
-    whole = [None if value is None or (multi_label and None in value) else value for value in values]
-    return joined([(together.codes, [tuple(v) if isinstance(v, list) else v for v in whole])], declared, multi_label)
+    if multi_label:
+        values = [None if value is None or None in value else tuple(value) for value in values]
+    return Labels(_by_row(np.concatenate(codes), values), declared, multi_label)
+
+
+def _by_row(codes: np.ndarray, values: Sequence[Any]) -> np.ndarray:
+    """[N] objects: the value of each code, None for -1."""
+    return np.fromiter([*values, None], object, len(values) + 1)[codes]
 
 
 def read_class_columns(
@@ -239,73 +238,55 @@ def read_class_columns(
     Raises:
         DataError: A cell means something else than yes or no, or may mean several things.
     """
-    meant = dict.fromkeys(YES, 1) | dict.fromkeys(NO, 0) | dict.fromkeys(MINUS, 2) | dict.fromkeys(BLANK, 3)
-    found, columns = set[int](), []
+    columns = []
     for name in names:
-        parts = []
-        for rows in splits.values():
-            codes, values = distinct(cells(rows, name))
-            texts = np.array([meant.get(str(value).strip().lower(), -1) for value in values] + [3])
-            kinds = texts[codes]
-            if (kinds < 0).any():
-                row = int((kinds < 0).argmax())
-                raise DataError(f'The column {name!r} holds {rows[row][name]!r} in row {row} instead of 0 or 1.')
-            found |= {*kinds.tolist()}
-            parts.append(kinds)
-        columns.append(np.concatenate(parts))
+        codes, values = distinct(
+            pyarrow.chunked_array([c for rows in splits.values() for c in cells(rows, name).chunks])
+        )
+        meant = [_meaning(value) for value in values]
+        if None in meant:
+            wrong = meant.index(None)
+            row = int((codes == wrong).argmax())
+            raise DataError(f'The column {name!r} holds {values[wrong]!r} in row {row} instead of 0 or 1.')
+        columns.append(np.array([*meant, BLANK])[codes])
     table = np.stack(columns, 1)
-    if 3 in found and settings.blank_label is None:
+    found = {*np.unique(table).tolist()}
+    if BLANK in found and settings.blank_label is None:
         raise DataError(
             f'The columns {listed(names)} have empty cells. If these mean that the image is not of the class: '
             f'--blank-label no. To leave their rows aside: --blank-label skip.'
         )
-    if {0, 2} <= found and settings.uncertain is None:
+    if {NO, MINUS} <= found and settings.uncertain is None:
         raise DataError(
-            f'The columns {listed(names)} hold 0 and -1 beside 1, and what -1 means cannot be told. If it means that '
-            f'the image is of the class: --uncertain yes. If not: --uncertain no. To leave such rows aside: '
-            f'--uncertain skip.'
+            f'The columns {listed(names)} hold 0 and -1 beside 1. If -1 means that the image is of the class: '
+            f'--uncertain yes. If not: --uncertain no. To leave such rows aside: --uncertain skip.'
         )
-    left = (table == 3).any(1) & (settings.blank_label == 'skip') | (table == 2).any(1) & (settings.uncertain == 'skip')
-    yes = (table == 1) | ((table == 2) & (settings.uncertain == 'yes'))
-    patterns, codes = np.unique(yes, axis=0, return_inverse=True)
+    skipped = [m for m, option in ((BLANK, settings.blank_label), (MINUS, settings.uncertain)) if option == 'skip']
+    left = np.isin(table, skipped).any(1)
+    patterns, codes = np.unique(
+        (table == YES) | ((table == MINUS) & (settings.uncertain == 'yes')), axis=0, return_inverse=True
+    )
     codes = np.where(left, -1, codes.reshape(-1))
-    single = bool((yes[~left].sum(1) == 1).all())
     sets = [tuple(name for name, there in zip(names, row) if there) for row in patterns]
-    classes: list[Any] = [value[0] if value else None for value in sets] if single else sets
+    single = all(len(sets[code]) == 1 for code in np.unique(codes[~left]))
     each = 'one of them for each image' if single else 'any number of them for each image'
+    values = [next(iter(value), None) for value in sets] if single else sets
     note = f'The classes are the columns {listed(names)}: {each}.'
-    return Labels(codes, classes, list(names), not single), note
+    return Labels(_by_row(codes, values), list(names), not single), note
 
 
-def joined(parts: Iterable[tuple[np.ndarray, list[Any]]], declared: Any = None, multi_label: bool = False) -> Labels:
-    """Labels of several splits with the values that occur in any of them, each once."""
-    number: dict[Any, int] = {}
-    values, codes = list[Any](), []
-    for own, found in parts:
-        for value in found:
-            if value is not None and _key(value) not in number:
-                number[_key(value)] = len(values)
-                values.append(value)
-        codes.append(np.array([-1 if v is None else number[_key(v)] for v in found] + [-1], np.int64)[own])
-    return Labels(np.concatenate(codes), values, declared, multi_label)
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A label changed, or each label of a list."""
+    return [change(item) for item in value] if isinstance(value, list) else change(value)
 
 
-def _key(value: Any) -> Any:
-    return (type(value).__name__, repr(value))
-
-
-def _named(codes: np.ndarray, values: list[Any], feature: Any) -> tuple[np.ndarray, list[Any]]:
+def _named_by(feature: Any) -> Callable[[Any], Any]:
     """Names in the place of declared numbers."""
     kind = _item(feature)
     if not isinstance(kind, ClassLabel):
-        return codes, values
-
-    def name(value: Any) -> Any:
-        if isinstance(value, list):
-            return [name(item) for item in value]
-        return kind.names[value] if value is not None and 0 <= value < len(kind.names) else None
-
-    return codes, [NO_LABEL if value == -1 else name(value) for value in values]
+        return lambda value: value
+    names = {**dict(enumerate(kind.names)), -1: None if isinstance(feature, LISTS) else NO_LABEL}
+    return names.get
 
 
 def _declared(features: Sequence[Any], dataset: str) -> list[str] | None:
@@ -317,52 +298,45 @@ def _declared(features: Sequence[Any], dataset: str) -> list[str] | None:
     return list(found[0]) if found else None
 
 
-def _normal(values: list[Any]) -> list[Any]:
+def _texts(values: list[Any], where: str) -> list[Any]:
     """Labels as texts, without what cannot be seen: None for an empty one, 1 for 1.0, one form of accents."""
-    filled = [value for value in values if value is not None and value != '']
-    texts = [value for value in filled if isinstance(value, str)]
-    if any(not WHOLE_FLOAT.fullmatch(text) for text in texts) and all(FLOAT.fullmatch(text) for text in texts):
-        return [float(value) if value else None for value in values]  # no classes
-    whole = all(
-        value.is_integer() if isinstance(value, float) else isinstance(value, str) and WHOLE_FLOAT.fullmatch(value)
-        for value in filled
-    )
+    every = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    every = [item for item in every if item not in ('', None) and item == item]
+    if strange := [type(item).__name__ for item in every if not isinstance(item, (str, int, float))]:
+        raise DataError(f'{where} holds {strange[0]} instead of class names or numbers.')
+    numbers = all(isinstance(item, float) or (isinstance(item, str) and NUMBER.fullmatch(item)) for item in every)
+    whole = all(WHOLE.fullmatch(str(item)) for item in every)
+    if numbers and not whole:
+        raise DataError(
+            f'{where} holds decimal numbers, such as {next(i for i in every if not WHOLE.fullmatch(str(i)))}. '
+            f'finetune trains classes, not values (a regression); RegressionBlock of fastai trains values. If each '
+            f'number is a class, write it as a name, such as "grade 0.5".'
+        )
 
-    def text(value: Any) -> Any:
-        if isinstance(value, list):
-            return [text(item) for item in value]
-        if isinstance(value, float):
-            return str(int(value)) if value.is_integer() and (whole or value in (0, 1)) else value
-        if isinstance(value, (bool, int)):
-            return str(value)
-        if isinstance(value, str):
-            value = unicodedata.normalize('NFC', value.strip())
-            return (WHOLE_FLOAT.sub(r'\1', value) if whole else value) or None
-        return value
+    def text(item: Any) -> str | None:
+        if item is None or item != item:
+            return None
+        found = unicodedata.normalize('NFC', str(item).strip())
+        return (WHOLE.sub(r'\1', found) if numbers else found) or None
 
-    return [text(value) for value in values]
+    return [_each(value, text) for value in values]
 
 
 def _several(values: list[Any], separator: str | None, dataset: str, layout: bool) -> tuple[list[Any], bool]:
-    """Labels that are lists in the form of texts, taken apart, and whether there are any.
-
-    Raises:
-        DataError: A text may be one label or several.
-    """
-    texts = {value for value in values if isinstance(value, str)}
+    """Labels that are lists in the form of texts, taken apart, and whether there are any."""
+    texts = {*values} - {None}
     if separator:
-        apart = {text: [part.strip() for part in text.split(separator) if part.strip()] for text in texts}
-        return [apart.get(value, value) for value in values], True
+        return [v and [part.strip() for part in v.split(separator) if part.strip()] for v in values], True
     if separator is None and texts and all(_list_in(text) is not None for text in texts):
-        return [value if value is None else _list_in(value) for value in values], True
+        return [v and _list_in(v) for v in values], True
     for between in SEPARATORS if separator is None else ():
         parts = {text: [part.strip() for part in text.split(between)] for text in texts}
         counts = Counter(part for found in parts.values() for part in {*found})
         several = {text: found for text, found in parts.items() if len(found) > 1}
         alone = [text for text, found in several.items() if all(part in texts for part in found)]
-        recurring = [] if layout else [t for t, found in several.items() if all(counts[part] > 1 for part in found)]
+        recurring = [text for text, found in several.items() if all(counts[part] > 1 for part in found)]
         # names of several words (New York, red car) are as many as their words, and of as many words each
-        if between == ' ' and len({*map(len, parts.values())}) == 1 and len(counts) > len(texts):
+        if layout or (between == ' ' and len({*map(len, parts.values())}) == 1 and len(counts) > len(texts)):
             recurring = []
         for text in sorted(alone) or sorted(recurring):
             raise DataError(
@@ -375,9 +349,7 @@ def _several(values: list[Any], separator: str | None, dataset: str, layout: boo
 
 def _list_in(text: str) -> list[str] | None:
     """The labels of a list as pandas and JSON write it, or of Label Studio's {"choices": [...]}."""
-    if text[:1] + text[-1:] not in ('[]', '{}'):
-        return None
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, ast.literal_eval) if text[:1] + text[-1:] in ('[]', '{}') else ():
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = read(text)
             value = value.get('choices') if isinstance(value, dict) else value
@@ -389,11 +361,11 @@ def _list_in(text: str) -> list[str] | None:
 def _multi_hot(values: list[Any]) -> tuple[list[Any], list[str] | None, bool]:
     """Lists of a 0 or 1 for each class ([1, 0, 0]) as lists of classes, or as classes if each has exactly one."""
     lists = [value for value in values if value is not None]
-    sizes = {len(value) for value in lists if isinstance(value, list)}
-    flags = {str(item).lower() for value in lists if isinstance(value, list) for item in value}
-    if len(sizes) != 1 or max(sizes) < 2 or not flags <= {'0', '1', 'true', 'false'}:
+    flags = {str(item).lower() for value in lists for item in value}
+    size = len(lists[0]) if lists else 0
+    if size < 2 or any(len(value) != size for value in lists) or not flags <= {'0', '1', 'true', 'false'}:
         return values, None, True
-    names = [str(number) for number in range(max(sizes))]
+    names = [str(number) for number in range(size)]
     found = [v and [name for name, flag in zip(names, v) if flag.lower() in ('1', 'true')] for v in values]
     if all(value is None or len(value) == 1 for value in found):
         return [value and value[0] for value in found], names, False
@@ -403,6 +375,5 @@ def _multi_hot(values: list[Any]) -> tuple[list[Any], list[str] | None, bool]:
 def in_order(names: Iterable[str]) -> list[str]:
     """Class names sorted: numbers as numbers, all else as texts."""
     found = list(names)
-    if all(NUMBER.fullmatch(name) for name in found):
-        return sorted(found, key=lambda name: (int(name), name))
-    return sorted(found)
+    numbers = all(re.fullmatch(r'[+-]?\d+', name) for name in found)
+    return sorted(found, key=lambda name: (int(name), name)) if numbers else sorted(found)

@@ -14,25 +14,23 @@ AT_LEAST_1 = Parameter(validator=Number(gte=1))
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     dataset: Annotated[Any, Parameter(converter=lambda _, tokens: tokens[0].value)]
-    """Labelled images: a dataset on the Hub, or a path. The path is a folder with one folder of images per class, or
-    with metadata files; a table (.csv, .tsv, .xlsx, .json, .jsonl, .parquet) with a column of paths or images, a quoted
-    pattern for several tables, or a folder of them; or a dataset that `save_to_disk` wrote. In Python also a table:
-    of pandas, of Arrow or of `datasets`."""
+    """Labelled images: a dataset on the Hub, a folder with one folder of images per class or with metadata files, a
+    table (.csv, .tsv, .xlsx, .json, .jsonl, .parquet) of paths or images, a quoted pattern for several tables, a folder
+    of them, or what `save_to_disk` wrote. In Python also a table of pandas, Arrow or `datasets`."""
     dataset_config: str | None = None
     """Configuration of the dataset on the Hub. Needed if it has several."""
     image_column: str | None = None
     """Column with the images or their paths. By default it is detected from its type, then from its name."""
     label_column: str | None = None
-    """Column with the labels. By default it is detected from its type, then from its name. A column of lists allows any
-    number of classes per image (multi-label). Several names, separated by commas, are columns of 0 and 1, one per
-    class."""
+    """Column with the labels. By default it is detected from its type, then from its name. Lists are any number of
+    classes per image. Several names, separated by commas, are columns of 0 and 1, one per class."""
     image_folder: Path | None = None
     """Folder of the images that a table lists. By default the folder of the table."""
     train_split: str = 'train'
     """Split with the training images."""
     validation_split: str | None = None
-    """Split with the validation images. By default the dataset's own (validation, val, valid, dev or test), else a
-    stratified share of the training split. "" always takes a share of the training split."""
+    """Split with the validation images. By default the dataset's own (validation, val, valid, dev or test). Without
+    one, or with "", a stratified share of the training split."""
     group_column: str | None = None
     """Column of what several images have in common, such as the patient. A share for validation never separates images
     of one group. "" for none. By default it is detected from its name (patient, subject, lesion_id, ...)."""
@@ -53,18 +51,15 @@ class DataSettings:
     label_separator: str | None = None
     """Separator of several labels in one cell, such as " " or ","; "" if each cell is one label."""
     folders: Literal['splits', 'outer', 'inner', 'path', 'metadata'] | None = None
-    """Meaning of the folders if they can be read in two ways. splits: folders named like splits are splits. outer: the
-    outermost folders are classes. inner: the folders that contain images are classes, and equal names are one class.
-    path: the folders that contain images are classes, named by their paths. metadata: the metadata files list images
-    and labels."""
+    """Meaning of folders that can be read in two ways. splits: those named like splits are splits. Classes are: outer:
+    the outermost folders; inner: the folders that contain images, equal names together; path: the same, named by their
+    paths; metadata: the labels in the metadata files."""
     table_encoding: str | None = None
     """Encoding of a text table, such as cp1252. By default UTF-8, or the UTF-16 that its first bytes declare."""
     blank_label: Literal['no', 'skip'] | None = None
-    """What an empty cell in columns of 0 and 1 means: that the image is not of the class, or that its row is left
-    aside."""
+    """Meaning of an empty cell in columns of 0 and 1: not of the class, or that the row is left aside."""
     uncertain: Literal['yes', 'no', 'skip'] | None = None
-    """What -1 beside 0 and 1 means in columns of classes: that the image is of the class, that it is not, or that its
-    row is left aside."""
+    """Meaning of -1 beside 0 and 1: of the class, not of the class, or that the row is left aside."""
     unlabelled: Literal['error', 'skip', 'class'] = 'error'
     """How to treat rows without a label, or with -1 besides 0, 1, ...: error stops, skip leaves them out, class makes
     -1 a class."""
@@ -76,8 +71,7 @@ class DataSettings:
     streaming: bool = False
     """Read images in the order of the dataset, through a shuffle buffer, instead of copying the dataset first."""
     bad_images: Literal['error', 'skip'] = 'error'
-    """How to treat images that cannot be decoded: error stops, skip leaves them out. Each one is reported either
-    way."""
+    """How to treat images that cannot be decoded: error stops, skip leaves them out. Each one is reported."""
     max_train_samples: Annotated[int | None, AT_LEAST_1] = None
     """Largest number of training images, drawn at random after the validation split. By default all of them."""
     scan: bool = True

@@ -48,6 +48,10 @@ class Folder:
         """The paths of all other files."""
         return [os.path.join(folder.path, name) for folder in self.all() for name in folder.files]
 
+    def suffixes(self) -> Counter[str]:
+        """The suffixes of all other files, and how often each occurs."""
+        return Counter(os.path.splitext(file)[1].lower() for file in self.all_files())
+
     @property
     def has_images(self) -> bool:
         return any(folder.images for folder in self.all())
@@ -55,20 +59,18 @@ class Folder:
     @property
     def live(self) -> dict[str, 'Folder']:
         """The folders in it that may be classes: they have images, files that may be some, or nothing at all."""
-        found = {}
-        for name, folder in self.folders.items():
-            suffixes = {os.path.splitext(file)[1].lower() for below in folder.all() for file in below.files}
-            if folder.has_images or not suffixes or suffixes & HEIC:
-                found[name] = folder
-        return found
+        return {
+            name: folder
+            for name, folder in self.folders.items()
+            if folder.has_images or not (suffixes := {*folder.suffixes()}) or suffixes & HEIC
+        }
 
     def left_out(self) -> str:
         """The files that are no images, or cannot be read, in a sentence; '' for none."""
-        suffixes = Counter(os.path.splitext(file)[1].lower() for folder in self.all() for file in folder.files)
         parts = [
             f'{count} {suffix or "no suffix"} '
             f'({"pip install pillow-heif reads them" if suffix in HEIC else "no images"})'
-            for suffix, count in sorted(suffixes.items(), key=lambda item: item[0] or 'no suffix')
+            for suffix, count in sorted(self.suffixes().items(), key=lambda item: item[0] or 'no suffix')
         ]
         return f'Left out files: {", ".join(parts)}.' if parts else ''
 
@@ -113,41 +115,44 @@ def understand(
         DataError: There are no images, or two readings are possible; the message names the option for each.
     """
     notes = list[str]()
-    while not root.images and len(live := root.live) == 1:
-        ((name, only),) = live.items()
-        if not only.folders or name in named or split_of(name):
-            break
+    while (only := _only(root)) and only.folders and not _is_named(only, named):
         notes.append(f'{only.path} is taken, the only folder of images in {root.path}.')
         root = only
     live = root.live
     splits = _splits(root, live, named, settings)
-    whole = splits.get('train') is root
     found: dict[str, Classes] = {}
     for split, folder in splits.items():
-        folder = folder if whole else _unwrapped(folder)
-        aside = split_of(split) in ('test', 'prediction') and split not in named and not folder.live
-        if aside and folder.images:
+        while folder is not root and (only := _only(folder)) and _is_wrapper(only):  # seg_train/seg_train, train/images
+            folder = only
+        if split_of(split) in ('test', 'prediction') and split not in named and folder.images and not folder.live:
             notes.append(
                 f'{folder.path} is left aside: its {len(folder.images)} images are in no folders of classes. To '
-                f'validate on a share of the training images beside it: --validation-split "".'
+                f'validate on a share of the training images: --validation-split "".'
             )
         else:
             found[split] = _classes(folder, settings, notes)
-    if aside_ := [name for name in root.folders if name not in (live if whole else splits)]:
-        notes.append(f'Left aside in {root.path}: {listed(map(repr, aside_))}.')
-    if root.images and not whole:
+    is_split = splits.get('train') is not root
+    if aside := [name for name in root.folders if name not in (splits if is_split else live)]:
+        notes.append(f'Left aside in {root.path}: {listed(map(repr, aside))}.')
+    if root.images and is_split:
         notes.append(f'{len(root.images)} images are left out: they lie in {root.path} itself, beside the splits.')
     return found, [*notes, *filter(None, [root.left_out()])]
 
 
-def _unwrapped(folder: Folder) -> Folder:
-    """The folder of the classes of a split: seg_train/seg_train, train/images."""
-    while not folder.images and len(live := folder.live) == 1:
-        ((name, only),) = live.items()
-        if not (split_of(name) or name.lower() in AFFIXES) or not (only.live or split_of(name)):
-            break
-        folder = only
-    return folder
+def _only(folder: Folder) -> Folder | None:
+    """The only folder that may hold images, if there is nothing beside it."""
+    live = [*folder.live.values()]
+    return live[0] if len(live) == 1 and not folder.images else None
+
+
+def _is_named(folder: Folder, named: Collection[str]) -> bool:
+    name = os.path.basename(folder.path)
+    return name in named or split_of(name) is not None
+
+
+def _is_wrapper(folder: Folder) -> bool:
+    name = os.path.basename(folder.path)
+    return split_of(name) is not None or (name.lower() in AFFIXES and bool(folder.live))
 
 
 def _splits(root: Folder, live: dict[str, Folder], named: Collection[str], settings: DataSettings) -> dict[str, Folder]:
@@ -155,28 +160,27 @@ def _splits(root: Folder, live: dict[str, Folder], named: Collection[str], setti
     folders = settings.folders
     if settings.fold in live and not settings.folds:
         return live
-    like = {name: folder for name, folder in live.items() if split_of(name)}
     if any(name in live and name != 'train' for name in named):
-        meant = {split_of(name) for name in named if name not in live}
-        return {name: live[name] for name in live if name in named or split_of(name) in meant - {None}}
-    if folders == 'splits' and like:
-        return like
+        meant = {split_of(name) for name in named if name not in live} - {None}
+        return {name: folder for name, folder in live.items() if name in named or split_of(name) in meant}
+    like = {name: folder for name, folder in live.items() if split_of(name)}
     hold_classes = any(folder.live for folder in like.values())
-    if len(like) == len(live) and hold_classes and folders != 'outer':
+    are_all = len(like) == len(live)
+    if like and (folders == 'splits' or (are_all and hold_classes and folders != 'outer')):
         return like
-    if like and folders is None and (hold_classes or len(like) == len(live)):
+    if like and folders is None and (hold_classes or are_all):
         raise DataError(
-            f'{root.path} holds {listed(map(repr, live))}, of which {listed(map(repr, like))} may be splits or '
-            f'classes. If they are splits: --folders splits. If all are classes: --folders outer.'
+            f'{root.path} has the folders {listed(map(repr, live))}. If {listed(map(repr, like))} are splits: '
+            f'--folders splits. If all are classes: --folders outer.'
         )
     inside = [sorted(folder.live) for folder in live.values()]
     if folders is None and len(live) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
-        first, second = list(live)[:2]
+        first, second = [*live][:2]
         raise DataError(
             f'All folders in {root.path} ({listed(map(repr, live))}) hold the same folders: '
             f'{listed(map(repr, inside[0]))}. If the former are splits: --train-split {first} --validation-split '
-            f'{second}. If they are folds of a cross-validation: --fold {first}. If they are classes: --folders outer. '
-            f'If the latter are classes: --folders inner.'
+            f'{second}. If they are folds: --fold {first}. If they are classes: --folders outer. If the latter are: '
+            f'--folders inner.'
         )
     return {'train': root}
 
@@ -185,34 +189,32 @@ def _classes(root: Folder, settings: DataSettings, notes: list[str]) -> Classes:
     """The classes of a split, and their images."""
     live, folders = root.live, settings.folders
     if not live:
-        objects = any(file.endswith(('.txt', '.xml')) for file in root.files)
         raise DataError(
             f'{root.path} has no folders, of which there should be one for each class. If a table or the names of the '
-            f'files tell the classes, name a table as the dataset, with a column of paths and one of labels.'
-            + (' Objects in .txt or .xml files (YOLO, VOC, CVAT): export them as COCO, and name its .json.' * objects)
+            f'files hold the classes, name a table as the dataset, with a column of paths and one of labels.'
         )
-    deep = {name: folder for name, folder in live.items() if not folder.images and folder.has_images}
-    inside = [list(folder.live) for folder in deep.values()]
+    deep = [name for name, folder in live.items() if not folder.images and folder.has_images]
+    inside = [[*live[name].live] for name in deep]
     alike = len(deep) == len(live) > 1 and all(len(names) == 1 and names == inside[0] for names in inside)
     if deep and folders in (None, 'splits') and not alike:  # CLASS/images/*.jpg leaves one reading
-        name, below = next(iter(deep)), inside[0][0]
+        name, below = deep[0], inside[0][0]
         raise DataError(
             f'{root.path} has folders in folders: {name}/{below}. If the class is {name!r}: --folders outer. If it is '
             f'{below!r}: --folders inner. If it is {f"{name}/{below}"!r}: --folders path.'
         )
-    places: list[tuple[str, Folder]]
     if folders in ('inner', 'path'):
-        below_root = [folder for folder in root.all() if folder.images and folder is not root]
-        relative = [os.path.relpath(folder.path, root.path).replace(os.sep, '/') for folder in below_root]
-        names = relative if folders == 'path' else [name.rpartition('/')[2] for name in relative]
-        places = list(zip(names, below_root))
+        below_root = {os.path.relpath(folder.path, root.path).replace(os.sep, '/'): folder for folder in root.all()}
+        places = [
+            (path if folders == 'path' else os.path.basename(path), folder)
+            for path, folder in below_root.items()
+            if folder.images and folder is not root
+        ]
     else:
-        empty = {name: folder for name, folder in live.items() if not folder.has_images}
+        empty = [name for name, folder in live.items() if not folder.has_images]
         if empty and settings.empty_classes == 'error':
-            name, folder = next(iter(empty.items()))
             raise DataError(
                 f'{len(empty)} classes in {root.path} have no image that can be read: {listed(map(repr, empty))}. In '
-                f'{name!r}: {folder.left_out() or "no file."} Leave them out with --empty-classes skip.'
+                f'{empty[0]!r}: {live[empty[0]].left_out() or "no file."} Leave them out with --empty-classes skip.'
             )
         if empty:
             notes.append(f'Left out of {root.path}, without an image: the classes {listed(map(repr, empty))}.')

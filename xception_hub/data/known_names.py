@@ -20,7 +20,7 @@ IMAGE_COLUMNS = (
 )  # fmt: skip
 LABEL_COLUMNS = (
     'label', 'labels', 'class', 'class_name', 'category', 'target', 'fine_label', 'classes', 'tags', 'class_id',
-    'label_name', 'diagnosis', 'cls', 'dx',
+    'label_name', 'diagnosis', 'cls', 'dx', 'choice',
 )  # fmt: skip
 SPLIT_COLUMNS = (
     'split', 'set', 'subset', 'partition', 'fold', 'usage', 'data_set', 'dataset', 'phase', 'kfold', 'k_fold', 'stage',

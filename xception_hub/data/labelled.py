@@ -29,7 +29,7 @@ from .columns import NO_LABEL, Labels
 from .data_settings import DataSettings
 from .known_names import GROUP_COLUMNS, UNCLEAR_GROUPS, by_name, plain
 from .paths import locate
-from .table import IMAGE_CELLS, Table, cells_of, name_of, read
+from .table import BASE64, IMAGE_CELLS, Table, cells_of, cells_of_texts, name_of, read
 
 # An image file: {'path': ..., 'bytes': ...}, of which one may be None; empty where a row has no image.
 Cell = dict[str, Any]
@@ -74,13 +74,17 @@ class Split:
         return self.source[int(self.source_rows[index])]['image'] or {}
 
     def cells(self) -> Iterator[tuple[int, Cell]]:
-        """All indices with their image files, in order.
+        """All indices with their image files, in order."""
+        return ((index, self.cell(index) if cell is None else cell) for index, cell in self.items())
+
+    def items(self) -> Iterator[tuple[int, Cell | None]]:
+        """All indices in order; only those of a stream come with their image files.
 
         Raises:
             DataError: A stream breaks off.
         """
         if not self.streamed:
-            yield from ((index, self.cell(index)) for index in range(len(self)))
+            yield from ((index, None) for index in range(len(self)))
             return
         rows = enumerate(self.source)
         for index, wanted in enumerate(self.source_rows):
@@ -90,10 +94,6 @@ class Split:
                 raise DataError(f'The split {self.name!r} breaks off before row {wanted} ({in_one_line(e)}).') from e
             yield index, cell or {}
 
-    def items(self) -> Iterator[tuple[int, Cell | None]]:
-        """All indices in order; only those of a stream come with their image files."""
-        return self.cells() if self.streamed else ((index, None) for index in range(len(self)))
-
     def image(self, index: int, min_side: int | None = None, cell: Cell | None = None) -> PIL.Image.Image:
         """An image, decoded by `images.open_image`; that of a stream by its file.
 
@@ -102,9 +102,7 @@ class Split:
         """
         cell = self.cell(index) if cell is None else cell
         try:
-            path = cell.get('path') or '://'
-            local = cell.get('bytes') is None and '://' not in path
-            return open_image(path if local else content(cell), min_side, self.grey_maximum)
+            return open_image(content(cell), min_side, self.grey_maximum)
         except ImageError as e:
             raise ImageError(f'{self.cell_name(index, cell)}: {e}') from e
 
@@ -219,39 +217,31 @@ def load(settings: DataSettings, evaluation: bool = False) -> Data:
     """
     name = name_of(settings)
     tables, train, own, notes = _splits(settings, evaluation)
-    features = next(iter(tables.values())).rows.features
-    image = columns.image_column(features, name, settings.image_column)
+    image = columns.image_column(next(iter(tables.values())).rows.features, name, settings.image_column)
     tables = {split: _unstreamed(table, image) for split, table in tables.items()}
     given = columns.label_columns({n: t.rows for n, t in tables.items()}, name, settings.label_column, image)
-    optional = own if own and settings.validation_split is None and train else None
-    if optional and given[0] not in tables[optional].rows.features:
-        notes.append(f'The split {optional!r} is left aside: it has no column {given[0]!r}.')
-        del tables[optional]
-        own = optional = None
-    for split, table in tables.items():
-        for column in (image, *given):
-            if column not in table.rows.features:
-                raise DataError(f'The split {split!r} of {table.dataset} has no column {column!r}.')
-    labels, sizes = _labels(tables, given, settings, notes)
-    ends = np.cumsum([*sizes.values()])
-    parts = {split: np.arange(end - size, end) for (split, size), end in zip(sizes.items(), ends)}
-    if optional and _has_no_labels(labels, parts[optional]):
-        notes.append(f'The split {optional!r} is left aside: none of its {sizes[optional]} images has a label.')
-        del parts[optional]
+    if train and own and settings.validation_split is None and _is_unlabelled(tables[own], given):
+        notes.append(f'The split {own!r} is left aside: it has no labels.')
+        del tables[own]
         own = None
-    kept = _labelled(labels, parts, settings, notes)
-    sources = {split: _images(tables[split], image, notes) for split in kept}
-    labels, kept = _one_row_for_each(labels, kept, {split: rows[0] for split, rows in parts.items()}, sources, settings)
-    class_names = _class_names(labels, kept, name, 1 if evaluation else 2)
+    for split, table in tables.items():
+        for column, kind in ((image, 'image'), *((column, 'label') for column in given)):
+            columns.existing(column, table.rows.features, f'The split {split!r} of {table.dataset}', kind)
+    labels, rows = _labels(tables, given, settings, notes)
+    first = {split: own_rows[0] for split, own_rows in rows.items()}
+    rows = _labelled(labels, rows, settings, notes)
+    sources = {split: _images(table, image, notes) for split, table in tables.items()}
+    labels, rows = _one_row_for_each(labels, rows, first, sources, settings)
+    class_names = _class_names(labels, rows, name, 1 if evaluation else 2)
     groups = _groups(tables, (image, *given), settings, notes)
     found = {}
-    for split, rows in kept.items():
-        source, numbers = sources[split], replace(labels, codes=labels.codes[rows]).numbers(class_names)
+    for split, source in sources.items():
         files = digest_of_files(source) if isinstance(source, Dataset) else ''
         if settings.streaming and isinstance(source, Dataset):
             source = source.to_iterable_dataset()
-        of_rows = groups[rows] if len(groups) else groups
-        found[split] = Split(split, source, rows - parts[split][0], numbers, files, settings.grey_maximum, of_rows)
+        numbers, own_rows = labels.numbers(rows[split], class_names), rows[split] - first[split]
+        of_rows = groups[rows[split]] if len(groups) else groups
+        found[split] = Split(split, source, own_rows, numbers, files, settings.grey_maximum, of_rows)
     none = next(iter(found.values())).select([])
     one, other = (found.get(split or '', none) for split in (train, own))
     return Data(one, other, class_names, labels.multi_label, bool(own), tuple(notes))
@@ -263,17 +253,17 @@ def unlabelled(settings: DataSettings) -> tuple[Split, list[str]]:
     Raises:
         DataError: It cannot be read, has no column of images, or has several splits.
     """
-    found = read(settings)
-    tables, name = found.tables, name_of(settings)
-    split = settings.validation_split
+    tables, notes = read(settings)
+    name, split = name_of(settings), settings.validation_split
     if split is None and len(tables) > 1:
-        raise DataError(f'{name} has the splits {listed(tables)}. Name one with --split.')
+        raise DataError(f'{name} has the splits {listed(tables)}. Pass one as --split.')
     split = split or next(iter(tables))
     if split not in tables:
-        raise DataError(f'{name} has no split {split!r}, but {listed(tables)}.')
+        raise DataError(f'{name} has no split {split!r}. It has: {listed(tables)}.')
     image = columns.image_column(tables[split].rows.features, name, settings.image_column)
-    source = _images(tables[split], image, found.notes)
-    return _without_labels(split, source, settings), found.notes
+    source, count = _images(tables[split], image, notes), len(tables[split].rows)
+    nothing = np.zeros(count, np.int64)
+    return Split(split, source, np.arange(count), nothing, digest_of_files(source), settings.grey_maximum), notes
 
 
 def files_of(paths: Sequence[str], settings: DataSettings) -> Split:
@@ -282,12 +272,7 @@ def files_of(paths: Sequence[str], settings: DataSettings) -> Split:
     Raises:
         DataError: A name is not UTF-8.
     """
-    return _without_labels('files', cells_of(paths), settings)
-
-
-def _without_labels(name: str, source: Any, settings: DataSettings) -> Split:
-    nothing = np.zeros(len(source), np.int64)
-    return Split(name, source, np.arange(len(source)), nothing, digest_of_files(source), settings.grey_maximum)
+    return unlabelled(DataSettings(dataset=cells_of(paths), grey_maximum=settings.grey_maximum))[0]
 
 
 # The steps
@@ -297,13 +282,12 @@ def _splits(settings: DataSettings, evaluation: bool) -> tuple[dict[str, Table],
     """The tables that are used, the names of those for training and for validation, and notes."""
     settings = replace(settings, validation_split='') if settings.folds and not evaluation else settings
     named = [name for name in (None if evaluation else settings.train_split, settings.validation_split) if name]
-    found = read(settings, named)
-    tables, settings = splits.folded(splits.divided(found.tables, settings), settings)
-    notes = [*found.notes]
+    tables, notes = read(settings, named)
+    tables, settings = splits.folded(splits.divided(tables, settings), settings)
     if settings.validation_table:
-        other = read(replace(settings, dataset=settings.validation_table), named)
-        tables, settings = splits.beside(tables, other.tables, settings, evaluation)
-        notes += other.notes
+        others, more = read(replace(settings, dataset=settings.validation_table), named)
+        tables, settings = splits.beside(tables, others, settings, evaluation)
+        notes += more
     train, own = splits.choose(tables, settings, evaluation)
     if unused := [name for name in tables if name not in (train, own)]:
         notes.append(f'Left aside: the splits {listed(unused)}.')
@@ -313,185 +297,159 @@ def _splits(settings: DataSettings, evaluation: bool) -> tuple[dict[str, Table],
 def _unstreamed(table: Table, image: str) -> Table:
     """A table with its rows here if it names its images instead of holding them: they are looked up all at once."""
     if isinstance(table.rows, IterableDataset) and table.folders and _names_files(table.rows.features.get(image)):
-        rows = read(replace(table.settings, streaming=False)).tables[table.split].rows
-        return replace(table, rows=rows)
+        return read(replace(table.settings, streaming=False))[0][table.split]
     return table
+
+
+def _is_unlabelled(table: Table, given: list[str]) -> bool:
+    """Whether no image of a split has a label, as in the test splits of competitions."""
+    if given[0] not in table.rows.features:
+        return True
+    values = columns.distinct(_column(table, given[0]))[1] if len(given) == 1 else [0]
+    return all(str(value) in ('', NO_LABEL) for value in values)
 
 
 def _labels(
     tables: dict[str, Table], given: list[str], settings: DataSettings, notes: list[str]
-) -> tuple[Labels, dict[str, int]]:
-    """The labels of all rows, one split after the other, and the number of rows in each."""
-    name, first = name_of(settings), next(iter(tables.values()))
-    for split, table in tables.items():
-        if isinstance(table.rows, Dataset) and not len(table.rows):
-            raise DataError(f'The split {split!r} of {table.dataset} is empty.')
+) -> tuple[Labels, dict[str, np.ndarray]]:
+    """The labels of all rows, one split after the other, and the numbers of each split's rows among them."""
+    name, rows = name_of(settings), {split: table.rows for split, table in tables.items()}
     if len(given) > 1:
-        rows = {split: table.rows for split, table in tables.items()}
         if not all(isinstance(r, Dataset) for r in rows.values()):
             raise DataError(f'{name} is a stream: the columns {listed(given)} cannot be read. Leave out --streaming.')
         labels, note = columns.read_class_columns(rows, given, settings)
         notes.append(note)
-        return labels, {split: len(r) for split, r in rows.items()}
-    column = given[0]
-    try:
-        cells = {split: _column(table, column) for split, table in tables.items()}
-    except Exception as e:  # of files, formats and the network: no error in common
-        raise DataError(f'The labels of {first.dataset} cannot be read ({in_one_line(e)}).') from e
-    for split, values in cells.items():
-        if not len(values):
-            raise DataError(f'The split {split!r} of {tables[split].dataset} is empty.')
-    kinds = [table.rows.features[column] for table in tables.values()]
-    layout = not first.folders and column == 'label'
-    labels = columns.read_labels([*cells.values()], kinds, settings, name, column, layout)
-    return labels, {split: len(values) for split, values in cells.items()}
+        sizes = [*map(len, rows.values())]
+    else:
+        cells = [_column(table, given[0]) for table in tables.values()]
+        is_layout = given == ['label'] and not next(iter(tables.values())).folders
+        kinds = [r.features[given[0]] for r in rows.values()]
+        labels = columns.read_labels(cells, kinds, settings, name, given[0], is_layout)
+        sizes = [*map(len, cells)]
+    return labels, dict(zip(tables, np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])))
 
 
 def _column(table: Table, column: str) -> pyarrow.ChunkedArray:
     """All cells of a column, read without the images."""
     rows = table.rows
-    if isinstance(rows, Dataset):
-        return columns.cells(rows, column)
-    with contextlib.suppress(DataError):  # of formats that can't be read by columns
-        rows = read(table.settings, columns=[column]).tables[table.split].rows
-    values = [row[column] for row in rows.select_columns([column])]
-    return pyarrow.chunked_array([pyarrow.array(values)])
-
-
-def _has_no_labels(labels: Labels, rows: np.ndarray) -> bool:
-    """Whether no image of a split has a label, as in the test splits of competitions."""
-    return not labels.multi_label and labels.names_in(rows) <= {NO_LABEL}
+    try:
+        if isinstance(rows, Dataset):
+            cells = columns.cells(rows, column)
+        else:
+            with contextlib.suppress(DataError):  # of formats that can't be read by columns
+                rows = read(table.settings, columns=[column])[0][table.split].rows
+            cells = pyarrow.chunked_array([pyarrow.array([row[column] for row in rows.select_columns([column])])])
+    except Exception as e:  # of files, formats and the network: no error in common
+        raise DataError(f'The column {column!r} of {table.dataset} cannot be read ({in_one_line(e)}).') from e
+    if not len(cells):
+        raise DataError(f'The split {table.split!r} of {table.dataset} is empty.')
+    return cells
 
 
 def _labelled(
     labels: Labels, parts: dict[str, np.ndarray], settings: DataSettings, notes: list[str]
 ) -> dict[str, np.ndarray]:
-    """The rows of each split that have a label.
-
-    Raises:
-        DataError: Rows have no label, or -1 may mean that they have none.
-    """
-    dataset = name_of(settings)
-    is_mark = NO_LABEL in labels.values and NO_LABEL not in (labels.declared or ())
-    marked = labels.values.index(NO_LABEL) if is_mark else -2
-    others = labels.names_in(np.concatenate([*parts.values()])) - {NO_LABEL}
-    numbers = len(others) > 1 and all(text.isdecimal() for text in others) and not labels.declared
+    """The rows of each split that have a label."""
+    names = set[str]().union(*(labels.names_in(rows) for rows in parts.values())) - {NO_LABEL}
+    numbers = len(names) > 1 and all(name.isdecimal() for name in names) and not labels.declared
+    declared = labels.declared and NO_LABEL not in labels.declared
+    none = {None, NO_LABEL} if declared or (numbers and settings.unlabelled == 'skip') else {None}
     found = {}
-    for name, rows in parts.items():
-        codes = labels.codes[rows]
-        if numbers and settings.unlabelled == 'error' and (count := (codes == marked).sum()):
+    for split, rows in parts.items():
+        where = f'of the split {split!r} of {name_of(settings)}'
+        cells = [*labels.cells[rows]]
+        if numbers and settings.unlabelled == 'error' and NO_LABEL in cells:
             raise DataError(
-                f'The split {name!r} of {dataset} has {count} labels {NO_LABEL} beside {listed(sorted(others), 4)}. If '
-                f'they mean that there is no label: --unlabelled skip. If {NO_LABEL} is a class: --unlabelled class.'
+                f'{cells.count(NO_LABEL)} rows {where} have the label -1, and others {listed(sorted(names), 4)}. If -1 '
+                f'means that there is no label: --unlabelled skip. If it is a class: --unlabelled class.'
             )
-        missing = codes == -1
-        if missing.any() and 'skip' not in (settings.unlabelled, settings.blank_label, settings.uncertain):
+        if None in cells and 'skip' not in (settings.unlabelled, settings.blank_label, settings.uncertain):
             raise DataError(
-                f'{missing.sum()} rows of the split {name!r} of {dataset} have no label, the first of them row '
-                f'{np.flatnonzero(missing)[0]}. Label them, or leave them aside with --unlabelled skip.'
+                f'{cells.count(None)} rows {where} have no label, the first of them row {cells.index(None)}. Label '
+                f'them, or leave them aside with --unlabelled skip.'
             )
-        if labels.declared or (numbers and settings.unlabelled == 'skip'):
-            missing |= codes == marked
-        found[name] = rows[~missing]
-        if missing.any():
-            notes.append(f'{missing.sum()} of {len(rows)} rows of the split {name!r} are left aside: without a label.')
-        if not len(found[name]):
+        found[split] = rows[[cell not in none for cell in cells]]
+        if missing := len(rows) - len(found[split]):
+            notes.append(f'{missing} of {len(rows)} rows of the split {split!r} are left aside: without a label.')
+        if not len(found[split]):
             raise DataError(
-                f'No row of the split {name!r} of {dataset} has a label. Name another with --validation-split, or '
-                f'predict the classes of its images: xception-hub predict.'
+                f'No row {where} has a label. Name another with --validation-split, or predict the classes of its '
+                f'images: xception-hub predict.'
             )
     return found
 
 
-def _class_names(labels: Labels, kept: dict[str, np.ndarray], dataset: str, least: int) -> list[str]:
-    """The dataset's own, in its own order; else those that occur in the first split.
-
-    Raises:
-        DataError: There are fewer than `least`, or another split has more.
-    """
-    first, *others = kept
-    class_names = labels.declared or columns.in_order(labels.names_in(kept[first]))
+def _class_names(labels: Labels, parts: dict[str, np.ndarray], dataset: str, least: int) -> list[str]:
+    """The dataset's own, in its own order; else those that occur in the first split."""
+    class_names = labels.declared or columns.in_order(labels.names_in(next(iter(parts.values()))))
     if len(class_names) < least:
-        raise DataError(
-            f'{dataset} has {len(class_names)} class ({listed(class_names) or "none"}); there is nothing to learn from '
-            f'less than two.'
-        )
-    for name in others:
-        if unknown := sorted(labels.names_in(kept[name]) - {*class_names}):
+        raise DataError(f'{dataset} has {len(class_names)} class ({listed(class_names)}); training needs two or more.')
+    for split, rows in parts.items():
+        if unknown := sorted(labels.names_in(rows) - {*class_names}):
             raise DataError(
-                f'The split {name!r} of {dataset} has classes that are not trained on: {listed(unknown)}. '
-                f'To validate on a share of the training images: --validation-split "".'
+                f'The split {split!r} of {dataset} has classes that are not trained on: {listed(unknown)}. To validate '
+                f'on a share of the training images: --validation-split "".'
             )
     return class_names
 
 
 def _one_row_for_each(
-    labels: Labels, kept: dict[str, np.ndarray], first: dict[str, int], sources: dict[str, Any], settings: DataSettings
+    labels: Labels, parts: dict[str, np.ndarray], first: dict[str, int], sources: dict[str, Any], settings: DataSettings
 ) -> tuple[Labels, dict[str, np.ndarray]]:
-    """The labels of images that have a row for each of their labels, joined; and the rows that stay.
-
-    Raises:
-        DataError: Images are under several labels, which may be all right or a mistake.
-    """
-    values, codes, stay = list(labels.values), labels.codes.copy(), dict(kept)
-    for split, rows in kept.items():
+    """The labels of images that have a row for each of their labels, joined; and the rows that stay."""
+    cells, stay = labels.cells.copy(), dict(parts)
+    for split, rows in parts.items():
         if settings.repeated_images == 'rows' or not isinstance(sources[split], Dataset):
             continue
         paths = pc.struct_field(columns.cells(sources[split], 'image'), 'path').take(pyarrow.array(rows - first[split]))
         if pc.count_distinct(paths).as_py() + paths.null_count >= len(rows):
             continue
-        image, names = columns.distinct(paths)
-        pairs = np.unique(np.stack([image, labels.codes[rows]]), axis=1)
-        pairs = pairs[:, pairs[0] >= 0]
-        several = np.flatnonzero(np.bincount(pairs[0]) > 1)
-        if len(several) and settings.repeated_images is None:
-            both = [labels.values[code] for code in pairs[1][pairs[0] == several[0]]]
+        of_image: dict[Any, list[int]] = {}
+        for row, path in zip(rows.tolist(), paths.to_pylist()):
+            of_image.setdefault(path or row, []).append(row)
+        unlike = [path for path, found in of_image.items() if len({*labels.cells[found]}) > 1]
+        if unlike and settings.repeated_images is None:
+            both = listed(map(repr, dict.fromkeys(labels.cells[of_image[unlike[0]]])))
             raise DataError(
-                f'{len(several)} images of {name_of(settings)} have rows with different labels: {names[several[0]]} '
-                f'has {listed(map(repr, both))}. If an image has all the labels of its rows: --repeated-images labels. '
-                f'If each row is an example: --repeated-images rows.'
+                f'{len(unlike)} images of {name_of(settings)} have rows with different labels: {unlike[0]} has {both}. '
+                f'If an image has all the labels of its rows: --repeated-images labels. If each row is an example: '
+                f'--repeated-images rows.'
             )
         if settings.repeated_images == 'labels':
-            once, start = np.unique(image, return_index=True)
-            stay[split] = np.sort(np.concatenate([rows[start[once >= 0]], rows[image < 0]]))
-            of_image = dict(zip(once.tolist(), rows[start].tolist()))
-            sets: dict[int, list[str]] = {}
-            for number, code in pairs.T.tolist():
-                value = labels.values[code]
-                sets.setdefault(of_image[number], []).extend(value if labels.multi_label else [value])
-            for row, found in sets.items():
-                codes[row] = len(values)
-                values.append(tuple(dict.fromkeys(found)))
+            stay[split] = np.array([found[0] for found in of_image.values()])
+            for found in of_image.values():
+                several = [cell if labels.multi_label else (cell,) for cell in labels.cells[found]]
+                cells[found[0]] = tuple(dict.fromkeys(name for names in several for name in names))
     if settings.repeated_images != 'labels':
-        return labels, kept
-    values = [value if isinstance(value, tuple) else (value,) for value in values]
-    return replace(labels, codes=codes, values=values, multi_label=True), stay
+        return labels, parts
+    sets = [cell if cell is None or isinstance(cell, tuple) else (cell,) for cell in cells]
+    cells = np.fromiter(sets, object, len(sets))
+    return replace(labels, cells=cells, multi_label=True), stay
 
 
 def _groups(tables: dict[str, Table], used: Sequence[str], settings: DataSettings, notes: list[str]) -> np.ndarray:
-    """[N] number of each row's group, one split after the other; empty without groups.
-
-    Raises:
-        DataError: There is no such column.
-    """
-    none = np.empty(0, np.int64)
-    features, given = next(iter(tables.values())).rows.features, settings.group_column
-    column = by_name([name for name in features if name not in used], GROUP_COLUMNS) if given is None else given
-    here = [t for t in tables.values() if column in t.rows.features and (given or isinstance(t.rows, Dataset))]
-    if given and len(here) < len(tables):
-        raise DataError(f'{name_of(settings)} has no column {given!r}, but {listed(features, 20)}.')
-    if not column or len(here) < len(tables):
+    """[N] number of each row's group, one split after the other; empty without groups."""
+    name, given, none = name_of(settings), settings.group_column, np.empty(0, np.int64)
+    features = [table.rows.features for table in tables.values()]
+    column = by_name([name for name in features[0] if name not in used], GROUP_COLUMNS) if given is None else given
+    for found in features if given else ():
+        columns.existing(column, found, name, 'group')
+    is_read = bool(given) or all(isinstance(table.rows, Dataset) for table in tables.values())
+    if not is_read or not all(column in found for found in features):
         return none
-    codes = columns.joined([columns.distinct(_column(table, column)) for table in here]).codes
+    cells = pyarrow.chunked_array(
+        [c.cast(pyarrow.string()) for t in tables.values() for c in _column(t, column).chunks]
+    )
+    codes, values = columns.distinct(cells)
     nothing = codes < 0  # each image without a group is one
-    codes[nothing] = codes.max() + 1 + np.arange(nothing.sum())
+    codes[nothing] = len(values) + np.arange(nothing.sum())
     count = len(np.unique(codes))
     if given is None and count in (1, len(codes)):
         return none
     if given is None and plain(column) in UNCLEAR_GROUPS and len(tables) == 1:
         raise DataError(
-            f'The column {column!r} of {name_of(settings)} may be what images have in common. If all of one {column} '
-            f'belong into the same split: --group-column {shlex.quote(column)}. If not: --group-column "".'
+            f'The column {column!r} of {name} may be what images have in common. If all of one {column} belong into '
+            f'the same split: --group-column {shlex.quote(column)}. If not: --group-column "".'
         )
     if given is None:
         notes.append(f'A share for validation has whole groups of the {count} by {column!r}; none: --group-column "".')
@@ -508,20 +466,19 @@ def _names_files(feature: Any) -> bool:
 
 def _images(table: Table, column: str, notes: list[str]) -> Dataset | IterableDataset:
     """A split's images, undecoded, as its only column; how they were found is added to the notes."""
-    if column not in table.rows.features:
-        raise DataError(f'{table.dataset} has no column {column!r}, but {listed(table.rows.features, 20)}.')
     feature, folder = table.rows.features[column], table.settings.image_folder
-    if _names_files(feature) and isinstance(table.rows, Dataset) and (table.folders or folder):
+    if _names_files(feature) and isinstance(table.rows, Dataset):
         written = columns.cells(table.rows, column).cast(pyarrow.string())
-        files, more = locate(written, table.dataset, table.folders, folder)
-        notes += more
-        return cells_of(files)
+        if BASE64.fullmatch(next(filter(None, written.slice(0, 100).to_pylist()), '')):
+            return cells_of_texts(written)
+        if table.folders or folder:
+            files, more = locate(written, table.dataset, table.folders, folder)
+            notes += more
+            return cells_of(files)
     dtype = feature.dtype if isinstance(feature, datasets.Value) else ''
     file = isinstance(feature, dict) and set(feature) == {'path', 'bytes'}
     if not (isinstance(feature, Image) or file or 'string' in dtype or 'binary' in dtype):
-        raise DataError(
-            f'The column {column!r} of {table.dataset} holds {dtype or feature} instead of images or paths.'
-        )
+        raise DataError(f'The column {column!r} of {table.dataset} holds {dtype or feature}, and no images or paths.')
     if folder:
         raise DataError(f'{table.dataset} holds the images themselves. Leave out --image-folder {folder}.')
     rows = table.rows.select_columns([column])

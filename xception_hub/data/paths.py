@@ -4,20 +4,17 @@ Each way of writing is tried for the paths that are not files as they stand. A p
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import numpy as np
 import pyarrow
-import pyarrow.compute as pc
 
-from ..errors import DataError
+from ..errors import DataError, listed
 from ..images import find_photos
 
-SHOWN = 3  # paths in a message
-BATCH = 50_000  # paths that are Python's at a time
+PLACES = 20  # folders that are compared for a message
 Way = Callable[[str], str]
 
 
@@ -33,10 +30,6 @@ def last_part(path: str) -> str:
     return path.rpartition('/')[2]
 
 
-def parts_of(path: str) -> tuple[str, ...]:
-    return PurePosixPath(with_slashes(path)).parts
-
-
 # How paths are written in tables: what is compared of the file's path in its folder, and what of the table's.
 WAYS: dict[str, tuple[Way, Way]] = {
     'with a backslash for each slash': (str, str),
@@ -48,11 +41,7 @@ WAYS: dict[str, tuple[Way, Way]] = {
 
 
 class Files:
-    """The image files in some folders.
-
-    Args:
-        folders: Folders that paths are relative to.
-    """
+    """The image files in some folders, to which paths may be relative."""
 
     def __init__(self, folders: Sequence[str]) -> None:
         self.folders = folders
@@ -88,8 +77,7 @@ class Files:
             named = [above + slash] if slash and os.path.isabs(above + slash) else self.folders
             places = [os.path.join(folder, above, '') for folder in named]
             self.places[above] = [(place, _names_in(place)) for place in places]
-        found = [place + name for place, names in self.places[above] if name in names]
-        return found[0] if len(found) == 1 else _only(found, path)
+        return _only([place + name for place, names in self.places[above] if name in names], path)
 
 
 def _names_in(place: str) -> frozenset[str]:
@@ -119,50 +107,40 @@ def locate(
     if image_folder and not image_folder.is_dir():
         raise DataError(f'--image-folder {image_folder} is no folder.')
     files = Files([str(image_folder)] if image_folder else folders)
-    parts, missing, written = [], list[int](), 0
-    for first in range(0, len(paths), BATCH):
-        found = [files.at(path) for path in paths.slice(first, BATCH).to_pylist()]
-        missing += [first + row for row, path in enumerate(found) if path is None]
-        written += sum(path != '' for path in found)
-        parts.append(texts(found))
-    whole = pyarrow.chunked_array(parts, pyarrow.string())
+    written = paths.to_pylist()
+    found = [files.at(path) for path in written]
+    missing = {path: None for path, file in zip(written, found) if file is None}
     if not missing:
-        return whole, []
-    names = paths.take(pyarrow.array(missing)).to_pylist()
-    places, notes = _otherwise(names, dataset, files, bool(image_folder))
-    if written == len(missing) and not any(places):
-        raise _none_there(names, dataset, files)
-    mask = np.zeros(len(whole), bool)
-    mask[missing] = True
-    found = [_whole(name, files) if place is None else place for name, place in zip(names, places)]
-    return pc.replace_with_mask(whole, mask, texts(found)), notes
+        return texts(found), []
+    places, notes = _otherwise([*missing], dataset, files, bool(image_folder))
+    if not places and not any(found):
+        raise _none_there([*missing], dataset, files)
+    whole = [places.get(path) or _whole(path, files) if file is None else file for path, file in zip(written, found)]
+    return texts(whole), notes
 
 
-def texts(values: Sequence[str | None]) -> pyarrow.Array:
+def texts(values: Sequence[str | None]) -> pyarrow.ChunkedArray:
     """A column of texts.
 
     Raises:
         DataError: A name is not UTF-8.
     """
     try:
-        return pyarrow.array(values, pyarrow.string())
+        return pyarrow.chunked_array([pyarrow.array(values, pyarrow.string())])
     except UnicodeEncodeError as e:
         raise DataError(f'The name of {e.object!a} is not UTF-8, which no table can hold: rename the file.') from e
 
 
-def _otherwise(paths: list[str], dataset: str, files: Files, elsewhere: bool) -> tuple[list[str | None], list[str]]:
+def _otherwise(paths: list[str], dataset: str, files: Files, elsewhere: bool) -> tuple[dict[str, str], list[str]]:
     """The files of paths that are no files as they stand, and how they were found."""
-    ways = {way: partial(_spelt, files=files, of_file=one, of_path=other) for way, (one, other) in WAYS.items()}
+    ways = {way: partial(_spelt, files, *keys) for way, keys in WAYS.items()}
     if elsewhere:
-        ways['with the path of another place'] = partial(_elsewhere, files=files)
-    found: list[str | None] = [None] * len(paths)
-    notes = []
+        ways['with the path of another place'] = partial(_elsewhere, files)
+    found, notes = dict[str, str](), []
     for way, find in ways.items():
-        missing = [row for row, path in enumerate(found) if path is None]
-        for row, file in zip(missing, find([paths[row] for row in missing]) if missing else []):
-            found[row] = file
-        if here := [row for row in missing if found[row] is not None]:
-            notes.append(f'{len(here)} images of {dataset} are written {way}, such as {paths[here[0]]}.')
+        if more := find([path for path in paths if path not in found]):
+            notes.append(f'{len(more)} images of {dataset} are written {way}, such as {next(iter(more))}.')
+            found |= more
     return found, notes
 
 
@@ -174,64 +152,51 @@ def _whole(path: str, files: Files) -> str:
 def _only(found: Sequence[str], path: str) -> str | None:
     if len(found) > 1:
         raise DataError(
-            f'The path {path!r} may be {" or ".join(found[:SHOWN])}. Write it as one of these, or name the folder with '
+            f'The path {path!r} may be {listed(found, 3)}. Write it as one of these, or name the folder with '
             f'--image-folder.'
         )
     return found[0] if found else None
 
 
-def _spelt(paths: list[str], files: Files, of_file: Way, of_path: Way) -> list[str | None]:
+def _spelt(files: Files, of_file: Way, of_path: Way, paths: Iterable[str]) -> dict[str, str]:
+    """Files of paths that are written like them."""
     places = files.spelt(of_file)
-    return [_only(places.get(of_path(with_slashes(path)), []), path) for path in paths]
+    found = {path: _only(places.get(of_path(with_slashes(path)), []), path) for path in paths}
+    return {path: file for path, file in found.items() if file}
 
 
-def _elsewhere(paths: list[str], files: Files) -> list[str | None]:
-    """Files of paths whose first parts are those of another folder or machine; of each the longest end that is here.
+def _elsewhere(files: Files, paths: Iterable[str]) -> dict[str, str]:
+    """Files of paths whose first parts are those of another folder or machine.
 
-    The same first parts are taken from all paths that begin with them, so that a file which is missing stays missing.
+    The same first parts are taken from all paths that begin with them, so that a file which is missing stays missing:
+    the shortest. Beside cat/1.jpg, a 5.jpg at the top is not the cow/5.jpg that is missing.
     """
     places = files.spelt(str)
-    every = [parts_of(path) for path in paths]
-    cuts = {parts: next((cut for cut in range(1, len(parts)) if '/'.join(parts[cut:]) in places), 0) for parts in every}
-    prefixes = sorted({parts[:cut] for parts, cut in cuts.items() if cut}, key=len)
-    found = []
-    for path, parts in zip(paths, every):
-        # the shortest: beside cat/1.jpg, a 5.jpg at the top is not the cow/5.jpg that is missing
-        prefix = next((prefix for prefix in prefixes if parts[: len(prefix)] == prefix), None)
-        found.append(_only(places.get('/'.join(parts[len(prefix) :]), []), path) if prefix else None)
+    every = {path: PurePosixPath(with_slashes(path)).parts for path in paths}
+    ends = {parts: [cut for cut in range(len(parts)) if '/'.join(parts[cut:]) in places] for parts in every.values()}
+    prefixes = sorted({parts[: cuts[0]] for parts, cuts in ends.items() if cuts}, key=len)
+    found = dict[str, str]()
+    for path, parts in every.items():
+        cut = next((len(prefix) for prefix in prefixes if parts[: len(prefix)] == prefix), len(parts))
+        if file := _only(places.get('/'.join(parts[cut:]), []), path):
+            found[path] = file
     return found
 
 
 def _none_there(paths: list[str], dataset: str, files: Files) -> DataError:
-    """What to say when all images are missing: where they were looked for, and where they may be."""
-    first = paths[0]
-    text = f'None of the {len(paths)} images that {dataset} names is there, such as {first!r}'
-    if os.path.isabs(first) or PureWindowsPath(first).drive:
-        alike = [with_slashes(path) for path in paths[:1000] if os.path.isabs(path) == os.path.isabs(first)]
-        shared = os.path.commonpath([os.path.dirname(path) for path in alike])
-        text += f': their paths begin with {shared or first!r}, which is not here'
-    else:
-        text += f' in {" or ".join(map(str, files.folders))}'
-    name = last_part(with_slashes(first))
-    here = [file for relative, file in files.below if last_part(relative) == name or
-            without_suffix(last_part(relative)) == name]  # fmt: skip
-    if not here:
-        return DataError(f'{text}. Name the folder of the images with --image-folder.')
-
-    def agreement(pair: tuple[Path, str]) -> tuple[int, int]:
-        """The parts that the first path shares with the file, and the paths that are in the folder."""
-        depth = len(Path(pair[1]).relative_to(pair[0]).parts)
-        return depth, sum((pair[0] / '/'.join(parts_of(path)[-depth:])).is_file() for path in paths[:1000])
-
-    folder, file = max(((_above(Path(file), parts_of(first)), file) for file in here), key=agreement)
-    return DataError(f'{text}. If {file} is that image: --image-folder {folder}.')
-
-
-def _above(file: Path, written: tuple[str, ...]) -> Path:
-    """The folder above those that a path names, from its end on, as far as they are the file's."""
-    folder = file.parent
-    for part in reversed(written[:-1]):
-        if folder.name != part:
-            break
-        folder = folder.parent
-    return folder
+    """An error for images that are all missing: where they were looked for, and where they may be."""
+    text = f'Cannot find any of the {len(paths)} images of {dataset}, such as {paths[0]!r}, in {listed(files.folders)}.'
+    *above, name = PurePosixPath(with_slashes(paths[0])).parts
+    best: tuple[tuple[int, int], str, Path] | None = None
+    alike = [
+        file for relative, file in files.below if name in (last_part(relative), without_suffix(last_part(relative)))
+    ]
+    for file in alike[:PLACES]:
+        folder, depth = Path(file).parent, 0
+        while depth < len(above) and folder.name == above[-1 - depth]:
+            folder, depth = folder.parent, depth + 1
+        score = (depth, len(_elsewhere(Files([str(folder)]), paths[:1000])))
+        best = max(best or (score, file, folder), (score, file, folder), key=lambda place: place[0])
+    if best is None:
+        return DataError(f'{text} Name the folder of the images with --image-folder.')
+    return DataError(f'{text} If {best[1]} is that image: --image-folder {best[2]}.')

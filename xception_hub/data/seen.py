@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from ..errors import DataError
+from ..directory.write import IMAGES_FILE
+from ..errors import DataError, in_one_line
 from ..files import write_text
+from ..weights.sources import source_of
 from .labelled import Data, Split
 from .splits import stratified, warn_of_missing
 
-SEEN_FILE = 'images.json'  # in a model directory
 PREFIX = 8  # bytes of a sha256: of a billion images, two share them with a probability of 3 %
 
 
@@ -29,14 +31,19 @@ class Seen:
     held_out: frozenset[bytes] = frozenset()
 
     @classmethod
-    def read(cls, directory: Path) -> 'Seen':
-        """What a model directory records; nothing where it records nothing.
+    def of_model(cls, name: str) -> 'Seen':
+        """What a directory or a repository of the Hub records; nothing where it records nothing.
 
         Raises:
-            DataError: The file is damaged.
+            DataError: The record is damaged.
         """
-        file = directory / SEEN_FILE
-        if not file.is_file():
+        if not name.startswith(('local-dir:', 'hf-hub:')):
+            return cls()
+        try:
+            file = source_of(name).fetch([IMAGES_FILE])
+        except Exception as e:  # of files, of the Hub and of the network: no error in common
+            if isinstance(e, LocalEntryNotFoundError) or not isinstance(e, (EntryNotFoundError, FileNotFoundError)):
+                warnings.warn(f'The images that {name} was trained on are unknown: {in_one_line(e)}', stacklevel=2)
             return cls()
         try:
             packed = json.loads(file.read_text(encoding='utf-8'))
@@ -48,7 +55,7 @@ class Seen:
     def write(self, directory: Path) -> None:
         """Records it in a model directory."""
         pack = {n: base64.b64encode(b''.join(sorted(getattr(self, n)))).decode() for n in ('trained', 'held_out')}
-        write_text(directory / SEEN_FILE, json.dumps(pack))
+        write_text(directory / IMAGES_FILE, json.dumps(pack))
 
     def after(self, data: Data) -> 'Seen':
         """What a model has seen that was trained and measured on these data, too."""

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset, Value, concatenate_datasets
 
 from ..errors import DataError, listed
-from .columns import cells, distinct
+from .columns import cells, distinct, existing
 from .data_settings import DataSettings
 from .known_names import SPLIT_COLUMNS, SPLIT_FLAGS, UNCLEAR_FLAGS, VALIDATION_SPLITS, plain, split_of
 from .table import Table
@@ -29,35 +29,44 @@ def divided(splits: dict[str, Table], settings: DataSettings) -> dict[str, Table
     """
     column = settings.split_column
     table, *others = splits.values()
-    rows = table.rows
-    found = [name for name in rows.features if plain(name) in SPLIT_COLUMNS or plain(name) in SPLIT_FLAGS]
-    if not found and column is None and not others and isinstance(rows, Dataset):
-        found = [name for name in rows.features if _holds_splits(rows, name)]
-    if column == '' or (column is None and (others or not found)):
+    rows, dataset = table.rows, table.dataset
+    if column == '' or (column is None and others):
         return splits
-    if column and column not in rows.features:
-        raise DataError(f'{table.dataset} has no column {column!r}, but {listed(rows.features, 20)}.')
-    chosen = column or found[0]
+    known = {*SPLIT_COLUMNS, *SPLIT_FLAGS}
+    if column is None:
+        by_cells = rows.features if isinstance(rows, Dataset) else ()
+        found = [name for name in rows.features if plain(name) in known] or [n for n in by_cells if _holds(rows, n)]
+        if not found:
+            return splits
+    chosen = existing(column or found[0], rows.features, dataset, 'split')
     if not isinstance(rows, Dataset):
         raise DataError(
-            f'{table.dataset} has a column {chosen!r}, by whose values a stream cannot be divided. Leave out '
-            f'--streaming, or ignore the column with --split-column "".'
+            f'{dataset} is a stream, which its column {chosen!r} cannot divide. Leave out --streaming, or ignore the '
+            f'column with --split-column "".'
         )
     codes, raw = distinct(cells(rows, chosen))
-    values = [str(value) for value in [*raw, None]]  # the last one is that of no cell
-    values = values if (codes < 0).any() else values[:-1]
+    values = [str(value) for value in ([*raw, None] if (codes < 0).any() else raw)]  # the last one is that of no cell
     if (flags := SPLIT_FLAGS.get(plain(chosen))) and {value.lower() for value in values} <= {*BOOLEANS}:
         values = [flags[BOOLEANS[value.lower()]] for value in values]
-    is_known = plain(chosen) in {*SPLIT_COLUMNS, *SPLIT_FLAGS} - {*UNCLEAR_FLAGS}
     is_fold = settings.fold in values and not settings.folds
-    if column is None and not (is_known and (is_fold or all(map(split_of, values)))):
+    is_clear = plain(chosen) in known - {*UNCLEAR_FLAGS} and (is_fold or all(map(split_of, values)))
+    if column is None and not is_clear:
         raise DataError(
-            f'The column {chosen!r} of {table.dataset} may name the splits: {listed(sorted({*values}))}. If it does: '
+            f'The column {chosen!r} of {dataset} may name the splits: {listed(sorted({*values}))}. If it does: '
             f'--split-column {shlex.quote(chosen)}, with --train-split and --validation-split if these are others than '
             f'train and validation, or --fold {shlex.quote(min(values))} for a fold. If it does not: --split-column "".'
         )
     of_row = np.array(values, object)[codes]
     return {value: replace(table, rows=rows.select(np.flatnonzero(of_row == value))) for value in dict.fromkeys(values)}
+
+
+def _holds(rows: Dataset, column: str) -> bool:
+    """Whether all cells of a column are names of splits, of which one is that of training."""
+    if not isinstance(rows.features[column], Value) or 'string' not in rows.features[column].dtype:
+        return False
+    first = {split_of(str(value)) for value in rows.select(range(min(len(rows), 1000)))[column]}
+    meant = first if None in first else {split_of(str(value)) for value in distinct(cells(rows, column))[1]}
+    return None not in meant and 'train' in meant and len(meant) > 1
 
 
 def folded(splits: dict[str, Table], settings: DataSettings) -> tuple[dict[str, Table], DataSettings]:
@@ -66,32 +75,22 @@ def folded(splits: dict[str, Table], settings: DataSettings) -> tuple[dict[str, 
     Raises:
         DataError: There is no such fold, or the others do not fit together.
     """
-    if settings.fold is None or settings.folds:
+    fold, dataset = settings.fold, next(iter(splits.values())).dataset
+    if fold is None or settings.folds:
         return splits, settings
-    first, *_ = splits.values()
-    fold = settings.fold
     others = [table for name, table in splits.items() if name != fold and split_of(name) not in ('test', 'prediction')]
     if fold not in splits or not others:
         raise DataError(
-            f'{first.dataset} has no fold {fold!r} beside others; it has {listed(splits, 20)}. Name the column of '
-            f'folds with --split-column, or let them be made: --fold 1 --folds 5.'
+            f'{dataset} has no fold {fold!r} beside others. It has: {listed(splits, 20)}. Pass the column of folds as '
+            f'--split-column, or let them be made: --fold 1 --folds 5.'
         )
     try:
         rows = concatenate_datasets([table.rows for table in others])
     except ValueError as e:
-        raise DataError(f'The folds of {first.dataset} have columns that do not fit together ({e}).') from e
+        raise DataError(f'The folds of {dataset} have columns that do not fit together ({e}).') from e
     places = tuple(dict.fromkeys(place for table in others for place in table.folders))
     train = replace(others[0], split='train', rows=rows, folders=places)
     return {'train': train, fold: splits[fold]}, replace(settings, train_split='train', validation_split=fold)
-
-
-def _holds_splits(rows: Dataset, column: str) -> bool:
-    """Whether all cells of a column are names of splits, of which one is that of training."""
-    if not isinstance(rows.features[column], Value) or 'string' not in rows.features[column].dtype:
-        return False
-    first = {str(value) for value in rows.select(range(min(len(rows), 1000)))[column]}
-    meant = {split_of(str(v)) for v in distinct(cells(rows, column))[1]} if all(map(split_of, first)) else {None}
-    return None not in meant and 'train' in meant and len(meant) > 1
 
 
 def choose(splits: Mapping[str, Table], settings: DataSettings, evaluation: bool) -> tuple[str | None, str | None]:
@@ -103,19 +102,17 @@ def choose(splits: Mapping[str, Table], settings: DataSettings, evaluation: bool
     dataset = next(iter(splits.values())).dataset
     train = None if evaluation else _named(settings.train_split, splits)
     own = _named(settings.validation_split, splits) if settings.validation_split else None
-    if settings.validation_split is None or evaluation:
+    if own is None and (settings.validation_split is None or evaluation):
         others = [name for name in splits if name != train]
         by_meaning = [name for meaning in ('validation', 'test') for name in others if split_of(name) == meaning]
-        own = own or next(iter([name for name in VALIDATION_SPLITS if name in others] or by_meaning), None)
-    if train is None and own is None:
-        if len(splits) > 1:
-            raise DataError(
-                f'{dataset} has the splits {listed(splits)}. Name the one to evaluate on with --validation-split.'
-            )
+        own = next(iter([name for name in VALIDATION_SPLITS if name in others] or by_meaning), None)
+    if train is None and own is None and len(splits) == 1:
         own = next(iter(splits))
+    if train is None and own is None:
+        raise DataError(f'{dataset} has the splits {listed(splits)}. Pass one as --validation-split to evaluate on it.')
     for name, option in ((train, '--train-split'), (own, '--validation-split')):
         if name and name not in splits:
-            raise DataError(f'{dataset} has no split {name!r}, but {listed(splits, 20)}. Name one of these: {option}.')
+            raise DataError(f'{dataset} has no split {name!r}. It has: {listed(splits, 20)}. Pass one as {option}.')
     if train is not None and train == own:
         raise DataError(f'The split {own!r} of {dataset} cannot be used for both training and validation.')
     return train, own
@@ -129,10 +126,11 @@ def beside(
     Raises:
         DataError: The other one has several splits.
     """
-    name = _named(settings.validation_split, others) if settings.validation_split else next(iter(others))
-    if name not in others or (len(others) > 1 and not settings.validation_split):
+    wanted = settings.validation_split
+    name = _named(wanted, others) if wanted else next(iter(others))
+    if name not in others or (len(others) > 1 and not wanted):
         raise DataError(
-            f'{settings.validation_table} has the splits {listed(others)}. Name one of these with --validation-split.'
+            f'{settings.validation_table} has the splits {listed(others)}. Pass one of these as --validation-split.'
         )
     train = None if evaluation else _named(settings.train_split, splits)
     chosen = {train: splits[train]} if train in splits else {} if evaluation else splits

@@ -1,7 +1,8 @@
 """xception-hub publish DIR org/name --dry-run
 
-Publishes a model directory on the Hugging Face Hub, in one commit: model.safetensors, config.json, the model card and
-parity.json. If the directory has no parity.json, that of the repository is removed.
+Publishes a model directory on the Hugging Face Hub, in one commit: model.safetensors, config.json, the model card,
+parity.json, and images.json with digests of the images that the model was trained on. If the directory has no
+parity.json or images.json, that of the repository is removed.
 """
 
 from pathlib import Path

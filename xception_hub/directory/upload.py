@@ -17,9 +17,10 @@ from ..errors import PublishError, WeightsError
 from ..weights.pretrained import OFFLINE_REMEDY
 from .card import is_xception, render
 from .space import space_files
-from .write import CONFIG_FILE, PARITY_FILE, WEIGHTS_FILE, read_json, written_label_names
+from .write import CONFIG_FILE, IMAGES_FILE, PARITY_FILE, WEIGHTS_FILE, read_json, written_label_names
 
 CARD_FILE = 'README.md'
+OPTIONAL = (PARITY_FILE, IMAGES_FILE)  # published if the directory has them, else removed
 MESSAGE = 'Publish xception_paper'
 MAIN = 'main'  # the Hub's default branch
 TOKEN_REMEDY = (
@@ -75,8 +76,8 @@ class Upload:
 
     @property
     def removed(self) -> list[str]:
-        """Names of files to remove: the repository's parity.json, if the directory has none to replace it."""
-        return [PARITY_FILE] if PARITY_FILE in self.remote.files and PARITY_FILE not in self.contents else []
+        """Names of files to remove: those of `OPTIONAL` in the repository that the directory does not replace."""
+        return [name for name in OPTIONAL if name in self.remote.files and name not in self.contents]
 
     @property
     def model_name(self) -> str:
@@ -122,7 +123,7 @@ def make_upload(directory: Path, repo_id: str, revision: str | None = None, lice
     _check_directory(directory)
     branch = revision or MAIN
     contents: dict[str, Path | bytes] = {
-        name: directory / name for name in (WEIGHTS_FILE, CONFIG_FILE, PARITY_FILE) if (directory / name).is_file()
+        name: directory / name for name in (WEIGHTS_FILE, CONFIG_FILE, *OPTIONAL) if (directory / name).is_file()
     }
     contents[CARD_FILE] = render(directory, _pinned(repo_id, branch), license).encode()
     names = sorted(path.name + ('/' if path.is_dir() else '') for path in directory.iterdir())

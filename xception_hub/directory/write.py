@@ -21,7 +21,7 @@ from ..network import Xception
 from ..weights.checkpoint_files import ARGUMENTS
 
 WEIGHTS_FILE, CONFIG_FILE = 'model.safetensors', 'config.json'
-PARITY_FILE, METRICS_FILE = 'parity.json', 'metrics.json'
+PARITY_FILE, METRICS_FILE, IMAGES_FILE = 'parity.json', 'metrics.json', 'images.json'
 
 
 def write_model(

@@ -3,7 +3,6 @@
 import warnings
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,9 +46,8 @@ def read(settings: DataSettings, model: ModelSettings, evaluation: bool) -> Data
 
 
 def seen_by(model: ModelSettings) -> Seen:
-    """The images that the model of a directory has seen before a run starts from it."""
-    is_local = model.pretrained and model.model.startswith('local-dir:')
-    return Seen.read(Path(model.model.removeprefix('local-dir:'))) if is_local else Seen()
+    """The images that a model has seen before a run starts from it."""
+    return Seen.of_model(model.model) if model.pretrained else Seen()
 
 
 def manifest_of(data: Data, run: Run) -> Manifest:

@@ -220,6 +220,7 @@ class Settings:
 # Settings that do not affect the result, so that a run may go on with other ones.
 RESUME_MAY_CHANGE = frozenset(
     {'output', 'checkpoint_minutes', 'keep_checkpoints', 'tracker', 'push', 'dry_run', 'workers', 'feature_cache'}
+    | {'dataset', 'image_folder', 'validation_table'}  # places of data; their digest has to stay
 )
 # Settings that a first phase, which trains only the classifier, has in common with the second one.
 OF_BOTH_PHASES = ('label_smoothing', 'class_weights', 'balanced_sampling', 'metric', 'early_stopping', 'seed')
