@@ -29,7 +29,7 @@ import pytest
 from watched import Outcome, Watched
 
 from xception_hub.porting.port import port
-from xception_hub.porting.weights import WeightFile
+from xception_hub.porting.weight_file import WeightFile
 
 SEED = int(os.environ.get('FUZZ_SEED', 20161007))
 FAST, SLOW = 48, 500  # cases of the fuzz, each of which follows from the seed and its number

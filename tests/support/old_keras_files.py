@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras_files import SIZE, expected_tensors, randomised
 
-from xception_hub.porting.layouts import KERAS1_VARIABLES
+from xception_hub.porting.array_places import KERAS1_VARIABLES
 from xception_hub.porting.names import KERAS1_NAMES, LAYERS
 
 Change = Callable[[str], str]

@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import KerasFileError
 from ..file_kinds import HDF5, KERAS, ZIP, foreign
 from .archive import MAX_JSON, parse_json, read_archive, read_weights
-from .weights import WeightFile
+from .weight_file import WeightFile
 
 MAX_FILE = 2**31  # bytes; with the state of an optimizer it may be three times as large as its arrays
 MAX_SHARDS = 500

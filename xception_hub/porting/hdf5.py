@@ -1,7 +1,7 @@
 """Reads arrays from HDF5 files that may be damaged or hostile, in a process of its own: `python hdf5.py`.
 
 Given a damaged file, HDF5's library may read beyond its buffers, divide by zero, loop for ever or ask for any amount of
-memory, without an exception. `weights.WeightFile` runs it here, where only this process is lost.
+memory, without an exception. `weight_file.WeightFile` runs it here, where only this process is lost.
 
     stdin   {"source": "model.h5", "files": ["/path/model.h5"], "size": 0}    or a file of that size after the line
     stdout  {"groups": {"": {"keras_version": "3.15.1"}, "layers/conv2d/vars": {}}, "arrays": {"layers/...": [3, 3]}}

@@ -4,7 +4,7 @@ Each class of layer has a line in a table: who reads it, and which of its settin
 default is refused by name, unless no evaluation uses it.
 """
 
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..head import head_layer_names
+from .figure5 import FIGURE5
+from .graph import MODELS, OPERATIONS, FileLayer, operation_of
 from .layer_settings import ACTIVATIONS, Refused, checked_settings, is_number
-from .layouts import FileLayer
-from .names import AUGMENTATIONS, KerasLayer
+from .names import AUGMENTATIONS, KERAS_CLASSES, KerasLayer
 from .preprocessing import Rescaling
 
 POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
@@ -22,15 +23,8 @@ MAP_POOLS = {'AveragePooling2D': 'avg', 'MaxPooling2D': 'max'}
 # What joins the poolings of POOLS -> timm's name of both.
 JOINS = {'Concatenate': 'catavgmax', 'Average': 'avgmax'}
 FINAL_ACTIVATIONS = ('linear', *ACTIVATIONS)
-# Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda,
-# and those of TensorFlow before 2.4.
-_OPERATIONS = {
-    'divide': ('TrueDivide', 'Divide', 'math.truediv', 'math.divide', 'RealDiv'),
-    'subtract': ('Subtract', 'math.subtract', 'Sub'),
-    'add': ('Add', '__operators__.add', 'math.add', 'AddV2'),
-    'multiply': ('Multiply', 'math.multiply', 'Mul'),
-}
-OPERATIONS = {name: operation for operation, names in _OPERATIONS.items() for name in names}
+# Xception's own layers without arrays: class -> number.
+OWN = dict(Counter(node.class_name for node in FIGURE5.values() if node.class_name not in KERAS_CLASSES.values()))
 HINTS = {'Lambda': ' It holds code, which is never run.'}
 MAX_UNITS = 1_000_000  # outputs; the paper's largest head has 17,000
 MAX_CHANNELS = 1024
@@ -156,7 +150,7 @@ def read_head(after: Sequence[FileLayer], image_size: tuple[int, int] | None) ->
     head.maps = [map_side(side) for side in image_size] if image_size else None
     head.classifier = next((layer for layer in reversed(after) if layer.class_name == 'Dense'), None)
     for layer in after[1:]:
-        place = f'the {layer.class_name} layer {layer.name!r} {head.stage}'
+        place = f'{layer} {head.stage}'
         try:
             if layer.class_name in AUGMENTATIONS:
                 head.ignored.append(layer.name or '')
@@ -192,12 +186,13 @@ def _map_pool(head: FileHead, layer: FileLayer, settings: Settings) -> None:
 
 def _join(head: FileHead, layer: FileLayer, settings: Settings) -> None:
     """Global poolings of the same maps, side by side."""
-    kinds = [POOLS[branch.class_name] for branch in layer.branches]
-    found = [checked_settings(branch.class_name, branch.config, ['keepdims']) for branch in layer.branches]
-    keepdims = {branch['keepdims'] for branch in found}
-    last = -1 if True in keepdims else 1
-    if sorted(kinds) != ['avg', 'max'] or len(keepdims) > 1 or settings.get('axis', -1) not in (-1, last):
+    kinds = [POOLS.get(pool.class_name, pool.class_name) for pool in layer.inputs]
+    if sorted(kinds) != ['avg', 'max']:
         raise Refused(f'cannot be converted: it joins {", ".join(kinds)}')
+    keepdims = {checked_settings(pool.class_name, pool.config, ['keepdims'])['keepdims'] for pool in layer.inputs}
+    last = -1 if True in keepdims else 1
+    if len(keepdims) > 1 or settings.get('axis', -1) not in (-1, last):
+        raise Refused('cannot be converted: it joins them along another axis')
     head.pool(JOINS[layer.class_name], keepdims.pop())
     head.max_first = layer.class_name == 'Concatenate' and kinds[0] == 'max'
 
@@ -329,17 +324,20 @@ def read_bare_head(rest: Sequence[FileLayer]) -> FileHead:
     """
     pools = [layer for layer in rest if layer.class_name in POOLS]
     dense = [layer for layer in rest if layer.class_name == 'Dense']
-    others = [layer for layer in rest if layer.class_name not in (*POOLS, 'Dense', 'Dropout', *AUGMENTATIONS)]
-    if others or len(dense) > 1 or len(pools) > 1 or (dense and not pools):
-        names = ', '.join(layer.name or layer.path for layer in rest)
+    neutral = [layer for layer in rest if layer.class_name in ('Dropout', *AUGMENTATIONS)]
+    counts = Counter(layer.class_name for layer in rest) - Counter(OWN)
+    for name in (*MODELS, *POOLS, 'InputLayer', 'Dense', 'Dropout', *AUGMENTATIONS):
+        del counts[name]
+    if counts or len(dense) > 1 or len(pools) > 1 or (dense and not pools):
+        named = ', '.join(layer.name or layer.path for layer in rest if layer.class_name not in OWN)
         raise Refused(
-            f'it holds weights alone, which do not say how its head ({names}) computes. Pass --config FILE with '
+            f'it holds weights alone, which do not say how its head ({named}) computes. Pass --config FILE with '
             f'what model.to_json() gives in Keras, or save the whole model and convert that.'
         )
     head = FileHead(final_activation='unknown' if dense else 'linear')
     head.global_pool = POOLS[pools[0].class_name] if pools else ''
     head.classifier = dense[0] if dense else None
-    head.ignored = [layer.name or layer.path for layer in rest if layer.class_name in ('Dropout', *AUGMENTATIONS)]
+    head.ignored = [layer.name or layer.path for layer in neutral]
     return head
 
 
@@ -380,9 +378,8 @@ def read_steps(before: Sequence[FileLayer], home: str) -> tuple[list[Step], list
                 steps.append(_read_layer(layer, STEPS))
         except Refused as e:
             raise Refused(
-                f'the {layer.class_name} layer {layer.name!r} before Xception {e}.'
-                f'{HINTS.get(layer.class_name, "")} Leave it out, and do what it does to the images beforehand: in '
-                f'Keras, save {behind(layer, home)}, which keeps the head.'
+                f'{layer} before Xception {e}.{HINTS.get(layer.class_name, "")} Leave it out, and do what it does to '
+                f'the images beforehand: in Keras, save {behind(layer, home)}, which keeps the head.'
             ) from e
     return steps, ignored
 
@@ -468,17 +465,6 @@ def rescaling_of(steps: Sequence[Step], channels: int) -> Rescaling:
     if (scale == scale[0]).all() and (offset == offset[0]).all():
         return float(scale[0]), float(offset[0])
     return tuple(scale.tolist()), tuple(offset.tolist())
-
-
-def operation_of(layer: FileLayer) -> str:
-    """What an operation is called that is a layer."""
-    if layer.class_name == 'TFOpLambda':
-        return str(layer.config.get('function'))
-    if layer.class_name == 'TensorFlowOpLayer':
-        node = layer.config.get('node_def')
-        node = json.loads(node) if isinstance(node, str) else node
-        return str(node.get('op')) if isinstance(node, dict) else ''
-    return layer.class_name
 
 
 def _finite(value: Any) -> Any:

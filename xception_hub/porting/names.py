@@ -53,6 +53,17 @@ def group_name(class_name: str) -> str:
     return re.sub(r'(?<=[a-z])(?=[A-Z])', '_', class_name).lower()
 
 
+def numbered(name: str) -> tuple[str, int]:
+    """'conv2d_4' -> 'conv2d', 4; 'conv2d' -> 'conv2d', 0."""
+    stem, number = re.fullmatch(r'(.*?)(?:_(\d{1,9}))?', name, re.DOTALL).groups()  # type: ignore[union-attr]
+    return stem, int(number or 0)
+
+
+def numbers_of(name: str) -> list[int]:
+    """The numbers at the end of a name: that of the layer, and one if its model was built again."""
+    return [int(number) for number in re.findall(r'_(\d{1,9})(?=_\d|$)', name)]
+
+
 # Keras 1 numbered its layers and called them so.
 KERAS1_NAMES = {'conv': 'convolution2d', 'sepconv': 'separableconvolution2d', 'bn': 'batchnormalization'}
 

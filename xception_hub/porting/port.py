@@ -18,16 +18,16 @@ from .. import Xception
 from ..errors import KerasFileError, listed
 from ..files import sha256_of
 from ..weights.checkpoints import check_against
+from .array_places import GroupsLayout, Layout, layout_of
 from .figure5 import compare_backbone
 from .formats import Opened, open_source, read_json
 from .keras_head import FINAL_ACTIVATIONS, MAX_CHANNELS, MAX_UNITS, normalized, rescaling_of
 from .layer_settings import Refused, is_number, refusals_of
-from .layouts import GroupsLayout, Layout, layout_of
 from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
 from .preprocessing import Rescaling
 from .release import RELEASES, fetch
 from .structure import Structure, bare, check_image_size, parse
-from .weights import WeightFile
+from .weight_file import WeightFile
 
 # Arrays that are not the network's: what their paths match, and what they are.
 LEFT_OUT = {
@@ -56,8 +56,8 @@ class Port:
         is_release: The file is one of the two that Keras publishes, or has their layout.
         config: The model's config, if it was given or is in the file.
         image_converter: What a KerasHub preset says of its images.
-        misplaced: Arrays that their order would put elsewhere than their names, see `layouts.GroupsLayout.by_position`;
-            None if the file has no order, or its config is not known.
+        misplaced: Arrays that their order would put elsewhere than their names, see `GroupsLayout.by_position`; None if
+            the file has no order, or its config is not known.
     """
 
     source: Path

@@ -24,14 +24,12 @@ from ..errors import ParityError, in_one_line
 from ..topology import TAPS
 from .archive import WEIGHTS, read_weights
 from .figure5 import FIGURE5, TAPPED
-from .keras_head import JOINS, MAP_POOLS, OPERATIONS, POOLS, STEPS, operation_of
+from .graph import MODELS, OLD_CLASSES, OPERATIONS, FileLayer, operation_of, read_calls
+from .keras_head import JOINS, MAP_POOLS, POOLS, STEPS
 from .keras_model import build, import_keras, structure_of
 from .layer_settings import ACTIVATIONS, SETTINGS, Refused, read_settings
-from .layouts import FileLayer
 from .names import AUGMENTATIONS
-from .nodes import read_calls
 from .port import Port
-from .structure import MODELS, OLD_CLASSES
 
 BY_KERAS = 'the file as Keras itself reads it'
 WEIGHTS_BY_KERAS = "Keras' own Xception with the file's weights as Keras itself loads them"
