@@ -40,7 +40,6 @@ WEIGHTS = 'model.weights.h5'  # in an archive
 XCEPTIONS: dict[str, tuple[Callable[[Any, Path], Path], Callable[[], Any]]] = {
     'archive': (keras_files.archive, keras_files.nested),
     'HDF5': (keras_files.whole_h5, keras_files.flat_with_head),
-    'shards': (keras_files.shards, keras_files.flat_with_top),
 }
 STORAGES = {'old format': 'earliest', 'new format': 'latest'}  # of HDF5, in files of no Xception
 
@@ -242,7 +241,7 @@ def read(source: Source, moved: bool) -> str:
     An array that was moved may have the values of any other of its size.
     """
     if source.name == 'arrays.h5':
-        with WeightFile(source.folder / source.name, [source.folder / source.name]) as file:
+        with WeightFile(source.folder / source.name) as file:
             found = {path: file.read(path, file.shape(path)) for path in file.arrays()}
         places = {path: Place('arrays.h5', None, path) for path in found}
     else:
@@ -448,14 +447,6 @@ CONFIGS: dict[str, Callable[[str, Outside], str]] = {  # what it becomes
     'a number of many digits': lambda text, outside: text.replace(': 1,', f': {"9" * 10**6},', 1),
     'no text': lambda text, outside: text.replace('"Dense"', '"\ud800"'),
 }
-SHARDS: dict[str, Callable[[Outside], Any]] = {  # the file that has an array
-    'outwards': lambda outside: '../secret.h5',
-    'elsewhere': lambda outside: str(outside.secret),
-    'a folder': lambda outside: '..',
-    'none': lambda outside: 'none.h5',
-    'a zero': lambda outside: 'a\0.h5',
-    'no name': lambda outside: {},
-}
 
 
 def copied(whole: Source, folder: Path) -> Source:
@@ -489,15 +480,6 @@ def test_config(kind: str, sources: dict[str, Source], watched: Watched, outside
     source.write_text(changed)
     must_be(watched(read, source.folder, source, False), source.folder, '')
     assert not outside.proof.exists()
-
-
-@pytest.mark.parametrize('kind', SHARDS)
-def test_shard(kind: str, sources: dict[str, Source], watched: Watched, outside: Outside, tmp_path: Path) -> None:
-    source = copied(sources['shards'], tmp_path / 'case')
-    root = json.loads((source.folder / source.name).read_text())
-    root['weight_map'][next(iter(root['weight_map']))] = SHARDS[kind](outside)
-    (source.folder / source.name).write_text(json.dumps(root))
-    must_be(watched(read, source.folder, source, False), source.folder, '')
 
 
 # The fuzz ------------------------------------------------------------------------------------------------------------
@@ -602,7 +584,7 @@ def places_in(node: Any) -> Iterator[tuple[Any, Any]]:
 def damage(source: Source, random: Random) -> bool:
     """Whether arrays may have been moved."""
     change = random.choice((of_bytes, of_numbers, of_numbers, of_nodes))
-    if change is of_nodes and source.name not in ('arrays.h5', 'model.weights.json'):
+    if change is of_nodes and source.name != 'arrays.h5':
         root = json.loads(source.text())
         of_nodes(root, random)
         source.write_text(json.dumps(root, ensure_ascii=False))

@@ -74,22 +74,22 @@ class VarsLayout:
         """How the paths of a layer of the outermost model, and of all within it, begin."""
         return f'{self.groups.get(layer.path, layer.path)}/'
 
-    def paths(self, layers: Kinds) -> list[dict[str, str]]:
+    def paths(self, layers: Kinds) -> dict[FileLayer, dict[str, str]]:
         """For each layer, Keras' names of its arrays and their paths, which need not exist.
 
         Raises:
             Refused: A layer could be at several places, or its place belongs to another one.
         """
-        return [self._paths(layer, kind) for layer, kind in layers]
-
-    def _paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
-        group = f'{self.place_of(layer)}vars'
-        name, saved = layer.name or '', self.weights.attribute(group, 'name')
-        # numbers that Keras gives rise within a session; the place in the file is the same
-        renumbered = is_numbered(name, layer.class_name) and numbered(saved or '')[0] == numbered(name)[0]
-        if name and saved not in (None, name) and not renumbered:
-            raise Refused(f'{group!r} is called {saved!r}, not {name!r}.')
-        return {keras: f'{group}/{i}' for i, (keras, _, _) in enumerate(KINDS[kind])}
+        found = {}
+        for layer, kind in layers:
+            group = f'{self.place_of(layer)}vars'
+            name, saved = layer.name or '', self.weights.attribute(group, 'name')
+            # numbers that Keras gives rise within a session; the place in the file is the same
+            renumbered = is_numbered(name, layer.class_name) and numbered(saved or '')[0] == numbered(name)[0]
+            if name and saved not in (None, name) and not renumbered:
+                raise Refused(f'{group!r} is called {saved!r}, not {name!r}.')
+            found[layer] = {keras: f'{group}/{i}' for i, (keras, _, _) in enumerate(KINDS[kind])}
+        return found
 
 
 WHOLE_MODEL = 'model_weights'
@@ -131,26 +131,13 @@ class GroupsLayout:
         self.weights = weights
         self.root = f'{WHOLE_MODEL}/' if WHOLE_MODEL in weights else ''
         self.groups: dict[str, list[Owner]] = {}
-        listed = self.weights.attribute(self.root.rstrip('/'), 'layer_names')
-        for group in listed if listed is not None else self._all_groups():
+        for group in self.weights.attribute(self.root.rstrip('/'), 'layer_names') or []:
             if group not in NO_LAYERS and group not in self.groups:
                 self.groups[group] = self._owners(group)
 
-    def _all_groups(self) -> list[str]:
-        found = dict.fromkeys(
-            path.removeprefix(self.root).partition('/')[0]
-            for path in [*self.weights.arrays(), *self.weights.groups()]
-            if path.startswith(self.root) and path.removeprefix(self.root)
-        )
-        return [name for name in found if f'{self.root}{name}' in self.weights.groups()]
-
     def arrays_of(self, group: str) -> list[str]:
         """The arrays of a group, as it lists them: paths below it."""
-        listed = self.weights.attribute(f'{self.root}{group}', 'weight_names')
-        if listed is not None:
-            return listed
-        start = f'{self.root}{group}/'
-        return [path.removeprefix(start) for path in self.weights.arrays() if path.startswith(start)]
+        return self.weights.attribute(f'{self.root}{group}', 'weight_names') or []
 
     def _owners(self, group: str) -> list[Owner]:
         owners: dict[str, Owner] = {}
@@ -217,27 +204,25 @@ class GroupsLayout:
     def place_of(self, layer: FileLayer) -> str:
         return f'{self.root}{layer.top}/'
 
-    def paths(self, layers: Kinds) -> list[dict[str, str]]:
-        places: dict[int, Owner] = {}
+    def paths(self, layers: Kinds) -> dict[FileLayer, dict[str, str]]:
+        """As of the other layout."""
+        found = {}
         for group, pairs in self._grouped(layers):
             inside = [layer for layer, _ in pairs]
             owners = self.groups.get(group, [])
             if len(inside) == 1 and (len(owners) == 1 or inside[0].name == inside[0].top):
-                places[id(inside[0])] = owners[0] if len(owners) == 1 else Owner(f'{group}/{inside[0].name}')
+                places = dict(zip(inside, owners)) if len(owners) == 1 else {}
             else:
                 by_name = {owner.name: owner for owner in owners}
                 if len(by_name) < len(owners):
                     raise Refused(f'several layers in {group!r} have the same name.')
-                found = self._match({(layer.name or '', layer.class_name): None for layer in inside}, list(by_name))
-                for layer in inside:
-                    places[id(layer)] = by_name.get(found[layer.name or ''], Owner(f'{group}/{layer.name}'))
-        return [
-            {
-                keras: places[id(layer)].arrays.get(keras, f'{self.root}{places[id(layer)].name}/{keras}')
-                for keras, _, _ in KINDS[kind]
-            }
-            for layer, kind in layers
-        ]
+                names = self._match({(layer.name or '', layer.class_name): None for layer in inside}, list(by_name))
+                places = {layer: by_name[name] for layer in inside if (name := names[layer.name or '']) in by_name}
+            for layer, kind in pairs:
+                owner = places.get(layer, Owner(f'{group}/{layer.name}'))
+                absent = f'{self.root}{owner.name}'
+                found[layer] = {keras: owner.arrays.get(keras, f'{absent}/{keras}') for keras, _, _ in KINDS[kind]}
+        return found
 
     def _grouped(self, layers: Kinds) -> list[tuple[str, Kinds]]:
         """The layers by the groups that hold their arrays. A single group holds all, as `multi_gpu_model` made it."""
@@ -260,17 +245,15 @@ class GroupsLayout:
             For each array its path in the file and the path that the order gives, where these differ.
         """
         different = []
-        places = dict(zip((id(layer) for layer, _ in layers), self.paths(layers)))
+        places = self.paths(layers)
         for group, inside in self._grouped(layers):
-            expected: list[str] = []
-            for trained in (True, False):
-                for layer, kind in inside:
-                    is_trained = layer.config.get('trainable', True)
-                    expected += [
-                        places[id(layer)][keras]
-                        for keras, _, _ in KINDS[kind]
-                        if trained == (is_trained and not keras.startswith('moving_'))
-                    ]
+            expected = [
+                places[layer][keras]
+                for trained in (True, False)
+                for layer, kind in inside
+                for keras, _, _ in KINDS[kind]
+                if trained == (layer.config.get('trainable', True) and not keras.startswith('moving_'))
+            ]
             known = set(expected)  # others, such as the state of a random generator, are in no order with these
             listed = [f'{self.root}{group}/{array}' for array in self.arrays_of(group)]
             listed = [path for path in listed if path in known]

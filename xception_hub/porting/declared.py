@@ -10,14 +10,12 @@ import timm
 from timm.data import ImageNetInfo
 
 from ..errors import KerasFileError
-from .layer_settings import is_number
 from .output import read_report
 from .parity import Finding
 from .photos import Photo, compare_pixels
 from .port import Port
 from .preprocessing import Preprocessing
 
-INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
 MOST_SCALE_OF_BYTES = 1 / 64
 PIXELS = 1e-6  # relative difference of prepared images, in float32; another interpolation or range is 1e-1
 
@@ -68,17 +66,7 @@ def _known_preprocessing(ported: Port) -> dict[str, Any]:
     if ported.is_release:
         return asdict(RELEASE_PREPROCESSING)
     known: dict[str, Any] = dict(image_size=ported.image_size, rescaling=ported.structure.rescaling)
-    converter = ported.image_converter
-    if converter:
-        scale, offset = converter.get('scale'), converter.get('offset')
-        rescaling = (1.0 if scale is None else scale), (0.0 if offset is None else offset)
-        if not all(map(is_number, rescaling)) or not rescaling[0]:
-            raise KerasFileError(f'{ported.source}: its image converter has scale {scale!r} and offset {offset!r}.')
-        known.update(input_range='raw', rescaling=rescaling)
-        known.update(crop_mode='center' if converter.get('crop_to_aspect_ratio', True) else 'squash')
-        if converter.get('interpolation') in INTERPOLATIONS:
-            known['interpolation'] = converter['interpolation']
-    elif ported.structure.rescales and np.abs(ported.structure.rescaling[0]).max() <= MOST_SCALE_OF_BYTES:
+    if ported.structure.steps and np.abs(ported.structure.rescaling[0]).max() <= MOST_SCALE_OF_BYTES:
         known['input_range'] = 'raw'  # a model that divides its images by something near 127 or 255 takes bytes
     return known
 

@@ -196,23 +196,3 @@ def widths() -> dict[str, int]:
     shapes = {name: tensor.shape for name, tensor in Xception(device='meta').state_dict().items()}
     names = {'conv': '{}.weight', 'sepconv': '{}.conv_pw.weight', 'bn': '{}.weight'}
     return {role: shapes[names[layer.kind].format(layer.torch)][0] for role, layer in LAYERS.items()}
-
-
-def compare_backbone(config: dict[str, Any]) -> None:
-    """Compares the config of KerasHub's XceptionBackbone, which states the widths and poolings of all modules.
-
-    Raises:
-        Refused: It is another network.
-    """
-    place = "its 'XceptionBackbone'"
-    found = _settings_of('XceptionBackbone', config, place)
-    convs = [
-        [f'block{module.number}_{"conv" if module.number == 1 else "sepconv"}{i + 1}' for i in range(module.convs)]
-        for module in MODULES
-    ]
-    expected = dict(
-        SETTINGS['XceptionBackbone'],
-        stackwise_conv_filters=tuple(tuple(widths()[name] for name in names) for names in convs),
-        stackwise_pooling=tuple(module.strided for module in MODULES),
-    )
-    _refuse_first({**expected, **{name: value for name, value in found.items() if value is not None}}, expected, place)

@@ -5,7 +5,6 @@ Keras 2    [["block1_conv1", 0, 0, {"training": false}]], or a single one of the
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,15 +18,13 @@ MODELS = ('Functional', 'Model', 'Sequential')
 OLD_CLASSES = {'BatchNormalizationV1': 'BatchNormalization', 'BatchNormalizationV2': 'BatchNormalization'}
 KERAS_MODULES = re.compile(r'(tensorflow\.(python\.)?|tf_)?keras(\.[\w.]+)?')
 CONSTANT = '_CONSTANT_VALUE'  # what tf_keras writes for the name of a layer where a number is
-# Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda,
-# and those of TensorFlow before 2.4.
-_OPERATIONS = {
-    'divide': ('TrueDivide', 'Divide', 'math.truediv', 'math.divide', 'RealDiv'),
-    'subtract': ('Subtract', 'math.subtract', 'Sub'),
-    'add': ('Add', '__operators__.add', 'math.add', 'AddV2'),
-    'multiply': ('Multiply', 'math.multiply', 'Mul'),
+# Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda.
+OPERATIONS = {
+    **dict.fromkeys(('TrueDivide', 'Divide', 'math.truediv', 'math.divide'), 'TrueDivide'),
+    **dict.fromkeys(('Subtract', 'math.subtract'), 'Subtract'),
+    **dict.fromkeys(('Add', '__operators__.add', 'math.add'), 'Add'),
+    **dict.fromkeys(('Multiply', 'math.multiply'), 'Multiply'),
 }
-OPERATIONS = {name: operation for operation, names in _OPERATIONS.items() for name in names}
 MAX_NESTING = 16
 MAX_LAYERS = 2000  # Xception has 132
 MAX_NAME = 200  # characters
@@ -57,7 +54,7 @@ class Call(NamedTuple):
     of_keras3: bool = False
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class FileLayer:
     """A layer of a Keras file, and where its arrays are.
 
@@ -89,16 +86,16 @@ class FileLayer:
     @property
     def constants(self) -> list[tuple[int, Any]]:
         """Numbers that the layer is called with, each with its place among the operands."""
-        if self.class_name == 'TensorFlowOpLayer':  # before TensorFlow 2.4 they were in the config
-            return [(int(place), value) for place, value in (self.config.get('constants') or {}).items()]
         return [(a.place, a.value) for call in self.calls for a in call.arguments if type(a.value) in (int, float)]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Model:
     """A Keras model: its layers by name, some of which are models.
 
     Attributes:
+        class_name: 'Functional', 'Model' or 'Sequential'.
+        trainable: Whether its arrays are trained.
         layers: Its layers, in Keras' order.
         nested: Those that are models.
         inputs: Names of its input layers.
@@ -106,6 +103,8 @@ class Model:
         outer: The model that it is in, and its layer there; None for the outermost one.
     """
 
+    class_name: str
+    trainable: bool
     layers: dict[str, FileLayer]
     nested: dict[str, 'Model']
     inputs: list[str]
@@ -138,7 +137,8 @@ def _read_model(
     if len(config['layers']) > MAX_LAYERS:
         raise ValueError(f'it has {len(config["layers"])} layers')
     inputs = [tensor.layer for tensor in tensors_in(config.get('input_layers'))]
-    model = Model({}, {}, inputs, [*tensors_in(config.get('output_layers'))], outer)
+    outputs = [*tensors_in(config.get('output_layers'))]
+    model = Model(entry['class_name'], config.get('trainable') is not False, {}, {}, inputs, outputs, outer)
     counts: dict[str, int] = {}
     for inner in config['layers']:
         # Keras keeps arrays under the snake-case name of the class, numbered within the model
@@ -158,7 +158,7 @@ def _read_model(
         model.layers[name] = layer
         if class_name in MODELS:
             model.nested[name] = _read_model(inner, (model, layer), f'{place}/layers', numbers)
-    if entry['class_name'] == 'Sequential':
+    if model.class_name == 'Sequential':
         _line_up(model)
     return model
 
@@ -269,13 +269,7 @@ def _check_calls(layer: FileLayer) -> None:
 
 def operation_of(layer: FileLayer) -> str:
     """What an operation is called that is a layer."""
-    if layer.class_name == 'TFOpLambda':
-        return str(layer.config.get('function'))
-    if layer.class_name == 'TensorFlowOpLayer':
-        node = layer.config.get('node_def')
-        node = json.loads(node) if isinstance(node, str) else node
-        return str(node.get('op')) if isinstance(node, dict) else ''
-    return layer.class_name
+    return str(layer.config.get('function')) if layer.class_name == 'TFOpLambda' else layer.class_name
 
 
 def read_calls(entry: dict[str, Any]) -> tuple[Call, ...]:

@@ -5,8 +5,8 @@ default is refused by name, unless no evaluation uses it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -370,7 +370,7 @@ def read_steps(before: Sequence[FileLayer], home: str) -> tuple[list[Step], list
         Refused: A layer does something else.
     """
     steps, ignored = [], []
-    for layer in _opened(before):
+    for layer in before:
         try:
             if layer.class_name in (*AUGMENTATIONS, 'Dropout'):
                 ignored.append(layer.name or '')
@@ -382,19 +382,6 @@ def read_steps(before: Sequence[FileLayer], home: str) -> tuple[list[Step], list
                 f'the images beforehand: in Keras, save {behind(layer, home)}, which keeps the head.'
             ) from e
     return steps, ignored
-
-
-def _opened(layers: Sequence[FileLayer]) -> Iterator[FileLayer]:
-    """The layers, with those of a Pipeline in place of it, under its name."""
-    for layer in layers:
-        if layer.class_name == 'Pipeline':
-            inner = [
-                replace(layer, class_name=entry['class_name'], config=entry['config'])
-                for entry in layer.config['layers']
-            ]
-            yield from _opened(inner)
-        else:
-            yield layer
 
 
 def behind(layer: FileLayer, home: str) -> str:
@@ -415,15 +402,11 @@ def _arithmetic(layer: FileLayer, settings: Settings) -> Step:
         raise Refused('cannot be converted')
     (position, value), operation = layer.constants[0], OPERATIONS[operation_of(layer)]
     number, first = _finite(value), position == 0
-    if operation == 'divide' and first:
-        raise Refused(f'divides {value!r} by the images, which no scale and offset can do')
-    if operation == 'divide':
-        if not np.all(number):
-            raise Refused(f'divides by {value!r}')
-        return Step(1 / number)
-    if operation == 'multiply':
-        return Step(number)
-    return Step(offset=number) if operation == 'add' else Step(-1.0, number) if first else Step(1.0, -number)
+    if operation == 'TrueDivide' and (first or not number):
+        raise Refused(f'divides {value!r} by the images' if first else f'divides by {value!r}')
+    if operation == 'Subtract':
+        return Step(-1.0, number) if first else Step(1.0, -number)
+    return Step(offset=number) if operation == 'Add' else Step(1 / number if operation == 'TrueDivide' else number)
 
 
 def _normalization(layer: FileLayer, settings: Settings) -> Step:
@@ -444,7 +427,7 @@ def normalized(mean: Any, variance: Any) -> Step:
 STEPS: dict[str, tuple[Callable[[FileLayer, Settings], Step], Sequence[str]]] = {
     'Rescaling': (_rescaling, ['scale', 'offset']),
     'Normalization': (_normalization, ['axis', 'mean', 'variance']),
-    'operation': (_arithmetic, ['function', 'node_def', 'constants']),
+    'operation': (_arithmetic, ['function']),
 }
 
 

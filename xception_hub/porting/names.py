@@ -91,20 +91,7 @@ def _numbered() -> Iterator[KerasLayer]:
         yield KerasLayer(layer.keras, layer.torch, layer.kind, f'{KERAS1_NAMES[layer.kind]}_{counts[layer.kind]}')
 
 
-def _place_in_list(name: str) -> tuple[int, int]:
-    block, _, rest = name.removeprefix('block').partition('_')
-    numbered = [digit for digit in rest if digit.isdigit()]
-    return int(block), int(numbered[0]) if numbered else 9
-
-
 LAYERS: dict[str, KerasLayer] = {layer.keras: layer for layer in _numbered()}
-
-# The order in which Keras lists its layers, and counts the groups of those that it saves without a name: as above, but
-# residual normalizations come after those that they are computed before.
-LISTED: dict[str, list[str]] = {
-    kind: sorted((name for name, layer in LAYERS.items() if layer.kind == kind), key=_place_in_list)
-    for kind in KERAS1_NAMES
-}
 
 PREDICTIONS = KerasLayer('predictions', 'head.fc', 'dense', 'dense_2')
 

@@ -216,8 +216,6 @@ def _settings(ported: Port) -> Finding:
     structure = ported.structure
     if structure.roles:
         summary = f"all settings and wires of {len(structure.roles)} layers are those of Keras' Xception"
-    elif ported.kind == 'preset':
-        summary = "the preset's backbone has the widths and poolings of Keras' Xception"
     elif ported.is_release:
         summary = 'Keras publishes these weights for its own Xception'
     else:

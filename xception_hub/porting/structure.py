@@ -10,11 +10,11 @@ from typing import Any
 
 from ..errors import KerasFileError, listed
 from ..layers import MIN_IMG_SIZE
-from .figure5 import FIRST, LAST, compare, match
-from .graph import MAX_LAYERS, FileLayer, all_layers, read_model, trace
+from .figure5 import FIGURE5, FIRST, LAST, compare, match
+from .graph import MAX_LAYERS, FileLayer, Model, all_layers, read_model, trace
 from .keras_head import MAX_CHANNELS, POOLS, FileHead, Step, behind, read_bare_head, read_head, read_steps
 from .layer_settings import Refused
-from .names import KERAS_CLASSES, LAYERS, LISTED, numbered, numbers_of
+from .names import KERAS_CLASSES, LAYERS, numbered, numbers_of
 from .preprocessing import Rescaling
 
 MAX_IMG_SIZE = 4096  # pixels; both networks are compared at this size
@@ -33,11 +33,11 @@ class Structure:
         rescaling: Scale and offset that come of it, each for all channels or for each; known when arrays were read.
         image_size: Height and width in pixels; None if the model takes any.
         channels: Number of image channels; None if the file does not say it.
-        residuals_by: How the residual layers were identified: by 'name', 'graph' or 'order'.
         ignored: Names of training-only layers.
         others: Layers that lead to other outputs than the chosen one.
         roles: Key of `figure5.FIGURE5` -> the file's layer; empty for weights alone, which say no settings and wires.
         arguments: Arguments of `xception_hub.Xception` for settings that all layers of a class have in common.
+        model: The model that the config describes; None for weights alone.
     """
 
     layers: dict[str, FileLayer]
@@ -46,11 +46,11 @@ class Structure:
     rescaling: Rescaling = (1.0, 0.0)
     image_size: tuple[int, int] | None = None
     channels: int | None = None
-    residuals_by: str = 'name'
     ignored: list[str] = field(default_factory=list)
     others: list[FileLayer] = field(default_factory=list)
     roles: dict[str, FileLayer] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
+    model: Model | None = None
 
 
 def parse(config: Any, source: object, output_layer: str | None = None) -> Structure:
@@ -75,7 +75,7 @@ def parse(config: Any, source: object, output_layer: str | None = None) -> Struc
         output, graph = trace(outer, output_layer)
         roles = _find_xception(graph, every)
         layers = {role: roles[role] for role in LAYERS}
-        structure = Structure(layers, residuals_by='graph', roles=roles)
+        structure = Structure(layers, roles=roles, model=outer)
         structure.others = [layer for layer in every if layer not in graph]
         structure.arguments = compare(roles)
         inside = {*roles.values()}
@@ -214,14 +214,14 @@ def bare(layers: list[FileLayer]) -> Structure:
     # Keras 2 gives a group to each layer of a model that is not nested
     for home in [*reversed(homes.values()), *([layers] if len(homes) > 1 else [])]:
         if found := _identify(home):
-            ours = {*found[0].values()}
+            ours = {*found.values()}
             head = read_bare_head([layer for layer in layers if layer not in ours])
-            return Structure(found[0], head, residuals_by=found[1], ignored=head.ignored)
+            return Structure(found, head, ignored=head.ignored)
     raise Refused(_no_xception(layers))
 
 
-def _identify(layers: Sequence[FileLayer]) -> tuple[dict[str, FileLayer], str] | None:
-    """Maps `names.LAYERS` to layers, and says what identified the residual ones; None if this is no whole Xception.
+def _identify(layers: Sequence[FileLayer]) -> dict[str, FileLayer] | None:
+    """Maps `names.LAYERS` to layers; None if this is no whole Xception.
 
     Layers that Keras' Xception names are found by their names, perhaps with a number that TensorFlow 1 added. If none
     has such a name, they are the n-th of their classes. So are the residual ones, which Keras leaves unnamed.
@@ -231,9 +231,10 @@ def _identify(layers: Sequence[FileLayer]) -> tuple[dict[str, FileLayer], str] |
     found = {name: found[name] for name in LAYERS if name in found}
     if sum(stem in LAYERS for _, (stem, _) in names) > len(found):
         return None  # two of them
-    named, how = bool(found), 'name'
-    for kind, listed_names in LISTED.items():
-        missing = [name for name in listed_names if name not in found]
+    named = bool(found)
+    for kind in ('conv', 'sepconv', 'bn'):
+        # in Keras' order, in which residual normalizations come after those that they are computed before
+        missing = [role for role in FIGURE5 if role in LAYERS and LAYERS[role].kind == kind and role not in found]
         known = {*found.values()}
         rest = [layer for layer in layers if layer.class_name == KERAS_CLASSES[kind] and layer not in known]
         if named:
@@ -243,10 +244,9 @@ def _identify(layers: Sequence[FileLayer]) -> tuple[dict[str, FileLayer], str] |
             if not enough or (named and not all('residual' in name for name in missing)):
                 return None
             found.update(zip(missing, rest))
-            how = 'order'
     if not named and len({layer.top for layer in layers if layer.top}) < sum(bool(layer.top) for layer in layers):
         raise Refused(
             'it holds an Xception whose layers have names of their own, in a group whose order depends on which '
             'of them were frozen. Pass --config FILE with what model.to_json() gives in Keras.'
         )
-    return {name: found[name] for name in LAYERS}, how
+    return {name: found[name] for name in LAYERS}
