@@ -17,7 +17,7 @@ from xception_hub.layers import MIN_IMG_SIZE
 from xception_hub.porting.declared import choose_preprocessing, read_class_names
 from xception_hub.porting.output import write
 from xception_hub.porting.parity import Parity, prove_parity
-from xception_hub.porting.photos import Photo, find_photos, keras_batch
+from xception_hub.porting.photos import Photo, keras_batch, photos_in
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.preprocessing import Preprocessing
 
@@ -98,7 +98,7 @@ def main(
     """
     ported = port(source, config, output_layer)
     preprocessing = choose_preprocessing(ported, input_range, interpolation, size, class_names)
-    photos = find_photos(images) if images else []
+    photos = photos_in(images) if images else []
     parity = convert(ported, output, preprocessing, read_class_names(ported, class_names), photos)
     print(f'{parity.report()}\n')
     for line in ported.notes():

@@ -26,7 +26,7 @@ from conversion import convert as convert_module
 from conversion.convert import app, convert
 from xception_hub.errors import DirectoryError, KerasFileError, ParityError
 from xception_hub.porting.declared import RELEASE_PREPROCESSING, choose_preprocessing
-from xception_hub.porting.names import KINDS, LAYERS, PREDICTIONS
+from xception_hub.porting.names import KINDS, LAYERS
 from xception_hub.porting.parity import Parity
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.reference import BY_KERAS
@@ -235,9 +235,9 @@ def test_release_by_name(release: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_name_table_counts() -> None:
-    """80 layers and 234 arrays; with the classifier 236."""
+    """80 layers and 234 arrays."""
     assert len({layer.torch for layer in LAYERS.values()}) == len({layer.keras1 for layer in LAYERS.values()}) == 80
-    assert sum(len(KINDS[layer.kind]) for layer in [*LAYERS.values(), PREDICTIONS]) == 236
+    assert sum(len(KINDS[layer.kind]) for layer in LAYERS.values()) == 234
 
 
 # What is refused

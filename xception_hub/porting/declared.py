@@ -12,12 +12,11 @@ from timm.data import ImageNetInfo
 from ..errors import KerasFileError
 from .output import read_report
 from .parity import Finding
-from .photos import Photo, compare_pixels
 from .port import Port
 from .preprocessing import Preprocessing
 
 MOST_SCALE_OF_BYTES = 1 / 64
-PIXELS = 1e-6  # relative difference of prepared images, in float32; another interpolation or range is 1e-1
+IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')  # what prepares them in timm
 
 # Preparation of keras.applications, with timm's crop for 299 pixels.
 RELEASE_PREPROCESSING = Preprocessing('tf', (299, 299), 'bicubic', crop_pct=0.8975, crop_mode='center')
@@ -89,30 +88,29 @@ def read_class_names(ported: Port, class_names: list[str] | None) -> list[str] |
     return class_names
 
 
-def check_declared(directory: Path, photos: Sequence[Photo]) -> list[Finding]:
+def check_declared(directory: Path) -> list[Finding]:
     """Whether timm prepares images, and names classes, as was declared when the file was converted.
 
     Args:
         directory: Directory with config.json, which timm reads, and parity.json, which keeps what was declared.
-        photos: Photos to prepare in both ways.
     """
     declared = read_report(directory).get('declared')
     if not declared:
         return []
-    network = timm.create_model(f'local-dir:{directory}')
-    cfg: Any = network.pretrained_cfg
+    cfg: Any = timm.create_model(f'local-dir:{directory}').pretrained_cfg
     names, found = declared['class_names'], cfg.get('label_names')
     same = (names or None) == (list(found) if found else None)
     summary = f'{"as" if same else "NOT as"} they were declared'
     checks = [Finding('class names', same, True, summary, dict(declared=names, found=found))]
-    if photos:
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in declared['preprocessing'].items()
-        }
-        error = compare_pixels(network, Preprocessing(**settings), photos)
-        summary = (
-            f"on {len(photos)} images timm's transform differs by {error:.1e} from the declared preprocessing "
-            f'({settings["input_range"]}, {settings["interpolation"]}), of {PIXELS:.0e} at most'
-        )
-        checks.append(Finding('input', error <= PIXELS, True, summary, dict(difference=error, limit=PIXELS)))
-    return checks
+    settings: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in declared['preprocessing'].items()
+    }
+    expected = Preprocessing(**settings).pretrained_cfg(cfg['input_size'][0])
+    differs = {name: cfg.get(name) for name in IMAGES if _plain(cfg.get(name)) != _plain(expected[name])}
+    where = [f'{name} is {value!r}, not {expected[name]!r}' for name, value in differs.items()]
+    summary = f"timm's settings of images are {'NOT ' if differs else ''}the declared ones"
+    return [*checks, Finding('input', not differs, True, ': '.join([summary, *where]), dict(differs=differs))]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value

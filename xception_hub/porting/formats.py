@@ -7,8 +7,8 @@ model.h5           weights of Keras 1 or 2      weights
 model.weights.h5   Keras 3, tf_keras            weights
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,44 +65,27 @@ def open_source(path: Path) -> Iterator[Opened]:
         raise KerasFileError(f'{path} {other}')
     if not path.exists():
         raise KerasFileError(f'There is no file {path}. A source is {ACCEPTED}.')
-    opener: Callable[[Path], AbstractContextManager[Opened]] = _open_h5
     if path.is_dir():
-        kind = next((kind for file, kind in PRESETS.items() if (path / file).is_file()), None)
-        raise KerasFileError(
-            PRESET.format(path=str(path), **kind) if kind else f'{path} is a directory. A source is {ACCEPTED}.'
-        )
-    if _start(path).startswith(ZIP) or (path.suffix == '.keras' and not _start(path).startswith(HDF5)):
-        opener = _open_keras
-    elif not (_start(path).startswith(HDF5) or path.suffix in ('.h5', '.hdf5')):  # perhaps a damaged one
-        raise KerasFileError(f'{path} is no file of Keras. A source is {ACCEPTED}.')
-    with opener(path) as opened:
-        yield opened
-
-
-def _start(path: Path) -> bytes:
+        for file, kind in PRESETS.items():
+            if (path / file).is_file() and 'keras_hub' in str(read_json(path / file)):
+                raise KerasFileError(PRESET.format(path=str(path), **kind))
+        raise KerasFileError(f'{path} is a directory. A source is {ACCEPTED}.')
     with open(path, 'rb') as file:
-        return file.read(16)
-
-
-@contextmanager
-def _open_keras(path: Path) -> Iterator[Opened]:
-    metadata, config, size = read_archive(path)
-    with WeightFile(path, read_weights(path), size) as weights:
-        yield Opened(path, 'archive', weights, config, _version(metadata.get('keras_version')))
-
-
-@contextmanager
-def _open_h5(path: Path) -> Iterator[Opened]:
+        start = file.read(len(HDF5))
+    if start.startswith(ZIP) or (path.suffix == '.keras' and start != HDF5):
+        metadata, config, size = read_archive(path)
+        with WeightFile(path, read_weights(path), size) as weights:
+            yield Opened(path, 'archive', weights, config, _version(metadata.get('keras_version')))
+        return
+    if start != HDF5 and path.suffix not in ('.h5', '.hdf5'):  # perhaps a damaged one
+        raise KerasFileError(f'{path} is no file of Keras. A source is {ACCEPTED}.')
     if path.stat().st_size > MAX_FILE:
         raise KerasFileError(f'{path} is larger than any Xception: {path.stat().st_size} bytes.')
     with WeightFile(path) as weights:
-        version = _version(weights.attribute('', 'keras_version'))
         text = weights.attribute('', 'model_config')
-        if text is None:
-            yield Opened(path, 'weights', weights, keras_version=version)
-        else:
-            config = parse_json(text, f"{path}: its attribute 'model_config'")
-            yield Opened(path, 'whole model', weights, config, version)
+        config = None if text is None else parse_json(text, f"{path}: its attribute 'model_config'")
+        version = _version(weights.attribute('', 'keras_version'))
+        yield Opened(path, 'weights' if config is None else 'whole model', weights, config, version)
 
 
 def read_json(path: Path) -> dict[str, Any]:

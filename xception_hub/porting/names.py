@@ -93,8 +93,6 @@ def _numbered() -> Iterator[KerasLayer]:
 
 LAYERS: dict[str, KerasLayer] = {layer.keras: layer for layer in _numbered()}
 
-PREDICTIONS = KerasLayer('predictions', 'head.fc', 'dense', 'dense_2')
-
 
 def keras_shape(torch_shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape in Keras of an array whose torch shape is known."""
