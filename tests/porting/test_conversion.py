@@ -236,7 +236,7 @@ def test_release_by_name(release: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_name_table_counts() -> None:
     """80 layers and 234 arrays."""
-    assert len({layer.torch for layer in LAYERS.values()}) == len({layer.keras1 for layer in LAYERS.values()}) == 80
+    assert len({layer.torch for layer in LAYERS.values()}) == 80
     assert sum(len(KINDS[layer.kind]) for layer in LAYERS.values()) == 234
 
 

@@ -19,8 +19,9 @@ from torch import nn
 
 from conversion.prove import prove
 from xception_hub import Xception
+from xception_hub.porting.consistency import Finding
 from xception_hub.porting.declared import check_declared
-from xception_hub.porting.parity import Finding, compare_taps, compare_with_keras, torch_taps
+from xception_hub.porting.parity import compare_taps, compare_with_keras, torch_taps
 from xception_hub.porting.photos import photo_batch
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.reference import KerasReference

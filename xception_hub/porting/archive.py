@@ -17,16 +17,7 @@ MAX_JSON = 4 * 2**20  # bytes; in memory JSON takes 20 times as much
 MAX_BYTES = {METADATA: 2**20, CONFIG: MAX_JSON, WEIGHTS: 2**29}  # Xception's are 63, 140 thousand, 86 to 280 million
 MAX_RATIO = 100  # between the sizes of a member before and after compression; JSON reaches 20
 BLOCK = 2**20  # bytes that are read, and unpacked, at once
-DAMAGES = (
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    struct.error,
-)
+DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 def read_archive(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:

@@ -6,6 +6,7 @@ Keras 3, tf_keras' v3    layers/functional/layers/conv2d/vars/0
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -161,7 +162,8 @@ class GroupsLayout:
     @property
     def is_release(self) -> bool:
         """Whether it is one of the two files that Keras publishes, or has their layout."""
-        return all(layer.keras1 in self.groups for layer in LAYERS.values())
+        counts = Counter(KERAS1_NAMES[layer.kind] for layer in LAYERS.values())
+        return all(f'{stem}_{i + 1}' in self.groups for stem, count in counts.items() for i in range(count))
 
     def layers(self) -> list[FileLayer]:
         if self.is_keras1 and next(iter(LAYERS)) not in self.groups:

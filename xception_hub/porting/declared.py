@@ -10,8 +10,8 @@ import timm
 from timm.data import ImageNetInfo
 
 from ..errors import KerasFileError
+from .consistency import Finding
 from .output import read_report
-from .parity import Finding
 from .port import Port
 from .preprocessing import Preprocessing
 
@@ -41,7 +41,12 @@ def choose_preprocessing(
     Raises:
         KerasFileError: Something is said by neither; the message names all flags that are missing.
     """
-    known = _known_preprocessing(ported)
+    structure = ported.structure
+    known: dict[str, Any] = dict(image_size=ported.image_size, rescaling=structure.rescaling)
+    if structure.steps and np.abs(structure.rescaling[0]).max() <= MOST_SCALE_OF_BYTES:
+        known['input_range'] = 'raw'  # a model that divides its images by something near 127 or 255 takes bytes
+    if ported.is_release:
+        known = asdict(RELEASE_PREPROCESSING)
     flags = dict(input_range=input_range, interpolation=interpolation, image_size=(size, size) if size else None)
     known.update({name: value for name, value in flags.items() if value})
     options = {'input_range': '--input-range', 'interpolation': '--interpolation', 'image_size': '--size'}
@@ -53,21 +58,11 @@ def choose_preprocessing(
             f'{ported.source} does not say how its images were prepared, which changes what the model computes, or '
             f'what its classes are called. Pass {" and ".join(missing)}; --help explains the choices.'
         )
-    if ported.structure.head.one_size and known['image_size'] != ported.image_size:
+    if structure.head.one_size and known['image_size'] != ported.image_size:
         raise KerasFileError(
             f'{ported.source}: its head takes images of {ported.image_size} pixels alone. Leave out --size.'
         )
     return Preprocessing(**known)
-
-
-def _known_preprocessing(ported: Port) -> dict[str, Any]:
-    """Arguments of `Preprocessing` that the file tells."""
-    if ported.is_release:
-        return asdict(RELEASE_PREPROCESSING)
-    known: dict[str, Any] = dict(image_size=ported.image_size, rescaling=ported.structure.rescaling)
-    if ported.structure.steps and np.abs(ported.structure.rescaling[0]).max() <= MOST_SCALE_OF_BYTES:
-        known['input_range'] = 'raw'  # a model that divides its images by something near 127 or 255 takes bytes
-    return known
 
 
 def read_class_names(ported: Port, class_names: list[str] | None) -> list[str] | None:

@@ -147,7 +147,10 @@ def compare(roles: dict[str, FileLayer]) -> dict[str, Any]:
         expected = {**SETTINGS[node.class_name], **node.settings}
         if role in LAYERS and 'filters' in expected:
             expected['filters'] = widths()[role]
-        found = _settings_of(layer.class_name, layer.config, place)
+        try:
+            found = read_settings(layer.class_name, layer.config)
+        except Refused as e:
+            raise Refused(f'{place} {e}. {WAY_OUT}') from e
         if layer.class_name != node.class_name:  # with Keras' defaults it is the same as this one
             _refuse_first(found, SETTINGS[layer.class_name], place)
             found = dict(expected, activation=layer.class_name.lower())
@@ -169,13 +172,6 @@ def compare(roles: dict[str, FileLayer]) -> dict[str, Any]:
                 _refuse_first({name: others[0]}, {name: default}, values[others[0]])
             arguments[argument] = value
     return arguments
-
-
-def _settings_of(class_name: str, config: dict[str, Any], place: str) -> dict[str, Any]:
-    try:
-        return read_settings(class_name, config)
-    except Refused as e:
-        raise Refused(f'{place} {e}. {WAY_OUT}') from e
 
 
 def _refuse_first(found: dict[str, Any], expected: dict[str, Any], place: str) -> None:

@@ -38,19 +38,17 @@ class Tensor(NamedTuple):
     output: int = 0
 
 
-class Argument(NamedTuple):
-    """What a layer is called with beside tensors: its place among the operands, its name if it has one, its value."""
-
-    place: int
-    name: str | None
-    value: Any
-
-
 class Call(NamedTuple):
-    """One call of a layer: what it takes, and whether Keras 3 wrote it, with arguments that are its defaults."""
+    """One call of a layer.
+
+    Attributes:
+        tensors: What it takes.
+        arguments: Its other arguments: place among the operands, name or None, value.
+        of_keras3: Whether Keras 3 wrote it, which also states arguments that are its defaults.
+    """
 
     tensors: tuple[Tensor, ...]
-    arguments: tuple[Argument, ...] = ()
+    arguments: tuple[tuple[int, str | None, Any], ...] = ()
     of_keras3: bool = False
 
 
@@ -86,7 +84,8 @@ class FileLayer:
     @property
     def constants(self) -> list[tuple[int, Any]]:
         """Numbers that the layer is called with, each with its place among the operands."""
-        return [(a.place, a.value) for call in self.calls for a in call.arguments if type(a.value) in (int, float)]
+        arguments = (argument for call in self.calls for argument in call.arguments)
+        return [(place, value) for place, _, value in arguments if type(value) in (int, float)]
 
 
 @dataclass(eq=False, repr=False)
@@ -311,4 +310,4 @@ def _of_keras2(node: list[Any]) -> Call:
 def _call(operands: list[tuple[int, str | None, Any]]) -> Call:
     found = [(operand, tuple(tensors_in(operand[2]))) for operand in operands]
     tensors = tuple(tensor for _, several in found for tensor in several)
-    return Call(tensors, tuple(Argument(*operand) for operand, several in found if not several))
+    return Call(tensors, tuple(operand for operand, several in found if not several))

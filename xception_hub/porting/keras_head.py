@@ -121,7 +121,7 @@ class FileHead:
             found.append((f'head.fc_layers.{name}', kind, layer))
         found.append(('head.fc', 'dense', self.classifier))
         return [
-            (KerasLayer(layer.name or layer.path, name, kind, layer.name or layer.path), layer)
+            (KerasLayer(layer.name or layer.path, name, kind), layer)
             for name, kind, layer in found
             if layer is not None
         ]

@@ -1,7 +1,7 @@
 """The one name table: Keras' name of each layer of Xception, this network's, and the axes between them."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -75,23 +75,14 @@ class KerasLayer(NamedTuple):
         keras: Name in Keras 2 and 3, see `xception_hub.topology.Layer`.
         torch: Name in `xception_hub.Xception`.
         kind: A key of `KINDS`.
-        keras1: Name in the official weight files, which Keras 1 wrote.
     """
 
     keras: str
     torch: str
     kind: str
-    keras1: str
 
 
-def _numbered() -> Iterator[KerasLayer]:
-    counts = dict.fromkeys(KERAS1_NAMES, 0)
-    for layer in topology.LAYERS:
-        counts[layer.kind] += 1
-        yield KerasLayer(layer.keras, layer.torch, layer.kind, f'{KERAS1_NAMES[layer.kind]}_{counts[layer.kind]}')
-
-
-LAYERS: dict[str, KerasLayer] = {layer.keras: layer for layer in _numbered()}
+LAYERS = {layer.keras: KerasLayer(layer.keras, layer.torch, layer.kind) for layer in topology.LAYERS}
 
 
 def keras_shape(torch_shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -150,7 +150,7 @@ def _is_release(layout: Layout, model_args: dict[str, Any]) -> bool:
 
 def _with_arrays(structure: Structure) -> list[tuple[KerasLayer, FileLayer]]:
     """Pairs what arrays are for with the file's layers that hold them."""
-    of_images = KerasLayer('', 'the preparation of images', 'normalization', '')
+    of_images = KerasLayer('', 'the preparation of images', 'normalization')
     return [
         *((LAYERS[name], layer) for name, layer in structure.layers.items()),
         *structure.head.layers_with_arrays(),

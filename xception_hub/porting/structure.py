@@ -12,7 +12,7 @@ from ..errors import KerasFileError, listed
 from ..layers import MIN_IMG_SIZE
 from .figure5 import FIGURE5, FIRST, LAST, compare, match
 from .graph import MAX_LAYERS, FileLayer, Model, all_layers, read_model, trace
-from .keras_head import MAX_CHANNELS, POOLS, FileHead, Step, behind, read_bare_head, read_head, read_steps
+from .keras_head import MAX_CHANNELS, POOLS, FileHead, Step, read_bare_head, read_head, read_steps
 from .layer_settings import Refused
 from .names import KERAS_CLASSES, LAYERS, numbered, numbers_of
 from .preprocessing import Rescaling
@@ -84,8 +84,9 @@ def parse(config: Any, source: object, output_layer: str | None = None) -> Struc
             if middle and layer not in inside:
                 raise Refused(f'{layer} takes what {middle.pop().name!r} computes, from the middle of Xception.')
         after = _line(output, roles[LAST])
-        image, *before = _line(roles[FIRST])[:-1]
-        structure.image_size, structure.channels = _input_of([image, *every])
+        before = _line(roles[FIRST])[:-1]
+        structure.image_size, structure.channels = _input_of([*before[:1], *every])
+        before = [layer for layer in before if layer.class_name != 'InputLayer']
         structure.steps, ignored = read_steps(before, layers[FIRST].top)
         structure.head = read_head(after, structure.image_size)
         structure.ignored = ignored + structure.head.ignored
@@ -162,11 +163,7 @@ def _line(end: FileLayer, start: FileLayer | None = None) -> list[FileLayer]:
             if len(sources) != 1:
                 if start:
                     raise Joined(layer)
-                joined = listed([source.name for source in layer.inputs])
-                raise Refused(
-                    f'{layer} joins {joined} before Xception. In Keras, save {behind(layer, end.top)}, which keeps '
-                    f'the head.'
-                )
+                break  # such a layer is none that may stand before Xception
         (source,) = sources
         if source in line:
             raise Refused(f'{source} is used twice.')
@@ -191,10 +188,10 @@ def _input_of(layers: Sequence[FileLayer]) -> tuple[tuple[int, int] | None, int]
 
 def check_image_size(height: int, width: int) -> None:
     """Refuses a height or width, in pixels, that Xception or the comparison with Keras cannot take."""
-    if min(height, width) < MIN_IMG_SIZE:
-        raise Refused(f'its images are {height}x{width}, but Xception takes at least {MIN_IMG_SIZE}.')
-    if max(height, width) > MAX_IMG_SIZE:
-        raise Refused(f'its images are {height}x{width}, more than {MAX_IMG_SIZE}.')
+    if not MIN_IMG_SIZE <= min(height, width) <= max(height, width) <= MAX_IMG_SIZE:
+        raise Refused(
+            f'its images are {height}x{width}, but height and width must be from {MIN_IMG_SIZE} to {MAX_IMG_SIZE}.'
+        )
 
 
 def bare(layers: list[FileLayer]) -> Structure:
