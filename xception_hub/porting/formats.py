@@ -39,14 +39,12 @@ class Opened:
     """A source, open for reading.
 
     Attributes:
-        path: The file.
         kind: 'archive', 'whole model' or 'weights'.
         weights: The arrays.
         config: The model's config, as Keras serialised it; None for weights alone.
         keras_version: Version of Keras that wrote the source, or 'unknown'.
     """
 
-    path: Path
     kind: str
     weights: WeightFile
     config: dict[str, Any] | None = None
@@ -75,7 +73,7 @@ def open_source(path: Path) -> Iterator[Opened]:
     if start.startswith(ZIP) or (path.suffix == '.keras' and start != HDF5):
         metadata, config, size = read_archive(path)
         with WeightFile(path, read_weights(path), size) as weights:
-            yield Opened(path, 'archive', weights, config, _version(metadata.get('keras_version')))
+            yield Opened('archive', weights, config, _version(metadata.get('keras_version')))
         return
     if start != HDF5 and path.suffix not in ('.h5', '.hdf5'):  # perhaps a damaged one
         raise KerasFileError(f'{path} is no file of Keras. A source is {ACCEPTED}.')
@@ -85,7 +83,7 @@ def open_source(path: Path) -> Iterator[Opened]:
         text = weights.attribute('', 'model_config')
         config = None if text is None else parse_json(text, f"{path}: its attribute 'model_config'")
         version = _version(weights.attribute('', 'keras_version'))
-        yield Opened(path, 'weights' if config is None else 'whole model', weights, config, version)
+        yield Opened('weights' if config is None else 'whole model', weights, config, version)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -191,8 +191,7 @@ def trace(outer: Model, output_layer: str | None) -> tuple[FileLayer, list[FileL
         The output, and all layers on which it depends, each with its `inputs`.
 
     Raises:
-        Refused: There is no such output, or there are several; a layer is called more than once, or in another way
-            than in evaluation.
+        Refused: There is no such output, or there are several; a layer is called more than once.
     """
     outputs = list(dict.fromkeys(tensor.layer for tensor in outer.outputs))
     home, end = outer, output_layer or outputs[0]
@@ -211,7 +210,6 @@ def trace(outer: Model, output_layer: str | None) -> tuple[FileLayer, list[FileL
     stack, found = [(last, model)], {last: None}
     while stack:
         layer, model = stack.pop()
-        _check_calls(layer)
         if layer.class_name != 'InputLayer':
             sources = [_source_of(model, tensor, layer) for call in layer.calls for tensor in call.tensors]
             layer.inputs = tuple(source for source, _ in sources)
@@ -234,8 +232,9 @@ def _source_of(model: Model, tensor: Tensor, taker: FileLayer | None = None) -> 
             f'{taker} takes output {tensor.output} of call {tensor.node} of {tensor.layer!r}, which has one output and '
             f'is called once.'
         )
+    if len(layer.calls) > 1:
+        raise Refused(f'{layer} is called {len(layer.calls)} times in one model. {WAY_OUT}')
     if nested:
-        _check_calls(layer)
         if len(nested.outputs) != 1:
             outputs = listed([output.layer for output in nested.outputs])
             raise Refused(f'{layer} has {len(nested.outputs)} outputs. Choose one with --output-layer: {outputs}.')
@@ -248,14 +247,12 @@ def _source_of(model: Model, tensor: Tensor, taker: FileLayer | None = None) -> 
     return layer, model
 
 
-def _check_calls(layer: FileLayer) -> None:
-    """Refuses calls that change what a layer computes."""
-    if len(layer.calls) > 1:
-        raise Refused(f'{layer} is called {len(layer.calls)} times in one model. {WAY_OUT}')
+def check_call(layer: FileLayer) -> None:
+    """Refuses a call that changes what a layer computes."""
     for call in layer.calls:
         is_step = operation_of(layer) in OPERATIONS and len(call.tensors) == 1
         numbers = {number for number, _ in layer.constants} if is_step else set()
-        by_default = call.of_keras3 and layer.class_name in (*IMAGE_AUGMENTATIONS, 'Pipeline')
+        by_default = call.of_keras3 and layer.class_name in IMAGE_AUGMENTATIONS
         for number, name, value in call.arguments:
             neutral = value is None or value is False or number in numbers or name == 'name'
             if not neutral and not (by_default and name == 'training'):

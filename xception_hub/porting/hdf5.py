@@ -87,7 +87,9 @@ class Reader:
             yield path, group
             if path.count('/') > MAX_DEPTH:
                 raise Unreadable(f'{self.source}: {path!r} is deeper than any model.')
-            for name in self._names(group, path):
+            with _reading(f'{self.source}: the group {path!r}'):
+                names = list(itertools.islice(group, MAX_OBJECTS + 1))
+            for name in names:
                 member = f'{path}/{name}' if path else name
                 node, address = self._node(group, name, member)
                 if address in seen:
@@ -99,10 +101,6 @@ class Reader:
                     stack.append((member, node))
                 else:
                     yield member, node
-
-    def _names(self, group: Any, path: str) -> list[str]:
-        with _reading(f'{self.source}: the group {path!r}'):
-            return list(itertools.islice(group, MAX_OBJECTS + 1))
 
     def _node(self, group: Any, name: str, member: str) -> tuple[Any, int]:
         """A member of a group, and its address in the file."""

@@ -341,19 +341,15 @@ def read_bare_head(rest: Sequence[FileLayer]) -> FileHead:
     return head
 
 
-@dataclass
-class Step:
+class Step(NamedTuple):
     """What a layer does to images: x * scale + offset, for all channels or for each.
 
-    Attributes:
-        scale: Factor.
-        offset: Summand.
-        file_layer: A Normalization, whose arrays say both.
+    Both come from the arrays of a Normalization, if it is one that has them.
     """
 
     scale: Any = 1.0
     offset: Any = 0.0
-    file_layer: FileLayer | None = None
+    normalization: FileLayer | None = None
 
 
 def read_steps(before: Sequence[FileLayer], home: str) -> tuple[list[Step], list[str]]:
@@ -414,7 +410,7 @@ def _normalization(layer: FileLayer, settings: Settings) -> Step:
         raise Refused(f'has axis={settings["axis"]!r:.100}, which is not the last')
     if settings['mean'] is not None:
         return normalized(_finite(layer.config['mean']), _finite(layer.config.get('variance')))
-    return Step(file_layer=layer)
+    return Step(normalization=layer)
 
 
 def normalized(mean: Any, variance: Any) -> Step:

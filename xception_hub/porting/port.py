@@ -154,7 +154,7 @@ def _with_arrays(structure: Structure) -> list[tuple[KerasLayer, FileLayer]]:
     return [
         *((LAYERS[name], layer) for name, layer in structure.layers.items()),
         *structure.head.layers_with_arrays(),
-        *((of_images, step.file_layer) for step in structure.steps if step.file_layer),
+        *((of_images, step.normalization) for step in structure.steps if step.normalization),
     ]
 
 
@@ -200,8 +200,8 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     left_out = _left_out(weights, used, [layout.place_of(layer) for layer in structure.others])
     steps = []
     for step in structure.steps:
-        if step.file_layer:
-            mean, variance = (_of_channels(weights, places[step.file_layer][name]) for name in ('mean', 'variance'))
+        if step.normalization:
+            mean, variance = (_of_channels(weights, places[step.normalization][name]) for name in ('mean', 'variance'))
             step = normalized(mean, variance)
         steps.append(step)
     structure.rescaling = rescaling_of(steps, channels)

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import KerasFileError, listed
 from ..layers import MIN_IMG_SIZE
 from .figure5 import FIGURE5, FIRST, LAST, compare, match
-from .graph import MAX_LAYERS, FileLayer, Model, all_layers, read_model, trace
+from .graph import MAX_LAYERS, FileLayer, Model, all_layers, check_call, read_model, trace
 from .keras_head import MAX_CHANNELS, POOLS, FileHead, Step, read_bare_head, read_head, read_steps
 from .layer_settings import Refused
 from .names import KERAS_CLASSES, LAYERS, numbered, numbers_of
@@ -76,7 +76,7 @@ def parse(config: Any, source: object, output_layer: str | None = None) -> Struc
         roles = _find_xception(graph, every)
         layers = {role: roles[role] for role in LAYERS}
         structure = Structure(layers, roles=roles, model=outer)
-        structure.others = [layer for layer in every if layer not in graph]
+        structure.others = [layer for layer in every if layer not in {*graph}]
         structure.arguments = compare(roles)
         inside = {*roles.values()}
         for layer in graph:
@@ -89,6 +89,10 @@ def parse(config: Any, source: object, output_layer: str | None = None) -> Struc
         before = [layer for layer in before if layer.class_name != 'InputLayer']
         structure.steps, ignored = read_steps(before, layers[FIRST].top)
         structure.head = read_head(after, structure.image_size)
+        used = {*graph}
+        models = [model.outer[1] for model in outer.all() if model.outer and used & {*model.layers.values()}]
+        for layer in [*graph, *models]:
+            check_call(layer)
         structure.ignored = ignored + structure.head.ignored
     except Joined as e:
         names = dict.fromkeys([*e.names, roles[LAST].name or ''])
