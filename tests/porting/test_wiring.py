@@ -313,22 +313,6 @@ def test_way_out_for_a_call(tmp_path: Path) -> None:
     assert port(archive(new, tmp_path)).model_args['num_classes'] == 2
 
 
-def test_features_and_logits(tmp_path: Path) -> None:
-    """Of two outputs, one of which the other needs, one is named."""
-    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(MAP, MAP, 3))
-    features = keras.layers.GlobalAveragePooling2D(name='features')(base.output)
-    model = keras.Model(base.input, [features, keras.layers.Dense(2, name='logits')(features)])
-    file = archive(randomised(model), tmp_path)
-    with pytest.raises(KerasFileError, match='--output-layer: features, logits'):
-        port(file)
-    for name, classes in (('features', 0), ('logits', 2)):
-        ported = port(file, output_layer=name)
-        assert ported.model_args['num_classes'] == classes
-        reference = KerasReference(ported)
-        assert reference.by_keras == (name == 'logits')
-        assert compare_with_keras(reference, ported.model(), (MAP, MAP)).first_wrong is None
-
-
 def test_dilated_in_keras(tmp_path: Path) -> None:
     """A stride of 1 pools other windows of an even map than `output_stride` does, which is why it is refused."""
     backbone = randomised(keras.applications.Xception(weights=None, include_top=False))
