@@ -80,10 +80,8 @@ KINDS: dict[tuple[str, str], Callable[[Path], Made]] = {
     ('TensorFlow 2.12', 'weights .weights.h5'): of(files.flat_with_top, files.weights_h5_of_tensorflow_2_12),
     ('Keras 3.0 to 3.5', '.keras'): of(files.flat_with_head, files.archive_without_names),
     ('Keras 3', '.keras, Sequential, rescaling inside'): of(files.sequential, files.archive),
-    ('Keras 3', 'RandAugment, AugMix and a Pipeline in front'): of(heads.augmented, files.archive),
+    ('Keras 3', 'RandAugment and AugMix in front'): of(heads.augmented, files.archive),
     ('Keras 3', 'whole model .h5'): of(files.nested, files.whole_h5),
-    ('Keras 3', 'shards'): of(files.flat_with_top, files.shards),
-    ('KerasHub', 'preset'): of(files.flat_with_top, files.preset),
     **{('any', f'head: {kind}'): with_head(kind) for kind in old.HEADS},
     **{('any', f'head: {kind}'): pooled(kind) for kind in heads.POOLED},
 }

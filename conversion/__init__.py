@@ -3,5 +3,4 @@
 python -m conversion.convert       converts a Keras file into a directory that timm loads, after a proof of parity
 python -m conversion.prove         repeats the proof at other sizes and on photos
 python -m conversion.to_keras      converts a model directory into a Keras file
-python -m conversion.fingerprints  writes xception_hub/weights/fingerprints.json
 """

@@ -17,7 +17,7 @@ from xception_hub.layers import MIN_IMG_SIZE
 from xception_hub.porting.declared import choose_preprocessing, read_class_names
 from xception_hub.porting.output import write
 from xception_hub.porting.parity import Parity, prove_parity
-from xception_hub.porting.photos import Photo, find_photos, keras_batch
+from xception_hub.porting.photos import Photo, keras_batch, photos_in
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.preprocessing import Preprocessing
 
@@ -82,9 +82,8 @@ def main(
     """Convert SOURCE into a directory that `timm.create_model('local-dir:DIR', pretrained=True)` loads.
 
     Args:
-        source: Keras file: a .keras archive; a whole model or weights of Keras 1, 2 or 3 in .h5 or .weights.h5; a
-            sharded .weights.json; or the directory of a KerasHub preset. keras-imagenet and keras-imagenet-notop
-            download the weights that Keras publishes.
+        source: Keras file: a .keras archive, or a whole model or weights of Keras 1, 2 or 3 in .h5 or .weights.h5.
+            keras-imagenet and keras-imagenet-notop download the weights that Keras publishes.
         output: Directory to write: model.safetensors, config.json, README.md, parity.json.
         input_range: Range of the model's input values: tf for -1..1 (xception.preprocess_input), unit for 0..1, raw
             for 0..255. Needed unless the file contains it.
@@ -99,7 +98,7 @@ def main(
     """
     ported = port(source, config, output_layer)
     preprocessing = choose_preprocessing(ported, input_range, interpolation, size, class_names)
-    photos = find_photos(images) if images else []
+    photos = photos_in(images) if images else []
     parity = convert(ported, output, preprocessing, read_class_names(ported, class_names), photos)
     print(f'{parity.report()}\n')
     for line in ported.notes():

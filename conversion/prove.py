@@ -19,7 +19,7 @@ from xception_hub.layers import MIN_IMG_SIZE
 from xception_hub.porting.declared import check_declared
 from xception_hub.porting.output import PARITY_FILE, update_report
 from xception_hub.porting.parity import Parity, prove_parity
-from xception_hub.porting.photos import Photo, find_photos, timm_batch
+from xception_hub.porting.photos import Photo, photos_in, timm_batch
 from xception_hub.porting.plot import draw
 from xception_hub.porting.port import Port, port
 
@@ -51,7 +51,7 @@ def prove(ported: Port, directory: Path, sizes: tuple[int, ...] = SIZES, photos:
     own = [ported.image_size] if ported.image_size else []
     pictures: list[Photo] = [*(photos or sample_photos())][:PHOTOS] if network.in_chans == 3 else []
     parity = prove_parity(ported, network, list(dict.fromkeys(own + squares)), pictures, timm_batch(network, pictures))
-    parity.checks += check_declared(directory, pictures)
+    parity.checks += check_declared(directory)
     return parity
 
 
@@ -81,7 +81,7 @@ def main(
         plot: PNG file for a plot of the difference after each module. By default DIRECTORY/parity.png.
         json_: Print the content of DIRECTORY/parity.json instead of tables.
     """
-    parity = prove(port(source, config), directory, sizes, find_photos(images) if images else [])
+    parity = prove(port(source, config), directory, sizes, photos_in(images) if images else [])
     update_report(directory, parity)
     picture = draw(parity, plot or directory / PLOT_FILE) if parity.proofs else ''
     if json_:

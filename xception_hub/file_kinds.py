@@ -59,10 +59,7 @@ KINDS = {
         'is a config of Keras without weights',
         'Name these as the source: xception-hub convert WEIGHTS --config {shell} -o DIR.',
     ),
-    'keras shards': (
-        'is the index of Keras weights in shards',
-        "Convert it: xception-hub convert {shell} -o DIR. xception_hub.from_checkpoint('DIR') then loads it.",
-    ),
+    'keras shards': ('is the index of Keras weights in shards', REBUILD.format(set='model.load_weights({file})')),
     # other files of networks
     'torchscript': (
         'is a TorchScript archive, whose program is not run',
@@ -146,7 +143,7 @@ KINDS = {
     'rar': ('is a RAR archive', 'Unpack it: unrar x {shell}. Then name the checkpoint in it.'),
     'image': ('is an image', 'Name the file of the network.'),
 }
-READ = {TORCH: ('torch',), KERAS: ('keras', 'keras shards')}
+READ = {TORCH: ('torch',), KERAS: ('keras',)}
 
 # names that content alone does not tell
 NAMES = {

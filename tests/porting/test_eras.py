@@ -24,19 +24,7 @@ from keras_files import (
     weights_of_keras2,
     whole_h5_of_keras2,
 )
-from old_keras_files import (
-    HEADS,
-    MAP,
-    Change,
-    L,
-    again,
-    head_of,
-    keras1_file,
-    nested_for_operations,
-    renamed,
-    shifted,
-    with_operations,
-)
+from old_keras_files import HEADS, MAP, Change, L, again, head_of, keras1_file, renamed, shifted
 
 from conversion import convert, prove
 from xception_hub.errors import KerasFileError
@@ -272,30 +260,6 @@ def test_batch_normalization_of_tensorflow_1(flat_head: Any, tmp_path: Path) -> 
     with h5py.File(file, 'r+') as f:
         f.attrs['model_config'] = f.attrs['model_config'].replace('"BatchNormalization"', '"BatchNormalizationV1"')
     assert_same(port(file), flat_head)
-
-
-@pytest.mark.parametrize(
-    ('operations', 'rescaling'),
-    [
-        ([('RealDiv', {'1': 127.5}), ('Sub', {'1': 1.0})], (1 / 127.5, -1)),
-        ([('Mul', {'0': 2.0}), ('AddV2', {'1': -1.0})], (2, -1)),
-        ([('Sub', {'0': 255.0})], (-1, 255)),
-        ([('Sub', {'1': [1.0, 2.0, 3.0]})], ((1.0, 1.0, 1.0), (-1.0, -2.0, -3.0))),
-    ],
-)
-def test_operations_of_tensorflow(operations: Any, rescaling: Any, tmp_path: Path) -> None:
-    model = randomised(nested_for_operations())
-    (tmp_path / 'config.json').write_text(with_operations(*operations))
-    ported = port(weights_of_keras2(model, tmp_path), tmp_path / 'config.json')
-    assert_same(ported, model)
-    for found, expected in zip(ported.structure.rescaling, rescaling):
-        assert found == pytest.approx(expected)
-
-
-def test_division_by_the_images(tmp_path: Path) -> None:
-    (tmp_path / 'config.json').write_text(with_operations(('RealDiv', {'0': 2.0})))
-    with pytest.raises(KerasFileError, match='before Xception divides 2.0 by the images'):
-        port(weights_of_keras2(nested_for_operations(), tmp_path), tmp_path / 'config.json')
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,8 @@ from keras_files import (
     archive,
     archive_without_names,
     expected_tensors,
-    preset,
     randomised,
     rewritten_config,
-    shards,
-    weights_h5,
     weights_h5_without_names,
     weights_of_keras2,
     whole_h5,
@@ -28,7 +25,6 @@ from keras_files import (
 )
 
 from xception_hub.errors import KerasFileError
-from xception_hub.porting.declared import choose_preprocessing
 from xception_hub.porting.parity import compare_with_keras
 from xception_hub.porting.port import Port, port
 from xception_hub.porting.reference import BY_KERAS, KerasReference
@@ -117,21 +113,42 @@ def test_weights_alone(write: Writer, model: Any, tmp_path: Path) -> None:
     assert ported.image_size is None
 
 
-def test_preset(flat_top: Any, tmp_path: Path) -> None:
-    """Head, size, range and interpolation come from the preset's files."""
-    ported = port(preset(flat_top, tmp_path))
-    assert_same(ported, flat_top)
-    assert ported.model_args == dict(num_classes=7, global_pool='avg', in_chans=3, drop_rate=0.1)
-    assert (ported.final_activation, ported.structure.residuals_by) == ('softmax', 'name')
-    found = choose_preprocessing(ported)
-    assert (found.image_size, found.interpolation, found.crop_mode) == ((SIZE, SIZE), 'bilinear', 'center')
-    assert found.mean_and_std() == ((0.5,) * 3, (0.5,) * 3)
-    assert ported.left_out == {'optimizer/vars/0': "the optimizer's state"}
+def test_shards(flat_top: Any, tmp_path: Path) -> None:
+    """Are refused; the line that the error names makes one file of them."""
+    flat_top.save_weights(tmp_path / 'model.weights.json', max_shard_size=0.03)
+    with pytest.raises(KerasFileError, match='in shards') as error:
+        port(tmp_path / 'model.weights.json')
+    code = str(error.value).partition('Then: ')[2].partition('. Convert')[0]
+    exec(code.replace('"model.keras"', repr(str(tmp_path / 'model.keras'))), dict(model=flat_top))
+    assert_same(port(tmp_path / 'model.keras'), flat_top)
 
 
-def test_what_tells_the_residuals(flat_top: Any, tmp_path: Path) -> None:
-    assert port(archive(flat_top, tmp_path)).structure.residuals_by == 'graph'
-    assert port(weights_h5(flat_top, tmp_path)).structure.residuals_by == 'order'
+@pytest.mark.parametrize('kind', ['ImageClassifier', 'Backbone'])
+def test_preset(kind: str, tmp_path: Path) -> None:
+    """One of KerasHub is refused; the line that the error names makes a file of it, which Keras reads by itself."""
+    folder = tmp_path / 'preset'
+    folder.mkdir()
+    file = folder / ('task.json' if kind == 'ImageClassifier' else 'config.json')
+    file.write_text('{"module": "keras_hub.src.models.xception"}')
+    with pytest.raises(KerasFileError, match='a preset of KerasHub') as error:
+        port(folder)
+    code = str(error.value).partition('keras_hub: ')[2].partition(' Convert')[0]
+    file.write_text('{}')
+    with pytest.raises(KerasFileError, match='is a directory. A source is'):
+        port(folder)
+    keras_hub = pytest.importorskip('keras_hub')  # pip install --no-deps keras-hub kagglehub kagglesdk
+    filters = [[32, 64], [128] * 2, [256] * 2, [728] * 2, *[[728] * 3] * 8, [728, 1024], [1536, 2048]]
+    pooling = [False, True, True, True, *[False] * 8, True, False]
+    model = keras_hub.models.XceptionBackbone(filters, pooling)
+    if kind == 'ImageClassifier':
+        model = keras_hub.models.XceptionImageClassifier(model, num_classes=7, activation='softmax')
+    model.save_to_preset(folder)
+    exec(code.replace('"model.keras"', repr(str(tmp_path / 'model.keras'))))
+    ported = port(tmp_path / 'model.keras')
+    assert ported.model_args['num_classes'] == (7 if kind == 'ImageClassifier' else 0)
+    reference = KerasReference(ported)
+    assert reference.reading == BY_KERAS
+    assert compare_with_keras(reference, ported.model(), (71, 71)).first_wrong is None
 
 
 def test_layers_with_other_names(tmp_path: Path) -> None:
@@ -140,7 +157,7 @@ def test_layers_with_other_names(tmp_path: Path) -> None:
     file = rewritten_config(archive_without_names(model, tmp_path), lambda text: text.replace('"block', '"stage'))
     ported = port(file)
     assert_same(ported, model)
-    assert (ported.structure.residuals_by, ported.model_args) == ('graph', HEAD_ARGS['flat_with_head'])
+    assert ported.model_args == HEAD_ARGS['flat_with_head']
     reference = KerasReference(ported)
     assert reference.reading == BY_KERAS
     assert compare_with_keras(reference, ported.model(), (71, 71)).first_wrong is None
@@ -190,9 +207,7 @@ def test_half_precision_keeps_its_values(dtype: str, tmp_path: Path) -> None:
         pytest.param('sequential', whole_h5_of_keras2, True, marks=pytest.mark.slow),
         ('nested', whole_h5_of_keras2, True),  # Keras 3 writes x / 127.5 into .h5, and reads it from a clean config
         pytest.param('flat_with_top', weights_h5_without_names, True, marks=pytest.mark.slow),
-        pytest.param('flat_without_top', shards, True, marks=pytest.mark.slow),
-        pytest.param('flat_with_top', weights_of_keras2, False, marks=pytest.mark.slow),
-        ('flat_with_top', preset, False),
+        ('flat_with_top', weights_of_keras2, False),
     ],
     ids=lambda value: getattr(value, '__name__', str(value)),
 )

@@ -29,7 +29,6 @@ import pytest
 from watched import Outcome, Watched
 
 from xception_hub.porting.port import port
-from xception_hub.porting.weights import WeightFile
 
 SEED = int(os.environ.get('FUZZ_SEED', 20161007))
 FAST, SLOW = 48, 500  # cases of the fuzz, each of which follows from the seed and its number
@@ -40,9 +39,7 @@ WEIGHTS = 'model.weights.h5'  # in an archive
 XCEPTIONS: dict[str, tuple[Callable[[Any, Path], Path], Callable[[], Any]]] = {
     'archive': (keras_files.archive, keras_files.nested),
     'HDF5': (keras_files.whole_h5, keras_files.flat_with_head),
-    'shards': (keras_files.shards, keras_files.flat_with_top),
 }
-STORAGES = {'old format': 'earliest', 'new format': 'latest'}  # of HDF5, in files of no Xception
 
 
 class Place(NamedTuple):
@@ -60,7 +57,7 @@ class Source:
     Attributes:
         folder: Its files, and nothing else.
         name: Of the file that is read.
-        places: Name of a tensor, or path of an array if it is no Xception -> where it is.
+        places: Name of a tensor -> where it is.
     """
 
     folder: Path
@@ -114,7 +111,7 @@ def write_content(folder: Path, file: str, member: str | None, content: bytes | 
 def opened(folder: Path, file: str, member: str | None) -> Iterator[h5py.File]:
     """For changes, in an old format of HDF5."""
     buffer = io.BytesIO(content_of(folder, file, member))
-    with h5py.File(buffer, 'r+', libver='latest' if file == 'arrays.h5' else 'earliest') as content:
+    with h5py.File(buffer, 'r+', libver='earliest') as content:
         yield content
     write_content(folder, file, member, buffer.getvalue())
 
@@ -178,41 +175,9 @@ def xception(folder: Path, kind: str) -> Source:
     return Source(folder, source.name, places)
 
 
-def every_storage(folder: Path, kind: str) -> Source:
-    """A file of no Xception: each way in which HDF5 stores arrays, groups and attributes, in its old or new format."""
-    generator = np.random.default_rng(0)
-    paths: list[str] = []
-
-    def add(path: str, shape: tuple[int, ...], dtype: str = 'f4', **storage: Any) -> None:
-        paths.append(path)
-        file.create_dataset(path, data=generator.normal(size=shape).astype(dtype), **storage)
-
-    with h5py.File(folder / 'arrays.h5', 'w', libver=STORAGES[kind]) as file:
-        file.attrs.update(keras_version='3.15.1', fixed=np.bytes_(b'x' * 200))
-        for i in range(5):
-            add(f'layers/conv2d_{i}/vars/0', (3, 3, 2, 4))
-            file[f'layers/conv2d_{i}/vars'].attrs['name'] = f'conv_{i}'
-        add('chunks/many', (40, 40), chunks=(16, 16))
-        add('chunks/one', (20, 20), chunks=(20, 20))
-        add('chunks/growing', (40, 10), chunks=(8, 10), maxshape=(None, 10))
-        add('chunks/growing both ways', (40, 10), 'f8', chunks=(8, 5), maxshape=(None, None))
-        add('chunks/bounded', (40, 10), 'f2', chunks=(8, 5), maxshape=(80, 10))
-        add('big endian', (9,), '>f4')
-        compact = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        compact.set_layout(h5py.h5d.COMPACT)
-        space, dtype = h5py.h5s.create_simple((8,)), h5py.h5t.IEEE_F32LE
-        array = h5py.h5d.create(file.id, b'compact', dtype, space, compact)
-        array.write(space, space, np.arange(0.5, 8.5, dtype='f4'))
-        for i in range(20):
-            add(f'many/{i}', (i + 1,))
-            file['many'].attrs[f'a{i}'] = 'v' * i
-    return Source(folder, 'arrays.h5', {path: Place('arrays.h5', None, path) for path in [*paths, 'compact']})
-
-
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
-    kinds = {**dict.fromkeys(XCEPTIONS, xception), **dict.fromkeys(STORAGES, every_storage)}
-    return {kind: make(tmp_path_factory.mktemp('whole'), kind) for kind, make in kinds.items()}
+    return {kind: xception(tmp_path_factory.mktemp('whole'), kind) for kind in XCEPTIONS}
 
 
 class Outside(NamedTuple):
@@ -241,26 +206,18 @@ def read(source: Source, moved: bool) -> str:
 
     An array that was moved may have the values of any other of its size.
     """
-    if source.name == 'arrays.h5':
-        with WeightFile(source.folder / source.name, [source.folder / source.name]) as file:
-            found = {path: file.read(path, file.shape(path)) for path in file.arrays()}
-        places = {path: Place('arrays.h5', None, path) for path in found}
-    else:
-        found = {name: tensor.numpy() for name, tensor in port(source.folder / source.name).tensors.items()}
-        places = source.places
+    found = {name: tensor.numpy() for name, tensor in port(source.folder / source.name).tensors.items()}
     read_again: dict[str, np.ndarray] = {}
-    for name, (file_name, member, path) in places.items():
+    for name, (file_name, member, path) in source.places.items():
         with h5py.File(io.BytesIO(content_of(source.folder, file_name, member))) as content:
             values = np.asarray(content.get(path, np.nan), 'f4')
-            if source.name != 'arrays.h5':
-                axes = (2, 3, 0, 1) if name.endswith('conv_dw.weight') else (3, 2, 0, 1)
-                values = values.transpose(axes) if values.ndim == 4 else values.T
-            read_again[name] = values
+            axes = (2, 3, 0, 1) if name.endswith('conv_dw.weight') else (3, 2, 0, 1)
+            read_again[name] = values.transpose(axes) if values.ndim == 4 else values.T
     if moved:
         return ' '.join(
             name for name, values in found.items() if not any(np.array_equal(values, v) for v in read_again.values())
         )
-    names = found.keys() | source.places.keys() if source.name != 'arrays.h5' else found.keys()
+    names = found.keys() | source.places.keys()
     return ' '.join(name for name in names if not np.array_equal(found.get(name, np.nan), read_again[name]))
 
 
@@ -448,14 +405,6 @@ CONFIGS: dict[str, Callable[[str, Outside], str]] = {  # what it becomes
     'a number of many digits': lambda text, outside: text.replace(': 1,', f': {"9" * 10**6},', 1),
     'no text': lambda text, outside: text.replace('"Dense"', '"\ud800"'),
 }
-SHARDS: dict[str, Callable[[Outside], Any]] = {  # the file that has an array
-    'outwards': lambda outside: '../secret.h5',
-    'elsewhere': lambda outside: str(outside.secret),
-    'a folder': lambda outside: '..',
-    'none': lambda outside: 'none.h5',
-    'a zero': lambda outside: 'a\0.h5',
-    'no name': lambda outside: {},
-}
 
 
 def copied(whole: Source, folder: Path) -> Source:
@@ -491,22 +440,10 @@ def test_config(kind: str, sources: dict[str, Source], watched: Watched, outside
     assert not outside.proof.exists()
 
 
-@pytest.mark.parametrize('kind', SHARDS)
-def test_shard(kind: str, sources: dict[str, Source], watched: Watched, outside: Outside, tmp_path: Path) -> None:
-    source = copied(sources['shards'], tmp_path / 'case')
-    root = json.loads((source.folder / source.name).read_text())
-    root['weight_map'][next(iter(root['weight_map']))] = SHARDS[kind](outside)
-    (source.folder / source.name).write_text(json.dumps(root))
-    must_be(watched(read, source.folder, source, False), source.folder, '')
-
-
 # The fuzz ------------------------------------------------------------------------------------------------------------
 
 NUMBERS = [0, 1, 2, 3, 4, 7, 8, 16, *(2**bits + d for bits in (7, 8, 15, 16, 31, 32, 40, 63, 64) for d in (-1, 0))]
-# what HDF5 begins a piece of its own data with; \x01 is a header of its old format
-SIGNATURES = (
-    b'\x89HDF TREE SNOD HEAP GCOL OHDR OCHK FRHP FHDB FHIB BTHD BTLF BTIN FAHD FADB EAHD EAIB EADB EASB'.split()
-)
+SIGNATURES = b'\x89HDF TREE SNOD HEAP GCOL'.split()  # what HDF5 begins a piece of its own data with
 NODES: list[Any] = [  # what may stand where something else is expected in a config
     None, True, 0, -1, 3, 2**31, 10**29, 0.5, float('nan'), '', 'x', 'relu', '\x1b[2J\n', '\ud800', 'x' * 5000, [],
     [[]], [None, 10**6, 3], [['a', 0, 0]], {}, {'class_name': 'function', 'config': 'exec', 'module': 'builtins'},
@@ -534,47 +471,19 @@ def of_bytes(content: bytearray, random: Random) -> None:
 
 
 def of_numbers(content: bytearray, random: Random) -> None:
-    """Numbers in a piece of HDF5's own data become others, with a checksum that is right."""
+    """Numbers in a piece of HDF5's own data become others."""
     starts = [m.start() for m in re.finditer(b'|'.join(map(re.escape, SIGNATURES)), content)]
     with h5py.File(io.BytesIO(content)) as file:
         file.visititems(lambda path, node: starts.append(h5py.h5o.get_info(node.id).addr))
     for _ in range(random.choice((1, 1, 2, 3))):
         block = random.choice(starts)
-        ends = [end for end in range(block + 8, min(block + 300, len(content) - 4)) if is_checked(content, block, end)]
-        end = ends[0] if ends else min(block + 300, len(content))
+        end = min(block + 300, len(content))
         width = random.choice((1, 1, 2, 4, 8))
         start = random.randrange(block, max(end - width, block + 1))
         old = int.from_bytes(content[start : start + width], 'little')
         numbers = (random.choice(NUMBERS), random.getrandbits(8 * width), old + 1, old - 1, old + 8)
         new = random.choice((*numbers, random.choice(starts)))
         content[start : start + width] = (new % (1 << 8 * width)).to_bytes(width, 'little')
-        if ends:
-            struct.pack_into('<I', content, end, lookup3(bytes(content[block:end])))
-
-
-def is_checked(content: bytearray, start: int, end: int) -> bool:
-    return content[end : end + 4] == struct.pack('<I', lookup3(bytes(content[start:end])))
-
-
-def lookup3(data: bytes) -> int:
-    """Bob Jenkins' hash, by which HDF5 knows that a piece is whole."""
-
-    def rotated(x: int, bits: int) -> int:
-        return (x << bits | x >> (32 - bits)) & 0xFFFFFFFF
-
-    a = b = c = (0xDEADBEEF + len(data)) & 0xFFFFFFFF
-    padded = data + bytes(-len(data) % 12)
-    words = struct.unpack(f'<{len(padded) // 4}I', padded)
-    for i in range(0, len(words), 3):
-        a, b, c = ((x + word) & 0xFFFFFFFF for x, word in zip((a, b, c), words[i:]))
-        if i + 3 < len(words):
-            for bits in (4, 6, 8, 16, 19, 4):
-                a, c = ((a - c) & 0xFFFFFFFF) ^ rotated(c, bits), (c + b) & 0xFFFFFFFF
-                a, b, c = b, c, a
-    for bits in (14, 11, 25, 16, 4, 14, 24):
-        c = ((c ^ b) - rotated(b, bits)) & 0xFFFFFFFF
-        a, b, c = b, c, a
-    return b
 
 
 def of_nodes(root: Any, random: Random) -> None:
@@ -602,7 +511,7 @@ def places_in(node: Any) -> Iterator[tuple[Any, Any]]:
 def damage(source: Source, random: Random) -> bool:
     """Whether arrays may have been moved."""
     change = random.choice((of_bytes, of_numbers, of_numbers, of_nodes))
-    if change is of_nodes and source.name not in ('arrays.h5', 'model.weights.json'):
+    if change is of_nodes:
         root = json.loads(source.text())
         of_nodes(root, random)
         source.write_text(json.dumps(root, ensure_ascii=False))
@@ -619,7 +528,7 @@ def damage(source: Source, random: Random) -> bool:
 def test_fuzz(numbers: range, sources: dict[str, Source], watched: Watched, tmp_path: Path) -> None:
     for number in numbers:
         random = Random(f'{SEED} {number}')
-        source = copied(sources[random.choice([*XCEPTIONS, *STORAGES, *STORAGES])], tmp_path / str(number))
+        source = copied(sources[random.choice([*XCEPTIONS])], tmp_path / str(number))
         moved = damage(source, random)
         try:
             must_be(watched(read, source.folder, source, moved), source.folder, None)

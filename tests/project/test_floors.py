@@ -41,7 +41,7 @@ HEAVY = {
     'keras': {'porting', 'benchmarks'},
     'tensorflow': set(),
 }
-TWICE = {'layouts', 'weights'}  # names of two modules, until weights/ and porting/ have others
+TWICE: set[str] = set()  # names of two modules
 LIGHT_ROOM = {  # what figure 5 is made of
     'collections.abc',
     'contextlib',

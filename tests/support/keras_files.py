@@ -4,7 +4,6 @@ What only TensorFlow's Keras writes is made of what this Keras writes: the same 
 """
 
 import io
-import json
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import keras
 import numpy as np
 from torch import Tensor, from_numpy
 
-from xception_hub.porting.names import LAYERS
+from xception_hub.porting.names import LAYERS, numbered
 
 SIZE = 96  # pixels
 
@@ -217,14 +216,23 @@ def weights_h5_without_names(model: Any, folder: Path) -> Path:
 
 
 def weights_h5_of_tensorflow_2_12(model: Any, folder: Path) -> Path:
-    """The same of the version in which its groups had another name."""
+    """The same of the version in which its groups had another name, and which counted each layer with arrays twice."""
     file = weights_h5_without_names(model, folder)
     with h5py.File(file, 'r+') as f:
-        paths: list[str] = []
-        f.visit(paths.append)
-        for path in sorted(paths, key=len, reverse=True):
-            if path.rpartition('/')[2] == 'layers':
-                f.move(path, path.removesuffix('layers') + '_layer_checkpoint_dependencies')
+        homes: list[str] = []
+        f.visit(lambda path: homes.append(path) if path.rpartition('/')[2] == 'layers' else None)
+        for home in sorted(homes, key=len, reverse=True):
+            counts: dict[str, int] = {}
+            for name in sorted(f[home], key=numbered):
+                stem, group = numbered(name)[0], f[home][name]
+                arrays: list[Any] = []
+                group.visititems(lambda _, node, a=arrays: a.append(node) if isinstance(node, h5py.Dataset) else None)
+                counts[stem] = counts.get(stem, -1) + 1
+                f.move(f'{home}/{name}', f'{home}/new {stem}' + (f'_{counts[stem]}' if counts[stem] else ''))
+                counts[stem] += bool(arrays)
+            for name in [*f[home]]:
+                f.move(f'{home}/{name}', f'{home}/{name.removeprefix("new ")}')
+            f.move(home, home.removesuffix('layers') + '_layer_checkpoint_dependencies')
     return file
 
 
@@ -238,62 +246,8 @@ def weights_of_keras2(model: Any, folder: Path) -> Path:
     return folder / 'weights.h5'
 
 
-def shards(model: Any, folder: Path) -> Path:
-    """`save_weights('x.weights.json', max_shard_size=...)`."""
-    model.save_weights(folder / 'model.weights.json', max_shard_size=0.03)
-    assert len(list(folder.glob('*.weights.h5'))) > 2
-    return folder / 'model.weights.json'
-
-
-def preset(model: Any, folder: Path) -> Path:
-    """A KerasHub preset with a classifier: its backbone's layers, residual ones included, all have names."""
-    backbone = weights_h5(keras.Model(model.input, model.get_layer('block14_sepconv2_act').output), folder)
-    names = {'conv2d': 'conv', 'batch_normalization': 'bn'}
-    directory = folder / 'preset'
-    directory.mkdir()
-    with h5py.File(backbone, 'r+') as f:
-        for group in f['layers'].values():
-            for stem, kind in names.items():
-                name = group['vars'].attrs['name']
-                if name.startswith(stem):
-                    width = group['vars/0'].shape[-1]
-                    block = {128: 2, 256: 3, 728: 4, 1024: 13}[width]
-                    group['vars'].attrs['name'] = f'block{block}_residual_{kind}'
-    backbone.rename(directory / 'model.weights.h5')
-    with h5py.File(directory / 'task.weights.h5', 'w') as f:
-        for i, value in enumerate(model.layers[-1].get_weights()):
-            f[f'layers/dense/vars/{i}'] = value
-        f['layers/dense/vars'].attrs['name'] = 'predictions'
-        f.create_group('layers/global_average_pooling2d/vars').attrs['name'] = 'pooler'
-        f.create_group('layers/dropout/vars').attrs['name'] = 'output_dropout'
-        f['optimizer/vars/0'] = np.int64(1)
-    config = {
-        'module': 'keras_hub.src.models.xception.xception_backbone',
-        'class_name': 'XceptionBackbone',
-        'config': {'name': 'xception_backbone', 'image_shape': [None, None, 3]},
-    }
-    task = {
-        'class_name': 'XceptionImageClassifier',
-        'config': {'backbone': config, 'num_classes': 7, 'pooling': 'avg', 'activation': 'softmax', 'dropout': 0.1},
-    }
-    converter = {
-        'class_name': 'XceptionImageConverter',
-        'config': {
-            'image_size': [SIZE, SIZE],
-            'scale': 1 / 127.5,
-            'offset': -1,
-            'interpolation': 'bilinear',
-            'crop_to_aspect_ratio': True,
-        },
-    }
-    files = {'config': config, 'task': task, 'image_converter': converter, 'metadata': {'keras_version': '3.15.1'}}
-    for name, content in files.items():
-        (directory / f'{name}.json').write_text(json.dumps(content))
-    return directory
-
-
 WITH_CONFIG = (archive, archive_without_names, whole_h5, whole_h5_of_keras2)
-WEIGHTS_ALONE = (weights_h5, weights_h5_without_names, weights_h5_of_tensorflow_2_12, weights_of_keras2, shards)
+WEIGHTS_ALONE = (weights_h5, weights_h5_without_names, weights_h5_of_tensorflow_2_12, weights_of_keras2)
 
 
 def _remove_names(file: h5py.File) -> None:

@@ -16,8 +16,8 @@ def base() -> Any:
 def augmented() -> Any:
     """Layers for training in front of Xception, and a rescaling among them."""
     x = inputs = keras.Input((MAP, MAP, 3))
-    pipeline = L.Pipeline([L.RandomFlip(), L.Rescaling(1 / 127.5, -1)], name='pipeline')
-    for layer in (L.RandAugment(name='rand'), L.AugMix(name='mix'), L.Dropout(0.1, name='drop'), pipeline, base()):
+    rescaling = L.Rescaling(1 / 127.5, -1)
+    for layer in (L.RandAugment(name='rand'), L.AugMix(name='mix'), L.Dropout(0.1, name='drop'), rescaling, base()):
         x = layer(x)
     return keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling2D()(x)))
 

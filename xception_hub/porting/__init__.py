@@ -2,21 +2,21 @@
 
     names             the one name table: Keras' layers, this network's, and the axes between them
     hdf5              arrays out of HDF5 files, which lead nowhere else, read in a process of its own
-    weights           that process, as the rest of the package sees it
+    weight_file       that process, as the rest of the package sees it
     archive           a .keras archive as data
-    formats           what a source is: every file and directory in which Keras has kept an Xception
+    formats           what a source is: every file in which Keras has kept an Xception
     layer_settings    the settings of Keras' layers, in one notation; what of a file is refused
-    nodes             the wires of a config, in all formats
-    layouts           where each layer's arrays lie in a weight file
-    keras_head        what stands around Xception in a Keras model
+    graph             the layers and wires of a config, models within models opened
+    array_places      where each layer's arrays lie in a weight file
     figure5           Keras' own Xception as a config states it, and the comparison of a file with it
+    preprocessing     how images were prepared, in Keras' terms and in timm's
+    keras_head        what stands around Xception in a Keras model
     structure         where Xception is in it
     release           the weights that Keras publishes, by name
     port              a source becomes an Xception, with every array accounted for
     keras_model       an Xception becomes a Keras model
     reference         Keras itself, as the oracle
-    preprocessing     how images were prepared, in Keras' terms and in timm's
-    photos            photos, and whether both prepare them alike
+    photos            photos as Keras' loaders and timm prepare them
     consistency       a proof that needs no Keras
     parity            both networks on the same images, compared after every module
     output            the directory that timm loads, and the report of its proofs

@@ -6,7 +6,8 @@ classifier, so it is no proof of parity and is never called one.
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,33 +22,22 @@ MOST = 1.0
 
 
 @dataclass(frozen=True)
-class Consistency:
-    """How far each normalization's input is from what it remembers, in its standard deviations.
+class Finding:
+    """A proof of another kind than a comparison with Keras.
 
     Attributes:
-        deviations: Normalization -> median deviation over its channels, in the order of computation.
-        exchanged: Module -> sum of the deviations of its residual normalization and its last one, as they are and if
-            they were exchanged: the two have the same shape, and in files without names only their place in an order.
-        images: Number of images that were fed.
+        proof: What it is called.
+        passed: Its verdict.
+        decisive: Whether the conversion fails with it: where there is no better proof of the same.
+        summary: One line for people.
+        figures: For parity.json.
     """
 
-    deviations: dict[str, float]
-    exchanged: dict[str, tuple[float, float]]
-    images: int
-
-    @property
-    def first_wrong(self) -> str | None:
-        """The first normalization, in the order of computation, whose deviation is more than `MOST`."""
-        return next((name for name, value in self.deviations.items() if not value <= MOST), None)
-
-    @property
-    def first_exchanged(self) -> str | None:
-        """The first module whose two normalizations would be nearer to their inputs if they were exchanged."""
-        return next((name for name, (now, then) in self.exchanged.items() if now > then), None)
-
-    @property
-    def worst(self) -> float:
-        return max(self.deviations.values())
+    proof: str
+    passed: bool
+    decisive: bool
+    summary: str
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -60,8 +50,14 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def check_consistency(model: nn.Module, images: np.ndarray) -> Consistency:
-    """Feeds images [B, H, W, C], prepared as in training, and measures the inputs of the 40 normalizations."""
+def check_consistency(model: nn.Module, images: np.ndarray) -> tuple[Finding, Finding]:
+    """Feeds images [B, H, W, C], prepared as in training, and measures the inputs of the 40 normalizations.
+
+    Returns:
+        Whether each has about the mean that it remembers, in its standard deviations; and whether the residual one and
+        the last one of a module would fit better if they were exchanged. They have the same shape, and in files
+        without names only their place in an order.
+    """
     norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     means: dict[str, Tensor] = {}
 
@@ -76,8 +72,21 @@ def check_consistency(model: nn.Module, images: np.ndarray) -> Consistency:
         variance = norm.get_buffer('running_var') + norm.eps
         return ((means[entering] - norm.get_buffer('running_mean')) / variance.sqrt()).abs().median().item()
 
+    found = {name: deviation(name, name) for name in means}  # in the order of computation
+    wrong = next((name for name, value in found.items() if not value <= MOST), None)
+    where = f', wrong from {wrong} on: check how images are prepared' if wrong else ''
+    summary = (
+        f'on {len(images)} images the worst of {len(found)} normalizations is off by {max(found.values()):.2f} '
+        f'standard deviations, of {MOST:.0f} at most{where}'
+    )
+    figures = dict(images=len(images), deviations=found, first_wrong=wrong, limit=MOST)
+    statistics = Finding('moving statistics', wrong is None, True, summary, figures)
     exchanged = {}
     for module in (module.torch for module in MODULES if module.strided):
         a, b = f'{module}.shortcut.bn', f'{module}.stack.bn2'
-        exchanged[module] = deviation(a, a) + deviation(b, b), deviation(a, b) + deviation(b, a)
-    return Consistency({name: deviation(name, name) for name in means}, exchanged, len(images))
+        exchanged[module] = found[a] + found[b], deviation(a, b) + deviation(b, a)
+    first = next((name for name, (now, then) in exchanged.items() if now > then), None)
+    pairs = '; '.join(f'{name} {now:.2f} against {then:.2f}' for name, (now, then) in exchanged.items())
+    summary = f'deviations as they are, and exchanged with the last of their module: {pairs}'
+    figures = dict(exchanged=exchanged, first_exchanged=first)
+    return statistics, Finding('residual normalizations', first is None, True, summary, figures)

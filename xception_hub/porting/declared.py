@@ -10,16 +10,13 @@ import timm
 from timm.data import ImageNetInfo
 
 from ..errors import KerasFileError
-from .layer_settings import is_number
+from .consistency import Finding
 from .output import read_report
-from .parity import Finding
-from .photos import Photo, compare_pixels
 from .port import Port
 from .preprocessing import Preprocessing
 
-INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic')
 MOST_SCALE_OF_BYTES = 1 / 64
-PIXELS = 1e-6  # relative difference of prepared images, in float32; another interpolation or range is 1e-1
+IMAGES = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')  # what prepares them in timm
 
 # Preparation of keras.applications, with timm's crop for 299 pixels.
 RELEASE_PREPROCESSING = Preprocessing('tf', (299, 299), 'bicubic', crop_pct=0.8975, crop_mode='center')
@@ -44,7 +41,12 @@ def choose_preprocessing(
     Raises:
         KerasFileError: Something is said by neither; the message names all flags that are missing.
     """
-    known = _known_preprocessing(ported)
+    structure = ported.structure
+    known: dict[str, Any] = dict(image_size=ported.image_size, rescaling=structure.rescaling)
+    if structure.steps and np.abs(structure.rescaling[0]).max() <= MOST_SCALE_OF_BYTES:
+        known['input_range'] = 'raw'  # a model that divides its images by something near 127 or 255 takes bytes
+    if ported.is_release:
+        known = asdict(RELEASE_PREPROCESSING)
     flags = dict(input_range=input_range, interpolation=interpolation, image_size=(size, size) if size else None)
     known.update({name: value for name, value in flags.items() if value})
     options = {'input_range': '--input-range', 'interpolation': '--interpolation', 'image_size': '--size'}
@@ -56,31 +58,11 @@ def choose_preprocessing(
             f'{ported.source} does not say how its images were prepared, which changes what the model computes, or '
             f'what its classes are called. Pass {" and ".join(missing)}; --help explains the choices.'
         )
-    if ported.structure.head.one_size and known['image_size'] != ported.image_size:
+    if structure.head.one_size and known['image_size'] != ported.image_size:
         raise KerasFileError(
             f'{ported.source}: its head takes images of {ported.image_size} pixels alone. Leave out --size.'
         )
     return Preprocessing(**known)
-
-
-def _known_preprocessing(ported: Port) -> dict[str, Any]:
-    """Arguments of `Preprocessing` that the file tells."""
-    if ported.is_release:
-        return asdict(RELEASE_PREPROCESSING)
-    known: dict[str, Any] = dict(image_size=ported.image_size, rescaling=ported.structure.rescaling)
-    converter = ported.image_converter
-    if converter:
-        scale, offset = converter.get('scale'), converter.get('offset')
-        rescaling = (1.0 if scale is None else scale), (0.0 if offset is None else offset)
-        if not all(map(is_number, rescaling)) or not rescaling[0]:
-            raise KerasFileError(f'{ported.source}: its image converter has scale {scale!r} and offset {offset!r}.')
-        known.update(input_range='raw', rescaling=rescaling)
-        known.update(crop_mode='center' if converter.get('crop_to_aspect_ratio', True) else 'squash')
-        if converter.get('interpolation') in INTERPOLATIONS:
-            known['interpolation'] = converter['interpolation']
-    elif ported.structure.rescales and np.abs(ported.structure.rescaling[0]).max() <= MOST_SCALE_OF_BYTES:
-        known['input_range'] = 'raw'  # a model that divides its images by something near 127 or 255 takes bytes
-    return known
 
 
 def read_class_names(ported: Port, class_names: list[str] | None) -> list[str] | None:
@@ -101,30 +83,29 @@ def read_class_names(ported: Port, class_names: list[str] | None) -> list[str] |
     return class_names
 
 
-def check_declared(directory: Path, photos: Sequence[Photo]) -> list[Finding]:
+def check_declared(directory: Path) -> list[Finding]:
     """Whether timm prepares images, and names classes, as was declared when the file was converted.
 
     Args:
         directory: Directory with config.json, which timm reads, and parity.json, which keeps what was declared.
-        photos: Photos to prepare in both ways.
     """
     declared = read_report(directory).get('declared')
     if not declared:
         return []
-    network = timm.create_model(f'local-dir:{directory}')
-    cfg: Any = network.pretrained_cfg
+    cfg: Any = timm.create_model(f'local-dir:{directory}').pretrained_cfg
     names, found = declared['class_names'], cfg.get('label_names')
     same = (names or None) == (list(found) if found else None)
     summary = f'{"as" if same else "NOT as"} they were declared'
     checks = [Finding('class names', same, True, summary, dict(declared=names, found=found))]
-    if photos:
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in declared['preprocessing'].items()
-        }
-        error = compare_pixels(network, Preprocessing(**settings), photos)
-        summary = (
-            f"on {len(photos)} images timm's transform differs by {error:.1e} from the declared preprocessing "
-            f'({settings["input_range"]}, {settings["interpolation"]}), of {PIXELS:.0e} at most'
-        )
-        checks.append(Finding('input', error <= PIXELS, True, summary, dict(difference=error, limit=PIXELS)))
-    return checks
+    settings: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in declared['preprocessing'].items()
+    }
+    expected = Preprocessing(**settings).pretrained_cfg(cfg['input_size'][0])
+    differs = {name: cfg.get(name) for name in IMAGES if _plain(cfg.get(name)) != _plain(expected[name])}
+    where = [f'{name} is {value!r}, not {expected[name]!r}' for name, value in differs.items()]
+    summary = f"timm's settings of images are {'NOT ' if differs else ''}the declared ones"
+    return [*checks, Finding('input', not differs, True, ': '.join([summary, *where]), dict(differs=differs))]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value

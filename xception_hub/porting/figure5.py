@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from .. import Xception
 from ..topology import MODULES
-from .layer_settings import ACTIVATIONS, SETTINGS, Refused, is_number, read_settings
-from .layouts import FileLayer
+from .graph import FileLayer
+from .layer_settings import ACTIVATIONS, SETTINGS, WAY_OUT, Refused, is_number, read_settings
 from .names import KERAS_CLASSES, LAYERS
-from .nodes import Tensor
 
 INPUT = 'input'
 
@@ -27,12 +26,6 @@ ARGUMENTS: dict[tuple[str, str], tuple[str, Callable[[Any], Any]]] = {
     # over the channels of a map, Keras' softmax is none of timm's
     ('Activation', 'activation'): ('act_layer', lambda name: None if name == 'softmax' else ACTIVATIONS.get(name)),
 }
-
-WAY_OUT = (
-    "Only Keras' own Xception can be converted. To train on from this one's arrays, which compute something else "
-    'there: in Keras, x = keras.applications.Xception(weights=None, include_top=False); '
-    "x.set_weights(m.get_weights()); x.save('x.keras'), where m is the model up to its last feature maps."
-)
 
 
 class Node(NamedTuple):
@@ -98,48 +91,41 @@ def match(layers: Sequence[FileLayer]) -> Match | None:
     Returns:
         None for a graph without a convolution.
     """
-    consumers: dict[str, list[FileLayer]] = {}
+    consumers: dict[FileLayer, list[FileLayer]] = {}
     for layer in layers:
-        for name in dict.fromkeys(layer.inbound):
-            consumers.setdefault(name, []).append(layer)
+        for source in dict.fromkeys(layer.inputs):
+            consumers.setdefault(source, []).append(layer)
     convs = [layer for layer in layers if layer.class_name == KERAS_CLASSES['conv']]
     starts = [layer for layer in convs if FIRST in (layer.name or '')] or convs
     names = {layer.name: layer for layer in layers}
     return max((_follow(start, consumers, names) for start in starts), key=lambda found: len(found.roles), default=None)
 
 
-def _follow(start: FileLayer, consumers: dict[str, list[FileLayer]], names: dict[str | None, FileLayer]) -> Match:
+def _follow(start: FileLayer, consumers: dict[FileLayer, list[FileLayer]], names: dict[str | None, FileLayer]) -> Match:
     roles = {FIRST: start}
     for role, node in [*FIGURE5.items()][1:]:
-        inputs = [Tensor(roles[name].name or '') for name in node.inputs]
-        following = consumers.get(inputs[0].layer, [])
+        inputs = [roles[name] for name in node.inputs]
+        following = consumers.get(inputs[0], [])
         fitting = [
             layer
             for layer in following
             if layer.class_name in SAME.get(node.class_name, (node.class_name,))
-            and [sorted(call.tensors) for call in layer.calls] == [sorted(inputs)]
+            and sorted(map(id, layer.inputs)) == sorted(map(id, inputs))
         ]
         if len(fitting) != 1:
             shown = [names[role]] if role in names else following[:4]
-            found = ' and '.join(map(_described, shown)) or 'no layer there'
+            found = ' and '.join(f'{layer}, which takes {_named(layer.inputs)[:200]}' for layer in shown)
             return Match(
                 roles,
-                f"in Keras' Xception, one {node.class_name} layer ({role}) takes {' and '.join(map(_named, inputs))}. "
-                f'The file has {found}. {WAY_OUT}',
+                f"in Keras' Xception, one {node.class_name} layer ({role}) takes {_named(inputs)}. The file has "
+                f'{found or "no layer there"}. {WAY_OUT}',
             )
         roles[role] = fitting[0]
     return Match(roles, '')
 
 
-def _described(layer: FileLayer) -> str:
-    calls = [' and '.join(map(_named, call.tensors)) for call in layer.calls]
-    return f'the {layer.class_name} layer {layer.name!r}, which takes {"; then ".join(calls)[:200]}'
-
-
-def _named(tensor: Tensor) -> str:
-    return repr(tensor.layer) + (
-        f' (call {tensor.node}, output {tensor.output})' if tensor.node or tensor.output else ''
-    )
+def _named(layers: Sequence[FileLayer]) -> str:
+    return ' and '.join(repr(layer.name) for layer in layers)
 
 
 def compare(roles: dict[str, FileLayer]) -> dict[str, Any]:
@@ -157,11 +143,14 @@ def compare(roles: dict[str, FileLayer]) -> dict[str, Any]:
     common: dict[tuple[str, str], dict[Any, str]] = {key: {} for key in ARGUMENTS}
     for role, layer in roles.items():
         node = FIGURE5[role]
-        place = f'the {layer.class_name} layer {layer.name!r} ({role})'
+        place = f'{layer} ({role})'
         expected = {**SETTINGS[node.class_name], **node.settings}
         if role in LAYERS and 'filters' in expected:
             expected['filters'] = widths()[role]
-        found = _settings_of(layer.class_name, layer.config, place)
+        try:
+            found = read_settings(layer.class_name, layer.config)
+        except Refused as e:
+            raise Refused(f'{place} {e}. {WAY_OUT}') from e
         if layer.class_name != node.class_name:  # with Keras' defaults it is the same as this one
             _refuse_first(found, SETTINGS[layer.class_name], place)
             found = dict(expected, activation=layer.class_name.lower())
@@ -185,13 +174,6 @@ def compare(roles: dict[str, FileLayer]) -> dict[str, Any]:
     return arguments
 
 
-def _settings_of(class_name: str, config: dict[str, Any], place: str) -> dict[str, Any]:
-    try:
-        return read_settings(class_name, config)
-    except Refused as e:
-        raise Refused(f'{place} {e}. {WAY_OUT}') from e
-
-
 def _refuse_first(found: dict[str, Any], expected: dict[str, Any], place: str) -> None:
     for name, value in expected.items():
         if found[name] != value:
@@ -210,23 +192,3 @@ def widths() -> dict[str, int]:
     shapes = {name: tensor.shape for name, tensor in Xception(device='meta').state_dict().items()}
     names = {'conv': '{}.weight', 'sepconv': '{}.conv_pw.weight', 'bn': '{}.weight'}
     return {role: shapes[names[layer.kind].format(layer.torch)][0] for role, layer in LAYERS.items()}
-
-
-def compare_backbone(config: dict[str, Any]) -> None:
-    """Compares the config of KerasHub's XceptionBackbone, which states the widths and poolings of all modules.
-
-    Raises:
-        Refused: It is another network.
-    """
-    place = "its 'XceptionBackbone'"
-    found = _settings_of('XceptionBackbone', config, place)
-    convs = [
-        [f'block{module.number}_{"conv" if module.number == 1 else "sepconv"}{i + 1}' for i in range(module.convs)]
-        for module in MODULES
-    ]
-    expected = dict(
-        SETTINGS['XceptionBackbone'],
-        stackwise_conv_filters=tuple(tuple(widths()[name] for name in names) for names in convs),
-        stackwise_pooling=tuple(module.strided for module in MODULES),
-    )
-    _refuse_first({**expected, **{name: value for name, value in found.items() if value is not None}}, expected, place)

@@ -1,9 +1,9 @@
 """Reads arrays from HDF5 files that may be damaged or hostile, in a process of its own: `python hdf5.py`.
 
 Given a damaged file, HDF5's library may read beyond its buffers, divide by zero, loop for ever or ask for any amount of
-memory, without an exception. `weights.WeightFile` runs it here, where only this process is lost.
+memory, without an exception. `weight_file.WeightFile` runs it here, where only this process is lost.
 
-    stdin   {"source": "model.h5", "files": ["/path/model.h5"], "size": 0}    or a file of that size after the line
+    stdin   {"source": "model.h5", "file": "/path/model.h5", "size": 0}    or a file of that size after the line
     stdout  {"groups": {"": {"keras_version": "3.15.1"}, "layers/conv2d/vars": {}}, "arrays": {"layers/...": [3, 3]}}
     stdin   {"path": "layers/conv2d/vars/0", "shape": [3, 3, 3, 32]}          as often as needed
     stdout  {}                                                                and after the line the values in float32
@@ -17,7 +17,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -52,11 +52,11 @@ def _reading(place: str) -> Iterator[None]:
 
 
 class Reader:
-    """One or more HDF5 files. Only arrays of known shape are read, and no link out of the files is followed.
+    """An HDF5 file. Only arrays of known shape are read, and no link out of the file is followed.
 
     Args:
-        files: Files that are open for reading. If they are shards of one model, no two hold the same array.
-        source: Name of the files in errors.
+        file: The file, open for reading.
+        source: Its name in errors.
 
     Attributes:
         groups: Path of each group, '' for the root -> those of its attributes that are used.
@@ -67,31 +67,29 @@ class Reader:
             values in another file; a file has more in it than any model; or something cannot be read.
     """
 
-    def __init__(self, files: Sequence[h5py.File], source: str) -> None:
-        self.source = source
+    def __init__(self, file: h5py.File, source: str) -> None:
+        self.file, self.source = file, source
         self.groups: dict[str, dict[str, Any]] = {}
         self.arrays: dict[str, tuple[int, ...]] = {}
-        self._places: dict[str, h5py.File] = {}
-        for file in files:
-            for path, node in self._walk(file):
-                attributes = self._attributes(node, path)
-                if isinstance(node, h5py.Group):
-                    self.groups[path] = {**attributes, **self.groups.get(path, {})}  # the first of several files counts
-                elif path in self._places:
-                    raise Unreadable(f'{source}: two of its files hold {path!r}.')
-                else:
-                    self._places[path], self.arrays[path] = file, self._shape(node, path)
+        for path, node in self._walk():
+            attributes = self._attributes(node, path)
+            if isinstance(node, h5py.Group):
+                self.groups[path] = attributes
+            else:
+                self.arrays[path] = self._shape(node, path)
 
-    def _walk(self, file: h5py.File) -> Iterator[tuple[str, Any]]:
+    def _walk(self) -> Iterator[tuple[str, Any]]:
         """Yields each group and array with its path. Every link on the way is a hard link."""
         seen: dict[int, str] = {}
-        stack: list[tuple[str, Any]] = [('', file)]
+        stack: list[tuple[str, Any]] = [('', self.file)]
         while stack:
             path, group = stack.pop()
             yield path, group
             if path.count('/') > MAX_DEPTH:
                 raise Unreadable(f'{self.source}: {path!r} is deeper than any model.')
-            for name in self._names(group, path):
+            with _reading(f'{self.source}: the group {path!r}'):
+                names = list(itertools.islice(group, MAX_OBJECTS + 1))
+            for name in names:
                 member = f'{path}/{name}' if path else name
                 node, address = self._node(group, name, member)
                 if address in seen:
@@ -103,10 +101,6 @@ class Reader:
                     stack.append((member, node))
                 else:
                     yield member, node
-
-    def _names(self, group: Any, path: str) -> list[str]:
-        with _reading(f'{self.source}: the group {path!r}'):
-            return list(itertools.islice(group, MAX_OBJECTS + 1))
 
     def _node(self, group: Any, name: str, member: str) -> tuple[Any, int]:
         """A member of a group, and its address in the file."""
@@ -170,7 +164,7 @@ class Reader:
         if self.arrays[path] != shape:
             raise Unreadable(f'{place} has shape {self.arrays[path]}; this network needs {shape}.')
         with _reading(place):
-            dataset = self._places[path][path]
+            dataset = self.file[path]
             _check_storage(dataset, place)
             values = _as_float32(dataset, place)
         if not np.isfinite(values).all():
@@ -223,7 +217,7 @@ def _as_float32(dataset: h5py.Dataset, place: str) -> np.ndarray:
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Opens the files that the first line names, and answers requests until there are none, or with one error."""
+    """Opens the file that the first line names, and answers requests until there are none, or with one error."""
 
     def answer(content: dict[str, Any], values: Any = b'') -> None:
         answers.write(json.dumps(content).encode() + b'\n')
@@ -243,20 +237,15 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         answer(dict(error=f'{first["source"]} asks for more memory than any Xception.'))
 
 
-def _open(first: dict[str, Any], requests: IO[bytes]) -> list[h5py.File]:
-    contents: list[Any] = first['files']
-    if not contents:
+def _open(first: dict[str, Any], requests: IO[bytes]) -> h5py.File:
+    content: Any = first['file']
+    if not content:
         content = io.BytesIO(bytes(first['size']))  # allocated once, at its full size
         requests.readinto(content.getbuffer())  # type: ignore[attr-defined]
-        contents = [content]
-    opened = []
-    for content in contents:
-        try:
-            opened.append(h5py.File(content, 'r'))
-        except Exception as e:
-            name = content if isinstance(content, str) else first['source']
-            raise Unreadable(f'{name} is not a complete HDF5 file ({e}). Save or download it again.') from e
-    return opened
+    try:
+        return h5py.File(content, 'r')
+    except Exception as e:
+        raise Unreadable(f'{first["source"]} is not a complete HDF5 file ({e}). Save or download it again.') from e
 
 
 def limit() -> None:

@@ -13,11 +13,11 @@ from ..errors import ToKerasError, listed
 from ..network import Xception
 from ..weights.pretrained import NUMERICS, SAME_NETWORK, VARIANTS
 from . import keras_model
+from .array_places import layout_of
 from .formats import open_source
 from .keras_head import FINAL_ACTIVATIONS
 from .keras_model import POOLING_LAYERS, import_keras, structure_of
 from .layer_settings import refusals_of
-from .layouts import layout_of
 from .port import port, read_layers
 from .preprocessing import Rescaling
 

@@ -4,17 +4,18 @@ Each class of layer has a line in a table: who reads it, and which of its settin
 default is refused by name, unless no evaluation uses it.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..head import head_layer_names
+from .figure5 import FIGURE5
+from .graph import MODELS, OPERATIONS, FileLayer, operation_of
 from .layer_settings import ACTIVATIONS, Refused, checked_settings, is_number
-from .layouts import FileLayer
-from .names import AUGMENTATIONS, KerasLayer
+from .names import AUGMENTATIONS, KERAS_CLASSES, KerasLayer
 from .preprocessing import Rescaling
 
 POOLS = {'GlobalAveragePooling2D': 'avg', 'GlobalMaxPooling2D': 'max'}
@@ -22,15 +23,8 @@ MAP_POOLS = {'AveragePooling2D': 'avg', 'MaxPooling2D': 'max'}
 # What joins the poolings of POOLS -> timm's name of both.
 JOINS = {'Concatenate': 'catavgmax', 'Average': 'avgmax'}
 FINAL_ACTIVATIONS = ('linear', *ACTIVATIONS)
-# Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda,
-# and those of TensorFlow before 2.4.
-_OPERATIONS = {
-    'divide': ('TrueDivide', 'Divide', 'math.truediv', 'math.divide', 'RealDiv'),
-    'subtract': ('Subtract', 'math.subtract', 'Sub'),
-    'add': ('Add', '__operators__.add', 'math.add', 'AddV2'),
-    'multiply': ('Multiply', 'math.multiply', 'Mul'),
-}
-OPERATIONS = {name: operation for operation, names in _OPERATIONS.items() for name in names}
+# Xception's own layers without arrays: class -> number.
+OWN = dict(Counter(node.class_name for node in FIGURE5.values() if node.class_name not in KERAS_CLASSES.values()))
 HINTS = {'Lambda': ' It holds code, which is never run.'}
 MAX_UNITS = 1_000_000  # outputs; the paper's largest head has 17,000
 MAX_CHANNELS = 1024
@@ -127,7 +121,7 @@ class FileHead:
             found.append((f'head.fc_layers.{name}', kind, layer))
         found.append(('head.fc', 'dense', self.classifier))
         return [
-            (KerasLayer(layer.name or layer.path, name, kind, layer.name or layer.path), layer)
+            (KerasLayer(layer.name or layer.path, name, kind), layer)
             for name, kind, layer in found
             if layer is not None
         ]
@@ -156,7 +150,7 @@ def read_head(after: Sequence[FileLayer], image_size: tuple[int, int] | None) ->
     head.maps = [map_side(side) for side in image_size] if image_size else None
     head.classifier = next((layer for layer in reversed(after) if layer.class_name == 'Dense'), None)
     for layer in after[1:]:
-        place = f'the {layer.class_name} layer {layer.name!r} {head.stage}'
+        place = f'{layer} {head.stage}'
         try:
             if layer.class_name in AUGMENTATIONS:
                 head.ignored.append(layer.name or '')
@@ -192,12 +186,13 @@ def _map_pool(head: FileHead, layer: FileLayer, settings: Settings) -> None:
 
 def _join(head: FileHead, layer: FileLayer, settings: Settings) -> None:
     """Global poolings of the same maps, side by side."""
-    kinds = [POOLS[branch.class_name] for branch in layer.branches]
-    found = [checked_settings(branch.class_name, branch.config, ['keepdims']) for branch in layer.branches]
-    keepdims = {branch['keepdims'] for branch in found}
-    last = -1 if True in keepdims else 1
-    if sorted(kinds) != ['avg', 'max'] or len(keepdims) > 1 or settings.get('axis', -1) not in (-1, last):
+    kinds = [POOLS.get(pool.class_name, pool.class_name) for pool in layer.inputs]
+    if sorted(kinds) != ['avg', 'max']:
         raise Refused(f'cannot be converted: it joins {", ".join(kinds)}')
+    keepdims = {checked_settings(pool.class_name, pool.config, ['keepdims'])['keepdims'] for pool in layer.inputs}
+    last = -1 if True in keepdims else 1
+    if len(keepdims) > 1 or settings.get('axis', -1) not in (-1, last):
+        raise Refused('cannot be converted: it joins them along another axis')
     head.pool(JOINS[layer.class_name], keepdims.pop())
     head.max_first = layer.class_name == 'Concatenate' and kinds[0] == 'max'
 
@@ -329,33 +324,32 @@ def read_bare_head(rest: Sequence[FileLayer]) -> FileHead:
     """
     pools = [layer for layer in rest if layer.class_name in POOLS]
     dense = [layer for layer in rest if layer.class_name == 'Dense']
-    others = [layer for layer in rest if layer.class_name not in (*POOLS, 'Dense', 'Dropout', *AUGMENTATIONS)]
-    if others or len(dense) > 1 or len(pools) > 1 or (dense and not pools):
-        names = ', '.join(layer.name or layer.path for layer in rest)
+    neutral = [layer for layer in rest if layer.class_name in ('Dropout', *AUGMENTATIONS)]
+    counts = Counter(layer.class_name for layer in rest) - Counter(OWN)
+    for name in (*MODELS, *POOLS, 'InputLayer', 'Dense', 'Dropout', *AUGMENTATIONS):
+        del counts[name]
+    if counts or len(dense) > 1 or len(pools) > 1 or (dense and not pools):
+        named = ', '.join(layer.name or layer.path for layer in rest if layer.class_name not in OWN)
         raise Refused(
-            f'it holds weights alone, which do not say how its head ({names}) computes. Pass --config FILE with '
+            f'it holds weights alone, which do not say how its head ({named}) computes. Pass --config FILE with '
             f'what model.to_json() gives in Keras, or save the whole model and convert that.'
         )
     head = FileHead(final_activation='unknown' if dense else 'linear')
     head.global_pool = POOLS[pools[0].class_name] if pools else ''
     head.classifier = dense[0] if dense else None
-    head.ignored = [layer.name or layer.path for layer in rest if layer.class_name in ('Dropout', *AUGMENTATIONS)]
+    head.ignored = [layer.name or layer.path for layer in neutral]
     return head
 
 
-@dataclass
-class Step:
+class Step(NamedTuple):
     """What a layer does to images: x * scale + offset, for all channels or for each.
 
-    Attributes:
-        scale: Factor.
-        offset: Summand.
-        file_layer: A Normalization, whose arrays say both.
+    Both come from the arrays of a Normalization, if it is one that has them.
     """
 
     scale: Any = 1.0
     offset: Any = 0.0
-    file_layer: FileLayer | None = None
+    normalization: FileLayer | None = None
 
 
 def read_steps(before: Sequence[FileLayer], home: str) -> tuple[list[Step], list[str]]:
@@ -372,7 +366,7 @@ def read_steps(before: Sequence[FileLayer], home: str) -> tuple[list[Step], list
         Refused: A layer does something else.
     """
     steps, ignored = [], []
-    for layer in _opened(before):
+    for layer in before:
         try:
             if layer.class_name in (*AUGMENTATIONS, 'Dropout'):
                 ignored.append(layer.name or '')
@@ -380,24 +374,10 @@ def read_steps(before: Sequence[FileLayer], home: str) -> tuple[list[Step], list
                 steps.append(_read_layer(layer, STEPS))
         except Refused as e:
             raise Refused(
-                f'the {layer.class_name} layer {layer.name!r} before Xception {e}.'
-                f'{HINTS.get(layer.class_name, "")} Leave it out, and do what it does to the images beforehand: in '
-                f'Keras, save {behind(layer, home)}, which keeps the head.'
+                f'{layer} before Xception {e}.{HINTS.get(layer.class_name, "")} Leave it out, and do what it does to '
+                f'the images beforehand: in Keras, save {behind(layer, home)}, which keeps the head.'
             ) from e
     return steps, ignored
-
-
-def _opened(layers: Sequence[FileLayer]) -> Iterator[FileLayer]:
-    """The layers, with those of a Pipeline in place of it, under its name."""
-    for layer in layers:
-        if layer.class_name == 'Pipeline':
-            inner = [
-                replace(layer, class_name=entry['class_name'], config=entry['config'])
-                for entry in layer.config['layers']
-            ]
-            yield from _opened(inner)
-        else:
-            yield layer
 
 
 def behind(layer: FileLayer, home: str) -> str:
@@ -418,15 +398,11 @@ def _arithmetic(layer: FileLayer, settings: Settings) -> Step:
         raise Refused('cannot be converted')
     (position, value), operation = layer.constants[0], OPERATIONS[operation_of(layer)]
     number, first = _finite(value), position == 0
-    if operation == 'divide' and first:
-        raise Refused(f'divides {value!r} by the images, which no scale and offset can do')
-    if operation == 'divide':
-        if not np.all(number):
-            raise Refused(f'divides by {value!r}')
-        return Step(1 / number)
-    if operation == 'multiply':
-        return Step(number)
-    return Step(offset=number) if operation == 'add' else Step(-1.0, number) if first else Step(1.0, -number)
+    if operation == 'TrueDivide' and (first or not number):
+        raise Refused(f'divides {value!r} by the images' if first else f'divides by {value!r}')
+    if operation == 'Subtract':
+        return Step(-1.0, number) if first else Step(1.0, -number)
+    return Step(offset=number) if operation == 'Add' else Step(1 / number if operation == 'TrueDivide' else number)
 
 
 def _normalization(layer: FileLayer, settings: Settings) -> Step:
@@ -434,7 +410,7 @@ def _normalization(layer: FileLayer, settings: Settings) -> Step:
         raise Refused(f'has axis={settings["axis"]!r:.100}, which is not the last')
     if settings['mean'] is not None:
         return normalized(_finite(layer.config['mean']), _finite(layer.config.get('variance')))
-    return Step(file_layer=layer)
+    return Step(normalization=layer)
 
 
 def normalized(mean: Any, variance: Any) -> Step:
@@ -447,7 +423,7 @@ def normalized(mean: Any, variance: Any) -> Step:
 STEPS: dict[str, tuple[Callable[[FileLayer, Settings], Step], Sequence[str]]] = {
     'Rescaling': (_rescaling, ['scale', 'offset']),
     'Normalization': (_normalization, ['axis', 'mean', 'variance']),
-    'operation': (_arithmetic, ['function', 'node_def', 'constants']),
+    'operation': (_arithmetic, ['function']),
 }
 
 
@@ -468,17 +444,6 @@ def rescaling_of(steps: Sequence[Step], channels: int) -> Rescaling:
     if (scale == scale[0]).all() and (offset == offset[0]).all():
         return float(scale[0]), float(offset[0])
     return tuple(scale.tolist()), tuple(offset.tolist())
-
-
-def operation_of(layer: FileLayer) -> str:
-    """What an operation is called that is a layer."""
-    if layer.class_name == 'TFOpLambda':
-        return str(layer.config.get('function'))
-    if layer.class_name == 'TensorFlowOpLayer':
-        node = layer.config.get('node_def')
-        node = json.loads(node) if isinstance(node, str) else node
-        return str(node.get('op')) if isinstance(node, dict) else ''
-    return layer.class_name
 
 
 def _finite(value: Any) -> Any:

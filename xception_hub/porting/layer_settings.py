@@ -43,8 +43,7 @@ _OWN: dict[str, dict[str, Any]] = {
     'Dropout': dict(rate=None),
     'Rescaling': dict(scale=None, offset=0),
     'Normalization': dict(axis=-1, mean=None, variance=None, invert=False),
-    'operation': dict(function=None, node_def=None, constants=None),
-    'XceptionBackbone': dict(MAPS, stackwise_conv_filters=None, stackwise_pooling=None),
+    'operation': dict(function=None),
 }
 # fmt: on
 SETTINGS = {name: dict(settings, dtype='float') for name, settings in _OWN.items()}
@@ -58,6 +57,11 @@ FLOATS = re.compile(r'(mixed_)?b?float(16|32|64)')
 BY_DEFAULT = ('activation', 'data_format', 'negative_slope', 'threshold')  # None stands for the default
 
 
+WAY_OUT = (
+    "Only Keras' own Xception can be converted. To train on from this one's arrays, which compute something else "
+    'there: in Keras, x = keras.applications.Xception(weights=None, include_top=False); '
+    "x.set_weights(m.get_weights()); x.save('x.keras'), where m is the model up to its last feature maps."
+)
 QUANTIZED = (
     "If quantize() made it, the layer rounds its inputs, which this network's never does: convert the model as it was "
     'before, or give it floating point numbers by the lines under "Quantized" in docs/port_your_keras_model.md'

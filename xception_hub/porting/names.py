@@ -1,7 +1,7 @@
 """The one name table: Keras' name of each layer of Xception, this network's, and the axes between them."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,17 @@ def group_name(class_name: str) -> str:
     return re.sub(r'(?<=[a-z])(?=[A-Z])', '_', class_name).lower()
 
 
+def numbered(name: str) -> tuple[str, int]:
+    """'conv2d_4' -> 'conv2d', 4; 'conv2d' -> 'conv2d', 0."""
+    stem, number = re.fullmatch(r'(.*?)(?:_(\d{1,9}))?', name, re.DOTALL).groups()  # type: ignore[union-attr]
+    return stem, int(number or 0)
+
+
+def numbers_of(name: str) -> list[int]:
+    """The numbers at the end of a name: that of the layer, and one if its model was built again."""
+    return [int(number) for number in re.findall(r'_(\d{1,9})(?=_\d|$)', name)]
+
+
 # Keras 1 numbered its layers and called them so.
 KERAS1_NAMES = {'conv': 'convolution2d', 'sepconv': 'separableconvolution2d', 'bn': 'batchnormalization'}
 
@@ -64,38 +75,14 @@ class KerasLayer(NamedTuple):
         keras: Name in Keras 2 and 3, see `xception_hub.topology.Layer`.
         torch: Name in `xception_hub.Xception`.
         kind: A key of `KINDS`.
-        keras1: Name in the official weight files, which Keras 1 wrote.
     """
 
     keras: str
     torch: str
     kind: str
-    keras1: str
 
 
-def _numbered() -> Iterator[KerasLayer]:
-    counts = dict.fromkeys(KERAS1_NAMES, 0)
-    for layer in topology.LAYERS:
-        counts[layer.kind] += 1
-        yield KerasLayer(layer.keras, layer.torch, layer.kind, f'{KERAS1_NAMES[layer.kind]}_{counts[layer.kind]}')
-
-
-def _place_in_list(name: str) -> tuple[int, int]:
-    block, _, rest = name.removeprefix('block').partition('_')
-    numbered = [digit for digit in rest if digit.isdigit()]
-    return int(block), int(numbered[0]) if numbered else 9
-
-
-LAYERS: dict[str, KerasLayer] = {layer.keras: layer for layer in _numbered()}
-
-# The order in which Keras lists its layers, and counts the groups of those that it saves without a name: as above, but
-# residual normalizations come after those that they are computed before.
-LISTED: dict[str, list[str]] = {
-    kind: sorted((name for name, layer in LAYERS.items() if layer.kind == kind), key=_place_in_list)
-    for kind in KERAS1_NAMES
-}
-
-PREDICTIONS = KerasLayer('predictions', 'head.fc', 'dense', 'dense_2')
+LAYERS = {layer.keras: KerasLayer(layer.keras, layer.torch, layer.kind) for layer in topology.LAYERS}
 
 
 def keras_shape(torch_shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from .. import Xception
 from ..errors import ParityError, listed
 from ..topology import TAPS
 from ..weights.fingerprints import compare
-from .consistency import MOST, Consistency, check_consistency, hooked
+from .consistency import Finding, check_consistency, hooked
 from .photos import Photo, photo_batch
 from .port import Port
 from .reference import KerasReference, release_memory
@@ -59,25 +59,6 @@ class Comparison:
     def first_wrong(self) -> str | None:
         """The first tap, in the order of computation, that is out of tolerance."""
         return next((tap for tap, value in self.differences.items() if not value <= self.tolerance), None)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A proof of another kind than a comparison with Keras.
-
-    Attributes:
-        proof: What it is called.
-        passed: Its verdict.
-        decisive: Whether the conversion fails with it: where there is no better proof of the same.
-        summary: One line for people.
-        figures: For parity.json.
-    """
-
-    proof: str
-    passed: bool
-    decisive: bool
-    summary: str
-    figures: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -201,11 +182,11 @@ def prove_parity(
             f'{ported.source}: Keras is not installed, and there is no photo for the proofs without it. Install '
             f"Keras (pip install 'xception-hub[keras]'), or pass --images FOLDER."
         )
-    if consistency_images is None:  # noise tells the normalizations apart, but not how far off they may be
-        checks.append(_residuals(check_consistency(model, _noise(sizes[0], model.in_chans)), not by_keras))
-    else:
-        found = check_consistency(model, consistency_images)
-        checks += [_statistics(found, not proofs), _residuals(found, not by_keras)]
+    images = _noise(sizes[0], model.in_chans) if consistency_images is None else consistency_images
+    statistics, residuals = check_consistency(model, images)
+    if consistency_images is not None:  # noise tells the normalizations apart, but not how far off they may be
+        checks.append(replace(statistics, decisive=not proofs))
+    checks.append(replace(residuals, decisive=not by_keras))
     if ported.misplaced is not None:
         checks.append(_positions(ported.misplaced, not by_keras))
     return Parity(version, reading, proofs, [*checks, _fingerprints(ported)], by_keras or not proofs)
@@ -216,8 +197,6 @@ def _settings(ported: Port) -> Finding:
     structure = ported.structure
     if structure.roles:
         summary = f"all settings and wires of {len(structure.roles)} layers are those of Keras' Xception"
-    elif ported.kind == 'preset':
-        summary = "the preset's backbone has the widths and poolings of Keras' Xception"
     elif ported.is_release:
         summary = 'Keras publishes these weights for its own Xception'
     else:
@@ -248,25 +227,6 @@ def same_tensors(ported: Port, model: nn.Module) -> Finding:
     if unequal or more:
         summary += f'; not so {listed(unequal + more)}'
     return Finding('tensors', not unequal and not more, True, summary, dict(unequal=unequal, more=more))
-
-
-def _statistics(found: Consistency, decisive: bool) -> Finding:
-    """What the moving statistics say of the images; decisive without a comparison with Keras."""
-    where = f', wrong from {found.first_wrong} on: check how images are prepared' if found.first_wrong else ''
-    summary = (
-        f'on {found.images} images the worst of {len(found.deviations)} normalizations is off by {found.worst:.2f} '
-        f'standard deviations, of {MOST:.0f} at most{where}'
-    )
-    figures = dict(images=found.images, deviations=found.deviations, limit=MOST)
-    return Finding('moving statistics', found.first_wrong is None, decisive, summary, figures)
-
-
-def _residuals(found: Consistency, decisive: bool) -> Finding:
-    """What they say of the residual normalizations; decisive unless Keras has found these in the file by itself."""
-    now = '; '.join(f'{name} {a:.2f} against {b:.2f}' for name, (a, b) in found.exchanged.items())
-    summary = f'deviations as they are, and exchanged with the last of their module: {now}'
-    figures = dict(exchanged=found.exchanged, first_exchanged=found.first_exchanged)
-    return Finding('residual normalizations', found.first_exchanged is None, decisive, summary, figures)
 
 
 def _fingerprints(ported: Port) -> Finding:

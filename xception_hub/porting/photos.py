@@ -1,6 +1,5 @@
-"""Photos, prepared as Keras' loaders prepare them, and whether timm's transform of a directory does the same."""
+"""Photos, prepared as Keras' loaders prepare them, and as timm does."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,32 +8,28 @@ import numpy as np
 import timm
 from PIL import Image
 
-from ..images import IMAGE_SUFFIXES, open_image
+from ..images import find_photos, open_image
 from .preprocessing import Preprocessing
 
 Photo = Path | Image.Image
 
 
-def find_photos(folder: Path) -> list[Path]:
-    """The image files of a folder, by name.
+def photos_in(folder: Path) -> list[Path]:
+    """The image files in a folder and below it.
 
     Raises:
         OSError: There is no such folder, or no image in it.
     """
-    photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not photos:
-        raise OSError(f'{folder} holds no file that ends in .jpg, .png or another suffix of images.')
-    return photos
-
-
-def open_photos(photos: Sequence[Photo]) -> list[Image.Image]:
-    """Decoded, upright, in RGB."""
-    return [open_image(photo) for photo in photos]
+    if photos := find_photos(folder):
+        return photos
+    raise OSError(f'{folder} holds no file that ends in .jpg, .png or another suffix of images.')
 
 
 def photo_batch(photos: Sequence[Photo], size: tuple[int, int]) -> np.ndarray:
     """Photos as images [B, H, W, 3] in [-1, 1], resized as `load_img` does."""
-    return np.stack([_resized(photo, size, 'nearest') for photo in open_photos(photos)]) / 127.5 - 1
+    height, width = size
+    resized = [open_image(photo).resize((width, height), Image.Resampling.NEAREST) for photo in photos]
+    return np.stack([np.asarray(photo) for photo in resized]) / 127.5 - 1
 
 
 def keras_batch(preprocessing: Preprocessing, photos: Sequence[Photo]) -> np.ndarray | None:
@@ -50,41 +45,4 @@ def timm_batch(network: Any, photos: Sequence[Photo]) -> np.ndarray | None:
     if not photos:
         return None
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=network))
-    return np.stack([transform(photo).permute(1, 2, 0).numpy() for photo in open_photos(photos)])
-
-
-def _resized(photo: Image.Image, size: tuple[int, int], interpolation: str) -> np.ndarray:  # [height, width, 3]
-    height, width = size
-    return np.asarray(photo.resize((width, height), Image.Resampling[interpolation.upper()]))
-
-
-def compare_pixels(model: Any, declared: Preprocessing, photos: Sequence[Photo]) -> float:
-    """What timm's transform of a model makes of photos, against what was declared of its training.
-
-    Args:
-        model: Whose pretrained cfg says how timm prepares its images.
-        declared: How Keras prepared them.
-        photos: Photos to compare on.
-
-    Returns:
-        L2 norm of the difference, relative to that of Keras' images; infinite if even the size differs.
-    """
-    mean, std = declared.mean_and_std()
-    expected = (np.stack([_prepared(photo, declared) for photo in open_photos(photos)]) / 255 - mean) / std
-    found = timm_batch(model, photos)
-    if found is None or found.shape != expected.shape:
-        return math.inf
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
-def _prepared(photo: Image.Image, declared: Preprocessing) -> np.ndarray:
-    """A photo [H, W, 3] in 0..255, resized and cropped."""
-    height, width = declared.image_size
-    if declared.crop_mode == 'squash':
-        return _resized(photo, (height, width), declared.interpolation)
-    # the shorter side to size / crop_pct, then the middle
-    least = math.floor(height / declared.crop_pct), math.floor(width / declared.crop_pct)
-    scale = max(least[0] / photo.height, least[1] / photo.width)
-    pixels = _resized(photo, (int(photo.height * scale), int(photo.width * scale)), declared.interpolation)
-    top, left = round((pixels.shape[0] - height) / 2), round((pixels.shape[1] - width) / 2)
-    return pixels[top : top + height, left : left + width]
+    return np.stack([transform(open_image(photo)).permute(1, 2, 0).numpy() for photo in photos])

@@ -9,9 +9,8 @@ layers were frozen: then Keras' own Xception is given the arrays as the port has
 
 import gc
 import json
-import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,33 +22,17 @@ from ..allocator import release_freed_memory
 from ..errors import ParityError, in_one_line
 from ..topology import TAPS
 from .archive import WEIGHTS, read_weights
-from .figure5 import FIGURE5, TAPPED
-from .keras_head import JOINS, MAP_POOLS, OPERATIONS, POOLS, STEPS, operation_of
+from .figure5 import TAPPED
+from .graph import OPERATIONS, FileLayer, Model, Tensor, operation_of
+from .keras_head import STEPS
 from .keras_model import build, import_keras, structure_of
-from .layer_settings import ACTIVATIONS, SETTINGS, Refused, read_settings
-from .layouts import FileLayer
+from .layer_settings import SETTINGS, Refused, read_settings
 from .names import AUGMENTATIONS
-from .nodes import read_calls
 from .port import Port
-from .structure import MODELS, OLD_CLASSES
 
 BY_KERAS = 'the file as Keras itself reads it'
 WEIGHTS_BY_KERAS = "Keras' own Xception with the file's weights as Keras itself loads them"
 BY_PORT = "Keras' own Xception with the arrays as the port has read them"
-
-# Operations, as `keras_head.OPERATIONS` calls them -> Keras 3's classes.
-OPERATION_CLASSES = {'divide': 'TrueDivide', 'subtract': 'Subtract', 'add': 'Add', 'multiply': 'Multiply'}
-# Whatever a config may name for Keras to be allowed to read it.
-LOADED_CLASSES = frozenset((
-    *MODELS, *(node.class_name for node in FIGURE5.values()), *AUGMENTATIONS, *POOLS, *MAP_POOLS, 'InputLayer', 'ReLU',
-    'Dense', 'Dropout', 'Flatten', 'Softmax', 'Rescaling', 'Normalization', *JOINS, 'Reshape',
-    'ELU', 'Pipeline', '__keras_tensor__',
-    *OPERATION_CLASSES.values(),
-))  # fmt: skip
-# What Keras doesn't need to evaluate a layer, and what not every version knows.
-NOT_LOADED = re.compile(
-    r'\w+_(initializer|regularizer|constraint)|dtype|lora_\w+|quantization_config|batch_input_shape|ragged|sparse'
-)
 
 POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     'avg': lambda maps: maps.mean((1, 2)),
@@ -78,7 +61,7 @@ class KerasReference:
     def __init__(self, ported: Port, dtype: str = 'float64') -> None:
         self.keras = import_keras()
         self.dtype = dtype
-        self.reading = BY_KERAS if ported.config is not None else WEIGHTS_BY_KERAS
+        self.reading = BY_KERAS if ported.structure.model else WEIGHTS_BY_KERAS
         self.rescaling = ported.structure.rescaling
         self._head = ported.structure.head
         self._seen: dict[str, Any] = {}
@@ -124,8 +107,8 @@ class KerasReference:
 
     def _load_by_keras(self, ported: Port, size: tuple[int | None, int | None]) -> Any:
         classes = ported.model_args['num_classes']
-        if ported.config is not None:
-            model = self.keras.models.model_from_json(json.dumps(loadable(ported.config, size)))
+        if ported.structure.model:
+            model = self.keras.models.model_from_json(json.dumps(loadable(ported.structure.model, size)))
         else:
             shape = (None, None, ported.model_args['in_chans'])
             model = self.keras.applications.Xception(
@@ -208,97 +191,86 @@ def _of_keras() -> Iterator[None]:
 
 def _why_not_loaded(ported: Port) -> str:
     """Why Keras should not read a file; '' if it should."""
-    if ported.kind == 'preset':
-        return 'the preset belongs to KerasHub'
-    if ported.config is not None:
+    structure = ported.structure
+    if structure.model:
         try:
-            foreign = next(_foreign(loadable(ported.config)), '')
+            loadable(structure.model)
         except Refused as e:  # of another output
-            return f'one of its layers {e}'
-        if foreign:
-            return f'its config names {foreign!r}, which is not loaded'
-    if ported.structure.others and ported.structure.head.classifier is None:
+            return str(e)
+    if structure.others and structure.head.classifier is None:
         return 'one of its outputs was chosen'
-    if ported.kind in ('weights', 'shards') and not ported.is_release:
-        first = next(iter(ported.structure.layers.values()))
+    if not structure.model and not ported.is_release:
+        first = next(iter(structure.layers.values()))
         if not first.path:
             return 'Keras would read it by positions that depend on which layers were frozen'
-        if ported.config is None and first.path.count('/') > 1:
+        if first.path.count('/') > 1:
             return 'it does not tell the model around Xception'
     return ''
 
 
-def loadable(entry: dict[str, Any], size: tuple[int | None, int | None] = (None, None)) -> dict[str, Any]:
-    """A config as the Keras of today writes it, with the settings alone that change what is computed.
+def loadable(
+    model: Model, size: tuple[int | None, int | None] = (None, None), name: str | None = 'model'
+) -> dict[str, Any]:
+    """A model's config as the Keras of today writes it, with the settings alone that change what is computed.
 
     Args:
-        entry: What any Keras wrote of a model or a layer.
+        model: The model, as any Keras wrote it.
         size: Height and width of the images in pixels, instead of those that the config has.
+        name: Name of the model.
+
+    Raises:
+        Refused: A layer is of a class that is not known.
     """
-    class_name = OLD_CLASSES.get(entry['class_name'], entry['class_name'])
-    config = entry['config']
-    made: dict[str, Any]
-    if class_name in MODELS:
-        config = {'layers': config} if isinstance(config, list) else config
-        layers = [loadable(layer, size) for layer in config['layers']]
-        first = config['layers'][0]['config']
-        if class_name == 'Sequential' and isinstance(first, dict) and 'batch_input_shape' in first:
-            is_input = layers[0]['class_name'] == 'InputLayer'
-            layers = [_input(first['batch_input_shape'], None, size), *layers[is_input:]]
-        class_name = 'Functional' if class_name == 'Model' else class_name
-        kept = {key: config[key] for key in ('name', 'trainable', 'input_layers', 'output_layers') if key in config}
-        settings = {**kept, 'layers': layers}
-        module = 'keras' if class_name == 'Sequential' else 'keras.src.models.functional'
-        made = {'module': module, 'class_name': class_name, 'config': settings, 'registered_name': class_name}
-    elif class_name == 'InputLayer':
-        made = _input(config.get('batch_shape') or config['batch_input_shape'], config['name'], size)
-    else:
-        settings = {key: value for key, value in config.items() if not NOT_LOADED.fullmatch(key)}
-        if class_name == 'Pipeline':
-            settings['layers'] = [loadable(inner) for inner in config['layers']]
-        if class_name in SETTINGS and class_name not in STEPS:
-            known = read_settings(class_name, config)
-            changed = {key: value for key, value in known.items() if value != SETTINGS[class_name][key]}
-            settings = {'name': config['name'], 'trainable': config.get('trainable', True), **changed}
-        made = {'module': 'keras.layers', 'class_name': class_name, 'config': settings, 'registered_name': None}
-    name = entry.get('name') or made['config'].get('name')
-    layer = FileLayer(name, class_name, config=config if isinstance(config, dict) else {}, calls=read_calls(entry))
+    entries = []
+    for layer in model.layers.values():
+        nested = model.nested.get(layer.name or '')
+        entry = loadable(nested, size, layer.name) if nested else _loadable(layer, size)
+        nodes: list[Any] = [_lists(call.tensors) for call in layer.calls]
+        if layer.constants:
+            (place, number), tensor = layer.constants[0], layer.calls[0].tensors[0]
+            taken = {'shape': [], 'dtype': 'float32', 'keras_history': [tensor.layer, 0, tensor.output]}
+            operands: list[Any] = [{'class_name': '__keras_tensor__', 'config': taken}]
+            operands.insert(place, number)
+            nodes = [{'args': operands, 'kwargs': {}}]
+        entries.append({**entry, 'name': layer.name, 'inbound_nodes': nodes})
+    config = {'name': name, 'trainable': model.trainable, 'layers': entries}
+    if model.class_name == 'Sequential':
+        shaped = entries[0]['class_name'] != 'InputLayer' or entries[0]['config']['batch_shape']
+        return _entry('Sequential', {**config, 'layers': entries if shaped else entries[1:]}, 'keras')
+    inputs, outputs = _lists([Tensor(name) for name in model.inputs]), _lists(model.outputs)
+    config |= {'input_layers': inputs if len(inputs) > 1 else inputs[0]}
+    config |= {'output_layers': outputs if len(outputs) > 1 else outputs[0]}
+    return _entry('Functional', config, 'keras.src.models.functional')
+
+
+def _entry(class_name: str, config: dict[str, Any], module: str = 'keras.layers') -> dict[str, Any]:
+    return {'module': module, 'class_name': class_name, 'config': config, 'registered_name': None}
+
+
+def _lists(tensors: Iterable[Tensor]) -> list[Any]:
+    return [[tensor.layer, 0, tensor.output] for tensor in tensors]
+
+
+def _loadable(layer: FileLayer, size: tuple[int | None, int | None]) -> dict[str, Any]:
+    class_name, config = layer.class_name, layer.config
+    own: dict[str, Any] = {'name': layer.name, 'trainable': config.get('trainable') is not False}
+    if class_name == 'InputLayer':
+        shape = config.get('batch_shape') or config.get('batch_input_shape')
+        shape = [shape[0], *size, shape[3]] if shape and len(shape) == 4 else shape
+        return _entry(class_name, {'batch_shape': shape, **({'name': layer.name} if layer.name else {})})
     operation = OPERATIONS.get(operation_of(layer))
-    nodes: list[Any] = [[[tensor.layer, 0, tensor.output] for tensor in call.tensors] for call in layer.calls]
-    if operation and len(layer.constants) == 1:
-        made.update(module='keras.src.ops.numpy', class_name=OPERATION_CLASSES[operation], config={'name': name})
-        (place, number), tensor = layer.constants[0], layer.calls[0].tensors[0]
-        operands: list[Any] = [
-            {
-                'class_name': '__keras_tensor__',
-                'config': {'shape': [], 'dtype': 'float32', 'keras_history': [tensor.layer, 0, tensor.output]},
-            }
-        ]
-        operands.insert(place, number)
-        nodes = [{'args': operands, 'kwargs': {}}]
-    return {**made, 'name': name, 'inbound_nodes': nodes}
-
-
-def _input(shape: list[Any], name: str | None, size: tuple[int | None, int | None]) -> dict[str, Any]:
-    shape = [shape[0], *size, shape[3]] if len(shape) == 4 else shape
-    settings = {'batch_shape': shape, **({'name': name} if name else {})}
-    return {'module': 'keras.layers', 'class_name': 'InputLayer', 'config': settings, 'registered_name': None}
-
-
-def _foreign(node: Any) -> Iterator[str]:
-    """Names of classes, modules and functions in a config that Keras is not asked for."""
-    if isinstance(node, dict):
-        class_name = node.get('class_name')
-        if class_name == 'function':
-            if node.get('config') not in (*ACTIVATIONS, 'linear', 'softmax'):
-                yield str(node.get('config'))[:80]
-        elif class_name is not None and class_name not in LOADED_CLASSES:
-            yield str(class_name)[:80]
-        for value in node.values():
-            yield from _foreign(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _foreign(value)
+    if operation and layer.constants:
+        return _entry(operation, {'name': layer.name}, 'keras.src.ops.numpy')
+    if class_name in AUGMENTATIONS:
+        return _entry('Identity', own)
+    if class_name in STEPS:
+        found = {key: config[key] for key in SETTINGS[class_name].keys() & config.keys() - {'dtype'}}
+        if not any(isinstance(value, dict) and value.get('class_name') != '__numpy__' for value in found.values()):
+            return _entry(class_name, own | found)
+    if class_name not in SETTINGS or class_name in STEPS:
+        raise Refused(f'its config names {class_name!r:.80}, which is not loaded')
+    known = read_settings(class_name, config)
+    return _entry(class_name, own | {key: value for key, value in known.items() if value != SETTINGS[class_name][key]})
 
 
 def release_memory() -> None:

@@ -6,55 +6,15 @@ Keras 3, tf_keras' v3    layers/functional/layers/conv2d/vars/0
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..errors import listed
+from .graph import FileLayer
 from .layer_settings import SETTINGS, Refused
-from .names import AUGMENTATIONS, KERAS1_NAMES, KERAS_CLASSES, KINDS, LAYERS, group_name
-from .nodes import Call
-from .weights import WeightFile
-
-
-@dataclass(frozen=True)
-class FileLayer:
-    """A layer of a Keras file, and where its arrays are.
-
-    Attributes:
-        name: Name of the layer; None if the file does not say it.
-        class_name: Keras' name of the layer's class, or the file's abbreviation if the class is not known here.
-        path: Path of the layer's group in the layout since Keras 3.
-        top: Layer of the outermost model that the layer is or is in. Keras 2 names the group of arrays after it.
-        config: The layer's arguments; empty for weights alone.
-        calls: How the layer is called in its model: once, if it is not shared.
-        outer_class: Class of the layer `top`.
-        number: Place in the order of the config, models within opened.
-        branches: The layers whose outputs it joins, if it joins several that take the same.
-    """
-
-    name: str | None
-    class_name: str
-    path: str = ''
-    top: str = ''
-    config: dict[str, Any] = field(default_factory=dict)
-    calls: tuple[Call, ...] = ()
-    outer_class: str = ''
-    number: int = 0
-    branches: tuple['FileLayer', ...] = ()
-
-    @property
-    def inbound(self) -> tuple[str, ...]:
-        """Names of the layers that feed the layer."""
-        return tuple(tensor.layer for call in self.calls for tensor in call.tensors)
-
-    @property
-    def constants(self) -> list[tuple[int, Any]]:
-        """Numbers that the layer is called with, each with its place among the operands."""
-        if self.class_name == 'TensorFlowOpLayer':  # before TensorFlow 2.4 they were in the config
-            return [(int(place), value) for place, value in (self.config.get('constants') or {}).items()]
-        return [(a.place, a.value) for call in self.calls for a in call.arguments if type(a.value) in (int, float)]
-
+from .names import AUGMENTATIONS, KERAS1_NAMES, KERAS_CLASSES, KINDS, LAYERS, group_name, numbered, numbers_of
+from .weight_file import WeightFile
 
 Kinds = Sequence[tuple[FileLayer, str]]  # layers with the kinds of their arrays, keys of `names.KINDS`
 
@@ -67,59 +27,70 @@ def layout_of(weights: WeightFile) -> 'Layout':
 # Names of the classes that Keras abbreviates in its groups and in the names it gives.
 CLASSES = {group_name(name): name for name in (*SETTINGS, *AUGMENTATIONS, 'InputLayer', 'Functional', 'Sequential')}
 CLASSES |= {'input': 'InputLayer', 'avg_pool': 'GlobalAveragePooling2D', 'max_pool': 'GlobalMaxPooling2D'}
-
-
-def numbered(name: str) -> tuple[str, int]:
-    """'conv2d_4' -> 'conv2d', 4; 'conv2d' -> 'conv2d', 0."""
-    stem, number = re.fullmatch(r'(.*?)(?:_(\d{1,9}))?', name, re.DOTALL).groups()  # type: ignore[union-attr]
-    return stem, int(number or 0)
+OWN_CLASSES = {
+    'act': 'Activation',
+    'pool': 'MaxPooling2D',
+}  # of Xception's layers without arrays, by the end of their names
 
 
 PREFIX, OLD_PREFIX = 'layers', '_layer_checkpoint_dependencies'  # TensorFlow 2.12 and 2.13 used the second
 
 
 class VarsLayout:
-    """The layout since Keras 3: groups numbered by class, arrays numbered within. Keras 3.6 adds the layer's name."""
+    """The layout since Keras 3: groups numbered by class, arrays numbered within. Keras 3.6 adds the layer's name.
+
+    TensorFlow 2.12 counted each layer with arrays twice: its conv2d_2 is the second one, which others call conv2d_1.
+
+    Attributes:
+        groups: Path of a layer, numbered as the config's layers are -> its group in the file.
+    """
 
     def __init__(self, weights: WeightFile) -> None:
         self.weights = weights
-        self.prefix = PREFIX if PREFIX in weights else OLD_PREFIX
+        self.groups: dict[str, str] = {}
+        prefix = PREFIX if PREFIX in weights else OLD_PREFIX
+        counts: dict[tuple[str, str], int] = {}
+        paths = {'': ''}
+        for group in sorted(weights.groups(), key=lambda group: (group.count('/'), numbered(group))):
+            home, _, last = group.rpartition('/')
+            outer, _, own = home.rpartition('/')
+            if own == prefix and outer in paths:
+                stem, number = numbered(last)
+                if prefix == OLD_PREFIX:
+                    number = counts[home, stem] = counts.get((home, stem), -1) + 1
+                path = f'{paths[outer]}/{PREFIX}/{stem}'.lstrip('/') + (f'_{number}' if number else '')
+                paths[group], self.groups[path] = path, group
 
     def layers(self) -> list[FileLayer]:
         """Lists the layers that the file names, in Keras' order. It is used for weights that come without a config."""
         found = []
-        for group in self.weights.groups():
-            parent, _, last = group.removesuffix('/vars').rpartition('/')
-            if group.endswith('/vars') and parent.endswith(self.prefix):
-                stem, number = numbered(last)
-                name = self.weights.attribute(group, 'name')
-                path = f'{parent}/{last}'.replace(OLD_PREFIX, PREFIX)
-                found.append(((parent, stem, number), FileLayer(name, CLASSES.get(stem, stem), path)))
+        for path, group in self.groups.items():
+            home, _, last = path.rpartition('/')
+            stem, number = numbered(last)
+            layer = FileLayer(self.weights.attribute(f'{group}/vars', 'name'), CLASSES.get(stem, stem), path)
+            found.append(((home, stem, number), layer))
         return [layer for _, layer in sorted(found, key=lambda item: item[0])]
 
     def place_of(self, layer: FileLayer) -> str:
         """How the paths of a layer of the outermost model, and of all within it, begin."""
-        return layer.path.replace(PREFIX, self.prefix) + '/'
+        return f'{self.groups.get(layer.path, layer.path)}/'
 
-    def paths(self, layers: Kinds) -> list[dict[str, str]]:
+    def paths(self, layers: Kinds) -> dict[FileLayer, dict[str, str]]:
         """For each layer, Keras' names of its arrays and their paths, which need not exist.
 
         Raises:
             Refused: A layer could be at several places, or its place belongs to another one.
         """
-        return [self._paths(layer, kind) for layer, kind in layers]
-
-    def _paths(self, layer: FileLayer, kind: str) -> dict[str, str]:
-        group = layer.path.replace(PREFIX, self.prefix) + '/vars'
-        saved_name = self.weights.attribute(group, 'name')
-        # numbers that Keras gives rise within a session; the place in the file is the same
-        numbers = (
-            is_numbered(layer.name or '', layer.class_name)
-            and numbered(saved_name or '')[0] == numbered(layer.name or '')[0]
-        )
-        if layer.name is not None and saved_name not in (None, layer.name) and not numbers:
-            raise Refused(f'{group!r} is called {saved_name!r}, not {layer.name!r}.')
-        return {keras: f'{group}/{i}' for i, (keras, _, _) in enumerate(KINDS[kind])}
+        found = {}
+        for layer, kind in layers:
+            group = f'{self.place_of(layer)}vars'
+            name, saved = layer.name or '', self.weights.attribute(group, 'name')
+            # numbers that Keras gives rise within a session; the place in the file is the same
+            renumbered = is_numbered(name, layer.class_name) and numbered(saved or '')[0] == numbered(name)[0]
+            if name and saved not in (None, name) and not renumbered:
+                raise Refused(f'{group!r} is called {saved!r}, not {name!r}.')
+            found[layer] = {keras: f'{group}/{i}' for i, (keras, _, _) in enumerate(KINDS[kind])}
+        return found
 
 
 WHOLE_MODEL = 'model_weights'
@@ -139,11 +110,6 @@ def stem_of(name: str) -> str:
     """The part of a name that Keras gave which stands for the class, in the words of today."""
     stem = re.sub(r'(_v[12])?(_\d{1,9})*$', '', name)
     return OLD_STEMS.get(stem, stem)
-
-
-def _numbers(name: str) -> list[int]:
-    """The numbers at the end of a name: that of the layer, and one if its model was built again."""
-    return [int(number) for number in re.findall(r'_(\d{1,9})(?=_\d|$)', name)]
 
 
 @dataclass
@@ -166,26 +132,13 @@ class GroupsLayout:
         self.weights = weights
         self.root = f'{WHOLE_MODEL}/' if WHOLE_MODEL in weights else ''
         self.groups: dict[str, list[Owner]] = {}
-        listed = self.weights.attribute(self.root.rstrip('/'), 'layer_names')
-        for group in listed if listed is not None else self._all_groups():
+        for group in self.weights.attribute(self.root.rstrip('/'), 'layer_names') or []:
             if group not in NO_LAYERS and group not in self.groups:
                 self.groups[group] = self._owners(group)
 
-    def _all_groups(self) -> list[str]:
-        found = dict.fromkeys(
-            path.removeprefix(self.root).partition('/')[0]
-            for path in [*self.weights.arrays(), *self.weights.groups()]
-            if path.startswith(self.root) and path.removeprefix(self.root)
-        )
-        return [name for name in found if f'{self.root}{name}' in self.weights.groups()]
-
     def arrays_of(self, group: str) -> list[str]:
         """The arrays of a group, as it lists them: paths below it."""
-        listed = self.weights.attribute(f'{self.root}{group}', 'weight_names')
-        if listed is not None:
-            return listed
-        start = f'{self.root}{group}/'
-        return [path.removeprefix(start) for path in self.weights.arrays() if path.startswith(start)]
+        return self.weights.attribute(f'{self.root}{group}', 'weight_names') or []
 
     def _owners(self, group: str) -> list[Owner]:
         owners: dict[str, Owner] = {}
@@ -209,7 +162,8 @@ class GroupsLayout:
     @property
     def is_release(self) -> bool:
         """Whether it is one of the two files that Keras publishes, or has their layout."""
-        return all(layer.keras1 in self.groups for layer in LAYERS.values())
+        counts = Counter(KERAS1_NAMES[layer.kind] for layer in LAYERS.values())
+        return all(f'{stem}_{i + 1}' in self.groups for stem, count in counts.items() for i in range(count))
 
     def layers(self) -> list[FileLayer]:
         if self.is_keras1 and next(iter(LAYERS)) not in self.groups:
@@ -217,7 +171,8 @@ class GroupsLayout:
         found = []
         for group, owners in self.groups.items():
             if len(owners) < 2:
-                class_name = self._class_of(owners[0]) if owners else CLASSES.get(stem_of(group), stem_of(group))
+                own = OWN_CLASSES.get(group.rpartition('_')[2], stem_of(group))
+                class_name = self._class_of(owners[0]) if owners else CLASSES.get(stem_of(group), own)
                 found.append(FileLayer(group, class_name, top=group))
             else:
                 found += [FileLayer(owner.name, self._class_of(owner), top=group) for owner in owners]
@@ -251,27 +206,25 @@ class GroupsLayout:
     def place_of(self, layer: FileLayer) -> str:
         return f'{self.root}{layer.top}/'
 
-    def paths(self, layers: Kinds) -> list[dict[str, str]]:
-        places: dict[int, Owner] = {}
+    def paths(self, layers: Kinds) -> dict[FileLayer, dict[str, str]]:
+        """As of the other layout."""
+        found = {}
         for group, pairs in self._grouped(layers):
             inside = [layer for layer, _ in pairs]
             owners = self.groups.get(group, [])
             if len(inside) == 1 and (len(owners) == 1 or inside[0].name == inside[0].top):
-                places[id(inside[0])] = owners[0] if len(owners) == 1 else Owner(f'{group}/{inside[0].name}')
+                places = dict(zip(inside, owners)) if len(owners) == 1 else {}
             else:
                 by_name = {owner.name: owner for owner in owners}
                 if len(by_name) < len(owners):
                     raise Refused(f'several layers in {group!r} have the same name.')
-                found = self._match({(layer.name or '', layer.class_name): None for layer in inside}, list(by_name))
-                for layer in inside:
-                    places[id(layer)] = by_name.get(found[layer.name or ''], Owner(f'{group}/{layer.name}'))
-        return [
-            {
-                keras: places[id(layer)].arrays.get(keras, f'{self.root}{places[id(layer)].name}/{keras}')
-                for keras, _, _ in KINDS[kind]
-            }
-            for layer, kind in layers
-        ]
+                names = self._match({(layer.name or '', layer.class_name): None for layer in inside}, list(by_name))
+                places = {layer: by_name[name] for layer in inside if (name := names[layer.name or '']) in by_name}
+            for layer, kind in pairs:
+                owner = places.get(layer, Owner(f'{group}/{layer.name}'))
+                absent = f'{self.root}{owner.name}'
+                found[layer] = {keras: owner.arrays.get(keras, f'{absent}/{keras}') for keras, _, _ in KINDS[kind]}
+        return found
 
     def _grouped(self, layers: Kinds) -> list[tuple[str, Kinds]]:
         """The layers by the groups that hold their arrays. A single group holds all, as `multi_gpu_model` made it."""
@@ -294,17 +247,15 @@ class GroupsLayout:
             For each array its path in the file and the path that the order gives, where these differ.
         """
         different = []
-        places = dict(zip((id(layer) for layer, _ in layers), self.paths(layers)))
+        places = self.paths(layers)
         for group, inside in self._grouped(layers):
-            expected: list[str] = []
-            for trained in (True, False):
-                for layer, kind in inside:
-                    is_trained = layer.config.get('trainable', True)
-                    expected += [
-                        places[id(layer)][keras]
-                        for keras, _, _ in KINDS[kind]
-                        if trained == (is_trained and not keras.startswith('moving_'))
-                    ]
+            expected = [
+                places[layer][keras]
+                for trained in (True, False)
+                for layer, kind in inside
+                for keras, _, _ in KINDS[kind]
+                if trained == (layer.config.get('trainable', True) and not keras.startswith('moving_'))
+            ]
             known = set(expected)  # others, such as the state of a random generator, are in no order with these
             listed = [f'{self.root}{group}/{array}' for array in self.arrays_of(group)]
             listed = [path for path in listed if path in known]
@@ -341,12 +292,12 @@ class GroupsLayout:
             if set(names) <= set(others):
                 found.update(zip(names, names))
             elif len(names) == len(others):
-                found.update(zip(sorted(names, key=_numbers), sorted(others, key=_numbers)))
+                found.update(zip(sorted(names, key=numbers_of), sorted(others, key=numbers_of)))
             else:
                 raise Refused(
                     f'the config has {len(names)} layers called {stem} and a number '
-                    f'({listed(sorted(names, key=_numbers))}), the weights {len(others)} '
-                    f'({listed(sorted(others, key=_numbers))}): which is which cannot be told.'
+                    f'({listed(sorted(names, key=numbers_of))}), the weights {len(others)} '
+                    f'({listed(sorted(others, key=numbers_of))}): which is which cannot be told.'
                 )
         return found
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -17,20 +17,19 @@ from ..errors import KerasFileError
 
 
 class WeightFile:
-    """One or more HDF5 files: a list of what is in them, and arrays of known shape. A context manager.
+    """An HDF5 file: a list of what is in it, and arrays of known shape. A context manager.
 
     Nothing is opened before the first call. Every call may raise a KerasFileError.
 
     Args:
-        source: Name of the files in errors.
-        files: The files. If they are shards of one model, no two hold the same array.
-        content: Content of one file in blocks, if there are no files.
+        source: The file, or what it is a member of.
+        content: Content of the member in blocks; None for a file.
         size: Size of the content in bytes.
     """
 
-    def __init__(self, source: Path, files: Sequence[Path] = (), content: Iterable[bytes] = (), size: int = 0) -> None:
+    def __init__(self, source: Path, content: Iterable[bytes] | None = None, size: int = 0) -> None:
         self.source = source
-        self._files, self._content, self._size = files, content, size
+        self._content, self._size = content, size
         self._process: Any = None
 
     def __enter__(self) -> 'WeightFile':
@@ -94,8 +93,9 @@ class WeightFile:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        files = [str(file.absolute()) for file in self._files]
-        return self._ask(dict(source=str(self.source), files=files, size=self._size), str(self.source), self._content)
+        file = str(self.source.absolute()) if self._content is None else ''
+        first = dict(source=str(self.source), file=file, size=self._size)
+        return self._ask(first, str(self.source), self._content or ())
 
     def _ask(self, request: dict[str, Any], place: str, content: Iterable[bytes] = ()) -> dict[str, Any]:
         with suppress(BrokenPipeError):  # a dead process gives no answer, which is noticed below
