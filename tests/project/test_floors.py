@@ -42,7 +42,7 @@ HEAVY = {
     'keras': {'porting', 'benchmarks'},
     'tensorflow': set(),
 }
-TWICE = {'layouts', 'weights'}  # names of two modules, until weights/ and porting/ have others
+TWICE = {'weights'}  # names of two modules, until porting/ has another
 LIGHT_ROOM = {  # what figure 5 is made of
     'collections.abc',
     'contextlib',
