@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import xception_hub
+from xception_hub.topology import LEGACY_NAMES
 
 CLASSES = 7
 Reference = Callable[[Tensor], Tensor]
@@ -70,6 +71,13 @@ def trained(seed: int = 0) -> nn.Module:
 def state_dict(change: Callable[[dict[str, Tensor]], Any], **options: Any) -> Callable[[nn.Module, Path], None]:
     """Saves what becomes of the state dict."""
     return lambda model, path: torch.save(change(model.state_dict()), path, **options)
+
+
+def to_legacy(tensors: Mapping[str, Tensor], classifier: str = 'fc') -> dict[str, Tensor]:
+    """Renames tensors [...] of `Xception` to the names of the legacy lineage."""
+    names = {ours: legacy for legacy, ours in LEGACY_NAMES.items()} | {'head.fc': classifier}
+    split = {name: name.rpartition('.') for name in tensors}
+    return {f'{names[layer]}.{kind}': tensors[name] for name, (layer, _, kind) in split.items()}
 
 
 def under(prefix: str, state: dict[str, Tensor], classifier: str = 'fc') -> dict[str, Tensor]:
@@ -170,11 +178,6 @@ def smp(model: nn.Module, path: Path, part: str = '') -> Reference:
 
 def other(name: str) -> Callable[[nn.Module, Path], None]:
     return lambda _, path: torch.save(timm.create_model(name).state_dict(), path)
-
-
-def renamed(model: nn.Module, path: Path) -> None:
-    torch.save({f'layers.{i}.{name.rpartition(".")[2]}': t for i, (name, t) in enumerate(model.state_dict().items())},
-               path)  # fmt: skip
 
 
 class Assembled(nn.Module):
@@ -367,7 +370,6 @@ KINDS = [
     Kind('`catavgmax`', two_poolings, dict(global_pool='catavgmax'), 'of two poolings'),
     Kind('Normalize in front', normalized),
     Kind('TorchScript', torchscript, refused='TorchScript archive, whose program is not run'),
-    Kind('unknown names, all shapes in order', renamed, refused='their names are not known'),
     Kind('timm `xception41`', other('xception41'), refused='an aligned Xception'),
     Kind('another network', other('resnet18'), refused='is no Xception'),
 ]

@@ -26,8 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 from port_a_keras_model import download
 from timm.models._hub import save_for_hf
 
+from benchmarks.checkpoints import to_legacy
 from xception_hub.porting.port import port
-from xception_hub.weights.layouts import to_legacy
 
 app = App(help=__doc__, version_flags=[])
 

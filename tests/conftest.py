@@ -44,8 +44,8 @@ for name in ('XCEPTION_HUB_REPO', 'HF_TOKEN', 'HF_HUB_OFFLINE'):
 
 from port_a_keras_model import Checkpoint, download
 
+from benchmarks.checkpoints import to_legacy
 from xception_hub.porting.port import Port, port
-from xception_hub.weights.layouts import to_legacy
 
 
 class Example(NamedTuple):

@@ -30,7 +30,7 @@ from .errors import in_one_line
 from .inference.engines import ENGINES
 from .weights.checkpoint_files import read_checkpoint
 from .weights.fingerprints import compare
-from .weights.layouts import recognise
+from .weights.lineages import recognise
 from .weights.pretrained import sources_of
 from .weights.sources import REPO_VARIABLE, WEIGHT_FILES, Source, source_of
 

@@ -12,7 +12,7 @@ from hub_server import HubServer
 from random_model import images
 from torch import Tensor
 
-from xception_hub.weights.layouts import to_legacy
+from benchmarks.checkpoints import to_legacy
 
 REPOSITORY = 'owner/xception_hub:main'
 

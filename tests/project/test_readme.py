@@ -23,8 +23,8 @@ from kitchen_photos import PHOTOS, kitchen_photos
 from port_a_keras_model import CLASS_NAMES, Checkpoint
 from torch import Tensor
 
+from benchmarks.checkpoints import to_legacy
 from xception_hub.cli import main, tool
-from xception_hub.weights.layouts import to_legacy
 
 TRAINED = ('figure_6.png', 'figure_9.png', 'figure_10.png', 'spectrum.png')  # by benchmarks/ablations.py
 README = (ROOT / 'README.md').read_text()

@@ -175,15 +175,6 @@ def test_what_the_message_advises(legacy: nn.Module, tmp_path: Path) -> None:
         assert torch.equal(read(images(96, 107)), model(images(96, 107)))
 
 
-def test_a_head_after_a_head(legacy: nn.Module, tmp_path: Path) -> None:
-    """Layers in the order of the modules are computed, and the order is said."""
-    model = changed(legacy, lambda model: nn.Sequential(nn.Sequential(model, nn.Tanh()), nn.Linear(CLASSES, 3)))
-    with pytest.warns(UserWarning, match='0.1, 1 follow each other'):
-        read = xception_hub.from_checkpoint(saved(model, tmp_path))
-    with torch.no_grad():
-        assert torch.equal(read(images(96, 107)), model(images(96, 107)))
-
-
 def test_the_backbone_of_another_head(legacy: nn.Module, tmp_path: Path) -> None:
     """What follows the backbone does not matter to whom it leaves out."""
     path = saved(changed(legacy, UNSURE['a head of cosines'][0]), tmp_path)

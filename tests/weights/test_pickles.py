@@ -23,7 +23,7 @@ from torch.serialization import MAGIC_NUMBER
 
 from xception_hub.errors import CheckpointError, DamagedCheckpointError
 from xception_hub.weights.checkpoint_files import read_checkpoint
-from xception_hub.weights.layouts import recognise
+from xception_hub.weights.lineages import recognise
 from xception_hub.weights.pickles import Inert, is_module, read_pickle
 
 FORMATS = {'zip': True, 'before torch 1.6': False}

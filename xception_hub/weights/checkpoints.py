@@ -17,7 +17,7 @@ from .arguments import model_name, network_arguments
 from .checkpoint_files import CheckpointFile, StateDict
 from .fingerprints import compare
 from .heads import drop_heads, find_head, take_head
-from .layouts import LAYOUTS, LEGACY_NUMERICS, Recognised, recognise
+from .lineages import LAYOUTS, LEGACY_NUMERICS, Recognised, recognise
 from .normalization import preparation_of
 from .pickled_modules import layers_of, settings_of
 from .sources import source_of
@@ -81,13 +81,11 @@ def from_checkpoint(
     else:
         device, dtype = model_args.pop('device', None), model_args.pop('dtype', None)
         model = timm.create_model(name, **model_args, device='meta')  # arguments of a file reserve no memory
-        check_against(tensors, model.state_dict(), source)
+        check_against(tensors, model.state_dict(), source, optional=['head.'] if network.is_new else [])
         copies = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
         model = filled(model, copies, device, dtype)
     model.pretrained_cfg = {**model.pretrained_cfg, **UNKNOWN_SOURCE, **preparation}
-    if network.num_classes != model_args.get('num_classes', network.num_classes):
-        model.reset_classifier(network.num_classes)
-    elif network.final != 'linear':
+    if network.final != 'linear':
         model.final_activation = network.final
         model.pretrained_cfg['notes'] += (f'the saved network ended in {network.final}; this one returns logits',)
     return model.eval()
@@ -100,18 +98,18 @@ class NetworkInFile:
     Attributes:
         file: The file.
         found: Its tensors under this network's names, with the head that was taken.
-        arguments: Arguments of the network, with `num_classes` of the head that was taken.
-        num_classes: Number of classes that is asked for.
-        own_classes: Number of classes in the file; 0 for none.
-        final: Activation that the file's modules apply to the logits; 'linear' for none.
+        arguments: Arguments of the network.
+        own_head: Arguments of the head in the file, as far as they are known.
+        is_new: Whether the caller asks for another head, which starts at random.
+        final: Activation that the file's modules apply to the logits; 'linear' for none, or for other logits.
         assumed: Sentences about what the file does not say.
     """
 
     file: CheckpointFile
     found: Recognised
     arguments: dict[str, Any]
-    num_classes: int
-    own_classes: int
+    own_head: dict[str, Any]
+    is_new: bool
     final: str
     assumed: list[str]
 
@@ -120,7 +118,7 @@ class NetworkInFile:
         if self.assumed:
             text = f'{source} does not say everything. Assumed: {"; ".join(self.assumed)}.'
             warnings.warn(printable_lines(text), stacklevel=3)
-        if self.final != 'linear' and self.num_classes == self.own_classes:
+        if self.final != 'linear':
             warnings.warn(
                 f'{source}: the saved network ends in {self.final}, which is left out: this one returns the logits '
                 f'before it. model.final_activation of xception_hub.from_checkpoint names it.',
@@ -151,8 +149,9 @@ def read_network(
     assumed: list[str] = []
     backbone, final = _backbone_args(file, found, source, given, assumed)
     pooling = given.get('global_pool', backbone.get('global_pool'))
-    head, num_classes, own_classes = _take_head(file, found, source, classifier, given, pooling, assumed)
-    return NetworkInFile(file, found, {**backbone, **head}, num_classes, own_classes, final, assumed)
+    head, own_head, is_new = _take_head(file, found, source, classifier, given, pooling, assumed)
+    arguments = {**backbone, **head}
+    return NetworkInFile(file, found, arguments, own_head, is_new, 'linear' if is_new else final, assumed)
 
 
 def filled(
@@ -227,45 +226,36 @@ def _take_head(
     given: Mapping[str, Any],
     pooling: str | None,
     assumed: list[str],
-) -> tuple[dict[str, Any], int, int]:
-    """Arguments of the head whose tensors are taken, the number of classes in the end, and that of the file.
-
-    For another number of classes than the file's, the layers before the classifier go too.
-    """
+) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Arguments of the head, those of the file's, and whether a new one takes its place: for other classes."""
     told = file.arguments_of(found.prefix)
     args: dict[str, Any] = {name: told[name] for name in HIDDEN if name in told} if told else {}
-    bare_args = dict(num_classes=0, **dict.fromkeys(HIDDEN, ()))
     if given.get('num_classes') == 0 or given.get('features_only'):
         drop_heads(found, 'what stands beside the backbone, which num_classes=0 and features_only=True do without')
-        return bare_args, 0, 0
+        return dict(num_classes=0, **dict.fromkeys(HIDDEN, ())), args, False
     layers = head_layers_of(given)
-    chain = find_head(found, source, classifier, layers, pooling or 'avg')
+    head = find_head(found, source, classifier, layers, pooling or 'avg', given.get('num_classes'))
     fc = sorted(name for name in found.tensors if re.fullmatch(r'head\.fc_layers\.fc\d+\.weight', name))
     if fc and not args:
         args['fc_widths'] = [found.tensors[name].shape[0] for name in fc]
     own = found.tensors.get('head.fc.weight')
-    classes = chain.num_classes if chain else 0 if own is None else own.shape[0]
+    classes = head[-1].returns if head else 0 if own is None else own.shape[0]
     wanted = given.get('num_classes', classes)
-    is_hidden = chain.is_hidden if chain else bool(args)
-    if is_hidden and not layers and (wanted != classes or any(name in given for name in HIDDEN)):
-        features = found.num_features
-        drop_heads(
-            found, f'layers before the classifier; the new one of {wanted} classes takes the {features} features'
-        )
-        return bare_args, wanted, classes
-    if chain:
-        named = layers or layers_of(chain, source, file.modules, assumed)
-        taken = take_head(found, chain, source, named, chain.classifier.name in file.modules, assumed)
-        args = dict(fc_widths=(), head_layers=taken)
+    is_hidden = len(head) > 1 if head else bool(args)
+    if wanted != classes or (is_hidden and not layers and any(name in given for name in HIDDEN)):
+        what = f'a head of {classes} classes' + ' with layers before the classifier' * is_hidden
+        drop_heads(found, f'{what}; the new one of {wanted} starts at random')
+        return dict(num_classes=wanted, fc_widths=(), head_layers=layers), dict(args, num_classes=classes), True
+    own_args = args
+    if head:
+        named = layers or layers_of(head, source, file.modules)
+        taken = take_head(found, head, source, named, head[-1].name in file.modules, assumed)
+        args = own_args = dict(fc_widths=(), head_layers=taken)
     elif layers:
         args = dict(fc_widths=(), head_layers=layers)
     if classes and pooling is None and told is None:
         assumed.append("global_pool='avg'")
-    if wanted != classes and classes:
-        found.left_out[chain.name if chain else f'{found.prefix}head.fc'] = (
-            f'a classifier of {classes} classes; the new one of {wanted} starts at random'
-        )
-    return {**args, 'num_classes': classes}, wanted, classes
+    return {**args, 'num_classes': classes}, {**own_args, 'num_classes': classes}, False
 
 
 def head_layers_of(given: Mapping[str, Any]) -> list[dict[str, Any]]:

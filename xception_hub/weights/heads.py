@@ -11,11 +11,12 @@ import torch
 from ..errors import CheckpointError, listed
 from ..head import HeadLayer, head_layer_names
 from .checkpoint_files import StateDict
-from .layouts import Recognised, quoted, takes_features
+from .lineages import Recognised, quoted, takes_features
 
 MAX_LAYERS = 500  # beside the backbone, among which a head is searched
 # Part of a layer's path -> what it is in a file whose classifier takes the backbone's features.
 OFF_THE_PATH = {'adjust_channel': "a projection of DeepfakeBench's other detectors, beside the path to the classifier"}
+NO_HEAD = 'num_classes=0 takes the backbone without any head'
 
 
 def _linear(tensors: StateDict) -> StateDict | None:
@@ -36,19 +37,21 @@ KINDS: dict[str, Callable[[StateDict], StateDict | None]] = {'fc': _linear, 'bn'
 
 @dataclass(eq=False)
 class Layer:
-    """A layer beside the backbone that a head can have.
+    """A layer beside the backbone that a head can have. A head is a list of them; the last is the classifier.
 
     Attributes:
         name: Name in the file.
         kind: One of `KINDS`.
-        tensors: Its tensors, as a head here has them.
+        tensors: Its tensors, as a head here has them: matrices [out, in], vectors [features].
         is_convolution: Whether it is a 1x1 convolution in the file.
+        group: Name of the Sequential that holds it, or of the layer; without the network's prefix.
     """
 
     name: str
     kind: str
     tensors: StateDict
-    is_convolution: bool = False
+    is_convolution: bool
+    group: str
 
     @property
     def takes(self) -> int:
@@ -59,61 +62,52 @@ class Layer:
         return self.tensors['weight'].shape[0]
 
 
-@dataclass(eq=False)
-class Chain:
-    """Layers that follow each other.
-
-    Attributes:
-        name: Name of the Sequential that holds them, or of the last layer.
-        layers: All layers with tensors.
-    """
-
-    name: str
-    layers: list[Layer]
-
-    @property
-    def classifier(self) -> Layer:
-        return self.layers[-1]
-
-    @property
-    def is_hidden(self) -> bool:
-        """Whether there are layers before the classifier."""
-        return len(self.layers) > 1
-
-    @property
-    def num_classes(self) -> int:
-        return self.classifier.returns
-
-    def is_attention(self, features: int) -> bool:
-        """Whether it returns all features by way of fewer, as squeeze and excitation does."""
-        narrow = any(layer.takes != features for layer in self.layers)
-        return narrow and self.classifier.kind == 'fc' and self.classifier.returns == features
-
-    def up_to(self, layer: Layer) -> 'Chain':
-        end = self.layers.index(layer) + 1
-        return self if end == len(self.layers) else Chain(layer.name, self.layers[:end])
-
-    def __str__(self) -> str:
-        widths = (self.layers[0].takes, *(layer.returns for layer in self.layers if layer.kind == 'fc'))
-        return f'{self.name} ({" -> ".join(map(str, widths))} features)'
+def _is_attention(head: Sequence[Layer], features: int) -> bool:
+    """Whether layers return all features by way of fewer, as squeeze and excitation does."""
+    narrow = any(layer.takes != features for layer in head)
+    return narrow and head[-1].kind == 'fc' and head[-1].returns == features
 
 
-def chains_of(found: Recognised) -> list[Chain]:
-    """The layers beside the backbone that a head can have, in the order of the file: a chain is of one Sequential."""
+def _shown(head: Sequence[Layer]) -> str:
+    widths = (head[0].takes, *(layer.returns for layer in head if layer.kind == 'fc'))
+    return f'{head[-1].group} ({" -> ".join(map(str, widths))} features)'
+
+
+def _paths(found: Recognised, without: Sequence[str], features: int) -> list[list[Layer]]:
+    """Layers beside the backbone that follow each other by their widths, in the order of the file."""
     groups: dict[str, dict[str, Layer | None]] = {}
     for name, tensors in islice(found.beside.items(), MAX_LAYERS):
         own = {kind: known for kind, reader in KINDS.items() if (known := reader(tensors))}
-        layer = next((Layer(name, kind, own[kind], tensors['weight'].dim() == 4) for kind in own), None)
         parent, _, place = name.rpartition('.')
-        groups.setdefault(parent if parent and place.isdigit() else name, {})[name] = layer
-    chains = []
-    for group, named in groups.items():
+        group = parent if parent and place.isdigit() else name
+        shown = group.removeprefix(found.prefix)
+        layer = next((Layer(name, kind, own[kind], tensors['weight'].dim() == 4, shown) for kind in own), None)
+        if name not in without:
+            groups.setdefault(group, {})[name] = layer
+    paths: list[list[Layer]] = []
+    for named in groups.values():
         layers = [layer for layer in named.values() if layer]
-        if len(layers) == len(named) and all(before.returns == after.takes for before, after in pairwise(layers)):
-            chains.append(Chain(group.removeprefix(found.prefix), layers))
-        else:
-            chains += [Chain(layer.name.removeprefix(found.prefix), [layer]) for layer in layers]
-    return chains
+        is_chain = len(layers) == len(named) and all(
+            first.returns == second.takes for first, second in pairwise(layers)
+        )
+        for chain in [layers] if is_chain else [[layer] for layer in layers]:
+            if not is_chain:
+                chain[0].group = chain[0].name.removeprefix(found.prefix)
+            before = next((path for path in reversed(paths) if path[-1].returns == chain[0].takes), None)
+            if before is None or _is_attention(before, features):
+                paths.append(chain)
+            else:
+                before += chain
+    return paths
+
+
+def _heads(paths: Sequence[list[Layer]], features: int) -> list[list[Layer]]:
+    """Paths from the features to a classifier."""
+    return [
+        path
+        for path in paths
+        if path[-1].kind == 'fc' and path[0].takes == features and not _is_attention(path, features)
+    ]
 
 
 def find_head(
@@ -122,7 +116,8 @@ def find_head(
     classifier: str | None = None,
     head_layers: Sequence[HeadLayer] = (),
     global_pool: str = 'avg',
-) -> Chain | None:
+    num_classes: int | None = None,
+) -> list[Layer] | None:
     """The head to take of those beside the backbone; None if there is none, or if the network has its own.
 
     What is not taken is left out of `found`.
@@ -133,6 +128,7 @@ def find_head(
         classifier: Name of the layer, the Sequential or the tensor to take.
         head_layers: The layers before the classifier, if the caller names them.
         global_pool: The pooling before the head; some double the features.
+        num_classes: Number of classes that is asked for; None for the file's. Another one makes the head a new one.
 
     Raises:
         CheckpointError: There are several, or other layers that the network may compute with.
@@ -152,106 +148,81 @@ def find_head(
                 f"Choose with classifier='head.fc' or another name, or none with num_classes=0."
             )
     if classifier is not None:
-        classifier = _name_as_layer(found, classifier, features) or classifier
-    chains = chains_of(found)
+        _name_matrices(found, classifier, features)
+    aside = {name: what for part, what in OFF_THE_PATH.items() for name in found.beside if part in name.split('.')}
+    paths = _paths(found, [] if classifier is not None else [*aside], features)
+    head: list[Layer] | None = None
     if classifier is not None:
-        chain: Chain | None = _chosen(found, chains, source, classifier, features)
+        head = _chosen(found, paths, source, classifier, features)
+    elif _heads(paths, features):
+        for name, what in aside.items():
+            found.drop([name], what)
     else:
-        aside = {name: what for part, what in OFF_THE_PATH.items() for name in found.beside if part in name.split('.')}
-        heads = _heads([chain for chain in chains if chain.layers[0].name not in aside], features)
-        if heads:
-            for name, what in aside.items():
-                found.drop([name], what)
-        chain = _only(heads or _heads(chains, features), chains, source, features)
-    if chain and head_layers:
-        chain = _assigned(chain, chains, source, head_layers, features)
-    others = [name for name in found.beside if chain is None or name not in {layer.name for layer in chain.layers}]
+        paths = _paths(found, [], features)
+    if classifier is None and (heads := _heads(paths, features)):
+        head = _only(heads, source)
+    elif head is None and (doubled := _heads(paths, 2 * features)):
+        raise _two_poolings(doubled[0], source, features)
+    if head and head_layers and num_classes in (None, head[-1].returns):
+        head = _assigned(head, [layer for path in paths for layer in path], source, head_layers, features)
+    others = [name for name in found.beside if head is None or name not in {layer.name for layer in head}]
     if others and classifier is None:
-        raise _no_place(found, chains, source, chain, others)
-    if chain:
-        found.drop(others, f'not the classifier {chain.name!r}: if the network computes with them, this is another one')
-        found.drop_own_head(f'not the classifier {chain.name!r}')
-    return chain
+        raise _no_place(found, paths, source, head, others)
+    if head:
+        reason = f'not the classifier {head[-1].group!r}'
+        found.drop(others, f'{reason}: if the network computes with them, this is another one')
+        found.drop_own_head(reason)
+    return head
 
 
 def drop_heads(found: Recognised, reason: str) -> None:
     """Leaves out all layers beside the backbone. The reason is that for heads: other layers may stand anywhere."""
-    chains, features = chains_of(found), found.num_features
-    heads = [head for width in (features, 2 * features) for head in _heads(chains, width)]
-    known = {layer.name for head in heads for layer in head.layers}
+    paths, features = _paths(found, [], found.num_features), found.num_features
+    known = {layer.name for width in (features, 2 * features) for head in _heads(paths, width) for layer in head}
     others = [name for name in found.beside if name not in known]
     found.drop(others, f'{reason}; where the backbone computes with them, its features are others')
     found.drop(found.beside, reason)
     found.drop_own_head(reason)
 
 
-def _path_to(before: Sequence[Chain], end: Chain, features: int) -> Chain:
-    """What leads to a chain: each takes what the nearest before it in the file returns."""
-    path = end
-    for chain in reversed(before):
-        widens = chain.classifier.kind == 'fc' and chain.layers[0].takes != features == chain.classifier.returns
-        follows = chain.classifier.returns == path.layers[0].takes
-        if follows and not widens and not chain.is_attention(features):
-            path = Chain(end.name, chain.layers + path.layers)
-    return path
-
-
-def _heads(chains: Sequence[Chain], features: int) -> list[Chain]:
-    """Chains from the features to a classifier."""
-    paths: list[Chain] = []
-    for i in reversed(range(len(chains))):
-        path = _path_to(chains[:i], chains[i], features)
-        is_within = any(path.classifier in other.layers for other in paths)
-        if path.classifier.kind == 'fc' and path.layers[0].takes == features and not is_within:
-            paths.insert(0, path)
-    return [path for path in paths if not path.is_attention(features)]
-
-
-def _only(heads: Sequence[Chain], chains: Sequence[Chain], source: str, features: int) -> Chain | None:
+def _only(heads: Sequence[list[Layer]], source: str) -> list[Layer]:
     if len(heads) > 1:
+        names = [head[-1].group for head in heads]
         raise CheckpointError(
-            f'{source} holds {len(heads)} classifiers: {quoted(head.name for head in heads)}. Choose one with '
-            f'classifier={heads[0].name!r}, or none with num_classes=0. A network that computes with several is '
-            f'another one.'
+            f'{source} holds {len(heads)} classifiers: {quoted(names)}. Choose one with classifier={names[0]!r}, or '
+            f'none with num_classes=0. A network that computes with several is another one.'
         )
-    if not heads and (doubled := _heads(chains, 2 * features)):
-        raise _two_poolings(doubled[0], source, features)
-    return heads[0] if heads else None
+    return heads[0]
 
 
-def _two_poolings(head: Chain, source: str, features: int) -> CheckpointError:
-    first = next(i for i, layer in enumerate(head.layers) if layer.kind == 'fc')
-    names = [f'{layer.name}.{kind}' for layer in head.layers[:first] for kind in layer.tensors]
+def _two_poolings(head: Sequence[Layer], source: str, features: int) -> CheckpointError:
     return CheckpointError(
-        f'{source}: {head.name} takes {2 * features} features, of two poolings or of two networks. Pass '
-        f"global_pool='catavgmax' if the averages come first, as in timm. If the maxima come first, as in fastai, "
-        f'exchange them in the state dict before: for name in {[*names, f"{head.layers[first].name}.weight"]}: '
-        f'state[name] = state[name].roll({features}, min(1, state[name].dim() - 1)). num_classes=0 takes the backbone '
-        f'without any head.'
+        f'{source}: {head[-1].group} takes {2 * features} features, of two poolings or of two networks. Pass '
+        f"global_pool='catavgmax' if the averages come first, as in timm; fastai has the maxima first. {NO_HEAD}."
     )
 
 
-def _chosen(found: Recognised, chains: Sequence[Chain], source: str, classifier: str, features: int) -> Chain:
+def _chosen(
+    found: Recognised, paths: Sequence[list[Layer]], source: str, classifier: str, features: int
+) -> list[Layer]:
     """The head that ends with the layer, the Sequential or the tensor of a name."""
-    ends: dict[str, tuple[int, Chain]] = {}  # path in the file -> number of a chain, and the chain up to this path
-    for i, chain in enumerate(chains):
-        for layer in chain.layers:
+    ends: dict[str, list[Layer]] = {}
+    for path in paths:
+        for i, layer in enumerate(path, start=1):
             names = [layer.name, *(f'{layer.name}.{kind}' for kind in layer.tensors)]
-            ends |= dict.fromkeys(names, (i, chain.up_to(layer)))
-        ends |= dict.fromkeys([chain.name, f'{found.prefix}{chain.name}'], (i, chain))
+            ends |= dict.fromkeys([*names, layer.group, f'{found.prefix}{layer.group}'], path[:i])
     exact = [ends[name] for name in (f'{found.prefix}{classifier}', classifier) if name in ends]
-    matches = exact[:1] or [*{id(end[1]): end for name, end in ends.items() if _ends_with(name, classifier)}.values()]
+    matches = exact[:1] or [*{end[-1]: end for name, end in ends.items() if _ends_with(name, classifier)}.values()]
     if len(matches) != 1:
         own = ['head.fc'] * any(name.startswith('head.') for name in found.tensors)
-        shown = dict.fromkeys([*own, *(end.name.removeprefix(found.prefix) for _, end in ends.values())])
-        raise CheckpointError(f'{source} has no classifier {classifier!r}. It has: {quoted(shown)}.')
-    head = _path_to(chains[: matches[0][0]], matches[0][1], features)
-    if head.layers[0].takes == 2 * features:
+        names = [*own, *dict.fromkeys(end[-1].group for end in ends.values())]
+        raise CheckpointError(f'{source} has no classifier {classifier!r}. It has: {quoted(names)}.')
+    head = matches[0]
+    if head[0].takes == 2 * features:
         raise _two_poolings(head, source, features)
-    if head.classifier.kind != 'fc' or head.layers[0].takes != features:
+    if head[-1].kind != 'fc' or head[0].takes != features:
         raise CheckpointError(
-            f'{source}: {classifier} is no chain of linear layers and normalizations on {features} features. '
-            f'num_classes=0 takes the backbone without any head.'
+            f'{source}: {classifier} is no chain of linear layers and normalizations on {features} features. {NO_HEAD}.'
         )
     return head
 
@@ -260,89 +231,68 @@ def _ends_with(name: str, part: str) -> bool:
     return f'.{name}'.endswith(f'.{part}')
 
 
-def _name_as_layer(found: Recognised, classifier: str, features: int) -> str | None:
-    """Makes a matrix of another name than weight a layer, and returns this layer's name; None if none is so called."""
-    for layer, kind in _matrices(found, features):
-        path = f'{layer}.{kind}'.lstrip('.')
-        if _ends_with(path, classifier) or (layer and _ends_with(layer, classifier)):
-            tensors = found.beside[layer]
-            weight = tensors.pop(kind)
-            own = {'weight': weight if weight.shape[1] == features else weight.T.contiguous()}
-            if layer:
-                own |= found.beside.pop(layer)
-            found.beside[path] = own
-            return path
-    return None
-
-
-def _matrices(found: Recognised, features: int) -> list[tuple[str, str]]:
-    """Layers of one matrix, [classes, features] or [features, classes], which has another name than weight."""
-    return [
-        (layer, kind)
-        for layer, tensors in found.beside.items()
-        for kind, tensor in tensors.items()
-        if kind != 'weight' and tensor.dim() == 2 and takes_features(tensor, features)
-        if not layer or tensors.keys() <= {kind, 'bias'}
-    ]
+def _name_matrices(found: Recognised, classifier: str, features: int) -> None:
+    """Makes a matrix of the classifier's name, [classes, features] or [features, classes], the weight of a layer."""
+    for layer, tensors in list(found.beside.items()):
+        for kind, tensor in list(tensors.items()):
+            path = f'{layer}.{kind}'.lstrip('.')
+            if kind != 'weight' and tensor.dim() == 2 and _ends_with(path, classifier):
+                matrix = tensors.pop(kind)
+                found.beside[path] = {'weight': matrix if matrix.shape[1] == features else matrix.T.contiguous()}
 
 
 def _no_place(
-    found: Recognised, chains: Sequence[Chain], source: str, head: Chain | None, others: Sequence[str]
+    found: Recognised, paths: Sequence[list[Layer]], source: str, head: list[Layer] | None, others: Sequence[str]
 ) -> CheckpointError:
     """The error for layers that the network may compute with."""
-    own = set(head.layers) if head else set()
-    apart = [chain for chain in chains if not own & set(chain.layers) and chain.layers[0].name in others]
-    known = {layer.name for chain in apart for layer in chain.layers}
-    unknown = sorted(
-        f'{name}.{kind}'.lstrip('.') + f' {list(tensor.shape)}'
-        for name in others
+    apart = [path for path in paths if path[0].name in others]
+    known = {layer.name for path in apart for layer in path}
+    unknown = {
+        f'{name}.{kind}'.lstrip('.'): tensor
+        for name in sorted(others)
         if name not in known
         for kind, tensor in found.beside[name].items()
-    )
-    is_attention = any(chain.is_attention(found.num_features) for chain in apart)
-    ways = f', and classifier={head.name!r} that head alone' if head else ''
-    for layer, kind in [] if head else _matrices(found, found.num_features)[:1]:
-        ways = f', and classifier={f"{layer}.{kind}".lstrip(".")!r} a linear layer of this matrix'
+    }
+    is_attention = any(_is_attention(path, found.num_features) for path in apart)
+    ways = f', and classifier={head[-1].group!r} that head alone' if head else ''
+    for name, tensor in () if head else unknown.items():
+        if tensor.dim() == 2 and takes_features(tensor, found.num_features):
+            ways = f', and classifier={name!r} a linear layer of this matrix'
     if head and not unknown and not is_attention:
-        before = [layer for chain in chains for layer in chain.layers if layer is not head.classifier]
+        before = [layer for path in paths for layer in path if layer is not head[-1]]
         ways += f'. If all are layers of one head, name them in their order, such as head_layers={_described(before)}'
+    shown = [*map(_shown, apart), *(f'{name} {list(tensor.shape)}' for name, tensor in unknown.items())]
     return CheckpointError(
         f'{source} holds tensors that this network has no place for, and may compute with them: '
-        f'{listed([*map(str, apart), *unknown])}{", as attention does" if is_attention else ""}. Without them it is '
-        f'another function: num_classes=0 takes the backbone without any head{ways}.'
+        f'{listed(shown)}{", as attention does" if is_attention else ""}. Without them it is another function: '
+        f'{NO_HEAD}{ways}.'
     )
 
 
 def _assigned(
-    head: Chain, chains: Sequence[Chain], source: str, head_layers: Sequence[HeadLayer], features: int
-) -> Chain:
-    """The file's layers in the order in which the caller names them, those of the head first."""
-    width, layers = features, []
-    free = [layer for layer in head.layers if layer is not head.classifier]
-    free += [layer for chain in chains for layer in chain.layers if layer not in head.layers]
+    head: list[Layer], layers: Sequence[Layer], source: str, head_layers: Sequence[HeadLayer], features: int
+) -> list[Layer]:
+    """The file's layers in the order in which the caller names them; those of one Sequential are in theirs."""
+    width, taken = features, []
     for wanted in head_layers:
         kind = next((kind for kind in KINDS if kind in wanted), None)
-        if kind:
-            returns = wanted.get('fc', width)
-            fits = [layer for layer in free if (layer.kind, layer.takes, layer.returns) == (kind, width, returns)]
-            layers += fits[:1]
-            free = [layer for layer in free if layer not in layers]
-            width = returns if fits else 0
-    if width != head.classifier.takes or not set(head.layers) <= {*layers, head.classifier}:
+        returns = wanted.get('fc', width)
+        fits = [layer for layer in layers if (layer.kind, layer.takes, layer.returns) == (kind, width, returns)]
+        fits = [layer for layer in fits if layer not in [*taken, head[-1]]]
+        own = [layer for layer in fits if layer.group == head[-1].group]
+        if not own and len(fits) > 1:
+            raise CheckpointError(
+                f'{source}: {quoted(layer.name for layer in fits)} could stand in {head[-1].group}. Remove the tensors '
+                f'of those that do not: del state[...].'
+            )
+        taken += (own or fits)[:1]
+        width = width if not kind else returns if fits else 0
+    if width != head[-1].takes or not {layer for layer in head if layer.group == head[-1].group} <= {*taken, head[-1]}:
         raise CheckpointError(
-            f'{source}: {head.name} has other layers than head_layers={[dict(layer) for layer in head_layers]}: rather '
-            f'{_described(head.layers[:-1])}, of which only fc and bn are in the file. num_classes=0 takes the '
-            f'backbone without any head.'
+            f'{source}: {head[-1].group} has other layers than head_layers={[dict(layer) for layer in head_layers]}: '
+            f'rather {_described(head[:-1])}, of which only fc and bn are in the file. {NO_HEAD}.'
         )
-    parent, _, place = head.classifier.name.rpartition('.')
-    apart = [layer for layer in layers if not place.isdigit() or layer.name.rpartition('.')[0] != parent]
-    known = {(layer.kind, layer.takes, layer.returns) for layer in apart}
-    if also := [layer.name for layer in free if (layer.kind, layer.takes, layer.returns) in known]:
-        raise CheckpointError(
-            f'{source}: {quoted(also)} could stand in {head.name} as well as {quoted(layer.name for layer in layers)}. '
-            f'Remove the tensors of those that do not: del state[...].'
-        )
-    return Chain(head.name, [*layers, head.classifier])
+    return [*taken, head[-1]]
 
 
 def _described(layers: Sequence[Layer]) -> list[dict[str, Any]]:
@@ -358,7 +308,7 @@ def _described(layers: Sequence[Layer]) -> list[dict[str, Any]]:
 
 def take_head(
     found: Recognised,
-    head: Chain,
+    head: Sequence[Layer],
     source: str,
     layers: Sequence[HeadLayer] | None,
     is_pickled: bool,
@@ -370,7 +320,7 @@ def take_head(
         found: The network; its tensors are added to.
         head: The head to take.
         source: Name of the checkpoint in errors.
-        layers: The layers before the classifier, as `Xception` takes them; none where nobody names them.
+        layers: The layers before the classifier, as `Xception` takes them; None where nobody names them.
         is_pickled: Whether a pickled module says what the classifier computes.
         assumed: Sentences about what the file does not say; some may be added.
 
@@ -380,24 +330,24 @@ def take_head(
     Raises:
         CheckpointError: The file has layers before the classifier and does not say which, or others than given.
     """
-    classifier, relative = head.classifier, head.classifier.name.removeprefix(found.prefix)
-    if layers is None and not head.is_hidden:
+    *before, classifier = head
+    relative = classifier.name.removeprefix(found.prefix)
+    if layers is None and not before:
         layers = []
-        if head.name != relative and re.search(r'\.[1-9]\d*$', relative):
+        if classifier.group != relative and re.search(r'\.[1-9]\d*$', relative):
             assumed.append(f'dropout before {relative}, where the file has no tensors')
     if layers is None:
-        convolutions = any(layer.is_convolution for layer in head.layers[:-1])
-        condition = ', if its convolutions follow the pooling' * convolutions
+        condition = ', if its convolutions follow the pooling' * any(layer.is_convolution for layer in before)
         raise CheckpointError(
-            f'{source}: the head {head.name} has layers before its classifier, and the file names neither activations '
-            f'nor dropout. Pass all of them{condition}, such as head_layers={_described(head.layers[:-1])}; '
-            f'num_classes=0 takes the backbone without any head.'
+            f'{source}: the head {classifier.group} has layers before its classifier, and the file names neither '
+            f'activations nor dropout between them. Pass all of them{condition}, such as head_layers='
+            f'{_described(before)}; {NO_HEAD}.'
         )
     taken = [dict(layer) for layer in layers]
     if all(set(layer) == {'drop'} for layer in taken):
         taken = []  # the argument drop_rate stands for it
     named = [(name, layer) for name, layer in zip(head_layer_names(taken), taken) if {'fc', 'bn'} & set(layer)]
-    for (name, argument), layer in zip(named, head.layers[:-1], strict=True):
+    for (name, argument), layer in zip(named, before, strict=True):
         if layer.kind == 'fc' and 'bias' not in layer.tensors:
             argument['bias'] = False
         found.tensors |= {f'head.fc_layers.{name}.{kind}': tensor for kind, tensor in layer.tensors.items()}

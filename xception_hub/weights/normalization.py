@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from .checkpoint_files import CheckpointFile
-from .layouts import LAYOUTS, NORMALIZATION, Recognised
+from .lineages import NORMALIZATION, Recognised
 
 PREPARATION = ('mean', 'std', 'input_size', 'interpolation', 'crop_pct')  # entries of timm's pretrained cfg
 NOT_STATED = 'mean and std are assumed: the checkpoint does not tell them'
@@ -41,7 +41,7 @@ def preparation_of(
         read = {name: _for_unit_range(pair, found) for name, pair in pairs.items()}
         values = {value and value[:2] for value in read.values()}
         if len(values) != 1 or None in values:
-            raise CheckpointError(_question(pairs, found, source))
+            raise CheckpointError(_question(pairs, source))
         mean, std, divided = next(value for value in read.values() if value)
         if not any(mean) and set(std) == {1.0} and not divided:
             assumed.append(f'images of 0 to 1, which {next(iter(pairs))}mean and std leave as they are')
@@ -82,27 +82,16 @@ def _for_unit_range(
     is_known = min(mean) >= 0 and min(std) > 0 and (largest <= 1 or 10 <= largest <= 255)
     scale = 255 if largest > 1 else 1
     scaled = [tuple(float(str(np.float32(value / scale))) for value in values) for values in (mean, std)]
-    if not is_known or _is_bgr(scaled[0]):
+    if not is_known or (channels == 3 and np.allclose(scaled[0], IMAGENET_BGR, 0, 0.003)):
         return None
     return scaled[0], scaled[1], ', divided by 255' if scale > 1 else ''
 
 
-def _is_bgr(mean: tuple[float, ...]) -> bool:
-    return len(mean) == 3 and all(abs(a - b) < 0.003 for a, b in zip(mean, IMAGENET_BGR))
-
-
-def _question(pairs: Mapping[str, Mapping[str, list[float]]], found: Recognised, source: str) -> str:
-    first = {what: values for pair in pairs.values() for what, values in pair.items()}
+def _question(pairs: Mapping[str, Mapping[str, list[float]]], source: str) -> str:
     values = '; '.join(f'{name}{what} is {values}' for name, pair in pairs.items() for what, values in pair.items())
-    conv1 = next(name for name, ours in LAYOUTS[found.layout].items() if ours == 'stem.conv1')
-    scaled = tuple(value / 255 if max(first.get('mean', [0])) > 1 else value for value in first.get('mean', []))
-    order = ''
-    if _is_bgr(scaled):
-        order = (
-            f' These are the means of blue, green and red: for images in RGB, exchange the channels in the state dict '
-            f"before: state['{found.prefix}{conv1}.weight'] = state['{found.prefix}{conv1}.weight'].flip(1)."
-        )
     return (
         f'{source} normalizes images in a way that can be read in several ways: {values}. Pass the values for images '
-        f'of 0 to 1: pretrained_cfg_overlay=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), with yours.{order}'
+        f'of 0 to 1: pretrained_cfg_overlay=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), with yours. If they are '
+        f'those of blue, green and red, exchange the channels of the first convolution in the state dict before: '
+        f"state['conv1.weight'] = state['conv1.weight'].flip(1)."
     )

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -11,8 +10,8 @@ from ..errors import CheckpointError, listed
 from ..head import HeadLayer
 from ..layers import MaxPool2dSame
 from ..network import GLOBAL_POOLS, Xception
-from .heads import Chain
-from .layouts import LAYOUTS, LEFT_OUT, LEGACY_NUMERICS
+from .heads import Layer
+from .lineages import LAYOUTS, LEFT_OUT, LEGACY_NUMERICS
 from .pickles import Inert
 
 Modules = Mapping[str, Inert]
@@ -227,31 +226,26 @@ def _pair(value: Any) -> Any:
     return (value, value) if type(value) is int else tuple(value) if isinstance(value, list) else value
 
 
-def layers_of(head: Chain, source: str, modules: Modules, assumed: list[str]) -> list[HeadLayer] | None:
+def layers_of(head: list[Layer], source: str, modules: Modules) -> list[HeadLayer] | None:
     """The layers before the classifier, from the classes of pickled modules; None if the file does not say all of them.
 
     Args:
-        head: The layers with tensors.
+        head: The layers with tensors, the classifier last.
         source: Name of the checkpoint in errors.
         modules: Path in the file -> module.
-        assumed: Sentences about what the file does not say; one may be added.
 
     Raises:
         CheckpointError: A layer is of a class that no head has.
     """
-    last = head.classifier.name
+    last = head[-1].name
     if last not in modules:
         return None
     parent, _, place = last.rpartition('.')
-    own = {layer.name: layer for layer in head.layers}
+    own = {layer.name: layer for layer in head}
     is_sequential = _kind(modules.get(parent)) == 'Sequential' and place.isdigit()
-    names = [f'{parent}.{i}'.lstrip('.') for i in range(int(place) + 1)] if is_sequential else []
+    names = [f'{parent}.{i}'.lstrip('.') for i in range(int(place) + 1)] if is_sequential else [last]
     if not own.keys() <= {*names}:
-        order = list(modules)
-        between = order[order.index(head.layers[0].name) : order.index(last) + 1]
-        names = [name for name in between if not modules[name].state['_modules']]
-        if head.is_hidden:
-            assumed.append(f'the layers {", ".join(names)} follow each other (head_layers=[...] takes others)')
+        return None  # the order, and activations, stand in the program alone
     layers: list[HeadLayer] = []
     for name in names:
         module, layer = modules[name], own.get(name)
@@ -268,7 +262,4 @@ def layers_of(head: Chain, source: str, modules: Modules, assumed: list[str]) ->
                 f'{source}: {name} is a {module.kind}, which no head has with its settings. num_classes=0 takes the '
                 f'backbone without any head; head_layers=[...] names layers that compute the same.'
             )
-    kinds = [next(iter(layer)) for layer in layers if 'drop' not in layer]
-    if ('fc', 'fc') in pairwise(kinds) and not is_sequential:
-        return None  # an activation stands in the program alone
     return layers[:-1]

@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,6 @@ __all__ = ['Inert', 'Saved', 'array_of', 'is_module', 'read_pickle']
 MAX_STEPS = 2_000_000  # steps of a pickle, each of which can make a list; an Xception with its optimizer has 60,000
 MAX_CLASSES = 10_000  # a pickled Xception names about 30
 MAX_REPEATED = 2**20  # values of a tensor that repeats those of a smaller storage
-KEYS = (str, int, float, bool, bytes, type(None))  # of dicts; the hash of nested tuples can take the stack and all time
 FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 
 
@@ -54,6 +53,9 @@ class Inert:
 
     extend = append
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Ignores an item: mappings of unknown classes stay empty."""
+
     def __repr__(self) -> str:
         return f'<{self.kind}>'
 
@@ -63,13 +65,16 @@ class Saved(dict[Any, Any]):
 
     state: Any = None
 
-    def __init__(self, pairs: Sequence[Sequence[Any]] = ()) -> None:
-        super().__init__((key, value) for key, value in pairs if type(key) in KEYS)
-
     @property
     def metadata(self) -> dict[str, Any]:
         found = self.state.get('_metadata') if isinstance(self.state, dict) else None
         return found if isinstance(found, dict) else {}
+
+
+class Tuple(tuple[Any, ...]):
+    """A tuple whose hash ignores its parts: that of nested tuples can take the stack and all time."""
+
+    __hash__ = object.__hash__
 
 
 def is_module(value: Any) -> bool:
@@ -92,8 +97,8 @@ def read_pickle(path: str | Path) -> Any:
     """Reads a file of torch's zip format or of the one before it.
 
     Returns:
-        The object that was saved: dicts, lists, tuples, numbers and texts as they are, sets as lists, tensors on the
-        CPU, each other object as `Inert`. Dicts keep the items whose keys are numbers or texts.
+        The object that was saved: containers, numbers and texts as they are, tensors on the CPU, each other object as
+        `Inert`.
 
     Raises:
         DamagedCheckpointError: The file is damaged, or asks for more than it can hold.
@@ -105,8 +110,7 @@ def read_pickle(path: str | Path) -> Any:
             module: Any = _pickle_module(_sizes(file, path))
             if os.environ.get(FORCED, '0').lower() in ('1', 'y', 'yes', 'true'):
                 raise CheckpointError(
-                    f'{path} cannot be read while {FORCED} is set, which takes torch the unpickler that runs nothing '
-                    f'in a file. Unset it, or write the tensors as safetensors: '
+                    f'{path} cannot be read while {FORCED} is set. Unset it, or write the tensors as safetensors: '
                     f"safetensors.torch.save_file(torch.load({str(path)!r}), 'weights.safetensors')."
                 )
             file.seek(0)
@@ -212,20 +216,13 @@ class _Unpickler(_Python):
             raise ValueError('a state of an object that has none')
         made.state = state
 
-    def load_item(self) -> None:
-        self.put([self.stack.pop(-2), self.stack.pop()])
 
-    def load_items(self) -> None:
-        self.put(self.pop_mark())
+def _with_tuple(code: int) -> Callable[[Any], None]:
+    def step(unpickler: Any) -> None:
+        _Python.dispatch[code](unpickler)
+        unpickler.stack[-1] = Tuple(unpickler.stack[-1])
 
-    def load_dict(self) -> None:
-        items = self.pop_mark()
-        self.append({})
-        self.put(items)
-
-    def put(self, items: list[Any]) -> None:
-        if isinstance(self.stack[-1], dict):  # mappings of unknown classes stay empty
-            self.stack[-1].update((key, value) for key, value in zip(items[::2], items[1::2]) if type(key) in KEYS)
+    return step
 
 
 _UNUSED = (pickle.LONG4, pickle.EXT1, pickle.EXT2, pickle.EXT4)  # huge integers, and classes by number
@@ -233,12 +230,7 @@ _STEPS: dict[int, Any] = {
     **{code: step for code, step in _Python.dispatch.items() if bytes([code]) not in _UNUSED},
     pickle.BINPERSID[0]: _Unpickler.load_reference,
     pickle.BUILD[0]: _Unpickler.load_build,
-    pickle.SETITEM[0]: _Unpickler.load_item,
-    pickle.SETITEMS[0]: _Unpickler.load_items,
-    pickle.DICT[0]: _Unpickler.load_dict,
-    pickle.EMPTY_SET[0]: _Python.load_empty_list,
-    pickle.ADDITEMS[0]: _Python.load_appends,
-    pickle.FROZENSET[0]: _Python.load_list,
+    **{code: _with_tuple(code) for code in (*pickle.TUPLE, *pickle.TUPLE1, *pickle.TUPLE2, *pickle.TUPLE3)},
     pickle.BYTEARRAY8[0]: _Python.load_binbytes8,  # Python makes an array before it reads it
 }
 
@@ -289,8 +281,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     'torch._utils._rebuild_parameter': lambda data, *_: data,
     'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
     'torch._tensor._rebuild_from_type_v2': lambda function, kind, args, state: function(*args),
-    'torch.Size': tuple,
+    'torch.Size': Tuple,
     '_codecs.encode': lambda text, *_: text.encode('latin1'),  # bytes, in protocol 2
-    **{f'{module}.tuple': tuple for module in ('builtins', '__builtin__')},
-    **{f'{module}.set': list for module in ('builtins', '__builtin__')},
+    **{f'{module}.set': set for module in ('builtins', '__builtin__')},
+    **{f'{module}.tuple': Tuple for module in ('builtins', '__builtin__')},
 }

@@ -95,21 +95,11 @@ def build_model(
 
     sources = _all_sources(variant, pretrained_cfg, pretrained_cfg_overlay)
     cfg = resolve_pretrained_cfg(variant, **cfgs)
-    features_only = kwargs.get('features_only', False)
-    new_head = _drops_hidden_layers(kwargs, cfg)
+    is_bare = _drops_hidden_layers(kwargs, cfg) or kwargs.get('features_only', False)
 
     def build_with_weights(**model_args: Any) -> nn.Module:
         model: Any = model_cls(**model_args, device='meta')
-        wanted = _Wanted(
-            model,
-            {**NUMERICS, **VARIANTS, **model_args},
-            model_args.get('stem_padding'),
-            {**VARIANTS, **variant_args},
-            cfg,
-            features_only,
-            new_head,
-            cache_dir,
-        )
+        wanted = _Wanted(model, model_args, {**VARIANTS, **variant_args}, cfg, is_bare, cache_dir)
         return filled(model, _first_that_fits(sources, wanted), device, dtype)
 
     return build_model_with_cfg(build_with_weights, variant, False, **cfgs, **kwargs)
@@ -139,7 +129,7 @@ def _drops_hidden_layers(kwargs: dict[str, Any], cfg: PretrainedCfg) -> bool:
     for name in HIDDEN:
         kwargs.pop(name, None)
     if not kwargs.get('features_only'):
-        _warn_of_lost_layers(hidden, classes, cfg.num_classes)
+        _warn_of_lost_head('The model', dict(hidden, num_classes=cfg.num_classes), classes)
     return True
 
 
@@ -149,13 +139,16 @@ def hidden_layers(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: recorded[name] for name in HIDDEN if recorded.get(name)}
 
 
-def _warn_of_lost_layers(hidden: Mapping[str, Any], classes: int, own_classes: int) -> None:
-    kept = f'a new one of {classes} classes takes the 2048 features' if classes else 'the model returns 2048 features'
-    warnings.warn(
-        f'The layers before the classifier are left out ({hidden}): {kept}. To keep them, create the model by '
-        f"'local-dir:' or 'hf-hub:' with its own {own_classes} classes and call model.reset_classifier({classes}).",
-        stacklevel=3,
-    )
+def _warn_of_lost_head(place: str, own: Mapping[str, Any], classes: int) -> None:
+    new = f'the new one of {classes} starts at random' if classes else 'the model returns 2048 features'
+    number = f' of {own["num_classes"]} classes' if 'num_classes' in own else ''
+    text = f'{place} has a classifier{number}, which is left out: {new}.'
+    if hidden := hidden_layers(dict(model_args=own)):
+        text += (
+            f" To keep the layers before it ({hidden}), create the model by 'local-dir:' or 'hf-hub:' without "
+            f'num_classes, and call model.reset_classifier({classes}).'
+        )
+    warnings.warn(printable_lines(text), stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -164,41 +157,23 @@ class _Wanted:
 
     Attributes:
         model: Network on the meta device: names and shapes without values.
-        model_args: Arguments of the model, with at least `NUMERICS` and `VARIANTS`.
-        stem_padding: The caller's, which some files ask for; None for none.
+        model_args: Arguments of the model that are given.
         variant_args: Arguments that the model's name stands for; a config.json that does not name them means these.
         cfg: Pretrained cfg, which says how many classes and channels the weights should have.
-        features_only: Whether the classifier is not wanted.
-        new_head: Whether the head starts afresh.
+        is_bare: Whether no source's head is wanted.
         cache_dir: Directory for downloads; None for the default cache.
     """
 
-    model: nn.Module
+    model: Any
     model_args: dict[str, Any]
-    stem_padding: int | None
     variant_args: dict[str, Any]
     cfg: PretrainedCfg
-    features_only: bool
-    new_head: bool
+    is_bare: bool
     cache_dir: PathLike | None
 
-    def has_classifier(self, config: Mapping[str, Any]) -> bool:
-        """Whether the weights must include the classifier. As in timm, one of another width starts afresh.
-
-        Raises:
-            CheckpointError: They must, and their config.json says that they cannot.
-        """
-        classes, own = self.model.num_classes, config.get('num_classes', self.cfg.num_classes)
-        if self.features_only or self.new_head or classes not in (own, self.cfg.num_classes):
-            return False
-        hidden = hidden_layers(config)
-        if classes != own or any([*self.model_args.get(name, ())] != layers for name, layers in hidden.items()):
-            arguments = ''.join(f', {name}={layers}' for name, layers in hidden.items())
-            raise CheckpointError(
-                f'{CONFIG_FILE} says that its head has {own} classes{arguments}. Pass num_classes={own}{arguments}, or '
-                f'num_classes=0 for the network without a head.'
-            )
-        return True
+    @property
+    def numerics(self) -> dict[str, Any]:
+        return {**NUMERICS, **VARIANTS, **self.model_args}
 
 
 def _without_tensors(overlay: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -254,40 +229,33 @@ def _described(error: BaseException) -> str:
 def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     """The source's tensors, after all checks: numerics, genuineness, names, shapes, values."""
     if source.genuine:
-        _check_variant(wanted.model_args)
-        config = {}
+        _check_variant(wanted.numerics)
     else:
-        config = source.read_config(wanted.cache_dir)
-        _check_config(config, wanted)
-    must_fit = wanted.has_classifier(config)
-    classes: Any = wanted.model.num_classes
-    dropped = hidden_layers(config) if not (must_fit or any(map(wanted.model_args.get, HIDDEN))) else {}
-    is_bare = bool(dropped) or wanted.features_only or wanted.new_head or (source.genuine and not must_fit)
-    if dropped and not (wanted.features_only or wanted.new_head):
-        _warn_of_lost_layers(dropped, classes, config['num_classes'])
-    given = {name: value for name, value in wanted.model_args.items() if value or name not in HIDDEN}
-    num_classes = 0 if is_bare else classes
-    given = {'global_pool': 'avg', 'output_stride': 32, **given, 'num_classes': num_classes}
-    network = read_network(source.read(wanted.cache_dir), str(source), {**given, 'stem_padding': wanted.stem_padding})
-    tensors, layout = network.found.tensors, network.found.layout
+        _check_config(source.read_config(wanted.cache_dir), wanted)
+    classes, model_args = wanted.model.num_classes, wanted.model_args
+    is_default = not wanted.is_bare and classes == wanted.cfg.num_classes
+    is_bare = wanted.is_bare or (source.genuine and not is_default)
+    given = {name: value for name, value in wanted.numerics.items() if value or name not in HIDDEN}
+    given = {'global_pool': 'avg', 'output_stride': 32, **given, 'num_classes': 0 if is_bare else classes}
+    stem_padding = model_args.get('stem_padding')
+    network = read_network(source.read(wanted.cache_dir), str(source), {**given, 'stem_padding': stem_padding})
+    tensors, layout, own = network.found.tensors, network.found.layout, network.own_head
     network.warn_of_assumptions(str(source))
     heads = [{n: t.shape for n, t in s.items() if n.startswith('head.')} for s in (tensors, wanted.model.state_dict())]
-    has_classifier = must_fit or heads[0] == heads[1]
-    if network.own_classes and network.num_classes and not (has_classifier or source.genuine):
-        warnings.warn(
-            printable_lines(
-                f'{source} has a classifier of {network.own_classes} classes, which is left out: the new one of '
-                f'{wanted.model.num_classes} starts at random.'
-            ),
-            stacklevel=2,
-        )
+    has_head = not is_bare and heads[0] == heads[1]
+    if not is_bare and not has_head and (is_default or own['num_classes'] == classes):
+        arguments = ', '.join(f'{name}={own[name]}' for name in ('num_classes', *HIDDEN) if own.get(name))
+        ways = f'{arguments}, or num_classes=0 for the network without a head' if arguments else 'num_classes=0'
+        raise CheckpointError(f'Its head has {own["num_classes"]} classes. Pass {ways}.')
+    if not source.genuine and not wanted.is_bare and (not has_head or (own and not classes)):
+        _warn_of_lost_head(str(source), own, classes)
     if recorded := network.file.arguments_of(network.found.prefix):
         _check_config(dict(model_args=recorded), wanted, 'Its metadata')
     verified: set[str] = set()
     if source.genuine or layout != 'xception_hub':
         verification = compare(tensors)
         verified.update(verification.identical)
-        compared = {*NUMERICS, *VARIANTS, *(['global_pool'] if has_classifier else [])}
+        compared = {*NUMERICS, *VARIANTS, *(['global_pool'] if has_head else [])}
         numerics = {name: value for name, value in network.arguments.items() if name in compared}
         if verification.is_genuine:
             tensors = restore_variances(tensors, verification)
@@ -301,12 +269,10 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
                 f'something else. Load it with xception_hub.from_checkpoint, or pass {arguments}.'
             )
 
-    if not has_classifier:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('head.fc.')}
     weight = tensors['stem.conv1.weight']
     if weight.shape[1] == wanted.cfg.input_size[0]:
         tensors['stem.conv1.weight'] = adapt_input_conv(wanted.model.in_chans, weight, wanted.cfg.input_size[0])
-    optional = () if has_classifier else ('head.',)
+    optional = () if has_head else ('head.',)
     check_against(tensors, wanted.model.state_dict(), str(source), optional=optional, verified=verified)
     return tensors
 
@@ -334,8 +300,8 @@ def _check_config(config: dict[str, Any], wanted: _Wanted, place: str = CONFIG_F
         network_arguments(dict(num_classes=config['num_classes']), place)
     args = {**wanted.variant_args, **recorded} if config else {}
     for name, value in args.items():
-        if name in {**NUMERICS, **VARIANTS} and wanted.model_args[name] != value:
+        if name in {**NUMERICS, **VARIANTS} and wanted.numerics[name] != value:
             raise CheckpointError(
-                f'{place} says {name}={value!r}, but the model has {name}={wanted.model_args[name]!r}. '
+                f'{place} says {name}={value!r}, but the model has {name}={wanted.numerics[name]!r}. '
                 f'Pass {name}={value!r}, or create the model by the name of its repository.'
             )

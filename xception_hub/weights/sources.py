@@ -26,7 +26,7 @@ from ..errors import CheckpointError, DamagedCheckpointError, in_one_line, liste
 from ..file_kinds import NETWORKS, TORCH, foreign
 from .checkpoint_files import ARGUMENTS, CheckpointFile, read_checkpoint
 from .fingerprints import Verification, compare
-from .layouts import recognise
+from .lineages import recognise
 
 REPO_VARIABLE = 'XCEPTION_HUB_REPO'
 WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..errors import CheckpointError, listed, printable
-from ..network import Xception
 from ..topology import LEGACY_NAMES, MODULES
 from .checkpoint_files import StateDict
 from .plain_tensors import without_biases
@@ -254,9 +253,11 @@ def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tup
         if name == f'{anchor}.weight' or name.endswith(f'.{anchor}.weight')
     }
     if not layouts:
+        patterns = OTHER_NETWORKS.items()
+        others = [f'It may be {what}.' for part, what in patterns if any(re.search(part, name) for name in checkpoint)]
         raise CheckpointError(
             f'{source} is no Xception: it has none of {quoted(f"{anchor}.weight" for anchor in ANCHORS)}. '
-            f'It holds {listed(list(checkpoint))}. {_what_it_is(checkpoint)}'
+            f'It holds {listed(list(checkpoint))}. {others[0] if others else "Load it with the library that wrote it."}'
         )
     if prefix is not None:
         start = prefix if prefix in layouts or prefix.endswith('.') else f'{prefix}.'
@@ -287,33 +288,5 @@ def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tup
     return chosen, layouts[chosen], left_out
 
 
-def _what_it_is(checkpoint: StateDict) -> str:
-    for pattern, what in OTHER_NETWORKS.items():
-        if any(re.search(pattern, name) for name in checkpoint):
-            return f'It may be {what}.'
-    if _is_in_order(checkpoint):
-        return (
-            'The shapes of its layers are those of this network in order, but their names are not known; whether equal '
-            'modules stand in their right order, no tensor tells. If you know that they do, rename all tensors: '
-            "torch.save(dict(zip(timm.create_model('legacy_xception').state_dict(), STATE_DICT.values())), 'new.pth')."
-        )
-    return 'Load it with the library that wrote it.'
-
-
-def _is_in_order(checkpoint: StateDict) -> bool:
-    """Whether the shapes of the backbone's layers follow each other as in the legacy lineage."""
-    expected = Xception(device='meta').state_dict()
-    shapes = [expected[f'{ours}.weight'].shape for ours in LEGACY_NAMES.values()]
-    weights = [t for name, t in checkpoint.items() if name.endswith('.weight') and t.dim() in (1, 4)]
-    return [tensor.shape for tensor in weights] == shapes
-
-
 def quoted(names: Iterable[str]) -> str:
     return ', '.join(f"'{printable(name)}'" for name in names) or 'none'
-
-
-def to_legacy(tensors: StateDict, classifier: str = 'fc') -> StateDict:
-    """Renames this network's tensors to the names of the legacy lineage."""
-    names = {ours: legacy for legacy, ours in LEGACY_NAMES.items()} | {'head.fc': classifier}
-    split = {name: name.rpartition('.') for name in tensors}
-    return {f'{names[layer]}.{kind}': tensors[name] for name, (layer, _, kind) in split.items()}
