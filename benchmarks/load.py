@@ -23,10 +23,10 @@ from cyclopts import App
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 
+from checkpoints import to_legacy
 from port_a_keras_model import download
 from timm.models._hub import save_for_hf
 
-from benchmarks.checkpoints import to_legacy
 from xception_hub.porting.port import port
 
 app = App(help=__doc__, version_flags=[])
