@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 import xception_hub
 from benchmarks.checkpoints import Normalize, linear, pytorchcv, trained
+from xception_hub.errors import WeightsError
 
 CLASSES = 3
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*Assumed. global_pool='avg'\.$")
@@ -485,6 +486,14 @@ def test_a_fitting_head_is_loaded(way: str, legacy: nn.Module, tmp_path: Path, m
         create(num_classes=4, **given)
     with pytest.warns(UserWarning, match='has a classifier of 5 classes.* 4 starts at random'):
         assert create(num_classes=4, fc_widths=[8], **given).head_hidden_size == 8
+    with pytest.raises(WeightsError, match='Its head has 5 classes. Pass num_classes=5, fc_widths=') as error:
+        create(fc_widths=[8], **given)
+    fitting, bare = re.findall(r'num_classes=\d(?:, fc_widths=\[\])?', str(error.value))
+    if way != 'several layers':
+        read = create(**eval(f'dict({fitting})'), **given)
+        assert torch.equal(logits(read.eval()), logits(model))
+    with pytest.warns(UserWarning, match='the model returns features'):
+        assert create(**eval(f'dict({bare})'), fc_widths=[8], **given).head_hidden_size == 8
     maps = create(features_only=True, **given).eval().double()(images(96, 107, batch=2).double())
     with torch.inference_mode():
         assert torch.equal(maps[-1], model.double().forward_features(images(96, 107, batch=2).double()))  # type: ignore[operator]

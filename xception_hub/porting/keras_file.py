@@ -11,7 +11,8 @@ import torch
 
 from ..errors import ToKerasError, listed
 from ..network import Xception
-from ..weights.pretrained import NUMERICS, SAME_NETWORK, VARIANTS
+from ..weights.arguments import NUMERICS, VARIANTS
+from ..weights.pretrained import SAME_NETWORK
 from . import keras_model
 from .array_places import layout_of
 from .formats import open_source

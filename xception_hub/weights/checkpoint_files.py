@@ -50,10 +50,6 @@ class CheckpointFile:
         """Arguments that the file records for the network under a prefix; None if it records none."""
         return self.arguments.get(prefix.rstrip('.'))
 
-    def modules_under(self, prefix: str) -> dict[str, Inert]:
-        """The modules of the network under a prefix, by their names in it."""
-        return {path.removeprefix(prefix): self.modules[path] for path in self.modules if path.startswith(prefix)}
-
 
 def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
     """Reads a checkpoint file without running anything in it.
@@ -87,7 +83,7 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
             found = CheckpointFile(
                 {name: node for name, node in nodes.items() if isinstance(node, Tensor)},
                 dict(_arguments(nodes)),
-                _architecture(value),
+                value['arch'] if isinstance(value, dict) and isinstance(value.get('arch'), str) else None,
                 modules={name: node for name, node in nodes.items() if is_module(node)},
                 roots=[name for name, node in nodes.items() if isinstance(node, dict) or _is_root(name, nodes)],
             )
@@ -255,9 +251,3 @@ def _as_arguments(text: Any) -> dict[str, Any] | None:
             f'from the metadata, and pass the arguments of the network yourself.'
         )
     return arguments
-
-
-def _architecture(value: Any) -> str | None:
-    """Name of the model, which timm's train.py writes under 'arch'; None if there is none."""
-    architecture = value.get('arch') if isinstance(value, dict) else None
-    return architecture if isinstance(architecture, str) else None

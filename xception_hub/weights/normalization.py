@@ -15,17 +15,13 @@ NOT_STATED = 'mean and std are assumed: the checkpoint does not tell them'
 IMAGENET_BGR = (0.406, 0.456, 0.485)  # means of blue, green and red, for images from 0 to 1
 
 
-def preparation_of(
-    file: CheckpointFile, found: Recognised, source: str, overlay: Mapping[str, Any], assumed: list[str]
-) -> dict[str, Any]:
+def preparation_of(file: CheckpointFile, found: Recognised, overlay: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of timm's pretrained cfg that say how images are prepared, with a note on where they are from.
 
     Args:
         file: The file, with what config.json beside it says.
-        found: The network in it.
-        source: Name of the checkpoint in errors.
+        found: The network in it, whose assumptions may become one more.
         overlay: Entries that the caller gives.
-        assumed: Sentences about what the file does not say; one may be added.
 
     Raises:
         CheckpointError: The file's constants can be read in several ways, and the caller gives none.
@@ -41,10 +37,10 @@ def preparation_of(
         read = {name: _for_unit_range(pair, found) for name, pair in pairs.items()}
         values = {value and value[:2] for value in read.values()}
         if len(values) != 1 or None in values:
-            raise CheckpointError(_question(pairs, source))
+            raise CheckpointError(_question(pairs, found.source))
         mean, std, divided = next(value for value in read.values() if value)
         if not any(mean) and set(std) == {1.0} and not divided:
-            assumed.append(f'images of 0 to 1, which {next(iter(pairs))}mean and std leave as they are')
+            found.assumed.append(f'images of 0 to 1, which {next(iter(pairs))}mean and std leave as they are')
         own |= {'mean': mean, 'std': std}
         names = ', '.join(f'{name}mean and {name}std' for name in pairs)
         notes = [f'mean and std are those of {names} in the file{divided}']
