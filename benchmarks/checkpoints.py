@@ -29,7 +29,7 @@ import xception_hub
 from xception_hub.topology import LEGACY_NAMES
 
 CLASSES = 7
-Reference = Callable[[Tensor], Tensor]
+Reference = Callable[[Tensor], Tensor]  # images [B, 3, H, W] -> logits [B, classes], or features [B, 2048]
 
 app = App(help=__doc__, version_flags=[])
 
@@ -203,7 +203,7 @@ class Assembled(nn.Module):
 
 
 def on_averages(maps: Tensor, *layers: nn.Module) -> Tensor:
-    """Layers with ReLU between them, on pooled features."""
+    """Layers with ReLU between them, on averages of maps [B, 2048, H, W]."""
     x = layers[0](maps.mean((2, 3)))
     for layer in layers[1:]:
         x = layer(x.relu())

@@ -138,7 +138,7 @@ def test_every_classifier_that_is_named(legacy: nn.Module, maps: Tensor, tmp_pat
 
 
 @pytest.mark.needs('pytorchcv')
-@pytest.mark.parametrize('kind', ['base.0', 'children of the features', 'features alone', 'all children', 'rgb'])
+@pytest.mark.parametrize('kind', ['children of the features', 'features alone', 'all children', 'rgb'])
 def test_pytorchcv_in_sequentials(kind: str, legacy: nn.Module, tmp_path: Path) -> None:
     from pytorchcv.model_provider import get_model
 
@@ -146,7 +146,6 @@ def test_pytorchcv_in_sequentials(kind: str, legacy: nn.Module, tmp_path: Path) 
     theirs = get_model('xception', num_classes=7).eval()
     theirs.load_state_dict(torch.load(tmp_path / 'theirs.pth'))
     nets: dict[str, nn.Module] = {
-        'base.0': nn.ModuleDict(dict(base=nn.Sequential(theirs.features), fc=theirs.output)),
         'children of the features': nn.ModuleDict(
             dict(body=nn.Sequential(*theirs.features.children()), fc=theirs.output)
         ),
@@ -498,14 +497,6 @@ def test_a_fitting_head_is_loaded(way: str, legacy: nn.Module, tmp_path: Path, m
     with torch.inference_mode():
         assert torch.equal(maps[-1], model.double().forward_features(images(96, 107, batch=2).double()))  # type: ignore[operator]
     assert create(num_classes=0, **given).num_classes == 0
-
-
-def test_a_directory_of_another_number_of_classes(tmp_path: Path) -> None:
-    model = timm.create_model('xception_paper', num_classes=5)
-    save_for_hf(model, tmp_path, safe_serialization=True)
-    with pytest.warns(UserWarning, match='has a classifier of 5 classes.* 4 starts at random'):
-        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, num_classes=4)
-    assert timm.create_model(f'local-dir:{tmp_path}', pretrained=True, features_only=True)
 
 
 # Adapters of peft

@@ -16,12 +16,12 @@ from ..file_kinds import TORCH, foreign
 from .pickles import Inert, Saved, array_of, is_module, read_pickle
 from .plain_tensors import plain
 
+# Name -> tensor: convolutions [out, in / groups, height, width], matrices [out, in], all others [channels].
 StateDict = dict[str, Tensor]
 
 MAX_DEPTH = 6  # levels of containers around a network
 MAX_NODES = 100_000  # tensors, containers and modules; a pickled Xception with its optimizer has about 1,500
 MAX_PATH = 1000  # characters of the path of a tensor
-MAX_HEADER = 10_000_000  # bytes of a safetensors header; an Xception's has 25,000
 ARGUMENTS = 'xception_hub'  # entry of a state dict's metadata, or of a safetensors header, with the network's arguments
 UNREAD = re.compile(r'^torch\._utils\._rebuild_|^torch\._tensor\._rebuild|multiarray\._reconstruct$')
 
@@ -68,7 +68,9 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
         raise CheckpointError(f'{path} {other}')
     if not path.is_file():
         raise CheckpointError(f'There is no file {path}.')
-    if path.suffix == '.safetensors' or _is_safetensors(path):
+    with open(path, 'rb') as file:
+        start = file.read(9)
+    if path.suffix == '.safetensors' or start[8:] == b'{':  # the header after its size
         found = _read_safetensors(path, mapped)
     else:
         value = read_pickle(path)
@@ -104,12 +106,6 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
 def _is_root(name: str, nodes: dict[str, Any]) -> bool:
     parent = nodes.get(name.rpartition('.')[0]) if name else None
     return is_module(nodes[name]) and not is_module(parent)
-
-
-def _is_safetensors(path: Path) -> bool:
-    with open(path, 'rb') as file:
-        head = file.read(9)
-    return len(head) == 9 and head[8:] == b'{' and int.from_bytes(head[:8], 'little') < MAX_HEADER
 
 
 def _read_safetensors(path: Path, mapped: bool) -> CheckpointFile:

@@ -47,8 +47,9 @@ def from_checkpoint(
             `bn_eps=1e-5` and `pool_padding='symmetric'`, for segmentation_models_pytorch also `stem_padding=1`.
 
     Returns:
-        The network in evaluation mode. Its `pretrained_cfg` names no source and no licence, and a mean and a
-        standard deviation of 0.5, as in most ports: the file gives none.
+        The network in evaluation mode; images [B, in_chans, H, W] become logits [B, num_classes]. Its `pretrained_cfg`
+        names no source and no licence. Its mean and standard deviation are those of the file or of a config beside it,
+        else 0.5 as in most ports; a note has the origin.
 
     Raises:
         CheckpointError: The file is damaged, is no Xception, does not fit the arguments, or can be read in two ways.
@@ -174,19 +175,19 @@ def _backbone_args(file: CheckpointFile, found: Recognised, given: Mapping[str, 
         The arguments, and the activation that the file's modules apply to the logits: 'linear' for none.
     """
     args, source = dict(in_chans=found.tensors['stem.conv1.weight'].shape[1]), found.source
-    told = file.arguments_of(found.prefix)
+    recorded = file.arguments_of(found.prefix)
     if any(f'{found.prefix}{name}' in file.modules for name in LAYOUTS[found.layout]):
         with_head = not (given.get('num_classes') == 0 or given.get('features_only') or found.decoder)
-        if told is not None:
-            replaced = {name: given[name] for name in told if name in given}
+        if recorded is not None:
+            replaced = {name: given[name] for name in recorded if name in given}
             try:
-                told = network_arguments(told, source)
+                recorded = network_arguments(recorded, source)
             except CheckpointError:
-                told = {**network_arguments(told, source, replaced), **replaced}
-        read, final = settings_of(found, file.modules, told, with_head)
+                recorded = {**network_arguments(recorded, source, replaced), **replaced}
+        read, final = settings_of(found, file.modules, recorded, with_head)
         return {**read, **args}, final
-    if told is not None:
-        return {**network_arguments(told, source, given), **args}, 'linear'
+    if recorded is not None:
+        return {**network_arguments(recorded, source, given), **args}, 'linear'
     if pooling := file.pretrained_cfg.get('global_pool'):
         args['global_pool'] = pooling
     if found.layout == 'xception_hub':
@@ -218,8 +219,8 @@ def _take_head(
     file: CheckpointFile, found: Recognised, classifier: str | None, given: Mapping[str, Any], pooling: str | None
 ) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Arguments of the head, those of the file's, and whether a new one takes its place: for other classes."""
-    told = file.arguments_of(found.prefix)
-    args: dict[str, Any] = {name: told[name] for name in HIDDEN if name in told} if told else {}
+    recorded = file.arguments_of(found.prefix)
+    args: dict[str, Any] = {name: recorded[name] for name in HIDDEN if name in recorded} if recorded else {}
     if given.get('num_classes') == 0 or given.get('features_only'):
         drop_heads(found, 'what stands beside the backbone, which num_classes=0 and features_only=True do without')
         return dict(num_classes=0, **dict.fromkeys(HIDDEN, ())), args, False
@@ -243,7 +244,7 @@ def _take_head(
         args = own_args = dict(fc_widths=(), head_layers=taken)
     elif layers:
         args = dict(fc_widths=(), head_layers=layers)
-    if classes and pooling is None and told is None:
+    if classes and pooling is None and recorded is None:
         found.assumed.append("global_pool='avg'")
     return {**args, 'num_classes': classes}, {**own_args, 'num_classes': classes}, False
 

@@ -8,6 +8,7 @@ Sequential, pytorchcv renames them. All compute with BatchNorm eps 1e-5 and symm
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -232,7 +233,7 @@ def _sort(found: Recognised, layer: str, tensors: StateDict, is_outside: bool) -
 
 
 def takes_features(tensor: Tensor, features: int) -> bool:
-    """Whether a matrix, or a 1x1 convolution, has the features of one pooling or of two on a side."""
+    """Whether one side of a matrix [out, in], or of [out, in, 1, 1], is the features of one pooling or of two."""
     return (
         tensor.dim() in (2, 4)
         and not {features, 2 * features}.isdisjoint(tensor.shape[:2])
@@ -272,8 +273,7 @@ def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tup
     for other in layouts:
         if other != chosen:
             # what stands beside the other network, but not beside the chosen one, belongs to the other
-            parts = other.split('.')[:-1]
-            parents = [''.join(f'{part}.' for part in parts[: i + 1]) for i in range(len(parts))]
+            parents = accumulate(f'{part}.' for part in other.split('.')[:-1])
             apart = next((parent for parent in parents if not chosen.startswith(parent)), None)
             own = {f'{other}{layer}' for layer in LAYOUTS[layouts[other]]}  # where the chosen one lies within the other
             left_out |= {

@@ -82,7 +82,11 @@ def build_model(
     Raises:
         WeightsError: No source has weights that fit; nothing was loaded.
     """
-    cfgs = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=_without_tensors(pretrained_cfg_overlay))
+    # the model's pretrained cfg does not hold a second copy of a state dict
+    overlay = pretrained_cfg_overlay and {
+        key: value for key, value in pretrained_cfg_overlay.items() if key != 'state_dict'
+    }
+    cfgs = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
     _check_recorded(kwargs.get('pretrained_model_args') or {}, resolve_pretrained_cfg(variant, **cfgs))
     kwargs = {**variant_args, **kwargs}
     if not pretrained:
@@ -169,11 +173,6 @@ class _Wanted:
     @property
     def numerics(self) -> dict[str, Any]:
         return {**NUMERICS, **VARIANTS, **self.model_args}
-
-
-def _without_tensors(overlay: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Keeps the model's pretrained cfg from holding a second copy of a state dict."""
-    return overlay and {key: value for key, value in overlay.items() if key != 'state_dict'}
 
 
 def _all_sources(variant: str, pretrained_cfg: Any, overlay: dict[str, Any] | None) -> list[Source]:
