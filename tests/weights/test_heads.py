@@ -371,6 +371,23 @@ def test_two_poolings(legacy: nn.Module, tmp_path: Path) -> None:
     assert torch.equal(logits(xception_hub.from_checkpoint(path, global_pool='catavgmax')), right)
 
 
+def test_poolings_of_fastai(legacy: nn.Module, maps: Tensor, tmp_path: Path) -> None:
+    """It has the maxima first; the code in the error exchanges the halves."""
+    head = nn.Sequential(norm(4096), linear(4096, 32), nn.ReLU(), linear(32, CLASSES))
+    state = {**backbone(legacy, '0.'), **tensors(**{'1': head})}
+    path = save(tmp_path / 'x.pth', state)
+    with pytest.raises(xception_hub.CheckpointError, match='fastai') as error:
+        xception_hub.from_checkpoint(path)
+    code = re.search(r'(for name in .*?\)\))\. num', str(error.value))
+    assert code
+    exec(code[1], dict(state=state))
+    layers = [{'bn': 1e-5}, {'fc': 32}, {'act': 'relu'}]
+    read = xception_hub.from_checkpoint(save(path, state), global_pool='catavgmax', head_layers=layers)
+    with torch.inference_mode():
+        expected = head.double()(torch.cat([maps.amax((2, 3)), maps.mean((2, 3))], 1))
+    torch.testing.assert_close(logits(read), expected, rtol=1e-12, atol=1e-12)
+
+
 # How images are normalized
 
 RGB, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -411,7 +428,7 @@ def test_normalization(kind: str, legacy: nn.Module, tmp_path: Path) -> None:
     cfg = xception_hub.from_checkpoint(path, pretrained_cfg_overlay=eval(call[1])).pretrained_cfg
     assert (cfg['mean'], cfg['std']) == ((0.5,) * 3, (0.5,) * 3)
     if kind == 'blue first':
-        code = str(error.value).rpartition('before: ')[2].rstrip('.').replace('conv1', '1.conv1')
+        code = str(error.value).rpartition('before: ')[2].rstrip('.')
         exec(code, dict(state=state))
         assert torch.equal(state['1.conv1.weight'], legacy.conv1.weight.flip(1))  # type: ignore[union-attr,operator]
 

@@ -127,7 +127,7 @@ def _read_safetensors(path: Path, mapped: bool) -> CheckpointFile:
         ) from e
     if _state(path) != before:
         raise CheckpointError(f'{path} changed while it was read. Load it again when nothing writes it any more.')
-    arguments = _as_arguments(metadata.get(ARGUMENTS))
+    arguments = as_arguments(metadata.get(ARGUMENTS))
     tensors = {name: tensors[name] for name in names}
     return CheckpointFile(tensors, {} if arguments is None else {'': arguments})
 
@@ -215,7 +215,7 @@ def _arguments(nodes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Arguments of the networks in a file, by their paths. `Xception.state_dict()` records them."""
     for path, node in nodes.items():
         for name, metadata in node.metadata.items() if isinstance(node, Saved) else ():
-            arguments = _as_arguments(metadata.get(ARGUMENTS)) if isinstance(metadata, dict) else None
+            arguments = as_arguments(metadata.get(ARGUMENTS)) if isinstance(metadata, dict) else None
             if arguments is not None:
                 yield '.'.join(part for part in (path, str(name)) if part), arguments
         if is_module(node) and node.kind.endswith('.network.Xception'):
@@ -229,7 +229,7 @@ def _arguments_of_module(state: dict[str, Any]) -> dict[str, Any]:
     return {**state['arguments'], 'global_pool': pool_type, 'head_layers': [dict(layer) for layer in head['layers']]}
 
 
-def _as_arguments(text: Any) -> dict[str, Any] | None:
+def as_arguments(text: Any) -> dict[str, Any] | None:
     """Recorded arguments; None for none.
 
     Raises:

@@ -191,10 +191,8 @@ def _backbone_args(file: CheckpointFile, found: Recognised, given: Mapping[str, 
     if pooling := file.pretrained_cfg.get('global_pool'):
         args['global_pool'] = pooling
     if found.layout == 'xception_hub':
-        if unsaid := [name for name in KERAS_NUMERICS if name not in given]:
-            found.assumed.append(
-                'the numerics of Keras, ' + ', '.join(f'{name}={KERAS_NUMERICS[name]!r}' for name in unsaid)
-            )
+        if unsaid := [f'{name}={value!r}' for name, value in KERAS_NUMERICS.items() if name not in given]:
+            found.assumed.append(f'the numerics of Keras, {", ".join(unsaid)}')
         return {**args, **KERAS_NUMERICS}, 'linear'
     if found.decoder:
         args['stem_padding'] = 1

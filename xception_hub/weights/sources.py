@@ -23,7 +23,7 @@ from timm.models._hub import get_cache_dir, hf_split
 
 from ..errors import CheckpointError, DamagedCheckpointError, in_one_line, listed
 from ..file_kinds import NETWORKS, TORCH, foreign
-from .checkpoint_files import ARGUMENTS, CheckpointFile, read_checkpoint
+from .checkpoint_files import ARGUMENTS, CheckpointFile, as_arguments, read_checkpoint
 from .fingerprints import Verification, compare
 from .lineages import recognise
 
@@ -132,8 +132,8 @@ class Source:
             Exception: Any failure of the network.
         """
         if self.kind == 'tensors':
-            recorded = getattr(self.location, '_metadata', {}).get('', {}).get(ARGUMENTS)
-            return CheckpointFile(dict(self.location), {'': json.loads(recorded)} if recorded else {})
+            arguments = as_arguments(getattr(self.location, '_metadata', {}).get('', {}).get(ARGUMENTS))
+            return CheckpointFile(dict(self.location), {} if arguments is None else {'': arguments})
         try:
             path = self.fetch([self.filename] if self.filename else WEIGHT_FILES, cache_dir)
             return read_checkpoint(path, mapped=self.kind == 'hub')
