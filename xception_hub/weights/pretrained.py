@@ -237,7 +237,7 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     network.warn_of_assumptions()
     heads = [{n: t.shape for n, t in s.items() if n.startswith('head.')} for s in (tensors, wanted.model.state_dict())]
     has_head = not is_bare and heads[0] == heads[1]
-    if not is_bare and not has_head and (is_default or own['num_classes'] == classes):
+    if classes and not (is_bare or has_head) and (is_default or own['num_classes'] == classes):
         hidden = {name: own.get(name) or [] for name in HIDDEN if own.get(name) or model_args.get(name)}
         ways = ', '.join(f'{name}={value}' for name, value in {'num_classes': own['num_classes'], **hidden}.items())
         ways += ', or num_classes=0 for the network without a classifier' if own['num_classes'] else ''
