@@ -192,7 +192,7 @@ def hub_or_cache() -> Iterator[None]:
     try:
         yield
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as e:
-        raise ConnectionError(f'It is not in the cache{reason or ", and the Hub does not send it"}') from e
+        raise ConnectionError(f'It is not in the cache{reason or ", and the Hub does not send it."}') from e
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = before
 
