@@ -256,19 +256,17 @@ def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tup
             f'{source} is no Xception: it has none of {quoted(f"{anchor}.weight" for anchor in ANCHORS)}. '
             f'It holds {listed(list(checkpoint))}. {others[0] if others else "Load it with the library that wrote it."}'
         )
-    if prefix is not None:
-        start = prefix if prefix in layouts or prefix.endswith('.') else f'{prefix}.'
-        within = [start] if start in layouts else [name for name in layouts if name.startswith(start)]
-        if len(within) != 1:
-            raise CheckpointError(f'{source} holds no network under prefix={prefix!r}. Choose {quoted(layouts)}.')
-        chosen = within[0]
+    if prefix is None:
+        candidates = [name for name in layouts if not AVERAGES.search(name)] or [*layouts]
     else:
-        raw = [name for name in layouts if not AVERAGES.search(name)]
-        if len(raw) != 1 and len(layouts) > 1:
-            raise CheckpointError(
-                f'{source} holds {len(layouts)} networks, under {quoted(layouts)}. Choose one with prefix=....'
-            )
-        chosen = raw[0] if raw else next(iter(layouts))
+        start = prefix if prefix in layouts or prefix.endswith('.') else f'{prefix}.'
+        candidates = [start] if start in layouts else [name for name in layouts if name.startswith(start)]
+    if len(candidates) != 1:
+        wrong = '' if prefix is None else f', which prefix={prefix!r} does not'
+        raise CheckpointError(
+            f'{source} holds {len(layouts)} networks, under {quoted(layouts)}. Choose one with prefix=...{wrong}.'
+        )
+    (chosen,) = candidates
     left_out: dict[str, str] = {}
     for other in layouts:
         if other != chosen:

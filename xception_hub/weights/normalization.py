@@ -11,7 +11,7 @@ from .checkpoint_files import CheckpointFile
 from .lineages import LAYOUTS, NORMALIZATION, Recognised
 
 PREPARATION = ('mean', 'std', 'input_size', 'interpolation', 'crop_pct')  # entries of timm's pretrained cfg
-NOT_STATED = 'mean and std are assumed: the checkpoint does not tell them'
+NOT_STATED = 'mean and std are assumed: the checkpoint does not contain them'
 IMAGENET_BGR = (0.406, 0.456, 0.485)  # means of blue, green and red, for images from 0 to 1
 
 
