@@ -75,13 +75,14 @@ def test_every_kind(kind: Kind, random_legacy: nn.Module, tmp_path: Path) -> Non
     assert what in (ROOT / 'docs' / 'old_checkpoints.md').read_text()
 
 
-def test_own_layout(converted: Path) -> None:
-    """A safetensors file of this package, of which the shapes tell the head."""
-    model = xception_hub.from_checkpoint(converted / 'model.safetensors')
-    assert (model.num_classes, model.head_hidden_size, model.stem.bn1.eps) == (6, 100, 1e-3)
-    reloaded = timm.create_model(f'local-dir:{converted}', pretrained=True).eval()
+def test_tensors_of_this_network_alone(tmp_path: Path) -> None:
+    """The shapes give the head; the numerics are those of Keras, which a warning says."""
+    model = random_model(num_classes=3, fc_widths=[8]).eval()
+    safetensors.torch.save_file(model.state_dict(), tmp_path / 'bare.safetensors')
+    with pytest.warns(UserWarning, match='Assumed: the numerics of Keras, bn_eps=0.001'):
+        read = xception_hub.from_checkpoint(tmp_path / 'bare.safetensors')
     with torch.inference_mode():
-        assert torch.equal(model(images(150, 150)), reloaded(images(150, 150)))
+        assert torch.equal(read(images(96, 107)), model(images(96, 107)))
 
 
 def test_arguments_replace_what_the_file_says(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
@@ -223,34 +224,23 @@ def test_round_trip(kind: str, way: str, tmp_path: Path) -> None:
         assert torch.equal(read.double()(x), model.double()(x))
 
 
-def test_round_trip_of_a_legacy_checkpoint(legacy_model: nn.Module, tmp_path: Path) -> None:
-    old = save(tmp_path / 'old.pth', legacy_model.state_dict())
-    new = save(tmp_path / 'new.pth', xception_hub.from_checkpoint(old).state_dict())
-    x = images(150, 150).double()
-    with torch.inference_mode():
-        expected = legacy_model.double()(x)
-        assert torch.equal(xception_hub.from_checkpoint(new).double()(x), expected)
-    legacy_model.float()
-    overlay = dict(state_dict=xception_hub.from_checkpoint(old).state_dict(), num_classes=CLASSES)
+def test_named_tensors_with_other_numerics(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
+    model = xception_hub.from_checkpoint(save(tmp_path / 'old.pth', legacy_state_dict))
+    overlay = dict(state_dict=model.state_dict(), num_classes=CLASSES)
     with pytest.raises(xception_hub.WeightsError, match=r'Its metadata says bn_eps=1e-05'):
         timm.create_model('xception_paper', pretrained=True, num_classes=CLASSES, pretrained_cfg_overlay=overlay)
 
 
-def test_a_bare_file_says_what_was_assumed(genuine_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
-    safetensors.torch.save_file(genuine_state_dict, tmp_path / 'bare.safetensors')
-    with pytest.warns(UserWarning, match='Assumed: the numerics of Keras, bn_eps=0.001'):
-        model = xception_hub.from_checkpoint(tmp_path / 'bare.safetensors')
-    assert model.stem.bn1.eps == 1e-3
-
-
-def test_provenance(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
+def test_provenance_and_features(legacy_model: nn.Module, tmp_path: Path) -> None:
     """The config of a model from an old file names neither Keras' weights nor their licence."""
-    cfg = xception_hub.from_checkpoint(save(tmp_path / 'model.pth', legacy_state_dict)).pretrained_cfg
+    model = xception_hub.from_checkpoint(save(tmp_path / 'model.pth', legacy_model.state_dict()))
     with pytest.warns(UserWarning, match='left out'):
         maps = xception_hub.from_checkpoint(tmp_path / 'model.pth', features_only=True)
-    for found in (cfg, maps.pretrained_cfg):
+    for found in (model.pretrained_cfg, maps.pretrained_cfg):
         assert not any(found.get(name) for name in ('tag', 'license', 'hf_hub_id', 'url', 'origin_url'))
         assert 'assumed' in found['notes'][0]
+    with torch.inference_mode():
+        assert torch.equal(maps(images(150, 150))[-1], legacy_model.forward_features(images(150, 150)))
 
 
 # Containers, and several of a kind
@@ -268,14 +258,6 @@ def test_averages(legacy_state_dict: dict[str, Tensor], tmp_path: Path) -> None:
     assert torch.equal(model.head.fc.weight, other['fc.weight'])
     with pytest.raises(xception_hub.CheckpointError, match="'state_dict.', 'state_dict_ema.'.*'other' does not"):
         xception_hub.from_checkpoint(path, prefix='other')
-
-
-@pytest.mark.filterwarnings('ignore:.*left out')
-def test_features_only(legacy_model: nn.Module, tmp_path: Path) -> None:
-    path = save(tmp_path / 'model.pth', legacy_model.state_dict())
-    maps = xception_hub.from_checkpoint(path, features_only=True)(images(150, 150))
-    with torch.inference_mode():
-        assert torch.equal(maps[-1], legacy_model.forward_features(images(150, 150)))
 
 
 @pytest.mark.parametrize('bare', [dict(num_classes=3), dict(fc_widths=()), dict(head_layers=[])], ids=str)

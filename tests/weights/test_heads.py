@@ -357,20 +357,6 @@ def test_heads_without_bias(legacy: nn.Module, tmp_path: Path) -> None:
 # Two poolings
 
 
-def test_two_poolings(legacy: nn.Module, tmp_path: Path) -> None:
-    """timm's order of the halves is an argument, and a pickle names it."""
-    model = copy.deepcopy(legacy)
-    model.reset_classifier(CLASSES, 'catavgmax')  # type: ignore[operator]
-    with torch.no_grad():
-        model.fc.weight.mul_(3)  # type: ignore[union-attr,operator]
-    right = logits(copy.deepcopy(model))
-    assert torch.equal(logits(xception_hub.from_checkpoint(save(tmp_path / 'x.pth', model))), right)
-    path = save(tmp_path / 'x.pth', model.state_dict())
-    with pytest.raises(xception_hub.CheckpointError, match="global_pool='catavgmax'"):
-        xception_hub.from_checkpoint(path)
-    assert torch.equal(logits(xception_hub.from_checkpoint(path, global_pool='catavgmax')), right)
-
-
 def test_poolings_of_fastai(legacy: nn.Module, maps: Tensor, tmp_path: Path) -> None:
     """It has the maxima first; the code in the error exchanges the halves."""
     head = nn.Sequential(norm(4096), linear(4096, 32), nn.ReLU(), linear(32, CLASSES))

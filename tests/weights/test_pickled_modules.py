@@ -100,6 +100,7 @@ SAME: dict[str, Change] = {
     'dropout in a block': lambda model: model.block5.add_module('drop', nn.Dropout2d(0.3)),
     'maximum': lambda model: model.reset_classifier(CLASSES, 'max'),
     'average and maximum': lambda model: model.reset_classifier(CLASSES, 'avgmax'),
+    'both poolings': lambda model: model.reset_classifier(CLASSES, 'catavgmax'),
     "torch's maximum": lambda model: put(model, 'global_pool', nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())),
     "padding 'valid'": lambda model: put(model, 'conv2', _valid(model.conv2)),
     'pruned': all_pruned,
