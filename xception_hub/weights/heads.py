@@ -133,29 +133,13 @@ def find_head(
                 f'{found.source} holds a classifier, head.fc, and other layers beside the network: '
                 f"{quoted(found.beside)}. Choose with classifier='head.fc' or another name, or none with num_classes=0."
             )
-    head: list[Layer] | None
-    if classifier is not None:
+    if classifier is None:
+        paths = _without_projections(found, _paths(found, features), features)
+        head = _only(found, paths, features)
+    else:
         _name_matrices(found, classifier, features)
         paths = _paths(found, features)
         head = _chosen(found, paths, classifier, features)
-    else:
-        paths = _paths(found, features)
-        heads = _heads(paths, features)
-        aside = [path for path in paths if OFF_THE_PATH in path[0].name.split('.')]
-        if any(path not in aside for path in heads):
-            found.drop(
-                [layer.name for path in aside for layer in path], 'a projection that the classifier does not take'
-            )
-            paths, heads = ([path for path in old if path not in aside] for old in (paths, heads))
-        if len(heads) > 1:
-            names = [path[-1].group for path in heads]
-            raise CheckpointError(
-                f'{found.source} holds {len(heads)} classifiers: {quoted(names)}. Choose one with classifier='
-                f'{names[0]!r}, or none with num_classes=0. A network that computes with several is another one.'
-            )
-        if not heads and (doubled := _heads(paths, 2 * features)):
-            raise _two_poolings(found, doubled[0])
-        head = heads[0] if heads else None
     if head and head_layers and num_classes in (None, head[-1].returns):
         head = _assigned(found, head, [layer for path in paths for layer in path], head_layers, features)
     others = [name for name in found.beside if head is None or name not in {layer.name for layer in head}]
@@ -166,6 +150,28 @@ def find_head(
         found.drop(others, f'{reason}: if the network computes with them, this is another one')
         found.drop_own_head(reason)
     return head
+
+
+def _without_projections(found: Recognised, paths: list[list[Layer]], features: int) -> list[list[Layer]]:
+    """The paths without projections beside another classifier, which are left out."""
+    aside = [path for path in paths if OFF_THE_PATH in path[0].name.split('.')]
+    if all(path in aside for path in _heads(paths, features)):
+        return paths
+    found.drop([layer.name for path in aside for layer in path], 'a projection that the classifier does not take')
+    return [path for path in paths if path not in aside]
+
+
+def _only(found: Recognised, paths: Sequence[list[Layer]], features: int) -> list[Layer] | None:
+    heads = _heads(paths, features)
+    names = [head[-1].group for head in heads]
+    if len(heads) > 1:
+        raise CheckpointError(
+            f'{found.source} holds {len(heads)} classifiers: {quoted(names)}. Choose one with classifier={names[0]!r}, '
+            f'or none with num_classes=0. A network that computes with several is another one.'
+        )
+    if not heads and (doubled := _heads(paths, 2 * features)):
+        raise _two_poolings(found, doubled[0])
+    return heads[0] if heads else None
 
 
 def drop_heads(found: Recognised, reason: str) -> None:
