@@ -64,16 +64,16 @@ def open_source(path: Path) -> Iterator[Opened]:
     if not path.exists():
         raise KerasFileError(f'There is no file {path}. A source is {ACCEPTED}.')
     if path.is_dir():
-        for file, kind in PRESETS.items():
-            if (path / file).is_file() and 'keras_hub' in str(read_json(path / file)):
-                raise KerasFileError(PRESET.format(path=str(path), **kind))
+        for name, arguments in PRESETS.items():
+            if (path / name).is_file() and 'keras_hub' in str(read_json(path / name)):
+                raise KerasFileError(PRESET.format(path=str(path), **arguments))
         raise KerasFileError(f'{path} is a directory. A source is {ACCEPTED}.')
     with open(path, 'rb') as file:
         start = file.read(len(HDF5))
     if start.startswith(ZIP) or (path.suffix == '.keras' and start != HDF5):
-        metadata, config, size = read_archive(path)
+        metadata, model_config, size = read_archive(path)
         with WeightFile(path, read_weights(path), size) as weights:
-            yield Opened('archive', weights, config, _version(metadata.get('keras_version')))
+            yield Opened('archive', weights, model_config, _version(metadata.get('keras_version')))
         return
     if start != HDF5 and path.suffix not in ('.h5', '.hdf5'):  # perhaps a damaged one
         raise KerasFileError(f'{path} is no file of Keras. A source is {ACCEPTED}.')
