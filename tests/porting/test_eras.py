@@ -29,7 +29,7 @@ from old_keras_files import HEADS, MAP, Change, L, again, head_of, keras1_file, 
 from conversion import convert, prove
 from xception_hub.errors import KerasFileError
 from xception_hub.porting.declared import choose_preprocessing
-from xception_hub.porting.keras_file import build_keras, write_keras
+from xception_hub.porting.keras_model import build_keras, write_keras
 from xception_hub.porting.output import write
 from xception_hub.porting.parity import Parity, compare_with_keras, prove_parity
 from xception_hub.porting.port import Port, port

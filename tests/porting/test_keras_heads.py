@@ -16,8 +16,8 @@ from keras_files import archive, randomised, weights_h5, whole_h5, whole_h5_of_k
 from keras_heads import ENSEMBLES, MAP, POOLED, augmented, joined
 
 from xception_hub.errors import KerasFileError
-from xception_hub.porting.keras_file import build_keras, write_keras
 from xception_hub.porting.keras_head import HEAD, STEPS
+from xception_hub.porting.keras_model import build_keras, write_keras
 from xception_hub.porting.names import AUGMENTATIONS
 from xception_hub.porting.output import write
 from xception_hub.porting.parity import Parity, compare_with_keras

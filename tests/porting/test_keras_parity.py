@@ -6,8 +6,8 @@ from port_a_keras_model import Checkpoint
 
 from xception_hub import Xception
 from xception_hub.porting.parity import TOLERANCES, compare_with_keras, torch_taps
-from xception_hub.porting.photos import photo_batch
 from xception_hub.porting.port import Port
+from xception_hub.porting.preprocessing import photo_batch
 from xception_hub.porting.reference import KerasReference
 from xception_hub.topology import TAPS
 

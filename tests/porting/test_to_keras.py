@@ -18,7 +18,7 @@ from conversion.convert import convert
 from conversion.to_keras import app
 from xception_hub.errors import ToKerasError
 from xception_hub.porting.declared import choose_preprocessing
-from xception_hub.porting.keras_file import build_keras, write_keras
+from xception_hub.porting.keras_model import build_keras, write_keras
 from xception_hub.porting.port import Port, port
 
 FLOAT32 = dict(rtol=1e-4, atol=1e-4)

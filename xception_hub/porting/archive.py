@@ -59,8 +59,6 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for info in archive.infolist():
         name = info.filename
-        if name.endswith('/data.pkl'):
-            raise KerasFileError(f'{path} is a file of torch. xception_hub.from_checkpoint reads it.')
         if name not in MAX_BYTES:
             raise KerasFileError(f'{path} holds {name!r}, which belongs to no Xception.')
         if name in sizes:

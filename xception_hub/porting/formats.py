@@ -39,13 +39,11 @@ class Opened:
     """A source, open for reading.
 
     Attributes:
-        kind: 'archive', 'whole model' or 'weights'.
         weights: The arrays.
         config: The model's config, as Keras serialised it; None for weights alone.
         keras_version: Version of Keras that wrote the source, or 'unknown'.
     """
 
-    kind: str
     weights: WeightFile
     config: dict[str, Any] | None = None
     keras_version: str = 'unknown'
@@ -73,7 +71,7 @@ def open_source(path: Path) -> Iterator[Opened]:
     if start.startswith(ZIP) or (path.suffix == '.keras' and start != HDF5):
         metadata, model_config, size = read_archive(path)
         with WeightFile(path, read_weights(path), size) as weights:
-            yield Opened('archive', weights, model_config, _version(metadata.get('keras_version')))
+            yield Opened(weights, model_config, _version(metadata.get('keras_version')))
         return
     if start != HDF5 and path.suffix not in ('.h5', '.hdf5'):  # perhaps a damaged one
         raise KerasFileError(f'{path} is no file of Keras. A source is {ACCEPTED}.')
@@ -83,7 +81,7 @@ def open_source(path: Path) -> Iterator[Opened]:
         text = weights.attribute('', 'model_config')
         config = None if text is None else parse_json(text, f"{path}: its attribute 'model_config'")
         version = _version(weights.attribute('', 'keras_version'))
-        yield Opened('weights' if config is None else 'whole model', weights, config, version)
+        yield Opened(weights, config, version)
 
 
 def read_json(path: Path) -> dict[str, Any]:

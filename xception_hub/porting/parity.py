@@ -15,8 +15,8 @@ from ..errors import ParityError, listed
 from ..topology import TAPS
 from ..weights.fingerprints import compare
 from .consistency import Finding, check_consistency, hooked
-from .photos import Photo, photo_batch
 from .port import Port
+from .preprocessing import Photo, photo_batch
 from .reference import KerasReference, release_memory
 
 # Relative L2 difference that float arithmetic in another order leaves; a wrong eps, padding or tensor is 1e-2 and more.

@@ -10,6 +10,7 @@ layers were frozen: then Keras' own Xception is given the arrays as the port has
 import gc
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,7 +117,7 @@ class KerasReference:
             )
             if classes:
                 model = self.keras.Model(model.input, self.keras.layers.Dense(classes)(model.output))
-        if ported.kind != 'archive':
+        if not zipfile.is_zipfile(ported.source):
             model.load_weights(ported.source)
             return model
         with tempfile.TemporaryDirectory() as folder:  # within an archive Keras seeks each array from the beginning
