@@ -342,6 +342,16 @@ GROUPS: dict[str, Damage] = {  # it names the file at least
 }
 
 
+# Other ways in which HDF5 stores an array, which are read.
+STORED: dict[str, dict[str, Any]] = {
+    'big endian': dict(dtype='>f4'),
+    'float64': dict(dtype='f8'),
+    'float16': dict(dtype='f2'),
+    'in chunks': dict(chunks=(16,)),
+    'in growing chunks': dict(chunks=(16,), maxshape=(None,)),
+}
+
+
 def with_field(at: int, value: int) -> Callable[[Path, Outside], None]:
     """Two bytes in the last entry of an archive's table of contents."""
 
@@ -400,6 +410,7 @@ def with_code(text: str, outside: Outside) -> str:
 CONFIGS: dict[str, Callable[[str, Outside], str]] = {  # what it becomes
     'code': with_code,
     'cut off': lambda text, outside: text[:1000],
+    'a list': lambda text, outside: '[]',
     'deep lists': lambda text, outside: text.replace('[', '[' * 10**5, 1),
     'deep lists, closed': lambda text, outside: text.replace('[]', '[' * 5000 + ']' * 5000, 1),
     'a number of many digits': lambda text, outside: text.replace(': 1,', f': {"9" * 10**6},', 1),
@@ -418,6 +429,16 @@ def test_hdf5(kind: str, sources: dict[str, Source], watched: Watched, outside: 
     with opened(source.folder, file, member) as content:
         {**ARRAYS, **GROUPS}[kind](content, path, outside)
     must_be(watched(read, source.folder, source, False), source.folder, path if kind in ARRAYS else '')
+
+
+@pytest.mark.parametrize('kind', STORED)
+def test_storage(kind: str, sources: dict[str, Source], outside: Outside, tmp_path: Path) -> None:
+    source = copied(sources['HDF5'], tmp_path / 'case')
+    file, member, path = source.places['entry_flow.1.stack.bn1.weight']
+    with opened(source.folder, file, member) as content:
+        values = np.random.default_rng(0).uniform(0.5, 1.5, content[path].shape)
+        anew(data=values, **STORED[kind])(content, path, outside)
+    assert read(source, False) == ''
 
 
 @pytest.mark.parametrize('kind', ARCHIVES)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from keras_files import archive, randomised, weights_h5, whole_h5, whole_h5_of_keras2
+from keras_files import archive, assert_computes_the_same, randomised, weights_h5, whole_h5, whole_h5_of_keras2
 from keras_heads import ENSEMBLES, MAP, POOLED, augmented, joined
 
 from xception_hub.errors import KerasFileError
@@ -20,10 +20,9 @@ from xception_hub.porting.keras_head import HEAD, STEPS
 from xception_hub.porting.keras_model import build_keras, write_keras
 from xception_hub.porting.names import AUGMENTATIONS
 from xception_hub.porting.output import write
-from xception_hub.porting.parity import Parity, compare_with_keras
-from xception_hub.porting.port import Port, port
+from xception_hub.porting.parity import Parity
+from xception_hub.porting.port import port
 from xception_hub.porting.preprocessing import Preprocessing
-from xception_hub.porting.reference import BY_KERAS, KerasReference
 from xception_hub.porting.structure import Structure, parse
 
 L = keras.layers
@@ -259,7 +258,7 @@ def test_augmentation_in_front(write_file: Callable[[Any, Path], Path], tmp_path
     assert 'rand, mix, drop' in ported.notes()[0]
     assert ported.structure.rescaling == pytest.approx((1 / 127.5, -1))
     if write_file is archive:
-        assert_computes_the_same(ported, BY_KERAS)
+        assert_computes_the_same(ported)
 
 
 @pytest.mark.parametrize(
@@ -279,14 +278,6 @@ def test_what_changes_images_in_evaluation(name: str, base: Any) -> None:
 # Poolings joined
 
 
-def assert_computes_the_same(ported: Port, reading: str | None = None) -> None:
-    """As Keras does, after every module."""
-    reference = KerasReference(ported)
-    assert reading in (None, reference.reading)
-    proof = compare_with_keras(reference, ported.model(), (MAP, MAP))
-    assert proof.first_wrong is None, proof
-
-
 @pytest.mark.parametrize('kind', POOLED)
 def test_pooled_twice(kind: str, base: Any, tmp_path: Path) -> None:
     """Means and maxima, side by side in both orders, or averaged: there and back, and the same function."""
@@ -294,7 +285,7 @@ def test_pooled_twice(kind: str, base: Any, tmp_path: Path) -> None:
     model = joined(base, join, pools, *hidden())
     ported = port(archive(model, tmp_path))
     assert ported.model_args['global_pool'] == expected
-    assert_computes_the_same(ported, BY_KERAS)
+    assert_computes_the_same(ported)
     with torch.inference_mode():
         logits = ported.model()(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2)))
     np.testing.assert_allclose(logits.softmax(1), model.predict(IMAGES, verbose=0), rtol=1e-4, atol=1e-6)
@@ -389,7 +380,7 @@ def test_quantized(write_file: Callable[[Any, Path], Path], base: Any, tmp_path:
         kernel, scale = map(keras.ops.convert_to_numpy, (layer.kernel, layer.kernel_scale))
         assert kernel.dtype == np.int8
         np.testing.assert_array_equal(ported.tensors[f'{tensor}.weight'].T, kernel / scale)
-    assert_computes_the_same(ported, BY_KERAS)
+    assert_computes_the_same(ported)
     with torch.inference_mode():
         found = ported.model()(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2))).numpy()
     expected = model.predict(IMAGES, verbose=0)
