@@ -241,7 +241,10 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     network = read_network(source.read(wanted.cache_dir), str(source), {**given, 'stem_padding': stem_padding})
     tensors, layout, own = network.found.tensors, network.found.layout, network.own_head
     network.warn_of_assumptions(str(source))
-    heads = [{n: t.shape for n, t in s.items() if n.startswith('head.')} for s in (tensors, wanted.model.state_dict())]
+    heads = [
+        {n: t.shape for n, t in s.items() if n.startswith('head.') and not n.endswith('num_batches_tracked')}
+        for s in (tensors, wanted.model.state_dict())
+    ]
     has_head = not is_bare and heads[0] == heads[1]
     if not is_bare and not has_head and (is_default or own['num_classes'] == classes):
         arguments = ', '.join(f'{name}={own[name]}' for name in ('num_classes', *HIDDEN) if own.get(name))
