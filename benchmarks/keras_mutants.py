@@ -169,6 +169,7 @@ def mutants(base: Config) -> Iterator[Mutant]:
             elif setting != 'name':  # a setting that is in no table is an error of this one
                 yield Mutant('neutral', f'{name}.{setting}', replaced(name, **{setting: NEUTRAL[setting](value)}), {})
         yield Mutant('setting', f'{name}.unheard_of', replaced(name, unheard_of=2))
+        yield Mutant('neutral', f'{name}.unheard_of null', replaced(name, unheard_of=None), {})
         yield from _of_wires(name, entry, layers)
         for class_name in CLASSES[entry['class_name']]:
             yield Mutant('class', f'{name}: {class_name}', as_class(name, class_name))

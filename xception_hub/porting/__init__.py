@@ -3,8 +3,7 @@
     names             the one name table: Keras' layers, this network's, and the axes between them
     hdf5              arrays out of HDF5 files, which lead nowhere else, read in a process of its own
     weight_file       that process, as the rest of the package sees it
-    archive           a .keras archive as data
-    formats           what a source is: every file in which Keras has kept an Xception
+    formats           what a source is: every file in which Keras has kept an Xception, opened as data
     layer_settings    the settings of Keras' layers, in one notation; what of a file is refused
     graph             the layers and wires of a config, models within models opened
     array_places      where each layer's arrays lie in a weight file

@@ -22,8 +22,8 @@ import torch
 from ..allocator import release_freed_memory
 from ..errors import ParityError, in_one_line
 from ..topology import TAPS
-from .archive import WEIGHTS, read_weights
 from .figure5 import TAPPED
+from .formats import WEIGHTS, read_weights
 from .graph import OPERATIONS, FileLayer, Model, Tensor, operation_of
 from .keras_head import STEPS
 from .keras_model import build, import_keras, structure_of
@@ -132,17 +132,16 @@ class KerasReference:
         by_file = self.reading == BY_KERAS
         roles = (ported.structure if by_file else structure_of(self._model)).roles
         watched = {tap: roles[role].name for tap, role in zip(TAPS, TAPPED)}
+        classifier = self._head.classifier if by_file else None
         for model in self._models(self._model):
             layers = {layer.name: layer for layer in model.layers}
             if set(watched.values()) <= layers.keys():
                 for tap, name in watched.items():
                     self._keep(layers[name], tap)
-        if by_file and self._head.classifier is not None:
-            for model in self._models(self._model):
-                for layer in model.layers:
-                    if layer.name == self._head.classifier.name and isinstance(layer, self.keras.layers.Dense):
-                        layer.activation = self.keras.activations.linear
-                        self._keep(layer, 'head')
+            dense = layers.get(classifier.name) if classifier else None
+            if isinstance(dense, self.keras.layers.Dense):
+                dense.activation = self.keras.activations.linear
+                self._keep(dense, 'head')
 
     def _models(self, model: Any) -> Iterator[Any]:
         yield model
