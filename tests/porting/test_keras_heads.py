@@ -189,19 +189,24 @@ def test_a_setting_of_tomorrow(kind: str, plain: dict[str, str]) -> None:
         (lambda: [L.GlobalAveragePooling2D(), L.Identity(), L.ActivityRegularization(0.1), L.Dense(2)], {}),
         (lambda: [L.BatchNormalization(axis=3), L.GlobalAveragePooling2D(), L.Dense(2)],
          dict(head_layers=[{'bn': 1e-3}])),
-        (lambda: [L.BatchNormalization(axis=1), L.GlobalAveragePooling2D(), L.Dense(2)], None),
-        (lambda: [L.BatchNormalization(), L.Flatten(), L.Dense(2)], None),
-        (lambda: [L.GlobalAveragePooling2D(keepdims=True), L.Softmax(axis=1), L.Flatten(), L.Dense(2)], None),
-        (lambda: [L.GlobalAveragePooling2D(), L.LayerNormalization(), L.Dense(2)], None),
-        (lambda: [L.Permute((2, 1, 3)), L.GlobalAveragePooling2D(), L.Dense(2)], None),
-        (lambda: [L.GlobalAveragePooling2D(keepdims=True)], None),
+        (lambda: [L.BatchNormalization(axis=1), L.GlobalAveragePooling2D(), L.Dense(2)], 'before the pooling has axis'),
+        (lambda: [L.BatchNormalization(), L.Flatten(), L.Dense(2)], 'before the pooling cannot'),
+        (lambda: [L.BatchNormalization(), L.GlobalMaxPooling2D()], 'before the pooling cannot'),
+        (lambda: [L.Conv2D(8, 1), L.GlobalAveragePooling2D(), L.Dense(2)], 'before the pooling cannot'),
+        (lambda: [L.GlobalAveragePooling2D(keepdims=True), L.Softmax(axis=1), L.Flatten(), L.Dense(2)], 'of one place'),
+        (lambda: [L.AveragePooling2D((3, 3)), L.Dense(2)], 'one place cannot be converted: put a Flatten layer before'),
+        (lambda: [L.GlobalAveragePooling2D(), L.LayerNormalization(), L.Dense(2)], 'in the head cannot'),
+        (lambda: [L.GlobalAveragePooling2D(), L.Dense(2), L.BatchNormalization()], 'after the classifier cannot'),
+        (lambda: [L.GlobalAveragePooling2D(), L.Dense(2, use_bias=False)], 'is the classifier and has no bias'),
+        (lambda: [L.Permute((2, 1, 3)), L.GlobalAveragePooling2D(), L.Dense(2)], 'before the pooling cannot'),
+        (lambda: [L.GlobalAveragePooling2D(keepdims=True)], 'ends in maps of one place'),
     ],
 )  # fmt: skip
-def test_order_of_layers(after: Callable[[], list[Any]], expected: dict[str, Any] | None, base: Any) -> None:
-    """The same layer is another function elsewhere."""
+def test_order_of_layers(after: Callable[[], list[Any]], expected: dict[str, Any] | str, base: Any) -> None:
+    """The same layer is another function elsewhere; a refusal says where it stands."""
     config = config_of(base, [], after())
-    if expected is None:
-        (found,) = assert_option_works(config, refused(config))
+    if isinstance(expected, str):
+        (found,) = assert_option_works(config, refused(config, expected))
         assert (found.head.num_classes, found.head.layers) == (0, [])
     else:
         plain = dict(num_classes=2, global_pool='avg')

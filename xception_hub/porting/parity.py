@@ -267,7 +267,7 @@ def one_thread() -> Iterator[None]:
 def compare_taps(
     expected: dict[str, np.ndarray], found: dict[str, np.ndarray], dtype: str, size: tuple[int, int], images: str
 ) -> Comparison:
-    """Compares what both networks computed from the same images."""
+    """Compares what both networks computed from the same images: tap -> [B, h, w, c] or [B, c], alike in both."""
     differences = {
         tap: float(np.linalg.norm(found[tap] - expected[tap]) / (np.linalg.norm(expected[tap]) or 1))
         for tap in COMPARED[dtype]

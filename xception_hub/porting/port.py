@@ -47,7 +47,7 @@ class Port:
     Attributes:
         source: The file.
         sha256: Its digest.
-        tensors: Under this network's names.
+        tensors: Under this network's names, in the shapes of its state dict.
         model_args: Arguments of `timm.create_model('xception_paper', ...)`.
         structure: Where each layer is in the file, and what stands around Xception.
         left_out: Array in the file -> why it isn't used.
