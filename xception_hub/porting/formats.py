@@ -29,7 +29,7 @@ MAX_RATIO = 100  # between the sizes of a member before and after compression; J
 BLOCK = 2**20  # bytes that are read, and unpacked, at once
 DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
-ACCEPTED = 'a .keras archive, a whole model or weights in .h5 or .weights.h5, or the word keras-imagenet or keras-imagenet-notop'
+ACCEPTED = 'a .keras archive, a whole model or weights in .h5 or .weights.h5, keras-imagenet or keras-imagenet-notop'
 PRESET = (
     '{path} is a preset of KerasHub. In Python with keras_hub: import functools, keras, keras_hub; m = '
     'keras_hub.models.{kind}.from_preset({path!r}); keras.Model({model}).save("model.keras"). Convert model.keras.'
