@@ -65,7 +65,6 @@ def open_source(path: Path) -> Iterator[Opened]:
     Raises:
         KerasFileError: The source is missing, damaged, unsafe or of another kind.
     """
-    path = path.expanduser()
     if other := foreign(path, KERAS):
         raise KerasFileError(f'{path} {other}')
     if not path.exists():

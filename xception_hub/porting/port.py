@@ -109,7 +109,9 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
         KerasFileError: The source is missing, damaged, unsafe, no Xception, or holds arrays that it has no place for.
         ReleaseError: The download failed.
     """
-    path = fetch(str(source)) if str(source) in RELEASES and not Path(source).exists() else Path(source)
+    path = Path(source).expanduser()
+    if str(source) in RELEASES and not path.exists():
+        path = fetch(str(source))
     with open_source(path) as opened, refusals_of(path):
         if config is not None:
             if opened.config is not None and not opened.keras_version.startswith('1.'):

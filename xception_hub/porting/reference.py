@@ -101,6 +101,8 @@ class KerasReference:
             reason = _why_not_loaded(ported)
             if not reason:
                 return self._load_by_keras(ported, size or (None, None))
+        except Refused as e:  # a layer of another output
+            reason = str(e)
         except Exception:  # Keras has no error of its own for what it can't read
             reason = f'Keras {self.keras.__version__} does not read this file of Keras {ported.keras_version}'
         self.reading = f'{BY_PORT}, for {reason}'
@@ -192,11 +194,6 @@ def _of_keras() -> Iterator[None]:
 def _why_not_loaded(ported: Port) -> str:
     """Why Keras should not read a file; '' if it should."""
     structure = ported.structure
-    if structure.model:
-        try:
-            loadable(structure.model)
-        except Refused as e:  # of another output
-            return str(e)
     if structure.others and structure.head.classifier is None:
         return 'one of its outputs was chosen'
     if not structure.model and not ported.is_release:
@@ -208,9 +205,7 @@ def _why_not_loaded(ported: Port) -> str:
     return ''
 
 
-def loadable(
-    model: Model, size: tuple[int | None, int | None] = (None, None), name: str | None = 'model'
-) -> dict[str, Any]:
+def loadable(model: Model, size: tuple[int | None, int | None], name: str | None = 'model') -> dict[str, Any]:
     """A model's config as the Keras of today writes it, with the settings alone that change what is computed.
 
     Args:
