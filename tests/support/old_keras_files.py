@@ -70,7 +70,7 @@ def keras1_file(model: Any, folder: Path, start: int, named: bool = False) -> Pa
         'BatchNormalization': iter([name for name in LAYERS if name.endswith('residual_bn')]),
         'Dense': iter(['dense']),
     }
-    file = folder / 'weights.h5'
+    file, listed = folder / 'weights.h5', []
     with h5py.File(file, 'w') as f:
         for layer in model.layers:
             class_name = type(layer).__name__
@@ -85,8 +85,8 @@ def keras1_file(model: Any, folder: Path, start: int, named: bool = False) -> Pa
             f.create_group(group).attrs['weight_names'] = np.array([array.encode() for array in arrays])
             for array, value in zip(arrays, layer.get_weights()):
                 f[f'{group}/{array}'] = value
-            f.attrs['layer_names'] = [*f.attrs.get('layer_names', []), group.encode()]
-        f.attrs['keras_version'] = b'1.2.2'
+            listed.append(group.encode())
+        f.attrs.update(layer_names=listed, keras_version=b'1.2.2')
     return file
 
 
