@@ -23,6 +23,7 @@ from xception_hub.porting.output import write
 from xception_hub.porting.parity import Parity
 from xception_hub.porting.port import port
 from xception_hub.porting.preprocessing import Preprocessing
+from xception_hub.porting.reference import BY_KERAS, BY_PORT
 from xception_hub.porting.structure import Structure, parse
 
 L = keras.layers
@@ -341,6 +342,8 @@ def test_the_part_that_converts(kind: str, base: Any, tmp_path: Path) -> None:
     choices = str(error.value).rpartition('--output-layer')[2].strip(' :.').split(', ')
     for choice in choices:
         ported = port(file, output_layer=choice)
+        if kind == 'features_and_answer':
+            assert_computes_the_same(ported, BY_KERAS if choice == 'answer' else BY_PORT)
         if choice not in {layer.name for layer in model.layers}:  # the features, of a model within
             assert ported.model_args['num_classes'] == 0
             continue
