@@ -235,7 +235,10 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     network = read_network(source.read(wanted.cache_dir), str(source), {**given, 'stem_padding': stem_padding})
     tensors, layout, own = network.found.tensors, network.found.layout, network.own_head
     network.warn_of_assumptions()
-    heads = [{n: t.shape for n, t in s.items() if n.startswith('head.')} for s in (tensors, wanted.model.state_dict())]
+    heads = [
+        {n: t.shape for n, t in s.items() if n.startswith('head.') and not n.endswith('num_batches_tracked')}
+        for s in (tensors, wanted.model.state_dict())
+    ]
     has_head = not is_bare and heads[0] == heads[1]
     if classes and not (is_bare or has_head) and (is_default or own['num_classes'] == classes):
         hidden = {name: own.get(name) or [] for name in HIDDEN if own.get(name) or model_args.get(name)}
