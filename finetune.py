@@ -13,7 +13,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from xception_hub.errors import Diverged, ResumeError
+from xception_hub.errors import DataError, Diverged, ResumeError
 from xception_hub.models import classifier
 from xception_hub.models.build import TimmModel, Transforms, build
 from xception_hub.models.matching import Selected, for_evaluation
@@ -43,7 +43,14 @@ def run(settings: Settings) -> None:
     directory = Run(output, settings.flat(), machine.processes)
 
     # the data: read, checked, scanned, split
-    data = read(settings.data, settings.model, evaluation)
+    try:
+        data = read(settings.data, settings.model, evaluation)
+    except DataError as e:
+        if not directory.finished:
+            raise
+        results.show_finished(directory, output.push, machine)
+        machine.print(f'Whether the data have changed since then is unknown, because they cannot be read: {e}')
+        return
     manifest = manifest_of(data, directory)
     if directory.finished:
         results.show_finished(directory, output.push, machine)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.functional.classification import binary_average_precision, binary_calibration_error
 
 TOP = 5
 LOWER_IS_BETTER = ('loss', 'calibration_error')
@@ -121,34 +121,11 @@ class PerClass:
         return _ratio(2 * self.right, self.found + self.support)
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Accuracy of the most probable class compared with its probability; arrays [15], NaN in an empty bin.
-
-    Attributes:
-        confidence: Mean probability in each bin of [0, 1].
-        accuracy: Share of right answers in each.
-        count: Images in each.
-        error: Expected calibration error: the mean distance of the two, weighted by the count.
-    """
-
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    count: np.ndarray
-    error: float
-
-    @classmethod
-    def of(cls, predictions: Predictions) -> 'Calibration':
-        # NaN, from a network that overflows, counts as confidence 0
-        likeliest = np.nan_to_num(predictions.probabilities.max(1)).clip(0, 1).astype(np.float64)
-        right = predictions.hits[:, 0]
-        bins = np.minimum((likeliest * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-        count = np.bincount(bins, minlength=CALIBRATION_BINS)
-        with np.errstate(invalid='ignore'):
-            confidence = np.bincount(bins, likeliest, CALIBRATION_BINS) / count
-            accuracy = np.bincount(bins, right, CALIBRATION_BINS) / count
-        error = float(np.nansum(np.abs(confidence - accuracy) * count) / len(predictions))
-        return cls(confidence, accuracy, count, error)
+def calibration_error(predictions: Predictions) -> float:
+    """Expected calibration error: mean distance of probability and accuracy of the likeliest class, over 15 bins."""
+    likeliest = np.nan_to_num(predictions.probabilities.max(1)).clip(0, 1)  # NaN, from an overflow, counts as 0
+    sure, right = torch.from_numpy(likeliest), torch.from_numpy(predictions.hits[:, 0].astype(np.int64))
+    return float(binary_calibration_error(sure, right, n_bins=CALIBRATION_BINS))
 
 
 def map_at_100(predictions: Predictions) -> float:
@@ -191,7 +168,7 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
         micro_f1, mean_average_precision: Only in multi-label; the latter over the classes that occur.
         map_at_100: Only in multi-label, over the images that have labels; see `map_at_100`.
         loss: Mean cross-entropy.
-        calibration_error: See `Calibration`.
+        calibration_error: See `calibration_error`.
         num_samples: Number of images.
     """
     per_class = PerClass.of(predictions, num_classes)
@@ -214,7 +191,7 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
         )
         figures['map_at_100'] = map_at_100(predictions)
     figures['loss'] = float(predictions.losses.astype(np.float64).mean())
-    figures['calibration_error'] = Calibration.of(predictions).error
+    figures['calibration_error'] = calibration_error(predictions)
     figures['num_samples'] = len(predictions)
     return figures
 
