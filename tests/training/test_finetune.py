@@ -338,9 +338,9 @@ def test_bad_input(folder: Path, tmp_path: Path, log: Path) -> None:
     assert not (tmp_path / 'model').exists()
 
 
-def test_finished(folder: Path, trained: Path, log: Path) -> None:
+def test_finished(folder: Path, trained: Path, tmp_path: Path, log: Path) -> None:
     """A finished run prints its figures again, also without its data."""
-    for data in (folder, 'moved/elsewhere'):
+    for data in (folder, tmp_path / 'moved'):
         text = finetune(*SMALL, *FEW, '--dataset', data, '--output', trained, log=log)
         assert f'{trained} is finished' in text and '"top1"' in text
         assert ('have changed since then is unknown' in text) == (data != folder)
@@ -392,6 +392,7 @@ def test_push(hub: HubServer, folder: Path, tmp_path: Path, log: Path) -> None:
     assert model.get_classifier().weight.equal(weights_of(tmp_path / 'model')['head.fc.weight'])
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # of the Hub's client
 def test_push_of_another_network(hub: HubServer, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With timm's own card."""
     monkeypatch.setenv('HF_TOKEN', TOKEN)
