@@ -79,7 +79,7 @@ def test_probe_of_photos(
 ) -> None:
     """Nine photos teach the genuine frozen backbone what is on eight of the other nine; the code of the report runs."""
     arguments = (
-        f'--recipe probe --dataset {kitchen} --image-size 150 --validation-share 0.5',
+        f'--recipe probe --dataset {kitchen} --image-size 110 --validation-share 0.5',
         f'--feature-cache {tmp_path / "features"}',
     )
     output = tmp_path / 'model'
@@ -94,7 +94,7 @@ def test_probe_of_photos(
     config = json.loads((output / 'config.json').read_text())
     assert config['pretrained_cfg']['label_names'] == sorted(PHOTOS)
     assert config['base_model'] == 'smp-hub/xception.imagenet'
-    assert config['pretrained_cfg']['input_size'] == [3, 150, 150]
+    assert config['pretrained_cfg']['input_size'] == [3, 110, 110]
     assert '234 of 234 tensors bit-identical' in (output / 'README.md').read_text()
 
     page, code = html.unescape((output / 'report.html').read_text()), usage(f'local-dir:{output}')
