@@ -1,4 +1,4 @@
-"""Precise BN: a network is judged with the statistics that belong to its weights."""
+"""Precise BN: a network is evaluated with the statistics that belong to its weights."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ TRAINING = (
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 images to train on, and some to judge on."""
+    """48 images for training, and some for validation."""
     folder = tmp_path_factory.mktemp('data')
     for split, count in (('train', 8), ('val', 1)):
         handwritten_digits(folder / split, per_class=count, classes=6)

@@ -70,7 +70,7 @@ def test_what_can_not_be_built(name: str, args: dict[str, Any], size: int | None
 
 
 def test_sizes_and_arguments() -> None:
-    """None stands for a default; a size that the model was told to take is taken."""
+    """An argument of None is the default; the model takes any size from its min_img_size on."""
     model = build('xception_paper', 5, False, dict(min_img_size=32, drop_rate=None, drop_path_rate=0.5), 32)
     assert (model.num_classes, model.drop_rate, model.stem.min_img_size) == (5, 0.0, 32)
     assert build('xception_paper', 5, False, {}, 71).num_classes == 5
@@ -266,7 +266,7 @@ def reloaded(folder: Path, model: nn.Module, size: int) -> nn.Module:
 
 @pytest.mark.parametrize('options', [{}, dict(drop_rate=0.3, drop_path_rate=0.2), dict(global_pool='max')])
 def test_saved_and_built_again(options: dict[str, Any], folder: Path) -> None:
-    """The same logits to the bit, whatever memory format the training had; the config says all about the images."""
+    """The same logits to the bit, whatever memory format the training had. The config has the settings of images."""
     model = small(**options)
     transforms = Transforms(model, 64)
     save(folder, model.to(memory_format=torch.channels_last), transforms.config, NAMES, False, 'org/base')

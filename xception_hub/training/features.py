@@ -48,7 +48,7 @@ def digest_of(tensors: Mapping[str, Tensor], preparation: Mapping[str, Any], ima
 
 
 def function_of(model: TimmModel) -> list[str]:
-    """What decides features beside the weights: the model's arguments and layers, such as an eps or an activation."""
+    """All that decides features except the weights: arguments and layers, such as an eps or an activation."""
     arguments = {name: value for name, value in get_model_args(model).items() if name != 'num_classes'}
     layers = [
         f'{name}: {layer}'

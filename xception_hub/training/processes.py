@@ -1,4 +1,4 @@
-"""What depends on the machine: the processes that work together, their devices, workers, memory format and progress."""
+"""The processes of a training, which work together, with their devices, workers, memory format and progress."""
 
 import os
 import sys

@@ -83,13 +83,13 @@ def render(
         predictions: Predictions on the split.
         class_names: Names in the order of the class numbers.
         title: Title of the page.
-        facts: What was evaluated, on what: in a few words each, by name.
+        facts: The evaluated model, its data and its machine, in a few words each, by name.
         settings: All of them, by name.
         history: For each epoch `phase`, `epoch` (from 1 in each phase), `learning_rate`, `train_loss`, the figures of
-            `metrics.summary`, and `best` of the best one. What is missing is left out; empty where nothing was trained.
-        thumbnail: Makes the picture of a row of the split. What it raises is shown instead.
+            `metrics.summary`, and `best` of the best one. Any figure may be missing. Empty if nothing was trained.
+        thumbnail: Makes the picture of a row of the split. If it raises an error, the page shows the error instead.
         name: Function from a row to its file name.
-        warnings: What a reader has to know before believing the figures.
+        warnings: Sentences that a reader has to know before believing the figures.
         usage: Python code that loads the model.
         heat: Function from a row and the number of a class to a heat map of the class. For what raises a ModelError
             there is none.
@@ -154,7 +154,7 @@ def _chart(
     keys, count = [key for key in labels if key in series], len(history)
     values = np.stack([series[key] for key in keys])  # [lines, E]
     low = np.nanmin(values) if title == 'Accuracy' else 0.0
-    ticks = np.asarray(MaxNLocator(5).tick_values(low, np.nanmax(values)))
+    ticks = np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, np.nanmax(values)))
     x = LEFT + (RIGHT - LEFT) * (np.arange(count) + 0.5) / count
     scale = (BOTTOM - TOP) / (ticks[-1] - ticks[0])
     y, tick_y = BOTTOM - scale * (values - ticks[0]), BOTTOM - scale * (ticks - ticks[0])

@@ -112,7 +112,7 @@ def write_predictions(path: Path, task: Task, predictions: Predictions) -> None:
 
 def show_finished(run: Run, push_to: str | None, machine: Machine) -> None:
     """Prints the figures of a finished run, and publishes it on request."""
-    machine.print(f'{run.directory} is finished:\n{(run.directory / METRICS_FILE).read_text()}')
+    machine.print(f'{run.directory} is finished:\n{table(read_json(run.directory / METRICS_FILE))}')
     if push_to and machine.is_main:
         push(push_to, run.directory)
 
@@ -167,7 +167,7 @@ def report(
 
 
 def _heat(task: Task, items: Mapping[int, Cell], restricted: bool, index: int, number: int) -> Image.Image:
-    """What the network sees of an image of the validation split, and how much each place adds to a class.
+    """Draws how much each place of an image of the validation split adds to a class, over what the network sees of it.
 
     Raises:
         ModelError: The network has no feature maps.
