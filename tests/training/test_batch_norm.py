@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
 from finetuning import SMALL, finetune
 from handwritten_digits import handwritten_digits
 from torch import Tensor, nn
@@ -86,7 +85,7 @@ def test_recompute() -> None:
     momenta = [layer.momentum for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     model.layer1.train()
     modes = [layer.training for layer in model.modules()]
-    recompute(model, batches, Machine(Accelerator(cpu=True)))
+    recompute(model, batches, Machine(cpu=True))
     assert [layer.training for layer in model.modules()] == modes
     assert [layer.momentum for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)] == momenta
     for name, found in statistics(model).items():

@@ -69,7 +69,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def run(folder: Path, model: Any, split: Split, workers: int = 0, size: int = 64, **data: Any) -> Tensor:
     """[N, D], from a file in the folder if there is one."""
-    machine, transforms = Machine(Accelerator(cpu=True), workers), Transforms(model, size)
+    machine, transforms = Machine(workers, cpu=True), Transforms(model, size)
     nothing: Any = None
     task = Task(machine, nothing, nothing, {}, model, transforms)
     images = Images(replace(split, **data), transforms.evaluation(), transforms.min_side)

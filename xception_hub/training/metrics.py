@@ -4,6 +4,7 @@ Metrics are computed from the predictions of all images, gathered from all proce
 would give images of short batches more weight.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -203,30 +204,22 @@ def figure_names(num_classes: int, multi_label: bool) -> list[str]:
     return [name for name in summary(one, num_classes) if name != 'num_samples']
 
 
-def is_better(metric: str, new: Mapping[str, Any], old: Mapping[str, Any] | None) -> bool:
-    """Whether the figures of an epoch are better than those of another: by a metric, and where it is equal by the loss.
+def badness(figures: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    """Key for sorting epochs by a metric, then by their loss, the best one first. NaN is worse than any number."""
+    values = [figures[name] if name in LOWER_IS_BETTER else -figures[name] for name in (metric, 'loss')]
+    first, second = (math.inf if math.isnan(value) else value for value in values)
+    return first, second
 
-    A NaN is worse than any number, and what is equal is not better.
-    """
-    if old is None:
-        return True
-    values, others = (
-        [figures[name] * (1 if name in LOWER_IS_BETTER else -1) for name in (metric, 'loss')] for figures in (new, old)
-    )
-    for value, other in zip(values, others):
-        if np.isnan(value) or np.isnan(other):
-            return bool(np.isnan(other) and not np.isnan(value))
-        if value != other:
-            return bool(value < other)
-    return False
+
+def is_better(metric: str, new: Mapping[str, Any], old: Mapping[str, Any] | None) -> bool:
+    """Whether the figures of an epoch are better than those of another. What is equal is not better."""
+    return old is None or badness(new, metric) < badness(old, metric)
 
 
 def epochs_since_best(history: Sequence[Mapping[str, Any]], metric: str) -> int:
     """How many epochs have passed since the best one."""
-    best, since = None, 0
-    for row in history:
-        best, since = (row, 0) if is_better(metric, row, best) else (best, since + 1)
-    return since
+    ranked = sorted(range(len(history)), key=lambda epoch: badness(history[epoch], metric))
+    return len(history) - 1 - ranked[0] if ranked else 0
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:  # [N]

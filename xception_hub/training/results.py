@@ -61,7 +61,7 @@ def finish(task: Task, settings: Settings, predictions: Predictions, progress: P
         predictions: Predictions of the final network on the validation split.
         progress: Progress at the end of the run, with the figures of all epochs.
     """
-    if not task.machine.is_main:
+    if not task.machine.is_main_process:
         return
     manifest, run, class_names, evaluation = task.manifest, task.run, task.data.class_names, settings.output.eval_only
     validation = task.data.validation
@@ -113,7 +113,7 @@ def write_predictions(path: Path, task: Task, predictions: Predictions) -> None:
 def show_finished(run: Run, push_to: str | None, machine: Machine) -> None:
     """Prints the figures of a finished run, and publishes it on request."""
     machine.print(f'{run.directory} is finished:\n{table(read_json(run.directory / METRICS_FILE))}')
-    if push_to and machine.is_main:
+    if push_to and machine.is_main_process:
         push(push_to, run.directory)
 
 
