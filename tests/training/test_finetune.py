@@ -338,7 +338,7 @@ def test_bad_input(folder: Path, tmp_path: Path, log: Path) -> None:
     assert not (tmp_path / 'model').exists()
 
 
-def test_finished(folder: Path, trained: Path, tmp_path: Path, log: Path) -> None:
+def test_finished(hub: HubServer, folder: Path, trained: Path, tmp_path: Path, log: Path) -> None:
     """A finished run prints its figures again, also without its data."""
     for data in (folder, tmp_path / 'moved'):
         text = finetune(*SMALL, *FEW, '--dataset', data, '--output', trained, log=log)
