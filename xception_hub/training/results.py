@@ -64,16 +64,17 @@ def finish(task: Task, settings: Settings, predictions: Predictions, progress: P
     if not task.machine.is_main_process:
         return
     manifest, run, class_names, evaluation = task.manifest, task.run, task.data.class_names, settings.output.eval_only
-    validation = task.data.validation
-    share = f'{settings.data.validation_share:.0%} of ' if 'validation_rows' in manifest else ''
+    validation, s, part = task.data.validation, settings.data, ''
+    if 'validation_rows' in manifest:
+        part = f'fold {s.fold} of {s.folds} of ' if s.folds else f'{s.validation_share:.0%} of '
     figures: dict[str, Any] = dict(
         summary(predictions, len(class_names)),
         bad_images=len(manifest['bad_images']),
         num_classes=len(class_names),
         restricted=settings.output.restrict_classes,
         model=settings.model.model,
-        dataset=settings.data.dataset,
-        split=share + validation.name,
+        dataset=s.dataset,
+        split=part + validation.name,
     )
     if progress.best:
         figures.update({name: progress.best[name] for name in ('phase', 'epoch')})
@@ -88,7 +89,7 @@ def finish(task: Task, settings: Settings, predictions: Predictions, progress: P
     run.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # marks the run as finished
     if not evaluation and is_xception(run.directory):
         run.write_text('README.md', card.render(run.directory))
-    print(f'\n{table(figures)}\nWritten: {run.directory}, with report.html and {PREDICTIONS_FILE}')
+    task.machine.print(f'\n{table(figures)}\nWritten: {run.directory}, with report.html and {PREDICTIONS_FILE}')
     if settings.output.push:
         push(settings.output.push, run.directory)
 
