@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Event
 
 import torch
-from accelerate.utils import gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -80,7 +79,7 @@ def run(settings: Settings) -> None:
         phase = whole_phase(task, s, settings.augmentation) if trains_all else evaluation_phase(task, s, selected)
         machine.print(f'{results.table(settings.flat())}\n\n{cost(phase)}\nDry run: nothing was written.')
         return
-    if len(set(gather_object([checkpoint and checkpoint.path.name]))) > 1:
+    if len(set(machine.gather_values([checkpoint and checkpoint.path.name]))) > 1:
         raise ResumeError(f'{output.output} differs between processes. Choose an --output that all machines share.')
     progress = Progress(**checkpoint.state['progress']) if checkpoint else Progress()
     machine.print(f'Going on from {checkpoint.path}' if checkpoint else f'Writing to {output.output}')

@@ -149,7 +149,7 @@ def test_features_and_head(name: str) -> None:
 
 def test_features_and_head_of_xception() -> None:
     """Layers before the classifier belong to the features."""
-    model = random_model(num_classes=5, fc_widths=(16,), drop_rate=0.5)
+    model = random_model(num_classes=5, width_multiplier=0.1875, fc_widths=(16,), drop_rate=0.5)
     with torch.inference_mode():
         features = features_of(model, images(71, 71))
         assert features.shape == (1, 16)
@@ -206,7 +206,10 @@ def update(model: nn.Module, frozen: bool) -> dict[str, Tensor]:
     return before
 
 
-@pytest.mark.parametrize(('name', 'options'), [('xception_paper', {}), ('test_resnet', dict(zero_init_last=False))])
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [('xception_paper', dict(width_multiplier=0.1875)), ('test_resnet', dict(zero_init_last=False))],
+)
 @pytest.mark.parametrize('frozen', [True, False])
 def test_frozen_batch_normalization(name: str, options: dict[str, Any], frozen: bool) -> None:
     """Moving statistics stay as they are, to the bit; scale and offset are trained, and all else is in training."""
@@ -364,7 +367,7 @@ def test_classes_of_other_models_that_stay(folder: Path) -> None:
 def test_xception_is_saved(folder: Path) -> None:
     """With all of its arguments; it can be fine-tuned again at the size that it was, and is run by transformers."""
     options = dict(min_img_size=40, drop_rate=0.1, drop_path_rate=0.2, fc_widths=(16,), act_layer='silu')
-    model = random_model(num_classes=5, **options)
+    model = random_model(num_classes=5, width_multiplier=0.1875, **options)
     transforms = Transforms(model, 48)
     save(folder, model, transforms.config, NAMES, False)
     again = reloaded(folder, model, 48)
@@ -372,7 +375,7 @@ def test_xception_is_saved(folder: Path) -> None:
     assert any(isinstance(layer, timm.layers.DropPath) for layer in again.modules())
     with pytest.warns(UserWarning, match='fc_widths.*num_classes'):
         more = build(f'local-dir:{folder}', 7, True, {}, 48)
-    assert more.head_hidden_size == 2048
+    assert more.head_hidden_size == 384
     assert Transforms(more).config == transforms.config
     with pytest.raises(ModelError, match='40 pixels.*39'):
         build(f'local-dir:{folder}', 5, True, {}, 39)
@@ -389,7 +392,7 @@ def test_trained_again_by_transformers(folder: Path, tmp_path: Path) -> None:
     """For other classes: transformers and timm name the new ones."""
     import transformers
 
-    model = random_model(num_classes=5, min_img_size=40)
+    model = random_model(num_classes=5, width_multiplier=0.1875, min_img_size=40)
     save(folder, model, Transforms(model, 48).config, NAMES, False)
     new = dict(id2label={0: 'red', 1: 'green', 2: 'blue'}, label2id={'red': 0, 'green': 1, 'blue': 2})
     again = transformers.AutoModelForImageClassification.from_pretrained(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from huggingface_hub import cached_assets_path
 from timm.models import get_model_args
 from torch import Tensor
@@ -97,7 +96,7 @@ def computed(images: Images, task: Task) -> Tensor:
             own.append((batch.indices, features_of(task.model, machine.put(batch).inputs).float().cpu()))
             bar.update(len(batch.indices) * machine.num_processes)
     machine.print(f'Features of {split.name}: {throughput}')
-    indices, vectors = (torch.cat(parts) for parts in zip(*gather_object(own)))
+    indices, vectors = (torch.cat(parts) for parts in zip(*machine.gather_values(own)))
     return vectors[indices.argsort()]
 
 
@@ -121,7 +120,7 @@ def frozen_features(images: Images, task: Task, folder: Path | None = None) -> F
     folder = folder or cached_assets_path('xception_hub', namespace='features')
     file = folder / f'{digest}.safetensors'
     vectors = stored(file, len(split))
-    if not all(gather_object([vectors is not None])):  # machines may have separate disks
+    if not all(machine.gather_values([vectors is not None])):  # machines may have separate disks
         vectors = computed(images, task)
         if machine.is_local_main_process:
             write(file, {'features': {'vectors': vectors}}, {})

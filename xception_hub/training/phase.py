@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate.utils import gather_object
 from torch import nn
 
 from ..data.labelled import Data
@@ -67,4 +66,4 @@ class Phase:
             for batch in map(machine.put, machine.loader(self.validation, order)):
                 parts.append(Predictions.of(module(batch.inputs), batch.labels, batch.indices))
                 bar.update(len(batch.indices) * machine.num_processes)
-        return Predictions.joined(gather_object(parts))
+        return Predictions.joined(machine.gather_values(parts))

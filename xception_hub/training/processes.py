@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, tqdm
+from accelerate.utils import broadcast, gather_object, tqdm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -68,6 +68,10 @@ class Machine(Accelerator):
             dynamic_ncols=True,
             mininterval=0.2 if sys.stderr.isatty() else 30.0,
         )
+
+    def gather_values(self, values: list[Any]) -> list[Any]:
+        """Returns the values of all processes in one list, in the order of the processes."""
+        return gather_object(values)
 
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites tensors [...] in all processes with those of the first process."""

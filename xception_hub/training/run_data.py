@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from accelerate.utils import gather_object
 
 from ..data.bad_images import BadImage, copies, scan
 from ..data.data_settings import DataSettings
@@ -108,9 +107,9 @@ def _scan(split: Split, machine: Machine) -> tuple[list[BadImage], Split]:
             step=partial(bar.update, machine.num_processes),
         )
     digests, pixels = np.full((2, len(split)), b'', object)
-    for part in gather_object([own]):
+    for part in machine.gather_values([own]):
         digests[[*part.digests]], pixels[[*part.pixels]] = [*part.digests.values()], [*part.pixels.values()]
-    return gather_object(own.bad), replace(split, digests=digests, pixels=pixels)
+    return machine.gather_values(own.bad), replace(split, digests=digests, pixels=pixels)
 
 
 def divided(
