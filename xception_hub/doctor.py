@@ -54,7 +54,7 @@ def extras() -> Rows:
     for extra in ['', *sorted({*(metadata.metadata(DISTRIBUTION).get_all('Provides-Extra') or [])} - FOR_DEVELOPERS)]:
         needed = [r for r in requirements if (r.marker.evaluate({'extra': extra}) if r.marker else not extra)]
         found = {r: version(r.name) for r in needed}
-        missing = [r for r in needed if not found[r] or not r.specifier.contains(found[r], prereleases=True)]
+        missing = [r for r in needed if not r.specifier.contains(found[r] or '', prereleases=True)]
         name = f'{DISTRIBUTION}[{extra}]' if extra else DISTRIBUTION
         rows[name] = (
             f"missing: {', '.join(f'{r.name}{r.specifier}' for r in missing)}. pip install '{name}'"

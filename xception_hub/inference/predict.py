@@ -139,7 +139,7 @@ def predict(predictor: Predictor, splits: Sequence['Files | Split'], indices: ra
         first = 0
         for split in splits:
             for index in range(max(indices.start - first, 0), min(indices.stop - first, len(split))):
-                cell = split.cell(index)
+                cell: Any = split.cell(index)
                 names.append(split.cell_name(index, cell))
                 yield cell
             first += len(split)
@@ -239,7 +239,7 @@ def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int
     """
     suffix = output.suffix if output else ''
     is_table = suffix in prediction_tables.SUFFIXES
-    in_parts = bool(output) and not is_table and (not suffix or output.is_dir())
+    in_parts = output is not None and not is_table and (not suffix or output.is_dir())
     if output and not in_parts and not is_table:
         raise SettingsError(
             f'The name {output} ends in {suffix!r}. A table must end in one of '
