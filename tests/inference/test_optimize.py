@@ -86,7 +86,7 @@ def sleeping(reference: Reference) -> Checked:
 OPENVINO = pytest.param('openvino', marks=pytest.mark.needs('openvino'))
 
 
-@pytest.mark.parametrize('name', ['pytorch', 'onnxruntime', OPENVINO])
+@pytest.mark.parametrize('name', ['pytorch', pytest.param('onnxruntime', marks=pytest.mark.slow), OPENVINO])
 def test_engine(name: str, model: Xception) -> None:
     before = copy.deepcopy(model.state_dict())
     optimized = xception_hub.optimize(model, EXAMPLE, name)

@@ -7,7 +7,6 @@ import hashlib
 import os
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -196,7 +195,6 @@ def main(
         engine: Engine that runs the network: eager (plain PyTorch), auto (the fastest), or a name such as openvino.
         json_: Print each row as a line of JSON with all columns, instead of text.
     """
-    warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
     keep_freed_memory()
     rank, processes = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
     in_parts = _is_directory(output, embed, json_, shard_size, processes)
