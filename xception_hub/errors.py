@@ -99,10 +99,6 @@ class ResumeError(XceptionHubError, RuntimeError):
     """A checkpoint of a run cannot be written or resumed."""
 
 
-class ScriptError(XceptionHubError, ValueError):
-    """A script cannot be run."""
-
-
 class OptimizeError(XceptionHubError, ValueError):
     """A model cannot be made faster without another function."""
 
