@@ -13,13 +13,12 @@ import pytest
 import torch
 from forked import CONTEXT
 from PIL import Image
-from random_model import random_model
+from random_model import save_small
 from small_images import encoded, photo, save_pieces
 
 import xception_hub
 from xception_hub.errors import DataError, ModelError, SettingsError
 from xception_hub.inference.predictor import AHEAD, Predictor
-from xception_hub.models import classifier
 from xception_hub.models.build import Transforms
 
 NAMES = ['cup', 'fork', 'glass', 'plate']
@@ -30,10 +29,7 @@ BATCH_SIZE = 3
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory."""
-    folder = tmp_path_factory.mktemp('model')
-    model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
-    classifier.save(folder, model, Transforms(model, 48).config, NAMES, False)
-    return folder
+    return save_small(tmp_path_factory.mktemp('model'), NAMES)
 
 
 @pytest.fixture(scope='module')
