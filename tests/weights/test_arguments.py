@@ -17,7 +17,7 @@ from hub_server import HubServer
 import xception_hub
 from xception_hub.errors import CheckpointError, ModelError, XceptionHubError
 from xception_hub.models.build import build
-from xception_hub.network import TOLD
+from xception_hub.network import STORED
 from xception_hub.weights.arguments import DEFAULTS, SIGNATURE, model_name, network_arguments
 
 WIDTH = dict(width_multiplier=0.13)
@@ -84,7 +84,7 @@ def test_the_table_is_the_signature() -> None:
     """Each argument is tried above, and takes its default."""
     assert [*WRONG] == [*SIGNATURE] == [name for name in DEFAULTS if name not in ('device', 'dtype')]
     assert network_arguments({name: DEFAULTS[name] for name in SIGNATURE}, '').keys() == SIGNATURE.keys()
-    assert network_arguments(TOLD, '') == TOLD
+    assert network_arguments(STORED, '') == STORED
     assert set(DANGEROUS).isdisjoint(SIGNATURE)
 
 
