@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from xception_hub import Xception
 from xception_hub.layers import ORDERS
 from xception_hub.paper import __main__ as command
 from xception_hub.paper import checks, claims, page, quoted, speed
-from xception_hub.training import recipes
+from xception_hub.training.recipes import RECIPES
+from xception_hub.training.settings import ModelSettings, Optimization
 
 TINY = '--image-size 80 --batch-size 2 --repeats 1 --steps 1'
 PARAMETERS, MACS = 22_855_952, 8_357_403_496
@@ -155,9 +157,14 @@ def test_sentences(counts: checks.Counts) -> None:
     assert all(f'*{how}*: {meaning}' in text for how, meaning in claims.HOW.items())
 
 
+def recipe(name: str) -> dict[str, Any]:
+    """All settings of a recipe that concern the training."""
+    return {**asdict(Optimization()), **asdict(ModelSettings()), **RECIPES[name]}
+
+
 def test_recipes_are_those_of_the_paper() -> None:
     """What is called reproduced of sections 4.2 and 4.3."""
-    imagenet, jft = recipes.paper_imagenet(), recipes.paper_jft()
+    imagenet, jft = recipe('paper-imagenet'), recipe('paper-jft')
     common = dict(momentum=quoted.MOMENTUM, weight_decay=quoted.WEIGHT_DECAY['Xception'])
     assert imagenet.items() >= dict(
         common, optimizer='sgd', learning_rate=quoted.LEARNING_RATE, decay_rate=quoted.DECAY_RATE,
