@@ -147,7 +147,7 @@ def train(
 
     with ThreadPoolExecutor(jobs or size.jobs) as pool:
         tried = {name: top1s for name, top1s in zip(names, pool.map(choose, names)) if top1s is not None}
-        # seed by seed, so that what there is after a stop is complete for some
+        # seed by seed, so that a run that is stopped has some seeds of all networks
         planned = [(name, seed) for seed in range(seeds) for name in tried]
         ended = [one for one, failed in zip(planned, pool.map(run, *zip(*planned))) if not failed] if planned else []
     if ended:
@@ -190,7 +190,7 @@ def best_of(tried: Mapping[float, float]) -> float:
 
 
 def collect(runs: Runs, ended: Sequence[tuple[str, int]], tried: Mapping[str, Any]) -> dict[str, Any]:
-    """All figures of runs that have ended, with what is needed to have them again."""
+    """All figures of runs that have ended, with the settings that reproduce them."""
     networks: dict[str, Any] = {}
     for name, seed in ended:
         run = f'{name}-{seed}'
@@ -216,7 +216,7 @@ OWN = ('model', 'model_args', 'image_size', 'weight_decay', 'learning_rate', 'se
 
 
 def network(settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network is, and what it costs for one image."""
+    """The settings of a network, and its cost for one image."""
     with torch.device('meta'):
         model = timm.create_model(settings['model'], num_classes=metrics['num_classes'], **settings['model_args'])
     return dict(
@@ -244,7 +244,7 @@ def draw(result: Path, /, *, folder: Path | None = None) -> None:
         result: File figures.json or spectrum.json.
         folder: Folder for the pictures. By default the folder of the file.
     """
-    from .intervals import table, verdicts  # with packages that help does without
+    from .intervals import table, verdicts  # import packages that the help does not need
     from .trained import write
 
     try:

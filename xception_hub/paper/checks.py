@@ -118,7 +118,7 @@ def paper_inception(network: nn.Module) -> Iterator[Step]:
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.bias = nn.Parameter(torch.empty(layer.out_channels))
-        yield Step('a bias in every convolution, beside gamma and beta', count_parameters(network))
+        yield Step('a bias in every convolution, in addition to gamma and beta', count_parameters(network))
 
 
 def module_names(network: nn.Module) -> list[str]:
@@ -227,7 +227,7 @@ def difference(one: nn.Module, other: nn.Module, chs: int) -> float:
 
 
 def equivalences() -> Iterator[Claim]:
-    """Computes what the paper says of figures 1 to 4: other modules, the same function."""
+    """Computes the equivalences that the paper states for figures 1 to 4: other modules, the same function."""
     figure_2 = InceptionModule(12, simplified_towers(3, 8)).double()
     stack = [SeparableConv2d(12, 12, order='pointwise_first', act=nn.ReLU()).double() for _ in range(3)]
     for claim, one, other in (

@@ -1,4 +1,4 @@
-"""The paper's figures 1 to 5, drawn from live modules: a picture shows what the module computes.
+"""The paper's figures 1 to 5, drawn from the modules that compute.
 
 A picture is a list of parts (boxes, rows of columns, modules), which `Sheet` draws from top to bottom. Orange reads a
 neighbourhood (3x3), blue all channels of one position (1x1). A box with both colours does both, in that order. Every
@@ -58,7 +58,7 @@ class Box:
 
     Attributes:
         name: In an SVG, the id of the outline.
-        below: Text beside the arrow to the next part.
+        below: Text at the right of the arrow to the next part.
         norms: Normalizations after the layer, drawn at the right end of its box.
     """
 
@@ -78,7 +78,7 @@ class Title(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Columns side by side, with a gap around each. None is a column that is left out."""
+    """Columns side by side, with a gap around each. A column that is None is left out."""
 
     columns: 'Sequence[list[Part] | None]'
     gap: float = SPACE
@@ -347,7 +347,7 @@ def draw_module(
 def draw_separable(
     extreme: SeparableConv2d, separable: SeparableConv2d, after: nn.Module | None = None, note: str = ''
 ) -> Figure:
-    """Section 1.2: the extreme module, followed by `after`, beside the depthwise separable convolution.
+    """Section 1.2: the extreme module, followed by `after`, and the depthwise separable convolution side by side.
 
     Raises:
         ValueError: There are more segments than half a page has room for.
@@ -461,9 +461,9 @@ def draw_all(folder: Path) -> list[Path]:
         'figure_3': draw_module(
             inception_order(192, 192, segments=3), relu, 'The same function as figure 2, with all of its weights.'
         ),
-        'figure_4': draw_module(inception_order(8, 8), relu, 'With eight channels, for all of them to be drawn.'),
+        'figure_4': draw_module(inception_order(8, 8), relu, 'Drawn with eight channels, so that all of them fit.'),
         'separable': draw_separable(
-            inception_order(4, 4), SeparableConv2d(4, 4), relu, 'With four channels, for all to be drawn.'
+            inception_order(4, 4), SeparableConv2d(4, 4), relu, 'Drawn with four channels, so that all of them fit.'
         ),
         'continuum': draw_continuum(),
         'figure_5': draw_network(Xception(device='meta')),
