@@ -40,7 +40,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     folder = tmp_path_factory.mktemp('paper')
     files = [folder / name for name in ('paper.json', 'figures', 'page.html')]
     arguments = itertools.chain(*zip(('--json', '--figures', '--page'), files))
-    done = call(command.app, TINY, *arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, 'REPEATS', 1)
+        done = call(command.app, TINY, *arguments)
     assert done.returncode == 0, done.stderr
     return Result(done.stdout, json.loads(files[0].read_text()), files[1], files[2].read_text('utf-8'))
 

@@ -97,12 +97,11 @@ def print_speed(measured: dict[str, Any]) -> None:
     paper, found, size = quoted.STEPS_PER_SECOND, measured['steps_per_second'], measured['settings']
     rows: list[Any] = [(name, paper[name], f'{found[name]:.3g}') for name in paper]
     table('|paper|measured', [*rows, ('ratio', f'{speed.ratio(paper):.2f}', f'{measured["ratio"]:.2f}')])
-    low, high = measured['ratio_range']
     print(f'\npaper: {quoted.STEPS_ON}')
-    pixels = f'{size["image_size"]}x{size["image_size"]} pixels'
+    pixels, (low, high) = f'{size["image_size"]}x{size["image_size"]} pixels', measured['ratio_range']
     wrapped(
         f'this machine: {measured["machine"]}; batch {size["batch_size"]}, {pixels}, float32, channels last; medians '
-        f'of {size["repeats"]} repeats of {size["steps"]} steps, in turn; ratio of single repeats {low:.2f} to {high:.2f}'
+        f'of {size["repeats"]} repeats of {size["steps"]} steps, in turn; ratios of repeats {low:.2f} to {high:.2f}'
     )
 
 

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from timm.layers import DropPath, SelectAdaptivePool2d
@@ -25,7 +24,7 @@ from torch import nn
 from ..head import Head
 from ..layers import MaxPool2dSame, SeparableConv2d
 from ..network import SEGMENTS, Xception
-from .checks import count_parameters
+from .checks import Sizes, count_parameters, map_sizes
 from .inception import InceptionModule, simplified_towers
 
 WIDTH = 8.8  # of a figure; all lengths are in inches
@@ -47,7 +46,6 @@ NOTHING = (nn.Identity, nn.Dropout, DropPath)  # in inference
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 UNITS = (SeparableConv2d, SelectAdaptivePool2d)  # modules with children, drawn as one box
 Names = Mapping[nn.Module, str]
-Sizes = Mapping[nn.Module, tuple[torch.Size, torch.Size]]  # shapes of the maps before and after each layer
 
 # What a picture is made of.
 
@@ -385,15 +383,6 @@ def draw_continuum(width: int = 728) -> Figure:
 # Figure 5, the network.
 
 
-def map_sizes(model: Xception, pixels: int) -> Sizes:
-    """Shapes [B, C, H, W] of all maps, from one pass through a network on the meta device."""
-    sizes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
-    for module in model.modules():
-        module.register_forward_hook(lambda module, args, output: sizes.update({module: (args[0].shape, output.shape)}))
-    model(torch.empty(1, model.in_chans, pixels, pixels, device='meta'))
-    return sizes
-
-
 def size_text(shape: Sequence[int]) -> str:
     channels, *size = shape[1:]
     return 'x'.join(map(str, [*size, channels])) if size else f'{channels} values'
@@ -438,7 +427,7 @@ def draw_network(model: Xception, pixels: int = 299) -> Figure:
         ValueError: The network does not take images of this size.
     """
     model, sheet = copy.deepcopy(model).to('meta').eval(), Sheet()
-    for number, parts in enumerate(columns_of(model, map_sizes(model, pixels))):
+    for number, parts in enumerate(columns_of(model, map_sizes(model, pixels, model.in_chans))):
         sheet.column(parts, MARGIN + number * (COLUMN + COLUMNS) + COLUMN - STACK, MARGIN, STACK, [])
     return sheet.finish(
         f'Images of {pixels}x{pixels} pixels; sizes of maps are height x width x channels. Drawn in addition to the '

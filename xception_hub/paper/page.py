@@ -21,7 +21,7 @@ from .. import topology
 from ..layers import ORDERS, SeparableConv2d
 from ..network import SEGMENTS, Xception
 from . import drawing
-from .checks import IMAGE_SIZE, count_macs, count_parameters
+from .checks import IMAGE_SIZE, Sizes, count_macs, count_parameters, map_sizes
 from .inception import FIGURE_1, InceptionModule, simplified_towers
 
 TEMPLATE = Path(__file__).with_name('page.html')
@@ -75,9 +75,7 @@ def networks() -> Iterator[tuple[str, dict[str, int]]]:
         yield f'{segments or CHANNELS}/{order}', count(network, IMAGE_SIZE)
 
 
-def layers(
-    network: Xception, drawn: dict[nn.Module, str], sizes: drawing.Sizes
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def layers(network: Xception, drawn: dict[nn.Module, str], sizes: Sizes) -> Iterator[tuple[str, dict[str, Any]]]:
     """What the page shows of each layer of figure 5, by its name in this network."""
     macs = count_macs(network)
     names = {layer.torch: (layer.keras, layer.legacy) for layer in topology.LAYERS} | HEAD_NAMES
@@ -95,7 +93,7 @@ def layers(
 def figure_5() -> dict[str, Any]:
     """The columns of figure 5 as SVG, whose ids are the names of layers, and the facts about these layers."""
     network = Xception(device='meta').eval()
-    sizes = drawing.map_sizes(network, IMAGE_SIZE)
+    sizes = map_sizes(network)
     names = {module: name for name, module in network.named_modules() if module in sizes}
     columns, drawn = [], dict[nn.Module, str]()
     for parts in drawing.columns_of(network, sizes, names):
