@@ -38,7 +38,7 @@ def write_model(
         model: The timm model to save.
         model_config: Entries of config.json, as `timm.models.save_for_hf` takes them.
         model_args: Arguments of the model that timm does not save by itself.
-        data_config: Preparation of the images. None takes the model's own.
+        data_config: Preparation of the images. By default the model's own.
     """
     with tempfile.TemporaryDirectory(prefix='.model', dir=directory) as part:
         save_for_hf(
