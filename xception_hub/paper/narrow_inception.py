@@ -67,5 +67,5 @@ class NarrowInceptionV3(InceptionV3):
 
 @register_model
 def inception_v3_narrow(pretrained: bool = False, **kwargs) -> nn.Module:
-    """timm's Inception V3 with `width_multiplier`, without weights: images [B, 3, H, W] in [-1, 1], from 75 pixels on."""
+    """timm's Inception V3 with `width_multiplier`, without weights, for images [B, 3, H, W] in [-1, 1], H, W >= 75."""
     return build_model_with_cfg(NarrowInceptionV3, 'inception_v3_narrow', pretrained, **kwargs)
