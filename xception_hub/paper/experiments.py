@@ -61,8 +61,8 @@ CLAIMS = {
 }
 EQUAL = {
     'section 1.2: the order of the operations is unimportant': ('depthwise_first', 'one_per_channel'),
-    'section 5: 4 segments may beat one per channel': ('one_per_channel', 'segments_4_relu'),
-    'section 5: 8 segments may beat one per channel': ('one_per_channel', 'segments_8_relu'),
+    'section 5: 4 segments with ReLU may beat one per channel': ('one_per_channel', 'segments_4_relu'),
+    'section 5: 8 segments with ReLU may beat one per channel': ('one_per_channel', 'segments_8_relu'),
 }
 
 
