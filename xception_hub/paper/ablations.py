@@ -82,8 +82,8 @@ class Runs:
                 env=self.environment,
             ).returncode
         failed = f'FAILED: {"".join(log.read_text().strip().splitlines()[-1:])}' if status else ''
-        said = failed or f'top-1 {self.read(name, "history.json")[-1]["top1"]:.4f}'
-        print(f'{name:32} {said:14} {time.monotonic() - started:6.0f} s', flush=True)
+        outcome = failed or f'top-1 {self.read(name, "history.json")[-1]["top1"]:.4f}'
+        print(f'{name:32} {outcome:14} {time.monotonic() - started:6.0f} s', flush=True)
         return failed
 
     def read(self, name: str, file: str) -> Any:

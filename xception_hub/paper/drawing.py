@@ -143,8 +143,8 @@ class Sheet:
         self.rectangle(x, y, free, height, facecolor='none', linestyle=line, zorder=3, gid=box.name or None)
         for i, norm in enumerate(box.norms):
             self.box(norm, x + free + i * CHIP, y, CHIP, height)
-        beside, below = x + width / 2 + 0.08, y + height + GAP / 2 - 0.02
-        self.text(beside, below, box.below, ha='left', fontsize=SMALL, color=GREY)
+        right, middle = x + width / 2 + 0.08, y + height + GAP / 2 - 0.02
+        self.text(right, middle, box.below, ha='left', fontsize=SMALL, color=GREY)
         return y + height
 
     def title(self, title: Title, center: float, y: float) -> float:
@@ -163,11 +163,11 @@ class Sheet:
             self.arrow(ends[0], (center, plus - PLUS))
             self.patch(Circle, (center, plus), PLUS, facecolor=WHITE, zorder=3)
             self.text(center, plus - 0.012, '+', fontsize=FONT + 2, zorder=4)
-            beside = x - 0.1 - SHORTCUT / 2
-            self.line((center, top), (beside, top))
-            below = self.column(module.shortcut, beside - SHORTCUT / 2, top, SHORTCUT, [(beside, top)])
-            self.line(*below, (beside, plus))
-            self.arrow((beside, plus), (center - PLUS, plus))
+            side = x - 0.1 - SHORTCUT / 2
+            self.line((center, top), (side, top))
+            below = self.column(module.shortcut, side - SHORTCUT / 2, top, SHORTCUT, [(side, top)])
+            self.line(*below, (side, plus))
+            self.arrow((side, plus), (center - PLUS, plus))
             ends = [(center, plus + PLUS)]
         if module.times > 1:
             left, bottom = x + width - COLUMN, ends[0][1] + FRAME / 2
