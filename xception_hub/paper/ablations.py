@@ -10,7 +10,6 @@ networks at 299x299 pixels on all devices that `accelerate config` names. Interr
 continues.
 """
 
-import inspect
 import json
 import os
 import shlex
@@ -127,7 +126,6 @@ def train(
             --scale paper 1.
         epochs: Epochs of each run. By default 1, with --scale paper those of the recipe.
     """
-    given = dict(locals())
     unknown = [name for name in variants if name not in NETWORKS[experiment]]
     if unknown:
         choices = ', '.join(NETWORKS[experiment])
@@ -152,7 +150,7 @@ def train(
         ended = [one for one, failed in zip(planned, pool.map(run, *zip(*planned))) if not failed] if planned else []
     if ended:
         result = dict(
-            command=command_of(**given),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             timed=dict(runs=all_runs.started, minutes=round((time.monotonic() - started) / 60, 1)),
             tuning=tuning,
             **collect(all_runs, ended, tried),
@@ -224,15 +222,6 @@ def network(settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str
         parameters=count_parameters(model),
         macs=count_macs(model.eval(), settings['image_size'])[''],
     )
-
-
-def command_of(runs: Path, dataset: str, **options: Any) -> str:
-    """The command line; options that have their default are left out."""
-    words = ['xception-hub', 'ablations', str(runs), '--dataset', dataset]
-    for name, value in options.items():
-        if value != inspect.signature(train).parameters[name].default:
-            words += [f'--{name}', *map(str, value if isinstance(value, tuple) else [value])]
-    return shlex.join(words)
 
 
 @app.command
