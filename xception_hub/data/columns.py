@@ -123,15 +123,13 @@ def label_columns(splits: Mapping[str, Any], dataset: str, given: str | None, im
         names = [given] if given in features else [name.strip() for name in given.split(',')]
         return [existing(name, features, dataset, 'label') for name in names]
     here = [rows for rows in splits.values() if isinstance(rows, Dataset)]
-    found = label_by_name(features)
-    others = [name for name in features if found and name != found and plain(name) in LABEL_COLUMNS]
-    for other in others:
-        if not _same(here, found, other):
-            raise DataError(
-                f'{dataset} has different labels in the columns {found!r} and {other!r}. Choose --label-column '
-                f'{found} or --label-column {other}.'
-            )
-    if found:
+    if found := label_by_name(features):
+        for other in (name for name in features if name != found and plain(name) in LABEL_COLUMNS):
+            if not _same(here, found, other):
+                raise DataError(
+                    f'{dataset} has different labels in the columns {found!r} and {other!r}. Choose --label-column '
+                    f'{found} or --label-column {other}.'
+                )
         return [found]
     several = [name for name in features if name != image and all(_is_of_class(rows, name) for rows in here)]
     return several if len(here) == len(splits) and len(several) > 1 else [_missing(features, dataset, 'label')]
@@ -147,7 +145,7 @@ def _missing(features: Features, dataset: str, kind: str) -> str:
     )
 
 
-def _same(splits: Sequence[Dataset], one: str | None, other: str) -> bool:
+def _same(splits: Sequence[Dataset], one: str, other: str) -> bool:
     """Whether two columns name the same classes, such as by numbers and by words."""
     columns = [(cells(rows, name).to_pylist() for name in (one, other)) for rows in splits if other in rows.features]
     pairs = {(str(a), str(b)) for both in columns for a, b in zip(*both) if a not in ('', None) and b not in ('', None)}

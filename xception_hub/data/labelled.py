@@ -266,15 +266,6 @@ def unlabelled(settings: DataSettings) -> tuple[Split, list[str]]:
     return Split(split, source, np.arange(count), nothing, digest_of_files(source), settings.grey_maximum), notes
 
 
-def files_of(paths: Sequence[str], settings: DataSettings) -> Split:
-    """Image files whose labels do not matter.
-
-    Raises:
-        DataError: A name is not UTF-8.
-    """
-    return unlabelled(DataSettings(dataset=cells_of(paths), grey_maximum=settings.grey_maximum))[0]
-
-
 # The steps
 
 
@@ -432,10 +423,12 @@ def _groups(tables: dict[str, Table], used: Sequence[str], settings: DataSetting
     name, given, none = name_of(settings), settings.group_column, np.empty(0, np.int64)
     features = [table.rows.features for table in tables.values()]
     column = by_name([name for name in features[0] if name not in used], GROUP_COLUMNS) if given is None else given
-    for found in features if given else ():
-        columns.existing(column, found, name, 'group')
-    is_read = bool(given) or all(isinstance(table.rows, Dataset) for table in tables.values())
-    if not is_read or not all(column in found for found in features):
+    if not column:
+        return none
+    if given:
+        for found in features:
+            columns.existing(column, found, name, 'group')
+    elif not all(column in found and isinstance(t.rows, Dataset) for found, t in zip(features, tables.values())):
         return none
     cells = pyarrow.chunked_array(
         [c.cast(pyarrow.string()) for t in tables.values() for c in _column(t, column).chunks]
