@@ -5,7 +5,6 @@
     columns, paths              which columns hold images and labels, what their cells mean, and where the files are
     splits                      training and validation, shares, groups and folds
     labelled                    `load`: all of it, from the settings to what a model is trained on
-    items                       what a sampler asks for
     seen                        which images a model was trained and measured on
     bad_images                  each image looked at once: what cannot be used, and what occurs twice
 

@@ -152,14 +152,19 @@ def _same(splits: Sequence[Dataset], one: str, other: str) -> bool:
     return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
-def _is_of_class(rows: Dataset, column: str) -> bool:
-    """Whether a column holds yes and no."""
+def meanings(rows: Dataset, column: str, meaning: Callable[[str], Any]) -> set[Any]:
+    """What the cells of a column mean; empty if one of them means nothing."""
     feature = rows.features.get(column)
     if not isinstance(feature, datasets.Value) or 'binary' in feature.dtype:
-        return False
-    first = {_meaning(value) for value in rows.select(range(min(len(rows), 1000)))[column]}
-    found = first if None in first else {_meaning(value) for value in distinct(cells(rows, column))[1]}
-    return None not in found and found != {BLANK}
+        return set()
+    first = {meaning(str(value)) for value in rows.select(range(min(len(rows), 1000)))[column]}
+    found = first if None in first else {meaning(str(value)) for value in distinct(cells(rows, column))[1]}
+    return set() if None in found else found
+
+
+def _is_of_class(rows: Dataset, column: str) -> bool:
+    """Whether a column holds yes and no."""
+    return not meanings(rows, column, _meaning) <= {BLANK}
 
 
 def _meaning(value: Any) -> int | None:

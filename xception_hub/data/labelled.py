@@ -36,6 +36,23 @@ Cell = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Item:
+    """What a sampler asks a dataset for.
+
+    Attributes:
+        index: Number of the image in the split.
+        epoch: For the augmentation, which differs from epoch to epoch.
+        weight: 1, or 0 for a padding image that fills an idle rank.
+        cell: The image file, of a stream, which can't be asked for an index.
+    """
+
+    index: int
+    epoch: int = 0
+    weight: float = 1.0
+    cell: Cell | None = None
+
+
+@dataclass(frozen=True)
 class Split:
     """Labelled images, by index.
 
@@ -75,16 +92,16 @@ class Split:
 
     def cells(self) -> Iterator[tuple[int, Cell]]:
         """All indices with their image files, in order."""
-        return ((index, self.cell(index) if cell is None else cell) for index, cell in self.items())
+        return ((i.index, self.cell(i.index) if i.cell is None else i.cell) for i in self.items())
 
-    def items(self) -> Iterator[tuple[int, Cell | None]]:
-        """All indices in order; only those of a stream come with their image files.
+    def items(self) -> Iterator[Item]:
+        """All images in order; only those of a stream come with their files.
 
         Raises:
             DataError: A stream breaks off.
         """
         if not self.streamed:
-            yield from ((index, None) for index in range(len(self)))
+            yield from map(Item, range(len(self)))
             return
         rows = enumerate(self.source)
         for index, wanted in enumerate(self.source_rows):
@@ -92,7 +109,7 @@ class Split:
                 cell = next(columns['image'] for row, columns in rows if row == wanted)
             except Exception as e:  # of files, formats and the network: no error in common
                 raise DataError(f'The split {self.name!r} breaks off before row {wanted} ({in_one_line(e)}).') from e
-            yield index, cell or {}
+            yield Item(index, cell=cell or {})
 
     def image(self, index: int, min_side: int | None = None, cell: Cell | None = None) -> PIL.Image.Image:
         """An image, decoded by `images.open_image`; that of a stream by its file.

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Value, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 
 from ..errors import DataError, listed
-from .columns import cells, distinct, existing
+from .columns import cells, distinct, existing, meanings
 from .data_settings import DataSettings
 from .known_names import SPLIT_COLUMNS, SPLIT_FLAGS, UNCLEAR_FLAGS, VALIDATION_SPLITS, plain, split_of
 from .table import Table
@@ -35,7 +35,7 @@ def divided(splits: dict[str, Table], settings: DataSettings) -> dict[str, Table
     known = {*SPLIT_COLUMNS, *SPLIT_FLAGS}
     if column is None:
         by_cells = rows.features if isinstance(rows, Dataset) else ()
-        found = [name for name in rows.features if plain(name) in known] or [n for n in by_cells if _holds(rows, n)]
+        found = [n for n in rows.features if plain(n) in known] or [n for n in by_cells if _names_splits(rows, n)]
         if not found:
             return splits
     chosen = existing(column or found[0], rows.features, dataset, 'split')
@@ -60,13 +60,10 @@ def divided(splits: dict[str, Table], settings: DataSettings) -> dict[str, Table
     return {value: replace(table, rows=rows.select(np.flatnonzero(of_row == value))) for value in dict.fromkeys(values)}
 
 
-def _holds(rows: Dataset, column: str) -> bool:
+def _names_splits(rows: Dataset, column: str) -> bool:
     """Whether all cells of a column are names of splits, of which one is that of training."""
-    if not isinstance(rows.features[column], Value) or 'string' not in rows.features[column].dtype:
-        return False
-    first = {split_of(str(value)) for value in rows.select(range(min(len(rows), 1000)))[column]}
-    meant = first if None in first else {split_of(str(value)) for value in distinct(cells(rows, column))[1]}
-    return None not in meant and 'train' in meant and len(meant) > 1
+    meant = meanings(rows, column, split_of)
+    return 'train' in meant and len(meant) > 1
 
 
 def folded(splits: dict[str, Table], settings: DataSettings) -> tuple[dict[str, Table], DataSettings]:

@@ -380,9 +380,9 @@ def _by_folders(root: Folder, settings: DataSettings, named: Collection[str]) ->
         )
     found = {}
     for split, classes in splits.items():
-        paths = [path for images in classes.values() for path in images]
-        of_paths = [name for name, images in classes.items() for _ in images]
-        found[split] = Table(root.path, split, cells_of(paths, label=of_paths), (), settings)
+        paths = texts([path for images in classes.values() for path in images])
+        labels_of_paths = [name for name, images in classes.items() for _ in images]
+        found[split] = Table(root.path, split, cells_of(paths).add_column('label', labels_of_paths), (), settings)
     return found, notes
 
 
@@ -415,19 +415,16 @@ def _table_of(root: Folder) -> tuple[str, set[str], str]:
     return '', set(), OBJECTS * objects
 
 
-def cells_of(paths: pyarrow.ChunkedArray | Sequence[str], **columns: list[str]) -> Dataset:
+def cells_of(paths: pyarrow.ChunkedArray) -> Dataset:
     """A table with a column `image` of files that are not read yet; '' where a row has none."""
-    whole = paths if isinstance(paths, pyarrow.ChunkedArray) else texts(paths)
     cells = [
         pyarrow.StructArray.from_arrays(
             [pyarrow.nulls(len(path), pyarrow.binary()), path], ['bytes', 'path'], mask=pc.equal(path, '')
         )
-        for path in whole.chunks
+        for path in paths.chunks
     ]
-    kinds = Features(IMAGE_CELLS, **{name: datasets.Value('string') for name in columns})
-    others = {name: texts(values) for name, values in columns.items()}
-    storage = pyarrow.chunked_array(cells, kinds.arrow_schema.field('image').type)
-    return Dataset(pyarrow.table({'image': storage, **others}), info=datasets.DatasetInfo(features=kinds))
+    storage = pyarrow.chunked_array(cells, IMAGE_CELLS.arrow_schema.field('image').type)
+    return Dataset(pyarrow.table({'image': storage}), info=datasets.DatasetInfo(features=IMAGE_CELLS))
 
 
 def cells_of_texts(cells: pyarrow.ChunkedArray) -> Dataset:
