@@ -14,7 +14,7 @@ from small_images import WORDS, save_digits
 
 import finetune
 from xception_hub.inference import predict
-from xception_hub.training import run_data
+from xception_hub.training import run_data, run_directory
 
 QUICK = (*SMALL, '--recipe', 'full', '--epochs', '1')
 
@@ -36,11 +36,14 @@ def model(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_output_that_cannot_be_made(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below a file: refused before the data are read."""
+    """Below a file, or on a disk that is read-only: refused before the data are read."""
     monkeypatch.setattr(run_data, 'load', lambda *_: pytest.fail('read'))
     (tmp_path / 'file').write_text('text')
     with pytest.raises(SystemExit, match=f'{tmp_path}/file is a file. Name another --output'):
         run(*QUICK, '--dataset', photos, '--output', tmp_path / 'file' / 'model')
+    monkeypatch.setattr(run_directory.os, 'access', lambda *_: False)  # root may write into any other folder
+    with pytest.raises(SystemExit, match=f'{tmp_path} cannot be written. Name another --output'):
+        run(*QUICK, '--dataset', photos, '--output', tmp_path / 'model')
 
 
 def test_one_class_alone(photos: Path, model: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_column_of_folds(tmp_path: Path) -> None:
     data = load(tmp_path / 'table.csv', fold='1')
     assert (len(data.train), len(data.validation), data.validation.name) == (6, 3, '1')
     assert [Path(cell['path']).stem for _, cell in data.validation.cells()] == ['001', '004', '007']
-    with pytest.raises(DataError, match="no fold '7' beside others; it has 0, 1, 2"):
+    with pytest.raises(DataError, match="fold '7'.*0, 1, 2"):
         load(tmp_path / 'table.csv', fold='7', split_column='fold')
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -97,38 +96,27 @@ def test_a_validation_split_that_was_trained_on(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.filterwarnings('default:The model was trained on')
-def test_a_model_of_the_hub(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its record is downloaded; where the download fails, a warning says so."""
-    photos, model = save_digits(tmp_path / 'photos', 4), hub.root / 'org' / 'digits'
-    run(*QUICK, '--dataset', photos, '--output', tmp_path / 'model')
-    shutil.copytree(tmp_path / 'model', model, ignore=shutil.ignore_patterns('checkpoints'))
-    run('--eval-only', '--model', 'hf-hub:org/digits', '--dataset', photos, '--output', tmp_path / 'evaluation')
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+def test_a_model_of_the_hub(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record is published with it, and downloaded; where the download fails, a warning says so."""
+    monkeypatch.setenv('HF_TOKEN', TOKEN)
+    photos, model = save_digits(tmp_path / 'photos', 4), tmp_path / 'model'
+    run(*QUICK, '--dataset', photos, '--output', model)
+    publish(model, 'org/seen')
+    run('--eval-only', '--model', 'hf-hub:org/seen', '--dataset', photos, '--output', tmp_path / 'evaluation')
     assert 'better than the model is' in capsys.readouterr().err
-    assert Seen.of_model('hf-hub:org/digits') == Seen.of_model(f'local-dir:{model}') != Seen()
+    assert Seen.of_model('hf-hub:org/seen') == Seen.of_model(f'local-dir:{model}') != Seen()
     (model / 'images.json').unlink()
-    assert Seen.of_model('hf-hub:org/digits') == Seen()
+    publish(model, 'org/seen')  # removes the earlier one
+    assert Seen.of_model('hf-hub:org/seen') == Seen()
     hub.faults['org/closed'] = Fault.FORBIDDEN
     try:
         with pytest.warns(UserWarning, match='hf-hub:org/closed was trained on are unknown'):
             assert Seen.of_model('hf-hub:org/closed') == Seen()
     finally:
         hub.faults.clear()
-
-
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-def test_the_record_is_published(
-    hub: HubServer, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the model; without it, an earlier one is removed."""
-    monkeypatch.setenv('HF_TOKEN', TOKEN)
-    directory, seen = tmp_path / 'model', Seen(frozenset({b'12345678'}), frozenset({b'87654321'}))
-    shutil.copytree(converted, directory)
-    seen.write(directory)
-    publish(directory, 'org/seen')
-    assert Seen.of_model('hf-hub:org/seen') == seen
-    (directory / 'images.json').unlink()
-    publish(directory, 'org/seen')
-    assert Seen.of_model('hf-hub:org/seen') == Seen()
 
 
 def test_nothing_new_to_measure_on(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ image,label,valid / 0,a,True / 1,b,False | | a, b
 # Groups
 image,label,camera / 0,a,1 / 1,b,1 / 2,b,2 | | ! --group-column camera ... --group-column ""
 image,label,camera / 0,a,1 / 1,b,1 / 2,b,2 | --group-column "" | a, b, b
+image,label,camera / 0,a,1 / 1,b,1 / 2,b,2 | --group-column camera | a, b, b
 image,label,camera / 0,a,1 / 1,b,1 / 2,b,2 | --group-column cam | ! 'cam' ... image, label, camera
 # What cannot be trained on
  | | ! empty line
