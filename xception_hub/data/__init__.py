@@ -8,5 +8,7 @@
     seen                        which images a model was trained and measured on
     bad_images                  each image looked at once: what cannot be used, and what occurs twice
 
+What cannot be found or read, or can be read in several ways, is a `DataError` that names the options.
+
 An odd layout is a line of Python: `load(DataSettings(dataset=photo_table(files, label=parent_label)))`.
 """

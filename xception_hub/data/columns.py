@@ -74,22 +74,14 @@ class Labels:
 
 
 def existing(column: str, features: Iterable[str], dataset: str, kind: str) -> str:
-    """The column, which has to be there; `kind` is that of its option.
-
-    Raises:
-        DataError: There is no such column.
-    """
+    """The column, which has to be there; `kind` is that of its option."""
     if column not in (features := [*features]):
         raise DataError(f'{dataset} has no column {column!r}. It has: {listed(features, 20)}. Pass --{kind}-column.')
     return column
 
 
 def image_column(features: Features, dataset: str, given: str | None) -> str:
-    """The column of images or paths.
-
-    Raises:
-        DataError: None can be found, or there is none of the given name.
-    """
+    """The column of images or paths."""
     if given is not None:
         return existing(given, features, dataset, 'image')
     return by_type(features, Image) or by_name(features, IMAGE_COLUMNS) or _missing(features, dataset, 'image')
@@ -114,9 +106,6 @@ def label_columns(splits: Mapping[str, Any], dataset: str, given: str | None, im
         dataset: Name for messages.
         given: Name that the caller gave; or several, with commas between them.
         image: The column of images.
-
-    Raises:
-        DataError: None can be found, or there is none of the given names.
     """
     features = next(iter(splits.values())).features
     if given:
@@ -202,9 +191,6 @@ def read_labels(columns: Sequence[pyarrow.ChunkedArray], features: Sequence[Any]
         dataset: Name for messages.
         name: Name of the column.
         layout: Whether the labels are names of folders.
-
-    Raises:
-        DataError: The cells are no labels, or may be one label or several.
     """
     where = f'The column {name!r} of {dataset}'
     if len({isinstance(feature, LISTS) for feature in features}) > 1:
@@ -236,11 +222,7 @@ def _by_row(codes: np.ndarray, values: Sequence[Any]) -> np.ndarray:
 def read_class_columns(
     splits: Mapping[str, Dataset], names: Sequence[str], settings: DataSettings
 ) -> tuple[Labels, str]:
-    """The labels of columns that stand for a class each, and a sentence about them.
-
-    Raises:
-        DataError: A cell means something else than yes or no, or may mean several things.
-    """
+    """The labels of columns that stand for a class each, and a sentence about them."""
     columns = []
     for name in names:
         codes, values = distinct(

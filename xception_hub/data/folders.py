@@ -110,9 +110,6 @@ def understand(
         root: Folder of the dataset.
         settings: What the folders are, where the caller knows it.
         named: Names of the splits that the caller wants; a folder's name, or a name of what it means.
-
-    Raises:
-        DataError: There are no images, or two readings are possible; the message names the option for each.
     """
     notes = list[str]()
     while (only := _only(root)) and only.folders and not _is_named(only, named):

@@ -66,11 +66,7 @@ class Files:
         return found
 
     def at(self, path: str | None) -> str | None:
-        """The file of a path as it is written, if there is one; a URL, or nothing, as it stands.
-
-        Raises:
-            DataError: Several folders have one.
-        """
+        """The file of a path as it is written, if there is one; a URL, or nothing, as it stands."""
         if not path or '://' in path:
             return path or ''
         above, slash, name = path.removeprefix('./').rpartition('/')
@@ -101,9 +97,6 @@ def locate(
 
     Returns:
         For each path the file, or what is written if there is none; and notes on how they were found.
-
-    Raises:
-        DataError: No path is that of a file, or one may be several.
     """
     if image_folder and not image_folder.is_dir():
         raise DataError(f'--image-folder {image_folder} is no folder.')
@@ -121,11 +114,7 @@ def locate(
 
 
 def texts(values: Sequence[str | None]) -> pyarrow.ChunkedArray:
-    """A column of texts.
-
-    Raises:
-        DataError: A name is not UTF-8.
-    """
+    """A column of texts."""
     try:
         return pyarrow.chunked_array([pyarrow.array(values, pyarrow.string())])
     except UnicodeEncodeError as e:

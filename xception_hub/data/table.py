@@ -115,9 +115,6 @@ def read(settings: DataSettings, named: Collection[str] = (), columns: list[str]
         settings: What to read, and how where several readings are possible.
         named: Splits that the caller wants.
         columns: Columns of a stream that are wanted, if the format can be read by columns; None for all.
-
-    Raises:
-        DataError: There is no such dataset, it cannot be read, or it can be read in several ways.
     """
     dataset = settings.dataset
     if not isinstance(dataset, (str, os.PathLike)):
