@@ -217,6 +217,16 @@ def test_groups_are_not_cut(name: str, tmp_path: Path) -> None:
     assert np.unique(data.train.groups).tolist() == [0, 1, 2]
 
 
+def test_groups_on_both_sides(tmp_path: Path) -> None:
+    """Of the dataset's own split: a warning, and the split that it names has whole groups."""
+    text = 'image,label,patient,split / 0,a,p,train / 1,b,q,train / 2,a,p,val / 3,b,r,val'
+    with pytest.warns(UserWarning, match=r"1 of the 3 groups by 'patient'.*--validation-split \"\""):
+        read(tmp_path, text)
+    with pytest.warns(UserWarning, match='2 of the 2 groups'):
+        read(tmp_path, text.replace('patient', 'kind').replace(',r,', ',q,'), '--group-column kind')
+    assert len(read(tmp_path, text, '--group-column ""').validation) == 2
+
+
 def test_rows_that_are_left_aside(tmp_path: Path) -> None:
     """The others keep their numbers and files."""
     data = read(tmp_path, 'image,label / 0,a / 1, / 2,b', '--unlabelled skip')

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import shlex
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -250,7 +251,7 @@ def load(settings: DataSettings, evaluation: bool = False) -> Data:
     sources = {split: _images(table, image, notes) for split, table in tables.items()}
     labels, rows = _one_row_for_each(labels, rows, first, sources, settings)
     class_names = _class_names(labels, rows, name, 1 if evaluation else 2)
-    groups = _groups(tables, (image, *given), settings, notes)
+    groups = _groups(tables, (image, *given), settings, notes) if train else np.empty(0, np.int64)
     found = {}
     for split, source in sources.items():
         files = digest_of_files(source) if isinstance(source, Dataset) else ''
@@ -447,21 +448,27 @@ def _groups(tables: dict[str, Table], used: Sequence[str], settings: DataSetting
             columns.existing(column, found, name, 'group')
     elif not all(column in found and isinstance(t.rows, Dataset) for found, t in zip(features, tables.values())):
         return none
-    cells = pyarrow.chunked_array(
-        [c.cast(pyarrow.string()) for t in tables.values() for c in _column(t, column).chunks]
-    )
-    codes, values = columns.distinct(cells)
+    parts = [_column(table, column).cast(pyarrow.string()) for table in tables.values()]
+    codes, values = columns.distinct(pyarrow.chunked_array([chunk for part in parts for chunk in part.chunks]))
     nothing = codes < 0  # each image without a group is one
     codes[nothing] = len(values) + np.arange(nothing.sum())
-    count = len(np.unique(codes))
-    if given is None and count in (1, len(codes)):
+    count, is_unclear = len(np.unique(codes)), plain(column) in UNCLEAR_GROUPS
+    if given is None and (count in (1, len(codes)) or (is_unclear and len(tables) > 1)):
         return none
-    if given is None and plain(column) in UNCLEAR_GROUPS and len(tables) == 1:
+    if given is None and is_unclear:
         raise DataError(
             f'The column {column!r} of {name} may be what images have in common. If all of one {column} belong into '
             f'the same split: --group-column {shlex.quote(column)}. If not: --group-column "".'
         )
-    if given is None:
+    both = np.intersect1d(codes[: len(parts[0])], codes[len(parts[0]) :])
+    if len(both):
+        warnings.warn(
+            f'{len(both)} of the {count} groups by {column!r} have images in the training and in the validation split, '
+            f'so that the figures will be better than the model is. To hold out a share of whole groups instead: '
+            f'--validation-split "".',
+            stacklevel=3,
+        )
+    if given is None and len(tables) == 1:
         notes.append(f'A share for validation has whole groups of the {count} by {column!r}; none: --group-column "".')
     return codes
 
@@ -501,16 +508,10 @@ def digest_of_files(source: Dataset) -> str:
     digest = hashlib.sha256()
     for batch in source.with_format('arrow').iter(batch_size=50_000):
         cells = batch['image'].combine_chunks()
-        paths, lengths = cells.field('path'), pc.binary_length(cells.field('bytes'))
-        if lengths.null_count:
-            own = [
-                _size(path) if length is None else length
-                for path, length in zip(paths.to_pylist(), lengths.to_pylist())
-            ]
-            lengths = pyarrow.array(own, pyarrow.int64())
-        names = pc.replace_substring_regex(pc.fill_null(paths, ''), r'^.*/([^/]*/[^/]*)$', r'\1')
-        lines = pc.binary_join_element_wise(names, pc.fill_null(lengths.cast(pyarrow.string()), 'None'), ' ')
-        digest.update(''.join(f'{line}\n' for line in lines.to_pylist()).encode())
+        sizes = pc.binary_length(cells.field('bytes')).to_pylist()
+        for path, size in zip(cells.field('path').to_pylist(), sizes):
+            name = '/'.join((path or '').rsplit('/', 2)[-2:])
+            digest.update(f'{name} {_size(path) if size is None else size}\n'.encode())
     return digest.hexdigest()
 
 
