@@ -312,8 +312,9 @@ def _several(values: list[Any], separator: str | None, dataset: str, layout: boo
     texts = {*values} - {None}
     if separator:
         return [v and [part.strip() for part in v.split(separator) if part.strip()] for v in values], True
-    if separator is None and texts and all(_list_in(text) is not None for text in texts):
-        return [v and _list_in(v) for v in values], True
+    lists = {text: found for text in texts if separator is None and (found := _list_in(text)) is not None}
+    if lists:  # Label Studio writes one choice as its name, several as a list
+        return [v and lists.get(v, [v]) for v in values], True
     for between in SEPARATORS if separator is None else ():
         parts = {text: [part.strip() for part in text.split(between)] for text in texts}
         counts = Counter(part for found in parts.values() for part in {*found})

@@ -249,7 +249,7 @@ def load(settings: DataSettings, evaluation: bool = False) -> Data:
     first = {split: own_rows[0] for split, own_rows in rows.items()}
     rows = _labelled(labels, rows, settings, notes)
     sources = {split: _images(table, image, notes) for split, table in tables.items()}
-    labels, rows = _one_row_for_each(labels, rows, first, sources, settings)
+    labels, rows = _one_row_for_each(labels, rows, first, sources, settings, notes)
     class_names = _class_names(labels, rows, name, 1 if evaluation else 2)
     groups = _groups(tables, (image, *given), settings, notes) if train else np.empty(0, np.int64)
     found = {}
@@ -403,9 +403,14 @@ def _class_names(labels: Labels, parts: dict[str, np.ndarray], dataset: str, lea
 
 
 def _one_row_for_each(
-    labels: Labels, parts: dict[str, np.ndarray], first: dict[str, int], sources: dict[str, Any], settings: DataSettings
+    labels: Labels,
+    parts: dict[str, np.ndarray],
+    first: dict[str, int],
+    sources: dict[str, Any],
+    settings: DataSettings,
+    notes: list[str],
 ) -> tuple[Labels, dict[str, np.ndarray]]:
-    """The labels of images that have a row for each of their labels, joined; and the rows that stay."""
+    """The labels of images that have a row for each of their labels, joined; and the first row of each image."""
     cells, stay = labels.cells.copy(), dict(parts)
     for split, rows in parts.items():
         if settings.repeated_images == 'rows' or not isinstance(sources[split], Dataset):
@@ -424,13 +429,18 @@ def _one_row_for_each(
                 f'If an image has all the labels of its rows: --repeated-images labels. If each row is an example: '
                 f'--repeated-images rows.'
             )
-        if settings.repeated_images == 'labels':
-            stay[split] = np.array([found[0] for found in of_image.values()])
+        stay[split] = np.array([found[0] for found in of_image.values()])
+        if settings.repeated_images is None:
+            notes.append(
+                f'{len(rows) - len(of_image)} rows of the split {split!r} repeat an image with the same label, and are '
+                f'left aside; --repeated-images rows keeps them.'
+            )
+        else:
             for found in of_image.values():
                 several = [cell if labels.multi_label else (cell,) for cell in labels.cells[found]]
                 cells[found[0]] = tuple(dict.fromkeys(name for names in several for name in names))
     if settings.repeated_images != 'labels':
-        return labels, parts
+        return labels, stay
     sets = [cell if cell is None or isinstance(cell, tuple) else (cell,) for cell in cells]
     cells = np.fromiter(sets, object, len(sets))
     return replace(labels, cells=cells, multi_label=True), stay
@@ -450,7 +460,7 @@ def _groups(tables: dict[str, Table], used: Sequence[str], settings: DataSetting
         return none
     parts = [_column(table, column).cast(pyarrow.string()) for table in tables.values()]
     codes, values = columns.distinct(pyarrow.chunked_array([chunk for part in parts for chunk in part.chunks]))
-    nothing = codes < 0  # each image without a group is one
+    nothing = np.array([*map(bool, values), False])[codes] == 0  # each image without a group is one
     codes[nothing] = len(values) + np.arange(nothing.sum())
     count, is_unclear = len(np.unique(codes)), plain(column) in UNCLEAR_GROUPS
     if given is None and (count in (1, len(codes)) or (is_unclear and len(tables) > 1)):

@@ -41,16 +41,19 @@ def divided(splits: dict[str, Table], settings: DataSettings) -> dict[str, Table
             f'column with --split-column "".'
         )
     codes, raw = distinct(cells(rows, chosen))
-    values = [str(value) for value in ([*raw, None] if (codes < 0).any() else raw)]  # the last one is that of no cell
+    raw = [*raw, None] if (codes < 0).any() else raw  # the last one is that of no cell
+    values = ['none' if value in (None, '') else str(value) for value in raw]
     if (flags := SPLIT_FLAGS.get(plain(chosen))) and {value.lower() for value in values} <= {*BOOLEANS}:
         values = [flags[BOOLEANS[value.lower()]] for value in values]
     is_fold = settings.fold in values and not settings.folds
     is_clear = plain(chosen) in known - {*UNCLEAR_FLAGS} and (is_fold or all(map(split_of, values)))
     if column is None and not is_clear:
+        unknown = sorted(value for value in values if not split_of(value) and value != 'none')
+        fold = f', or --fold {shlex.quote(unknown[0])} for a fold' if unknown else ''
         raise DataError(
             f'The column {chosen!r} of {dataset} may name the splits: {listed(sorted({*values}))}. If it does: '
             f'--split-column {shlex.quote(chosen)}, with --train-split and --validation-split if these are others than '
-            f'train and validation, or --fold {shlex.quote(min(values))} for a fold. If it does not: --split-column "".'
+            f'train and validation{fold}. If it does not: --split-column "".'
         )
     of_row = np.array(values, object)[codes]
     return {value: replace(table, rows=rows.select(np.flatnonzero(of_row == value))) for value in dict.fromkeys(values)}
