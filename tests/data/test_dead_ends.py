@@ -105,6 +105,18 @@ def test_a_test_split_in_a_folder(tmp_path: Path) -> None:
     assert len(load(root, validation_split='').train) == 3
 
 
+def test_a_table_in_each_split(tmp_path: Path) -> None:
+    """As Roboflow exports labels of images; the options that the error names work together."""
+    root = move(tmp_path / 'export', 'train/1.png', 'train/2.png', 'valid/3.png')
+    write(root / 'train' / '_classes.csv', 'filename, cat, dog\n1.png, 1, 0\n2.png, 1, 1\n')
+    write(root / 'valid' / '_classes.csv', 'filename, cat, dog\n3.png, 0, 1\n')
+    tables = [str(root / split / '_classes.csv') for split in ('train', 'valid')]
+    with pytest.raises(DataError, match=rf'--dataset {tables[0]} --validation-table {tables[1]}\.'):
+        load(root)
+    data = load(tables[0], validation_table=tables[1])
+    assert labels_of(data) == ['cat', 'cat+dog'] and data.validation.labels.tolist() == [[0, 1]]
+
+
 # A line of Python
 
 

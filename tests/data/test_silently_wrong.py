@@ -12,7 +12,8 @@ from datasets_read import load
 from finetuning import SMALL
 from hub_server import TOKEN, Fault, HubServer
 from PIL import Image
-from small_images import save_digits, save_pieces
+from random_model import random_model
+from small_images import WORDS, save_digits, save_pieces
 
 import finetune
 import xception_hub
@@ -21,6 +22,7 @@ from xception_hub.data.labelled import Data
 from xception_hub.data.seen import Seen
 from xception_hub.data.splits import stratified
 from xception_hub.directory.upload import publish
+from xception_hub.directory.write import write_model
 from xception_hub.errors import DataError, ModelError
 from xception_hub.inference.predictor import Predictor
 
@@ -102,8 +104,12 @@ def test_a_model_of_the_hub(
 ) -> None:
     """Its record is published with it, and downloaded; where the download fails, a warning says so."""
     monkeypatch.setenv('HF_TOKEN', TOKEN)
-    photos, model = save_digits(tmp_path / 'photos', 4), tmp_path / 'model'
-    run(*QUICK, '--dataset', photos, '--output', model)
+    photos, small, model = save_digits(tmp_path / 'photos', 4), tmp_path / 'small', tmp_path / 'model'
+    small.mkdir()
+    network = random_model(num_classes=4, width_multiplier=0.1875)
+    write_model(small, network, dict(label_names=sorted(WORDS)), dict(width_multiplier=0.1875))
+    going_on = ('--recipe', 'full', '--epochs', 1, '--image-size', 71)
+    run('--model', small, *going_on, '--dataset', photos, '--output', model)
     publish(model, 'org/seen')
     run('--eval-only', '--model', 'hf-hub:org/seen', '--dataset', photos, '--output', tmp_path / 'evaluation')
     assert 'better than the model is' in capsys.readouterr().err

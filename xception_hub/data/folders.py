@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -128,7 +128,7 @@ def understand(
             )
         else:
             found[split] = _classes(folder, settings, notes)
-    is_split = splits.get('train') is not root
+    is_split = 'train' not in splits or splits['train'].path != root.path
     if aside := [name for name in root.folders if name not in (splits if is_split else live)]:
         notes.append(f'Left aside in {root.path}: {listed(map(repr, aside))}.')
     if root.images and is_split:
@@ -158,14 +158,15 @@ def _splits(root: Folder, live: dict[str, Folder], named: Collection[str], setti
     if settings.fold in live and not settings.folds:
         return live
     if any(name in live and name != 'train' for name in named):
-        meant = {split_of(name) for name in named if name not in live} - {None}
-        return {name: folder for name, folder in live.items() if name in named or split_of(name) in meant}
+        others = {split_of(name) for name in named if name not in live} - {None}
+        return {name: folder for name, folder in live.items() if name in named or split_of(name) in others}
     like = {name: folder for name, folder in live.items() if split_of(name)}
     hold_classes = any(folder.live for folder in like.values())
-    are_all = len(like) == len(live)
+    are_all, meant = len(like) == len(live), {*map(split_of, like)}
     if like and (folders == 'splits' or (are_all and hold_classes and folders != 'outer')):
-        return like
-    if like and folders is None and (hold_classes or are_all):
+        rest = replace(root, folders={name: folder for name, folder in root.folders.items() if name not in like})
+        return like if are_all or 'train' in meant else {'train': rest, **like}
+    if like and folders is None and (hold_classes or are_all or meant & {'test', 'prediction'}):
         raise DataError(
             f'{root.path} has the folders {listed(map(repr, live))}. If {listed(map(repr, like))} are splits: '
             f'--folders splits. If all are classes: --folders outer.'

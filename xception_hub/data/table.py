@@ -369,7 +369,9 @@ def _by_folders(root: Folder, settings: DataSettings, named: Collection[str]) ->
         raise DataError(f'{e}{hint}') from e
     names = {name for classes in splits.values() for name in classes}
     if hint and len(names) == 1 and settings.folders is None:
-        raise DataError(f'{root.path} has a single class, {names.pop()!r}. If so: --folders outer.{hint}')
+        raise DataError(
+            f'{root.path} has a single class, {names.pop()!r}. If so, it can only be evaluated: --folders outer.{hint}'
+        )
     if labels and not labels <= names and settings.folders is None:
         raise DataError(
             f'The folders of {root.path} are {listed(sorted(names))}, and the labels in {table} are '
@@ -401,8 +403,10 @@ def _table_of(root: Folder) -> tuple[str, set[str], str]:
                 option = '' if plain(column) in IMAGE_COLUMNS else f' --image-column {shlex.quote(column)}'
                 label = by_name([name for name in rows.column_names if name != column], LABEL_COLUMNS)
                 labels = {*pc.unique(rows[label]).to_pylist()} - {'', None} if label else set()
-                sentence = f' {file} names images of it. If their labels are in it: --dataset {file}{option}.'
-                return file, labels, sentence
+                sentence = f' {file} names images of it. If their labels are in it: --dataset {file}{option}'
+                alike = [other for other in tables if os.path.basename(other) == os.path.basename(file)]
+                own = [o for o in alike if split_of(os.path.basename(os.path.dirname(o))) == 'validation' and o != file]
+                return file, labels, f'{sentence}{f" --validation-table {own[0]}" if own else ""}.'
     if tables:
         place = os.path.dirname(tables[0])
         beside = [file for file in tables if os.path.dirname(file) == place]
