@@ -99,14 +99,7 @@ def by_type(features: Features, kind: type) -> str | None:
 
 
 def label_columns(splits: Mapping[str, Any], dataset: str, given: str | None, image: str) -> list[str]:
-    """The column of labels; or the columns that stand for a class each.
-
-    Args:
-        splits: Rows of each split.
-        dataset: Name for messages.
-        given: Name that the caller gave; or several, with commas between them.
-        image: The column of images.
-    """
+    """The column of labels, or the columns that stand for a class each. `given` may name several with commas."""
     features = next(iter(splits.values())).features
     if given:
         names = [given] if given in features else [name.strip() for name in given.split(',')]
@@ -182,15 +175,9 @@ def distinct(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, list[Any]]:
 
 def read_labels(columns: Sequence[pyarrow.ChunkedArray], features: Sequence[Any], settings: DataSettings,
                 dataset: str, name: str, layout: bool) -> Labels:  # fmt: skip
-    """The labels of a column.
+    """The labels of a column: its cells and its feature in each split.
 
-    Args:
-        columns: The column's cells in each split.
-        features: Its feature in each split.
-        settings: What is asked of labels.
-        dataset: Name for messages.
-        name: Name of the column.
-        layout: Whether the labels are names of folders.
+    Names of folders (`layout`) are not taken apart.
     """
     where = f'The column {name!r} of {dataset}'
     if len({isinstance(feature, LISTS) for feature in features}) > 1:

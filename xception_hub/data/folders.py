@@ -104,12 +104,9 @@ Classes = dict[str, list[str]]  # class -> image files, in order
 def understand(
     root: Folder, settings: DataSettings, named: Collection[str] = ()
 ) -> tuple[dict[str, Classes], list[str]]:
-    """Finds splits and classes: the images of each, and what was left out or assumed, in sentences.
+    """The images of each split and class, and what was left out or assumed, in sentences.
 
-    Args:
-        root: Folder of the dataset.
-        settings: What the folders are, where the caller knows it.
-        named: Names of the splits that the caller wants; a folder's name, or a name of what it means.
+    The caller may want some splits by the names of their folders, or by what these mean.
     """
     notes = list[str]()
     while (only := _only(root)) and only.folders and not _is_named(only, named):

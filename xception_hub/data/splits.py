@@ -178,11 +178,7 @@ def stratified(
 def folds(labels: np.ndarray, count: int, seed: int, groups: Sequence[int] | np.ndarray = ()) -> np.ndarray:
     """[N], the fold of each image, from 0: about the same share of each class in all of them.
 
-    Args:
-        labels: Labels of all images, as in `stratified`.
-        count: Number of folds.
-        seed: Seed; it decides the folds on any machine and in any process.
-        groups: [N] number of each image's group, which is in one fold as a whole; empty without groups.
+    Labels, seed and groups are those of `stratified`.
     """
     generator = np.random.default_rng(seed)
     found = np.empty(len(labels), np.int64)

@@ -109,12 +109,9 @@ def grandparent_split(path: Path) -> str:
 
 
 def read(settings: DataSettings, named: Collection[str] = (), columns: list[str] | None = None) -> Found:
-    """Reads all splits of a dataset.
+    """All splits of a dataset, of which the caller wants those that are named.
 
-    Args:
-        settings: What to read, and how where several readings are possible.
-        named: Splits that the caller wants.
-        columns: Columns of a stream that are wanted, if the format can be read by columns; None for all.
+    Only these columns of a stream are read, if its format can be read by columns.
     """
     dataset = settings.dataset
     if not isinstance(dataset, (str, os.PathLike)):
