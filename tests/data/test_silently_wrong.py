@@ -232,25 +232,6 @@ def test_several_labels_for_a_model_of_exclusive_classes(tmp_path: Path) -> None
         run('--eval-only', '--model', tmp_path / 'model', '--dataset', several, '--output', tmp_path / 'evaluation')
 
 
-def test_folders_that_are_parts(tmp_path: Path) -> None:
-    """HAM10000: images in two folders, and a table beside them with the labels and the lesions. Both answers work."""
-    root = tmp_path / 'ham'
-    for part in (1, 2):
-        (root / f'HAM10000_images_part_{part}').mkdir(parents=True)
-    rows = ['lesion_id,image_id,dx,age']
-    for number in range(12):
-        name = f'ISIC_{number:07}'
-        part = root / f'HAM10000_images_part_{1 + number % 2}'
-        (part / f'{name}.png').write_bytes((tmp_path / f'{number:03}.png').read_bytes())
-        rows.append(f'HAM_{number // 2},{name},{"nv" if number % 4 < 2 else "mel"},{number}')
-    (root / 'HAM10000_metadata.csv').write_text('\n'.join(rows))
-    with pytest.raises(DataError, match=r'--folders outer.*--dataset \S+HAM10000_metadata.csv\.'):
-        load(root)
-    data = load(root / 'HAM10000_metadata.csv')
-    assert (data.class_names, len(data.train), len({*data.train.groups.tolist()})) == (['mel', 'nv'], 12, 6)
-    assert load(root, folders='outer').class_names == ['HAM10000_images_part_1', 'HAM10000_images_part_2']
-
-
 def test_a_table_that_agrees_with_the_folders(tmp_path: Path) -> None:
     """Is no question."""
     for name in ('cat', 'dog'):
