@@ -135,7 +135,7 @@ def exits_with_message(*others: type[Exception]) -> Iterator[None]:
         warnings.showwarning = before
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f'warning: {printable_lines(message)}', file=sys.stderr)
 
 
