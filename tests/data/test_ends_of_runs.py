@@ -14,7 +14,7 @@ from small_images import WORDS, save_digits
 
 import finetune
 from xception_hub.inference import predict
-from xception_hub.training import run_data
+from xception_hub.training import run_data, run_directory
 
 QUICK = (*SMALL, '--recipe', 'full', '--epochs', '1')
 
@@ -36,11 +36,14 @@ def model(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_output_that_cannot_be_made(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below a file: refused before the data are read."""
+    """Below a file, or on a disk that is read-only: refused before the data are read."""
     monkeypatch.setattr(run_data, 'load', lambda *_: pytest.fail('read'))
     (tmp_path / 'file').write_text('text')
     with pytest.raises(SystemExit, match=f'{tmp_path}/file is a file. Name another --output'):
         run(*QUICK, '--dataset', photos, '--output', tmp_path / 'file' / 'model')
+    monkeypatch.setattr(run_directory.os, 'access', lambda *_: False)  # root may write into any other folder
+    with pytest.raises(SystemExit, match=f'{tmp_path} cannot be written. Name another --output'):
+        run(*QUICK, '--dataset', photos, '--output', tmp_path / 'model')
 
 
 def test_one_class_alone(photos: Path, model: Path, tmp_path: Path) -> None:
@@ -104,15 +107,16 @@ def test_ctrl_c(
 @pytest.mark.parametrize(('command', 'library'), [('-m xception_hub', 'libarrow'), ('xception-hub', 'libtorch_cpu')])
 def test_ctrl_c_in_the_first_seconds(command: str, library: str, tmp_path: Path) -> None:
     """While the package is imported, and what the command needs beside it: no traceback."""
-    script = tmp_path / 'xception-hub'  # as pip writes it
+    table, script = tmp_path / 'table.csv', tmp_path / 'xception-hub'  # as pip writes it
+    table.write_text('image\n1.png\n')
     script.write_text('import sys\nfrom xception_hub.cli import main\nsys.exit(main())\n')
     words = [str(script)] if command == 'xception-hub' else command.split()
     process = subprocess.Popen(
-        [sys.executable, *words, 'predict', 'photos', '--model', 'model'], stderr=subprocess.PIPE, text=True
+        [sys.executable, *words, 'predict', str(table), '--model', 'model'], stderr=subprocess.PIPE, text=True
     )
     maps, end = Path(f'/proc/{process.pid}/maps'), time.monotonic() + patience(60)
-    while library not in maps.read_text() and time.monotonic() < end:
+    while process.poll() is None and library not in maps.read_text() and time.monotonic() < end:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=patience(60))[1]
-    assert (process.returncode, text) == (130, '\nStopped.\n')
+    assert process.returncode == 130 and text.startswith('\nStopped.') and 'Traceback' not in text

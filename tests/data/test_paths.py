@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     [
         ('cat/1.jpg', 'cat/1.jpg'), ('./cat/1.jpg', 'cat/1.jpg'), ('cat\\1.jpg', 'cat/1.jpg'), ('cat/1', 'cat/1.jpg'),
         ('cat\\1', 'cat/1.jpg'), ('a.b', 'a.b.png'), ('img_7.jpg', 'IMG_7.JPG'), ('IMG_7', 'IMG_7.JPG'),
-        ('x y.png', 'x y.png'), ('CAT/2.JPG', 'cat/2.jpg'),
+        ('x y.png', 'x y.png'), ('CAT/2.JPG', 'cat/2.jpg'), ('2.jpg', 'cat/2.jpg'), ('2', 'cat/2.jpg'),
     ],
 )  # fmt: skip
 def test_ways_of_writing(written: str, file: str, folder: Path) -> None:

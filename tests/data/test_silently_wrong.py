@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,17 @@ from datasets_read import load
 from finetuning import SMALL
 from hub_server import TOKEN, Fault, HubServer
 from PIL import Image
-from small_images import save_digits, save_pieces
+from random_model import random_model
+from small_images import WORDS, save_digits, save_pieces
 
 import finetune
 import xception_hub
 from xception_hub.data.bad_images import copies, scan
-from xception_hub.data.labelled import Data
+from xception_hub.data.labelled import Data, Split
 from xception_hub.data.seen import Seen
 from xception_hub.data.splits import stratified
 from xception_hub.directory.upload import publish
+from xception_hub.directory.write import write_model
 from xception_hub.errors import DataError, ModelError
 from xception_hub.inference.predictor import Predictor
 
@@ -97,38 +98,31 @@ def test_a_validation_split_that_was_trained_on(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.filterwarnings('default:The model was trained on')
-def test_a_model_of_the_hub(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its record is downloaded; where the download fails, a warning says so."""
-    photos, model = save_digits(tmp_path / 'photos', 4), hub.root / 'org' / 'digits'
-    run(*QUICK, '--dataset', photos, '--output', tmp_path / 'model')
-    shutil.copytree(tmp_path / 'model', model, ignore=shutil.ignore_patterns('checkpoints'))
-    run('--eval-only', '--model', 'hf-hub:org/digits', '--dataset', photos, '--output', tmp_path / 'evaluation')
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+def test_a_model_of_the_hub(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record is published with it, and downloaded; where the download fails, a warning says so."""
+    monkeypatch.setenv('HF_TOKEN', TOKEN)
+    photos, small, model = save_digits(tmp_path / 'photos', 4), tmp_path / 'small', tmp_path / 'model'
+    small.mkdir()
+    network = random_model(num_classes=4, width_multiplier=0.1875)
+    write_model(small, network, dict(label_names=sorted(WORDS)), dict(width_multiplier=0.1875))
+    going_on = ('--recipe', 'full', '--epochs', 1, '--image-size', 71)
+    run('--model', small, *going_on, '--dataset', photos, '--output', model)
+    publish(model, 'org/seen')
+    run('--eval-only', '--model', 'hf-hub:org/seen', '--dataset', photos, '--output', tmp_path / 'evaluation')
     assert 'better than the model is' in capsys.readouterr().err
-    assert Seen.of_model('hf-hub:org/digits') == Seen.of_model(f'local-dir:{model}') != Seen()
+    assert Seen.of_model('hf-hub:org/seen') == Seen.of_model(f'local-dir:{model}') != Seen()
     (model / 'images.json').unlink()
-    assert Seen.of_model('hf-hub:org/digits') == Seen()
+    publish(model, 'org/seen')  # removes the earlier one
+    assert Seen.of_model('hf-hub:org/seen') == Seen()
     hub.faults['org/closed'] = Fault.FORBIDDEN
     try:
         with pytest.warns(UserWarning, match='hf-hub:org/closed was trained on are unknown'):
             assert Seen.of_model('hf-hub:org/closed') == Seen()
     finally:
         hub.faults.clear()
-
-
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-def test_the_record_is_published(
-    hub: HubServer, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the model; without it, an earlier one is removed."""
-    monkeypatch.setenv('HF_TOKEN', TOKEN)
-    directory, seen = tmp_path / 'model', Seen(frozenset({b'12345678'}), frozenset({b'87654321'}))
-    shutil.copytree(converted, directory)
-    seen.write(directory)
-    publish(directory, 'org/seen')
-    assert Seen.of_model('hf-hub:org/seen') == seen
-    (directory / 'images.json').unlink()
-    publish(directory, 'org/seen')
-    assert Seen.of_model('hf-hub:org/seen') == Seen()
 
 
 def test_nothing_new_to_measure_on(tmp_path: Path) -> None:
@@ -141,6 +135,22 @@ def test_nothing_new_to_measure_on(tmp_path: Path) -> None:
         Seen(frozenset(d[:8] for d in found.digests.values())).share(data, 0.2, 0)
 
 
+def test_new_images_of_groups_that_the_model_has_seen() -> None:
+    """They join their group: an image of a patient whose others the model was trained on measures nothing."""
+    names, nothing = np.array([bytes([i]) * 8 for i in range(40)], object), np.empty(0, np.int64)
+    groups = np.repeat(np.arange(8), 5)
+    labels = np.tile([0, 1], 20)
+    train = Split('train', None, np.arange(40), labels, groups=groups, digests=names, pixels=names)
+    data = Data(train, train.select(nothing), ['a', 'b'], False, False)
+    seen = Seen(trained=frozenset(names[[0, 5, 10]]), held_out=frozenset(names[[1, 15]]))
+    divided = seen.share(data, 0.5, 0)
+    on_sides = {*divided.train.groups.tolist()}, {*divided.validation.groups.tolist()}
+    assert not on_sides[0] & on_sides[1] and {0, 1, 2} < on_sides[0] and 3 in on_sides[1]
+    assert len(on_sides[1]) > 1 and 'groups: 5 that were held out' in divided.notes[0]
+    with pytest.raises(DataError, match='trained on all groups'):
+        Seen(frozenset(names[::5])).share(data, 0.5, 0)
+
+
 def test_a_damaged_record(tmp_path: Path) -> None:
     (tmp_path / 'images.json').write_text('{"trained": 3}')
     with pytest.raises(DataError, match='images.json is damaged'):
@@ -151,11 +161,11 @@ def test_a_damaged_record(tmp_path: Path) -> None:
 
 
 def test_shares_of_groups() -> None:
-    """About the same share of every class, in multi-label too; images without a group are groups of their own."""
+    """About the same share of every class, in multi-label too, and of images without a class."""
     generator = np.random.default_rng(0)
     groups = generator.integers(0, 100, 2000)
     labels = generator.integers(0, 3, 2000)
-    for values in (labels, np.eye(3, dtype=np.int64)[labels]):
+    for values in (labels, np.eye(3, dtype=np.int64)[labels][:, :2]):
         rows = stratified(values, list('abc'), 0.2, 1, groups)
         assert (
             rows == stratified(values, list('abc'), 0.2, 1, groups) != stratified(values, list('abc'), 0.2, 2, groups)
@@ -236,25 +246,6 @@ def test_several_labels_for_a_model_of_exclusive_classes(tmp_path: Path) -> None
     several = table(tmp_path, label=["['x']", "['x', 'y']"] * 4)
     with pytest.raises((SystemExit, ModelError), match='exclude each other'):
         run('--eval-only', '--model', tmp_path / 'model', '--dataset', several, '--output', tmp_path / 'evaluation')
-
-
-def test_folders_that_are_parts(tmp_path: Path) -> None:
-    """HAM10000: images in two folders, and a table beside them with the labels and the lesions. Both answers work."""
-    root = tmp_path / 'ham'
-    for part in (1, 2):
-        (root / f'HAM10000_images_part_{part}').mkdir(parents=True)
-    rows = ['lesion_id,image_id,dx,age']
-    for number in range(12):
-        name = f'ISIC_{number:07}'
-        part = root / f'HAM10000_images_part_{1 + number % 2}'
-        (part / f'{name}.png').write_bytes((tmp_path / f'{number:03}.png').read_bytes())
-        rows.append(f'HAM_{number // 2},{name},{"nv" if number % 4 < 2 else "mel"},{number}')
-    (root / 'HAM10000_metadata.csv').write_text('\n'.join(rows))
-    with pytest.raises(DataError, match=r'--folders outer.*--dataset \S+HAM10000_metadata.csv\.'):
-        load(root)
-    data = load(root / 'HAM10000_metadata.csv')
-    assert (data.class_names, len(data.train), len({*data.train.groups.tolist()})) == (['mel', 'nv'], 12, 6)
-    assert load(root, folders='outer').class_names == ['HAM10000_images_part_1', 'HAM10000_images_part_2']
 
 
 def test_a_table_that_agrees_with_the_folders(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ image;label / 0;[1, 0, 0] / 1;[0, 1, 0] / 2;[1, 0, 1] | | 0, 1, 0+2
 image;label / 0;[1, 0] / 1;[0, 1] / 2;[0, 1] | | 0, 1, 1
 image;label / 0;[1, 0] / 1;[1] / 2;[0] | | 0+1, 1, 0
 image;label / 0;{"choices": ["cat", "dog"]} / 1;{"choices": ["cat"]} / 2;{"choices": ["dog"]} | | cat+dog, cat, dog
+image;label / 0;{"choices": ["cat", "dog"]} / 1;cat / 2;dog | | cat+dog, cat, dog
 image;label / 0;a b / 1;a / 2;b | | ! --label-separator " " ... --label-separator ""
 image;label / 0;a b / 1;a / 2;b | --label-separator " " | a+b, a, b
 image;label / 0;a b / 1;a / 2;b | --label-separator "" | a b, a, b
@@ -80,6 +81,8 @@ image,label / 0,New York / 1,York / 2,Los Angeles | | New York, York, Los Angele
 image,label / 0,cat / 0,dog / 1,cat / 2,dog / 2,dog | | ! --repeated-images labels ... --repeated-images rows
 image,label / 0,cat / 0,dog / 1,cat / 2,dog / 2,dog | --repeated-images labels | cat+dog, cat, dog
 image,label / 0,cat / 0,dog / 1,cat / 2,dog / 2,dog | --repeated-images rows | cat, dog, cat, dog, dog
+image,label,box / 0,cat,1 / 0,cat,2 / 1,cat,3 / 2,dog,4 | | cat, cat, dog
+image,label,box / 0,cat,1 / 0,cat,2 / 1,cat,3 / 2,dog,4 | --repeated-images rows | cat, cat, cat, dog
 # Rows without a label
 image,label / 0,a / 1, / 2,b | | ! 1 rows ... row 1 ... --unlabelled skip
 image,label / 0,a / 1, / 2,b | --unlabelled skip | a, b
@@ -109,9 +112,12 @@ image,label,is_train / 0,a,True / 1,b,False / 2,b,True | | a, b; 1 in validation
 fname,labels,is_valid / 0,a,False / 1,b,True / 2,b,False | | ! --split-column is_valid ... --split-column ""
 fname,labels,is_valid / 0,a,False / 1,b,True / 2,b,False | --split-column is_valid | a, b; 1 in validation
 image,label,valid / 0,a,True / 1,b,False | | a, b
+image,label,split / 0,a,train / 1,b,train / 2,b, | | ! none, train ... --split-column split
+image,label,split / 0,a,train / 1,b,train / 2,b, | --split-column split | a, b
 # Groups
 image,label,camera / 0,a,1 / 1,b,1 / 2,b,2 | | ! --group-column camera ... --group-column ""
 image,label,camera / 0,a,1 / 1,b,1 / 2,b,2 | --group-column "" | a, b, b
+image,label,camera / 0,a,1 / 1,b,1 / 2,b,2 | --group-column camera | a, b, b
 image,label,camera / 0,a,1 / 1,b,1 / 2,b,2 | --group-column cam | ! 'cam' ... image, label, camera
 # What cannot be trained on
  | | ! empty line
@@ -214,6 +220,22 @@ def test_groups_are_not_cut(name: str, tmp_path: Path) -> None:
     ignored = read(tmp_path, text, '--group-column ""')
     assert not len(ignored.train.groups) and '--group-column' not in ' '.join(ignored.notes)
     assert np.unique(data.train.groups).tolist() == [0, 1, 2]
+
+
+def test_images_without_a_group(tmp_path: Path) -> None:
+    """Each is a group of its own, not all of them one."""
+    groups = read(tmp_path, 'image,label,patient / 0,a,p / 1,b, / 2,a,p / 3,b,').train.groups
+    assert groups[0] == groups[2] and len({*groups.tolist()}) == 3
+
+
+def test_groups_on_both_sides(tmp_path: Path) -> None:
+    """Of the dataset's own split: a warning, and the split that it names has whole groups."""
+    text = 'image,label,patient,split / 0,a,p,train / 1,b,q,train / 2,a,p,val / 3,b,r,val'
+    with pytest.warns(UserWarning, match=r"1 of the 3 groups by 'patient'.*--validation-split \"\""):
+        read(tmp_path, text)
+    with pytest.warns(UserWarning, match='2 of the 2 groups'):
+        read(tmp_path, text.replace('patient', 'kind').replace(',r,', ',q,'), '--group-column kind')
+    assert len(read(tmp_path, text, '--group-column ""').validation) == 2
 
 
 def test_rows_that_are_left_aside(tmp_path: Path) -> None:

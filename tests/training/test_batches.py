@@ -15,8 +15,7 @@ from small_images import encoded, photo, save_pieces, split_of
 from timm.data import create_transform
 from torch import Tensor
 
-from xception_hub.data.items import Item
-from xception_hub.data.labelled import Split
+from xception_hub.data.labelled import Item, Split
 from xception_hub.errors import ImageError
 from xception_hub.training import batches as batches_module
 from xception_hub.training.batches import (

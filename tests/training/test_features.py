@@ -19,8 +19,7 @@ from random_model import random_model
 from small_images import save_pieces, split_of
 from torch import Tensor, nn
 
-from xception_hub.data.items import Item
-from xception_hub.data.labelled import Split
+from xception_hub.data.labelled import Item, Split
 from xception_hub.models.build import Transforms, evaluating
 from xception_hub.models.classifier import features_of, without_classifier
 from xception_hub.training import features

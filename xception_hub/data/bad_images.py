@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError
 from ..images import open_image
-from .labelled import Cell, Data, Split, content
+from .labelled import Data, Item, Split, content
 
 SHOWN = 3  # copies in a message
 
@@ -46,9 +46,8 @@ class _Files(Dataset):
         self.min_side = min_side
         self.decoded = decoded
 
-    def __getitem__(self, item: tuple[int, Cell | None]) -> tuple[int, bytes, bytes, BadImage | None]:
-        index, cell = item
-        cell = self.split.cell(index) if cell is None else cell
+    def __getitem__(self, item: Item) -> tuple[int, bytes, bytes, BadImage | None]:
+        index, cell = item.index, self.split.cell(item.index) if item.cell is None else item.cell
         digest = pixels = b''
         try:
             file = content(cell)
@@ -82,7 +81,7 @@ def scan(
         decoded: False to read the files only.
         step: Called after each image.
     """
-    items = (item for item in split.items() if item[0] % processes == rank)
+    items = (item for item in split.items() if item.index % processes == rank)
     results: Iterator[tuple[int, bytes, bytes, BadImage | None]] = iter(
         DataLoader(_Files(split, min_side, decoded), sampler=items, batch_size=None, num_workers=workers)
     )

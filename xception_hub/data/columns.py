@@ -74,22 +74,14 @@ class Labels:
 
 
 def existing(column: str, features: Iterable[str], dataset: str, kind: str) -> str:
-    """The column, which has to be there; `kind` is that of its option.
-
-    Raises:
-        DataError: There is no such column.
-    """
+    """The column, which has to be there; `kind` is that of its option."""
     if column not in (features := [*features]):
         raise DataError(f'{dataset} has no column {column!r}. It has: {listed(features, 20)}. Pass --{kind}-column.')
     return column
 
 
 def image_column(features: Features, dataset: str, given: str | None) -> str:
-    """The column of images or paths.
-
-    Raises:
-        DataError: None can be found, or there is none of the given name.
-    """
+    """The column of images or paths."""
     if given is not None:
         return existing(given, features, dataset, 'image')
     return by_type(features, Image) or by_name(features, IMAGE_COLUMNS) or _missing(features, dataset, 'image')
@@ -107,31 +99,19 @@ def by_type(features: Features, kind: type) -> str | None:
 
 
 def label_columns(splits: Mapping[str, Any], dataset: str, given: str | None, image: str) -> list[str]:
-    """The column of labels; or the columns that stand for a class each.
-
-    Args:
-        splits: Rows of each split.
-        dataset: Name for messages.
-        given: Name that the caller gave; or several, with commas between them.
-        image: The column of images.
-
-    Raises:
-        DataError: None can be found, or there is none of the given names.
-    """
+    """The column of labels, or the columns that stand for a class each. `given` may name several with commas."""
     features = next(iter(splits.values())).features
     if given:
         names = [given] if given in features else [name.strip() for name in given.split(',')]
         return [existing(name, features, dataset, 'label') for name in names]
     here = [rows for rows in splits.values() if isinstance(rows, Dataset)]
-    found = label_by_name(features)
-    others = [name for name in features if found and name != found and plain(name) in LABEL_COLUMNS]
-    for other in others:
-        if not _same(here, found, other):
-            raise DataError(
-                f'{dataset} has different labels in the columns {found!r} and {other!r}. Choose --label-column '
-                f'{found} or --label-column {other}.'
-            )
-    if found:
+    if found := label_by_name(features):
+        for other in (name for name in features if name != found and plain(name) in LABEL_COLUMNS):
+            if not _same(here, found, other):
+                raise DataError(
+                    f'{dataset} has different labels in the columns {found!r} and {other!r}. Choose --label-column '
+                    f'{found} or --label-column {other}.'
+                )
         return [found]
     several = [name for name in features if name != image and all(_is_of_class(rows, name) for rows in here)]
     return several if len(here) == len(splits) and len(several) > 1 else [_missing(features, dataset, 'label')]
@@ -147,21 +127,26 @@ def _missing(features: Features, dataset: str, kind: str) -> str:
     )
 
 
-def _same(splits: Sequence[Dataset], one: str | None, other: str) -> bool:
+def _same(splits: Sequence[Dataset], one: str, other: str) -> bool:
     """Whether two columns name the same classes, such as by numbers and by words."""
     columns = [(cells(rows, name).to_pylist() for name in (one, other)) for rows in splits if other in rows.features]
     pairs = {(str(a), str(b)) for both in columns for a, b in zip(*both) if a not in ('', None) and b not in ('', None)}
     return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
-def _is_of_class(rows: Dataset, column: str) -> bool:
-    """Whether a column holds yes and no."""
+def meanings(rows: Dataset, column: str, meaning: Callable[[str], Any]) -> set[Any]:
+    """What the cells of a column mean; empty if one of them means nothing."""
     feature = rows.features.get(column)
     if not isinstance(feature, datasets.Value) or 'binary' in feature.dtype:
-        return False
-    first = {_meaning(value) for value in rows.select(range(min(len(rows), 1000)))[column]}
-    found = first if None in first else {_meaning(value) for value in distinct(cells(rows, column))[1]}
-    return None not in found and found != {BLANK}
+        return set()
+    first = {meaning(str(value)) for value in rows.select(range(min(len(rows), 1000)))[column]}
+    found = first if None in first else {meaning(str(value)) for value in distinct(cells(rows, column))[1]}
+    return set() if None in found else found
+
+
+def _is_of_class(rows: Dataset, column: str) -> bool:
+    """Whether a column holds yes and no."""
+    return not meanings(rows, column, _meaning) <= {BLANK}
 
 
 def _meaning(value: Any) -> int | None:
@@ -190,18 +175,9 @@ def distinct(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, list[Any]]:
 
 def read_labels(columns: Sequence[pyarrow.ChunkedArray], features: Sequence[Any], settings: DataSettings,
                 dataset: str, name: str, layout: bool) -> Labels:  # fmt: skip
-    """The labels of a column.
+    """The labels of a column: its cells and its feature in each split.
 
-    Args:
-        columns: The column's cells in each split.
-        features: Its feature in each split.
-        settings: What is asked of labels.
-        dataset: Name for messages.
-        name: Name of the column.
-        layout: Whether the labels are names of folders.
-
-    Raises:
-        DataError: The cells are no labels, or may be one label or several.
+    Names of folders (`layout`) are not taken apart.
     """
     where = f'The column {name!r} of {dataset}'
     if len({isinstance(feature, LISTS) for feature in features}) > 1:
@@ -233,11 +209,7 @@ def _by_row(codes: np.ndarray, values: Sequence[Any]) -> np.ndarray:
 def read_class_columns(
     splits: Mapping[str, Dataset], names: Sequence[str], settings: DataSettings
 ) -> tuple[Labels, str]:
-    """The labels of columns that stand for a class each, and a sentence about them.
-
-    Raises:
-        DataError: A cell means something else than yes or no, or may mean several things.
-    """
+    """The labels of columns that stand for a class each, and a sentence about them."""
     columns = []
     for name in names:
         codes, values = distinct(
@@ -327,8 +299,9 @@ def _several(values: list[Any], separator: str | None, dataset: str, layout: boo
     texts = {*values} - {None}
     if separator:
         return [v and [part.strip() for part in v.split(separator) if part.strip()] for v in values], True
-    if separator is None and texts and all(_list_in(text) is not None for text in texts):
-        return [v and _list_in(v) for v in values], True
+    lists = {text: found for text in texts if separator is None and (found := _list_in(text)) is not None}
+    if lists:  # Label Studio writes one choice as its name, several as a list
+        return [v and lists.get(v, [v]) for v in values], True
     for between in SEPARATORS if separator is None else ():
         parts = {text: [part.strip() for part in text.split(between)] for text in texts}
         counts = Counter(part for found in parts.values() for part in {*found})

@@ -35,8 +35,8 @@ class DataSettings:
     """Column of what several images have in common, such as the patient. A share for validation never separates images
     of one group. "" for none. By default it is detected from its name (patient, subject, lesion_id, ...)."""
     repeated_images: Literal['labels', 'rows'] | None = None
-    """Meaning of rows with the same image and different labels. labels: one image with several labels; rows: separate
-    examples."""
+    """Meaning of rows with the same image. labels: one image with the labels of all its rows; rows: separate examples.
+    By default equal rows count once, and different labels stop the run."""
     validation_table: str | None = None
     """Separate table or folder with the validation images."""
     validation_share: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.2

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -104,15 +104,9 @@ Classes = dict[str, list[str]]  # class -> image files, in order
 def understand(
     root: Folder, settings: DataSettings, named: Collection[str] = ()
 ) -> tuple[dict[str, Classes], list[str]]:
-    """Finds splits and classes: the images of each, and what was left out or assumed, in sentences.
+    """The images of each split and class, and what was left out or assumed, in sentences.
 
-    Args:
-        root: Folder of the dataset.
-        settings: What the folders are, where the caller knows it.
-        named: Names of the splits that the caller wants; a folder's name, or a name of what it means.
-
-    Raises:
-        DataError: There are no images, or two readings are possible; the message names the option for each.
+    The caller may want some splits by the names of their folders, or by what these mean.
     """
     notes = list[str]()
     while (only := _only(root)) and only.folders and not _is_named(only, named):
@@ -131,7 +125,7 @@ def understand(
             )
         else:
             found[split] = _classes(folder, settings, notes)
-    is_split = splits.get('train') is not root
+    is_split = 'train' not in splits or splits['train'].path != root.path
     if aside := [name for name in root.folders if name not in (splits if is_split else live)]:
         notes.append(f'Left aside in {root.path}: {listed(map(repr, aside))}.')
     if root.images and is_split:
@@ -161,14 +155,15 @@ def _splits(root: Folder, live: dict[str, Folder], named: Collection[str], setti
     if settings.fold in live and not settings.folds:
         return live
     if any(name in live and name != 'train' for name in named):
-        meant = {split_of(name) for name in named if name not in live} - {None}
-        return {name: folder for name, folder in live.items() if name in named or split_of(name) in meant}
+        others = {split_of(name) for name in named if name not in live} - {None}
+        return {name: folder for name, folder in live.items() if name in named or split_of(name) in others}
     like = {name: folder for name, folder in live.items() if split_of(name)}
     hold_classes = any(folder.live for folder in like.values())
-    are_all = len(like) == len(live)
+    are_all, meant = len(like) == len(live), {*map(split_of, like)}
     if like and (folders == 'splits' or (are_all and hold_classes and folders != 'outer')):
-        return like
-    if like and folders is None and (hold_classes or are_all):
+        rest = replace(root, folders={name: folder for name, folder in root.folders.items() if name not in like})
+        return like if are_all or 'train' in meant else {'train': rest, **like}
+    if like and folders is None and (hold_classes or are_all or meant & {'test', 'prediction'}):
         raise DataError(
             f'{root.path} has the folders {listed(map(repr, live))}. If {listed(map(repr, like))} are splits: '
             f'--folders splits. If all are classes: --folders outer.'

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import shlex
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,23 @@ from .table import BASE64, IMAGE_CELLS, Table, cells_of, cells_of_texts, name_of
 
 # An image file: {'path': ..., 'bytes': ...}, of which one may be None; empty where a row has no image.
 Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a sampler asks a dataset for.
+
+    Attributes:
+        index: Number of the image in the split.
+        epoch: For the augmentation, which differs from epoch to epoch.
+        weight: 1, or 0 for a padding image that fills an idle rank.
+        cell: The image file, of a stream, which can't be asked for an index.
+    """
+
+    index: int
+    epoch: int = 0
+    weight: float = 1.0
+    cell: Cell | None = None
 
 
 @dataclass(frozen=True)
@@ -75,16 +93,16 @@ class Split:
 
     def cells(self) -> Iterator[tuple[int, Cell]]:
         """All indices with their image files, in order."""
-        return ((index, self.cell(index) if cell is None else cell) for index, cell in self.items())
+        return ((i.index, self.cell(i.index) if i.cell is None else i.cell) for i in self.items())
 
-    def items(self) -> Iterator[tuple[int, Cell | None]]:
-        """All indices in order; only those of a stream come with their image files.
+    def items(self) -> Iterator[Item]:
+        """All images in order; only those of a stream come with their files.
 
         Raises:
             DataError: A stream breaks off.
         """
         if not self.streamed:
-            yield from ((index, None) for index in range(len(self)))
+            yield from map(Item, range(len(self)))
             return
         rows = enumerate(self.source)
         for index, wanted in enumerate(self.source_rows):
@@ -92,7 +110,7 @@ class Split:
                 cell = next(columns['image'] for row, columns in rows if row == wanted)
             except Exception as e:  # of files, formats and the network: no error in common
                 raise DataError(f'The split {self.name!r} breaks off before row {wanted} ({in_one_line(e)}).') from e
-            yield index, cell or {}
+            yield Item(index, cell=cell or {})
 
     def image(self, index: int, min_side: int | None = None, cell: Cell | None = None) -> PIL.Image.Image:
         """An image, decoded by `images.open_image`; that of a stream by its file.
@@ -231,9 +249,9 @@ def load(settings: DataSettings, evaluation: bool = False) -> Data:
     first = {split: own_rows[0] for split, own_rows in rows.items()}
     rows = _labelled(labels, rows, settings, notes)
     sources = {split: _images(table, image, notes) for split, table in tables.items()}
-    labels, rows = _one_row_for_each(labels, rows, first, sources, settings)
+    labels, rows = _one_row_for_each(labels, rows, first, sources, settings, notes)
     class_names = _class_names(labels, rows, name, 1 if evaluation else 2)
-    groups = _groups(tables, (image, *given), settings, notes)
+    groups = _groups(tables, (image, *given), settings, notes) if train else np.empty(0, np.int64)
     found = {}
     for split, source in sources.items():
         files = digest_of_files(source) if isinstance(source, Dataset) else ''
@@ -264,15 +282,6 @@ def unlabelled(settings: DataSettings) -> tuple[Split, list[str]]:
     source, count = _images(tables[split], image, notes), len(tables[split].rows)
     nothing = np.zeros(count, np.int64)
     return Split(split, source, np.arange(count), nothing, digest_of_files(source), settings.grey_maximum), notes
-
-
-def files_of(paths: Sequence[str], settings: DataSettings) -> Split:
-    """Image files whose labels do not matter.
-
-    Raises:
-        DataError: A name is not UTF-8.
-    """
-    return unlabelled(DataSettings(dataset=cells_of(paths), grey_maximum=settings.grey_maximum))[0]
 
 
 # The steps
@@ -394,9 +403,14 @@ def _class_names(labels: Labels, parts: dict[str, np.ndarray], dataset: str, lea
 
 
 def _one_row_for_each(
-    labels: Labels, parts: dict[str, np.ndarray], first: dict[str, int], sources: dict[str, Any], settings: DataSettings
+    labels: Labels,
+    parts: dict[str, np.ndarray],
+    first: dict[str, int],
+    sources: dict[str, Any],
+    settings: DataSettings,
+    notes: list[str],
 ) -> tuple[Labels, dict[str, np.ndarray]]:
-    """The labels of images that have a row for each of their labels, joined; and the rows that stay."""
+    """The labels of images that have a row for each of their labels, joined; and the first row of each image."""
     cells, stay = labels.cells.copy(), dict(parts)
     for split, rows in parts.items():
         if settings.repeated_images == 'rows' or not isinstance(sources[split], Dataset):
@@ -415,13 +429,18 @@ def _one_row_for_each(
                 f'If an image has all the labels of its rows: --repeated-images labels. If each row is an example: '
                 f'--repeated-images rows.'
             )
-        if settings.repeated_images == 'labels':
-            stay[split] = np.array([found[0] for found in of_image.values()])
+        stay[split] = np.array([found[0] for found in of_image.values()])
+        if settings.repeated_images is None:
+            notes.append(
+                f'{len(rows) - len(of_image)} rows of the split {split!r} repeat an image with the same label, and are '
+                f'left aside; --repeated-images rows keeps them.'
+            )
+        else:
             for found in of_image.values():
                 several = [cell if labels.multi_label else (cell,) for cell in labels.cells[found]]
                 cells[found[0]] = tuple(dict.fromkeys(name for names in several for name in names))
     if settings.repeated_images != 'labels':
-        return labels, parts
+        return labels, stay
     sets = [cell if cell is None or isinstance(cell, tuple) else (cell,) for cell in cells]
     cells = np.fromiter(sets, object, len(sets))
     return replace(labels, cells=cells, multi_label=True), stay
@@ -432,26 +451,34 @@ def _groups(tables: dict[str, Table], used: Sequence[str], settings: DataSetting
     name, given, none = name_of(settings), settings.group_column, np.empty(0, np.int64)
     features = [table.rows.features for table in tables.values()]
     column = by_name([name for name in features[0] if name not in used], GROUP_COLUMNS) if given is None else given
-    for found in features if given else ():
-        columns.existing(column, found, name, 'group')
-    is_read = bool(given) or all(isinstance(table.rows, Dataset) for table in tables.values())
-    if not is_read or not all(column in found for found in features):
+    if not column:
         return none
-    cells = pyarrow.chunked_array(
-        [c.cast(pyarrow.string()) for t in tables.values() for c in _column(t, column).chunks]
-    )
-    codes, values = columns.distinct(cells)
-    nothing = codes < 0  # each image without a group is one
+    if given:
+        for found in features:
+            columns.existing(column, found, name, 'group')
+    elif not all(column in found and isinstance(t.rows, Dataset) for found, t in zip(features, tables.values())):
+        return none
+    parts = [_column(table, column).cast(pyarrow.string()) for table in tables.values()]
+    codes, values = columns.distinct(pyarrow.chunked_array([chunk for part in parts for chunk in part.chunks]))
+    nothing = np.array([*map(bool, values), False])[codes] == 0  # each image without a group is one
     codes[nothing] = len(values) + np.arange(nothing.sum())
-    count = len(np.unique(codes))
-    if given is None and count in (1, len(codes)):
+    count, is_unclear = len(np.unique(codes)), plain(column) in UNCLEAR_GROUPS
+    if given is None and (count in (1, len(codes)) or (is_unclear and len(tables) > 1)):
         return none
-    if given is None and plain(column) in UNCLEAR_GROUPS and len(tables) == 1:
+    if given is None and is_unclear:
         raise DataError(
             f'The column {column!r} of {name} may be what images have in common. If all of one {column} belong into '
             f'the same split: --group-column {shlex.quote(column)}. If not: --group-column "".'
         )
-    if given is None:
+    both = np.intersect1d(codes[: len(parts[0])], codes[len(parts[0]) :])
+    if len(both):
+        warnings.warn(
+            f'{len(both)} of the {count} groups by {column!r} have images in the training and in the validation split, '
+            f'so that the figures will be better than the model is. To hold out a share of whole groups instead: '
+            f'--validation-split "".',
+            stacklevel=3,
+        )
+    if given is None and len(tables) == 1:
         notes.append(f'A share for validation has whole groups of the {count} by {column!r}; none: --group-column "".')
     return codes
 
@@ -491,16 +518,10 @@ def digest_of_files(source: Dataset) -> str:
     digest = hashlib.sha256()
     for batch in source.with_format('arrow').iter(batch_size=50_000):
         cells = batch['image'].combine_chunks()
-        paths, lengths = cells.field('path'), pc.binary_length(cells.field('bytes'))
-        if lengths.null_count:
-            own = [
-                _size(path) if length is None else length
-                for path, length in zip(paths.to_pylist(), lengths.to_pylist())
-            ]
-            lengths = pyarrow.array(own, pyarrow.int64())
-        names = pc.replace_substring_regex(pc.fill_null(paths, ''), r'^.*/([^/]*/[^/]*)$', r'\1')
-        lines = pc.binary_join_element_wise(names, pc.fill_null(lengths.cast(pyarrow.string()), 'None'), ' ')
-        digest.update(''.join(f'{line}\n' for line in lines.to_pylist()).encode())
+        sizes = pc.binary_length(cells.field('bytes')).to_pylist()
+        for path, size in zip(cells.field('path').to_pylist(), sizes):
+            name = '/'.join((path or '').rsplit('/', 2)[-2:])
+            digest.update(f'{name} {_size(path) if size is None else size}\n'.encode())
     return digest.hexdigest()
 
 

@@ -4,9 +4,9 @@ Each way of writing is tried for the paths that are not files as they stand. A p
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pyarrow
@@ -38,6 +38,7 @@ WAYS: dict[str, tuple[Way, Way]] = {
     'without their folder': (last_part, str),
     'without their folder and suffix': (lambda path: without_suffix(last_part(path)), str),
 }
+ELSEWHERE = 'with the path of another place'
 
 
 class Files:
@@ -65,11 +66,7 @@ class Files:
         return found
 
     def at(self, path: str | None) -> str | None:
-        """The file of a path as it is written, if there is one; a URL, or nothing, as it stands.
-
-        Raises:
-            DataError: Several folders have one.
-        """
+        """The file of a path as it is written, if there is one; a URL, or nothing, as it stands."""
         if not path or '://' in path:
             return path or ''
         above, slash, name = path.removeprefix('./').rpartition('/')
@@ -100,9 +97,6 @@ def locate(
 
     Returns:
         For each path the file, or what is written if there is none; and notes on how they were found.
-
-    Raises:
-        DataError: No path is that of a file, or one may be several.
     """
     if image_folder and not image_folder.is_dir():
         raise DataError(f'--image-folder {image_folder} is no folder.')
@@ -120,11 +114,7 @@ def locate(
 
 
 def texts(values: Sequence[str | None]) -> pyarrow.ChunkedArray:
-    """A column of texts.
-
-    Raises:
-        DataError: A name is not UTF-8.
-    """
+    """A column of texts."""
     try:
         return pyarrow.chunked_array([pyarrow.array(values, pyarrow.string())])
     except UnicodeEncodeError as e:
@@ -133,12 +123,10 @@ def texts(values: Sequence[str | None]) -> pyarrow.ChunkedArray:
 
 def _otherwise(paths: list[str], dataset: str, files: Files, elsewhere: bool) -> tuple[dict[str, str], list[str]]:
     """The files of paths that are no files as they stand, and how they were found."""
-    ways = {way: partial(_spelt, files, *keys) for way, keys in WAYS.items()}
-    if elsewhere:
-        ways['with the path of another place'] = partial(_elsewhere, files)
     found, notes = dict[str, str](), []
-    for way, find in ways.items():
-        if more := find([path for path in paths if path not in found]):
+    for way in (*WAYS, *[ELSEWHERE] * elsewhere):
+        left = [path for path in paths if path not in found]
+        if more := _elsewhere(files, left) if way == ELSEWHERE else _spelt(files, left, *WAYS[way]):
             notes.append(f'{len(more)} images of {dataset} are written {way}, such as {next(iter(more))}.')
             found |= more
     return found, notes
@@ -158,14 +146,14 @@ def _only(found: Sequence[str], path: str) -> str | None:
     return found[0] if found else None
 
 
-def _spelt(files: Files, of_file: Way, of_path: Way, paths: Iterable[str]) -> dict[str, str]:
+def _spelt(files: Files, paths: Sequence[str], of_file: Way, of_path: Way) -> dict[str, str]:
     """Files of paths that are written like them."""
     places = files.spelt(of_file)
     found = {path: _only(places.get(of_path(with_slashes(path)), []), path) for path in paths}
     return {path: file for path, file in found.items() if file}
 
 
-def _elsewhere(files: Files, paths: Iterable[str]) -> dict[str, str]:
+def _elsewhere(files: Files, paths: Sequence[str]) -> dict[str, str]:
     """Files of paths whose first parts are those of another folder or machine.
 
     The same first parts are taken from all paths that begin with them, so that a file which is missing stays missing:

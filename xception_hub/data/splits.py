@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Value, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 
 from ..errors import DataError, listed
-from .columns import cells, distinct, existing
+from .columns import cells, distinct, existing, meanings
 from .data_settings import DataSettings
 from .known_names import SPLIT_COLUMNS, SPLIT_FLAGS, UNCLEAR_FLAGS, VALIDATION_SPLITS, plain, split_of
 from .table import Table
@@ -22,11 +22,7 @@ BOOLEANS = {'false': 0, '0': 0, '0.0': 0, 'true': 1, '1': 1, '1.0': 1}
 
 
 def divided(splits: dict[str, Table], settings: DataSettings) -> dict[str, Table]:
-    """The splits that a column names, if the dataset has only one itself.
-
-    Raises:
-        DataError: There is no such column, or it may be one and may be none.
-    """
+    """The splits that a column names, if the dataset has only one itself."""
     column = settings.split_column
     table, *others = splits.values()
     rows, dataset = table.rows, table.dataset
@@ -35,7 +31,7 @@ def divided(splits: dict[str, Table], settings: DataSettings) -> dict[str, Table
     known = {*SPLIT_COLUMNS, *SPLIT_FLAGS}
     if column is None:
         by_cells = rows.features if isinstance(rows, Dataset) else ()
-        found = [name for name in rows.features if plain(name) in known] or [n for n in by_cells if _holds(rows, n)]
+        found = [n for n in rows.features if plain(n) in known] or [n for n in by_cells if _names_splits(rows, n)]
         if not found:
             return splits
     chosen = existing(column or found[0], rows.features, dataset, 'split')
@@ -45,36 +41,32 @@ def divided(splits: dict[str, Table], settings: DataSettings) -> dict[str, Table
             f'column with --split-column "".'
         )
     codes, raw = distinct(cells(rows, chosen))
-    values = [str(value) for value in ([*raw, None] if (codes < 0).any() else raw)]  # the last one is that of no cell
+    raw = [*raw, None] if (codes < 0).any() else raw  # the last one is that of no cell
+    values = ['none' if value in (None, '') else str(value) for value in raw]
     if (flags := SPLIT_FLAGS.get(plain(chosen))) and {value.lower() for value in values} <= {*BOOLEANS}:
         values = [flags[BOOLEANS[value.lower()]] for value in values]
     is_fold = settings.fold in values and not settings.folds
     is_clear = plain(chosen) in known - {*UNCLEAR_FLAGS} and (is_fold or all(map(split_of, values)))
     if column is None and not is_clear:
+        unknown = sorted(value for value in values if not split_of(value) and value != 'none')
+        fold = f', or --fold {shlex.quote(unknown[0])} for a fold' if unknown else ''
         raise DataError(
             f'The column {chosen!r} of {dataset} may name the splits: {listed(sorted({*values}))}. If it does: '
             f'--split-column {shlex.quote(chosen)}, with --train-split and --validation-split if these are others than '
-            f'train and validation, or --fold {shlex.quote(min(values))} for a fold. If it does not: --split-column "".'
+            f'train and validation{fold}. If it does not: --split-column "".'
         )
     of_row = np.array(values, object)[codes]
     return {value: replace(table, rows=rows.select(np.flatnonzero(of_row == value))) for value in dict.fromkeys(values)}
 
 
-def _holds(rows: Dataset, column: str) -> bool:
+def _names_splits(rows: Dataset, column: str) -> bool:
     """Whether all cells of a column are names of splits, of which one is that of training."""
-    if not isinstance(rows.features[column], Value) or 'string' not in rows.features[column].dtype:
-        return False
-    first = {split_of(str(value)) for value in rows.select(range(min(len(rows), 1000)))[column]}
-    meant = first if None in first else {split_of(str(value)) for value in distinct(cells(rows, column))[1]}
-    return None not in meant and 'train' in meant and len(meant) > 1
+    meant = meanings(rows, column, split_of)
+    return 'train' in meant and len(meant) > 1
 
 
 def folded(splits: dict[str, Table], settings: DataSettings) -> tuple[dict[str, Table], DataSettings]:
-    """The fold that validates, and all others as one training split.
-
-    Raises:
-        DataError: There is no such fold, or the others do not fit together.
-    """
+    """The fold that validates, and all others as one training split."""
     fold, dataset = settings.fold, next(iter(splits.values())).dataset
     if fold is None or settings.folds:
         return splits, settings
@@ -94,11 +86,7 @@ def folded(splits: dict[str, Table], settings: DataSettings) -> tuple[dict[str, 
 
 
 def choose(splits: Mapping[str, Table], settings: DataSettings, evaluation: bool) -> tuple[str | None, str | None]:
-    """The names of the splits for training and for validation; None for none.
-
-    Raises:
-        DataError: There is no such split, or the one to evaluate on cannot be found.
-    """
+    """The names of the splits for training and for validation; None for none."""
     dataset = next(iter(splits.values())).dataset
     train = None if evaluation else _named(settings.train_split, splits)
     own = _named(settings.validation_split, splits) if settings.validation_split else None
@@ -121,11 +109,7 @@ def choose(splits: Mapping[str, Table], settings: DataSettings, evaluation: bool
 def beside(
     splits: dict[str, Table], others: dict[str, Table], settings: DataSettings, evaluation: bool
 ) -> tuple[dict[str, Table], DataSettings]:
-    """The training split of a dataset, and the validation split of another.
-
-    Raises:
-        DataError: The other one has several splits.
-    """
+    """The training split of a dataset, and the validation split of another."""
     wanted = settings.validation_split
     name = _named(wanted, others) if wanted else next(iter(others))
     if name not in others or (len(others) > 1 and not wanted):
@@ -171,7 +155,11 @@ def stratified(
     generator = np.random.default_rng(seed)
     labels = np.asarray(labels)
     if len(groups):
-        held_out = _whole_groups(labels, np.asarray(groups), share, generator)
+        names, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        if len(names) < 2:
+            raise DataError('All images are of one group, so that none is left for validation: --group-column "".')
+        is_held = _dealt(labels, numbers, np.array([share, 1 - share]), generator) == 0
+        held_out = np.flatnonzero(is_held if is_held.any() else numbers == sizes.argmin()).tolist()
         warn_of_missing(labels, held_out, class_names)
         return held_out
     values = _strata(labels)
@@ -187,43 +175,15 @@ def stratified(
     return indices
 
 
-def _whole_groups(labels: np.ndarray, groups: np.ndarray, share: float, generator: np.random.Generator) -> list[int]:
-    """Positions of groups that together have about the same share of each class; large groups are chosen first."""
-    one_hot, members = _one_hot(labels), _members(groups, generator)
-    if len(members) < 2:
-        raise DataError('All images are of one group, so that none is left for validation: --group-column "".')
-    goal = share * one_hot.sum(0)
-    weights = (goal > 0) / goal.clip(1e-9)
-    held, chosen = np.zeros(len(goal)), list[int]()
-    for group in members:
-        more = held + one_hot[group].sum(0)
-        if ((more - goal) ** 2 * weights).sum() < ((held - goal) ** 2 * weights).sum():
-            held, chosen = more, [*chosen, *group.tolist()]
-    return sorted(chosen or min(members, key=len).tolist())
-
-
 def folds(labels: np.ndarray, count: int, seed: int, groups: Sequence[int] | np.ndarray = ()) -> np.ndarray:
     """[N], the fold of each image, from 0: about the same share of each class in all of them.
 
-    Args:
-        labels: Labels of all images, as in `stratified`.
-        count: Number of folds.
-        seed: Seed; it decides the folds on any machine and in any process.
-        groups: [N] number of each image's group, which is in one fold as a whole; empty without groups.
-
-    Raises:
-        DataError: There are fewer images or groups than folds.
+    Labels, seed and groups are those of `stratified`.
     """
     generator = np.random.default_rng(seed)
     found = np.empty(len(labels), np.int64)
     if len(groups):
-        one_hot, members = _one_hot(labels), _members(np.asarray(groups), generator)
-        held, weights = np.zeros((count, one_hot.shape[1])), 1 / one_hot.sum(0).clip(1)
-        for group in members:
-            more = one_hot[group].sum(0)
-            fold = int(((2 * held + more) * more @ weights).argmin())  # what the sum of squares grows by
-            held[fold] += more
-            found[group] = fold
+        found = _dealt(labels, np.asarray(groups), np.full(count, 1 / count), generator)
     else:
         strata, first = _strata(labels), 0
         for stratum in np.unique(strata):
@@ -235,15 +195,21 @@ def folds(labels: np.ndarray, count: int, seed: int, groups: Sequence[int] | np.
     return found
 
 
-def _one_hot(labels: np.ndarray) -> np.ndarray:
-    return labels if labels.ndim == 2 else np.eye(labels.max() + 1, dtype=np.int64)[labels]
-
-
-def _members(groups: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-    """The positions in each group, in a random order of the groups but for their sizes: large ones first."""
+def _dealt(labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """[N], the part of each image: whole groups, so that each part has about its share of each class."""
+    one_hot = labels if labels.ndim == 2 else np.eye(labels.max() + 1, dtype=np.int64)[labels]
+    one_hot = np.column_stack([one_hot, ~one_hot.any(1)])  # no class at all is one more
     order = np.argsort(groups, kind='stable')
     members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-    return sorted((members[number] for number in generator.permutation(len(members))), key=len, reverse=True)
+    goal, weights = np.outer(shares, one_hot.sum(0)), 1 / one_hot.sum(0).clip(1)
+    held, parts = np.zeros(goal.shape), np.empty(len(groups), np.int64)
+    # large groups first, those of one size in a random order
+    for group in sorted((members[number] for number in generator.permutation(len(members))), key=len, reverse=True):
+        more = one_hot[group].sum(0)
+        part = int(((2 * (held - goal) + more) * more @ weights).argmin())  # what the squares of the error grow by
+        held[part] += more
+        parts[group] = part
+    return parts
 
 
 def _strata(labels: np.ndarray) -> np.ndarray:

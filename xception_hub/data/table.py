@@ -109,15 +109,9 @@ def grandparent_split(path: Path) -> str:
 
 
 def read(settings: DataSettings, named: Collection[str] = (), columns: list[str] | None = None) -> Found:
-    """Reads all splits of a dataset.
+    """All splits of a dataset, of which the caller wants those that are named.
 
-    Args:
-        settings: What to read, and how where several readings are possible.
-        named: Splits that the caller wants.
-        columns: Columns of a stream that are wanted, if the format can be read by columns; None for all.
-
-    Raises:
-        DataError: There is no such dataset, it cannot be read, or it can be read in several ways.
+    Only these columns of a stream are read, if its format can be read by columns.
     """
     dataset = settings.dataset
     if not isinstance(dataset, (str, os.PathLike)):
@@ -372,7 +366,9 @@ def _by_folders(root: Folder, settings: DataSettings, named: Collection[str]) ->
         raise DataError(f'{e}{hint}') from e
     names = {name for classes in splits.values() for name in classes}
     if hint and len(names) == 1 and settings.folders is None:
-        raise DataError(f'{root.path} has a single class, {names.pop()!r}. If so: --folders outer.{hint}')
+        raise DataError(
+            f'{root.path} has a single class, {names.pop()!r}. If so, it can only be evaluated: --folders outer.{hint}'
+        )
     if labels and not labels <= names and settings.folders is None:
         raise DataError(
             f'The folders of {root.path} are {listed(sorted(names))}, and the labels in {table} are '
@@ -380,9 +376,9 @@ def _by_folders(root: Folder, settings: DataSettings, named: Collection[str]) ->
         )
     found = {}
     for split, classes in splits.items():
-        paths = [path for images in classes.values() for path in images]
-        of_paths = [name for name, images in classes.items() for _ in images]
-        found[split] = Table(root.path, split, cells_of(paths, label=of_paths), (), settings)
+        paths = texts([path for images in classes.values() for path in images])
+        labels_of_paths = [name for name, images in classes.items() for _ in images]
+        found[split] = Table(root.path, split, cells_of(paths).add_column('label', labels_of_paths), (), settings)
     return found, notes
 
 
@@ -404,8 +400,10 @@ def _table_of(root: Folder) -> tuple[str, set[str], str]:
                 option = '' if plain(column) in IMAGE_COLUMNS else f' --image-column {shlex.quote(column)}'
                 label = by_name([name for name in rows.column_names if name != column], LABEL_COLUMNS)
                 labels = {*pc.unique(rows[label]).to_pylist()} - {'', None} if label else set()
-                sentence = f' {file} names images of it. If their labels are in it: --dataset {file}{option}.'
-                return file, labels, sentence
+                sentence = f' {file} names images of it. If their labels are in it: --dataset {file}{option}'
+                alike = [other for other in tables if os.path.basename(other) == os.path.basename(file)]
+                own = [o for o in alike if split_of(os.path.basename(os.path.dirname(o))) == 'validation' and o != file]
+                return file, labels, f'{sentence}{f" --validation-table {own[0]}" if own else ""}.'
     if tables:
         place = os.path.dirname(tables[0])
         beside = [file for file in tables if os.path.dirname(file) == place]
@@ -415,19 +413,16 @@ def _table_of(root: Folder) -> tuple[str, set[str], str]:
     return '', set(), OBJECTS * objects
 
 
-def cells_of(paths: pyarrow.ChunkedArray | Sequence[str], **columns: list[str]) -> Dataset:
+def cells_of(paths: pyarrow.ChunkedArray) -> Dataset:
     """A table with a column `image` of files that are not read yet; '' where a row has none."""
-    whole = paths if isinstance(paths, pyarrow.ChunkedArray) else texts(paths)
     cells = [
         pyarrow.StructArray.from_arrays(
             [pyarrow.nulls(len(path), pyarrow.binary()), path], ['bytes', 'path'], mask=pc.equal(path, '')
         )
-        for path in whole.chunks
+        for path in paths.chunks
     ]
-    kinds = Features(IMAGE_CELLS, **{name: datasets.Value('string') for name in columns})
-    others = {name: texts(values) for name, values in columns.items()}
-    storage = pyarrow.chunked_array(cells, kinds.arrow_schema.field('image').type)
-    return Dataset(pyarrow.table({'image': storage, **others}), info=datasets.DatasetInfo(features=kinds))
+    storage = pyarrow.chunked_array(cells, IMAGE_CELLS.arrow_schema.field('image').type)
+    return Dataset(pyarrow.table({'image': storage}), info=datasets.DatasetInfo(features=IMAGE_CELLS))
 
 
 def cells_of_texts(cells: pyarrow.ChunkedArray) -> Dataset:

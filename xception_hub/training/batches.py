@@ -21,8 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.items import Item, in_order
-from ..data.labelled import Split
+from ..data.labelled import Item, Split
 
 SHUFFLE_BUFFER = 1000  # image files of a stream among which the next one is drawn
 
@@ -211,7 +210,7 @@ class InOrder:
 
     def __iter__(self) -> Iterator[list[Item]]:
         batch: list[Item] = []
-        for item in in_order(self.split):
+        for item in self.split.items():
             if item.index % self.processes == self.rank:
                 batch.append(item)
             if len(batch) == self.batch_size:

@@ -1,7 +1,6 @@
 """The command line of finetune.py, which prints its help without the packages that train."""
 
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +33,6 @@ def command(run: Callable[[Settings], None]) -> App:
     @app.default
     def main(settings: Settings) -> None:
         """Train a timm model on a dataset."""
-        warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
         try:
             run(settings)
         except ImageError as e:  # drop the traceback of a worker

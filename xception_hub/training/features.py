@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.bad_images import digests
-from ..data.items import Item
-from ..data.labelled import Split
+from ..data.labelled import Item, Split
 from ..errors import ResumeError
 from ..models.build import TimmModel, evaluating
 from ..models.classifier import features_of, without_classifier

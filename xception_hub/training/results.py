@@ -126,8 +126,8 @@ def is_xception(directory: Path) -> bool:
 def push(repo_id: str, directory: Path) -> None:
     """Publishes a finished run with this project's model card, or with timm's card for other networks."""
     if is_xception(directory):
-        published = upload.publish(directory, repo_id, message='Publish a fine-tuned xception_paper')
-        print(f'Published: {published.commit_url or "nothing to do, the repository holds all of this"}')
+        commit_url = upload.publish(directory, repo_id, message='Publish a fine-tuned xception_paper')
+        print(f'Published: {commit_url or "nothing to do, the repository has all of this"}')
     else:
         model = timm.create_model(f'local-dir:{directory}', pretrained=True)
         config = {'label_names': model.pretrained_cfg['label_names']}
