@@ -98,7 +98,7 @@ def run(settings: Settings) -> None:
         else:
             phase = whole_phase(task, own, settings.augmentation)
         Training(phase, progress, checkpoint, output.checkpoint_minutes).run()
-        run_checkpoints.restore_best(directory.checkpoints, model, phase.module, machine)
+        phase.restore_best()
         checkpoint, progress = None, replace(progress, phase=number + 1, epoch=0, update=0, loss_sum=0.0, images=0)
     results.finish(task, settings, phase.predict(phase.module), progress)
     machine.end_training()

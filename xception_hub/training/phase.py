@@ -11,6 +11,7 @@ from .batches import Images, InOrder
 from .metrics import Predictions
 from .objective import Objective
 from .processes import Machine
+from .run_checkpoints import read, restore, write
 from .run_data import Manifest
 from .run_directory import Run
 from .settings import Optimization
@@ -67,3 +68,13 @@ class Phase:
                 parts.append(Predictions.of(module(batch.inputs), batch.labels, batch.indices))
                 bar.update(len(batch.indices) * machine.num_processes)
         return Predictions.joined(machine.gather_values(parts))
+
+    def restore_best(self) -> None:
+        """Loads the best weights, and saves those of the whole model: the next phase changes more than the head."""
+        machine, model, file = self.task.machine, self.task.model, self.task.run.checkpoints.best
+        if machine.is_main_process:
+            best = read(file)
+            kind = 'model' if 'model' in best.tensors else 'head'
+            restore(model if kind == 'model' else self.module, best.tensors[kind], file)
+            write(file, {'model': model.state_dict()}, best.state)
+        machine.share(model.state_dict().values())

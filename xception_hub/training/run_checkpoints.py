@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -19,9 +19,6 @@ from torch import Tensor, nn
 from ..errors import ResumeError
 from ..files import replacing
 from ..weights.checkpoint_files import StateDict
-
-if TYPE_CHECKING:  # it needs accelerate, and the help of finetune does not
-    from .processes import Machine
 
 NUMBERS = (bool, int, float, type(None))
 
@@ -201,13 +198,3 @@ def resume(
     unpack_optimizer(optimizer, tensors.get('optimizer', {}), state['optimizer'])
     if scaler:
         scaler.load_state_dict(state['scaler'])
-
-
-def restore_best(checkpoints: Checkpoints, model: nn.Module, module: nn.Module, machine: 'Machine') -> None:
-    """Loads the best weights, and saves them for the whole model, because the next phase changes more than the head."""
-    if machine.is_main_process:
-        best = read(checkpoints.best)
-        whole = 'model' in best.tensors
-        restore(model if whole else module, best.tensors['model' if whole else 'head'], best.path)
-        write(best.path, {'model': model.state_dict()}, best.state)
-    machine.share(model.state_dict().values())
