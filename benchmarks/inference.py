@@ -26,9 +26,10 @@ sys.path.insert(0, str(ROOT))
 
 import xception_hub
 from xception_hub.allocator import keep_freed_memory
-from xception_hub.inference.check import Function
+from xception_hub.inference.check import Function, Reference
 from xception_hub.inference.engines import DTYPES, ENGINES
 from xception_hub.inference.folding import fold
+from xception_hub.inference.photo_batches import Photos
 from xception_hub.paper.checks import count_macs
 from xception_hub.timing import device_model, in_turn, lacks_bf16, timed
 
@@ -81,10 +82,11 @@ def contenders(name: str, example: Tensor, precisions: Sequence[str], compile: b
         yield 'channels_last, AMP, bf16', in_channels_last(model, autocast=True)
     yield 'folded, jit.optimize_for_inference', torchscript(folded, example)
     for precision in precisions:
+        reference = Reference(model, example, precision, Photos(example, 'images'))
         for engine, row in ENGINES.items():
             able = device.type in row.devices and precision in row.precisions and not row.missing()
             if able and (compile or engine != 'inductor'):
-                yield f'folded, {engine}, {precision}', row.build(folded, example, precision)
+                yield f'folded, {engine}, {precision}', row.build(reference).run
 
 
 def optimized(name: str, images: Tensor, precisions: Sequence[str]) -> Iterator[tuple[str, Function]]:

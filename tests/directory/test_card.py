@@ -157,9 +157,9 @@ def test_other_proofs(directory: Path) -> None:
 
 def test_transformers_only_where_it_works(directory: Path) -> None:
     """It passes the number of classes beside the arguments, among which timm writes it."""
-    assert 'With transformers' in render(directory)
+    assert '### transformers' in render(directory)
     change(directory / 'config.json', model_args=dict(num_classes=6))
-    assert 'With transformers' not in render(directory)
+    assert '### transformers' not in render(directory)
 
 
 @pytest.mark.parametrize(('activation', 'problem'), [('softmax', None), ('sigmoid', 'multi_label_classification')])

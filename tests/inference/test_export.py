@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -11,24 +12,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from commands import call
 from conftest import ROOT
 from patience import patience
+from PIL import Image
 from random_model import images, random_model
-from small_images import save_pieces
+from small_images import photo, save_pieces
 from timm.models import register_model
 from torch import Tensor
 
-import xception_hub
 from xception_hub import Xception
 from xception_hub.cli import main
 from xception_hub.directory.write import write_model
 from xception_hub.errors import DataError, DirectoryError, ExportError, SettingsError
-from xception_hub.inference.export import export
+from xception_hub.inference.export import described, export
 from xception_hub.inference.exporters import FORMATS
+from xception_hub.inference.snippets import snippet
 from xception_hub.models.build import Transforms
 
 SIZES = [(71, 71), (72, 96), (98, 81)]  # the smallest, square, even, even and odd
@@ -72,15 +75,16 @@ def model_of(folder: Path) -> Xception:
     return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
 
 
-def run_alone(exported: Path, photo: Path, model: Xception, bound: float) -> None:
+def run_alone(exported: Path, photo: Path, model: Xception, bound: float, code: str = '') -> None:
     """The code of the page beside the file prints the class that the model names, without torch."""
-    code = (exported / 'README.md').read_text().split('```python\n')[1].split('```')[0]
-    (exported / 'snippet.py').write_text(code.replace('photo.jpg', str(photo)))
+    code = code or (exported / 'README.md').read_text().split('```python\n')[1].split('```')[0]
+    (exported / 'snippet.py').write_text(re.sub(r'photo\.(jpg|png)', str(photo), code))
     result = subprocess.run([sys.executable, '-c', ALONE], cwd=exported, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
     label, logits = result.stdout.splitlines()[-2:]
     with torch.no_grad():
-        expected = model(Transforms(model).evaluation()(xception_hub.open_image(photo))[None])[0]
+        transforms = Transforms(model)
+        expected = model(transforms.evaluation()(transforms.open(photo))[None])[0]
     assert (torch.tensor(json.loads(logits)) - expected).norm() <= bound * expected.norm()
     assert label == CLASS_NAMES[torch.tensor(json.loads(logits)).argmax()]
 
@@ -94,28 +98,45 @@ def assert_equal_at_all_sizes(run: Callable[[Tensor], Any], model: Xception) -> 
                 torch.testing.assert_close(run(x), [model(x), features], **FLOAT32)
 
 
-def test_onnx(tiny: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope='module')
+def in_onnx(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes."""
+    out = tmp_path_factory.mktemp('onnx') / 'out'
+    result = call(main, 'export', tiny / 'tiny', '--format', 'onnx', '-o', out, '--images', tiny / 'photos')
+    assert result.returncode == 0, result.stderr
+    assert 'On 12 photos of' in result.stdout and 'the class is the same for 100.0%' in result.stdout
+    assert [path.name for path in out.parent.iterdir()] == ['out']
+    return out
+
+
+def test_onnx(in_onnx: Path, tiny: Path) -> None:
     """The file takes any batch, height and width, knows how its images are prepared, and needs no torch."""
     import onnx
 
-    photo = sorted((tiny / 'photos').iterdir())[0]
-    result = call(main, 'export', tiny / 'tiny', '--format', 'onnx', '-o', tmp_path / 'out', '--images', photo.parent)
-    assert result.returncode == 0, result.stderr
-    assert 'On 12 photos of' in result.stdout and 'the class is the same for 100.0%' in result.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ['out']
-    report = json.loads((tmp_path / 'out' / 'export.json').read_text())
+    report = json.loads((in_onnx / 'export.json').read_text())
     assert report['comparison']['difference'] < 1e-5
     assert report['free_axes'] == ['batch', 'height', 'width'] and report['megabytes'] > 1
     assert {*report['seconds_per_image']} == {'eager', 'exported'}
-    stored = onnx.load(tmp_path / 'out' / 'model.onnx')
+    stored = onnx.load(in_onnx / 'model.onnx')
     (told,) = (json.loads(entry.value) for entry in stored.metadata_props if entry.key == 'xception_hub')
     assert told['class_names'] == CLASS_NAMES and told['preprocessing'] == report['preprocessing']
     assert [axis.dim_param or axis.dim_value for axis in stored.graph.input[0].type.tensor_type.shape.dim] == [
         'batch', 3, 'height', 'width',
     ]  # fmt: skip
     model = model_of(tiny / 'tiny')
-    assert_equal_at_all_sizes(FORMATS['onnx'].load(tmp_path / 'out' / 'model.onnx', 'fp32'), model)
-    run_alone(tmp_path / 'out', photo, model, 1e-5)
+    assert_equal_at_all_sizes(FORMATS['onnx'].load(in_onnx / 'model.onnx', 'fp32'), model)
+    run_alone(in_onnx, tiny / 'photos' / '000.png', model, 1e-5)
+
+
+def test_grey_images(in_onnx: Path, tiny: Path, tmp_path: Path) -> None:
+    """The code for a model of images of 12 bits prepares them as the model's training does."""
+    model, source = model_of(tiny / 'tiny'), f'local-dir:{tiny / "tiny"}'
+    model.grey_maximum = 4095  # type: ignore[assignment]
+    grey = np.asarray(photo().convert('L'), np.uint16) * 16
+    Image.fromarray(grey).save(tmp_path / 'grey.png')
+    code = snippet(described(model, source, Transforms(model), 'onnx', 'fp32'))
+    assert code
+    run_alone(in_onnx, tmp_path / 'grey.png', model, 1e-5, code)
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def sleeping(reference: Reference) -> Checked:
 OPENVINO = pytest.param('openvino', marks=pytest.mark.needs('openvino'))
 
 
-@pytest.mark.parametrize('name', ['pytorch', 'onnxruntime', OPENVINO])
+@pytest.mark.parametrize('name', ['pytorch', pytest.param('onnxruntime', marks=pytest.mark.slow), OPENVINO])
 def test_engine(name: str, model: Xception) -> None:
     before = copy.deepcopy(model.state_dict())
     optimized = xception_hub.optimize(model, EXAMPLE, name)
@@ -106,11 +106,11 @@ def test_engine(name: str, model: Xception) -> None:
         optimized(EXAMPLE.double())
 
 
-@pytest.mark.parametrize('name', ['pytorch', OPENVINO])
-def test_bf16(name: str, model: Xception) -> None:
+def test_bf16(model: Xception) -> None:
+    """OpenVINO's is in test_export.py."""
     if lacks_bf16(torch.device('cpu')):
         pytest.skip('this CPU has no instructions for bf16')
-    optimized = optimize(model, EXAMPLE, name, 'bf16')
+    optimized = optimize(model, EXAMPLE, 'pytorch', 'bf16')
     assert 1e-4 < optimized.difference < TOLERANCES['bf16']
     assert optimized(EXAMPLE).dtype == torch.float32
 

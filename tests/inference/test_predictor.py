@@ -2,8 +2,6 @@
 
 import itertools
 import pickle
-import shutil
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -13,16 +11,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from forked import CONTEXT
 from PIL import Image
-from random_model import random_model
+from random_model import save_small
 from small_images import encoded, photo, save_pieces
 
 import xception_hub
 from xception_hub.errors import DataError, ModelError, SettingsError
 from xception_hub.inference.predictor import AHEAD, Predictor
-from xception_hub.models import classifier
 from xception_hub.models.build import Transforms
 
 NAMES = ['cup', 'fork', 'glass', 'plate']
@@ -33,10 +29,7 @@ BATCH_SIZE = 3
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory."""
-    folder = tmp_path_factory.mktemp('model')
-    model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
-    classifier.save(folder, model, Transforms(model, 48).config, NAMES, False)
-    return folder
+    return save_small(tmp_path_factory.mktemp('model'), NAMES)
 
 
 @pytest.fixture(scope='module')
@@ -227,16 +220,16 @@ def anonymous() -> float:
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='only Linux tells a process its memory')
 @pytest.mark.parametrize('keep', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_flat_memory(keep: bool, folder: Path) -> None:
-    """A hundred times the images; what keeps something of each is found."""
+    """Forty times the images; what keeps something of each is found."""
     found = []
-    for count in (10, 1000):
+    for count in (10, 400):
         with ProcessPoolExecutor(1, CONTEXT) as process:
             found.append(process.submit(growth, folder, count, keep).result())
-    print(f'{found[0]:.1f} MB, with a hundred times the images {found[1]:.1f} MB')
+    print(f'{found[0]:.1f} MB, with forty times the images {found[1]:.1f} MB')
     assert (found[1] <= found[0] + 20) != keep
 
 
-# By other libraries
+# By other libraries; the page about them runs Ray Data and Spark, see test_readme.py
 
 
 def test_datasets(predictor: Predictor, files: list[Path], rows: list[dict[str, Any]]) -> None:
@@ -249,63 +242,7 @@ def test_datasets(predictor: Predictor, files: list[Path], rows: list[dict[str, 
     assert as_rows(decoded.select_columns(list(found.features)[1:]).to_dict()) == rows[:3]
 
 
-@pytest.mark.slow
-@pytest.mark.needs('ray')
-@pytest.mark.filterwarnings('ignore')  # Ray warns of its own settings
-def test_ray(folder: Path, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a cluster of this machine, by two workers."""
-    import pandas
-    import ray.data
-
-    monkeypatch.setenv('RAY_AUTH_MODE', 'disabled')
-    ray.init(
-        num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level='error',
-        runtime_env=dict(env_vars=dict(PYTHONPATH=str(ROOT))),
-    )  # fmt: skip
-    try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        tables = [
-            pandas.DataFrame([dict(path=str(path), bytes=path.read_bytes()) for path in files[start:][:BATCH_SIZE]])
-            for start in range(0, len(files), BATCH_SIZE)
-        ]
-        found = ray.data.from_pandas(tables).map_batches(
-            Predictor,
-            fn_constructor_args=(str(folder),),
-            fn_constructor_kwargs=dict(batch_size=BATCH_SIZE, device='cpu'),
-            compute=ray.data.ActorPoolStrategy(size=2),
-            batch_format='numpy',
-            batch_size=BATCH_SIZE,
-        )
-        columns = found.to_pandas().set_index('path').loc[[str(path) for path in files]]
-    finally:
-        ray.shutdown()
-    assert as_rows(columns) == rows
-
-
 def test_predict_fn(predictor: Predictor, files: list[Path], rows: list[dict[str, Any]]) -> None:
     """What Spark calls: pickled, called for a function, which is given an array."""
     make = pickle.loads(pickle.dumps(predictor.make_predict_fn))
     assert as_rows(make()(np.array([path.read_bytes() for path in files], object))) == rows
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings('ignore')  # PySpark warns of pandas 3
-def test_spark(folder: Path, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    sql, functions = pytest.importorskip('pyspark.sql'), pytest.importorskip('pyspark.ml.functions')
-    types = pytest.importorskip('pyspark.sql.types')
-    if not shutil.which('java'):
-        pytest.skip('Spark needs Java')
-    monkeypatch.setenv('PYTHONPATH', str(ROOT))
-    monkeypatch.setenv('PYSPARK_PYTHON', sys.executable)
-    session = sql.SparkSession.builder.master('local[1]').config('spark.ui.enabled', 'false').getOrCreate()
-    try:
-        predicted = functions.predict_batch_udf(
-            predictor_of(folder).make_predict_fn,
-            return_type=types.StructType.fromDDL('label string, probability double, top string, error string'),
-            batch_size=BATCH_SIZE,
-        )
-        table = session.createDataFrame([(bytearray(path.read_bytes()),) for path in files], 'content binary')
-        found = table.coalesce(1).select(predicted('content').alias('row')).select('row.*').collect()
-    finally:
-        session.stop()
-    assert as_rows({name: [row[name] for row in found] for name in ('label', 'probability', 'top', 'error')}) == rows

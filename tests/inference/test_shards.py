@@ -13,12 +13,10 @@ from filelock import FileLock
 from forked import CONTEXT
 from patience import patience
 from pyarrow import parquet
-from random_model import random_model
+from random_model import save_small
 from small_images import save_pieces
 
 from xception_hub.inference import predict
-from xception_hub.models import classifier
-from xception_hub.models.build import Transforms
 
 COUNT, SHARD_SIZE, BATCH_SIZE = 22, 6, 4  # images; four parts, the last of which is smaller
 PARTS = [f'part-0000{number}-of-00004.parquet' for number in range(4)]
@@ -27,10 +25,7 @@ PARTS = [f'part-0000{number}-of-00004.parquet' for number in range(4)]
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory."""
-    folder = tmp_path_factory.mktemp('model')
-    model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
-    classifier.save(folder, model, Transforms(model, 48).config, ['cup', 'fork', 'glass', 'plate'], False)
-    return folder
+    return save_small(tmp_path_factory.mktemp('model'), ['cup', 'fork', 'glass', 'plate'])
 
 
 @pytest.fixture(scope='module')
@@ -154,11 +149,7 @@ def test_refused(folder: Path, photos: Path, rows: list[dict[str, Any]], tmp_pat
     """Other settings, another model or other images in the directory of a run, and what is no directory of one."""
     output = tmp_path / 'shards'
     run(folder, photos, output)
-    other = tmp_path / 'other'
-    other.mkdir()
-    classifier.save(
-        other, random_model(1, num_classes=4, width_multiplier=0.25, min_img_size=32), {}, list('abcd'), False
-    )
+    other = save_small(tmp_path / 'other', list('abcd'), seed=1)
     (tmp_path / 'notes').mkdir()
     (tmp_path / 'notes' / 'a.txt').write_text('text')
     (tmp_path / 'file').write_text('text')

@@ -1,6 +1,7 @@
 """The network by itself: its size, its arguments and their errors, its dilated forms, its head."""
 
 import copy
+import math
 import re
 from typing import Any
 
@@ -22,6 +23,9 @@ FLOAT64 = dict(rtol=1e-10, atol=1e-12)
 # Height and width in every combination of odd and even. The maps at stride 8, which the dilated network pools with
 # dilation, have 9, 12, 11, 10 rows and 9, 11, 10, 12 columns: all remainders of the division by 4.
 SIZES = [(71, 71), (96, 90), (90, 81), (81, 98)]
+
+
+NARROW: dict[str, Any] = dict(width_multiplier=0.25)
 
 
 @pytest.fixture(scope='module')
@@ -87,12 +91,12 @@ def test_drop_rate_drops_in_training_only(model: Xception) -> None:
 
 def test_drop_path_rate() -> None:
     """It grows linearly from module 2 to 13, and drops the stack of some samples but never the residual connection."""
-    model = random_model(drop_path_rate=0.5)
+    model = random_model(**NARROW, drop_path_rate=0.5)
     modules = [m for m in model.modules() if isinstance(m, XceptionModule)]
     rates = [getattr(m.drop_path, 'drop_prob', 0.0) for m in modules]
     torch.testing.assert_close(torch.tensor(rates), torch.cat([torch.linspace(0, 0.5, 12), torch.zeros(1)]))
 
-    module, x = model.exit_flow[0], torch.randn(32, 728, 5, 5)
+    module, x = model.exit_flow[0], torch.randn(32, 184, 5, 5)
     with torch.no_grad():
         torch.testing.assert_close(module(x), module.shortcut(x) + module.stack(x))
         module.drop_path.train()
@@ -103,8 +107,8 @@ def test_drop_path_rate() -> None:
 
 def test_fc_widths() -> None:
     """The fully connected layers stand between pooling and classifier, and survive another classifier."""
-    model = random_model(fc_widths=(32, 16), num_classes=5)
-    features = torch.rand(2, 2048, 3, 3)
+    model = random_model(**NARROW, fc_widths=(32, 16), num_classes=5)
+    features = torch.rand(2, 512, 3, 3)
     before = model.forward_head(features, pre_logits=True)
     assert (model.head_hidden_size, before.shape, model.forward_head(features).shape) == (16, (2, 16), (2, 5))
     model.reset_classifier(7)
@@ -112,11 +116,11 @@ def test_fc_widths() -> None:
     assert (model.head_hidden_size, model.forward_head(features).shape) == (16, (2, 7))
 
 
-@pytest.mark.parametrize(('pool', 'width'), [('', 2048), ('avg', 16), ('max', 16), ('catavgmax', 16)])
+@pytest.mark.parametrize(('pool', 'width'), [('', 512), ('avg', 16), ('max', 16), ('catavgmax', 16)])
 def test_fc_widths_and_pooling(pool: str, width: int) -> None:
     """Without pooling there are no fully connected layers; with any pooling, whatever was before, there are."""
-    features = torch.rand(2, 2048, 3, 3)
-    created, reset = random_model(fc_widths=(16,), num_classes=0, global_pool=pool), random_model(fc_widths=(16,))
+    features, kwargs = torch.rand(2, 512, 3, 3), dict(NARROW, fc_widths=(16,))
+    created, reset = random_model(**kwargs, num_classes=0, global_pool=pool), random_model(**kwargs)
     reset.reset_classifier(0, '')
     reset.reset_classifier(0, pool)
     for model in (created, reset):
@@ -127,6 +131,7 @@ def test_fc_widths_and_pooling(pool: str, width: int) -> None:
 def test_head_layers() -> None:
     """Numbered by kind, in the order given; a list of the paper's kind is what `fc_widths` is short for."""
     model = random_model(
+        **NARROW,
         num_classes=3,
         head_layers=[
             {'bn': 1e-5, 'momentum': 0.9},
@@ -141,7 +146,7 @@ def test_head_layers() -> None:
     assert list(dict(layers.named_children())) == ['bn1', 'drop1', 'fc1', 'bn2', 'act1', 'fc2']
     assert (layers.bn1.eps, layers.bn1.momentum, layers.bn2.eps) == (1e-5, pytest.approx(0.1), 1e-3)
     assert (layers.fc1.bias, layers.drop1.p, model.head_hidden_size) == (None, 0.3, 8)
-    features = torch.rand(2, 2048, 3, 3)
+    features = torch.rand(2, 512, 3, 3)
     expected = model.head.fc(layers.fc2(F.gelu(layers.bn2(layers.fc1(layers.bn1(features.mean((2, 3))))))))
     torch.testing.assert_close(model.forward_head(features), expected)
     torch.testing.assert_close(torch.jit.script(model).forward_head(features), expected)
@@ -164,23 +169,36 @@ def test_act_layer(act_layer: Any, kind: type) -> None:
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ('name', 'values'),
-    [
-        *(('output_stride', [4]), ('pool_padding', ['valid']), ('fc_widths', [[0]]), ('drop_rate', [1.5])),
-        *(('drop_path_rate', [-1]), ('bn_eps', [0]), ('min_img_size', [3]), ('in_chans', [0]), ('num_classes', [-1])),
-        ('global_pool', ['median']),
-        ('head_layers', [[{'fc': 0}], ['fc'], [{'fc': 8, 'act': 'relu'}], [{'drop': 1}], [{}]]),
-    ],
-)
-def test_bad_argument(name: str, values: list[Any]) -> None:
-    """The error names the argument and its value."""
+BAD: list[tuple[str, list[Any], str]] = [  # argument, values, the choices that the error names
+    ('output_stride', [4], '(8, 16, 32)'),
+    ('pool_padding', ['valid'], "('same', 'symmetric')"),
+    ('fc_widths', [[0]], 'positive'),
+    ('drop_rate', [1.5], 'in [0, 1)'),
+    ('drop_path_rate', [-1], 'in [0, 1)'),
+    ('bn_eps', [0], 'positive'),
+    ('min_img_size', [3], 'at least 7'),
+    ('in_chans', [0], 'at least 1'),
+    ('num_classes', [-1], 'at least 0'),
+    ('global_pool', ['median'], "'catavgmax'"),
+    ('head_layers', [[{'fc': 0}], ['fc'], [{'fc': 8, 'act': 'relu'}], [{'drop': 1}], [{}]], "'flatten'"),
+    ('segments', [3, 0, 16], '(None, 1, 2, 4, 8)'),
+    ('order', ['both'], "('depthwise_first', 'pointwise_first')"),
+    ('mid_act_layer', ['rely'], "'relu' or 'elu'"),
+    ('width_multiplier', [0.125, 0.0, -1.0, math.nan, math.inf], 'above 0.125'),
+]
+
+
+@pytest.mark.parametrize(('name', 'values', 'choices'), BAD, ids=[name for name, *_ in BAD])
+def test_bad_argument(name: str, values: list[Any], choices: str) -> None:
+    """The error names the argument, its value and the choices."""
     for value in values:
-        with pytest.raises(ValueError, match=re.escape(f'{name}={value!r}')):
+        with pytest.raises(ValueError, match=f'{re.escape(f"{name}={value!r}")}.*{re.escape(choices)}'):
             on_meta(**{name: value})
 
 
-def test_head_layers_and_fc_widths() -> None:
+def test_arguments_that_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match='residual=False.*True if drop_path_rate'):
+        on_meta(residual=False, drop_path_rate=0.1)
     with pytest.raises(ValueError, match='fc_widths'):
         on_meta(fc_widths=(8,), head_layers=[{'fc': 8}])
 

@@ -1,6 +1,5 @@
 """The paper's variants: each computes what its figure says, is kept as what it is, and takes nobody else's weights."""
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ import timm
 import torch
 from conftest import save_repository
 from hub_server import HubServer
+from random_model import images as random_images
+from random_model import random_model
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ import xception_hub
 from xception_hub import Xception
 from xception_hub.errors import ToKerasError
 from xception_hub.layers import SeparableConv2d
-from xception_hub.porting.keras_file import build_keras
+from xception_hub.porting.keras_model import build_keras
 
 SMALL = dict(width_multiplier=0.1875, min_img_size=33, num_classes=5)
 NAMES = {  # parameters: the classifier's share is (2048 or 4096) * 1000 + 1000, or as many for 17,000 classes
@@ -44,19 +45,11 @@ def parameters(model: nn.Module) -> int:
 
 
 def small(**kwargs: Any) -> Any:
-    """A narrow network, in evaluation mode, whose batch normalizations have statistics of their own."""
-    torch.manual_seed(0)
-    model = Xception(**{**SMALL, **kwargs}).eval()
-    for name, buffer in model.named_buffers():
-        if name.endswith('running_var'):
-            buffer.uniform_(0.5, 2)
-        elif name.endswith('running_mean'):
-            buffer.normal_()
-    return model
+    return random_model(**{**SMALL, **kwargs})
 
 
 def images(size: int = 41) -> Tensor:
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return random_images(size, size, batch=2)
 
 
 def separable(model: nn.Module) -> list[SeparableConv2d]:
@@ -179,15 +172,6 @@ def test_tools(kwargs: dict[str, Any]) -> None:
 # Their weights --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('kwargs', [dict(order='pointwise_first'), *VARIANTS], ids=str)
-def test_saved_and_loaded(kwargs: dict[str, Any], tmp_path: Path) -> None:
-    """A directory's config.json says which variant its weights are."""
-    created = timm.create_model('xception_paper', **{**SMALL, **kwargs}).eval()
-    save_for_hf(created, tmp_path, safe_serialization=True)
-    loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
-    assert torch.equal(loaded(images()), created(images()))
-
-
 @pytest.mark.parametrize(
     ('name', 'args'),
     [('fc', dict(fc_widths=(16, 8))), ('no_residual', dict(residual=False)), ('mid_elu', dict(mid_act_layer='elu'))],
@@ -239,25 +223,7 @@ def test_a_file_without_residual_connections_is_no_xception_paper(tmp_path: Path
         xception_hub.from_checkpoint(tmp_path / 'model' / 'model.safetensors')
 
 
-# Bad input ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ('kwargs', 'choices'),
-    [
-        *((dict(segments=segments), '(None, 1, 2, 4, 8)') for segments in (3, 0, 16)),
-        (dict(order='both'), "('depthwise_first', 'pointwise_first')"),
-        (dict(mid_act_layer='rely'), "'relu' or 'elu'"),
-        *((dict(width_multiplier=factor), 'above 0.125') for factor in (0.125, 0.0, -1.0, math.nan, math.inf)),
-        (dict(residual=False, drop_path_rate=0.1), 'True if drop_path_rate'),
-    ],
-    ids=str,
-)
-def test_bad_argument(kwargs: dict[str, Any], choices: str) -> None:
-    """The error names the argument, its value and the choices."""
-    name, value = next(iter(kwargs.items()))
-    with pytest.raises(ValueError, match=f'{re.escape(f"{name}={value!r}")}.*{re.escape(choices)}'):
-        on_meta(**kwargs)
+# timm's tests ---------------------------------------------------------------------------------------------------------
 
 
 def test_poolings_of_faded_features() -> None:

@@ -79,7 +79,7 @@ def act(layer: type[nn.Module] | None) -> nn.Module | None:
     return layer() if layer else None
 
 
-# Figure 1: an Inception V3 module -------------------------------------------------------------------------------------
+# Figure 1: an Inception V3 module
 
 
 def test_figure_1() -> None:
@@ -99,23 +99,15 @@ def test_inception_v3(in_chs: int, pool_width: int) -> None:
     ).eval()
     towers = (FIGURE_1[0], ((1, 48), (5, 64)), FIGURE_1[2], ('avg_pool', (1, pool_width)))
     module = InceptionModule(in_chs, towers, BATCH_NORM, count_include_pad=True).double().eval()
-    names = {
-        'branch1x1': '0.0',
-        'branch5x5_1': '1.0',
-        'branch5x5_2': '1.1',
-        'branch3x3dbl_1': '2.0',
-        'branch3x3dbl_2': '2.1',
-        'branch3x3dbl_3': '2.2',
-        'branch_pool': '3.1',
-    }
-    kinds = {'conv': '0', 'bn': '1.0'}
-    parts = [name.split('.') for name in timm_module.state_dict()]
-    module.load_state_dict(
-        {
-            f'towers.{names[branch]}.{kinds[kind]}.{name}': timm_module.state_dict()[f'{branch}.{kind}.{name}']
-            for branch, kind, name in parts
-        }
-    )
+    names = dict(
+        branch1x1='0.0', branch5x5_1='1.0', branch5x5_2='1.1', branch3x3dbl_1='2.0', branch3x3dbl_2='2.1',
+        branch3x3dbl_3='2.2', branch_pool='3.1', conv='0', bn='1.0',
+    )  # fmt: skip
+    state = {}
+    for key, tensor in timm_module.state_dict().items():
+        branch, kind, name = key.split('.')
+        state[f'towers.{names[branch]}.{names[kind]}.{name}'] = tensor
+    module.load_state_dict(state)
     assert_same_function(timm_module, module, in_chs)
 
 
@@ -128,7 +120,7 @@ def test_average_pool() -> None:
     assert pool.out_chs == 3
 
 
-# Figures 2 to 4: the strict equivalences ------------------------------------------------------------------------------
+# Figures 2 to 4: the strict equivalences
 
 
 @pytest.mark.parametrize('training', [False, True])
@@ -164,25 +156,16 @@ def test_one_segment() -> None:
     assert_same_function(conv, product, 10)
 
 
-# The depthwise separable convolution ----------------------------------------------------------------------------------
+# The depthwise separable convolution
 
 
 @pytest.mark.parametrize('dilation', [1, 2])
 def test_separable_convolution(dilation: int) -> None:
     """Figure 4 with the order exchanged is a depthwise separable convolution, to the bit."""
-    conv, separable = (
-        SeparableConv2d(10, 12, dilation=dilation),
-        nn.Sequential(
-            OrderedDict(
-                conv_dw=nn.Conv2d(10, 10, 3, padding=dilation, dilation=dilation, groups=10, bias=False),
-                conv_pw=nn.Conv2d(10, 12, 1, bias=False),
-            )
-        ),
-    )
-    assert {name: tuple(tensor.shape) for name, tensor in conv.state_dict().items()} == {
-        'conv_dw.weight': (10, 1, 3, 3),
-        'conv_pw.weight': (12, 10, 1, 1),
-    }
+    depthwise = nn.Conv2d(10, 10, 3, padding=dilation, dilation=dilation, groups=10, bias=False)
+    separable = nn.Sequential(OrderedDict(conv_dw=depthwise, conv_pw=nn.Conv2d(10, 12, 1, bias=False)))
+    conv = SeparableConv2d(10, 12, dilation=dilation)
+    assert [tuple(tensor.shape) for tensor in conv.state_dict().values()] == [(10, 1, 3, 3), (12, 10, 1, 1)]
     results = values_and_gradients(randomised(separable), 10), values_and_gradients(randomised(conv), 10)
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
@@ -218,17 +201,10 @@ def test_order_is_unimportant_in_stacks(
 ) -> None:
     """All but the ends of a stack of figure 3 or 4 is a stack of the other order, whatever the non-linearities."""
     chs = [10, 12, 8, 6][: depth + 1]
-    stack = [
-        SeparableConv2d(
-            chs[i],
-            chs[i + 1],
-            segments=segments,
-            order='pointwise_first',
-            dilation=i + 1,
-            act=within(0.2 * i) if within else None,
-        )  # no two of them are the same
-        for i in range(depth)
-    ]
+    stack = []
+    for i in range(depth):  # no two of them are the same
+        args = dict(segments=segments, order='pointwise_first', dilation=i + 1, act=within and within(0.2 * i))
+        stack.append(SeparableConv2d(chs[i], chs[i + 1], **args))
     inception = randomised(nn.Sequential(*(nn.Sequential(conv, act(after) or nn.Identity()) for conv in stack))).eval()
     exchanged = exchange_order(stack, act(after))
     modules = [m for m in exchanged if isinstance(m, SeparableConv2d)]
@@ -238,7 +214,7 @@ def test_order_is_unimportant_in_stacks(
     assert_own_weights(exchanged, inception)
 
 
-# The dial -------------------------------------------------------------------------------------------------------------
+# The number of segments
 
 
 @pytest.mark.parametrize('order', ORDERS)
@@ -261,7 +237,7 @@ def test_cost(in_chs: int, out_chs: int, order: str) -> None:
     assert sum(p.numel() for p in extreme.parameters()) == costs[-1] == in_chs * out_chs + 9 * chs
 
 
-# Errors ---------------------------------------------------------------------------------------------------------------
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -293,9 +269,6 @@ def test_bad_argument(arguments: dict[str, Any], choices: str) -> None:
 def test_bad_towers(towers: Any) -> None:
     with pytest.raises(ValueError, match=re.escape(f'towers={towers!r}')):
         InceptionModule(10, towers)
-
-
-def test_bad_in_chs() -> None:
     with pytest.raises(ValueError, match='in_chs=0.*at least 1'):
         InceptionModule(0)
 

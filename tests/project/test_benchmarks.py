@@ -12,10 +12,7 @@ import pytest
 from commands import words
 from conftest import ROOT
 from forked import run_script
-from random_model import random_model
-
-from xception_hub.models import classifier
-from xception_hub.models.build import Transforms
+from random_model import save_small
 
 NUMBERS = r'( +[\d.]+)'
 SMALL = '--model test_resnet --image-size 32 --photos 80 --batch-size 8 --recipes full --precisions no --workers 0'
@@ -92,9 +89,8 @@ def test_explanations(converted: Path) -> None:
 
 def test_predict(tmp_path: Path) -> None:
     """With what decoding and network cost alone."""
-    model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
-    classifier.save(tmp_path, model, Transforms(model, 48).config, list('abcd'), False)
-    text = run('predict.py', '--photos 3 --batch-size 2 --repeats 1 --model', tmp_path)
+    model = save_small(tmp_path, list('abcd'))
+    text = run('predict.py', '--photos 3 --batch-size 2 --repeats 1 --model', model)
     assert re.search(rf'^decoding{NUMBERS}{{3}}\nnetwork{NUMBERS}{{3}}\nboth{NUMBERS}{{3}}$', text, re.MULTILINE)
 
 

@@ -21,10 +21,12 @@ from forked import run_code
 from hub_server import HubServer
 from kitchen_photos import PHOTOS, kitchen_photos
 from port_a_keras_model import CLASS_NAMES, Checkpoint
+from pyarrow import parquet
 from torch import Tensor
 
 from benchmarks.checkpoints import to_legacy
 from xception_hub.cli import main, tool
+from xception_hub.inference.predictor import Predictor
 
 TRAINED = ('figure_6.png', 'figure_9.png', 'figure_10.png', 'spectrum.png')  # by benchmarks/ablations.py
 README = (ROOT / 'README.md').read_text()
@@ -51,6 +53,19 @@ NEEDED = {  # what a block names -> the packages of the extra test-all that it n
 }
 
 
+def equals_predictor(table: Path) -> bool:
+    """Whether what another library wrote are the rows of a Predictor."""
+    photos = sorted((table.parent / 'photos').glob('*.jpg'))
+    rows = Predictor(table.parent / 'build' / 'kitchenware', image_size=150).predict(photos)
+    expected = {
+        photo.name: (row['label'], pytest.approx(row['probability'], abs=1e-4)) for photo, row in zip(photos, rows)
+    }
+    found = parquet.read_table(table).to_pylist()
+    return len(found) == len(photos) and expected == {
+        Path(row['path']).name: (row['label'], row['probability']) for row in found
+    }
+
+
 EXPECTED: dict[str, Callable[[str, Path], bool]] = {  # part of a block -> what holds of its output and its folder
     'index_to_description': lambda text, folder: (
         text in map(timm.data.ImageNetInfo().index_to_description, range(1000))
@@ -73,6 +88,8 @@ EXPECTED: dict[str, Callable[[str, Path], bool]] = {  # part of a block -> what 
         and size(folder / 'page.html') > 300_000
     ),
     'merge_towers(figure_2)': lambda text, folder: 0 <= float(re.findall(r'tensor\((\S+?),', text)[0]) < 1e-14,
+    'predictions-by-ray': lambda text, folder: equals_predictor(folder / 'predictions-by-ray'),
+    'predictions-by-spark': lambda text, folder: equals_predictor(folder / 'predictions-by-spark'),
     "'xception_paper_jft'": lambda text, folder: text == 'torch.Size([1, 17000])',
 }
 

@@ -1,5 +1,6 @@
 """Networks with random weights that compute something: what the tests run where the genuine weights don't matter."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from xception_hub import Xception
+from xception_hub.models import classifier
+from xception_hub.models.build import Transforms
 
 
 def images(*size: int, batch: int = 1, chans: int = 3, seed: int = 1) -> Tensor:
@@ -40,3 +43,11 @@ def random_model(seed: int = 0, **kwargs: Any) -> Xception:
             norm.running_mean += torch.randn_like(norm.running_mean) * norm.running_var.sqrt() / 4
             norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.5)
     return model.eval()
+
+
+def save_small(folder: Path, names: list[str], seed: int = 0) -> Path:
+    """A directory of a narrow network for images of 48x48 pixels, as finetune.py writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = random_model(seed, num_classes=len(names), width_multiplier=0.25, min_img_size=32)
+    classifier.save(folder, model, Transforms(model, 48).config, names, False)
+    return folder

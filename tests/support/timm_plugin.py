@@ -1,10 +1,10 @@
-"""A pytest plugin that points timm's own tests/test_models.py, unmodified, at one model of this package.
+"""A pytest plugin that points timm's own tests/test_models.py, unmodified, at models of this package.
 
-    TIMM_PLUGIN_MODEL=xception_paper python -m pytest -p timm_plugin test_models.py
+    TIMM_PLUGIN_MODELS=xception_paper,xception_paper_fc python -m pytest -p timm_plugin test_models.py
 
-Tests that timm runs on all models run on that one alone; `HARD_CODED` lists tests that timm runs on chosen models and
-that run on it instead. Everything else is deselected. A network without pretrained weights has a quarter of the width
-there, on which nothing depends that these tests look at.
+Tests that timm runs on all models run on those alone; `HARD_CODED` lists tests that timm runs on chosen models and
+that run on them instead. Everything else is deselected. A network without pretrained weights has a quarter of the width
+there, and narrow layers before its classifier: these tests depend on neither.
 """
 
 import functools
@@ -18,28 +18,32 @@ import timm
 import xception_hub  # noqa: F401  registers the models
 
 MODULE = 'xception_paper'
-MODEL = os.environ.get('TIMM_PLUGIN_MODEL', MODULE)  # one of `timm.list_models(module=MODULE)`
+MODELS = os.environ.get('TIMM_PLUGIN_MODELS', MODULE).split(',')  # of `timm.list_models(module=MODULE)`
+LEFT_OUT = {  # test -> a model that cannot pass it
+    'test_reset_classifier_keeps_pool': 'xception_paper_no_residual',  # its untrained features fade: test_variants.py
+    # TorchScript knows no super(); it knows `features_only`, see test_pyramid.py
+    'test_feature_getter_stage_ends_torchscript': 'xception_paper_pyramid',
+}
+FC_WIDTHS = (32, 16)
+
+
+def models_of(test: str) -> list[str]:
+    return [name for name in MODELS if name != LEFT_OUT.get(test)]
+
 
 # Test -> the values of its parameters, which replace those in timm's file.
 HARD_CODED: dict[str, dict[str, list[Any]]] = {
-    'test_reset_classifier_keeps_pool': {'model_name': [MODEL]},
-    'test_features_only_grad_checkpointing_backward': {'model_name': [MODEL]},
+    'test_reset_classifier_keeps_pool': {},
+    'test_features_only_grad_checkpointing_backward': {},
     'test_feature_hook_net_grad_checkpointing_order': {},  # names 'xception41' in its body
-    'test_model_features_output_stride': {'model_name': [MODEL], 'output_stride': [8, 16]},
-    'test_feature_getter_stage_ends_torchscript': {'model_name': [MODEL]},
-    'test_prune_intermediate_layers_params_used': {'model_name': [MODEL]},
-    'test_head_hidden_size': {'model_name,model_kwargs': [(MODEL, {}), (MODEL, {'fc_widths': (32, 16)})]},
-    'test_forward_after_prune_intermediate_layers': {'model_name': [MODEL]},
-    'test_prune_intermediate_layers_last_feature': {'model_name,stop_early_final': [(MODEL, True)]},
-    'test_prune_to_stem_feature': {'model_name': [MODEL]},
+    'test_model_features_output_stride': {'output_stride': [8, 16]},
+    'test_feature_getter_stage_ends_torchscript': {},
+    'test_prune_intermediate_layers_params_used': {},
+    'test_head_hidden_size': {'model_kwargs': [{}, {'fc_widths': FC_WIDTHS}]},
+    'test_forward_after_prune_intermediate_layers': {},
+    'test_prune_intermediate_layers_last_feature': {'stop_early_final': [True]},
+    'test_prune_to_stem_feature': {},
 }
-
-if MODEL == 'xception_paper_no_residual':  # its untrained features fade: see test_variants.py
-    del HARD_CODED['test_reset_classifier_keeps_pool']
-if MODEL == 'xception_paper_pyramid':  # TorchScript knows no super(); it knows `features_only`, see test_pyramid.py
-    del HARD_CODED['test_feature_getter_stage_ends_torchscript']
-if 'fc' in MODEL:  # their own hidden layers come before the argument
-    HARD_CODED['test_head_hidden_size'] = {'model_name,model_kwargs': [(MODEL, {})]}
 
 # Arguments that these tests' models need on top.
 #   min_img_size: they run on 64x64 pixels, but the limit of Keras, which is our default, is 71.
@@ -57,13 +61,13 @@ MODEL_ARGS: dict[str, dict[str, Any]] = {
 
 
 def only_ours(list_models: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """Wraps timm's listing: only that model, which is also in any list of modules."""
+    """Wraps timm's listing: only those models, which are also in any list of modules."""
 
     @functools.wraps(list_models)
     def listing(*args: Any, **kwargs: Any) -> list[str]:
         if kwargs.get('module'):
             kwargs['module'] = [*kwargs['module'], MODULE]
-        return [name for name in list_models(*args, **kwargs) if name.split('.')[0] == MODEL]
+        return [name for name in list_models(*args, **kwargs) if name.split('.')[0] in MODELS]
 
     return listing
 
@@ -71,8 +75,10 @@ def only_ours(list_models: Callable[..., list[str]]) -> Callable[..., list[str]]
 def narrow(create_model: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(create_model)
     def create(name: str, pretrained: bool = False, **kwargs: Any) -> Any:
-        width = {} if pretrained else dict(width_multiplier=0.25)
-        return create_model(name, pretrained=pretrained, **width, **kwargs)
+        widths = {} if pretrained else dict(width_multiplier=0.25)
+        if 'fc' in name:
+            kwargs.setdefault('fc_widths', FC_WIDTHS)
+        return create_model(name, pretrained=pretrained, **widths, **kwargs)
 
     return create
 
@@ -89,16 +95,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     test = metafunc.definition
     if test.name in HARD_CODED:
         test.own_markers = [mark for mark in test.own_markers if mark.name != 'parametrize']
-        for names, values in HARD_CODED[test.name].items():
-            metafunc.parametrize(names, values)
+        if 'model_name' in metafunc.fixturenames:
+            metafunc.parametrize('model_name', models_of(test.name))
+        for name, values in HARD_CODED[test.name].items():
+            metafunc.parametrize(name, values)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects what is not about that model, such as timm's parametrised tests whose lists are now empty."""
+    """Deselects what is not about those models, such as timm's parametrised tests whose lists are now empty."""
 
     def is_ours(item: Any) -> bool:
         params = item.callspec.params if hasattr(item, 'callspec') else {}
-        return item.originalname in HARD_CODED or str(params.get('model_name')).split('.')[0] == MODEL
+        return item.originalname in HARD_CODED or str(params.get('model_name')).split('.')[0] in MODELS
 
     config.hook.pytest_deselected(items=[item for item in items if not is_ours(item)])
     items[:] = [item for item in items if is_ours(item)]
@@ -106,11 +114,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def model_args(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the tests of `HARD_CODED`, `create_model` creates that model, with `MODEL_ARGS`."""
+    """In the tests of `HARD_CODED`, `create_model` creates one of those models, with `MODEL_ARGS`."""
     test = request.function.__name__
     if test in HARD_CODED:
 
-        def create_model(_: str, **kwargs: Any) -> Any:
-            return timm.create_model(MODEL, **MODEL_ARGS.get(test, {}), **kwargs)
+        def create_model(name: str, **kwargs: Any) -> Any:
+            name = name if name in MODELS else MODELS[0]
+            return timm.create_model(name, **MODEL_ARGS.get(test, {}), **kwargs)
 
         monkeypatch.setattr(request.module, 'create_model', create_model)

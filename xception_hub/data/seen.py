@@ -65,27 +65,31 @@ class Seen:
     def share(self, data: Data, share: float, seed: int) -> Data:
         """The data with a validation split of images that the model was not trained on.
 
-        Images that were held out before stay so; of those that are new, a share is. The others are for training.
+        Images that were held out before stay so; of those that are new, a share is. The others are for training. A
+        group with an image that the model was trained on is for training; else, one with a held-out image is held out.
         """
         trained, held = (_among(data.train, names) for names in (self.trained, self.held_out))
         if not (trained | held).any():
             return data.with_validation(share, seed)
-        new = np.flatnonzero(~trained & ~held)
-        rows = np.flatnonzero(held)
-        labels, groups = data.train.labels, data.train.groups
+        labels, groups, seen = data.train.labels, data.train.groups, int((trained | held).sum())
+        if len(groups):
+            trained = np.isin(groups, groups[trained])
+            held = np.isin(groups, groups[held]) & ~trained
+        new, rows = np.flatnonzero(~trained & ~held), np.flatnonzero(held)
         with warnings.catch_warnings(), suppress(DataError):  # a class with one new image adds none
             warnings.simplefilter('ignore')
             more = stratified(labels[new], data.class_names, share, seed, groups[new] if len(groups) else groups)
             rows = np.union1d(rows, new[more])
         if not len(rows):
             raise DataError(
-                f'The model was trained on all {len(labels)} images, so that none is left to measure it on. Add images '
-                f'that it has not seen, name a --validation-table of such, or start from another --model.'
+                f'The model was trained on all {"groups" if len(groups) else "images"}, so that no image is left to '
+                f'measure it on. Add images that it has not seen, pass a --validation-table of such images, or start '
+                f'from another --model.'
             )
         warn_of_missing(labels, rows.tolist(), data.class_names)
         note = (
-            f'The model has seen {int((trained | held).sum())} of the images before: {int(held.sum())} that were held '
-            f'out for validation stay so, and {int(trained.sum())} that it was trained on are for training again.'
+            f'The model has seen {seen} of the images before{", and others of their groups" if len(groups) else ""}: '
+            f'{int(held.sum())} that were held out stay so, and {int(trained.sum())} of training stay in training.'
         )
         return data.held_out(rows).noted(note)
 

@@ -1,1 +1,1 @@
-"""Writing, describing and publishing a model directory. Nothing here needs Keras or training."""
+"""Writing, describing and publishing a model directory, without Keras and without the code that trains."""

@@ -36,9 +36,9 @@ FIGURES = {
 HUB_METRICS = {'top1': 'accuracy', 'macro_f1': 'f1'}
 HUB_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')
 IMAGE_MODES = {1: 'L', 3: 'RGB'}  # Pillow's, by number of channels
-# timm needs these to prepare images. With torch.hub they are arguments, because it does not read config.json.
+# timm needs these to prepare images. torch.hub does not read config.json, so they are arguments there.
 DATA_FIELDS = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
-NO_ACTIVATION = {'linear': 'none', 'unknown': 'not known, for the file held weights alone'}
+NO_ACTIVATION = {'linear': 'none', 'unknown': 'not known: the file contained only weights'}
 CROP_MODES = {
     'squash': 'resized to {} without regard to the aspect ratio',
     'center': 'resized to cover {}',
@@ -51,7 +51,7 @@ def render(directory: Path, repo_id: str | None = None, license: str | None = No
 
     Args:
         directory: A model directory. The same files always give the same text.
-        repo_id: Repository in the card's code, 'org/name' or 'org/name@revision'. None gives a placeholder.
+        repo_id: Repository in the card's code, 'org/name' or 'org/name@revision'; a placeholder if None.
         license: The Hub's identifier of the weights' licence, like 'mit'. The licence in config.json's pretrained_cfg
             is ignored: after a fine-tuning it may still be that of the weights it started from.
 
@@ -80,9 +80,9 @@ def _context(
 ) -> dict[str, Any]:
     """Values that the template uses, without those that the caller of `render` gives."""
     num_classes, args = config['num_classes'], config.get('model_args') or {}
-    for name in (config['architecture'], *args):  # these stand in the card's code
+    for name in (config['architecture'], *args):  # parts of the card's code
         if not re.fullmatch(r'[\w.]+', str(name)):
-            raise CardError(f'{directory / CONFIG_FILE} holds {name!r} instead of the name of a model or an argument.')
+            raise CardError(f'{directory / CONFIG_FILE}: {name!r} is not the name of a model or an argument.')
     data, proofs, weights = _data_config(config), parity.get('proofs') or [], directory / WEIGHTS_FILE
     try:
         backbone, sha256 = str(verify(weights)), sha256_of([weights])
@@ -91,7 +91,7 @@ def _context(
     image_mode, activation = IMAGE_MODES.get(data['input_size'][0]), final_activation_of(config)
     recorded = 'final_activation' in (config.get('keras') or {})
     photo = f"Image.open('photo.jpg').convert({image_mode!r})"
-    if metrics:  # as the network saw its images in training: Keras does not turn them
+    if metrics:  # training rotates images according to their EXIF data; Keras does not
         grey_maximum = config.get('grey_maximum')
         photo = f"xception_hub.open_image('photo.jpg'{f', grey_maximum={grey_maximum}' if grey_maximum else ''})"
     return dict(
@@ -131,7 +131,7 @@ def is_xception(config: dict[str, Any]) -> bool:
 
 
 def _metadata(context: dict[str, Any]) -> str:
-    """YAML header of the card, by which the Hub sorts and finds the model."""
+    """YAML header of the card, which the Hub uses to sort and find the model."""
     task, dataset, metrics = context['task'], context['dataset'], context['metrics']
     figures = {kind: metrics[name] for name, kind in HUB_METRICS.items() if name in metrics}
     results = [EvalResult(task, dataset, dataset, kind, figure) for kind, figure in figures.items()]
@@ -157,7 +157,7 @@ def _classes(count: int, names: list[str]) -> str:
 
 
 def _preparation(data: dict[str, Any]) -> str:
-    """Preparation of the images, in words."""
+    """Describes the preparation of the images."""
     channels, height, width = data['input_size']
     size, resized = (
         f'{int(height / kept)}x{int(width / kept)}' for kept in (1, data['crop_pct'])

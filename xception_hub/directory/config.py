@@ -1,11 +1,11 @@
-"""What the config.json of a model directory says of the outputs."""
+"""What the config.json of a model directory records about the outputs."""
 
 from typing import Any
 
-# Activations of Keras models whose outputs stand for classes; linear ones are logits, as far as a file says.
+# Activations of Keras models whose outputs stand for classes. Linear outputs count as logits.
 OF_CLASSES = ('softmax', 'log_softmax', 'sigmoid', 'linear', 'unknown')
 
 
 def final_activation_of(config: dict[str, Any]) -> str:
-    """What the network that a model was read from applies to its outputs; 'unknown' without a record of it."""
+    """The activation that the original network applies to its outputs; 'unknown' if config.json does not record it."""
     return (config.get('keras') or config).get('final_activation', 'unknown')

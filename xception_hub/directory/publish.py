@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 
 from xception_hub.errors import exits_with_message, printable_lines
 
-from .upload import CARD_FILE, MESSAGE, Upload, describe, make_space, make_upload, send
+from .upload import CARD_FILE, MESSAGE, describe, make_space, make_upload, send
 
 app = App(name='python -m xception_hub.directory.publish', help=__doc__, version_flags=[])
 
@@ -45,23 +45,21 @@ def main(
             that no licence was given.
         message: Commit message.
     """
-    upload = make_upload(directory, repo_id, revision, license)
-    for part in (upload, make_space(upload)) if space else (upload,):
-        _publish(part, dry_run, private, message)
+    model = make_upload(directory, repo_id, revision, license)
+    for upload in (model, make_space(model)) if space else (model,):
+        print(printable_lines(describe(upload)))
+        if dry_run:
+            card = upload.contents[CARD_FILE]
+            print(f'\n{CARD_FILE}:\n\n{card.decode() if isinstance(card, bytes) else card}\n')
+        else:
+            commit_url = send(upload, private, message)
+            print(
+                f'\nPublished: {commit_url}\n' if commit_url else '\nNothing to do: the repository has all of this.\n'
+            )
     if dry_run:
         print('Dry run: nothing was sent.')
-        return
-    print(f"import timm, xception_hub\nmodel = timm.create_model('{upload.model_name}', pretrained=True)")
-
-
-def _publish(upload: Upload, dry_run: bool, private: bool, message: str) -> None:
-    print(printable_lines(describe(upload)))
-    if dry_run:
-        card = upload.contents[CARD_FILE]
-        print(f'\n{CARD_FILE}:\n\n{card.decode() if isinstance(card, bytes) else card}\n')
-        return
-    commit_url = send(upload, private, message).commit_url
-    print(f'\nPublished: {commit_url}\n' if commit_url else '\nNothing to do: the repository holds all of this.\n')
+    else:
+        print(f"import timm, xception_hub\nmodel = timm.create_model('{model.model_name}', pretrained=True)")
 
 
 if __name__ == '__main__':

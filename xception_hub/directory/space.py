@@ -23,8 +23,8 @@ launch({model_name!r})
 REQUIREMENTS = f'xception-hub[demo] @ git+https://github.com/{PROJECT}\n'
 
 
-def space_files(repo_id: str, model_name: str) -> dict[str, str]:
-    """Name -> text of each file.
+def space_files(repo_id: str, model_name: str) -> dict[str, bytes]:
+    """Name -> content of each file.
 
     Args:
         repo_id: Repository of the model, 'org/name'.
@@ -36,4 +36,5 @@ def space_files(repo_id: str, model_name: str) -> dict[str, str]:
         gradio = ''
     title = repo_id.partition('/')[2]
     card = CARD.format(title=title, version=gradio, repo_id=repo_id)
-    return {'README.md': card, 'app.py': APP.format(model_name=model_name), 'requirements.txt': REQUIREMENTS}
+    texts = {'README.md': card, 'app.py': APP.format(model_name=model_name), 'requirements.txt': REQUIREMENTS}
+    return {name: text.encode() for name, text in texts.items()}

@@ -1,4 +1,4 @@
-"""Publishes a model directory on the Hugging Face Hub, and a page for it as a Space: each in one commit."""
+"""Publishes a model directory on the Hugging Face Hub, and a demo page for it as a Space, each in one commit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,13 +85,6 @@ class Upload:
         return f'hf-hub:{_pinned(self.repo_id, self.branch)}'
 
 
-class Published(NamedTuple):
-    """An upload, and the address of the commit's page; None if nothing had changed and no commit was made."""
-
-    upload: Upload
-    commit_url: str | None
-
-
 def publish(
     directory: Path,
     repo_id: str,
@@ -100,10 +93,13 @@ def publish(
     revision: str | None = None,
     license: str | None = None,
     message: str = MESSAGE,
-) -> Published:
+) -> str | None:
     """Checks a directory and sends what the Hub does not have, in one commit. Nothing is written to the directory.
 
     The arguments are those of `xception-hub publish`. A branch that does not exist is created from main.
+
+    Returns:
+        The address of the commit's page; None if the repository has all of this, so that no commit was made.
 
     Raises:
         DirectoryError: A file of the directory is missing or cannot be read.
@@ -134,12 +130,11 @@ def make_upload(directory: Path, repo_id: str, revision: str | None = None, lice
 def make_space(upload: Upload) -> Upload:
     """The upload of a page for a published model: a Space of the same name, see `xception_hub.inference.demo`."""
     files = space_files(upload.repo_id, upload.model_name)
-    contents: dict[str, Path | bytes] = {name: text.encode() for name, text in files.items()}
-    return Upload(upload.repo_id, MAIN, contents, _ask(upload.repo_id, MAIN, 'space'), kind='space')
+    return Upload(upload.repo_id, MAIN, {**files}, _ask(upload.repo_id, MAIN, 'space'), kind='space')
 
 
-def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> Published:
-    """Sends the commit. The Hub's client leaves out unchanged files. `publish` describes the arguments."""
+def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> str | None:
+    """Sends the commit. The Hub's client leaves out unchanged files. `publish` describes arguments and result."""
     remote = upload.remote
     if remote.problem:
         raise remote.problem
@@ -165,7 +160,7 @@ def send(upload: Upload, private: bool = False, message: str = MESSAGE) -> Publi
             revision=upload.branch,
             parent_commit=remote.head,
         )
-    return Published(upload, None if commit.oid == remote.head else commit.commit_url)
+    return None if commit.oid == remote.head else commit.commit_url
 
 
 def _pinned(repo_id: str, branch: str) -> str:

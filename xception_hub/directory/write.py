@@ -38,7 +38,7 @@ def write_model(
         model: The timm model to save.
         model_config: Entries of config.json, as `timm.models.save_for_hf` takes them.
         model_args: Arguments of the model that timm does not save by itself.
-        data_config: Preparation of the images. None takes the model's own.
+        data_config: Preparation of the images. By default the model's own.
     """
     with tempfile.TemporaryDirectory(prefix='.model', dir=directory) as part:
         save_for_hf(
@@ -53,7 +53,7 @@ def write_model(
         # the pipelines of transformers pass num_classes themselves; passed twice, it is an error
         config.get('model_args', {}).pop('num_classes', None)
         _name_outputs(config)
-        if final := getattr(model, 'final_activation', None):  # of the file that the weights come from
+        if final := getattr(model, 'final_activation', None):  # recorded by the file that the weights come from
             config['final_activation'] = final
             if final == 'sigmoid':
                 config['problem_type'] = 'multi_label_classification'
@@ -93,7 +93,7 @@ def _name_outputs(config: dict[str, Any]) -> None:
 
 
 def _map_size(model: Xception, input_size: Sequence[int]) -> list[int]:
-    """Height and width of the last feature map. From this, fastai detects that the network ends in a pooling."""
+    """Height and width of the last feature map. fastai takes a network without them for one that pools nothing."""
     network = copy.deepcopy(model).to('meta').eval()
     return [*network.forward_features(torch.empty(1, *input_size, device='meta')).shape[2:]]
 
@@ -101,10 +101,10 @@ def _map_size(model: Xception, input_size: Sequence[int]) -> list[int]:
 def _add_header(file: Path, model: nn.Module) -> None:
     """Writes the arguments that the tensors depend on into the file's header, which timm leaves empty."""
     state = model.state_dict()
-    told = getattr(state, '_metadata', {}).get('', {}).get(ARGUMENTS)
-    if told is not None:
+    arguments = getattr(state, '_metadata', {}).get('', {}).get(ARGUMENTS)
+    if arguments is not None:
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-        safetensors.torch.save_file(tensors, file, metadata={'format': 'pt', ARGUMENTS: told})
+        safetensors.torch.save_file(tensors, file, metadata={'format': 'pt', ARGUMENTS: arguments})
         _sort_metadata(file)
 
 

@@ -6,7 +6,6 @@ For each photo, draws heat maps of what made the model choose the most probable 
 import difflib
 import json
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,10 +67,6 @@ def targets_of(photos: Sequence[Path], folder: Path) -> list[Path]:
     return targets
 
 
-def shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else f'{text[: LONGEST - 3]}...'
-
-
 @app.default
 @exits_with_message()
 def main(
@@ -98,7 +93,6 @@ def main(
         image_size: Height and width of the images in pixels. By default the model's own size.
         device: Device of the network: cpu, cuda or mps. By default a GPU, if there is one.
     """
-    warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
     if not photos:
         raise SettingsError('Name photos: xception-hub explain photo.jpg --model DIR.')
     if folders := [photo for photo in photos if photo.is_dir()]:
@@ -124,9 +118,11 @@ def main(
         maps = explain(network, image.expand(len(chosen), -1, -1, -1), chosen, method)
         named = [(class_names[number], probabilities[number]) for number in chosen]
         picture = seen(image, transforms.config['mean'], transforms.config['std'])
-        titles = [f'{shortened(name)} {value:.1%}' for name, value in named]
+        titles = [f'{printable(name, LONGEST)} {value:.1%}' for name, value in named]
         heats = in_unit_range(maps, together=True)
-        figure = sheet(picture, [(t, overlay(picture, heat)) for t, heat in zip(titles, heats)], shortened(target.name))
+        figure = sheet(
+            picture, [(t, overlay(picture, heat)) for t, heat in zip(titles, heats)], printable(target.name, LONGEST)
+        )
         try:
             output.mkdir(parents=True, exist_ok=True)
             figure.savefig(f'{target}.png')

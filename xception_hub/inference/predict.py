@@ -7,7 +7,6 @@ import hashlib
 import os
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -139,7 +138,7 @@ def predict(predictor: Predictor, splits: Sequence['Files | Split'], indices: ra
         first = 0
         for split in splits:
             for index in range(max(indices.start - first, 0), min(indices.stop - first, len(split))):
-                cell = split.cell(index)
+                cell: Any = split.cell(index)
                 names.append(split.cell_name(index, cell))
                 yield cell
             first += len(split)
@@ -196,7 +195,6 @@ def main(
         engine: Engine that runs the network: eager (plain PyTorch), auto (the fastest), or a name such as openvino.
         json_: Print each row as a line of JSON with all columns, instead of text.
     """
-    warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
     keep_freed_memory()
     rank, processes = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
     in_parts = _is_directory(output, embed, json_, shard_size, processes)
@@ -239,7 +237,7 @@ def _is_directory(output: Path | None, embed: bool, json_: bool, shard_size: int
     """
     suffix = output.suffix if output else ''
     is_table = suffix in prediction_tables.SUFFIXES
-    in_parts = bool(output) and not is_table and (not suffix or output.is_dir())
+    in_parts = output is not None and not is_table and (not suffix or output.is_dir())
     if output and not in_parts and not is_table:
         raise SettingsError(
             f'The name {output} ends in {suffix!r}. A table must end in one of '

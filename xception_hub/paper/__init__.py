@@ -1,4 +1,4 @@
-"""What the paper states, beside what can be counted and measured here: `python -m xception_hub.paper`.
+"""The figures, numbers and experiments of the paper, drawn, counted and trained: `python -m xception_hub.paper`.
 
 Importing this package registers the networks that only the paper needs.
 """

@@ -23,8 +23,6 @@ INCEPTION_SOURCE = (
     'cbf97b0), which differs from the published network'
 )
 
-Positive = Annotated[int, Parameter(validator=Number(gte=1))]
-
 app = App(
     name='python -m xception_hub.paper',
     version=__version__,
@@ -63,12 +61,12 @@ def print_counts(counts: checks.Counts) -> None:
     rows = [(name, paper[name], found, found - paper[name]) for name, found in counts.parameters.items()]
     table('|paper|counted|difference', rows)
     print()
-    wrapped(f'The paper does not say which Inception V3 it counts. Its number is exactly that of {INCEPTION_SOURCE}:')
+    wrapped(f'The paper does not name the version of its Inception V3. The number is that of {INCEPTION_SOURCE}:')
     print()
     table('changes to the network|parameters', counts.inception)
     print()
     wrapped(
-        'These are trainable parameters. With moving statistics, Keras 3 counts '
+        'These are trainable parameters. Keras 3 also counts the moving statistics: '
         f'{counts.keras_total["Xception"]:,} and {counts.keras_total["Inception V3"]:,} (its Inception V3 has none of '
         'the three changes, and no gamma).'
     )
@@ -99,12 +97,11 @@ def print_speed(measured: dict[str, Any]) -> None:
     paper, found, size = quoted.STEPS_PER_SECOND, measured['steps_per_second'], measured['settings']
     rows: list[Any] = [(name, paper[name], f'{found[name]:.3g}') for name in paper]
     table('|paper|measured', [*rows, ('ratio', f'{speed.ratio(paper):.2f}', f'{measured["ratio"]:.2f}')])
-    low, high = measured['ratio_range']
     print(f'\npaper: {quoted.STEPS_ON}')
+    pixels, (low, high) = f'{size["image_size"]}x{size["image_size"]} pixels', measured['ratio_range']
     wrapped(
-        f'here: {measured["machine"]}; batch {size["batch_size"]}, {size["image_size"]}x{size["image_size"]} pixels, '
-        f'float32, channels last; medians of repeats ({size["repeats"]}) of steps ({size["steps"]}), in turn; ratio of '
-        f'single repeats {low:.2f} to {high:.2f}'
+        f'this machine: {measured["machine"]}; batch {size["batch_size"]}, {pixels}, float32, channels last; medians '
+        f'of {size["repeats"]} repeats of {size["steps"]} steps, in turn; ratios of repeats {low:.2f} to {high:.2f}'
     )
 
 
@@ -117,13 +114,13 @@ def print_checks(results: list[checks.Claim]) -> None:
 
 def check_outputs(json_file: Path | None, figures: Path | None, page: Path | None) -> None:
     """Raises a ValueError if an output cannot be written, before any work is done."""
-    for argument, file in (('json', json_file), ('page', page)):
+    for option, file in (('--json', json_file), ('--page', page)):
         if file and (file.is_dir() or not file.parent.is_dir()):
-            raise ValueError(f'{argument}={str(file)!r} is not possible: it must be a file in an existing folder.')
+            raise ValueError(f'{option} {file} must be a file in an existing folder.')
     if figures and figures.exists() and not figures.is_dir():
-        raise ValueError(f'figures={str(figures)!r} is not possible: it is a file, and must be a folder or a new name.')
+        raise ValueError(f'--figures {figures} is a file. Name a folder.')
     if (figures or page) and not importlib.util.find_spec('matplotlib'):
-        raise ValueError('figures and page are not possible without matplotlib: pip install matplotlib')
+        raise ValueError('--figures and --page need matplotlib: pip install matplotlib')
 
 
 @app.default
@@ -133,8 +130,6 @@ def main(
     speed_: Annotated[bool, Parameter('--speed')] = True,
     image_size: Annotated[int, Parameter(validator=Number(gte=speed.MIN_IMAGE_SIZE))] = checks.IMAGE_SIZE,
     batch_size: Annotated[int | None, Parameter(validator=Number(gte=2))] = None,
-    repeats: Positive = 5,
-    steps: Positive | None = None,
     json_: Annotated[Path | None, Parameter('--json')] = None,
     figures: Path | None = None,
     page: Path | None = None,
@@ -147,21 +142,19 @@ def main(
         speed_: Measure training steps per second. With --no-speed, the command only takes a few seconds.
         image_size: Height and width of the images in the speed measurement in pixels, at least 75 for Inception V3.
         batch_size: Number of images in a training step, at least 2. By default 8, or 32 on a GPU.
-        repeats: Number of timed repeats, after one warm-up. The median is printed.
-        steps: Number of training steps in a repeat. By default 1, or 10 on a GPU.
         json_: JSON file for all results.
         figures: Folder for the paper's figures 1 to 5, drawn from the networks in code. Needs matplotlib.
         page: Interactive HTML file: figures 1 to 5 for each setting, with parameters and cost. Needs matplotlib.
     """
     check_outputs(json_, figures, page)
-    print(f'Xception, {quoted.PAPER}: what it states, and what is counted and measured here')
+    print(f'The statements of {quoted.PAPER} (Xception), compared with counts and measurements of this network')
     counts = checks.count()
     results, measured = checks.check(counts), None
     print_counts(counts)
     print_claims()
     if speed_:
         print('\nmeasuring training steps; without: --no-speed', file=sys.stderr)
-        measured = speed.measure(image_size, batch_size, repeats, steps)
+        measured = speed.measure(image_size, batch_size)
         print_speed(measured)
     print_checks(results)
     written = []

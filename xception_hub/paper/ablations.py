@@ -10,7 +10,6 @@ networks at 299x299 pixels on all devices that `accelerate config` names. Interr
 continues.
 """
 
-import inspect
 import json
 import os
 import shlex
@@ -82,8 +81,8 @@ class Runs:
                 env=self.environment,
             ).returncode
         failed = f'FAILED: {"".join(log.read_text().strip().splitlines()[-1:])}' if status else ''
-        said = failed or f'top-1 {self.read(name, "history.json")[-1]["top1"]:.4f}'
-        print(f'{name:32} {said:14} {time.monotonic() - started:6.0f} s', flush=True)
+        outcome = failed or f'top-1 {self.read(name, "history.json")[-1]["top1"]:.4f}'
+        print(f'{name:32} {outcome:14} {time.monotonic() - started:6.0f} s', flush=True)
         return failed
 
     def read(self, name: str, file: str) -> Any:
@@ -127,7 +126,6 @@ def train(
             --scale paper 1.
         epochs: Epochs of each run. By default 1, with --scale paper those of the recipe.
     """
-    given = dict(locals())
     unknown = [name for name in variants if name not in NETWORKS[experiment]]
     if unknown:
         choices = ', '.join(NETWORKS[experiment])
@@ -147,12 +145,12 @@ def train(
 
     with ThreadPoolExecutor(jobs or size.jobs) as pool:
         tried = {name: top1s for name, top1s in zip(names, pool.map(choose, names)) if top1s is not None}
-        # seed by seed, so that what there is after a stop is complete for some
+        # seed by seed, so that a run that is stopped has some seeds of all networks
         planned = [(name, seed) for seed in range(seeds) for name in tried]
         ended = [one for one, failed in zip(planned, pool.map(run, *zip(*planned))) if not failed] if planned else []
     if ended:
         result = dict(
-            command=command_of(**given),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             timed=dict(runs=all_runs.started, minutes=round((time.monotonic() - started) / 60, 1)),
             tuning=tuning,
             **collect(all_runs, ended, tried),
@@ -190,7 +188,7 @@ def best_of(tried: Mapping[float, float]) -> float:
 
 
 def collect(runs: Runs, ended: Sequence[tuple[str, int]], tried: Mapping[str, Any]) -> dict[str, Any]:
-    """All figures of runs that have ended, with what is needed to have them again."""
+    """All figures of runs that have ended, with the settings that reproduce them."""
     networks: dict[str, Any] = {}
     for name, seed in ended:
         run = f'{name}-{seed}'
@@ -216,7 +214,7 @@ OWN = ('model', 'model_args', 'image_size', 'weight_decay', 'learning_rate', 'se
 
 
 def network(settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network is, and what it costs for one image."""
+    """The settings of a network, and its cost for one image."""
     with torch.device('meta'):
         model = timm.create_model(settings['model'], num_classes=metrics['num_classes'], **settings['model_args'])
     return dict(
@@ -224,15 +222,6 @@ def network(settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str
         parameters=count_parameters(model),
         macs=count_macs(model.eval(), settings['image_size'])[''],
     )
-
-
-def command_of(runs: Path, dataset: str, **options: Any) -> str:
-    """The command line; options that have their default are left out."""
-    words = ['xception-hub', 'ablations', str(runs), '--dataset', dataset]
-    for name, value in options.items():
-        if value != inspect.signature(train).parameters[name].default:
-            words += [f'--{name}', *map(str, value if isinstance(value, tuple) else [value])]
-    return shlex.join(words)
 
 
 @app.command
@@ -244,7 +233,7 @@ def draw(result: Path, /, *, folder: Path | None = None) -> None:
         result: File figures.json or spectrum.json.
         folder: Folder for the pictures. By default the folder of the file.
     """
-    from .intervals import table, verdicts  # with packages that help does without
+    from .intervals import table, verdicts  # import packages that the help does not need
     from .trained import write
 
     try:

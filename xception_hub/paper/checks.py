@@ -1,6 +1,7 @@
 """Counts what the paper states in numbers, on the networks that timm creates on the meta device (without weights)."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ MODELS = {'Xception': 'xception_paper', 'Inception V3': 'inception_v3'}
 HEAD = 'head'
 ROUNDING = 1e-12  # of outputs of about 1 in float64, and far below any other difference
 LINEAR_LAYERS = (nn.Identity, nn.Conv2d, nn.BatchNorm2d)
+
+Sizes = Mapping[nn.Module, tuple[torch.Size, torch.Size]]  # shapes of the maps before and after each layer
 
 
 class Claim(NamedTuple):
@@ -118,44 +121,47 @@ def paper_inception(network: nn.Module) -> Iterator[Step]:
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.bias = nn.Parameter(torch.empty(layer.out_channels))
-        yield Step('a bias in every convolution, beside gamma and beta', count_parameters(network))
+        yield Step('a bias in every convolution, in addition to gamma and beta', count_parameters(network))
 
 
 def module_names(network: nn.Module) -> list[str]:
     """Names of the modules before the head: the stem, and every module of the flows."""
-    names = []
-    for name, child in network.named_children():
-        if isinstance(child, nn.Sequential):
-            names += [f'{name}.{index}' for index, _ in child.named_children()]
-        elif name != HEAD:
-            names.append(name)
-    return names
+    return [name for name, _ in network.named_modules() if re.fullmatch(r'stem|\w+_flow\.\d+', name)]
 
 
 def count_layers(module: nn.Module) -> tuple[int, int]:
     """Counts convolutional layers, and those of them that are depthwise separable.
 
-    Two convolutions `conv_dw` and `conv_pw` of one parent are one layer. It is depthwise separable if the first has a
-    group for each channel and the second is 1x1. Convolutions within `shortcut` are not counted.
+    The two convolutions of a `SeparableConv2d` are one layer, which is depthwise separable if it has a segment for each
+    channel. Convolutions within `shortcut` are not counted.
     """
-    layers = separable = 0
-    for name, parent in module.named_modules():
-        if name.partition('.')[0] == 'shortcut':
-            continue
-        convs = {key: conv for key, conv in parent.named_children() if isinstance(conv, nn.Conv2d)}
-        if convs.keys() == {'conv_dw', 'conv_pw'}:
-            depthwise, pointwise = convs['conv_dw'], convs['conv_pw']
-            layers += 1
-            separable += depthwise.groups == depthwise.in_channels and pointwise.kernel_size == (1, 1)
-        else:
-            layers += len(convs)
-    return layers, separable
+    convs = [name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
+    pairs = [layer for layer in module.modules() if isinstance(layer, SeparableConv2d)]
+    layers = sum(name.partition('.')[0] != 'shortcut' for name in convs) - len(pairs)
+    return layers, sum(pair.conv_dw.groups == pair.conv_dw.in_channels for pair in pairs)
 
 
 def is_linear(layer: nn.Module) -> bool:
     """Whether the layer consists only of convolutions, batch normalizations and identities."""
-    leaves = [leaf for leaf in layer.modules() if next(leaf.children(), None) is None]
-    return all(isinstance(leaf, LINEAR_LAYERS) for leaf in leaves)
+    return all(isinstance(leaf, LINEAR_LAYERS) for leaf in layer.modules() if next(leaf.children(), None) is None)
+
+
+def map_sizes(network: nn.Module, size: int = IMAGE_SIZE, chs: int = 3) -> Sizes:
+    """Shapes of all maps in one pass of an image [1, chs, size, size] through a network on the meta device.
+
+    Returns:
+        Each layer that was used -> the shapes [1, C, H, W] or [1, C] before and after it.
+    """
+    sizes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
+
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        sizes[layer] = inputs[0].shape, output.shape
+
+    handles = [layer.register_forward_hook(record) for layer in network.modules()]
+    network(torch.empty(1, chs, size, size, device='meta'))
+    for handle in handles:
+        handle.remove()
+    return sizes
 
 
 def count_macs(network: nn.Module, size: int = IMAGE_SIZE, chs: int = 3) -> dict[str, int]:
@@ -182,26 +188,14 @@ def count_macs(network: nn.Module, size: int = IMAGE_SIZE, chs: int = 3) -> dict
 
 def count_modules(network: nn.Module, size: int = IMAGE_SIZE) -> list[Module]:
     """Counts each module, and the head last, for images of `size` x `size` pixels."""
-    modules = {name: network.get_submodule(name) for name in [*module_names(network), HEAD]}
-    shortcuts = {f'{name}.shortcut': getattr(module, 'shortcut', None) for name, module in modules.items()}
-    linear = {name: layer for name, layer in shortcuts.items() if layer is not None and is_linear(layer)}
-    shapes: dict[str, torch.Size] = {}  # output shapes of the layers that were used
-
-    def record(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:  # [B, C, H, W] or [B, C]
-        shapes[name] = output.shape
-
-    watched = {**modules, **linear}
-    handles = [module.register_forward_hook(partial(record, name)) for name, module in watched.items()]
-    macs = count_macs(network, size)
-    for handle in handles:
-        handle.remove()
-    counted = []
-    for name, module in modules.items():
-        layers, separable = count_layers(module)
-        residual, shape = f'{name}.shortcut' in shapes, shapes[name]
+    macs, sizes, counted = count_macs(network, size), map_sizes(network, size), []
+    for name in [*module_names(network), HEAD]:
+        module = network.get_submodule(name)
+        shortcut, (_, shape) = getattr(module, 'shortcut', None), sizes[module]
+        residual = shortcut is not None and shortcut in sizes and is_linear(shortcut)
         height = shape[2] if len(shape) == 4 else 0
-        parameters = count_parameters(module)
-        counted.append(Module(name, layers, separable, residual, height, shape[1], parameters, macs.get(name, 0)))
+        costs = count_parameters(module), macs.get(name, 0)
+        counted.append(Module(name, *count_layers(module), residual, height, shape[1], *costs))
     return counted
 
 
@@ -227,7 +221,7 @@ def difference(one: nn.Module, other: nn.Module, chs: int) -> float:
 
 
 def equivalences() -> Iterator[Claim]:
-    """Computes what the paper says of figures 1 to 4: other modules, the same function."""
+    """Computes the equivalences that the paper states for figures 1 to 4: other modules, the same function."""
     figure_2 = InceptionModule(12, simplified_towers(3, 8)).double()
     stack = [SeparableConv2d(12, 12, order='pointwise_first', act=nn.ReLU()).double() for _ in range(3)]
     for claim, one, other in (

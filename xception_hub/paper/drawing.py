@@ -1,4 +1,4 @@
-"""The paper's figures 1 to 5, drawn from live modules: a picture shows what the module computes.
+"""The paper's figures 1 to 5, drawn from the modules that compute.
 
 A picture is a list of parts (boxes, rows of columns, modules), which `Sheet` draws from top to bottom. Orange reads a
 neighbourhood (3x3), blue all channels of one position (1x1). A box with both colours does both, in that order. Every
@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 from timm.layers import DropPath, SelectAdaptivePool2d
@@ -25,7 +24,7 @@ from torch import nn
 from ..head import Head
 from ..layers import MaxPool2dSame, SeparableConv2d
 from ..network import SEGMENTS, Xception
-from .checks import count_parameters
+from .checks import Sizes, count_parameters, map_sizes
 from .inception import InceptionModule, simplified_towers
 
 WIDTH = 8.8  # of a figure; all lengths are in inches
@@ -47,7 +46,6 @@ NOTHING = (nn.Identity, nn.Dropout, DropPath)  # in inference
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 UNITS = (SeparableConv2d, SelectAdaptivePool2d)  # modules with children, drawn as one box
 Names = Mapping[nn.Module, str]
-Sizes = Mapping[nn.Module, tuple[torch.Size, torch.Size]]  # shapes of the maps before and after each layer
 
 # What a picture is made of.
 
@@ -58,7 +56,7 @@ class Box:
 
     Attributes:
         name: In an SVG, the id of the outline.
-        below: Text beside the arrow to the next part.
+        below: Text at the right of the arrow to the next part.
         norms: Normalizations after the layer, drawn at the right end of its box.
     """
 
@@ -78,7 +76,7 @@ class Title(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Columns side by side, with a gap around each. None is a column that is left out."""
+    """Columns side by side, with a gap around each. A column that is None is left out."""
 
     columns: 'Sequence[list[Part] | None]'
     gap: float = SPACE
@@ -145,8 +143,8 @@ class Sheet:
         self.rectangle(x, y, free, height, facecolor='none', linestyle=line, zorder=3, gid=box.name or None)
         for i, norm in enumerate(box.norms):
             self.box(norm, x + free + i * CHIP, y, CHIP, height)
-        beside, below = x + width / 2 + 0.08, y + height + GAP / 2 - 0.02
-        self.text(beside, below, box.below, ha='left', fontsize=SMALL, color=GREY)
+        right, middle = x + width / 2 + 0.08, y + height + GAP / 2 - 0.02
+        self.text(right, middle, box.below, ha='left', fontsize=SMALL, color=GREY)
         return y + height
 
     def title(self, title: Title, center: float, y: float) -> float:
@@ -165,11 +163,11 @@ class Sheet:
             self.arrow(ends[0], (center, plus - PLUS))
             self.patch(Circle, (center, plus), PLUS, facecolor=WHITE, zorder=3)
             self.text(center, plus - 0.012, '+', fontsize=FONT + 2, zorder=4)
-            beside = x - 0.1 - SHORTCUT / 2
-            self.line((center, top), (beside, top))
-            below = self.column(module.shortcut, beside - SHORTCUT / 2, top, SHORTCUT, [(beside, top)])
-            self.line(*below, (beside, plus))
-            self.arrow((beside, plus), (center - PLUS, plus))
+            side = x - 0.1 - SHORTCUT / 2
+            self.line((center, top), (side, top))
+            below = self.column(module.shortcut, side - SHORTCUT / 2, top, SHORTCUT, [(side, top)])
+            self.line(*below, (side, plus))
+            self.arrow((side, plus), (center - PLUS, plus))
             ends = [(center, plus + PLUS)]
         if module.times > 1:
             left, bottom = x + width - COLUMN, ends[0][1] + FRAME / 2
@@ -347,7 +345,7 @@ def draw_module(
 def draw_separable(
     extreme: SeparableConv2d, separable: SeparableConv2d, after: nn.Module | None = None, note: str = ''
 ) -> Figure:
-    """Section 1.2: the extreme module, followed by `after`, beside the depthwise separable convolution.
+    """Section 1.2: the extreme module, followed by `after`, and the depthwise separable convolution side by side.
 
     Raises:
         ValueError: There are more segments than half a page has room for.
@@ -383,15 +381,6 @@ def draw_continuum(width: int = 728) -> Figure:
 
 
 # Figure 5, the network.
-
-
-def map_sizes(model: Xception, pixels: int) -> Sizes:
-    """Shapes [B, C, H, W] of all maps, from one pass through a network on the meta device."""
-    sizes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
-    for module in model.modules():
-        module.register_forward_hook(lambda module, args, output: sizes.update({module: (args[0].shape, output.shape)}))
-    model(torch.empty(1, model.in_chans, pixels, pixels, device='meta'))
-    return sizes
 
 
 def size_text(shape: Sequence[int]) -> str:
@@ -438,7 +427,7 @@ def draw_network(model: Xception, pixels: int = 299) -> Figure:
         ValueError: The network does not take images of this size.
     """
     model, sheet = copy.deepcopy(model).to('meta').eval(), Sheet()
-    for number, parts in enumerate(columns_of(model, map_sizes(model, pixels))):
+    for number, parts in enumerate(columns_of(model, map_sizes(model, pixels, model.in_chans))):
         sheet.column(parts, MARGIN + number * (COLUMN + COLUMNS) + COLUMN - STACK, MARGIN, STACK, [])
     return sheet.finish(
         f'Images of {pixels}x{pixels} pixels; sizes of maps are height x width x channels. Drawn in addition to the '
@@ -461,9 +450,9 @@ def draw_all(folder: Path) -> list[Path]:
         'figure_3': draw_module(
             inception_order(192, 192, segments=3), relu, 'The same function as figure 2, with all of its weights.'
         ),
-        'figure_4': draw_module(inception_order(8, 8), relu, 'With eight channels, for all of them to be drawn.'),
+        'figure_4': draw_module(inception_order(8, 8), relu, 'Drawn with eight channels, so that all of them fit.'),
         'separable': draw_separable(
-            inception_order(4, 4), SeparableConv2d(4, 4), relu, 'With four channels, for all to be drawn.'
+            inception_order(4, 4), SeparableConv2d(4, 4), relu, 'Drawn with four channels, so that all of them fit.'
         ),
         'continuum': draw_continuum(),
         'figure_5': draw_network(Xception(device='meta')),

@@ -48,7 +48,7 @@ SPECTRUM = {
 } | {'depthwise_first': Network('one per channel, depthwise first')}
 NETWORKS: dict[str, dict[str, Network]] = {'figures': FIGURES, 'spectrum': SPECTRUM}
 
-# Claim -> the network that is better by it, and the other one; of EQUAL, neither is.
+# Claim -> the network that it calls better, and the other one. EQUAL has the claims that call neither better.
 CLAIMS = {
     'figure 6: Xception is above Inception V3': ('xception', 'inception_v3'),
     'figure 9: residual connections help': ('xception', 'no_residual'),
@@ -60,9 +60,9 @@ CLAIMS = {
     'section 4.7: with one segment per channel, ReLU in between harms': ('one_per_channel', 'one_per_channel_relu'),
 }
 EQUAL = {
-    'section 1.2: the order of the two operations is unimportant': ('depthwise_first', 'one_per_channel'),
-    'section 5: the extreme of the spectrum need not be its best, 4 segments': ('one_per_channel', 'segments_4_relu'),
-    'section 5: the extreme of the spectrum need not be its best, 8 segments': ('one_per_channel', 'segments_8_relu'),
+    'section 1.2: the order of the operations is unimportant': ('depthwise_first', 'one_per_channel'),
+    'section 5: 4 segments with ReLU may beat one per channel': ('one_per_channel', 'segments_4_relu'),
+    'section 5: 8 segments with ReLU may beat one per channel': ('one_per_channel', 'segments_8_relu'),
 }
 
 

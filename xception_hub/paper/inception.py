@@ -40,8 +40,8 @@ class InceptionModule(nn.Module):
     Args:
         in_chs: Number of input channels.
         towers: Layers of each tower in order: (kernel size, width) of a convolution, or 'avg_pool', which is 3x3.
-        norm_layer: Maker of the normalization after each convolution, given its width; None for none.
-        act_layer: Maker of the activation after that ("both operations are followed by a ReLU"); None for none.
+        norm_layer: Makes the normalization after each convolution from its width; None leaves it out.
+        act_layer: Makes the activation after that ("both operations are followed by a ReLU"); None leaves it out.
         count_include_pad: Average zeros beyond the border too. timm and torchvision do; TensorFlow and Keras do not.
 
     Raises:

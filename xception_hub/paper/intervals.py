@@ -1,4 +1,4 @@
-"""What runs from several seeds say of a claim: paired differences with their t-interval."""
+"""Tests claims by the paired differences of runs from several seeds, with t-intervals."""
 
 import math
 import statistics
@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean, and Student's interval around it; of a single value, the interval is infinite."""
+    """A mean, and Student's interval around it, which is infinite for a single value."""
 
     mean: float
     low: float
@@ -41,7 +41,7 @@ def differences(found: Mapping[str, Any], first: str, second: str) -> list[float
 
 
 def verdicts(found: Mapping[str, Any]) -> list[str]:
-    """What is said of each claim. From the same seed, networks see the same images in the same order."""
+    """A line for each claim: confirmed, contradicted or undecided. Runs of a seed see the same images."""
     lines = []
     for claim, pair in {**CLAIMS, **EQUAL}.items():
         if not {*pair} <= {*found['networks']} or not (points := differences(found, *pair)):
@@ -61,19 +61,16 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """A line for each network: what it costs, its rate, and what it reaches."""
-    lines = [
-        f'{"network":21}{"parameters":>11}{"MACs":>12}{"steps/s":>9}  {"rate (of those tried)":36}{"top-1":>6}  '
-        'of single seeds'
-    ]
+    """A line for each network: its cost, its learning rate, and its accuracy with the lowest and highest of a seed."""
+    names = ('parameters', 'MACs', 'steps/s', 'rate', 'top-1', 'lowest', 'highest')
+    rows = [('network', *names)]
     for name, entry in found['networks'].items():
         values = top1(found, name).values()
-        steps = statistics.median(run['epochs'][-1]['images_per_second'] for run in entry['runs'])
-        tried = ' '.join(f'{rate:g}' for rate in sorted(map(float, entry['tried'])))
-        rate = f'{entry["learning_rate"]:g}' + (f' ({tried})' if tried else '')
-        lines.append(
-            f'{name:21}{entry["parameters"]:11,}{entry["macs"]:12,}'
-            f'{steps / found["settings"]["batch_size"]:9.2f}  {rate:36}{statistics.mean(values):6.4f}  '
-            f'{" ".join(f"{value:.4f}" for value in values)}'
-        )
-    return lines
+        images = statistics.median(run['epochs'][-1]['images_per_second'] for run in entry['runs'])
+        costs = f'{entry["parameters"]:,}', f'{entry["macs"]:,}', f'{images / found["settings"]["batch_size"]:.2f}'
+        accuracies = (f'{value:.4f}' for value in (statistics.mean(values), min(values), max(values)))
+        rows.append((name, *costs, f'{entry["learning_rate"]:g}', *accuracies))
+    return [
+        f'{name:20}{parameters:>11}{macs:>12}' + ''.join(f'{cell:>9}' for cell in cells)
+        for name, parameters, macs, *cells in rows
+    ]

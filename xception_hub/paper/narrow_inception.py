@@ -1,4 +1,4 @@
-"""timm's Inception V3 with a width multiplier: what the paper compares Xception with, at a small scale.
+"""timm's Inception V3 with a width multiplier, to compare Xception with at a small scale.
 
 timm's network has one width. All of its layers have a multiple of 16 channels, so that sixteenths of them fit together
 where towers are joined.
@@ -26,7 +26,7 @@ default_cfgs = generate_default_cfgs(
 
 
 class NarrowInceptionV3(InceptionV3):
-    """timm's Inception V3, of whose channels each layer keeps a share; without an auxiliary tower.
+    """timm's Inception V3 with a share of the channels in each layer, without an auxiliary tower.
 
     Args:
         width_multiplier: Factor of all widths but those of images and logits, in sixteenths up to 1.
@@ -67,5 +67,5 @@ class NarrowInceptionV3(InceptionV3):
 
 @register_model
 def inception_v3_narrow(pretrained: bool = False, **kwargs) -> nn.Module:
-    """Inception V3 of timm with `width_multiplier`, without weights; at least 75 pixels, scaled to [-1, 1]."""
+    """timm's Inception V3 with `width_multiplier`, without weights, for images [B, 3, H, W] in [-1, 1], H, W >= 75."""
     return build_model_with_cfg(NarrowInceptionV3, 'inception_v3_narrow', pretrained, **kwargs)

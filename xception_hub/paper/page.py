@@ -1,6 +1,6 @@
-"""The page to play with: one HTML file that needs neither server nor network.
+"""The interactive page: one HTML file that needs neither server nor network.
 
-Its pictures are those of `drawing`, as SVG. Its numbers are counted here, for each setting that the page offers.
+Its pictures are those of `drawing`, as SVG. This module counts the numbers of each setting that the page offers.
 
 Paper: François Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357.
 """
@@ -21,7 +21,7 @@ from .. import topology
 from ..layers import ORDERS, SeparableConv2d
 from ..network import SEGMENTS, Xception
 from . import drawing
-from .checks import IMAGE_SIZE, count_macs, count_parameters
+from .checks import IMAGE_SIZE, Sizes, count_macs, count_parameters, map_sizes
 from .inception import FIGURE_1, InceptionModule, simplified_towers
 
 TEMPLATE = Path(__file__).with_name('page.html')
@@ -75,10 +75,8 @@ def networks() -> Iterator[tuple[str, dict[str, int]]]:
         yield f'{segments or CHANNELS}/{order}', count(network, IMAGE_SIZE)
 
 
-def layers(
-    network: Xception, drawn: dict[nn.Module, str], sizes: drawing.Sizes
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the page says of each layer of figure 5, by its name here."""
+def layers(network: Xception, drawn: dict[nn.Module, str], sizes: Sizes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the page shows of each layer of figure 5, by its name in this network."""
     macs = count_macs(network)
     names = {layer.torch: (layer.keras, layer.legacy) for layer in topology.LAYERS} | HEAD_NAMES
     numbers = {module.torch: module.number for module in topology.MODULES}
@@ -93,9 +91,9 @@ def layers(
 
 
 def figure_5() -> dict[str, Any]:
-    """The columns of figure 5, whose layers have their names as ids, and what there is to say of these layers."""
+    """The columns of figure 5 as SVG, whose ids are the names of layers, and the facts about these layers."""
     network = Xception(device='meta').eval()
-    sizes = drawing.map_sizes(network, IMAGE_SIZE)
+    sizes = map_sizes(network)
     names = {module: name for name, module in network.named_modules() if module in sizes}
     columns, drawn = [], dict[nn.Module, str]()
     for parts in drawing.columns_of(network, sizes, names):
@@ -107,7 +105,7 @@ def figure_5() -> dict[str, Any]:
 
 
 def data() -> dict[str, Any]:
-    """All that the page shows and says in numbers."""
+    """All pictures and numbers of the page."""
     return dict(
         segments=CHOICES, orders=ORDERS, activations=[*ACTIVATIONS], channels=CHANNELS, size=MAP_SIZE,
         pixels=IMAGE_SIZE, modules=dict(modules()), networks=dict(networks()), **figure_5(),

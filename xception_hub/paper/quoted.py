@@ -16,8 +16,7 @@ RESIDUAL_MODULES = list(range(2, MODULES))  # numbers from 1: all but the first 
 PARAMETERS = {'Xception': 22_855_952, 'Inception V3': 23_626_728}
 SIZE_DIFFERENCE = 0.035  # "approximately the same size (within 3.5%)"
 STEPS_PER_SECOND = {'Xception': 28, 'Inception V3': 31}
-GPUS = 60
-STEPS_ON = f'{GPUS} K80 GPUs, synchronous gradient descent; batch size not stated'
+STEPS_ON = '60 K80 GPUs, synchronous gradient descent; batch size not stated'
 
 # Table 1: ImageNet's validation set, one crop and one model; top-1 and top-5 accuracy
 IMAGENET = {
@@ -30,24 +29,12 @@ IMAGENET = {
 # Table 2: trained on JFT, FastEval14k MAP@100, without fully connected layers and with two of 4096 units
 JFT = {'Inception V3': (6.36, 6.50), 'Xception': (6.70, 6.78)}
 
-# Figures 6 to 8, of validation by training steps
-PROFILES = {6: 'ImageNet', 7: 'JFT without fully connected layers', 8: 'JFT with fully connected layers'}
 JFT_GAIN = 0.043  # section 4.5.1, with fully connected layers
-
-# Section 4.1
-JFT_IMAGES, JFT_CLASSES = 350_000_000, 17_000
-FAST_EVAL_IMAGES, FAST_EVAL_CLASSES, FAST_EVAL_LABELS = (
-    14_000,
-    6_000,
-    36.5,
-)  # about 6,000; labels of an image on average
 
 # Section 4.2. The optimizers' other constants, the loss on JFT and the size of a batch are not stated
 MOMENTUM = 0.9  # of both
 LEARNING_RATE, DECAY_RATE, DECAY_EPOCHS = 0.045, 0.94, 2  # ImageNet: SGD
 JFT_LEARNING_RATE, JFT_DECAY_RATE, JFT_DECAY_IMAGES = 0.001, 0.9, 3_000_000  # JFT: RMSprop
-
-IMAGENET_DAYS, JFT_MONTHS = 3, 1  # section 4.4: about, and more than; of each network on its GPUs
 
 # Section 4.3
 WEIGHT_DECAY = {'Xception': 1e-5, 'Inception V3': 4e-5}

@@ -1,4 +1,4 @@
-"""Training steps per second of Xception and Inception V3 on this machine, side by side, for table 3.
+"""Training steps per second of Xception and Inception V3 on this machine, in turn, for table 3.
 
 The steps per second depend on the machine. Only their ratio can be compared with the paper.
 """
@@ -20,6 +20,7 @@ from .checks import IMAGE_SIZE, MODELS
 MIN_IMAGE_SIZE = 75  # pixels; below it, Inception V3 has no last map (Xception takes 71)
 NUM_CLASSES = 1000
 DEFAULTS = {'cpu': (8, 1), 'cuda': (32, 10)}  # images in a batch, steps in a repeat
+REPEATS = 5  # after one that is not counted
 
 
 def device() -> torch.device:
@@ -51,28 +52,25 @@ def training_step(name: str, image_size: int, batch_size: int) -> Callable[[], N
     return step
 
 
-def measure(
-    image_size: int = IMAGE_SIZE, batch_size: int | None = None, repeats: int = 5, steps: int | None = None
-) -> dict[str, Any]:
+def measure(image_size: int = IMAGE_SIZE, batch_size: int | None = None) -> dict[str, Any]:
     """Measures both networks, which take turns.
 
     Args:
         image_size: Height and width of the images in pixels.
         batch_size: Number of images in a training step; None for the default of the device.
-        repeats: Number of timed repeats, after one that is not counted.
-        steps: Number of training steps in a repeat; None for the default of the device.
 
     Returns:
         The settings, the machine, the median steps per second of each network, their ratio, and the lowest and highest
         ratio of a repeat, which are far apart on a busy machine.
     """
-    batch_size, steps = batch_size or DEFAULTS[device().type][0], steps or DEFAULTS[device().type][1]
+    default_size, steps = DEFAULTS[device().type]
+    batch_size = batch_size or default_size
     contenders = {name: timed(training_step(name, image_size, batch_size), device(), steps) for name in MODELS}
-    taken = rounds(contenders, repeats)
+    taken = rounds(contenders, REPEATS)
     speeds = {name: 1 / statistics.median(seconds) for name, seconds in taken.items()}
     ratios = [ratio(dict(zip(MODELS, [1 / value for value in seconds]))) for seconds in zip(*taken.values())]
     return dict(
-        settings=dict(image_size=image_size, batch_size=batch_size, repeats=repeats, steps=steps),
+        settings=dict(image_size=image_size, batch_size=batch_size, repeats=REPEATS, steps=steps),
         machine=machine(),
         steps_per_second=speeds,
         ratio=ratio(speeds),

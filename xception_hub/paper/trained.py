@@ -1,4 +1,4 @@
-"""The pictures of trained networks. Each says in itself on what, how long and how often they were trained."""
+"""The pictures of trained networks. The caption of each states data, length and number of the trainings."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,15 @@ from .experiments import ACTIVATIONS, FIGURES, SEGMENTS
 from .intervals import CONFIDENCE, differences, interval, top1
 
 GRID = tuple(name + suffix for name in SEGMENTS for suffix in ACTIVATIONS)
-# Picture -> its title, and its networks; differences are those of the first one from the others.
+# Picture -> its title and its networks. The differences are those between the first network and each other.
 SPECTRUM_PICTURE = 'spectrum.png'
 PICTURES: dict[str, tuple[str, tuple[str, ...]]] = {
-    'figure_6.png': ('Figure 6, trained here: Xception and Inception V3', ('xception', 'inception_v3')),
-    'figure_9.png': ('Figure 9, trained here: residual connections', ('xception', 'no_residual')),
-    'figure_10.png': ('Figure 10, trained here: between depthwise and pointwise', ('xception', 'mid_relu', 'mid_elu')),
+    'figure_6.png': ('Figure 6 at a small scale: Xception and Inception V3', ('xception', 'inception_v3')),
+    'figure_9.png': ('Figure 9 at a small scale: residual connections', ('xception', 'no_residual')),
+    'figure_10.png': (
+        'Figure 10 at a small scale: between depthwise and pointwise',
+        ('xception', 'mid_relu', 'mid_elu'),
+    ),
     SPECTRUM_PICTURE: ('From regular to depthwise convolutions, at equal parameters', GRID),
 }
 LEAST_RANGE = 5  # points on each side of zero: an axis of differences shows no less, so that noise looks like noise
@@ -57,7 +60,7 @@ def caption(found: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def pictures(found: Mapping[str, Any]) -> dict[str, Figure]:
-    """Name -> picture, of all for which a result has the networks."""
+    """Name -> picture, for those whose networks a result has."""
     drawn = {}
     for picture, (title, names) in PICTURES.items():
         if {*names} <= {*found['networks']}:
@@ -92,7 +95,7 @@ def new_figure(title: str) -> Figure:
 
 
 def column(ax: Axes, x: float, values: Sequence[float], colour: str, label: str = '') -> None:
-    """Single seeds, and beside them their mean with its interval."""
+    """Draws single seeds, and to their right their mean with its interval."""
     mean, low, high = interval(values)
     error = None if math.isinf(low) else [[mean - low], [high - mean]]
     ax.plot([x - 0.06] * len(values), values, 'o', color=colour, markersize=4, alpha=0.6, markeredgewidth=0)
@@ -100,7 +103,7 @@ def column(ax: Axes, x: float, values: Sequence[float], colour: str, label: str 
 
 
 def finish(accuracy: Axes, difference: Axes, columns: Sequence[Sequence[str]], title: str) -> None:
-    """Names the columns of both axes, and puts zero in the middle of that of differences."""
+    """Names the columns of both axes, and centres the axis of differences at zero."""
     for ax, names in zip((accuracy, difference), columns):
         ax.set_xticks(range(len(names)), names, fontsize=8)
         ax.set_xlim(-0.5, len(names) - 0.5)
@@ -110,7 +113,7 @@ def finish(accuracy: Axes, difference: Axes, columns: Sequence[Sequence[str]], t
 
 
 def compared(found: Mapping[str, Any], names: Sequence[str], accuracy: Axes, difference: Axes) -> None:
-    """The accuracy of each network, and how much the first one is above each other."""
+    """Draws the accuracy of each network, and the differences of the first one from the others."""
     first, *others = names
     for x, name in enumerate(names):
         column(accuracy, x, list(top1(found, name).values()), COLOURS[name])
@@ -121,7 +124,7 @@ def compared(found: Mapping[str, Any], names: Sequence[str], accuracy: Axes, dif
 
 
 def spectrum(found: Mapping[str, Any], accuracy: Axes, difference: Axes) -> None:
-    """With and without ReLU, by the number of segments; and what ReLU changes."""
+    """Draws accuracies with and without ReLU by the number of segments, and their difference."""
     for x, name in enumerate(SEGMENTS):
         for offset, suffix, label in ((-0.15, '', 'no activation in between'), (0.15, '_relu', 'ReLU in between')):
             values = list(top1(found, name + suffix).values())
