@@ -375,6 +375,14 @@ def test_rows_without_names(streaming: bool) -> None:
     assert next(split.cells())[1] == {}
 
 
+def test_images_of_one_name() -> None:
+    """Those inside a dataset are different ones, whatever their names are."""
+    cells = [{'bytes': encoded(image), 'path': 'image.png'} for image in digits()['one'][:4]]
+    features = datasets.Features(image=datasets.Image(), label=TEXT)
+    rows: Any = datasets.Dataset.from_dict(dict(image=cells, label=['a', 'a', 'b', 'a']), features=features)
+    assert labels_of(load(rows)) == ['a', 'a', 'b', 'a']
+
+
 # The validation split
 
 

@@ -415,7 +415,9 @@ def _one_row_for_each(
     for split, rows in parts.items():
         if settings.repeated_images == 'rows' or not isinstance(sources[split], Dataset):
             continue
-        paths = pc.struct_field(columns.cells(sources[split], 'image'), 'path').take(pyarrow.array(rows - first[split]))
+        images = columns.cells(sources[split], 'image')
+        is_file = pc.is_null(pc.struct_field(images, 'bytes'))  # images inside the dataset may all have one name
+        paths = pc.if_else(is_file, pc.struct_field(images, 'path'), None).take(pyarrow.array(rows - first[split]))
         if pc.count_distinct(paths).as_py() + paths.null_count >= len(rows):
             continue
         of_image: dict[Any, list[int]] = {}
