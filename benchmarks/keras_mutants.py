@@ -128,7 +128,10 @@ def without(name: str) -> Callable[[Layers, Config], None]:
             for tensor in tensors(entry) if entry['inbound_nodes'] else []:
                 if tensor['keras_history'][0] == name:
                     tensor['keras_history'] = [source, 0, 0]
-        backbone_of(config)['config']['layers'].remove(layers[name])
+        backbone = backbone_of(config)['config']
+        backbone['layers'].remove(layers[name])
+        if backbone['output_layers'][0] == name:
+            backbone['output_layers'][0] = source
 
     return change
 
