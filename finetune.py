@@ -13,7 +13,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from xception_hub.errors import Diverged, ResumeError
+from xception_hub.errors import DataError, Diverged, ResumeError
 from xception_hub.models import classifier
 from xception_hub.models.build import TimmModel, Transforms, build
 from xception_hub.models.matching import Selected, for_evaluation
@@ -39,11 +39,18 @@ def run(settings: Settings) -> None:
     """Runs the whole training: data, model, phases, results."""
     s, output, evaluation = settings.optimization, settings.output, settings.output.eval_only
     machine = processes.start(settings.machine, output)
-    check(settings, machine.accelerator)
-    directory = Run(output, settings.flat(), machine.processes)
+    check(settings, machine)
+    directory = Run(output, settings.flat(), machine.num_processes)
 
     # the data: read, checked, scanned, split
-    data = read(settings.data, settings.model, evaluation)
+    try:
+        data = read(settings.data, settings.model, evaluation)
+    except DataError as e:
+        if not directory.finished:
+            raise
+        results.show_finished(directory, output.push, machine)
+        machine.print(f'Whether the data have changed since then is unknown, because they cannot be read: {e}')
+        return
     manifest = manifest_of(data, directory)
     if directory.finished:
         results.show_finished(directory, output.push, machine)
@@ -72,16 +79,16 @@ def run(settings: Settings) -> None:
         phase = whole_phase(task, s, settings.augmentation) if trains_all else evaluation_phase(task, s, selected)
         machine.print(f'{results.table(settings.flat())}\n\n{cost(phase)}\nDry run: nothing was written.')
         return
-    if len(set(machine.gather([checkpoint and checkpoint.path.name]))) > 1:
+    if len(set(machine.gather_values([checkpoint and checkpoint.path.name]))) > 1:
         raise ResumeError(f'{output.output} differs between processes. Choose an --output that all machines share.')
     progress = Progress(**checkpoint.state['progress']) if checkpoint else Progress()
     machine.print(f'Going on from {checkpoint.path}' if checkpoint else f'Writing to {output.output}')
-    machine.accelerator.wait_for_everyone()  # all processes have read the directory; only now the main one writes
-    if machine.is_main:
+    machine.wait_for_everyone()  # all processes have read the directory; only now the main one writes
+    if machine.is_main_process:
         directory.start(manifest)
         if len(data.train.digests):  # of a run that was not scanned, nothing is known
             seen.after(data).write(directory.directory)
-    machine.accelerator.init_trackers('xception_hub', {name: str(value) for name, value in settings.flat().items()})
+    machine.init_trackers('xception_hub', {name: str(value) for name, value in settings.flat().items()})
 
     phase = evaluation_phase(task, s, selected)
     for number in range(progress.phase, len(stages)):
@@ -94,7 +101,7 @@ def run(settings: Settings) -> None:
         run_checkpoints.restore_best(directory.checkpoints, model, phase.module, machine)
         checkpoint, progress = None, replace(progress, phase=number + 1, epoch=0, update=0, loss_sum=0.0, images=0)
     results.finish(task, settings, phase.predict(phase.module), progress)
-    machine.accelerator.end_training()
+    machine.end_training()
 
 
 def build_model(s: ModelSettings, class_names: list[str] | None, pretrained: bool, machine: Machine) -> TimmModel:
@@ -153,17 +160,17 @@ class Training:
         self.phase, self.progress, self.settings, self.machine = phase, progress, s, machine
         self.checkpoints, self.minutes = phase.task.run.checkpoints, minutes
         least = 2 if s.batch_norm == 'train' and s.batch_size > 1 else 1
-        self.batching = Batching(len(train), s.batch_size, s.accumulation, machine.processes, machine.rank, least)
+        self.batching = Batching(
+            len(train), s.batch_size, s.accumulation, machine.num_processes, machine.process_index, least
+        )
         self.averages = ModelEmaV3(module, s.ema_decay, use_warmup=True) if s.ema_decay else None
         self.optimizer = make_optimizer(s, module)
         self.schedule = make_schedule(s, self.optimizer, self.batching)
         if checkpoint:
-            run_checkpoints.resume(
-                checkpoint, phase.kind, module, self.averages, self.optimizer, machine.accelerator.scaler
-            )
+            run_checkpoints.resume(checkpoint, phase.kind, module, self.averages, self.optimizer, machine.scaler)
         # each phase is prepared anew, because it trains other weights
-        machine.accelerator.free_memory()
-        self.wrapped, self.prepared_optimizer = machine.accelerator.prepare(module, self.optimizer)
+        machine.free_memory()
+        self.wrapped, self.prepared_optimizer = machine.prepare(module, self.optimizer)
         self.order = TrainingBatches(train, self.batching, s.seed, s.balanced_sampling)
         self.batches = machine.loader(phase.training, self.order)
         self.saved_at = time.monotonic()
@@ -198,7 +205,7 @@ class Training:
                     batch_norm.recompute(self.evaluated, self.training_inputs(), self.machine)
                 self.end_epoch(self.phase.predict(self.evaluated), throughput)
                 self.save()
-                if stop.is_set() and self.machine.processes == 1:
+                if stop.is_set() and self.machine.num_processes == 1:
                     raise Interrupted
 
     def run_epoch(self, throughput: Throughput, stop: Event) -> None:
@@ -215,7 +222,7 @@ class Training:
                 loss_sum = self.run_update(feed, update)
                 # all processes see the same sums, and stop at the same update
                 sums = torch.stack([loss_sum, loss_sum.new_tensor(float(stop.is_set()))])
-                loss, stopping = machine.accelerator.reduce(sums).tolist()
+                loss, stopping = machine.reduce(sums).tolist()
                 if not math.isfinite(loss):
                     raise self.diverged()
                 size = batching.size(update)
@@ -231,22 +238,23 @@ class Training:
 
     def run_update(self, feed: Iterator[Batch], update: int) -> Tensor:
         """Takes one optimizer step; returns the sum of the losses in this process [] (a scalar)."""
-        accelerator, objective = self.machine.accelerator, self.phase.objective
+        machine, objective = self.machine, self.phase.objective
         size, steps = self.batching.size(update), self.batching.steps(update)
         number = self.progress.epoch * self.batching.updates + update
         self.schedule.step_update(number)
-        loss_sum = torch.zeros((), device=accelerator.device)
+        loss_sum = torch.zeros((), device=machine.device)
         for step in range(steps):
-            batch = self.machine.put(next(feed))
-            seed_all(self.settings.seed, self.progress.phase, number, step, self.machine.rank)  # for dropout and mixup
+            batch = machine.put(next(feed))
+            # for dropout and mixup
+            seed_all(self.settings.seed, self.progress.phase, number, step, machine.process_index)
             inputs, targets = objective.prepare(batch.inputs, batch.labels)
-            with nullcontext() if step + 1 == steps else accelerator.no_sync(self.wrapped):
+            with nullcontext() if step + 1 == steps else machine.no_sync(self.wrapped):
                 losses = objective.losses(self.wrapped(inputs), targets) * batch.weights
                 # accelerate averages gradients over processes; the factor makes it the mean over all images
-                accelerator.backward(losses.sum() * accelerator.num_processes / size)
+                machine.backward(losses.sum() * machine.num_processes / size)
             loss_sum += losses.detach().sum()
         if self.settings.clip_grad:
-            accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip_grad)
+            machine.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip_grad)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         if self.averages:
@@ -261,13 +269,14 @@ class Training:
         batches = islice(self.order, sum(map(batching.steps, range(updates))))
         with machine.progress('Batch normalization', min(updates * batching.group, batching.images)) as bar:
             for step, batch in enumerate(map(machine.put, machine.loader(self.phase.training, batches))):
-                seed_all(self.settings.seed, progress.phase, progress.epoch, step, machine.rank)  # for dropout, mixup
+                # for dropout and mixup
+                seed_all(self.settings.seed, progress.phase, progress.epoch, step, machine.process_index)
                 yield self.phase.objective.prepare(batch.inputs, batch.labels)[0]
-                bar.update(len(batch.indices) * machine.processes)
+                bar.update(len(batch.indices) * machine.num_processes)
 
     def end_epoch(self, predictions: Predictions, throughput: Throughput) -> None:
         """Records the metrics of an epoch, and saves its weights if they are the best so far."""
-        progress, accelerator = self.progress, self.machine.accelerator
+        progress, machine = self.progress, self.machine
         row = dict(
             phase=self.phase.name,
             epoch=progress.epoch + 1,
@@ -279,12 +288,12 @@ class Training:
         )
         if is_better(self.settings.metric, row, progress.best):
             progress.best = row
-            if self.machine.is_main:
+            if self.machine.is_main_process:
                 run_checkpoints.write(self.checkpoints.best, {self.phase.kind: self.evaluated.state_dict()}, row)
         progress.history.append(row)
         progress.epoch, progress.update, progress.loss_sum, progress.images = progress.epoch + 1, 0, 0.0, 0
         figures = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        accelerator.log(figures, step=len(progress.history))
+        machine.log(figures, step=len(progress.history))
         self.machine.print(results.row(row, best=progress.best is row, heading=progress.epoch == 1))
         if throughput.input and progress.epoch == 1:
             self.machine.print(f'Throughput: {throughput}')
@@ -292,9 +301,9 @@ class Training:
     def save(self) -> None:
         """Writes a checkpoint, or raises Diverged if a weight is not a finite number."""
         self.saved_at = time.monotonic()
-        if not self.machine.is_main:
+        if not self.machine.is_main_process:
             return
-        progress, scaler = self.progress, self.machine.accelerator.scaler
+        progress, scaler = self.progress, self.machine.scaler
         tensors = {self.phase.kind: self.phase.module.state_dict()}
         if not all(tensor.isfinite().all() for tensor in tensors[self.phase.kind].values()):
             raise self.diverged()

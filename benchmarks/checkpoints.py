@@ -29,7 +29,7 @@ import xception_hub
 from xception_hub.topology import LEGACY_NAMES
 
 CLASSES = 7
-Reference = Callable[[Tensor], Tensor]
+Reference = Callable[[Tensor], Tensor]  # images [B, 3, H, W] -> logits [B, classes], or features [B, 2048]
 
 app = App(help=__doc__, version_flags=[])
 
@@ -114,19 +114,14 @@ def deep_head() -> nn.Module:
     return nn.Sequential(nn.Linear(2048, 32), norm, nn.Tanh(), nn.Dropout(0.5), nn.Linear(32, CLASSES, bias=False))
 
 
-def whole(head: Callable[[], nn.Module], **options: Any) -> Callable[[nn.Module, Path], Reference]:
+def transferred(
+    head: Callable[[], nn.Module], whole: bool = False, **options: Any
+) -> Callable[[nn.Module, Path], Reference]:
+    """Saves a `TransferModel` as a whole, or its state dict."""
+
     def save(model: nn.Module, path: Path) -> Reference:
         wrapper = TransferModel(model, head()).eval()
-        torch.save(wrapper, path, **options)
-        return wrapper.double()
-
-    return save
-
-
-def tensors_of(head: Callable[[], nn.Module]) -> Callable[[nn.Module, Path], Reference]:
-    def save(model: nn.Module, path: Path) -> Reference:
-        wrapper = TransferModel(model, head()).eval()
-        torch.save(wrapper.state_dict(), path)
+        torch.save(wrapper if whole else wrapper.state_dict(), path, **options)
         return wrapper.double()
 
     return save
@@ -203,7 +198,7 @@ class Assembled(nn.Module):
 
 
 def on_averages(maps: Tensor, *layers: nn.Module) -> Tensor:
-    """Layers with ReLU between them, on pooled features."""
+    """Layers with ReLU between them, on averages of maps [B, 2048, H, W]."""
     x = layers[0](maps.mean((2, 3)))
     for layer in layers[1:]:
         x = layer(x.relu())
@@ -327,11 +322,11 @@ KINDS = [
     Kind('AveragedModel', average),
     Kind('DeepfakeBench', state_dict(lambda state: {
         **under('backbone.', state, 'last_linear'), 'backbone.adjust_channel.0.weight': torch.zeros(512, 2048, 1, 1)})),
-    Kind('FaceForensics++, state dict', tensors_of(dropout_head)),
-    Kind('FaceForensics++, whole model', whole(dropout_head)),
-    Kind('the same, before torch 1.6', whole(dropout_head, _use_new_zipfile_serialization=False)),
-    Kind('whole model, Sequential head', whole(deep_head)),
-    Kind('state dict, Sequential head', tensors_of(deep_head), dict(head_layers=DEEP), 'neither activations'),
+    Kind('FaceForensics++, state dict', transferred(dropout_head)),
+    Kind('FaceForensics++, whole model', transferred(dropout_head, True)),
+    Kind('the same, before torch 1.6', transferred(dropout_head, True, _use_new_zipfile_serialization=False)),
+    Kind('whole model, Sequential head', transferred(deep_head, True)),
+    Kind('state dict, Sequential head', transferred(deep_head), dict(head_layers=DEEP), 'neither activations'),
     Kind('two classifiers',
          state_dict(lambda state: {**state, 'old.weight': torch.ones(3, 2048), 'old.bias': torch.ones(3)}),
          dict(classifier='fc'), "2 classifiers: 'fc', 'old'"),

@@ -169,6 +169,7 @@ def mutants(base: Config) -> Iterator[Mutant]:
             elif setting != 'name':  # a setting that is in no table is an error of this one
                 yield Mutant('neutral', f'{name}.{setting}', replaced(name, **{setting: NEUTRAL[setting](value)}), {})
         yield Mutant('setting', f'{name}.unheard_of', replaced(name, unheard_of=2))
+        yield Mutant('neutral', f'{name}.unheard_of null', replaced(name, unheard_of=None), {})
         yield from _of_wires(name, entry, layers)
         for class_name in CLASSES[entry['class_name']]:
             yield Mutant('class', f'{name}: {class_name}', as_class(name, class_name))
@@ -254,7 +255,7 @@ def layers_of(config: Config) -> Layers:
 
 
 def mutated(base: Config, mutant: Mutant) -> Config:
-    config = copy.deepcopy(base)
+    config = json.loads(json.dumps(base))  # a copy, sooner than by deepcopy
     mutant.change(layers_of(config), config)
     return config
 
@@ -305,12 +306,13 @@ def main(run: bool = False, every: int = 1) -> None:
     for format_, write in FORMATS.items():
         counts: dict[str, list[int]] = {}
         numbers: dict[str, int] = {}
+        unchanged = write(base)
         for mutant in mutants(base):
             numbers[mutant.kind] = numbers.get(mutant.kind, -1) + 1
             if numbers[mutant.kind] % every:
                 continue
             config = write(mutated(base, mutant))
-            if config == write(base):  # this format does not say it
+            if config == unchanged:  # this format does not say it
                 continue
             found, why = verdict(config)
             count = counts.setdefault(mutant.kind, [0, 0, 0, 0])

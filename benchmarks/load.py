@@ -39,14 +39,11 @@ LOADS = {
         "model = timm.create_model('legacy_xception', pretrained=True, "
         "pretrained_cfg_overlay=dict(file=sys.argv[1] + '/legacy.safetensors'))"
     ),
-    'xception_paper, first use': (
-        "shutil.rmtree(sys.argv[1] + '/hf/assets', True); model = timm.create_model('xception_paper', pretrained=True)"
-    ),
     'xception_paper': "model = timm.create_model('xception_paper', pretrained=True)",
     'local-dir:': "model = timm.create_model('local-dir:' + sys.argv[1] + '/directory', pretrained=True)",
 }
 CHILD = """
-import json, shutil, sys, time
+import json, sys, time
 {prelude}
 def memory(key):
     return next(int(line.split()[1]) / 1024 for line in open('/proc/self/status') if line.startswith(key + ':'))

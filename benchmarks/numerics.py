@@ -18,8 +18,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 from port_a_keras_model import download
 
 from xception_hub import Xception
-from xception_hub.porting.photos import photo_batch
 from xception_hub.porting.port import port
+from xception_hub.porting.preprocessing import photo_batch
 from xception_hub.weights.lineages import LEGACY_NUMERICS
 
 SIZES = (71, 150, 224, 256, 299, 331)  # pixels; at 71 every pooling meets an odd map, where both paddings agree

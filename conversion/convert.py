@@ -17,9 +17,8 @@ from xception_hub.layers import MIN_IMG_SIZE
 from xception_hub.porting.declared import choose_preprocessing, read_class_names
 from xception_hub.porting.output import write
 from xception_hub.porting.parity import Parity, prove_parity
-from xception_hub.porting.photos import Photo, keras_batch, photos_in
 from xception_hub.porting.port import Port, port
-from xception_hub.porting.preprocessing import Preprocessing
+from xception_hub.porting.preprocessing import Photo, Preprocessing, photos_in, prepared_batch
 
 # Second size of the comparison, in pixels: the poolings get odd and even maps, both in height and in width.
 SECOND_SIZE = (107, 150)
@@ -57,7 +56,8 @@ def convert(
     model = ported.model()
     pictures: Sequence[Photo] = (photos or sample_photos()) if model.in_chans == 3 else []
     sizes = list(dict.fromkeys([preprocessing.image_size, SECOND_SIZE]))
-    parity = prove_parity(ported, model, sizes, pictures, keras_batch(preprocessing, pictures[:STATISTICS_PHOTOS]))
+    prepared = prepared_batch(pictures[:STATISTICS_PHOTOS], preprocessing.pretrained_cfg(model.in_chans))
+    parity = prove_parity(ported, model, sizes, pictures, prepared)
     if not parity.passed:
         raise ParityError(f'{ported.source}: the proof of parity failed; nothing was written.\n{parity.report()}')
     write(output, ported, model, parity, preprocessing, class_names)

@@ -19,9 +19,9 @@ from xception_hub.layers import MIN_IMG_SIZE
 from xception_hub.porting.declared import check_declared
 from xception_hub.porting.output import PARITY_FILE, update_report
 from xception_hub.porting.parity import Parity, prove_parity
-from xception_hub.porting.photos import Photo, photos_in, timm_batch
 from xception_hub.porting.plot import draw
 from xception_hub.porting.port import Port, port
+from xception_hub.porting.preprocessing import Photo, photos_in, prepared_batch
 
 SIZES = (71, 150, 224, 299, 331)  # pixels: Keras' smallest, its users' and the paper's usual
 PHOTOS = 16  # at most, for the proof by the moving statistics; means need more than two
@@ -50,7 +50,8 @@ def prove(ported: Port, directory: Path, sizes: tuple[int, ...] = SIZES, photos:
     squares = [(size, size) for size in sizes]
     own = [ported.image_size] if ported.image_size else []
     pictures: list[Photo] = [*(photos or sample_photos())][:PHOTOS] if network.in_chans == 3 else []
-    parity = prove_parity(ported, network, list(dict.fromkeys(own + squares)), pictures, timm_batch(network, pictures))
+    prepared = prepared_batch(pictures, network.pretrained_cfg)
+    parity = prove_parity(ported, network, list(dict.fromkeys(own + squares)), pictures, prepared)
     parity.checks += check_declared(directory)
     return parity
 

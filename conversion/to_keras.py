@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 
 import xception_hub  # noqa: F401  registers the model
 from xception_hub.errors import exits_with_message
-from xception_hub.porting.keras_file import build_keras, write_keras
+from xception_hub.porting.keras_model import build_keras, write_keras
 
 app = App(name='python -m conversion.to_keras', help=__doc__, version_flags=[])
 

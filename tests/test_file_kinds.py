@@ -285,7 +285,7 @@ def test_get_weights(kind: str, folder: Path) -> None:
     exec(f'import joblib; {code[1]}', dict(model=model, numpy=np, pickle=pickle))
     assert all(np.array_equal(found, value) for found, value in zip(model.get_weights(), values))
     with open_source(folder / 'model.keras') as opened:
-        assert opened.kind == 'archive'
+        assert opened.config
 
 
 def test_a_pickle_of_tensors(folder: Path, weights: dict[str, Tensor]) -> None:
@@ -415,7 +415,7 @@ def test_tensorflow_takes_the_ways_out(folder: Path) -> None:
         assert code
         exec(code[0], dict(tf_keras=tf_keras, tf=tensorflow, model=built()))
         with open_source(folder / 'model.h5') as opened:
-            assert opened.kind == 'whole model'
+            assert opened.config
         loaded = tf_keras.models.load_model('model.h5').get_weights()
         assert all(np.array_equal(found, value) for found, value in zip(loaded, model.get_weights()))
         (folder / 'model.h5').unlink()

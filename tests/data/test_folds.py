@@ -55,6 +55,7 @@ def test_a_cross_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             outputs[-1])  # fmt: skip
         rows += json.loads((outputs[-1] / 'data.json').read_text())['validation_rows']
     assert sorted(rows) == list(range(24))
+    assert json.loads((outputs[0] / 'metrics.json').read_text())['split'] == 'fold 1 of 3 of train'
     capsys.readouterr()
     cross_validation.main(*outputs)
     text = capsys.readouterr().out

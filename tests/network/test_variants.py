@@ -18,7 +18,7 @@ import xception_hub
 from xception_hub import Xception
 from xception_hub.errors import ToKerasError
 from xception_hub.layers import SeparableConv2d
-from xception_hub.porting.keras_file import build_keras
+from xception_hub.porting.keras_model import build_keras
 
 SMALL = dict(width_multiplier=0.1875, min_img_size=33, num_classes=5)
 NAMES = {  # parameters: the classifier's share is (2048 or 4096) * 1000 + 1000, or as many for 17,000 classes

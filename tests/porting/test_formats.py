@@ -15,7 +15,8 @@ from keras_files import (
     WITH_CONFIG,
     archive,
     archive_without_names,
-    expected_tensors,
+    assert_computes_the_same,
+    assert_same,
     randomised,
     rewritten_config,
     weights_h5_without_names,
@@ -25,37 +26,25 @@ from keras_files import (
 )
 
 from xception_hub.errors import KerasFileError
-from xception_hub.porting.parity import compare_with_keras
-from xception_hub.porting.port import Port, port
-from xception_hub.porting.reference import BY_KERAS, KerasReference
+from xception_hub.porting.port import port
+from xception_hub.porting.reference import BY_KERAS, BY_PORT, WEIGHTS_BY_KERAS
 from xception_hub.topology import TAPS
 
 Writer = Callable[[Any, Path], Path]
 
-HEAD_ARGS: dict[str, dict[str, Any]] = {
-    'flat_with_top': dict(num_classes=7, global_pool='avg', in_chans=3),
-    'flat_without_top': dict(num_classes=0, global_pool='avg', in_chans=3),
-    'flat_with_head': dict(
-        num_classes=3,
-        global_pool='avg',
-        in_chans=3,
-        drop_rate=0.5,
-        head_layers=[
-            {'bn': 1e-3, 'momentum': 0.9},
-            {'drop': 0.3},
-            {'fc': 128, 'bias': False},
-            {'bn': 1e-5},
-            {'act': 'relu'},
-            {'fc': 128},
-            {'act': 'gelu'},
-        ],
-    ),
-    'nested': dict(num_classes=1, global_pool='max', in_chans=3, drop_rate=0.2),
-    'sequential': dict(num_classes=5, global_pool='avg', in_chans=3, fc_widths=[64, 64]),
+PLAIN = dict(global_pool='avg', in_chans=3)
+HIDDEN = [
+    {'bn': 1e-3, 'momentum': 0.9}, {'drop': 0.3}, {'fc': 128, 'bias': False}, {'bn': 1e-5}, {'act': 'relu'},
+    {'fc': 128}, {'act': 'gelu'},
+]  # fmt: skip
+# Model -> arguments of the network, final activation.
+HEADS: dict[str, tuple[dict[str, Any], str]] = {
+    'flat_with_top': (dict(PLAIN, num_classes=7), 'softmax'),
+    'flat_without_top': (dict(PLAIN, num_classes=0), 'linear'),
+    'flat_with_head': (dict(PLAIN, num_classes=3, drop_rate=0.5, head_layers=HIDDEN), 'softmax'),
+    'nested': (dict(PLAIN, num_classes=1, global_pool='max', drop_rate=0.2), 'sigmoid'),
+    'sequential': (dict(PLAIN, num_classes=5, fc_widths=[64, 64]), 'softmax'),
 }
-FINAL = dict(
-    flat_with_top='softmax', flat_without_top='linear', flat_with_head='softmax', nested='sigmoid', sequential='softmax'
-)
 
 
 @pytest.fixture(scope='module', params=MODELS)
@@ -70,20 +59,12 @@ def flat_top() -> Any:
     return randomised(MODELS['flat_with_top']())
 
 
-def assert_same(ported: Port, model: Any) -> None:
-    expected = expected_tensors(model)
-    assert ported.tensors.keys() == expected.keys()
-    different = [name for name, tensor in expected.items() if not torch.equal(ported.tensors[name], tensor)]
-    assert different == []
-
-
 @pytest.mark.parametrize('write', WITH_CONFIG, ids=lambda f: f.__name__)
 def test_with_config(write: Writer, model: Any, tmp_path: Path) -> None:
     """Whole models say everything of their heads."""
     ported = port(write(model, tmp_path))
     assert_same(ported, model)
-    assert ported.model_args == HEAD_ARGS[model.kind]
-    assert ported.final_activation == FINAL[model.kind]
+    assert (ported.model_args, ported.final_activation) == HEADS[model.kind]
     assert ported.image_size == (None if model.kind == 'flat_without_top' else (SIZE, SIZE))
     assert set(ported.left_out.values()) <= {"the optimizer's state", 'the state of a random generator'}
     rescaled = model.kind in ('nested', 'sequential')
@@ -96,7 +77,7 @@ def test_weights_with_config_beside(write: Writer, model: Any, tmp_path: Path) -
     (tmp_path / 'model.json').write_text(model.to_json())
     ported = port(write(model, tmp_path), tmp_path / 'model.json')
     assert_same(ported, model)
-    assert (ported.model_args, ported.final_activation) == (HEAD_ARGS[model.kind], FINAL[model.kind])
+    assert (ported.model_args, ported.final_activation) == HEADS[model.kind]
 
 
 @pytest.mark.parametrize('write', WEIGHTS_ALONE, ids=lambda f: f.__name__)
@@ -146,9 +127,7 @@ def test_preset(kind: str, tmp_path: Path) -> None:
     exec(code.replace('"model.keras"', repr(str(tmp_path / 'model.keras'))))
     ported = port(tmp_path / 'model.keras')
     assert ported.model_args['num_classes'] == (7 if kind == 'ImageClassifier' else 0)
-    reference = KerasReference(ported)
-    assert reference.reading == BY_KERAS
-    assert compare_with_keras(reference, ported.model(), (71, 71)).first_wrong is None
+    assert_computes_the_same(ported)
 
 
 def test_layers_with_other_names(tmp_path: Path) -> None:
@@ -157,10 +136,8 @@ def test_layers_with_other_names(tmp_path: Path) -> None:
     file = rewritten_config(archive_without_names(model, tmp_path), lambda text: text.replace('"block', '"stage'))
     ported = port(file)
     assert_same(ported, model)
-    assert ported.model_args == HEAD_ARGS['flat_with_head']
-    reference = KerasReference(ported)
-    assert reference.reading == BY_KERAS
-    assert compare_with_keras(reference, ported.model(), (71, 71)).first_wrong is None
+    assert ported.model_args == HEADS['flat_with_head'][0]
+    assert_computes_the_same(ported)
 
 
 def test_early_sequential(tmp_path: Path) -> None:
@@ -173,7 +150,7 @@ def test_early_sequential(tmp_path: Path) -> None:
         f.attrs['model_config'] = json.dumps(config).replace('"Functional"', '"Model"')
     ported = port(file)
     assert_same(ported, model)
-    assert ported.model_args == HEAD_ARGS['sequential']
+    assert ported.model_args == HEADS['sequential'][0]
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
@@ -198,24 +175,20 @@ def test_half_precision_keeps_its_values(dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ('kind', 'write', 'by_keras'),
+    ('kind', 'write', 'reading'),
     [
-        ('flat_with_head', archive, True),
-        ('nested', archive, True),
-        pytest.param('sequential', archive, True, marks=pytest.mark.slow),
-        pytest.param('flat_with_head', whole_h5, True, marks=pytest.mark.slow),
-        pytest.param('sequential', whole_h5_of_keras2, True, marks=pytest.mark.slow),
-        ('nested', whole_h5_of_keras2, True),  # Keras 3 writes x / 127.5 into .h5, and reads it from a clean config
-        pytest.param('flat_with_top', weights_h5_without_names, True, marks=pytest.mark.slow),
-        ('flat_with_top', weights_of_keras2, False),
+        ('flat_with_head', archive, BY_KERAS),
+        ('nested', archive, BY_KERAS),
+        pytest.param('sequential', archive, BY_KERAS, marks=pytest.mark.slow),
+        pytest.param('flat_with_head', whole_h5, BY_KERAS, marks=pytest.mark.slow),
+        pytest.param('sequential', whole_h5_of_keras2, BY_KERAS, marks=pytest.mark.slow),
+        ('nested', whole_h5_of_keras2, BY_KERAS),  # Keras 3 writes x / 127.5 into .h5, and reads it from a clean config
+        pytest.param('flat_with_top', weights_h5_without_names, WEIGHTS_BY_KERAS, marks=pytest.mark.slow),
+        ('flat_with_top', weights_of_keras2, BY_PORT),
     ],
     ids=lambda value: getattr(value, '__name__', str(value)),
 )
-def test_parity(kind: str, write: Writer, by_keras: bool, tmp_path: Path) -> None:
+def test_parity(kind: str, write: Writer, reading: str, tmp_path: Path) -> None:
     """Keras computes the same; it reads by itself whatever it can, and the proof says if it didn't."""
-    ported = port(write(randomised(MODELS[kind]()), tmp_path))
-    reference = KerasReference(ported)
-    assert reference.by_keras == by_keras, reference.reading
-    proof = compare_with_keras(reference, ported.model(), (71, 78))
-    assert proof.first_wrong is None, proof
+    proof = assert_computes_the_same(port(write(randomised(MODELS[kind]()), tmp_path)), reading)
     assert list(proof.differences) == TAPS  # pooled features are compared as the model's output, too

@@ -42,45 +42,53 @@ XCEPTIONS: dict[str, tuple[Callable[[Any, Path], Path], Callable[[], Any]]] = {
 }
 
 
-class Place(NamedTuple):
-    """Where an array is: a file of HDF5, the member if it is an archive, and the path in it."""
-
-    file: str
-    member: str | None
-    path: str
-
-
 @dataclass(frozen=True)
 class Source:
     """A source, whole or damaged.
 
     Attributes:
-        folder: Its files, and nothing else.
-        name: Of the file that is read.
-        places: Name of a tensor -> where it is.
+        file: The file, alone in its folder.
+        places: Name of a tensor -> path of its array in HDF5.
     """
 
-    folder: Path
-    name: str
-    places: dict[str, Place]
+    file: Path
+    places: dict[str, str]
 
-    def hdf5(self, random: Random) -> tuple[str, str | None]:
-        """One of the files of HDF5, and the member if it is an archive."""
-        return random.choice(sorted({place[:2] for place in self.places.values()}, key=str))
+    @property
+    def is_archive(self) -> bool:
+        return self.file.suffix == '.keras'
+
+    def hdf5(self) -> bytes:
+        return members_of(self.file)[WEIGHTS] if self.is_archive else self.file.read_bytes()
+
+    def write_hdf5(self, content: bytes | bytearray) -> None:
+        """A member of an archive gets the right checksum."""
+        if self.is_archive:
+            write_archive(self.file, {**members_of(self.file), WEIGHTS: bytes(content)})
+        else:
+            self.file.write_bytes(content)
+
+    @contextmanager
+    def opened(self) -> Iterator[h5py.File]:
+        """For changes, in an old format of HDF5."""
+        buffer = io.BytesIO(self.hdf5())
+        with h5py.File(buffer, 'r+', libver='earliest') as content:
+            yield content
+        self.write_hdf5(buffer.getvalue())
 
     def text(self) -> str:
         """Of the model's config, wherever it is."""
-        if self.name.endswith('.keras'):
-            return members_of(self.folder / self.name)['config.json'].decode()
-        with h5py.File(self.folder / self.name) as file:
+        if self.is_archive:
+            return members_of(self.file)['config.json'].decode()
+        with h5py.File(self.file) as file:
             return str(file.attrs['model_config'])
 
     def write_text(self, text: str) -> None:
         content = text.encode(errors='surrogatepass')
-        if self.name.endswith('.keras'):
-            write_archive(self.folder / self.name, {**members_of(self.folder / self.name), 'config.json': content})
+        if self.is_archive:
+            write_archive(self.file, {**members_of(self.file), 'config.json': content})
         else:
-            with h5py.File(self.folder / self.name, 'r+') as file:
+            with h5py.File(self.file, 'r+') as file:
                 file.attrs['model_config'] = content
 
 
@@ -93,27 +101,6 @@ def write_archive(path: Path, members: dict[str, bytes]) -> None:
     with zipfile.ZipFile(path, 'w') as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-
-
-def content_of(folder: Path, file: str, member: str | None) -> bytes:
-    return members_of(folder / file)[member] if member else (folder / file).read_bytes()
-
-
-def write_content(folder: Path, file: str, member: str | None, content: bytes | bytearray) -> None:
-    """A member of an archive gets the right checksum."""
-    if member:
-        write_archive(folder / file, {**members_of(folder / file), member: bytes(content)})
-    else:
-        (folder / file).write_bytes(content)
-
-
-@contextmanager
-def opened(folder: Path, file: str, member: str | None) -> Iterator[h5py.File]:
-    """For changes, in an old format of HDF5."""
-    buffer = io.BytesIO(content_of(folder, file, member))
-    with h5py.File(buffer, 'r+', libver='earliest') as content:
-        yield content
-    write_content(folder, file, member, buffer.getvalue())
 
 
 # Whole sources -------------------------------------------------------------------------------------------------------
@@ -156,23 +143,20 @@ def xception(folder: Path, kind: str) -> Source:
     """A few hundred kilobytes."""
     write, make = XCEPTIONS[kind]
     model = with_few_values(make())
-    source = write(model, folder)
+    source = Source(write(model, folder), {})
     values = keras_files.expected_tensors(model)
     names = {(float(tensor.flatten()[0]), tensor.numel()): name for name, tensor in values.items()}
-    places: dict[str, Place] = {}
-    for file in sorted(path for path in folder.iterdir() if path.suffix in ('.h5', '.keras')):
-        member = WEIGHTS if file.suffix == '.keras' else None
-        write_content(folder, file.name, member, shrunk(content_of(folder, file.name, member)))
-        with h5py.File(io.BytesIO(content_of(folder, file.name, member))) as content:
+    source.write_hdf5(shrunk(source.hdf5()))
 
-            def visit(path: str, node: Any, file: str = file.name, member: str | None = member) -> None:
-                number = isinstance(node, h5py.Dataset) and node.dtype.kind == 'f'
-                if number and (name := names.get((float(node[(0,) * node.ndim]), node.size))):
-                    places[name] = Place(file, member, path)
+    def visit(path: str, node: Any) -> None:
+        number = isinstance(node, h5py.Dataset) and node.dtype.kind == 'f'
+        if number and (name := names.get((float(node[(0,) * node.ndim]), node.size))):
+            source.places[name] = path
 
-            content.visititems(visit)
-    assert places.keys() == values.keys()
-    return Source(folder, source.name, places)
+    with h5py.File(io.BytesIO(source.hdf5())) as content:
+        content.visititems(visit)
+    assert source.places.keys() == values.keys()
+    return source
 
 
 @pytest.fixture(scope='module')
@@ -206,10 +190,10 @@ def read(source: Source, moved: bool) -> str:
 
     An array that was moved may have the values of any other of its size.
     """
-    found = {name: tensor.numpy() for name, tensor in port(source.folder / source.name).tensors.items()}
+    found = {name: tensor.numpy() for name, tensor in port(source.file).tensors.items()}
     read_again: dict[str, np.ndarray] = {}
-    for name, (file_name, member, path) in source.places.items():
-        with h5py.File(io.BytesIO(content_of(source.folder, file_name, member))) as content:
+    with h5py.File(io.BytesIO(source.hdf5())) as content:
+        for name, path in source.places.items():
             values = np.asarray(content.get(path, np.nan), 'f4')
             axes = (2, 3, 0, 1) if name.endswith('conv_dw.weight') else (3, 2, 0, 1)
             read_again[name] = values.transpose(axes) if values.ndim == 4 else values.T
@@ -225,19 +209,19 @@ def read(source: Source, moved: bool) -> str:
 def watched(sources: dict[str, Source]) -> Iterator[Watched]:
     process = Watched()
     for source in sources.values():  # imports all that is imported on the way
-        assert process(read, source.folder, source, False, watch=False) == Outcome('returned', '', [])
+        assert process(read, source.file.parent, source, False, watch=False) == Outcome('returned', '', [])
     yield process
     process.close()
 
 
-def must_be(outcome: Outcome, folder: Path, named: str | None) -> None:
+def must_be(outcome: Outcome, source: Source, named: str | None) -> None:
     """The right arrays; or, and in any case if there is something to be named, an error that names it and the file."""
     assert outcome.events == []
     if outcome.kind == 'returned':
         assert outcome.text == '' and named is None
         return
     assert outcome.kind == 'KerasFileError', outcome.text
-    assert str(folder) in outcome.text and (named or '') in outcome.text
+    assert str(source.file.parent) in outcome.text and (named or '') in outcome.text
     assert outcome.text.isprintable() and len(outcome.text) <= MOST_CHARACTERS
 
 
@@ -342,6 +326,16 @@ GROUPS: dict[str, Damage] = {  # it names the file at least
 }
 
 
+# Other ways in which HDF5 stores an array, which are read.
+STORED: dict[str, dict[str, Any]] = {
+    'big endian': dict(dtype='>f4'),
+    'float64': dict(dtype='f8'),
+    'float16': dict(dtype='f2'),
+    'in chunks': dict(chunks=(16,)),
+    'in growing chunks': dict(chunks=(16,), maxshape=(None,)),
+}
+
+
 def with_field(at: int, value: int) -> Callable[[Path, Outside], None]:
     """Two bytes in the last entry of an archive's table of contents."""
 
@@ -400,6 +394,7 @@ def with_code(text: str, outside: Outside) -> str:
 CONFIGS: dict[str, Callable[[str, Outside], str]] = {  # what it becomes
     'code': with_code,
     'cut off': lambda text, outside: text[:1000],
+    'a list': lambda text, outside: '[]',
     'deep lists': lambda text, outside: text.replace('[', '[' * 10**5, 1),
     'deep lists, closed': lambda text, outside: text.replace('[]', '[' * 5000 + ']' * 5000, 1),
     'a number of many digits': lambda text, outside: text.replace(': 1,', f': {"9" * 10**6},', 1),
@@ -408,24 +403,35 @@ CONFIGS: dict[str, Callable[[str, Outside], str]] = {  # what it becomes
 
 
 def copied(whole: Source, folder: Path) -> Source:
-    return replace(whole, folder=Path(shutil.copytree(whole.folder, folder)))
+    folder.mkdir()
+    return replace(whole, file=Path(shutil.copy(whole.file, folder)))
 
 
 @pytest.mark.parametrize('kind', [*ARRAYS, *GROUPS])
 def test_hdf5(kind: str, sources: dict[str, Source], watched: Watched, outside: Outside, tmp_path: Path) -> None:
     source = copied(sources['archive' if kind in GROUPS else 'HDF5'], tmp_path / 'case')
-    file, member, path = source.places['entry_flow.1.stack.bn1.weight']
-    with opened(source.folder, file, member) as content:
+    path = source.places['entry_flow.1.stack.bn1.weight']
+    with source.opened() as content:
         {**ARRAYS, **GROUPS}[kind](content, path, outside)
-    must_be(watched(read, source.folder, source, False), source.folder, path if kind in ARRAYS else '')
+    must_be(watched(read, source.file.parent, source, False), source, path if kind in ARRAYS else '')
+
+
+@pytest.mark.parametrize('kind', STORED)
+def test_storage(kind: str, sources: dict[str, Source], outside: Outside, tmp_path: Path) -> None:
+    source = copied(sources['HDF5'], tmp_path / 'case')
+    path = source.places['entry_flow.1.stack.bn1.weight']
+    with source.opened() as content:
+        values = np.random.default_rng(0).uniform(0.5, 1.5, content[path].shape)
+        anew(data=values, **STORED[kind])(content, path, outside)
+    assert read(source, False) == ''
 
 
 @pytest.mark.parametrize('kind', ARCHIVES)
 def test_archive(kind: str, sources: dict[str, Source], watched: Watched, outside: Outside, tmp_path: Path) -> None:
     source = copied(sources['archive'], tmp_path / 'case')
     damage, named = ARCHIVES[kind]
-    damage(source.folder / source.name, outside)
-    must_be(watched(read, source.folder, source, False), source.folder, named)
+    damage(source.file, outside)
+    must_be(watched(read, source.file.parent, source, False), source, named)
     assert not (tmp_path / 'proof').exists()
 
 
@@ -436,7 +442,7 @@ def test_config(kind: str, sources: dict[str, Source], watched: Watched, outside
     changed = CONFIGS[kind](text, outside)
     assert changed != text
     source.write_text(changed)
-    must_be(watched(read, source.folder, source, False), source.folder, '')
+    must_be(watched(read, source.file.parent, source, False), source, '')
     assert not outside.proof.exists()
 
 
@@ -516,11 +522,14 @@ def damage(source: Source, random: Random) -> bool:
         of_nodes(root, random)
         source.write_text(json.dumps(root, ensure_ascii=False))
         return True
-    file, member = source.hdf5(random)
-    member = member if change is of_numbers or random.random() < 0.5 else None
-    content = bytearray(content_of(source.folder, file, member))
-    (of_bytes if change is of_bytes or (file.endswith('.keras') and not member) else of_numbers)(content, random)
-    write_content(source.folder, file, member, content)
+    if change is of_bytes and random.random() < 0.5:
+        content = bytearray(source.file.read_bytes())
+        of_bytes(content, random)
+        source.file.write_bytes(content)
+    else:
+        content = bytearray(source.hdf5())
+        change(content, random)
+        source.write_hdf5(content)
     return False
 
 
@@ -531,7 +540,7 @@ def test_fuzz(numbers: range, sources: dict[str, Source], watched: Watched, tmp_
         source = copied(sources[random.choice([*XCEPTIONS])], tmp_path / str(number))
         moved = damage(source, random)
         try:
-            must_be(watched(read, source.folder, source, moved), source.folder, None)
+            must_be(watched(read, source.file.parent, source, moved), source, None)
         except (AssertionError, EOFError) as e:
-            raise AssertionError(f'case {number} of FUZZ_SEED={SEED}, {source.folder}: {e}') from e
-        shutil.rmtree(source.folder)
+            raise AssertionError(f'case {number} of FUZZ_SEED={SEED}, {source.file}: {e}') from e
+        shutil.rmtree(source.file.parent)

@@ -6,15 +6,13 @@ from port_a_keras_model import Checkpoint
 
 from xception_hub import Xception
 from xception_hub.porting.parity import TOLERANCES, compare_with_keras, torch_taps
-from xception_hub.porting.photos import photo_batch
 from xception_hub.porting.port import Port
+from xception_hub.porting.preprocessing import photo_batch
 from xception_hub.porting.reference import KerasReference
 from xception_hub.topology import TAPS
 
 # Keras' smallest; its users' and the paper's usual; one that meets odd and even maps in either direction.
 SIZES = [(71, 71), (150, 150), (224, 224), (299, 299), (331, 331), (180, 251)]
-MUTANT_SIZE = (98, 107)  # small; the first pooling meets an even height
-MUTANTS_CAUGHT_AT = 1e-3  # relative difference: a mutant is wrong by far more than a tolerance
 
 
 @pytest.fixture(scope='module')

@@ -22,8 +22,8 @@ from xception_hub import Xception
 from xception_hub.porting.consistency import Finding
 from xception_hub.porting.declared import check_declared
 from xception_hub.porting.parity import compare_taps, compare_with_keras, torch_taps
-from xception_hub.porting.photos import photo_batch
 from xception_hub.porting.port import Port, port
+from xception_hub.porting.preprocessing import photo_batch
 from xception_hub.porting.reference import KerasReference
 
 SIZE = (98, 107)  # small; the first pooling meets an even height

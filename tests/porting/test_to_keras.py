@@ -18,10 +18,14 @@ from conversion.convert import convert
 from conversion.to_keras import app
 from xception_hub.errors import ToKerasError
 from xception_hub.porting.declared import choose_preprocessing
-from xception_hub.porting.keras_file import build_keras, write_keras
+from xception_hub.porting.keras_model import build_keras, write_keras
 from xception_hub.porting.port import Port, port
 
 FLOAT32 = dict(rtol=1e-4, atol=1e-4)
+HIDDEN: list[dict[str, Any]] = [
+    {'bn': 1e-3, 'momentum': 0.9}, {'fc': 24, 'bias': False}, {'bn': 1e-5}, {'act': 'silu'}, {'drop': 0.25},
+    {'fc': 24}, {'act': 'tanh'},
+]  # fmt: skip
 
 
 def saved(folder: Path, **kwargs: Any) -> Path:
@@ -55,18 +59,7 @@ def test_keras_to_torch_to_keras(converted: Path, ported: Port, checkpoint: Chec
         pytest.param(dict(num_classes=5, fc_widths=(32, 16)), marks=pytest.mark.slow),
         pytest.param(dict(num_classes=0), marks=pytest.mark.slow),
         pytest.param(dict(num_classes=2, global_pool='max', in_chans=1), marks=pytest.mark.slow),
-        dict(
-            num_classes=3,
-            head_layers=[
-                {'bn': 1e-3, 'momentum': 0.9},
-                {'fc': 24, 'bias': False},
-                {'bn': 1e-5},
-                {'act': 'silu'},
-                {'drop': 0.25},
-                {'fc': 24},
-                {'act': 'tanh'},
-            ],
-        ),
+        dict(num_classes=3, head_layers=HIDDEN),
     ],
     ids=str,
 )

@@ -14,8 +14,8 @@ from port_a_keras_model import Checkpoint
 
 from conversion.prove import app
 from xception_hub.porting.consistency import MOST, check_consistency
-from xception_hub.porting.photos import photo_batch
 from xception_hub.porting.port import Port
+from xception_hub.porting.preprocessing import photo_batch
 
 
 @pytest.fixture

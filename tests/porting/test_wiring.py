@@ -25,7 +25,7 @@ from xception_hub import Xception
 from xception_hub.errors import KerasFileError
 from xception_hub.porting.figure5 import FIGURE5, widths
 from xception_hub.porting.graph import FileLayer, read_calls
-from xception_hub.porting.keras_file import build_keras, write_keras
+from xception_hub.porting.keras_model import build_keras, write_keras
 from xception_hub.porting.layer_settings import NEUTRAL, SETTINGS, read_settings
 from xception_hub.porting.names import LAYERS
 from xception_hub.porting.output import write

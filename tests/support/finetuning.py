@@ -4,7 +4,6 @@ import contextlib
 import glob
 import multiprocessing
 import os
-import resource
 import socket
 import sys
 import time
@@ -93,8 +92,6 @@ def _main(arguments: list[str], log: Path, variables: dict[str, str]) -> None:
     os.setpgrp()
     multiprocessing.set_start_method('fork', force=True)  # of workers; the server's own is slower
     os.environ.update(variables)
-    if 'LARGEST_FILE' in variables:  # a disk that is full from there on
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(variables['LARGEST_FILE']),) * 2)
     write_into(log)
     import finetune  # imported by the server already
 

@@ -12,9 +12,13 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
+import torch
 from torch import Tensor, from_numpy
 
 from xception_hub.porting.names import LAYERS, numbered
+from xception_hub.porting.parity import Comparison, compare_with_keras
+from xception_hub.porting.port import Port
+from xception_hub.porting.reference import BY_KERAS, KerasReference
 
 SIZE = 96  # pixels
 
@@ -144,6 +148,22 @@ def expected_tensors(model: Any) -> dict[str, Tensor]:
         counts[kind] += 1
         put(layer, 'head.fc' if layer is head[-1] else f'head.fc_layers.{kind}{counts[kind]}')
     return found
+
+
+def assert_same(ported: Port, model: Any) -> None:
+    """The tensors are the arrays of Keras' objects."""
+    expected = expected_tensors(model)
+    assert ported.tensors.keys() == expected.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(ported.tensors[name], tensor)] == []
+
+
+def assert_computes_the_same(ported: Port, reading: str = BY_KERAS) -> Comparison:
+    """As Keras does, after every module; `reading` is how Keras gets the file."""
+    reference = KerasReference(ported)
+    assert reference.reading.startswith(reading)
+    proof = compare_with_keras(reference, ported.model(), ported.image_size or (71, 78))
+    assert proof.first_wrong is None, proof
+    return proof
 
 
 # Files

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
-from keras_files import expected_tensors, randomised
+from keras_files import randomised
 
 from xception_hub.porting.array_places import KERAS1_VARIABLES
 from xception_hub.porting.names import KERAS1_NAMES, LAYERS
@@ -61,44 +61,32 @@ def shifted(name: str, by: int = 5) -> str:
 
 def keras1_file(model: Any, folder: Path, start: int, named: bool = False) -> Path:
     """Weights of Keras 1.2: layers are numbered from `start` on, in the order of creation; or only the unnamed ones."""
-    tensors = expected_tensors(model)
-    counts = dict.fromkeys(KERAS1_NAMES, start - 1)
-    file = folder / 'weights.h5'
-    inverse = {'conv': (2, 3, 1, 0), 'depthwise': (2, 3, 0, 1), 'pointwise': (2, 3, 1, 0)}
+    groups = {'dense': 'predictions' if named else 'dense_3'}
+    for kind, stem in KERAS1_NAMES.items():
+        names = [name for name, layer in LAYERS.items() if layer.kind == kind and (not named or 'residual' in name)]
+        groups |= {name: f'{stem}_{number}' for number, name in enumerate(names, start)}
+    unnamed = {
+        'Conv2D': iter([name for name in LAYERS if name.endswith('residual_conv')]),
+        'BatchNormalization': iter([name for name in LAYERS if name.endswith('residual_bn')]),
+        'Dense': iter(['dense']),
+    }
+    file, listed = folder / 'weights.h5', []
     with h5py.File(file, 'w') as f:
-        groups = []
-
-        def put(group: str, arrays: dict[str, np.ndarray]) -> None:
-            names = []
-            for keras_name, value in arrays.items():
-                names.append(f'{group}_{KERAS1_VARIABLES.get(keras_name, keras_name)}:0')
-                f[f'{group}/{names[-1]}'] = value
-            f[group].attrs['weight_names'] = [name.encode() for name in names]
-            groups.append(group.encode())
-
-        for layer in LAYERS.values():
-            own = named and 'residual' not in layer.keras
-            counts[layer.kind] += not own
-            found = {name.removeprefix(f'{layer.torch}.'): tensor.numpy() for name, tensor in tensors.items()
-                     if name.startswith(f'{layer.torch}.')}  # fmt: skip
-            arrays = {
-                'conv': lambda t: {'kernel': t['weight'].transpose(inverse['conv'])},
-                'sepconv': lambda t: {
-                    'depthwise_kernel': t['conv_dw.weight'].transpose(inverse['depthwise']),
-                    'pointwise_kernel': t['conv_pw.weight'].transpose(inverse['pointwise']),
-                },
-                'bn': lambda t: {'gamma': t['weight'], 'beta': t['bias'], 'moving_mean': t['running_mean'],
-                                 'moving_variance': t['running_var']},
-            }[layer.kind](found)  # fmt: skip
-            put(layer.keras if own else f'{KERAS1_NAMES[layer.kind]}_{counts[layer.kind]}', arrays)
-        f.create_group('globalaveragepooling2d_1').attrs['weight_names'] = np.zeros(0)
-        groups.append(b'globalaveragepooling2d_1')
-        put(
-            'predictions' if named else 'dense_3',
-            {'kernel': tensors['head.fc.weight'].numpy().T, 'bias': tensors['head.fc.bias'].numpy()},
-        )
-        f.attrs['layer_names'] = groups
-        f.attrs['keras_version'] = b'1.2.2'
+        for layer in model.layers:
+            class_name = type(layer).__name__
+            if layer.weights:
+                name = layer.name if layer.name in LAYERS else next(unnamed[class_name])
+                group = groups.get(name, name)
+                arrays = [f'{group}_{KERAS1_VARIABLES.get(weight.name, weight.name)}:0' for weight in layer.weights]
+            elif class_name == 'GlobalAveragePooling2D':
+                group, arrays = 'globalaveragepooling2d_1', []
+            else:
+                continue
+            f.create_group(group).attrs['weight_names'] = np.array([array.encode() for array in arrays])
+            for array, value in zip(arrays, layer.get_weights()):
+                f[f'{group}/{array}'] = value
+            listed.append(group.encode())
+        f.attrs.update(layer_names=listed, keras_version=b'1.2.2')
     return file
 
 

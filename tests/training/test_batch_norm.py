@@ -1,4 +1,4 @@
-"""Precise BN: a network is judged with the statistics that belong to its weights."""
+"""Precise BN: a network is evaluated with the statistics that belong to its weights."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
 from finetuning import SMALL, finetune
 from handwritten_digits import handwritten_digits
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ TRAINING = (
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 images to train on, and some to judge on."""
+    """48 images for training, and some for validation."""
     folder = tmp_path_factory.mktemp('data')
     for split, count in (('train', 8), ('val', 1)):
         handwritten_digits(folder / split, per_class=count, classes=6)
@@ -86,7 +85,7 @@ def test_recompute() -> None:
     momenta = [layer.momentum for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     model.layer1.train()
     modes = [layer.training for layer in model.modules()]
-    recompute(model, batches, Machine(Accelerator(cpu=True)))
+    recompute(model, batches, Machine(cpu=True))
     assert [layer.training for layer in model.modules()] == modes
     assert [layer.momentum for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)] == momenta
     for name, found in statistics(model).items():

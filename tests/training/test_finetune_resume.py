@@ -116,13 +116,3 @@ def test_asked_to_stop(number: int, processes: int, folder: Path, tmp_path: Path
     finetune('--config', tmp_path / 'stopped' / 'settings.yaml', log=tmp_path / 'log', processes=processes)
     finetune(*arguments, tmp_path / 'whole', log=tmp_path / 'whole.log', processes=processes)
     assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'whole')
-
-
-def test_rotation(folder: Path, tmp_path: Path) -> None:
-    output = tmp_path / 'run'
-    arguments = (*EVERYTHING, '--dataset', folder, '--output', output, '--keep-checkpoints', 3)
-    finetune(*arguments, '--checkpoint-minutes', 0, log=tmp_path / 'log')
-    names = sorted(path.name for path in (output / 'checkpoints').iterdir())
-    assert len(names) == 4
-    assert names[-1] == 'best.safetensors'
-    assert 'is finished' in finetune(*arguments, log=tmp_path / 'again.log')

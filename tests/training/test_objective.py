@@ -78,7 +78,7 @@ def test_half_precision(multi_label: bool) -> None:
 
 
 def check_mixed(before: Tensor, labels: Tensor, after: Tensor, targets: Tensor, smoothing: float) -> None:
-    """Whether each image is made of itself and its partner as its targets say; each is of one value throughout."""
+    """Each image, of one value throughout, is mixed with its partner in the proportion of its targets."""
     even = len(before) // 2 * 2
     for i in range(len(before)):
         partner = even - 1 - i if i < even else i

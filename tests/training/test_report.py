@@ -19,8 +19,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from xception_hub.errors import ModelError
-from xception_hub.training.metrics import Calibration, PerClass, Predictions, summary
-from xception_hub.training.report import _ticks, render
+from xception_hub.training.metrics import PerClass, Predictions, calibration_error, summary
+from xception_hub.training.report import render
 
 NAMES = ['zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
 HOSTILE = [
@@ -362,13 +362,13 @@ def chart_of(source: str, name: str) -> ElementTree.Element:
 
 
 def curves(source: str, name: str) -> list[list[tuple[float, float]]]:
-    """Points of each line of a chart, in its drawing; those of a line in pieces one after the other."""
+    """Points [(x, y)] of each line of a chart, in its drawing."""
     lines = []
     for group in chart_of(source, name).findall('./g'):
         circles = [circle for circle in group.findall('circle') if circle.get('class') != 'best']
         points = [(float(circle.get('cx', '')), float(circle.get('cy', ''))) for circle in circles]
-        path = re.findall(r'[ML]([\d.]+) ([\d.]+)', group[0].get('d', ''))
-        assert [(float(x), float(y)) for x, y in path] == points
+        path = re.findall(r'([\d.]+) ([\d.]+)', group[0].get('d', ''))
+        assert [(float(x), float(y)) for x, y in path] == points and points
         lines.append(points)
     return lines
 
@@ -411,7 +411,7 @@ def test_many_epochs(epochs: int, is_open: bool, digits: Predictions) -> None:
 
 @pytest.mark.parametrize('nothing', [None, math.nan, math.inf])
 def test_nothing_in_the_history(nothing: float | None, digits: Predictions) -> None:
-    """Of some epochs, of all, or no such figure: a gap, or no line."""
+    """An epoch without a figure has no point; a figure of no epoch has no line."""
     history = [epoch(1, train_loss=nothing), epoch(2, loss=nothing, learning_rate=nothing), epoch(3, top1=nothing)]
     source = page_of(digits, history=history)
     rows = epoch_rows(Page(source))
@@ -424,27 +424,14 @@ def test_nothing_in_the_history(nothing: float | None, digits: Predictions) -> N
     assert len(page.of_class('key')) == 2
 
 
-@pytest.mark.parametrize(('low', 'high'), [(0, 0), (0.5, 0.5), (1e-9, 2e-9), (0.97, 0.9801), (0, 1), (-3, 4e6)])
-def test_ticks(low: float, high: float) -> None:
-    ticks = _ticks(low, high)
-    assert ticks[0] <= low + 1e-15 and ticks[-1] > high and 2 <= len(ticks) <= 7
-
-
 @pytest.mark.parametrize('sure', [False, True])
 def test_calibration(sure: bool, digits: Predictions) -> None:
     """The linear model is less sure than it could be; one that guesses is too sure."""
     predictions = random_predictions(10, right=0) if sure else digits
-    source = page_of(predictions)
-    calibration = Calibration.of(predictions)
-    text = Page(source).text
-    assert f'The expected calibration error is {calibration.error:.1%}' in text
+    text = Page(page_of(predictions)).text
+    assert f'The expected calibration error is {calibration_error(predictions):.1%}' in text
     assert ('it is too sure of itself' in text, 'it is less sure than it could be' in text) == (sure, not sure)
     assert f'gives it a probability of {predictions.probabilities[:, 0].mean(dtype=float):.1%} on average' in text
-    page = Page(source)
-    start = page.rows.index(['Probability', 'Right', 'Images', ''])
-    rows = [row for row in page.rows[start + 1 :] if len(row) == 4]
-    assert sum(int(row[2].replace(',', '')) for row in rows) == len(predictions)
-    assert len(rows) == (calibration.count > 0).sum()
 
 
 def test_not_a_number() -> None:

@@ -136,12 +136,12 @@ def in_a_module(network: Any, recorded: dict[str, Any]) -> Path:
     return Path('module.pth')
 
 
-def in_a_config(network: Any, recorded: dict[str, Any]) -> Path:
+def in_a_config(network: Any, recorded: dict[str, Any], **changed: Any) -> Path:
     directory = Path('directory')
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     safetensors.torch.save_file(network.state_dict(), directory / 'model.safetensors')
     config = dict(architecture='xception_paper', num_classes=2, model_args={**WIDTH, **recorded}, pretrained_cfg={})
-    (directory / 'config.json').write_text(json.dumps(config))
+    (directory / 'config.json').write_text(json.dumps({**config, **changed}))
     return directory
 
 
@@ -154,11 +154,7 @@ def test_from_checkpoint(place: Callable[..., Path], network: Any, recwarn: Any)
     path = place(network, {})
     assert xception_hub.from_checkpoint(path).head.fc.weight.equal(network.head.fc.weight)
     for name, value in RECORDED[: -1 if place is in_a_module else None]:  # a pickled head has its layers itself
-        if path.is_dir():
-            config = json.loads((path / 'config.json').read_text())
-            (path / 'config.json').write_text(json.dumps({**config, 'model_args': {**WIDTH, name: value}}))
-        else:
-            place(network, {name: value})
+        place(network, {name: value})
         with pytest.raises(CheckpointError, match=rf'records {name}='):
             xception_hub.from_checkpoint(path)
     if not path.is_dir():  # the way out
@@ -191,13 +187,7 @@ def test_unreadable_arguments(text: str, network: Any) -> None:
 def test_named_source(place: Callable[..., Path], network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """XCEPTION_HUB_REPO, or timm's overlay."""
     for name, value in RECORDED if place is in_a_header else RECORDED[:3]:
-        path = Path('directory')
-        if place is in_a_config and path.exists():
-            config = json.loads((path / 'config.json').read_text())
-            (path / 'config.json').write_text(json.dumps({**config, 'model_args': {name: value}}))
-        else:
-            path = place(network, {name: value})
-        monkeypatch.setenv('XCEPTION_HUB_REPO', f'./{path}')
+        monkeypatch.setenv('XCEPTION_HUB_REPO', f'./{place(network, {name: value})}')
         with pytest.raises(XceptionHubError, match=rf'records {name}='):
             timm.create_model('xception_paper', pretrained=True, num_classes=2, **WIDTH)
 
@@ -209,16 +199,12 @@ BY_TIMM = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir'
 @pytest.mark.parametrize('pretrained', [True, False])
 def test_names_that_timm_resolves(pretrained: bool, network: Any, hub: HubServer) -> None:
     """'local-dir:' and 'hf-hub:', by timm itself and by the commands that build a model."""
-    directory = in_a_config(network, {})
-    config = json.loads((directory / 'config.json').read_text())
     (hub.root / 'org').mkdir(exist_ok=True)
-    if not (hub.root / 'org' / 'recorded').exists():
-        (hub.root / 'org' / 'recorded').symlink_to(directory.absolute())
+    (hub.root / 'org' / 'recorded').symlink_to(in_a_config(network, {}).absolute())
     try:
         assert timm.create_model('local-dir:directory', pretrained=pretrained).num_classes == 2
         for name, value in RECORDED:
-            model_args = {**WIDTH, name: value}
-            (directory / 'config.json').write_text(json.dumps({**config, 'model_args': model_args}))
+            in_a_config(network, {name: value})
             for model in ('local-dir:directory', 'hf-hub:org/recorded'):
                 expected = (TypeError, 'multiple values') if name in BY_TIMM else (CheckpointError, f'records {name}=')
                 with pytest.raises(expected[0], match=expected[1]):
@@ -233,8 +219,6 @@ def test_names_that_timm_resolves(pretrained: bool, network: Any, hub: HubServer
     'changed', [dict(num_classes='2'), dict(pretrained_cfg=dict(input_size=['3', 299, 299]))], ids=str
 )
 def test_what_timm_takes_from_a_cfg(changed: dict[str, Any], network: Any) -> None:
-    directory = in_a_config(network, {})
-    config = json.loads((directory / 'config.json').read_text())
-    (directory / 'config.json').write_text(json.dumps({**config, **changed}))
+    in_a_config(network, {}, **changed)
     with pytest.raises(CheckpointError, match=re.escape('config.json records')):
         timm.create_model('local-dir:directory')

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 import xception_hub
 from benchmarks.checkpoints import Normalize, linear, pytorchcv, trained
+from xception_hub.errors import WeightsError
 
 CLASSES = 3
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*Assumed. global_pool='avg'\.$")
@@ -137,7 +138,7 @@ def test_every_classifier_that_is_named(legacy: nn.Module, maps: Tensor, tmp_pat
 
 
 @pytest.mark.needs('pytorchcv')
-@pytest.mark.parametrize('kind', ['base.0', 'children of the features', 'features alone', 'all children', 'rgb'])
+@pytest.mark.parametrize('kind', ['children of the features', 'features alone', 'all children', 'rgb'])
 def test_pytorchcv_in_sequentials(kind: str, legacy: nn.Module, tmp_path: Path) -> None:
     from pytorchcv.model_provider import get_model
 
@@ -145,7 +146,6 @@ def test_pytorchcv_in_sequentials(kind: str, legacy: nn.Module, tmp_path: Path) 
     theirs = get_model('xception', num_classes=7).eval()
     theirs.load_state_dict(torch.load(tmp_path / 'theirs.pth'))
     nets: dict[str, nn.Module] = {
-        'base.0': nn.ModuleDict(dict(base=nn.Sequential(theirs.features), fc=theirs.output)),
         'children of the features': nn.ModuleDict(
             dict(body=nn.Sequential(*theirs.features.children()), fc=theirs.output)
         ),
@@ -357,18 +357,21 @@ def test_heads_without_bias(legacy: nn.Module, tmp_path: Path) -> None:
 # Two poolings
 
 
-def test_two_poolings(legacy: nn.Module, tmp_path: Path) -> None:
-    """timm's order of the halves is an argument, and a pickle names it."""
-    model = copy.deepcopy(legacy)
-    model.reset_classifier(CLASSES, 'catavgmax')  # type: ignore[operator]
-    with torch.no_grad():
-        model.fc.weight.mul_(3)  # type: ignore[union-attr,operator]
-    right = logits(copy.deepcopy(model))
-    assert torch.equal(logits(xception_hub.from_checkpoint(save(tmp_path / 'x.pth', model))), right)
-    path = save(tmp_path / 'x.pth', model.state_dict())
-    with pytest.raises(xception_hub.CheckpointError, match="global_pool='catavgmax'"):
+def test_poolings_of_fastai(legacy: nn.Module, maps: Tensor, tmp_path: Path) -> None:
+    """It has the maxima first; the code in the error exchanges the halves."""
+    head = nn.Sequential(norm(4096), linear(4096, 32), nn.ReLU(), linear(32, CLASSES))
+    state = {**backbone(legacy, '0.'), **tensors(**{'1': head})}
+    path = save(tmp_path / 'x.pth', state)
+    with pytest.raises(xception_hub.CheckpointError, match='fastai') as error:
         xception_hub.from_checkpoint(path)
-    assert torch.equal(logits(xception_hub.from_checkpoint(path, global_pool='catavgmax')), right)
+    code = re.search(r'(for name in .*?\)\))\. num', str(error.value))
+    assert code
+    exec(code[1], dict(state=state))
+    layers = [{'bn': 1e-5}, {'fc': 32}, {'act': 'relu'}]
+    read = xception_hub.from_checkpoint(save(path, state), global_pool='catavgmax', head_layers=layers)
+    with torch.inference_mode():
+        expected = head.double()(torch.cat([maps.amax((2, 3)), maps.mean((2, 3))], 1))
+    torch.testing.assert_close(logits(read), expected, rtol=1e-12, atol=1e-12)
 
 
 # How images are normalized
@@ -411,7 +414,7 @@ def test_normalization(kind: str, legacy: nn.Module, tmp_path: Path) -> None:
     cfg = xception_hub.from_checkpoint(path, pretrained_cfg_overlay=eval(call[1])).pretrained_cfg
     assert (cfg['mean'], cfg['std']) == ((0.5,) * 3, (0.5,) * 3)
     if kind == 'blue first':
-        code = str(error.value).rpartition('before: ')[2].rstrip('.').replace('conv1', '1.conv1')
+        code = str(error.value).rpartition('before: ')[2].rstrip('.')
         exec(code, dict(state=state))
         assert torch.equal(state['1.conv1.weight'], legacy.conv1.weight.flip(1))  # type: ignore[union-attr,operator]
 
@@ -485,18 +488,18 @@ def test_a_fitting_head_is_loaded(way: str, legacy: nn.Module, tmp_path: Path, m
         create(num_classes=4, **given)
     with pytest.warns(UserWarning, match='has a classifier of 5 classes.* 4 starts at random'):
         assert create(num_classes=4, fc_widths=[8], **given).head_hidden_size == 8
+    with pytest.raises(WeightsError, match='Its head has 5 classes. Pass num_classes=5, fc_widths=') as error:
+        create(fc_widths=[8], **given)
+    fitting, bare = re.findall(r'num_classes=\d(?:, fc_widths=\[\])?', str(error.value))
+    if way != 'several layers':
+        read = create(**eval(f'dict({fitting})'), **given)
+        assert torch.equal(logits(read.eval()), logits(model))
+    with pytest.warns(UserWarning, match='the model returns features'):
+        assert create(**eval(f'dict({bare})'), fc_widths=[8], **given).head_hidden_size == 8
     maps = create(features_only=True, **given).eval().double()(images(96, 107, batch=2).double())
     with torch.inference_mode():
         assert torch.equal(maps[-1], model.double().forward_features(images(96, 107, batch=2).double()))  # type: ignore[operator]
     assert create(num_classes=0, **given).num_classes == 0
-
-
-def test_a_directory_of_another_number_of_classes(tmp_path: Path) -> None:
-    model = timm.create_model('xception_paper', num_classes=5)
-    save_for_hf(model, tmp_path, safe_serialization=True)
-    with pytest.warns(UserWarning, match='has a classifier of 5 classes.* 4 starts at random'):
-        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, num_classes=4)
-    assert timm.create_model(f'local-dir:{tmp_path}', pretrained=True, features_only=True)
 
 
 # Adapters of peft

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.utils.prune as prune
-from random_model import images, random_model
+from random_model import images, norms_of, random_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
@@ -86,13 +86,21 @@ def linear() -> nn.Module:
     return nn.Linear(2048, CLASSES)
 
 
+def other_numerics(model: nn.Module) -> None:
+    for norm in norms_of(model):
+        norm.eps = 1e-3
+    model.conv1.padding = model.conv2.padding = (1, 1)  # type: ignore[union-attr,assignment]
+
+
 SAME: dict[str, Change] = {
+    'eps of Keras, padding of segmentation_models_pytorch': other_numerics,
     'SyncBatchNorm': nn.SyncBatchNorm.convert_sync_batchnorm,
     'SiLU everywhere': all_acts(nn.SiLU),
     'LeakyReLU everywhere': all_acts(nn.LeakyReLU),
     'dropout in a block': lambda model: model.block5.add_module('drop', nn.Dropout2d(0.3)),
     'maximum': lambda model: model.reset_classifier(CLASSES, 'max'),
     'average and maximum': lambda model: model.reset_classifier(CLASSES, 'avgmax'),
+    'both poolings': lambda model: model.reset_classifier(CLASSES, 'catavgmax'),
     "torch's maximum": lambda model: put(model, 'global_pool', nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())),
     "padding 'valid'": lambda model: put(model, 'conv2', _valid(model.conv2)),
     'pruned': all_pruned,
@@ -115,7 +123,7 @@ def test_modules_of_the_same_function(kind: str, legacy: nn.Module, tmp_path: Pa
         assert torch.equal(read(images(96, 107)), model(images(96, 107)))
 
 
-# Change -> what the message names. test_checkpoints.py has the strides, the paddings and the eps.
+# Change -> what the message names.
 ODD: dict[str, tuple[Change, str]] = {
     'InstanceNorm': (lambda model: put(model, 'bn3', nn.InstanceNorm2d(1536, track_running_stats=True, affine=True)),
                      'bn3.*InstanceNorm2d'),
@@ -129,6 +137,14 @@ ODD: dict[str, tuple[Change, str]] = {
     'no pooling': (lambda model: model.block1.rep._modules.pop('5') and None, 'block1.rep.5: missing'),
     'squeeze and excitation': (lambda model: model.block5.add_module('se', nn.Conv2d(9, 9, 1)), 'block5.se'),
     'an approximate GELU': (all_acts(lambda: nn.GELU('tanh')), 'approximate'),
+    'a stride': (lambda model: setattr(model.block12.skip, 'stride', (1, 1)), 'block12.skip: stride'),
+    'dilation': (lambda model: setattr(model.conv4.conv1, 'dilation', (2, 2)), 'dilation'),
+    'one eps': (lambda model: setattr(model.bn3, 'eps', 1e-3), 'bn3: eps'),
+    'another activation': (lambda model: put(model, 'act3', nn.SiLU()), 'SiLU'),
+    'padding of a pooling': (lambda model: setattr(model.block1.rep[-1], 'padding', 0), 'padding=0'),
+    'padding of one convolution': (lambda model: setattr(model.conv1, 'padding', (1, 1)), 'conv2: padding'),
+    'stride of a pooling': (lambda model: setattr(model.block3.rep[-1], 'stride', 1), 'stride=1'),
+    'ceil_mode': (lambda model: setattr(model.block3.rep[-1], 'ceil_mode', True), 'ceil_mode'),
     'softmax over images': (ends(nn.Softmax(0)), 'dim=0'),
     'softmax twice': (lambda model: nn.Sequential(model, nn.Softmax(1), nn.Softmax(1)), 'softmax, softmax'),
 }  # fmt: skip
@@ -299,9 +315,9 @@ def test_not_folded(legacy: nn.Module, tmp_path: Path) -> None:
         xception_hub.from_checkpoint(saved(spectral, tmp_path))
 
 
-@pytest.mark.parametrize('whole', [False, True])
 @pytest.mark.parametrize(
-    'biased', [all_biased, lambda model: setattr(model.conv1, 'bias', nn.Parameter(torch.ones(32)))]
+    ('biased', 'whole'),
+    [(all_biased, True), (lambda model: setattr(model.conv1, 'bias', nn.Parameter(torch.ones(32))), False)],
 )
 def test_biases(biased: Change, whole: bool, legacy: nn.Module, tmp_path: Path) -> None:
     """A bias before a normalization is part of its mean, but for rounding; that of a depthwise convolution too."""
@@ -317,7 +333,6 @@ def test_biases(biased: Change, whole: bool, legacy: nn.Module, tmp_path: Path) 
 # Other kinds of tensors
 
 PLAIN: dict[str, Callable[[dict[str, Tensor]], Any]] = {
-    'numpy': lambda state: {name: tensor.numpy() for name, tensor in state.items()},
     'numpy, transposed': lambda state: {**state, 'fc.weight': state['fc.weight'].t().contiguous().numpy().T},
     'numpy, big-endian': lambda state: {**state, 'fc.weight': state['fc.weight'].numpy().astype('>f4')},
     'float8': lambda state: {**state, 'fc.weight': state['fc.weight'].to(torch.float8_e4m3fn)},

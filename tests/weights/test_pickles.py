@@ -264,18 +264,6 @@ def test_forced_weights_only(value: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert read_pickle(path).keys() == {'weight'}
 
 
-def test_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is named, and what the message says is what works."""
-    path = tmp_path / 'scripted.pt'
-    torch.jit.script(nn.Linear(2, 3)).save(str(path))
-    with pytest.raises(CheckpointError, match='TorchScript') as error:
-        read_checkpoint(path)
-    code = str(error.value).partition('it: ')[2].partition('. Then')[0]
-    monkeypatch.chdir(tmp_path)
-    exec(code, dict(torch=torch))
-    assert read_pickle(tmp_path / 'weights.pth').keys() == {'weight', 'bias'}
-
-
 @pytest.mark.parametrize('count', [300, pytest.param(3_400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('kind', [*FORMATS, 'safetensors'])
 def test_damaged_anywhere(kind: str, count: int, tmp_path: Path) -> None:

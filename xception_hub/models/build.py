@@ -23,7 +23,7 @@ from ..weights.sources import CONFIG_FILE, hub_or_cache, source_of
 
 
 class TimmModel(nn.Module):
-    """What timm's models have beside a module's own. It is for type checkers: no model is of this class."""
+    """The attributes of timm's models, for type checkers. No model is of this class."""
 
     num_classes: int
     num_features: int
@@ -101,7 +101,7 @@ def recorded_of(name: str) -> dict[str, Any]:
 
 
 def _refusal(name: str) -> CheckpointError | None:
-    """What is wrong with the arguments in the config.json of this project's network, which timm passes on unseen."""
+    """The error about arguments in the config.json of this project's network, which timm does not check."""
     try:
         config = recorded_of(name)
         if is_model_in_modules(config.get('architecture', ''), ['xception_paper']):

@@ -138,10 +138,5 @@ def save(
 
 
 def hub_id(model: TimmModel) -> str | None:
-    """Returns the Hub id of a pretrained model's weights; None if they have none."""
-    config = model.pretrained_cfg
-    name = str(config.get('hf_hub_id') or '').partition('@')[0]
-    if name.endswith('/'):  # timm's own repositories are named after the model
-        tag = config.get('tag')
-        name += config['architecture'] + (f'.{tag}' if tag else '')
-    return name or None
+    """Returns the Hub id of a pretrained model's weights, without their revision; None if they have none."""
+    return str(model.pretrained_cfg.get('hf_hub_id') or '').partition('@')[0] or None

@@ -27,11 +27,8 @@ def layout_of(weights: WeightFile) -> 'Layout':
 # Names of the classes that Keras abbreviates in its groups and in the names it gives.
 CLASSES = {group_name(name): name for name in (*SETTINGS, *AUGMENTATIONS, 'InputLayer', 'Functional', 'Sequential')}
 CLASSES |= {'input': 'InputLayer', 'avg_pool': 'GlobalAveragePooling2D', 'max_pool': 'GlobalMaxPooling2D'}
-OWN_CLASSES = {
-    'act': 'Activation',
-    'pool': 'MaxPooling2D',
-}  # of Xception's layers without arrays, by the end of their names
-
+# Classes of Xception's layers without arrays, by the end of their names.
+OWN_CLASSES = {'act': 'Activation', 'pool': 'MaxPooling2D'}
 
 PREFIX, OLD_PREFIX = 'layers', '_layer_checkpoint_dependencies'  # TensorFlow 2.12 and 2.13 used the second
 

@@ -97,10 +97,7 @@ def check_declared(directory: Path) -> list[Finding]:
     same = (names or None) == (list(found) if found else None)
     summary = f'{"as" if same else "NOT as"} they were declared'
     checks = [Finding('class names', same, True, summary, dict(declared=names, found=found))]
-    settings: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in declared['preprocessing'].items()
-    }
-    expected = Preprocessing(**settings).pretrained_cfg(cfg['input_size'][0])
+    expected = Preprocessing(**declared['preprocessing']).pretrained_cfg(cfg['input_size'][0])
     differs = {name: cfg.get(name) for name in IMAGES if _plain(cfg.get(name)) != _plain(expected[name])}
     where = [f'{name} is {value!r}, not {expected[name]!r}' for name, value in differs.items()]
     summary = f"timm's settings of images are {'NOT ' if differs else ''}the declared ones"

@@ -140,7 +140,7 @@ def compare(roles: dict[str, FileLayer]) -> dict[str, Any]:
     Raises:
         Refused: A layer has another setting, which no argument stands for, or one that is not known.
     """
-    common: dict[tuple[str, str], dict[Any, str]] = {key: {} for key in ARGUMENTS}
+    common: dict[tuple[str, str], dict[Any, tuple[str, Any]]] = {key: {} for key in ARGUMENTS}
     for role, layer in roles.items():
         node = FIGURE5[role]
         place = f'{layer} ({role})'
@@ -156,21 +156,17 @@ def compare(roles: dict[str, FileLayer]) -> dict[str, Any]:
             found = dict(expected, activation=layer.class_name.lower())
         for name in expected:
             if (node.class_name, name) in ARGUMENTS:
-                common[node.class_name, name].setdefault(found[name], place)
+                common[node.class_name, name].setdefault(found[name], (place, expected[name]))
                 found[name] = expected[name]
         _refuse_first(found, expected, place)
     arguments = {}
     for (class_name, name), values in common.items():
-        default = next(node for node in FIGURE5.values() if node.class_name == class_name).settings.get(
-            name, SETTINGS[class_name][name]
-        )
-        others = [value for value in values if value != default]
-        if others:
-            argument, convert = ARGUMENTS[class_name, name]
-            value = convert(others[0])
-            if len(values) > 1 or value is None:
-                _refuse_first({name: others[0]}, {name: default}, values[others[0]])
-            arguments[argument] = value
+        argument, convert = ARGUMENTS[class_name, name]
+        for value, (place, default) in values.items():
+            if value != default:
+                arguments[argument] = convert(value)
+                if len(values) > 1 or arguments[argument] is None:
+                    _refuse_first({name: value}, {name: default}, place)
     return arguments
 
 

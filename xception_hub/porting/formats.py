@@ -7,6 +7,10 @@ model.h5           weights of Keras 1 or 2      weights
 model.weights.h5   Keras 3, tf_keras            weights
 """
 
+import json
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KerasFileError
-from ..file_kinds import HDF5, KERAS, ZIP, foreign
-from .archive import MAX_JSON, parse_json, read_archive, read_weights
+from ..file_kinds import HDF5, KERAS, ZIP, ArchiveFile, foreign
 from .weight_file import WeightFile
 
 MAX_FILE = 2**31  # bytes; with the state of an optimizer it may be three times as large as its arrays
+METADATA, CONFIG, WEIGHTS = 'metadata.json', 'config.json', 'model.weights.h5'
+MAX_JSON = 4 * 2**20  # bytes; in memory JSON takes 20 times as much
+MAX_BYTES = {METADATA: 2**20, CONFIG: MAX_JSON, WEIGHTS: 2**29}  # Xception's are 63, 140 thousand, 86 to 280 million
+MAX_RATIO = 100  # between the sizes of a member before and after compression; JSON reaches 20
+BLOCK = 2**20  # bytes that are read, and unpacked, at once
+DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
-ACCEPTED = 'a .keras archive, or a whole model or weights in .h5 or .weights.h5'
+ACCEPTED = 'a .keras archive, a whole model or weights in .h5 or .weights.h5, keras-imagenet or keras-imagenet-notop'
 PRESET = (
     '{path} is a preset of KerasHub. In Python with keras_hub: import functools, keras, keras_hub; m = '
     'keras_hub.models.{kind}.from_preset({path!r}); keras.Model({model}).save("model.keras"). Convert model.keras.'
@@ -39,13 +48,11 @@ class Opened:
     """A source, open for reading.
 
     Attributes:
-        kind: 'archive', 'whole model' or 'weights'.
         weights: The arrays.
         config: The model's config, as Keras serialised it; None for weights alone.
         keras_version: Version of Keras that wrote the source, or 'unknown'.
     """
 
-    kind: str
     weights: WeightFile
     config: dict[str, Any] | None = None
     keras_version: str = 'unknown'
@@ -58,22 +65,21 @@ def open_source(path: Path) -> Iterator[Opened]:
     Raises:
         KerasFileError: The source is missing, damaged, unsafe or of another kind.
     """
-    path = path.expanduser()
     if other := foreign(path, KERAS):
         raise KerasFileError(f'{path} {other}')
     if not path.exists():
         raise KerasFileError(f'There is no file {path}. A source is {ACCEPTED}.')
     if path.is_dir():
-        for file, kind in PRESETS.items():
-            if (path / file).is_file() and 'keras_hub' in str(read_json(path / file)):
-                raise KerasFileError(PRESET.format(path=str(path), **kind))
+        for name, arguments in PRESETS.items():
+            if (path / name).is_file() and 'keras_hub' in str(read_json(path / name)):
+                raise KerasFileError(PRESET.format(path=str(path), **arguments))
         raise KerasFileError(f'{path} is a directory. A source is {ACCEPTED}.')
     with open(path, 'rb') as file:
         start = file.read(len(HDF5))
     if start.startswith(ZIP) or (path.suffix == '.keras' and start != HDF5):
-        metadata, config, size = read_archive(path)
+        metadata, model_config, size = read_archive(path)
         with WeightFile(path, read_weights(path), size) as weights:
-            yield Opened('archive', weights, config, _version(metadata.get('keras_version')))
+            yield Opened(weights, model_config, _version(metadata.get('keras_version')))
         return
     if start != HDF5 and path.suffix not in ('.h5', '.hdf5'):  # perhaps a damaged one
         raise KerasFileError(f'{path} is no file of Keras. A source is {ACCEPTED}.')
@@ -83,7 +89,7 @@ def open_source(path: Path) -> Iterator[Opened]:
         text = weights.attribute('', 'model_config')
         config = None if text is None else parse_json(text, f"{path}: its attribute 'model_config'")
         version = _version(weights.attribute('', 'keras_version'))
-        yield Opened('weights' if config is None else 'whole model', weights, config, version)
+        yield Opened(weights, config, version)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -98,5 +104,83 @@ def read_json(path: Path) -> dict[str, Any]:
         raise KerasFileError(f'{path} cannot be read: {e}.') from e
 
 
+def parse_json(text: str | bytes, place: str) -> dict[str, Any]:
+    """Reads an object from JSON. A KerasFileError names the place if the text is something else."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise KerasFileError(f'{place} is not JSON ({e}).') from e
+    if not isinstance(data, dict):
+        raise KerasFileError(f'{place} holds a {type(data).__name__} instead of an object.')
+    return data
+
+
 def _version(value: Any) -> str:
     return value if isinstance(value, str) and len(value) < 40 and value.isprintable() else 'unknown'
+
+
+# Archives
+
+
+def read_archive(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Reads metadata.json, config.json and the size of model.weights.h5 in bytes.
+
+    Raises:
+        KerasFileError: The file is no such archive, is damaged, or is larger than any Xception.
+    """
+    with _opened(path) as archive:
+        sizes = _check_members(archive, path)
+        texts = [b''.join(_blocks(archive, name)) for name in (METADATA, CONFIG)]
+    metadata, config = (parse_json(text, f'{path}: {name}') for text, name in zip(texts, (METADATA, CONFIG)))
+    return metadata, config, sizes[WEIGHTS]
+
+
+def read_weights(path: Path) -> Iterator[bytes]:
+    """Yields model.weights.h5 in blocks. Its checksum and its size are checked at the end.
+
+    Raises:
+        KerasFileError: The archive is damaged.
+    """
+    with _opened(path) as archive:
+        yield from _blocks(archive, WEIGHTS)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with ArchiveFile(path) as file, zipfile.ZipFile(file) as archive:
+            yield archive
+    except KerasFileError:
+        raise
+    except DAMAGES as e:
+        raise KerasFileError(f'{path} is not a complete .keras archive ({e}). Save or download it again.') from e
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> dict[str, int]:
+    """Maps the three members to their sizes. Others are refused, because Keras extracts an archive that has them."""
+    sizes: dict[str, int] = {}
+    for info in archive.infolist():
+        name = info.filename
+        if name not in MAX_BYTES:
+            raise KerasFileError(f'{path} holds {name!r}, which belongs to no Xception.')
+        if name in sizes:
+            raise KerasFileError(f'{path} holds {name} twice.')
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise KerasFileError(f'{path}: {name} is compressed in a way that Keras does not use.')
+        if info.file_size > min(MAX_BYTES[name], MAX_RATIO * max(info.compress_size, 1)):
+            raise KerasFileError(f'{path}: {name} declares {info.file_size} bytes, more than any Xception has.')
+        sizes[name] = info.file_size
+    for name in MAX_BYTES:
+        if name not in sizes:
+            raise KerasFileError(f'{path} holds no {name}, so it is no .keras archive.')
+    return sizes
+
+
+def _blocks(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
+    size = 0
+    with archive.open(name) as member:
+        while block := member.read(BLOCK):
+            size += len(block)
+            yield block
+    if size != archive.getinfo(name).file_size:
+        raise EOFError(f'{name} ends after {size} bytes')

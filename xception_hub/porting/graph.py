@@ -4,7 +4,6 @@ Keras 3    {"args": [tensor, 2.0], "kwargs": {"training": false}}, a tensor with
 Keras 2    [["block1_conv1", 0, 0, {"training": false}]], or a single one of these for an operation
 """
 
-import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -64,7 +63,6 @@ class FileLayer:
         config: The layer's arguments; empty for weights alone.
         calls: How the layer is called in its model: once, if it is not shared.
         outer_class: Class of the layer `top`.
-        number: Place in the order of the config, models within opened.
         inputs: The layers whose outputs it takes, in the opened graph.
     """
 
@@ -75,7 +73,6 @@ class FileLayer:
     config: dict[str, Any] = field(default_factory=dict)
     calls: tuple[Call, ...] = ()
     outer_class: str = ''
-    number: int = 0
     inputs: tuple['FileLayer', ...] = ()
 
     def __str__(self) -> str:
@@ -116,19 +113,20 @@ class Model:
             yield from model.all()
 
 
-def all_layers(outer: Model) -> list[FileLayer]:
-    """All layers of a model and of those within it, the outermost first."""
-    return [layer for model in outer.all() for layer in model.layers.values()]
+def all_layers(model: Model) -> Iterator[FileLayer]:
+    """Yields all layers in the order of the config; those of a model within follow it."""
+    for name, layer in model.layers.items():
+        yield layer
+        if name in model.nested:
+            yield from all_layers(model.nested[name])
 
 
 def read_model(config: dict[str, Any]) -> Model:
     """Reads a model and the models in it, with the places of their layers in weight files."""
-    return _read_model(config, None, 'layers', itertools.count())
+    return _read_model(config, None, 'layers')
 
 
-def _read_model(
-    entry: dict[str, Any], outer: tuple[Model, FileLayer] | None, path: str, numbers: Iterator[int]
-) -> Model:
+def _read_model(entry: dict[str, Any], outer: tuple[Model, FileLayer] | None, path: str) -> Model:
     if path.count('/') > 2 * MAX_NESTING:
         raise ValueError('models are nested without end')
     config = entry['config']
@@ -153,10 +151,10 @@ def _read_model(
         if name in model.layers:
             raise ValueError('two layers have the same name')
         top, top_class = (outer[1].top, outer[1].outer_class) if outer else (name, inner['class_name'])
-        layer = FileLayer(name, class_name, place, top, settings, read_calls(inner), top_class, next(numbers))
+        layer = FileLayer(name, class_name, place, top, settings, read_calls(inner), top_class)
         model.layers[name] = layer
         if class_name in MODELS:
-            model.nested[name] = _read_model(inner, (model, layer), f'{place}/layers', numbers)
+            model.nested[name] = _read_model(inner, (model, layer), f'{place}/layers')
     if model.class_name == 'Sequential':
         _line_up(model)
     return model

@@ -5,8 +5,8 @@ memory, without an exception. `weight_file.WeightFile` runs it here, where only 
 
     stdin   {"source": "model.h5", "file": "/path/model.h5", "size": 0}    or a file of that size after the line
     stdout  {"groups": {"": {"keras_version": "3.15.1"}, "layers/conv2d/vars": {}}, "arrays": {"layers/...": [3, 3]}}
-    stdin   {"path": "layers/conv2d/vars/0", "shape": [3, 3, 3, 32]}          as often as needed
-    stdout  {}                                                                and after the line the values in float32
+    stdin   {"path": "layers/conv2d/vars/0"}      as often as needed
+    stdout  {}                                    and after the line the values in float32
 
 Instead of any answer: {"error": "what and where"}.
 """
@@ -52,7 +52,7 @@ def _reading(place: str) -> Iterator[None]:
 
 
 class Reader:
-    """An HDF5 file. Only arrays of known shape are read, and no link out of the file is followed.
+    """An HDF5 file. No link out of it is followed.
 
     Args:
         file: The file, open for reading.
@@ -147,22 +147,13 @@ class Reader:
             texts[kind] = [text for number in sorted(lists) for text in lists[number]]
         return texts
 
-    def read(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Reads one array after its kind and size were checked.
-
-        Args:
-            path: Path of the array.
-            shape: The only shape that is accepted, so that nothing larger is allocated.
-
-        Returns:
-            The values as float32. float16 and bfloat16 keep their values, float64 is rounded.
+    def read(self, path: str) -> np.ndarray:
+        """Reads one array, of the shape in `arrays`, as float32. float16 and bfloat16 keep their values.
 
         Raises:
-            Unreadable: The array is not what the network needs.
+            Unreadable: It holds no finite floating point numbers, or is stored as Keras never does.
         """
         place = f'{self.source}: {path!r}'
-        if self.arrays[path] != shape:
-            raise Unreadable(f'{place} has shape {self.arrays[path]}; this network needs {shape}.')
         with _reading(place):
             dataset = self.file[path]
             _check_storage(dataset, place)
@@ -229,8 +220,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         reader = Reader(_open(first, requests), first['source'])
         answer(dict(groups=reader.groups, arrays=reader.arrays))
         for line in requests:
-            request = json.loads(line)
-            answer({}, reader.read(request['path'], tuple(request['shape'])).data)
+            answer({}, reader.read(json.loads(line)['path']).data)
     except Unreadable as e:
         answer(dict(error=str(e)))
     except MemoryError:

@@ -414,7 +414,7 @@ def _normalization(layer: FileLayer, settings: Settings) -> Step:
 
 
 def normalized(mean: Any, variance: Any) -> Step:
-    """The step of a Normalization: (x - mean) / deviation."""
+    """The step of a Normalization: (x - mean) / deviation, each a number or an array [C]."""
     deviation = np.maximum(np.sqrt(variance), 1e-7)
     return Step(1 / deviation, -mean / deviation)
 

@@ -84,8 +84,10 @@ def refusals_of(source: object) -> Iterator[None]:
 def read_settings(class_name: str, config: dict[str, Any]) -> dict[str, Any]:
     """All settings of `SETTINGS` in one notation; those that a config leaves out are Keras' defaults.
 
+    A setting that is not known may be null, with which each version of Keras writes that a feature is not used.
+
     Raises:
-        Refused: The config has a setting that is not known.
+        Refused: The config has a setting that is not known, with another value.
     """
     known = SETTINGS[class_name]
     for name, value in config.items():

@@ -94,7 +94,7 @@ def keras_shape(torch_shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[in
 
 
 def to_torch(layer: KerasLayer, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """A layer's arrays by Keras' names -> tensors by ours."""
+    """A layer's arrays by Keras' names -> tensors by ours, in the shapes that `KINDS` states for both."""
     return {
         f'{layer.torch}.{torch_name}': torch.from_numpy(np.ascontiguousarray(arrays[keras_name].transpose(axes)))
         for keras_name, torch_name, axes in KINDS[layer.kind]
@@ -102,7 +102,7 @@ def to_torch(layer: KerasLayer, arrays: Mapping[str, np.ndarray]) -> dict[str, T
 
 
 def to_keras(layer: KerasLayer, tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
-    """Tensors by this network's names -> a layer's arrays in Keras' order; the table read backwards."""
+    """Tensors by this network's names -> a layer's arrays in Keras' order and shapes; `KINDS` read backwards."""
     return [
         np.ascontiguousarray(tensors[f'{layer.torch}.{torch_name}'].detach().cpu().numpy().transpose(np.argsort(axes)))
         for _, torch_name, axes in KINDS[layer.kind]

@@ -15,8 +15,8 @@ from ..errors import ParityError, listed
 from ..topology import TAPS
 from ..weights.fingerprints import compare
 from .consistency import Finding, check_consistency, hooked
-from .photos import Photo, photo_batch
 from .port import Port
+from .preprocessing import Photo, photo_batch
 from .reference import KerasReference, release_memory
 
 # Relative L2 difference that float arithmetic in another order leaves; a wrong eps, padding or tensor is 1e-2 and more.
@@ -267,7 +267,7 @@ def one_thread() -> Iterator[None]:
 def compare_taps(
     expected: dict[str, np.ndarray], found: dict[str, np.ndarray], dtype: str, size: tuple[int, int], images: str
 ) -> Comparison:
-    """Compares what both networks computed from the same images."""
+    """Compares what both networks computed from the same images: tap -> [B, h, w, c] or [B, c], alike in both."""
     differences = {
         tap: float(np.linalg.norm(found[tap] - expected[tap]) / (np.linalg.norm(expected[tap]) or 1))
         for tap in COMPARED[dtype]

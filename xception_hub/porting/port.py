@@ -21,7 +21,7 @@ from ..files import sha256_of
 from ..weights.checkpoints import check_against
 from .array_places import GroupsLayout, Layout, layout_of
 from .formats import open_source, read_json
-from .graph import FileLayer
+from .graph import FileLayer, all_layers
 from .keras_head import MAX_CHANNELS, MAX_UNITS, normalized, rescaling_of
 from .layer_settings import Refused, refusals_of
 from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
@@ -46,9 +46,8 @@ class Port:
 
     Attributes:
         source: The file.
-        kind: Kind of the source, as in `formats.Opened`.
         sha256: Its digest.
-        tensors: Under this network's names.
+        tensors: Under this network's names, in the shapes of its state dict.
         model_args: Arguments of `timm.create_model('xception_paper', ...)`.
         structure: Where each layer is in the file, and what stands around Xception.
         left_out: Array in the file -> why it isn't used.
@@ -59,7 +58,6 @@ class Port:
     """
 
     source: Path
-    kind: str
     sha256: str
     tensors: dict[str, Tensor]
     model_args: dict[str, Any]
@@ -111,7 +109,9 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
         KerasFileError: The source is missing, damaged, unsafe, no Xception, or holds arrays that it has no place for.
         ReleaseError: The download failed.
     """
-    path = fetch(str(source)) if str(source) in RELEASES and not Path(source).exists() else Path(source)
+    path = Path(source).expanduser()
+    if str(source) in RELEASES and not path.exists():
+        path = fetch(str(source))
     with open_source(path) as opened, refusals_of(path):
         if config is not None:
             if opened.config is not None and not opened.keras_version.startswith('1.'):
@@ -130,7 +130,6 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
             structure.head.final_activation = 'softmax' if structure.head.classifier else 'linear'
         return Port(
             path,
-            opened.kind,
             sha256_of([path]),
             tensors,
             model_args,
@@ -138,7 +137,7 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
             left_out,
             opened.keras_version,
             is_release,
-            _misplaced(structure, layout) if known else None,
+            _misplaced(structure, layout),
         )
 
 
@@ -159,10 +158,10 @@ def _with_arrays(structure: Structure) -> list[tuple[KerasLayer, FileLayer]]:
 
 
 def _misplaced(structure: Structure, layout: Layout) -> list[tuple[str, str]] | None:
-    if not isinstance(layout, GroupsLayout) or layout.is_keras1:
+    if structure.model is None or not isinstance(layout, GroupsLayout) or layout.is_keras1:
         return None
-    layers = [(file_layer, layer.kind) for layer, file_layer in _with_arrays(structure)]
-    return layout.by_position(sorted(layers, key=lambda pair: pair[0].number))
+    kinds = {file_layer: layer.kind for layer, file_layer in _with_arrays(structure)}
+    return layout.by_position([(layer, kinds[layer]) for layer in all_layers(structure.model) if layer in kinds])
 
 
 def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
@@ -209,7 +208,7 @@ def read_layers(structure: Structure, layout: Layout) -> tuple[dict[str, Tensor]
     for layer, file_layer in pairs:
         if layer.kind != 'normalization':
             paths = places[file_layer].items()
-            tensors |= to_torch(layer, {keras: weights.read(path, weights.shape(path)) for keras, path in paths})
+            tensors |= to_torch(layer, {keras: weights.read(path) for keras, path in paths})
     for name in head.of_pooled() if head.max_first else ():
         tensors[name] = tensors[name].roll(tensors[name].shape[-1] // 2, -1)
     return tensors, model_args, left_out
@@ -220,7 +219,7 @@ def _of_channels(weights: WeightFile, path: str) -> np.ndarray:
     shape = weights.shape(path)
     if math.prod(shape) > MAX_CHANNELS:
         raise Refused(f'{path!r} has shape {shape}, not a number for each channel.')
-    return weights.read(path, shape).ravel().astype(float)
+    return weights.read(path).ravel().astype(float)
 
 
 def _last_axis(weights: WeightFile, kernel: str) -> int:

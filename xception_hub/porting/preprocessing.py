@@ -1,9 +1,17 @@
-"""How images were prepared for a Keras model, in its terms and in timm's."""
+"""How images were prepared for a Keras model, in its terms and in timm's; and photos that are prepared so."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import timm
+from PIL import Image
+
+from ..images import find_photos, open_image
+
+Photo = Path | Image.Image
 Rescaling = tuple[float | tuple[float, ...], float | tuple[float, ...]]
 
 # Keras' name of an input range -> scale and offset that make it of pixels in 0..255.
@@ -66,3 +74,29 @@ class Preprocessing:
 
 def _for_each(value: float | Sequence[float], channels: int) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, Sequence) else (value,) * channels
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """The image files in a folder and below it.
+
+    Raises:
+        OSError: There is no such folder, or no image in it.
+    """
+    if photos := find_photos(folder):
+        return photos
+    raise OSError(f'{folder} holds no file that ends in .jpg, .png or another suffix of images.')
+
+
+def photo_batch(photos: Sequence[Photo], size: tuple[int, int]) -> np.ndarray:
+    """Photos as images [B, H, W, 3] in [-1, 1], resized to a height and width as `load_img` does."""
+    height, width = size
+    resized = [open_image(photo).resize((width, height), Image.Resampling.NEAREST) for photo in photos]
+    return np.stack([np.asarray(photo) for photo in resized]) / 127.5 - 1
+
+
+def prepared_batch(photos: Sequence[Photo], pretrained_cfg: Mapping[str, Any]) -> np.ndarray | None:
+    """Photos as images [B, H, W, 3], as timm prepares them for a network; None without photos."""
+    if not photos:
+        return None
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg))
+    return np.stack([transform(open_image(photo)).permute(1, 2, 0).numpy() for photo in photos])

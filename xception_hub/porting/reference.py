@@ -10,6 +10,7 @@ layers were frozen: then Keras' own Xception is given the arrays as the port has
 import gc
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,8 @@ import torch
 from ..allocator import release_freed_memory
 from ..errors import ParityError, in_one_line
 from ..topology import TAPS
-from .archive import WEIGHTS, read_weights
 from .figure5 import TAPPED
+from .formats import WEIGHTS, read_weights
 from .graph import OPERATIONS, FileLayer, Model, Tensor, operation_of
 from .keras_head import STEPS
 from .keras_model import build, import_keras, structure_of
@@ -100,6 +101,8 @@ class KerasReference:
             reason = _why_not_loaded(ported)
             if not reason:
                 return self._load_by_keras(ported, size or (None, None))
+        except Refused as e:  # a layer of another output
+            reason = str(e)
         except Exception:  # Keras has no error of its own for what it can't read
             reason = f'Keras {self.keras.__version__} does not read this file of Keras {ported.keras_version}'
         self.reading = f'{BY_PORT}, for {reason}'
@@ -116,7 +119,7 @@ class KerasReference:
             )
             if classes:
                 model = self.keras.Model(model.input, self.keras.layers.Dense(classes)(model.output))
-        if ported.kind != 'archive':
+        if not zipfile.is_zipfile(ported.source):
             model.load_weights(ported.source)
             return model
         with tempfile.TemporaryDirectory() as folder:  # within an archive Keras seeks each array from the beginning
@@ -131,17 +134,16 @@ class KerasReference:
         by_file = self.reading == BY_KERAS
         roles = (ported.structure if by_file else structure_of(self._model)).roles
         watched = {tap: roles[role].name for tap, role in zip(TAPS, TAPPED)}
+        classifier = self._head.classifier if by_file else None
         for model in self._models(self._model):
             layers = {layer.name: layer for layer in model.layers}
             if set(watched.values()) <= layers.keys():
                 for tap, name in watched.items():
                     self._keep(layers[name], tap)
-        if by_file and self._head.classifier is not None:
-            for model in self._models(self._model):
-                for layer in model.layers:
-                    if layer.name == self._head.classifier.name and isinstance(layer, self.keras.layers.Dense):
-                        layer.activation = self.keras.activations.linear
-                        self._keep(layer, 'head')
+            dense = layers.get(classifier.name) if classifier else None
+            if isinstance(dense, self.keras.layers.Dense):
+                dense.activation = self.keras.activations.linear
+                self._keep(dense, 'head')
 
     def _models(self, model: Any) -> Iterator[Any]:
         yield model
@@ -192,11 +194,6 @@ def _of_keras() -> Iterator[None]:
 def _why_not_loaded(ported: Port) -> str:
     """Why Keras should not read a file; '' if it should."""
     structure = ported.structure
-    if structure.model:
-        try:
-            loadable(structure.model)
-        except Refused as e:  # of another output
-            return str(e)
     if structure.others and structure.head.classifier is None:
         return 'one of its outputs was chosen'
     if not structure.model and not ported.is_release:
@@ -208,9 +205,7 @@ def _why_not_loaded(ported: Port) -> str:
     return ''
 
 
-def loadable(
-    model: Model, size: tuple[int | None, int | None] = (None, None), name: str | None = 'model'
-) -> dict[str, Any]:
+def loadable(model: Model, size: tuple[int | None, int | None], name: str | None = 'model') -> dict[str, Any]:
     """A model's config as the Keras of today writes it, with the settings alone that change what is computed.
 
     Args:

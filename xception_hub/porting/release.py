@@ -57,11 +57,9 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
         The path of a file with the release's md5.
 
     Raises:
-        ReleaseError: There is no release of that name, it can't be downloaded, or it isn't what Keras published.
+        ReleaseError: It can't be downloaded, or it isn't what Keras published.
         OSError: The cache can't be written.
     """
-    if name not in RELEASES:
-        raise ReleaseError(f'There is no release {name!r}. Choose from: {", ".join(RELEASES)}.')
     release = RELEASES[name]
     target = cache / release.filename
     keras_cache = Path(os.environ.get('KERAS_HOME', '~/.keras')).expanduser() / 'models'

@@ -66,7 +66,7 @@ def parse(config: Any, source: object, output_layer: str | None = None) -> Struc
     """
     try:
         outer = read_model(config)
-        every = all_layers(outer)
+        every = [*all_layers(outer)]
         if any(layer.class_name in KERAS1_CLASSES for layer in every):
             raise Refused(
                 'Keras 1 wrote its config, which is not read. Add --config FILE with what model.to_json() gives '

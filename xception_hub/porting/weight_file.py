@@ -17,7 +17,7 @@ from ..errors import KerasFileError
 
 
 class WeightFile:
-    """An HDF5 file: a list of what is in it, and arrays of known shape. A context manager.
+    """An HDF5 file: a list of what is in it, and its arrays. A context manager.
 
     Nothing is opened before the first call. Every call may raise a KerasFileError.
 
@@ -63,18 +63,15 @@ class WeightFile:
             raise KerasFileError(f'{self.source}: there is no {path!r} in its weights.')
         return tuple(self._index['arrays'][path])
 
-    def read(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Reads one array as float32. float16 and bfloat16 keep their values, float64 is rounded.
+    def read(self, path: str) -> np.ndarray:
+        """Reads one array, whose `shape` the caller has checked. float16 and bfloat16 keep their values.
 
-        Args:
-            path: Path of the array.
-            shape: The only shape that is accepted.
+        Returns:
+            The values in that shape, as float32.
         """
         place = f'{self.source}: {path!r}'
-        if self.shape(path) != shape:
-            raise KerasFileError(f'{place} has shape {self.shape(path)}; this network needs {shape}.')
-        values = np.empty(shape, np.float32)
-        self._ask(dict(path=path, shape=shape), place)
+        values = np.empty(self.shape(path), np.float32)
+        self._ask(dict(path=path), place)
         if self._process.stdout.readinto(values.data) != values.nbytes:
             raise self._death(place)
         return values

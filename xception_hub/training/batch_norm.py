@@ -22,7 +22,7 @@ def recompute(module: nn.Module, inputs: Iterable[Tensor], machine: Machine) -> 
         inputs: This process' batches [B, ...]. All processes need the same number.
         machine: The processes. All get the same statistics, the means over the batches of all processes.
     """
-    with evaluating(module), machine.accelerator.autocast():
+    with evaluating(module), machine.autocast():
         update_bn(inputs, module)
-    if machine.processes > 1:
-        distribute_bn(module, machine.processes, reduce=True)
+    if machine.num_processes > 1:
+        distribute_bn(module, machine.num_processes, reduce=True)

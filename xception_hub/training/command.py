@@ -14,10 +14,10 @@ from .settings import Settings, with_recipe
 
 HELP = """xception-hub finetune --recipe transfer --dataset photos --output DIR
 
-Trains xception_paper, or any timm model, on a Hugging Face dataset or a folder of images, with a CPU, a GPU or many
+Trains xception_paper, or any timm model, on a Hugging Face dataset or a folder of images, on a CPU, a GPU or many
 machines. DIR becomes a model directory for timm, with a report. An interrupted run continues when the same command is
-run again; its final weights are bit-identical. For several processes: accelerate launch -m xception_hub finetune. In a
-clone: accelerate launch finetune.py.
+run again, and its final weights are bit-identical. To use several processes, run accelerate launch -m xception_hub
+finetune, or in a clone accelerate launch finetune.py.
 """
 
 

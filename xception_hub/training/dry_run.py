@@ -25,12 +25,12 @@ def cost(phase: Phase) -> str:
         if phase.training:
             set_mode(module, s.batch_norm == 'frozen')
             optimizer = make_optimizer(s, module)
-            with machine.accelerator.autocast():
+            with machine.autocast():
                 loss = phase.objective.losses(module(inputs), targets).mean()
             loss.backward()
             optimizer.step()
         else:
-            with evaluating(module), machine.accelerator.autocast():
+            with evaluating(module), machine.autocast():
                 module(inputs)
     minutes = (len(data.train) + len(data.validation)) / (throughput.model or 1) / 60
     text = f'One batch of {len(inputs)}: {throughput}; about {minutes:.0f} minutes for one pass over all images'

@@ -48,7 +48,7 @@ def digest_of(tensors: Mapping[str, Tensor], preparation: Mapping[str, Any], ima
 
 
 def function_of(model: TimmModel) -> list[str]:
-    """What decides features beside the weights: the model's arguments and layers, such as an eps or an activation."""
+    """All that decides features except the weights: arguments and layers, such as an eps or an activation."""
     arguments = {name: value for name, value in get_model_args(model).items() if name != 'num_classes'}
     layers = [
         f'{name}: {layer}'
@@ -89,18 +89,14 @@ def stored(file: Path, count: int) -> Tensor | None:
 def computed(images: Images, task: Task) -> Tensor:
     """Computes the features [N, D] of a split by the frozen network, with all processes, each image exactly once."""
     machine, split, throughput = task.machine, images.split, task.machine.throughput()
-    batches = islice(InOrder(split, BATCH), machine.rank, None, machine.processes)
+    batches = islice(InOrder(split, BATCH), machine.process_index, None, machine.num_processes)
     own: list[tuple[Tensor, Tensor]] = []  # indices and vectors
-    with (
-        machine.progress(f'Features of {split.name}', len(split)) as bar,
-        evaluating(task.model),
-        machine.accelerator.autocast(),
-    ):
+    with machine.progress(f'Features of {split.name}', len(split)) as bar, evaluating(task.model), machine.autocast():
         for batch in throughput.timed(machine.loader(images, batches)):
             own.append((batch.indices, features_of(task.model, machine.put(batch).inputs).float().cpu()))
-            bar.update(len(batch.indices) * machine.processes)
+            bar.update(len(batch.indices) * machine.num_processes)
     machine.print(f'Features of {split.name}: {throughput}')
-    indices, vectors = (torch.cat(parts) for parts in zip(*machine.gather(own)))
+    indices, vectors = (torch.cat(parts) for parts in zip(*machine.gather_values(own)))
     return vectors[indices.argsort()]
 
 
@@ -118,15 +114,15 @@ def frozen_features(images: Images, task: Task, folder: Path | None = None) -> F
         min_side=images.min_side,
         grey_maximum=split.grey_maximum,
         network=function_of(model),
-        precision=machine.accelerator.mixed_precision,
+        precision=machine.mixed_precision,
     )
     digest = digest_of(without_classifier(model), preparation, digests(split, machine.workers))
     folder = folder or cached_assets_path('xception_hub', namespace='features')
     file = folder / f'{digest}.safetensors'
     vectors = stored(file, len(split))
-    if not all(machine.gather([vectors is not None])):  # machines may have separate disks
+    if not all(machine.gather_values([vectors is not None])):  # machines may have separate disks
         vectors = computed(images, task)
-        if machine.accelerator.is_local_main_process:
+        if machine.is_local_main_process:
             write(file, {'features': {'vectors': vectors}}, {})
     assert vectors is not None
     return Features(split, vectors)

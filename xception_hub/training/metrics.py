@@ -4,6 +4,7 @@ Metrics are computed from the predictions of all images, gathered from all proce
 would give images of short batches more weight.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.functional.classification import binary_average_precision, binary_calibration_error
 
 TOP = 5
 LOWER_IS_BETTER = ('loss', 'calibration_error')
@@ -121,34 +122,11 @@ class PerClass:
         return _ratio(2 * self.right, self.found + self.support)
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Accuracy of the most probable class compared with its probability; arrays [15], NaN in an empty bin.
-
-    Attributes:
-        confidence: Mean probability in each bin of [0, 1].
-        accuracy: Share of right answers in each.
-        count: Images in each.
-        error: Expected calibration error: the mean distance of the two, weighted by the count.
-    """
-
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    count: np.ndarray
-    error: float
-
-    @classmethod
-    def of(cls, predictions: Predictions) -> 'Calibration':
-        # NaN, from a network that overflows, counts as confidence 0
-        likeliest = np.nan_to_num(predictions.probabilities.max(1)).clip(0, 1).astype(np.float64)
-        right = predictions.hits[:, 0]
-        bins = np.minimum((likeliest * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-        count = np.bincount(bins, minlength=CALIBRATION_BINS)
-        with np.errstate(invalid='ignore'):
-            confidence = np.bincount(bins, likeliest, CALIBRATION_BINS) / count
-            accuracy = np.bincount(bins, right, CALIBRATION_BINS) / count
-        error = float(np.nansum(np.abs(confidence - accuracy) * count) / len(predictions))
-        return cls(confidence, accuracy, count, error)
+def calibration_error(predictions: Predictions) -> float:
+    """Expected calibration error: mean distance of probability and accuracy of the likeliest class, over 15 bins."""
+    likeliest = np.nan_to_num(predictions.probabilities.max(1)).clip(0, 1)  # NaN, from an overflow, counts as 0
+    sure, right = torch.from_numpy(likeliest), torch.from_numpy(predictions.hits[:, 0].astype(np.int64))
+    return float(binary_calibration_error(sure, right, n_bins=CALIBRATION_BINS))
 
 
 def map_at_100(predictions: Predictions) -> float:
@@ -191,7 +169,7 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
         micro_f1, mean_average_precision: Only in multi-label; the latter over the classes that occur.
         map_at_100: Only in multi-label, over the images that have labels; see `map_at_100`.
         loss: Mean cross-entropy.
-        calibration_error: See `Calibration`.
+        calibration_error: See `calibration_error`.
         num_samples: Number of images.
     """
     per_class = PerClass.of(predictions, num_classes)
@@ -214,7 +192,7 @@ def summary(predictions: Predictions, num_classes: int) -> dict[str, float | int
         )
         figures['map_at_100'] = map_at_100(predictions)
     figures['loss'] = float(predictions.losses.astype(np.float64).mean())
-    figures['calibration_error'] = Calibration.of(predictions).error
+    figures['calibration_error'] = calibration_error(predictions)
     figures['num_samples'] = len(predictions)
     return figures
 
@@ -226,30 +204,22 @@ def figure_names(num_classes: int, multi_label: bool) -> list[str]:
     return [name for name in summary(one, num_classes) if name != 'num_samples']
 
 
-def is_better(metric: str, new: Mapping[str, Any], old: Mapping[str, Any] | None) -> bool:
-    """Whether the figures of an epoch are better than those of another: by a metric, and where it is equal by the loss.
+def badness(figures: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    """Key for sorting epochs by a metric, then by their loss, the best one first. NaN is worse than any number."""
+    values = [figures[name] if name in LOWER_IS_BETTER else -figures[name] for name in (metric, 'loss')]
+    first, second = (math.inf if math.isnan(value) else value for value in values)
+    return first, second
 
-    A NaN is worse than any number, and what is equal is not better.
-    """
-    if old is None:
-        return True
-    values, others = (
-        [figures[name] * (1 if name in LOWER_IS_BETTER else -1) for name in (metric, 'loss')] for figures in (new, old)
-    )
-    for value, other in zip(values, others):
-        if np.isnan(value) or np.isnan(other):
-            return bool(np.isnan(other) and not np.isnan(value))
-        if value != other:
-            return bool(value < other)
-    return False
+
+def is_better(metric: str, new: Mapping[str, Any], old: Mapping[str, Any] | None) -> bool:
+    """Whether the figures of an epoch are better than those of another. What is equal is not better."""
+    return old is None or badness(new, metric) < badness(old, metric)
 
 
 def epochs_since_best(history: Sequence[Mapping[str, Any]], metric: str) -> int:
     """How many epochs have passed since the best one."""
-    best, since = None, 0
-    for row in history:
-        best, since = (row, 0) if is_better(metric, row, best) else (best, since + 1)
-    return since
+    ranked = sorted(range(len(history)), key=lambda epoch: badness(history[epoch], metric))
+    return len(history) - 1 - ranked[0] if ranked else 0
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:  # [N]

@@ -59,11 +59,11 @@ class Phase:
     def predict(self, module: nn.Module) -> Predictions:
         """Predicts the validation split with all processes together, each image exactly once."""
         machine, split = self.task.machine, self.task.data.validation
-        order = InOrder(split, self.settings.batch_size, machine.processes, machine.rank)
+        order = InOrder(split, self.settings.batch_size, machine.num_processes, machine.process_index)
         parts = []
         machine.share(module.buffers())
-        with evaluating(module), machine.accelerator.autocast(), machine.progress('Evaluation', len(split)) as bar:
+        with evaluating(module), machine.autocast(), machine.progress('Evaluation', len(split)) as bar:
             for batch in map(machine.put, machine.loader(self.validation, order)):
                 parts.append(Predictions.of(module(batch.inputs), batch.labels, batch.indices))
-                bar.update(len(batch.indices) * machine.processes)
-        return Predictions.joined(machine.gather(parts))
+                bar.update(len(batch.indices) * machine.num_processes)
+        return Predictions.joined(machine.gather_values(parts))

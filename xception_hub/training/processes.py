@@ -1,10 +1,9 @@
-"""What depends on the machine: the processes that work together, their devices, workers, memory format and progress."""
+"""The processes of a training, which work together, with their devices, workers, memory format and progress."""
 
 import os
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,39 +21,29 @@ from .throughput import Throughput
 MAX_WORKERS = 8
 
 
-@dataclass(frozen=True)
-class Machine:
-    """The processes that work together, seen from one of them.
+class Machine(Accelerator):
+    """The processes that work together, as accelerate shows them to each one.
 
-    Attributes:
-        accelerator: accelerate's view of them.
-        workers: Processes that decode images, for each process that trains; 0 for none but that one.
+    Args:
+        workers: Processes that decode images, for each process that trains; 0 for none but that one. By default up to 8
+            on a GPU, and none on a CPU.
         memory_format: Memory format of images and weights on the device.
+        options: Arguments of accelerate's Accelerator.
     """
 
-    accelerator: Accelerator
-    workers: int = 0
-    memory_format: torch.memory_format = torch.preserve_format
+    def __init__(
+        self, workers: int | None = None, memory_format: torch.memory_format = torch.preserve_format, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if workers is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+            workers = 0 if self.device.type == 'cpu' else min(MAX_WORKERS, cores // self.num_processes)
+        self.workers = workers
+        self.memory_format = memory_format
 
-    @property
-    def processes(self) -> int:
-        return self.accelerator.num_processes
-
-    @property
-    def rank(self) -> int:
-        return self.accelerator.process_index
-
-    @property
-    def is_main(self) -> bool:
-        return self.accelerator.is_main_process
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
-
-    def print(self, text: str) -> None:
+    def print(self, *texts: str, **options: Any) -> None:
         """Prints in one process only."""
-        self.accelerator.print(printable_lines(text))
+        super().print(*map(printable_lines, texts), **options)
 
     def loader(self, dataset: Any, batches: Any) -> DataLoader:
         """Batches of a dataset in the order of a batch sampler; see `batches.loader`."""
@@ -66,7 +55,7 @@ class Machine:
 
     def throughput(self) -> Throughput:
         """A new measurement."""
-        return Throughput(self.workers, self.processes)
+        return Throughput(self.workers, self.num_processes)
 
     def progress(self, name: str, total: int, initial: int = 0) -> Any:
         """A progress bar of images in one process; into a file it writes a line every 30 seconds."""
@@ -80,13 +69,13 @@ class Machine:
             mininterval=0.2 if sys.stderr.isatty() else 30.0,
         )
 
-    def gather(self, values: list[Any]) -> list[Any]:
-        """Returns the values of all processes in one list."""
+    def gather_values(self, values: list[Any]) -> list[Any]:
+        """Returns the values of all processes in one list, in the order of the processes."""
         return gather_object(values)
 
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites tensors [...] in all processes with those of the first process."""
-        if self.processes > 1:
+        if self.num_processes > 1:
             for tensor in tensors:
                 tensor.detach().copy_(broadcast(tensor.detach().contiguous()))
 
@@ -94,14 +83,13 @@ class Machine:
 def start(settings: MachineSettings, output: OutputSettings) -> Machine:
     """Starts accelerate."""
     return_freed_memory() if settings.gradient_checkpointing else keep_freed_memory()
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision, log_with=list(output.tracker) or None, project_dir=str(output.output)
+    machine = Machine(
+        settings.workers,
+        torch.channels_last if settings.channels_last else torch.preserve_format,
+        mixed_precision=settings.mixed_precision,
+        log_with=list(output.tracker) or None,
+        project_dir=str(output.output),
     )
-    if not accelerator.is_main_process:
+    if not machine.is_main_process:
         warnings.simplefilter('ignore')  # all processes have the same warnings
-    workers = settings.workers
-    if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        workers = 0 if accelerator.device.type == 'cpu' else min(MAX_WORKERS, cores // accelerator.num_processes)
-    memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
-    return Machine(accelerator, workers, memory_format)
+    return machine

@@ -5,20 +5,19 @@ It is one file that needs no other file, no network and no scripts, so that it c
 
 import base64
 import io
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..errors import ModelError, printable_lines
-from .metrics import Calibration, PerClass, Predictions, summary
+from .metrics import PerClass, Predictions, summary
 
 MISTAKES = 24
 GUESSES = 3  # classes shown of each mistake
@@ -71,7 +70,7 @@ def render(
     title: str,
     facts: Mapping[str, str],
     settings: Mapping[str, object],
-    history: Sequence[Mapping[str, object]],
+    history: Sequence[Mapping[str, Any]],
     thumbnail: Callable[[int], Image.Image],
     name: Callable[[int], str],
     warnings: Sequence[str],
@@ -84,13 +83,13 @@ def render(
         predictions: Predictions on the split.
         class_names: Names in the order of the class numbers.
         title: Title of the page.
-        facts: What was evaluated, on what: in a few words each, by name.
+        facts: The evaluated model, its data and its machine, in a few words each, by name.
         settings: All of them, by name.
         history: For each epoch `phase`, `epoch` (from 1 in each phase), `learning_rate`, `train_loss`, the figures of
-            `metrics.summary`, and `best` of the best one. What is missing is left out; empty where nothing was trained.
-        thumbnail: Makes the picture of a row of the split. What it raises is shown instead.
+            `metrics.summary`, and `best` of the best one. Any figure may be missing. Empty if nothing was trained.
+        thumbnail: Makes the picture of a row of the split. If it raises an error, the page shows the error instead.
         name: Function from a row to its file name.
-        warnings: What a reader has to know before believing the figures.
+        warnings: Sentences that a reader has to know before believing the figures.
         usage: Python code that loads the model.
         heat: Function from a row and the number of a class to a heat map of the class. For what raises a ModelError
             there is none.
@@ -99,12 +98,8 @@ def render(
         The page, the same for the same arguments.
     """
     names, count = np.array(class_names, object), len(class_names)
-    figures, per_class, calibration = (
-        summary(predictions, count),
-        PerClass.of(predictions, count),
-        Calibration.of(predictions),
-    )
-    wrong, filled = predictions.worst(len(predictions)), calibration.count > 0
+    figures, per_class = summary(predictions, count), PerClass.of(predictions, count)
+    wrong, series = predictions.worst(len(predictions)), _series(history)
     page = ENVIRONMENT.get_template('report.html.jinja').render(
         title=title,
         facts=facts,
@@ -119,88 +114,64 @@ def render(
             for key, (label, spec, meaning) in FIGURES.items()
             if key in figures
         ],
-        phases=[(phase, len(list(epochs))) for phase, epochs in groupby(_phases(history))],
-        charts=[_chart(title, names, history) for title, names in CHARTS.items() if _has(history, names)],
-        epochs=_epochs(history),
+        phases=[(phase, len(list(epochs))) for phase, epochs in groupby(row['phase'] for row in history)],
+        charts=[_chart(title, keys, series, history) for title, keys in CHARTS.items() if series.keys() & keys],
+        epochs=_epochs(series, history),
         class_table=_class_table(per_class, names),
         unmeasured=list(names[per_class.support == 0]),
         confusion=None if predictions.multi_label else _confusion(predictions, names),
         num_wrong=len(wrong),
         mistakes=[_mistake(predictions, index, names, thumbnail, name, heat) for index in wrong[:MISTAKES]],
-        calibration=dict(error=calibration.error, accuracy=[*calibration.accuracy[filled]]),
-        bins=[
-            (_percent(probability), _percent(right), f'{images:,}')
-            for probability, right, images in zip(calibration.confidence, calibration.accuracy, calibration.count)
-            if images
-        ],
+        calibration_error=figures['calibration_error'],
         accuracy=figures['top1'],
-        confidence=np.nansum(calibration.confidence * calibration.count) / len(predictions),
+        confidence=np.nan_to_num(predictions.probabilities.max(1)).mean(dtype=float),
     )
     return page.encode('utf-8', 'backslashreplace').decode()  # file names need not be Unicode
 
 
-def _phases(history: Sequence[Mapping[str, object]]) -> list[str]:
-    return [str(row.get('phase', '')) for row in history]
+def _series(history: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The figures [E] that are known of an epoch, by key; NaN for what is missing or not finite."""
+    values = {key: np.array([row.get(key) for row in history], float) for key in EPOCH_FIGURES}
+    finite = {key: np.where(np.isfinite(own), own, np.nan) for key, own in values.items()}
+    return {key: own for key, own in finite.items() if not np.isnan(own).all()}
 
 
-def _value(row: Mapping[str, object], key: str) -> float:
-    """NaN for what is missing or not finite."""
-    value = row.get(key)
-    return float(value) if isinstance(value, Real) and math.isfinite(value) else math.nan
-
-
-def _has(history: Sequence[Mapping[str, object]], keys: Iterable[str]) -> bool:
-    """Whether one of these figures is known of an epoch."""
-    return not all(math.isnan(_value(row, key)) for row in history for key in keys)
-
-
-def _epochs(history: Sequence[Mapping[str, object]]) -> dict[str, Any]:
-    """The table of epochs, without columns in which there is nothing."""
-    shown = {key: column for key, column in EPOCH_FIGURES.items() if _has(history, [key])}
+def _epochs(series: Mapping[str, np.ndarray], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The table of epochs, from figures [E] by key."""
     rows = []
-    for row in history:
-        values = [(_value(row, key), spec) for key, (_, spec) in shown.items()]
-        figures = ('-' if math.isnan(value) else format(value, spec) for value, spec in values)
-        rows.append([row.get('phase', ''), f'{"best " * bool(row.get("best"))}{row.get("epoch", "")}', *figures])
+    for number, row in enumerate(history):
+        values = [(own[number], EPOCH_FIGURES[key][1]) for key, own in series.items()]
+        figures = ('-' if np.isnan(value) else format(value, spec) for value, spec in values)
+        rows.append([row['phase'], f'{"best " * bool(row.get("best"))}{row["epoch"]}', *figures])
     best = next((number for number, row in enumerate(history) if row.get('best')), None)
-    return dict(columns=['Phase', 'Epoch', *(label for label, _ in shown.values())], rows=rows, best=best)
+    return dict(columns=['Phase', 'Epoch', *(EPOCH_FIGURES[key][0] for key in series)], rows=rows, best=best)
 
 
-def _chart(title: str, names: Mapping[str, str], history: Sequence[Mapping[str, object]]) -> dict[str, Any]:
-    """What a chart consists of, in the coordinates of its drawing."""
-    series = np.array([[_value(row, key) for row in history] for key in names])  # [lines, E]
-    count, phases, epochs = len(history), _phases(history), [str(row.get('epoch', '')) for row in history]
-    ticks = _ticks(np.nanmin(series) if title == 'Accuracy' else 0.0, np.nanmax(series))
-    scale = (TOP - BOTTOM) / (ticks[-1] - ticks[0])
-    x, y = LEFT + (RIGHT - LEFT) * (np.arange(count) + 0.5) / count, BOTTOM + scale * (series - ticks[0])
-    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, count) if count / step <= 12)
+def _chart(
+    title: str, labels: Mapping[str, str], series: Mapping[str, np.ndarray], history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The parts of a chart of figures [E], in the coordinates of its drawing."""
+    keys, count = [key for key in labels if key in series], len(history)
+    values = np.stack([series[key] for key in keys])  # [lines, E]
+    low = np.nanmin(values) if title == 'Accuracy' else 0.0
+    ticks = np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, np.nanmax(values)))
+    x = LEFT + (RIGHT - LEFT) * (np.arange(count) + 0.5) / count
+    scale = (BOTTOM - TOP) / (ticks[-1] - ticks[0])
+    y, tick_y = BOTTOM - scale * (values - ticks[0]), BOTTOM - scale * (ticks - ticks[0])
     lines = []
-    for number, (label, heights) in enumerate(zip(names.values(), y)):
-        drawn = np.flatnonzero(np.isfinite(heights)).tolist()
-        starts = {*drawn} - {i + 1 for i in drawn}  # of a curve, or behind a gap
-        path = ' '.join(f'{"M" if i in starts else "L"}{x[i]:.1f} {heights[i]:.1f}' for i in drawn)
-        points = [(x[i], heights[i], history[i].get('best')) for i in drawn]
-        if points:
-            lines.append(dict(label=label, first=number == 0 and len(names) > 1, path=path, points=points))
+    for key, heights in zip(keys, y):
+        points = [(x[i], heights[i], history[i].get('best')) for i in np.flatnonzero(np.isfinite(heights)).tolist()]
+        path = 'M' + ' '.join(f'{across:.1f} {height:.1f}' for across, height, _ in points)
+        lines.append(dict(label=labels[key], first=key != [*labels][-1], path=path, points=points))
+    every = -(-count // 12)  # at most 12 numbers of epochs are written
     return dict(
         title=title,
         lines=lines,
-        radius=2.5 if count <= 40 else 0.8,  # not 0: between gaps there may be single epochs
-        ticks=[
-            (BOTTOM + scale * (tick - ticks[0]), f'{100 * tick:.3g}%' if title == 'Accuracy' else f'{tick:.3g}')
-            for tick in ticks
-        ],
-        epochs=[(x[i], epoch) for i, epoch in enumerate(epochs) if epoch.isdecimal() and int(epoch) % every == 0],
-        borders=[(x[i] + x[i + 1]) / 2 for i in range(count - 1) if phases[i] != phases[i + 1]],
+        radius=2.5 if count <= 40 else 0.8,  # not 0: a single epoch has no line
+        ticks=[(at, f'{100 * tick:.3g}%' if title == 'Accuracy' else f'{tick:.3g}') for at, tick in zip(tick_y, ticks)],
+        epochs=[(x[i], row['epoch']) for i, row in enumerate(history) if row['epoch'] % every == 0],
+        borders=[(x[i] + x[i + 1]) / 2 for i in range(count - 1) if history[i]['phase'] != history[i + 1]['phase']],
     )
-
-
-def _ticks(low: float, high: float) -> np.ndarray:
-    """[2 to 7] round numbers whose range contains both."""
-    span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / 5))
-    step = next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= 5)
-    return np.arange(math.floor(low / step), math.floor(high / step) + 2) * step
 
 
 def _class_table(per_class: PerClass, names: np.ndarray) -> dict[str, Any]:

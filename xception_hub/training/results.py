@@ -61,19 +61,20 @@ def finish(task: Task, settings: Settings, predictions: Predictions, progress: P
         predictions: Predictions of the final network on the validation split.
         progress: Progress at the end of the run, with the figures of all epochs.
     """
-    if not task.machine.is_main:
+    if not task.machine.is_main_process:
         return
     manifest, run, class_names, evaluation = task.manifest, task.run, task.data.class_names, settings.output.eval_only
-    validation = task.data.validation
-    share = f'{settings.data.validation_share:.0%} of ' if 'validation_rows' in manifest else ''
+    validation, s, part = task.data.validation, settings.data, ''
+    if 'validation_rows' in manifest:
+        part = f'fold {s.fold} of {s.folds} of ' if s.folds else f'{s.validation_share:.0%} of '
     figures: dict[str, Any] = dict(
         summary(predictions, len(class_names)),
         bad_images=len(manifest['bad_images']),
         num_classes=len(class_names),
         restricted=settings.output.restrict_classes,
         model=settings.model.model,
-        dataset=settings.data.dataset,
-        split=share + validation.name,
+        dataset=s.dataset,
+        split=part + validation.name,
     )
     if progress.best:
         figures.update({name: progress.best[name] for name in ('phase', 'epoch')})
@@ -88,7 +89,7 @@ def finish(task: Task, settings: Settings, predictions: Predictions, progress: P
     run.write_text(METRICS_FILE, json.dumps(figures, indent=2))  # marks the run as finished
     if not evaluation and is_xception(run.directory):
         run.write_text('README.md', card.render(run.directory))
-    print(f'\n{table(figures)}\nWritten: {run.directory}, with report.html and {PREDICTIONS_FILE}')
+    task.machine.print(f'\n{table(figures)}\nWritten: {run.directory}, with report.html and {PREDICTIONS_FILE}')
     if settings.output.push:
         push(settings.output.push, run.directory)
 
@@ -112,8 +113,8 @@ def write_predictions(path: Path, task: Task, predictions: Predictions) -> None:
 
 def show_finished(run: Run, push_to: str | None, machine: Machine) -> None:
     """Prints the figures of a finished run, and publishes it on request."""
-    machine.print(f'{run.directory} is finished:\n{(run.directory / METRICS_FILE).read_text()}')
-    if push_to and machine.is_main:
+    machine.print(f'{run.directory} is finished:\n{table(read_json(run.directory / METRICS_FILE))}')
+    if push_to and machine.is_main_process:
         push(push_to, run.directory)
 
 
@@ -167,7 +168,7 @@ def report(
 
 
 def _heat(task: Task, items: Mapping[int, Cell], restricted: bool, index: int, number: int) -> Image.Image:
-    """What the network sees of an image of the validation split, and how much each place adds to a class.
+    """Draws how much each place of an image of the validation split adds to a class, over what the network sees of it.
 
     Raises:
         ModelError: The network has no feature maps.

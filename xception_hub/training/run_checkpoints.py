@@ -5,7 +5,6 @@ seed and on the counters in the checkpoint alone, so a resumed training ends as 
 """
 
 import json
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from ..weights.checkpoint_files import StateDict
 if TYPE_CHECKING:  # it needs accelerate, and the help of finetune does not
     from .processes import Machine
 
-FILE_NAME = re.compile(r'(\d{2})-(\d{9})\.safetensors')
 NUMBERS = (bool, int, float, type(None))
 
 
@@ -110,9 +108,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Files of all checkpoints, the newest first."""
-        if not self.directory.is_dir():
-            return []
-        return sorted((path for path in self.directory.iterdir() if FILE_NAME.fullmatch(path.name)), reverse=True)
+        return sorted(self.directory.glob(f'{"[0-9]" * 2}-{"[0-9]" * 9}.safetensors'), reverse=True)
 
     def save(
         self, phase: int, update: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
@@ -209,7 +205,7 @@ def resume(
 
 def restore_best(checkpoints: Checkpoints, model: nn.Module, module: nn.Module, machine: 'Machine') -> None:
     """Loads the best weights, and saves them for the whole model, because the next phase changes more than the head."""
-    if machine.is_main:
+    if machine.is_main_process:
         best = read(checkpoints.best)
         whole = 'model' in best.tensors
         restore(model if whole else module, best.tensors['model' if whole else 'head'], best.path)

@@ -102,14 +102,14 @@ def _scan(split: Split, machine: Machine) -> tuple[list[BadImage], Split]:
             split,
             SCAN_SIZE,
             workers=machine.workers,
-            processes=machine.processes,
-            rank=machine.rank,
-            step=partial(bar.update, machine.processes),
+            processes=machine.num_processes,
+            rank=machine.process_index,
+            step=partial(bar.update, machine.num_processes),
         )
     digests, pixels = np.full((2, len(split)), b'', object)
-    for part in machine.gather([own]):
+    for part in machine.gather_values([own]):
         digests[[*part.digests]], pixels[[*part.pixels]] = [*part.digests.values()], [*part.pixels.values()]
-    return machine.gather(own.bad), replace(split, digests=digests, pixels=pixels)
+    return machine.gather_values(own.bad), replace(split, digests=digests, pixels=pixels)
 
 
 def divided(

@@ -54,28 +54,28 @@ class ModelSettings:
     model_args: Choices = field(default_factory=dict)
     """Further arguments of the model, for example --model-args.bn_eps 1e-5."""
     image_size: Annotated[int | None, AT_LEAST_1] = None
-    """Height and width of the images in pixels. By default the model's own size."""
+    """Height and width of the images in pixels. The default is the model's own size."""
     drop_rate: Annotated[float, SHARE] = 0.0
     """Probability of dropout before the classifier, from 0 to below 1."""
     drop_path_rate: Annotated[float, SHARE] = 0.0
-    """Probability of skipping the last residual block in training (stochastic depth). Earlier blocks have less."""
+    """Probability of skipping the last residual block in training. It is lower for earlier blocks."""
 
 
 @group('Optimization', 3)
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
     recipe: Literal['probe', 'transfer', 'full', 'paper-imagenet', 'paper-jft'] = 'transfer'
-    """Recipe with defaults for all other settings. probe trains a new classifier on features of the frozen network.
-    transfer does the same, then trains the whole network at a small learning rate. full trains the whole network from
-    the start. paper-imagenet and paper-jft train from scratch as in the paper."""
+    """Recipe, which sets the defaults of the other settings. probe trains a new classifier on the frozen network.
+    transfer does the same, then trains the whole network slowly. full trains the whole network from the start.
+    paper-imagenet and paper-jft train from random weights as the paper does."""
     epochs: Annotated[int, AT_LEAST_1] = 10
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     head_epochs: Annotated[int, AT_LEAST_1] = 100
-    """Passes over the training images while only the classifier trains (recipe transfer)."""
+    """Number of passes over the training images while only the classifier trains (recipe transfer)."""
     head_learning_rate: Annotated[float, POSITIVE] = 3e-3
     """Learning rate while only the classifier trains (recipe transfer)."""
     batch_size: Annotated[int, AT_LEAST_1] = 32
-    """Images in one step of one process. Each update uses batch size x accumulation x number of processes images."""
+    """Images in one step of one process. An update takes batch size x accumulation x number of processes images."""
     accumulation: Annotated[int, AT_LEAST_1] = 1
     """Number of steps whose gradients are summed for one update of the weights."""
     optimizer: str = 'adamw'
@@ -91,34 +91,34 @@ class Optimization:
     layer_decay: Annotated[float | None, Parameter(validator=Number(gt=0, lte=1))] = None
     """Factor of the learning rate from each layer to the one before it. By default all layers have the same rate."""
     schedule: Literal['constant', 'cosine', 'step'] = 'cosine'
-    """Learning-rate schedule."""
+    """Schedule of the learning rate: constant, cosine (down to 0) or step (lowered at each decay)."""
     warmup_epochs: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Epochs of learning-rate warm-up."""
+    """Epochs in which the learning rate rises from a hundredth to its highest value."""
     decay_rate: Annotated[float, POSITIVE] = 0.1
-    """Factor of the learning rate at each decay of the schedule step."""
+    """Factor by which the schedule step multiplies the learning rate at each decay."""
     decay_epochs: Annotated[float, POSITIVE] = 30.0
-    """Epochs between two decays of the schedule step."""
+    """Epochs between two decays of the learning rate in the schedule step."""
     decay_images: Annotated[int | None, AT_LEAST_1] = None
-    """Images between two decays of the schedule step, instead of epochs."""
+    """Images between two decays of the learning rate in the schedule step. It replaces --decay-epochs."""
     clip_grad: Annotated[float | None, POSITIVE] = None
-    """Largest norm of the gradient; larger gradients are scaled down. By default gradients are not clipped."""
+    """Largest norm of the gradient. Larger gradients are scaled down. By default gradients are not clipped."""
     batch_norm: Literal['frozen', 'train'] = 'frozen'
     """Statistics of batch normalization: frozen keeps the moving statistics, train updates them."""
     precise_bn_images: Annotated[int, NOT_NEGATIVE] = 0
-    """Number of training images from which the statistics of batch normalization are recomputed before each evaluation
-    (precise BN). 0 keeps the moving statistics, which lag behind the weights."""
+    """Number of training images from which statistics of batch normalization are computed before each evaluation. 0
+    keeps the moving statistics, which lag behind the weights."""
     label_smoothing: Annotated[float, SHARE] = 0.0
     """Share of each label that is spread over all classes."""
     class_weights: bool = False
     """Weight the loss so that all classes count the same, however many images they have."""
     balanced_sampling: bool = False
-    """Sample all classes equally often; images of rare classes occur several times per epoch."""
+    """Sample all classes equally often. Images of rare classes occur several times per epoch."""
     ema_decay: Annotated[float | None, SHARE] = None
-    """Decay of a moving average of the weights (Polyak averaging), which is evaluated and saved instead of the last
-    weights. By default no average is kept."""
+    """Decay per update of a moving average of the weights, which is evaluated and saved instead of the last weights.
+    By default no average is kept."""
     metric: str = 'top1'
-    """Metric that chooses the best epoch: top1, top5, macro_f1, loss, ...; for multi-label datasets also micro_f1,
-    mean_average_precision or map_at_100."""
+    """Metric that chooses the best epoch: top1, top5, macro_f1, macro_precision, macro_recall, loss or
+    calibration_error. Images with several labels also have micro_f1, mean_average_precision and map_at_100."""
     early_stopping: Annotated[int | None, AT_LEAST_1] = None
     """Number of epochs without improvement after which a phase ends. By default all epochs are trained."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
@@ -135,15 +135,15 @@ class Augmentation:
     vertical_flip: Annotated[float, Parameter(validator=Number(gte=0, lte=1))] = 0.0
     """Probability of a flip upside down."""
     color_jitter: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Strength of random changes of brightness, contrast and saturation; 0 for none."""
+    """Largest relative change of brightness, contrast and saturation. 0 changes nothing."""
     auto_augment: str | None = None
-    """Augmentation policy, by its name in timm, such as rand-m7-mstd0.5-inc1. By default none."""
+    """Augmentation policy, by its name in timm, such as rand-m7-mstd0.5-inc1. By default there is none."""
     random_erasing: Annotated[float, SHARE] = 0.0
     """Probability of erasing a random rectangle of an image."""
     mixup: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Alpha of mixup, which blends pairs of images and their labels; 0 for none."""
+    """Alpha of mixup, which blends pairs of images and their labels. 0 turns it off."""
     cutmix: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Alpha of cutmix, which pastes a rectangle of one image into another; 0 for none."""
+    """Alpha of CutMix, which pastes a rectangle of one image into another. 0 turns it off."""
 
     def of_transform(self) -> dict[str, Any]:
         """The arguments of `Transforms.training`."""
@@ -161,7 +161,7 @@ class Augmentation:
 @dataclass(frozen=True, kw_only=True)
 class MachineSettings:
     mixed_precision: Literal['no', 'bf16', 'fp16'] | None = None
-    """Precision of the computation: no means float32. By default the choice of `accelerate config`."""
+    """Precision of the computation; no is float32. The default is the choice of `accelerate config`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass. They take a third of the memory; a step takes up to twice as long."""
     compile: bool = False
@@ -169,18 +169,18 @@ class MachineSettings:
     channels_last: bool = True
     """Keep images and weights in the memory format channels_last, which is faster for convolutions."""
     workers: Annotated[int | None, NOT_NEGATIVE] = None
-    """Processes that decode images, per training process. By default up to 8 on a GPU, and none on a CPU."""
+    """Processes that decode images, per training process. The default is up to 8 on a GPU and none on a CPU."""
     feature_cache: Path | None = None
-    """Folder for the features of frozen networks. By default in the cache of the Hugging Face libraries."""
+    """Folder for features of frozen networks. The default is a folder in the cache of the Hugging Face libraries."""
 
 
 @group('Output', 6)
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings:
     output: Annotated[Path, Parameter(alias='-o')] = Path('finetuned')
-    """Directory of the run. After training it is the model directory, and contains the report."""
+    """Directory of the run. After training it is the model directory and contains the report."""
     checkpoint_minutes: Annotated[float, NOT_NEGATIVE] = 10.0
-    """Minutes between two checkpoints within an epoch; 0 writes one after each update. Each epoch ends with one."""
+    """Minutes between two checkpoints within an epoch. 0 writes one after each update. Each epoch ends with one."""
     keep_checkpoints: Annotated[int, AT_LEAST_1] = 2
     """Number of newest checkpoints to keep. The best weights are always kept."""
     tracker: tuple[str, ...] = ()

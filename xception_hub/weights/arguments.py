@@ -14,6 +14,10 @@ from ..network import Xception, check_arguments
 SIGNATURE: dict[str, Any] = {name: hint for name, hint in get_type_hints(Xception.__init__).items() if name != 'return'}
 HEAD_VALUES = dict(fc=int, bias=bool, bn=float, momentum=float, act=str, drop=float, flatten=Sequence[int])
 DEFAULTS = {name: parameter.default for name, parameter in signature(Xception).parameters.items()}
+# Arguments that change what the same tensors compute, as Keras has them.
+NUMERICS = {name: DEFAULTS[name] for name in ('bn_eps', 'pool_padding', 'stem_padding', 'act_layer')}
+# Arguments that make the paper's variants, which are other networks, as figure 5 has them.
+VARIANTS = {name: DEFAULTS[name] for name in ('residual', 'mid_act_layer', 'segments', 'order', 'width_multiplier')}
 MAX_NUMBER = 2**20  # classes, channels, widths, pixels
 NAMES = 'xception_paper'  # names of models that a file may ask for begin so
 

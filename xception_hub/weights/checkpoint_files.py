@@ -16,12 +16,12 @@ from ..file_kinds import TORCH, foreign
 from .pickles import Inert, Saved, array_of, is_module, read_pickle
 from .plain_tensors import plain
 
+# Name -> tensor: convolutions [out, in / groups, height, width], matrices [out, in], all others [channels].
 StateDict = dict[str, Tensor]
 
 MAX_DEPTH = 6  # levels of containers around a network
 MAX_NODES = 100_000  # tensors, containers and modules; a pickled Xception with its optimizer has about 1,500
 MAX_PATH = 1000  # characters of the path of a tensor
-MAX_HEADER = 10_000_000  # bytes of a safetensors header; an Xception's has 25,000
 ARGUMENTS = 'xception_hub'  # entry of a state dict's metadata, or of a safetensors header, with the network's arguments
 UNREAD = re.compile(r'^torch\._utils\._rebuild_|^torch\._tensor\._rebuild|multiarray\._reconstruct$')
 
@@ -50,10 +50,6 @@ class CheckpointFile:
         """Arguments that the file records for the network under a prefix; None if it records none."""
         return self.arguments.get(prefix.rstrip('.'))
 
-    def modules_under(self, prefix: str) -> dict[str, Inert]:
-        """The modules of the network under a prefix, by their names in it."""
-        return {path.removeprefix(prefix): self.modules[path] for path in self.modules if path.startswith(prefix)}
-
 
 def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
     """Reads a checkpoint file without running anything in it.
@@ -72,7 +68,9 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
         raise CheckpointError(f'{path} {other}')
     if not path.is_file():
         raise CheckpointError(f'There is no file {path}.')
-    if path.suffix == '.safetensors' or _is_safetensors(path):
+    with open(path, 'rb') as file:
+        start = file.read(9)
+    if path.suffix == '.safetensors' or start[8:] == b'{':  # the header after its size
         found = _read_safetensors(path, mapped)
     else:
         value = read_pickle(path)
@@ -87,7 +85,7 @@ def read_checkpoint(path: str | Path, mapped: bool = False) -> CheckpointFile:
             found = CheckpointFile(
                 {name: node for name, node in nodes.items() if isinstance(node, Tensor)},
                 dict(_arguments(nodes)),
-                _architecture(value),
+                value['arch'] if isinstance(value, dict) and isinstance(value.get('arch'), str) else None,
                 modules={name: node for name, node in nodes.items() if is_module(node)},
                 roots=[name for name, node in nodes.items() if isinstance(node, dict) or _is_root(name, nodes)],
             )
@@ -110,12 +108,6 @@ def _is_root(name: str, nodes: dict[str, Any]) -> bool:
     return is_module(nodes[name]) and not is_module(parent)
 
 
-def _is_safetensors(path: Path) -> bool:
-    with open(path, 'rb') as file:
-        head = file.read(9)
-    return len(head) == 9 and head[8:] == b'{' and int.from_bytes(head[:8], 'little') < MAX_HEADER
-
-
 def _read_safetensors(path: Path, mapped: bool) -> CheckpointFile:
     before = _state(path)
     try:
@@ -135,7 +127,7 @@ def _read_safetensors(path: Path, mapped: bool) -> CheckpointFile:
         ) from e
     if _state(path) != before:
         raise CheckpointError(f'{path} changed while it was read. Load it again when nothing writes it any more.')
-    arguments = _as_arguments(metadata.get(ARGUMENTS))
+    arguments = as_arguments(metadata.get(ARGUMENTS))
     tensors = {name: tensors[name] for name in names}
     return CheckpointFile(tensors, {} if arguments is None else {'': arguments})
 
@@ -223,7 +215,7 @@ def _arguments(nodes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Arguments of the networks in a file, by their paths. `Xception.state_dict()` records them."""
     for path, node in nodes.items():
         for name, metadata in node.metadata.items() if isinstance(node, Saved) else ():
-            arguments = _as_arguments(metadata.get(ARGUMENTS)) if isinstance(metadata, dict) else None
+            arguments = as_arguments(metadata.get(ARGUMENTS)) if isinstance(metadata, dict) else None
             if arguments is not None:
                 yield '.'.join(part for part in (path, str(name)) if part), arguments
         if is_module(node) and node.kind.endswith('.network.Xception'):
@@ -237,7 +229,7 @@ def _arguments_of_module(state: dict[str, Any]) -> dict[str, Any]:
     return {**state['arguments'], 'global_pool': pool_type, 'head_layers': [dict(layer) for layer in head['layers']]}
 
 
-def _as_arguments(text: Any) -> dict[str, Any] | None:
+def as_arguments(text: Any) -> dict[str, Any] | None:
     """Recorded arguments; None for none.
 
     Raises:
@@ -255,9 +247,3 @@ def _as_arguments(text: Any) -> dict[str, Any] | None:
             f'from the metadata, and pass the arguments of the network yourself.'
         )
     return arguments
-
-
-def _architecture(value: Any) -> str | None:
-    """Name of the model, which timm's train.py writes under 'arch'; None if there is none."""
-    architecture = value.get('arch') if isinstance(value, dict) else None
-    return architecture if isinstance(architecture, str) else None

@@ -13,7 +13,7 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from ..errors import CheckpointError, DamagedCheckpointError, listed, printable_lines
-from .arguments import model_name, network_arguments
+from .arguments import NUMERICS, model_name, network_arguments
 from .checkpoint_files import CheckpointFile, StateDict
 from .fingerprints import compare
 from .heads import drop_heads, find_head, take_head
@@ -24,7 +24,7 @@ from .sources import source_of
 
 __all__ = ['from_checkpoint']
 
-KERAS_NUMERICS = dict(bn_eps=1e-3, pool_padding='same', stem_padding=0, act_layer='relu', output_stride=32)
+KERAS_NUMERICS = dict(NUMERICS, output_stride=32)
 # A file does not say where its weights come from.
 UNKNOWN_SOURCE = dict(tag=None, license=None, hf_hub_id=None, url=None, file=None, origin_url=None, source=None)
 HIDDEN = ('fc_widths', 'head_layers')  # arguments for layers before the classifier
@@ -47,8 +47,9 @@ def from_checkpoint(
             `bn_eps=1e-5` and `pool_padding='symmetric'`, for segmentation_models_pytorch also `stem_padding=1`.
 
     Returns:
-        The network in evaluation mode. Its `pretrained_cfg` names no source and no licence, and a mean and a
-        standard deviation of 0.5, as in most ports: the file gives none.
+        The network in evaluation mode; images [B, in_chans, H, W] become logits [B, num_classes]. Its `pretrained_cfg`
+        names no source and no licence. Its mean and standard deviation are those of the file or of a config beside it,
+        else 0.5 as in most ports; a note has the origin.
 
     Raises:
         CheckpointError: The file is damaged, is no Xception, does not fit the arguments, or can be read in two ways.
@@ -59,13 +60,11 @@ def from_checkpoint(
     source = str(path)
     network = read_network(source_of(path).read(), source, kwargs, prefix, classifier)
     found, tensors = network.found, network.found.tensors
-    preparation = preparation_of(
-        network.file, found, source, kwargs.get('pretrained_cfg_overlay') or {}, network.assumed
-    )
+    preparation = preparation_of(network.file, found, kwargs.get('pretrained_cfg_overlay') or {})
     if found.left_out:
         reasons = '; '.join(sorted(set(found.left_out.values())))
         warnings.warn(printable_lines(f'{path}: left out {listed(list(found.left_out))} ({reasons}).'), stacklevel=2)
-    network.warn_of_assumptions(source)
+    network.warn_of_assumptions()
 
     name = model_name(network.file.architecture, source)
     given = {key: value for key, value in kwargs.items() if key not in ('num_classes', *HIDDEN)}
@@ -102,7 +101,6 @@ class NetworkInFile:
         own_head: Arguments of the head in the file, as far as they are known.
         is_new: Whether the caller asks for another head, which starts at random.
         final: Activation that the file's modules apply to the logits; 'linear' for none, or for other logits.
-        assumed: Sentences about what the file does not say.
     """
 
     file: CheckpointFile
@@ -111,12 +109,12 @@ class NetworkInFile:
     own_head: dict[str, Any]
     is_new: bool
     final: str
-    assumed: list[str]
 
-    def warn_of_assumptions(self, source: str) -> None:
+    def warn_of_assumptions(self) -> None:
         """Warns of what the file does not say, and of the activation that is left out."""
-        if self.assumed:
-            text = f'{source} does not say everything. Assumed: {"; ".join(self.assumed)}.'
+        source = self.found.source
+        if self.found.assumed:
+            text = f'{source} does not say everything. Assumed: {"; ".join(self.found.assumed)}.'
             warnings.warn(printable_lines(text), stacklevel=3)
         if self.final != 'linear':
             warnings.warn(
@@ -146,12 +144,11 @@ def read_network(
         CheckpointError: The file is no Xception, or can be read in two ways.
     """
     found = recognise(file.tensors, source, prefix, file.roots)
-    assumed: list[str] = []
-    backbone, final = _backbone_args(file, found, source, given, assumed)
+    backbone, final = _backbone_args(file, found, given)
     pooling = given.get('global_pool', backbone.get('global_pool'))
-    head, own_head, is_new = _take_head(file, found, source, classifier, given, pooling, assumed)
+    head, own_head, is_new = _take_head(file, found, classifier, given, pooling)
     arguments = {**backbone, **head}
-    return NetworkInFile(file, found, arguments, own_head, is_new, 'linear' if is_new else final, assumed)
+    return NetworkInFile(file, found, arguments, own_head, is_new, 'linear' if is_new else final)
 
 
 def filled(
@@ -171,33 +168,31 @@ def filled(
     )
 
 
-def _backbone_args(
-    file: CheckpointFile, found: Recognised, source: str, given: Mapping[str, Any], assumed: list[str]
-) -> tuple[dict[str, Any], str]:
+def _backbone_args(file: CheckpointFile, found: Recognised, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Arguments of the backbone, from what the file records, from its modules, or from its layout.
 
     Returns:
         The arguments, and the activation that the file's modules apply to the logits: 'linear' for none.
     """
-    args = dict(in_chans=found.tensors['stem.conv1.weight'].shape[1])
-    told = file.arguments_of(found.prefix)
+    args, source = dict(in_chans=found.tensors['stem.conv1.weight'].shape[1]), found.source
+    recorded = file.arguments_of(found.prefix)
     if any(f'{found.prefix}{name}' in file.modules for name in LAYOUTS[found.layout]):
         with_head = not (given.get('num_classes') == 0 or given.get('features_only') or found.decoder)
-        if told is not None:
-            replaced = {name: given[name] for name in told if name in given}
+        if recorded is not None:
+            replaced = {name: given[name] for name in recorded if name in given}
             try:
-                told = network_arguments(told, source)
+                recorded = network_arguments(recorded, source)
             except CheckpointError:
-                told = {**network_arguments(told, source, replaced), **replaced}
-        read, final = settings_of(file.modules, found.prefix, found.layout, source, told, with_head)
+                recorded = {**network_arguments(recorded, source, replaced), **replaced}
+        read, final = settings_of(found, file.modules, recorded, with_head)
         return {**read, **args}, final
-    if told is not None:
-        return {**network_arguments(told, source, given), **args}, 'linear'
+    if recorded is not None:
+        return {**network_arguments(recorded, source, given), **args}, 'linear'
     if pooling := file.pretrained_cfg.get('global_pool'):
         args['global_pool'] = pooling
     if found.layout == 'xception_hub':
-        if unsaid := [name for name in KERAS_NUMERICS if name not in given]:
-            assumed.append('the numerics of Keras, ' + ', '.join(f'{name}={KERAS_NUMERICS[name]!r}' for name in unsaid))
+        if unsaid := [f'{name}={value!r}' for name, value in KERAS_NUMERICS.items() if name not in given]:
+            found.assumed.append(f'the numerics of Keras, {", ".join(unsaid)}')
         return {**args, **KERAS_NUMERICS}, 'linear'
     if found.decoder:
         args['stem_padding'] = 1
@@ -219,22 +214,16 @@ def may_be_padded(found: Recognised) -> bool:
 
 
 def _take_head(
-    file: CheckpointFile,
-    found: Recognised,
-    source: str,
-    classifier: str | None,
-    given: Mapping[str, Any],
-    pooling: str | None,
-    assumed: list[str],
+    file: CheckpointFile, found: Recognised, classifier: str | None, given: Mapping[str, Any], pooling: str | None
 ) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Arguments of the head, those of the file's, and whether a new one takes its place: for other classes."""
-    told = file.arguments_of(found.prefix)
-    args: dict[str, Any] = {name: told[name] for name in HIDDEN if name in told} if told else {}
+    recorded = file.arguments_of(found.prefix)
+    args: dict[str, Any] = {name: recorded[name] for name in HIDDEN if name in recorded} if recorded else {}
     if given.get('num_classes') == 0 or given.get('features_only'):
         drop_heads(found, 'what stands beside the backbone, which num_classes=0 and features_only=True do without')
         return dict(num_classes=0, **dict.fromkeys(HIDDEN, ())), args, False
     layers = head_layers_of(given)
-    head = find_head(found, source, classifier, layers, pooling or 'avg', given.get('num_classes'))
+    head = find_head(found, classifier, layers, pooling or 'avg', given.get('num_classes'))
     fc = sorted(name for name in found.tensors if re.fullmatch(r'head\.fc_layers\.fc\d+\.weight', name))
     if fc and not args:
         args['fc_widths'] = [found.tensors[name].shape[0] for name in fc]
@@ -248,13 +237,13 @@ def _take_head(
         return dict(num_classes=wanted, fc_widths=(), head_layers=layers), dict(args, num_classes=classes), True
     own_args = args
     if head:
-        named = layers or layers_of(head, source, file.modules)
-        taken = take_head(found, head, source, named, head[-1].name in file.modules, assumed)
+        named = layers or layers_of(head, file.modules, found.source)
+        taken = take_head(found, head, named, head[-1].name in file.modules)
         args = own_args = dict(fc_widths=(), head_layers=taken)
     elif layers:
         args = dict(fc_widths=(), head_layers=layers)
-    if classes and pooling is None and told is None:
-        assumed.append("global_pool='avg'")
+    if classes and pooling is None and recorded is None:
+        found.assumed.append("global_pool='avg'")
     return {**args, 'num_classes': classes}, {**own_args, 'num_classes': classes}, False
 
 

@@ -42,33 +42,24 @@ class Verification:
         return not self.different and not self.missing
 
     def __str__(self) -> str:
-        total = len(genuine()['sha256'])
-        parts = [f'{len(self.identical)} of {total} tensors bit-identical']
-        if self.compensated:
-            parts.append(f'{len(self.compensated)} equal up to the eps compensation')
-        if self.different:
-            parts.append(f'{len(self.different)} different')
-        if self.missing:
-            parts.append(f'{len(self.missing)} missing')
-        return ', '.join(parts)
+        others = {
+            'equal up to the eps compensation': self.compensated,
+            'different': self.different,
+            'missing': self.missing,
+        }
+        counts = [f'{len(names)} {what}' for what, names in others.items() if names]
+        return ', '.join([f'{len(self.identical)} of {len(genuine()["sha256"])} tensors bit-identical', *counts])
 
 
 @functools.cache
 def genuine() -> dict[str, Any]:
-    """The fingerprints of Keras' release, as `fingerprint` made them."""
-    return json.loads(resources.files(__package__).joinpath('fingerprints.json').read_text(encoding='utf-8'))
-
-
-def fingerprint(tensors: StateDict) -> dict[str, Any]:
-    """Fingerprints of the backbone's tensors, under this network's names and in torch's layout.
+    """The fingerprints of the tensors in Keras' release, under this network's names and in torch's layout.
 
     Returns:
         `sha256`: digest of each tensor's float32 values, little-endian, row by row. `log_sums`: for each moving
         variance, which may arrive rounded, the sum of the logarithms, plain and weighted by channel number.
     """
-    digests = _digests(tensors)
-    log_sums = {name: _log_sums(tensors[name]) for name in digests if name.endswith('running_var')}
-    return dict(sha256=digests, log_sums=log_sums)
+    return json.loads(resources.files(__package__).joinpath('fingerprints.json').read_text(encoding='utf-8'))
 
 
 def compare(tensors: StateDict) -> Verification:
@@ -88,7 +79,7 @@ def compare(tensors: StateDict) -> Verification:
 
 
 def restore_variances(tensors: StateDict, verification: Verification) -> StateDict:
-    """Returns the tensors without the eps compensation of their variances."""
+    """Returns the tensors without the eps compensation of their variances [channels]."""
     restored = {name: _without_compensation(tensors[name]).float() for name in verification.compensated}
     return {**tensors, **restored}
 

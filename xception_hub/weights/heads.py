@@ -1,7 +1,7 @@
 """The head of a file of another layout: which of its layers are the classifier, and the layers before it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
@@ -14,25 +14,11 @@ from .checkpoint_files import StateDict
 from .lineages import Recognised, quoted, takes_features
 
 MAX_LAYERS = 500  # beside the backbone, among which a head is searched
-# Part of a layer's path -> what it is in a file whose classifier takes the backbone's features.
-OFF_THE_PATH = {'adjust_channel': "a projection of DeepfakeBench's other detectors, beside the path to the classifier"}
+OFF_THE_PATH = 'adjust_channel'  # of DeepfakeBench: a projection that its plain detector does not compute with
 NO_HEAD = 'num_classes=0 takes the backbone without any head'
 
 
-def _linear(tensors: StateDict) -> StateDict | None:
-    weight = tensors.get('weight')
-    if weight is None or not tensors.keys() <= {'weight', 'bias'} or weight.dim() not in (2, 4):
-        return None
-    return {**tensors, 'weight': weight.flatten(1)} if weight.shape[2:].numel() == 1 else None
-
-
-def _batch_norm(tensors: StateDict) -> StateDict | None:
-    is_norm = tensors.keys() == {'weight', 'bias', 'running_mean', 'running_var'} and tensors['weight'].dim() == 1
-    return tensors if is_norm else None
-
-
-# Kind of a layer in `head_layers` -> its tensors in a file as a head here has them, None for those of another layer.
-KINDS: dict[str, Callable[[StateDict], StateDict | None]] = {'fc': _linear, 'bn': _batch_norm}
+KINDS = ('fc', 'bn')  # layers of a head that have tensors, as `head_layers` calls them
 
 
 @dataclass(eq=False)
@@ -50,8 +36,8 @@ class Layer:
     name: str
     kind: str
     tensors: StateDict
-    is_convolution: bool
-    group: str
+    is_convolution: bool = False
+    group: str = ''
 
     @property
     def takes(self) -> int:
@@ -73,26 +59,31 @@ def _shown(head: Sequence[Layer]) -> str:
     return f'{head[-1].group} ({" -> ".join(map(str, widths))} features)'
 
 
-def _paths(found: Recognised, without: Sequence[str], features: int) -> list[list[Layer]]:
+def _layer(name: str, tensors: StateDict) -> Layer | None:
+    """A linear layer, a 1x1 convolution or a normalization; None for any other."""
+    weight = tensors.get('weight')
+    if weight is None:
+        return None
+    if tensors.keys() <= {'weight', 'bias'} and weight.dim() in (2, 4) and weight.shape[2:].numel() == 1:
+        return Layer(name, 'fc', {**tensors, 'weight': weight.flatten(1)}, weight.dim() == 4)
+    if tensors.keys() == {'weight', 'bias', 'running_mean', 'running_var'} and weight.dim() == 1:
+        return Layer(name, 'bn', tensors)
+    return None
+
+
+def _paths(found: Recognised, features: int) -> list[list[Layer]]:
     """Layers beside the backbone that follow each other by their widths, in the order of the file."""
-    groups: dict[str, dict[str, Layer | None]] = {}
+    groups: dict[str, list[Layer | None]] = {}
     for name, tensors in islice(found.beside.items(), MAX_LAYERS):
-        own = {kind: known for kind, reader in KINDS.items() if (known := reader(tensors))}
         parent, _, place = name.rpartition('.')
-        group = parent if parent and place.isdigit() else name
-        shown = group.removeprefix(found.prefix)
-        layer = next((Layer(name, kind, own[kind], tensors['weight'].dim() == 4, shown) for kind in own), None)
-        if name not in without:
-            groups.setdefault(group, {})[name] = layer
+        groups.setdefault(parent if parent and place.isdigit() else name, []).append(_layer(name, tensors))
     paths: list[list[Layer]] = []
-    for named in groups.values():
-        layers = [layer for layer in named.values() if layer]
-        is_chain = len(layers) == len(named) and all(
-            first.returns == second.takes for first, second in pairwise(layers)
-        )
+    for group, members in groups.items():
+        layers = [layer for layer in members if layer]
+        is_chain = None not in members and all(before.returns == after.takes for before, after in pairwise(layers))
         for chain in [layers] if is_chain else [[layer] for layer in layers]:
-            if not is_chain:
-                chain[0].group = chain[0].name.removeprefix(found.prefix)
+            for layer in chain:
+                layer.group = (group if is_chain else layer.name).removeprefix(found.prefix)
             before = next((path for path in reversed(paths) if path[-1].returns == chain[0].takes), None)
             if before is None or _is_attention(before, features):
                 paths.append(chain)
@@ -112,7 +103,6 @@ def _heads(paths: Sequence[list[Layer]], features: int) -> list[list[Layer]]:
 
 def find_head(
     found: Recognised,
-    source: str,
     classifier: str | None = None,
     head_layers: Sequence[HeadLayer] = (),
     global_pool: str = 'avg',
@@ -124,7 +114,6 @@ def find_head(
 
     Args:
         found: The network.
-        source: Name of the checkpoint in errors.
         classifier: Name of the layer, the Sequential or the tensor to take.
         head_layers: The layers before the classifier, if the caller names them.
         global_pool: The pooling before the head; some double the features.
@@ -135,39 +124,27 @@ def find_head(
     """
     features = found.num_features * (2 if 'cat' in global_pool else 1)
     if any(name.startswith('head.') for name in found.tensors):
-        if classifier in {
-            f'{prefix}head.fc{kind}' for prefix in ('', found.prefix) for kind in ('', '.weight', '.bias')
-        }:
+        own = {f'{prefix}head.fc{kind}' for prefix in ('', found.prefix) for kind in ('', '.weight', '.bias')}
+        if classifier in own or (classifier is None and not found.beside):
             found.drop(found.beside, "not the classifier 'head.fc'")
-            return None
-        if classifier is None and not found.beside:
             return None
         if classifier is None:
             raise CheckpointError(
-                f'{source} holds a classifier, head.fc, and other layers beside the network: {quoted(found.beside)}. '
-                f"Choose with classifier='head.fc' or another name, or none with num_classes=0."
+                f'{found.source} holds a classifier, head.fc, and other layers beside the network: '
+                f"{quoted(found.beside)}. Choose with classifier='head.fc' or another name, or none with num_classes=0."
             )
-    if classifier is not None:
-        _name_matrices(found, classifier, features)
-    aside = {name: what for part, what in OFF_THE_PATH.items() for name in found.beside if part in name.split('.')}
-    paths = _paths(found, [] if classifier is not None else [*aside], features)
-    head: list[Layer] | None = None
-    if classifier is not None:
-        head = _chosen(found, paths, source, classifier, features)
-    elif _heads(paths, features):
-        for name, what in aside.items():
-            found.drop([name], what)
+    if classifier is None:
+        paths = _without_projections(found, _paths(found, features), features)
+        head = _only(found, paths, features)
     else:
-        paths = _paths(found, [], features)
-    if classifier is None and (heads := _heads(paths, features)):
-        head = _only(heads, source)
-    elif head is None and (doubled := _heads(paths, 2 * features)):
-        raise _two_poolings(doubled[0], source, features)
+        _name_matrices(found, classifier, features)
+        paths = _paths(found, features)
+        head = _chosen(found, paths, classifier, features)
     if head and head_layers and num_classes in (None, head[-1].returns):
-        head = _assigned(head, [layer for path in paths for layer in path], source, head_layers, features)
+        head = _assigned(found, head, [layer for path in paths for layer in path], head_layers, features)
     others = [name for name in found.beside if head is None or name not in {layer.name for layer in head}]
     if others and classifier is None:
-        raise _no_place(found, paths, source, head, others)
+        raise _no_place(found, paths, head, others)
     if head:
         reason = f'not the classifier {head[-1].group!r}'
         found.drop(others, f'{reason}: if the network computes with them, this is another one')
@@ -175,9 +152,32 @@ def find_head(
     return head
 
 
+def _without_projections(found: Recognised, paths: list[list[Layer]], features: int) -> list[list[Layer]]:
+    """The paths without projections beside another classifier, which are left out."""
+    aside = [path for path in paths if OFF_THE_PATH in path[0].name.split('.')]
+    if all(path in aside for path in _heads(paths, features)):
+        return paths
+    found.drop([layer.name for path in aside for layer in path], 'a projection that the classifier does not take')
+    return [path for path in paths if path not in aside]
+
+
+def _only(found: Recognised, paths: Sequence[list[Layer]], features: int) -> list[Layer] | None:
+    heads = _heads(paths, features)
+    names = [head[-1].group for head in heads]
+    if len(heads) > 1:
+        raise CheckpointError(
+            f'{found.source} holds {len(heads)} classifiers: {quoted(names)}. Choose one with classifier={names[0]!r}, '
+            f'or none with num_classes=0. A network that computes with several is another one.'
+        )
+    if not heads and (doubled := _heads(paths, 2 * features)):
+        raise _two_poolings(found, doubled[0])
+    return heads[0] if heads else None
+
+
 def drop_heads(found: Recognised, reason: str) -> None:
     """Leaves out all layers beside the backbone. The reason is that for heads: other layers may stand anywhere."""
-    paths, features = _paths(found, [], found.num_features), found.num_features
+    features = found.num_features
+    paths = _paths(found, features)
     known = {layer.name for width in (features, 2 * features) for head in _heads(paths, width) for layer in head}
     others = [name for name in found.beside if name not in known]
     found.drop(others, f'{reason}; where the backbone computes with them, its features are others')
@@ -185,26 +185,18 @@ def drop_heads(found: Recognised, reason: str) -> None:
     found.drop_own_head(reason)
 
 
-def _only(heads: Sequence[list[Layer]], source: str) -> list[Layer]:
-    if len(heads) > 1:
-        names = [head[-1].group for head in heads]
-        raise CheckpointError(
-            f'{source} holds {len(heads)} classifiers: {quoted(names)}. Choose one with classifier={names[0]!r}, or '
-            f'none with num_classes=0. A network that computes with several is another one.'
-        )
-    return heads[0]
-
-
-def _two_poolings(head: Sequence[Layer], source: str, features: int) -> CheckpointError:
+def _two_poolings(found: Recognised, head: Sequence[Layer]) -> CheckpointError:
+    first = next(i for i, layer in enumerate(head) if layer.kind == 'fc')
+    names = [f'{layer.name}.{kind}' for layer in head[:first] for kind in layer.tensors]
     return CheckpointError(
-        f'{source}: {head[-1].group} takes {2 * features} features, of two poolings or of two networks. Pass '
-        f"global_pool='catavgmax' if the averages come first, as in timm; fastai has the maxima first. {NO_HEAD}."
+        f'{found.source}: {head[-1].group} takes {head[0].takes} features, of two poolings or of two networks. Pass '
+        f"global_pool='catavgmax' if the averages come first, as in timm. If the maxima come first, as in fastai, "
+        f'exchange them in the state dict before: for name in {[*names, f"{head[first].name}.weight"]}: '
+        f'state[name] = state[name].roll({found.num_features}, min(1, state[name].dim() - 1)). {NO_HEAD}.'
     )
 
 
-def _chosen(
-    found: Recognised, paths: Sequence[list[Layer]], source: str, classifier: str, features: int
-) -> list[Layer]:
+def _chosen(found: Recognised, paths: Sequence[list[Layer]], classifier: str, features: int) -> list[Layer]:
     """The head that ends with the layer, the Sequential or the tensor of a name."""
     ends: dict[str, list[Layer]] = {}
     for path in paths:
@@ -216,13 +208,14 @@ def _chosen(
     if len(matches) != 1:
         own = ['head.fc'] * any(name.startswith('head.') for name in found.tensors)
         names = [*own, *dict.fromkeys(end[-1].group for end in ends.values())]
-        raise CheckpointError(f'{source} has no classifier {classifier!r}. It has: {quoted(names)}.')
+        raise CheckpointError(f'{found.source} has no classifier {classifier!r}. It has: {quoted(names)}.')
     head = matches[0]
     if head[0].takes == 2 * features:
-        raise _two_poolings(head, source, features)
+        raise _two_poolings(found, head)
     if head[-1].kind != 'fc' or head[0].takes != features:
         raise CheckpointError(
-            f'{source}: {classifier} is no chain of linear layers and normalizations on {features} features. {NO_HEAD}.'
+            f'{found.source}: {classifier} is no chain of linear layers and normalizations on {features} features. '
+            f'{NO_HEAD}.'
         )
     return head
 
@@ -242,7 +235,7 @@ def _name_matrices(found: Recognised, classifier: str, features: int) -> None:
 
 
 def _no_place(
-    found: Recognised, paths: Sequence[list[Layer]], source: str, head: list[Layer] | None, others: Sequence[str]
+    found: Recognised, paths: Sequence[list[Layer]], head: list[Layer] | None, others: Sequence[str]
 ) -> CheckpointError:
     """The error for layers that the network may compute with."""
     apart = [path for path in paths if path[0].name in others]
@@ -263,17 +256,18 @@ def _no_place(
         ways += f'. If all are layers of one head, name them in their order, such as head_layers={_described(before)}'
     shown = [*map(_shown, apart), *(f'{name} {list(tensor.shape)}' for name, tensor in unknown.items())]
     return CheckpointError(
-        f'{source} holds tensors that this network has no place for, and may compute with them: '
+        f'{found.source} holds tensors that this network has no place for, and may compute with them: '
         f'{listed(shown)}{", as attention does" if is_attention else ""}. Without them it is another function: '
         f'{NO_HEAD}{ways}.'
     )
 
 
 def _assigned(
-    head: list[Layer], layers: Sequence[Layer], source: str, head_layers: Sequence[HeadLayer], features: int
+    found: Recognised, head: list[Layer], layers: Sequence[Layer], head_layers: Sequence[HeadLayer], features: int
 ) -> list[Layer]:
     """The file's layers in the order in which the caller names them; those of one Sequential are in theirs."""
-    width, taken = features, []
+    width = features
+    taken: list[Layer] = []
     for wanted in head_layers:
         kind = next((kind for kind in KINDS if kind in wanted), None)
         returns = wanted.get('fc', width)
@@ -282,15 +276,16 @@ def _assigned(
         own = [layer for layer in fits if layer.group == head[-1].group]
         if not own and len(fits) > 1:
             raise CheckpointError(
-                f'{source}: {quoted(layer.name for layer in fits)} could stand in {head[-1].group}. Remove the tensors '
-                f'of those that do not: del state[...].'
+                f'{found.source}: {quoted(layer.name for layer in fits)} could stand in {head[-1].group}. Remove the '
+                f'tensors of those that do not: del state[...].'
             )
         taken += (own or fits)[:1]
         width = width if not kind else returns if fits else 0
     if width != head[-1].takes or not {layer for layer in head if layer.group == head[-1].group} <= {*taken, head[-1]}:
         raise CheckpointError(
-            f'{source}: {head[-1].group} has other layers than head_layers={[dict(layer) for layer in head_layers]}: '
-            f'rather {_described(head[:-1])}, of which only fc and bn are in the file. {NO_HEAD}.'
+            f'{found.source}: {head[-1].group} has other layers than head_layers='
+            f'{[dict(layer) for layer in head_layers]}: rather {_described(head[:-1])}, of which only fc and bn are in '
+            f'the file. {NO_HEAD}.'
         )
     return [*taken, head[-1]]
 
@@ -307,22 +302,15 @@ def _described(layers: Sequence[Layer]) -> list[dict[str, Any]]:
 
 
 def take_head(
-    found: Recognised,
-    head: Sequence[Layer],
-    source: str,
-    layers: Sequence[HeadLayer] | None,
-    is_pickled: bool,
-    assumed: list[str],
+    found: Recognised, head: Sequence[Layer], layers: Sequence[HeadLayer] | None, is_pickled: bool
 ) -> list[dict[str, Any]]:
     """Puts the head's tensors under this network's names.
 
     Args:
-        found: The network; its tensors are added to.
+        found: The network; its tensors and assumptions are added to.
         head: The head to take.
-        source: Name of the checkpoint in errors.
         layers: The layers before the classifier, as `Xception` takes them; None where nobody names them.
         is_pickled: Whether a pickled module says what the classifier computes.
-        assumed: Sentences about what the file does not say; some may be added.
 
     Returns:
         The layers before the classifier.
@@ -335,11 +323,11 @@ def take_head(
     if layers is None and not before:
         layers = []
         if classifier.group != relative and re.search(r'\.[1-9]\d*$', relative):
-            assumed.append(f'dropout before {relative}, where the file has no tensors')
+            found.assumed.append(f'dropout before {relative}, where the file has no tensors')
     if layers is None:
         condition = ', if its convolutions follow the pooling' * any(layer.is_convolution for layer in before)
         raise CheckpointError(
-            f'{source}: the head {classifier.group} has layers before its classifier, and the file names neither '
+            f'{found.source}: the head {classifier.group} has layers before its classifier, and the file names neither '
             f'activations nor dropout between them. Pass all of them{condition}, such as head_layers='
             f'{_described(before)}; {NO_HEAD}.'
         )
@@ -353,14 +341,14 @@ def take_head(
         found.tensors |= {f'head.fc_layers.{name}.{kind}': tensor for kind, tensor in layer.tensors.items()}
     weight = classifier.tensors['weight']
     if 'bias' not in classifier.tensors and not is_pickled:
-        assumed.append(
+        found.assumed.append(
             f'{classifier.name}, which has no bias, is a linear layer (the head of ArcFace or CosFace normalizes '
             f'features and weights as well: its cosines are torch.nn.functional.linear(torch.nn.functional.normalize('
             f'model.forward_head(model.forward_features(x), pre_logits=True)), torch.nn.functional.normalize('
             f'model.head.fc.weight)))'
         )
     if classifier.is_convolution and not is_pickled:
-        assumed.append(f'the convolution {classifier.name} after the pooling, or before one of averages')
+        found.assumed.append(f'the convolution {classifier.name} after the pooling, or before one of averages')
     bias = torch.zeros(weight.shape[0], dtype=weight.dtype)
     found.tensors |= {f'head.fc.{kind}': tensor for kind, tensor in {'bias': bias, **classifier.tensors}.items()}
     return taken

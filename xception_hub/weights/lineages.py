@@ -8,6 +8,7 @@ Sequential, pytorchcv renames them. All compute with BatchNorm eps 1e-5 and symm
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -66,21 +67,17 @@ ANCHORS = {
     for layout, names in LAYOUTS.items()
 }  # fmt: skip
 
-# Pattern of a tensor's path -> what the tensor is. No layer has a tensor of such a name.
-STATES = {
-    r'(^|\.)state\.\d+\.\w+$|(^|\.)(exp_avg(_sq)?|momentum_buffer|square_avg)$': "the optimizer's state",
-    r'(^|\.)total_(ops|params)$': "a profiler's count",
-}
-# Pattern of a tensor's path -> what the tensor is, unless it can be of a layer: by its shape or its neighbours.
-LEFT_OUT = {
-    r'(^|[._])optim': "the optimizer's state",
-    r'(^|[._])sched': "the scheduler's state",
-    r'(^|[._])(scaler|amp)\b': 'the state of mixed precision',
-    r'n_averaged$': 'the count of an average',
-    r'(^|[._])(loss|criterion)': 'the state of a loss',
-    r'(^|[._])(metric|confmat|accuracy|auroc|f1)': 'the state of a metric',
-    r'(^|\.)rng_state|(^|\.)random': 'the state of a random generator',
-}
+# Paths of tensors that no layer has.
+STATES = re.compile(
+    r'(^|\.)state\.\d+\.\w+$|(^|\.)(exp_avg(_sq)?|momentum_buffer|square_avg|total_ops|total_params)$', re.IGNORECASE
+)
+# Paths of tensors that are not a layer's, unless a layer can have them: by their shape or their neighbours.
+LEFT_OUT = re.compile(
+    r'(^|[._])(optim|sched|(scaler|amp)\b|loss|criterion|metric|confmat|accuracy|auroc|f1)|n_averaged$|'
+    r'(^|\.)(rng_state|random)',
+    re.IGNORECASE,
+)
+TRAINING = 'a state of what trains, averages or measures the network'
 NORMALIZATION = re.compile(
     r'(^|\.)((pixel|image|img|norm|input|data|rgb|imagenet)_?)?(?P<what>mean|std)$', re.IGNORECASE
 )
@@ -101,6 +98,7 @@ class Recognised:
     """A checkpoint's tensors under this network's names.
 
     Attributes:
+        source: Name of the checkpoint in errors.
         layout: One of `LAYOUTS`.
         prefix: Prefix of the network's names in the file.
         tensors: Name -> tensor, without `num_batches_tracked`. Heads of other layouts than this project's are apart.
@@ -108,8 +106,10 @@ class Recognised:
         beside: Layer outside the backbone, by its name in the file -> its tensors.
         normalization: Name in the file -> mean or standard deviation of the images.
         decoder: Whether segmentation_models_pytorch's decoder and head lie beside the network.
+        assumed: Sentences about what the file does not say.
     """
 
+    source: str
     layout: str
     prefix: str
     tensors: StateDict
@@ -117,6 +117,7 @@ class Recognised:
     beside: dict[str, StateDict] = field(default_factory=dict)
     normalization: StateDict = field(default_factory=dict)
     decoder: bool = False
+    assumed: list[str] = field(default_factory=list)
 
     @property
     def num_features(self) -> int:
@@ -155,7 +156,7 @@ def recognise(
             f"torch.save(model.merge_and_unload().state_dict(), 'merged.pth'), then load merged.pth."
         )
     prefix, layout, left_out = _find_network(checkpoint, source, prefix)
-    found = Recognised(layout, prefix, {}, left_out)
+    found = Recognised(source, layout, prefix, {}, left_out)
     names = LAYOUTS[layout]
     parent = prefix.rpartition('.')[0].rpartition('.')[0]
     decoder = tuple(f'{parent}.{part}.'.lstrip('.') for part in ('decoder', 'segmentation_head', 'classification_head'))
@@ -169,8 +170,8 @@ def recognise(
         # a counter, which the outputs do not depend on
         if name in left_out or kind == 'num_batches_tracked':
             continue
-        if state := _meaning(STATES, name):
-            found.left_out[name] = state
+        if STATES.search(name):
+            found.left_out[name] = TRAINING
         elif target is not None:
             if target.endswith('.conv_pw') and tensor.dim() == 2:
                 tensor = tensor[:, :, None, None]  # as in the lineage's first file
@@ -224,7 +225,7 @@ def _sort(found: Recognised, layer: str, tensors: StateDict, is_outside: bool) -
         elif is_outside and tensor.dim() < 2 and kind not in PARAMETERS:
             reason = 'it lies beside the network, in another container'
         else:
-            reason = None if is_layer else _meaning(LEFT_OUT, name)
+            reason = TRAINING if not is_layer and LEFT_OUT.search(name) else None
         if reason:
             found.left_out[name] = reason
         else:
@@ -232,16 +233,12 @@ def _sort(found: Recognised, layer: str, tensors: StateDict, is_outside: bool) -
 
 
 def takes_features(tensor: Tensor, features: int) -> bool:
-    """Whether a matrix, or a 1x1 convolution, has the features of one pooling or of two on a side."""
+    """Whether one side of a matrix [out, in], or of [out, in, 1, 1], is the features of one pooling or of two."""
     return (
         tensor.dim() in (2, 4)
         and not {features, 2 * features}.isdisjoint(tensor.shape[:2])
         and tensor[0, 0].numel() == 1
     )
-
-
-def _meaning(patterns: Mapping[str, str], name: str) -> str | None:
-    return next((what for pattern, what in patterns.items() if re.search(pattern, name, re.IGNORECASE)), None)
 
 
 def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tuple[str, str, dict[str, str]]:
@@ -259,25 +256,22 @@ def _find_network(checkpoint: StateDict, source: str, prefix: str | None) -> tup
             f'{source} is no Xception: it has none of {quoted(f"{anchor}.weight" for anchor in ANCHORS)}. '
             f'It holds {listed(list(checkpoint))}. {others[0] if others else "Load it with the library that wrote it."}'
         )
-    if prefix is not None:
-        start = prefix if prefix in layouts or prefix.endswith('.') else f'{prefix}.'
-        within = [start] if start in layouts else [name for name in layouts if name.startswith(start)]
-        if len(within) != 1:
-            raise CheckpointError(f'{source} holds no network under prefix={prefix!r}. Choose {quoted(layouts)}.')
-        chosen = within[0]
+    if prefix is None:
+        candidates = [name for name in layouts if not AVERAGES.search(name)] or [*layouts]
     else:
-        raw = [name for name in layouts if not AVERAGES.search(name)]
-        if len(raw) != 1 and len(layouts) > 1:
-            raise CheckpointError(
-                f'{source} holds {len(layouts)} networks, under {quoted(layouts)}. Choose one with prefix=....'
-            )
-        chosen = raw[0] if raw else next(iter(layouts))
+        start = prefix if prefix in layouts or prefix.endswith('.') else f'{prefix}.'
+        candidates = [start] if start in layouts else [name for name in layouts if name.startswith(start)]
+    if len(candidates) != 1:
+        wrong = '' if prefix is None else f', which prefix={prefix!r} does not'
+        raise CheckpointError(
+            f'{source} holds {len(layouts)} networks, under {quoted(layouts)}. Choose one with prefix=...{wrong}.'
+        )
+    (chosen,) = candidates
     left_out: dict[str, str] = {}
     for other in layouts:
         if other != chosen:
             # what stands beside the other network, but not beside the chosen one, belongs to the other
-            parts = other.split('.')[:-1]
-            parents = [''.join(f'{part}.' for part in parts[: i + 1]) for i in range(len(parts))]
+            parents = accumulate(f'{part}.' for part in other.split('.')[:-1])
             apart = next((parent for parent in parents if not chosen.startswith(parent)), None)
             own = {f'{other}{layer}' for layer in LAYOUTS[layouts[other]]}  # where the chosen one lies within the other
             left_out |= {

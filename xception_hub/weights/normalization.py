@@ -8,24 +8,20 @@ import numpy as np
 
 from ..errors import CheckpointError
 from .checkpoint_files import CheckpointFile
-from .lineages import NORMALIZATION, Recognised
+from .lineages import LAYOUTS, NORMALIZATION, Recognised
 
 PREPARATION = ('mean', 'std', 'input_size', 'interpolation', 'crop_pct')  # entries of timm's pretrained cfg
-NOT_STATED = 'mean and std are assumed: the checkpoint does not tell them'
+NOT_STATED = 'mean and std are assumed: the checkpoint does not contain them'
 IMAGENET_BGR = (0.406, 0.456, 0.485)  # means of blue, green and red, for images from 0 to 1
 
 
-def preparation_of(
-    file: CheckpointFile, found: Recognised, source: str, overlay: Mapping[str, Any], assumed: list[str]
-) -> dict[str, Any]:
+def preparation_of(file: CheckpointFile, found: Recognised, overlay: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of timm's pretrained cfg that say how images are prepared, with a note on where they are from.
 
     Args:
         file: The file, with what config.json beside it says.
-        found: The network in it.
-        source: Name of the checkpoint in errors.
+        found: The network in it, whose assumptions may become one more.
         overlay: Entries that the caller gives.
-        assumed: Sentences about what the file does not say; one may be added.
 
     Raises:
         CheckpointError: The file's constants can be read in several ways, and the caller gives none.
@@ -41,10 +37,10 @@ def preparation_of(
         read = {name: _for_unit_range(pair, found) for name, pair in pairs.items()}
         values = {value and value[:2] for value in read.values()}
         if len(values) != 1 or None in values:
-            raise CheckpointError(_question(pairs, source))
+            raise CheckpointError(_question(pairs, found))
         mean, std, divided = next(value for value in read.values() if value)
         if not any(mean) and set(std) == {1.0} and not divided:
-            assumed.append(f'images of 0 to 1, which {next(iter(pairs))}mean and std leave as they are')
+            found.assumed.append(f'images of 0 to 1, which {next(iter(pairs))}mean and std leave as they are')
         own |= {'mean': mean, 'std': std}
         names = ', '.join(f'{name}mean and {name}std' for name in pairs)
         notes = [f'mean and std are those of {names} in the file{divided}']
@@ -87,11 +83,13 @@ def _for_unit_range(
     return scaled[0], scaled[1], ', divided by 255' if scale > 1 else ''
 
 
-def _question(pairs: Mapping[str, Mapping[str, list[float]]], source: str) -> str:
+def _question(pairs: Mapping[str, Mapping[str, list[float]]], found: Recognised) -> str:
     values = '; '.join(f'{name}{what} is {values}' for name, pair in pairs.items() for what, values in pair.items())
+    conv1 = next(name for name, ours in LAYOUTS[found.layout].items() if ours == 'stem.conv1')
+    weight = f"state['{found.prefix}{conv1}.weight']"
     return (
-        f'{source} normalizes images in a way that can be read in several ways: {values}. Pass the values for images '
-        f'of 0 to 1: pretrained_cfg_overlay=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), with yours. If they are '
-        f'those of blue, green and red, exchange the channels of the first convolution in the state dict before: '
-        f"state['conv1.weight'] = state['conv1.weight'].flip(1)."
+        f'{found.source} normalizes images in a way that can be read in several ways: {values}. Pass the values for '
+        f'images of 0 to 1: pretrained_cfg_overlay=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), with yours. If '
+        f'they are those of blue, green and red, exchange the channels of the first convolution in the state dict '
+        f'before: {weight} = {weight}.flip(1).'
     )

@@ -11,7 +11,7 @@ from ..head import HeadLayer
 from ..layers import MaxPool2dSame
 from ..network import GLOBAL_POOLS, Xception
 from .heads import Layer
-from .lineages import LAYOUTS, LEFT_OUT, LEGACY_NUMERICS
+from .lineages import LAYOUTS, LEFT_OUT, LEGACY_NUMERICS, Recognised
 from .pickles import Inert
 
 Modules = Mapping[str, Inert]
@@ -36,15 +36,13 @@ UNCOMPARED = ('training', 'inplace', 'momentum', 'num_features', 'in_channels', 
 
 
 def settings_of(
-    modules: Modules, prefix: str, layout: str, source: str, arguments: Mapping[str, Any] | None, with_head: bool
+    found: Recognised, modules: Modules, arguments: Mapping[str, Any] | None, with_head: bool
 ) -> tuple[dict[str, Any], str]:
     """Settings of a pickled network.
 
     Args:
+        found: The network.
         modules: Path in the file -> module.
-        prefix: Prefix of the network's names.
-        layout: One of `LAYOUTS`.
-        source: Name of the checkpoint in errors.
         arguments: Arguments that a network of this project recorded; None for one of an older port.
         with_head: Whether what follows the backbone is taken too.
 
@@ -54,6 +52,7 @@ def settings_of(
     Raises:
         CheckpointError: A module computes in a way that this network has no argument for.
     """
+    prefix, layout, source = found.prefix, found.layout, found.source
     root = min((path for path in modules if not path or prefix.startswith(f'{path}.')), key=len, default='')
     modules = {path: modules[path] for path in modules if not root or f'{path}.'.startswith(f'{root}.')}
     inside = {path.removeprefix(prefix): module for path, module in modules.items() if path.startswith(prefix)}
@@ -64,37 +63,37 @@ def settings_of(
         slots = {
             path: ours for path, ours in _slots(layout, reference).items() if path in inside or path not in NAMED_ACTS
         }
-        found: dict[str, list[str]] = {kind: [] for kind in ('odd', 'unsure', 'pools', 'final')}
+        texts: dict[str, list[str]] = {kind: [] for kind in ('odd', 'unsure', 'pools', 'final')}
         for path, ours in slots.items():
             expected = reference[ours]
             if not own and isinstance(expected, MaxPool2dSame):
                 expected = nn.MaxPool2d(3, 2, 1)
-            found['odd'] += [f'{prefix}{path}: {text}' for text in _differences(inside.get(path), expected)]
+            texts['odd'] += [f'{prefix}{path}: {text}' for text in _differences(inside.get(path), expected)]
         for kind, text in _beside(modules, prefix, slots, act, with_head):
-            found[kind].append(text)
+            texts[kind].append(text)
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         raise CheckpointError(f'{source} has modules without their parts, or with arguments that are none: {e}') from e
     if layout == 'sequential' and _kind(modules.get(prefix[:-1])) == 'Sequential':
-        found['odd'].append('a Sequential without an activation before its first block')
+        texts['odd'].append('a Sequential without an activation before its first block')
     if act != 'relu' and not own and not {*PLACES} <= {*slots.values()}:
-        found['unsure'].append(f'{act} in modules, and functions in other places')
-    pools = {*found['pools']}
-    found['unsure'] += sorted(pools) if with_head and len(pools) > 1 else []
-    found['odd'] += found['final'] if len(found['final']) > 1 else []
-    if found['odd']:
+        texts['unsure'].append(f'{act} in modules, and functions in other places')
+    pools = {*texts['pools']}
+    texts['unsure'] += sorted(pools) if with_head and len(pools) > 1 else []
+    texts['odd'] += texts['final'] if len(texts['final']) > 1 else []
+    if texts['odd']:
         raise CheckpointError(
-            f'{source} computes in a way that this network has no arguments for: {listed(found["odd"])}. Only the '
+            f'{source} computes in a way that this network has no arguments for: {listed(texts["odd"])}. Only the '
             f'program that saved it computes the same.'
         )
-    if found['unsure']:
+    if texts['unsure']:
         raise CheckpointError(
-            f'{source} may compute in another way than this network: {listed(found["unsure"])}. If you know that it '
+            f'{source} may compute in another way than this network: {listed(texts["unsure"])}. If you know that it '
             f'does not, torch.save(model.state_dict(), ...) in the program that saved it gives tensors that load with '
             f'the arguments you pass, such as act_layer and global_pool.'
         )
     if not own and len(pools) == 1:
         args['global_pool'] = pools.pop()
-    return args, (found['final'] or ['linear'])[0]
+    return args, (texts['final'] or ['linear'])[0]
 
 
 def _numerics_of(modules: Modules, layout: str) -> dict[str, Any]:
@@ -180,7 +179,7 @@ def _beside(
         in_block, pool = path.startswith(blocks), _pool_of(module)
         if path in placed or path.startswith(passed) or IDLE.fullmatch(module.kind):
             continue
-        if not in_block and any(re.search(pattern, path, re.IGNORECASE) for pattern in LEFT_OUT):
+        if not in_block and LEFT_OUT.search(path):
             continue
         parent = path.rpartition('.')[0]
         in_order = _kind(modules.get(parent)) == 'Sequential'
@@ -226,13 +225,13 @@ def _pair(value: Any) -> Any:
     return (value, value) if type(value) is int else tuple(value) if isinstance(value, list) else value
 
 
-def layers_of(head: list[Layer], source: str, modules: Modules) -> list[HeadLayer] | None:
+def layers_of(head: list[Layer], modules: Modules, source: str) -> list[HeadLayer] | None:
     """The layers before the classifier, from the classes of pickled modules; None if the file does not say all of them.
 
     Args:
         head: The layers with tensors, the classifier last.
-        source: Name of the checkpoint in errors.
         modules: Path in the file -> module.
+        source: Name of the checkpoint in errors.
 
     Raises:
         CheckpointError: A layer is of a class that no head has.

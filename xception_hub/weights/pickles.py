@@ -82,7 +82,7 @@ def is_module(value: Any) -> bool:
 
 
 def array_of(value: Inert) -> Tensor | None:
-    """The values of numpy's array of numbers; None for any other object."""
+    """The values of numpy's array of numbers, in its shape; None for any other object."""
     if not value.kind.endswith('multiarray._reconstruct') or not isinstance(value.state, tuple):
         return None
     _, shape, dtype, is_fortran, content = value.state

@@ -16,7 +16,7 @@ from timm.models import PretrainedCfg, adapt_input_conv, build_model_with_cfg, r
 from torch import nn
 
 from ..errors import CheckpointError, WeightsError, in_one_line, printable_lines
-from .arguments import network_arguments
+from .arguments import NUMERICS, VARIANTS, network_arguments
 from .checkpoint_files import StateDict
 from .checkpoints import HIDDEN, check_against, filled, read_network
 from .fingerprints import compare, restore_variances
@@ -24,11 +24,6 @@ from .sources import CONFIG_FILE, REPO_VARIABLE, WEIGHT_FILES, PathLike, Source,
 
 GENUINE_TAG = 'keras_in1k'  # pretrained cfgs with this tag promise what Keras publishes
 SAME_NETWORK = '_pyramid'  # ends names that differ in what features_only returns
-
-# NUMERICS change what the same tensors compute. VARIANTS make the paper's variants, which are other networks: the
-# weights that Keras publishes are never loaded into one.
-NUMERICS = dict(bn_eps=1e-3, pool_padding='same', stem_padding=0, act_layer='relu')
-VARIANTS = dict(residual=True, mid_act_layer=None, segments=None, order='depthwise_first', width_multiplier=1.0)
 
 OFFLINE_REMEDY = f"""\
 If a mirror of the Hub can be reached, set HF_ENDPOINT to its address. Without a network:
@@ -87,7 +82,11 @@ def build_model(
     Raises:
         WeightsError: No source has weights that fit; nothing was loaded.
     """
-    cfgs = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=_without_tensors(pretrained_cfg_overlay))
+    # the model's pretrained cfg does not hold a second copy of a state dict
+    overlay = pretrained_cfg_overlay and {
+        key: value for key, value in pretrained_cfg_overlay.items() if key != 'state_dict'
+    }
+    cfgs = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
     _check_recorded(kwargs.get('pretrained_model_args') or {}, resolve_pretrained_cfg(variant, **cfgs))
     kwargs = {**variant_args, **kwargs}
     if not pretrained:
@@ -140,7 +139,7 @@ def hidden_layers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warn_of_lost_head(place: str, own: Mapping[str, Any], classes: int) -> None:
-    new = f'the new one of {classes} starts at random' if classes else 'the model returns 2048 features'
+    new = f'the new one of {classes} starts at random' if classes else 'the model returns features'
     number = f' of {own["num_classes"]} classes' if 'num_classes' in own else ''
     text = f'{place} has a classifier{number}, which is left out: {new}.'
     if hidden := hidden_layers(dict(model_args=own)):
@@ -174,11 +173,6 @@ class _Wanted:
     @property
     def numerics(self) -> dict[str, Any]:
         return {**NUMERICS, **VARIANTS, **self.model_args}
-
-
-def _without_tensors(overlay: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Keeps the model's pretrained cfg from holding a second copy of a state dict."""
-    return overlay and {key: value for key, value in overlay.items() if key != 'state_dict'}
 
 
 def _all_sources(variant: str, pretrained_cfg: Any, overlay: dict[str, Any] | None) -> list[Source]:
@@ -240,12 +234,16 @@ def _tensors_that_fit(source: Source, wanted: _Wanted) -> StateDict:
     stem_padding = model_args.get('stem_padding')
     network = read_network(source.read(wanted.cache_dir), str(source), {**given, 'stem_padding': stem_padding})
     tensors, layout, own = network.found.tensors, network.found.layout, network.own_head
-    network.warn_of_assumptions(str(source))
-    heads = [{n: t.shape for n, t in s.items() if n.startswith('head.')} for s in (tensors, wanted.model.state_dict())]
+    network.warn_of_assumptions()
+    heads = [
+        {n: t.shape for n, t in s.items() if n.startswith('head.') and not n.endswith('num_batches_tracked')}
+        for s in (tensors, wanted.model.state_dict())
+    ]
     has_head = not is_bare and heads[0] == heads[1]
-    if not is_bare and not has_head and (is_default or own['num_classes'] == classes):
-        arguments = ', '.join(f'{name}={own[name]}' for name in ('num_classes', *HIDDEN) if own.get(name))
-        ways = f'{arguments}, or num_classes=0 for the network without a head' if arguments else 'num_classes=0'
+    if classes and not (is_bare or has_head) and (is_default or own['num_classes'] == classes):
+        hidden = {name: own.get(name) or [] for name in HIDDEN if own.get(name) or model_args.get(name)}
+        ways = ', '.join(f'{name}={value}' for name, value in {'num_classes': own['num_classes'], **hidden}.items())
+        ways += ', or num_classes=0 for the network without a classifier' if own['num_classes'] else ''
         raise CheckpointError(f'Its head has {own["num_classes"]} classes. Pass {ways}.')
     if not source.genuine and not wanted.is_bare and (not has_head or (own and not classes)):
         _warn_of_lost_head(str(source), own, classes)

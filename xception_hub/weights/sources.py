@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +23,7 @@ from timm.models._hub import get_cache_dir, hf_split
 
 from ..errors import CheckpointError, DamagedCheckpointError, in_one_line, listed
 from ..file_kinds import NETWORKS, TORCH, foreign
-from .checkpoint_files import ARGUMENTS, CheckpointFile, read_checkpoint
+from .checkpoint_files import ARGUMENTS, CheckpointFile, as_arguments, read_checkpoint
 from .fingerprints import Verification, compare
 from .lineages import recognise
 
@@ -70,49 +69,33 @@ class Source:
             CheckpointError: The source is neither a path nor a repository.
             Exception: Any failure of the network.
         """
-        try:
-            return self._first(filenames, cache_dir)
-        except Exception as e:  # of the client's library, which changes with its version
-            is_answer = isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError)
-            if not self.guessed or is_answer:
-                raise
-            raise CheckpointError(
-                f'{self} is no file and no directory on this machine. As a repository of the Hub it cannot be had: '
-                f'{in_one_line(e)} Correct the path, or the id.'
-            ) from e
-
-    def _first(self, filenames: Sequence[str], cache_dir: PathLike | None) -> Path:
         find = {'hub': self._on_the_hub, 'url': self._behind_the_address, 'path': self._on_the_disk}[self.kind]
-        for filename in filenames[:-1]:
+        missing: Exception = FileNotFoundError(f'{self} was asked for no file.')
+        for filename in filenames:
             try:
                 return find(filename, cache_dir)
-            except LocalEntryNotFoundError:  # the hub cannot be asked, so the file may exist
-                raise
-            except (EntryNotFoundError, FileNotFoundError):
-                continue
-        return find(filenames[-1], cache_dir)
+            except (EntryNotFoundError, FileNotFoundError) as e:
+                missing = e
+            except Exception as e:  # of the client's library, which changes with its version
+                if not self.guessed:
+                    raise
+                raise CheckpointError(
+                    f'{self} is no file and no directory on this machine. As a repository of the Hub it cannot be had: '
+                    f'{in_one_line(e)} Correct the path, or the id.'
+                ) from e
+        raise missing
 
     def _on_the_hub(self, filename: str, cache_dir: PathLike | None) -> Path:
         repo, revision = hf_split(self.location)
-        download = partial(
-            huggingface_hub.hf_hub_download,
-            repo,
-            filename,
-            revision=revision,
-            cache_dir=cache_dir,
-            library_name='xception_hub',
-        )
         cached = huggingface_hub.try_to_load_from_cache(repo, filename, cache_dir, revision)
-        if re.fullmatch('[0-9a-f]{40}', revision or '') and isinstance(cached, str):
+        if isinstance(cached, str) and re.fullmatch('[0-9a-f]{40}', revision or ''):  # a commit, which never changes
             return Path(cached)
-        try:
-            _reach_hub(huggingface_hub.constants.ENDPOINT)
-        except ConnectionError as e:
-            try:
-                return Path(download(local_files_only=True))
-            except LocalEntryNotFoundError:
-                raise LocalEntryNotFoundError(f'{filename} is not in the cache, and {e}') from None
-        return Path(download())
+        with hub_or_cache():
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    repo, filename, revision=revision, cache_dir=cache_dir, library_name='xception_hub'
+                )
+            )
 
     def _behind_the_address(self, filename: str, cache_dir: PathLike | None) -> Path:
         """A file in torch's cache, under its own name only if that holds the beginning of its sha256."""
@@ -149,14 +132,12 @@ class Source:
             Exception: Any failure of the network.
         """
         if self.kind == 'tensors':
-            recorded = getattr(self.location, '_metadata', {}).get('', {}).get(ARGUMENTS)
-            return CheckpointFile(dict(self.location), {'': json.loads(recorded)} if recorded else {})
+            arguments = as_arguments(getattr(self.location, '_metadata', {}).get('', {}).get(ARGUMENTS))
+            return CheckpointFile(dict(self.location), {} if arguments is None else {'': arguments})
         try:
             path = self.fetch([self.filename] if self.filename else WEIGHT_FILES, cache_dir)
             return read_checkpoint(path, mapped=self.kind == 'hub')
         except FileNotFoundError as e:
-            if isinstance(e, EntryNotFoundError):
-                raise
             raise CheckpointError(str(e)) from e
         except DamagedCheckpointError as e:
             raise DamagedCheckpointError(f'{e}{self.anew(path, cache_dir)}') from e.__cause__
@@ -176,13 +157,9 @@ class Source:
             return {}
         try:
             config = json.loads(self.fetch([CONFIG_FILE], cache_dir).read_text(encoding='utf-8'))
-        except LocalEntryNotFoundError:
-            raise
         except (EntryNotFoundError, FileNotFoundError):
             return {}
-        except ValueError as e:
-            if isinstance(e, CheckpointError):
-                raise
+        except (json.JSONDecodeError, UnicodeDecodeError) as e:
             raise CheckpointError(f'{self}: {CONFIG_FILE} is not JSON ({e}).') from e
         if not isinstance(config, dict):
             raise CheckpointError(f'{self}: {CONFIG_FILE} holds a {type(config).__name__} instead of an object.')
@@ -207,18 +184,17 @@ def hub_or_cache() -> Iterator[None]:
     Raises:
         ConnectionError: Something is not in the cache.
     """
+    before, reason = huggingface_hub.constants.HF_HUB_OFFLINE, ''
     try:
         _reach_hub(huggingface_hub.constants.ENDPOINT)
     except ConnectionError as e:
-        before, huggingface_hub.constants.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE, True
-        try:
-            yield
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled) as missing:
-            raise ConnectionError(f'It is not in the cache, and {e}') from missing
-        finally:
-            huggingface_hub.constants.HF_HUB_OFFLINE = before
-    else:
+        huggingface_hub.constants.HF_HUB_OFFLINE, reason = True, f', and {e}'
+    try:
         yield
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as e:
+        raise ConnectionError(f'It is not in the cache{reason or ", and the Hub does not send it."}') from e
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def source_of(location: PathLike) -> Source:

@@ -130,7 +130,7 @@ def test_embed(photos: Path, folder: Path, tmp_path: Path) -> None:
 
 
 def test_several_labels(photos: Path, tmp_path: Path) -> None:
-    """config.json says that an image has any number of classes: those above the threshold."""
+    """A model for several labels gives all classes above the threshold."""
     model = random_model(num_classes=4, width_multiplier=0.25, min_img_size=32)
     classifier.save(tmp_path, model, Transforms(model, 64).config, sorted(WORDS), True)
     for threshold, count in ((0.0, 4), (1.0, 0)):

@@ -111,7 +111,7 @@ def test_models_without_names() -> None:
 
 
 def test_names_of_another_classifier() -> None:
-    """Those of the weights that a model of other classes began with say nothing."""
+    """A model with another number of classes than its weights does not have their names."""
     model = named(['cat', 'dog'], num_classes=3)
     assert outputs_of(model, ['cat', 'dog', 'cow']) == [0, 1, 2]
     with pytest.raises(ModelError, match='3 outputs'):

@@ -281,7 +281,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(files: list[Path], s
 
 
 def test_workers_are_used_for_all_epochs(files: list[Path]) -> None:
-    """A loader goes on with the epoch that its batches are told."""
+    """A loader follows the epoch of its batch sampler."""
     images = Images(split_of(files), augmentation(), seed=1)
     sampler = TrainingBatches(images.split, Batching(11, 3), seed=5)
     kept = loader(images, sampler, 2)

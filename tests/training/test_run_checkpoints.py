@@ -128,7 +128,7 @@ print(read(file).state, read(file).tensors['model']['weight'].sum().item())
 
 
 def test_full_disk(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """An error that says what to do; the old file is whole, and nothing half-written is left."""
+    """The error names a remedy; the old file is whole, and nothing half-written is left."""
     file, folder, log = tmp_path / 'x.safetensors', tmp_path / 'run', tmp_path_factory.mktemp('log') / 'log'
     status, text = run_code(FULL_DISK, tmp_path, log)
     assert status == 0, text
