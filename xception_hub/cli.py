@@ -34,21 +34,19 @@ class Recipe(NamedTuple):
         extra: The extra of `pip install 'xception-hub[EXTRA]'` that brings what the command imports, beside its help.
         help: One line for `xception-hub --help`.
         group: Heading of `xception-hub --help` above the command.
-        has_meta: Whether the command begins in `app.meta`.
     """
 
     place: str
     extra: str
     help: str
     group: Group = USE
-    has_meta: bool = False
 
 
 RECIPES = {
     'convert': Recipe('conversion/convert.py', 'keras', 'Convert a Keras file into a model directory.', KERAS),
     'prove': Recipe('conversion/prove.py', 'keras', 'Compare a converted model with its Keras file.', KERAS),
     'to-keras': Recipe('conversion/to_keras.py', 'keras', 'Convert a model directory into a Keras file.', KERAS),
-    'finetune': Recipe('finetune.py', 'finetune', 'Train a timm model on your own labelled images.', has_meta=True),
+    'finetune': Recipe('finetune.py', 'finetune', 'Train a timm model on your own labelled images.'),
     'folds': Recipe('training.cross_validation', 'finetune', 'Summarise the runs of a cross-validation.'),
     'predict': Recipe('inference.predict', 'predict', 'Classify images, or save their features.'),
     'explain': Recipe('inference.explain', 'explain', 'Draw heat maps of what made the model choose a class.'),
@@ -112,7 +110,7 @@ def _module(place: str) -> ModuleType:
 def loaded(name: str) -> App:
     """Loads the app of a command, whose help needs no extra."""
     place = RECIPES[name].place
-    if place == 'finetune.py':  # the recipe itself imports all that trains
+    if name == 'finetune':  # the recipe itself imports all that trains
         from .training.command import command
 
         return command(lambda settings: _module(place).run(settings))
@@ -190,7 +188,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         return run(*tokens[1:])  # the script gets all further arguments unchanged
     try:
         with exits_with_message(), _naming_the_extra(called):
-            if called in RECIPES and RECIPES[called].has_meta:  # its help is complete only as an app of its own
+            if called == 'finetune':  # it begins in `app.meta`; its help is complete only as an app of its own
                 sys.argv[0] = f'xception-hub {called}'
                 command, words = loaded(called).meta, tokens[1:]
             else:

@@ -126,17 +126,14 @@ def exits_with_message(*others: type[Exception]) -> Iterator[None]:
         *others: Further errors whose message is for the user.
     """
     explained: tuple[type[Exception], ...] = (XceptionHubError, *others)
-    before, warnings.showwarning = warnings.showwarning, _show_warning
+    before = warnings.showwarning
+    warnings.showwarning = lambda message, *_: print(f'warning: {printable_lines(message)}', file=sys.stderr)
     try:
         yield
     except explained as e:
         sys.exit(f'error: {printable_lines(e)}')
     finally:
         warnings.showwarning = before
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f'warning: {printable_lines(message)}', file=sys.stderr)
 
 
 def listed(names: Iterable[Any], most: int = 6) -> str:
