@@ -245,8 +245,9 @@ class Training:
         loss_sum = torch.zeros((), device=machine.device)
         for step in range(steps):
             batch = machine.put(next(feed))
-            # for dropout and mixup
-            seed_all(self.settings.seed, self.progress.phase, number, step, machine.process_index)
+            # for dropout and mixup, by the number of the batch in all processes
+            batch_number = step * machine.num_processes + machine.process_index
+            seed_all(self.settings.seed, self.progress.phase, number, batch_number)
             inputs, targets = objective.prepare(batch.inputs, batch.labels)
             with nullcontext() if step + 1 == steps else machine.no_sync(self.wrapped):
                 losses = objective.losses(self.wrapped(inputs), targets) * batch.weights
@@ -269,7 +270,6 @@ class Training:
         batches = islice(self.order, sum(map(batching.steps, range(updates))))
         with machine.progress('Batch normalization', min(updates * batching.group, batching.images)) as bar:
             for step, batch in enumerate(map(machine.put, machine.loader(self.phase.training, batches))):
-                # for dropout and mixup
                 seed_all(self.settings.seed, progress.phase, progress.epoch, step, machine.process_index)
                 yield self.phase.objective.prepare(batch.inputs, batch.labels)[0]
                 bar.update(len(batch.indices) * machine.num_processes)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from finetuning import SMALL, Running, finetune, run
 from handwritten_digits import handwritten_digits
+from safetensors.torch import load_file
 
 # Everything that draws random numbers, and everything that keeps a state.
 EVERYTHING = (
@@ -116,3 +118,21 @@ def test_asked_to_stop(number: int, processes: int, folder: Path, tmp_path: Path
     finetune('--config', tmp_path / 'stopped' / 'settings.yaml', log=tmp_path / 'log', processes=processes)
     finetune(*arguments, tmp_path / 'whole', log=tmp_path / 'whole.log', processes=processes)
     assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'whole')
+
+
+@pytest.mark.slow
+def test_fewer_processes(folder: Path, tmp_path: Path) -> None:
+    """With more steps in an update instead: the same batches, dropout and mixup, so the same weights up to rounding."""
+    arguments = (*SMALL, '--recipe full --epochs 3 --warmup-epochs 1 --batch-size 7 --mixup 0.2 --drop-path-rate 0.1')
+    arguments = (*arguments, '--batch-norm frozen --dataset', folder, '--output')
+    running = Running((*arguments, tmp_path / 'stopped'), tmp_path / 'log', 2)
+    running.until(f'{tmp_path}/stopped/checkpoints/best.safetensors')
+    running.kill(signal.SIGINT)
+    running.wait()
+    going_on = ('--config', tmp_path / 'stopped' / 'settings.yaml')
+    assert 'Start 2, or pass --accumulation 2' in run(*going_on, log=tmp_path / 'log').text
+    finetune(*going_on, '--accumulation 2', log=tmp_path / 'log')
+    finetune(*arguments, tmp_path / 'whole', log=tmp_path / 'whole.log', processes=2)
+    stopped, whole = (load_file(tmp_path / name / 'model.safetensors') for name in ('stopped', 'whole'))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(stopped[name], tensor, rtol=1e-4, atol=1e-6)

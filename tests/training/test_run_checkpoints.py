@@ -206,8 +206,16 @@ def test_directories(tmp_path: Path) -> None:
     Run(output, dict(rate=0.1, workers=2), 1)  # of workers the result does not depend
     with pytest.raises(ResumeError, match='rate is 0.1 there and 0.5 here.*--config .*settings.yaml'):
         Run(output, dict(rate=0.5, workers=0), 1)
-    with pytest.raises(ResumeError, match='a run of 1 processes; 2 .*Start 1'):
+    with pytest.raises(ResumeError, match='a run of 1 processes; 2 .*Start 1, or name'):
         Run(output, dict(rate=0.1), 2)
+    several = OutputSettings(output=tmp_path / 'several')
+    Run(several, dict(rate=0.1, accumulation=1), 4).start({})
+    with pytest.raises(ResumeError, match='Start 4, or pass --accumulation 2 '):
+        Run(several, dict(rate=0.1, accumulation=1), 2)
+    Run(several, dict(rate=0.1, accumulation=2), 2).start({})
+    Run(several, dict(rate=0.1, accumulation=1), 4)
+    with pytest.raises(ResumeError, match='accumulation is 2 there and 3 here'):
+        Run(several, dict(rate=0.1, accumulation=3), 2)
     (tmp_path / 'run' / 'metrics.json').write_text('{}')
     with pytest.raises(ResumeError, match=f'finished.*--model local-dir:{tmp_path}/run and another --output'):
         Run(output, dict(rate=0.5), 1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError
 
 from ..directory.write import IMAGES_FILE
 from ..errors import DataError, in_one_line
@@ -42,7 +42,7 @@ class Seen:
         try:
             file = source_of(name).fetch([IMAGES_FILE])
         except Exception as e:  # of files, of the Hub and of the network: no error in common
-            if isinstance(e, LocalEntryNotFoundError) or not isinstance(e, (EntryNotFoundError, FileNotFoundError)):
+            if not isinstance(e, (EntryNotFoundError, FileNotFoundError)):
                 warnings.warn(f'The images that {name} was trained on are unknown: {in_one_line(e)}', stacklevel=2)
             return cls()
         try:

@@ -91,6 +91,11 @@ class Run:
         if not isinstance(there, dict):
             raise ResumeError(f'{file} is damaged: {another}.')
         there, own = ({k: v for k, v in one.items() if k not in RESUME_MAY_CHANGE} for one in (there, self.settings))
+        before = (self.manifest or {}).get('processes', self.processes)
+        steps = there.get('accumulation', 1) * before  # of an update, in all processes
+        is_other = before != self.processes and not self.finished
+        if is_other and own.get('accumulation', 1) * self.processes == steps:
+            own['accumulation'], is_other = there['accumulation'], False  # the same batches in other processes
         if different := differences(there, own):
             way = f'Repeat its command to continue it (--config {file}), or {another}.'
             if self.finished:
@@ -99,11 +104,13 @@ class Run:
                     f'--output.'
                 )
             raise ResumeError(f'{self.directory} contains a run with other settings: {"; ".join(different)}. {way}')
-        before = (self.manifest or {}).get('processes', self.processes)
-        if before != self.processes:
+        if is_other:
+            way = f'Start {before}'
+            if steps % self.processes == 0:
+                way += f', or pass --accumulation {steps // self.processes} for the same batches in {self.processes}'
             raise ResumeError(
                 f'{self.directory} contains a run of {before} processes; {self.processes} would get other batches. '
-                f'Start {before}, or {another}.'
+                f'{way}, or {another}.'
             )
 
     @property
@@ -122,8 +129,7 @@ class Run:
         for part in self.directory.rglob(f'*{PART_SUFFIX}'):  # of a run that was killed
             part.unlink(missing_ok=True)
         self.write_text(SETTINGS_FILE, yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
-        if self.manifest is None:
-            self.write_text(DATA_FILE, json.dumps(dict(processes=self.processes, **manifest)))
+        self.write_text(DATA_FILE, json.dumps({**manifest, 'processes': self.processes}))
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file completely or not at all.
