@@ -25,7 +25,19 @@ from keras_files import (
     weights_of_keras2,
     whole_h5_of_keras2,
 )
-from old_keras_files import HEADS, MAP, Change, L, again, head_of, keras1_file, renamed, shifted
+from old_keras_files import (
+    HEADS,
+    MAP,
+    Change,
+    L,
+    again,
+    head_of,
+    keras1_file,
+    nested_for_operations,
+    renamed,
+    shifted,
+    with_operations,
+)
 
 from conversion import convert, prove
 from xception_hub.errors import KerasFileError
@@ -35,7 +47,8 @@ from xception_hub.porting.output import write
 from xception_hub.porting.parity import Parity, prove_parity
 from xception_hub.porting.port import port
 from xception_hub.porting.preprocessing import Preprocessing
-from xception_hub.porting.reference import POOLED
+from xception_hub.porting.reference import BY_KERAS, BY_PORT, POOLED
+from xception_hub.porting.structure import parse
 
 NOTHING_PROVEN = Parity(None, None, [], [])
 
@@ -224,6 +237,43 @@ def test_batch_normalization_of_tensorflow_1(flat_head: Any, tmp_path: Path) -> 
     with h5py.File(file, 'r+') as f:
         f.attrs['model_config'] = f.attrs['model_config'].replace('"BatchNormalization"', '"BatchNormalizationV1"')
     assert_same(port(file), flat_head)
+
+
+@pytest.mark.parametrize(
+    ('operations', 'rescaling'),
+    [
+        ([('RealDiv', {'1': 127.5}), ('Sub', {'1': 1.0})], (1 / 127.5, -1)),
+        ([('Mul', {'0': 2.0}), ('AddV2', {'1': -1.0})], (2, -1)),
+        ([('Sub', {'0': 255.0})], (-1, 255)),
+        ([('Sub', {'1': [1.0, 2.0, 3.0]})], ((1.0, 1.0, 1.0), (-1.0, -2.0, -3.0))),
+    ],
+)
+def test_operations_of_tensorflow(operations: Any, rescaling: Any, tmp_path: Path) -> None:
+    """Keras computes the same, by operations of its own; it has none that takes a list."""
+    model = randomised(nested_for_operations())
+    (tmp_path / 'config.json').write_text(with_operations(*operations))
+    ported = port(weights_of_keras2(model, tmp_path), tmp_path / 'config.json')
+    assert_same(ported, model)
+    for found, expected in zip(ported.structure.rescaling, rescaling):
+        assert found == pytest.approx(expected)
+    assert_computes_the_same(ported, BY_PORT if isinstance(rescaling[0], tuple) else BY_KERAS)
+
+
+@pytest.mark.parametrize(
+    ('operation', 'call', 'error'),
+    [
+        (('RealDiv', {'0': 2.0}), {}, 'before Xception divides 2.0 by the images'),
+        (('RealDiv', {'1': [1.0, 0.0, 1.0]}), {}, 'divides by'),
+        (('Sub', {'1': 2.0}), {'y': 3.0}, 'before Xception cannot be converted'),
+        (('Sub', {'0': 1.0, '1': 2.0}), {}, 'before Xception cannot be converted'),
+        (('Sub', {'-1': 2.0}), {}, 'is not that of a Keras model'),
+        (('Maximum', {'1': 2.0}), {}, 'before Xception cannot be converted'),
+    ],
+)
+def test_operations_that_do_not_rescale(operation: Any, call: dict[str, float], error: str, tmp_path: Path) -> None:
+    text = with_operations(operation).replace('0, 0, {}', f'0, 0, {json.dumps(call)}')
+    with pytest.raises(KerasFileError, match=error):
+        parse(json.loads(text), 'model')
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 What they change is made of what this Keras writes: names, groups, attributes and configs.
 """
 
+import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
-from keras_files import randomised
+from keras_files import SIZE, randomised
 
 from xception_hub.porting.array_places import KERAS1_VARIABLES
 from xception_hub.porting.names import KERAS1_NAMES, LAYERS
@@ -88,6 +89,34 @@ def keras1_file(model: Any, folder: Path, start: int, named: bool = False) -> Pa
             listed.append(group.encode())
         f.attrs.update(layer_names=listed, keras_version=b'1.2.2')
     return file
+
+
+def with_operations(*operations: tuple[str, dict[str, float]]) -> str:
+    """The config of a nested model behind operations of TensorFlow 2.0 to 2.3."""
+    config = json.loads(nested_for_operations().to_json())
+    layers = config['config']['layers']
+    last = layers[0]['config']['name']
+    made = []
+    for number, (operation, constants) in enumerate(operations):
+        name = f'tf_op_layer_{operation}_{number}'
+        node = {'name': operation, 'op': operation, 'input': ['a', 'b'], 'attr': {'T': {'type': 'DT_FLOAT'}}}
+        made.append({
+            'class_name': 'TensorFlowOpLayer', 'name': name, 'inbound_nodes': [[[last, 0, 0, {}]]],
+            'config': {'name': operation, 'trainable': True, 'dtype': 'float32',
+                       'node_def': json.dumps(node) if number % 2 else node, 'constants': constants},
+        })  # fmt: skip
+        last = name
+    text = json.dumps(layers[1:]).replace(
+        f'"keras_history": ["{layers[0]["config"]["name"]}"', f'"keras_history": ["{last}"'
+    )
+    config['config']['layers'] = [layers[0], *made, *json.loads(text)]
+    return json.dumps(config)
+
+
+def nested_for_operations() -> Any:
+    base = keras.applications.Xception(weights=None, include_top=False, input_shape=(SIZE, SIZE, 3), pooling='avg')
+    inputs = keras.Input((SIZE, SIZE, 3))
+    return keras.Model(inputs, keras.layers.Dense(2)(base(inputs)))
 
 
 def head_of(*layers: Any) -> Any:

@@ -4,6 +4,7 @@ Keras 3    {"args": [tensor, 2.0], "kwargs": {"training": false}}, a tensor with
 Keras 2    [["block1_conv1", 0, 0, {"training": false}]], or a single one of these for an operation
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,12 +18,13 @@ MODELS = ('Functional', 'Model', 'Sequential')
 OLD_CLASSES = {'BatchNormalizationV1': 'BatchNormalization', 'BatchNormalizationV2': 'BatchNormalization'}
 KERAS_MODULES = re.compile(r'(tensorflow\.(python\.)?|tf_)?keras(\.[\w.]+)?')
 CONSTANT = '_CONSTANT_VALUE'  # what tf_keras writes for the name of a layer where a number is
-# Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, and the functions of tf_keras' TFOpLambda.
+# Operations that `x / 127.5 - 1` leaves in a config: Keras 3's classes, the functions of tf_keras' TFOpLambda, and the
+# operations of TensorFlow before 2.4.
 OPERATIONS = {
-    **dict.fromkeys(('TrueDivide', 'Divide', 'math.truediv', 'math.divide'), 'TrueDivide'),
-    **dict.fromkeys(('Subtract', 'math.subtract'), 'Subtract'),
-    **dict.fromkeys(('Add', '__operators__.add', 'math.add'), 'Add'),
-    **dict.fromkeys(('Multiply', 'math.multiply'), 'Multiply'),
+    **dict.fromkeys(('TrueDivide', 'Divide', 'math.truediv', 'math.divide', 'RealDiv'), 'TrueDivide'),
+    **dict.fromkeys(('Subtract', 'math.subtract', 'Sub'), 'Subtract'),
+    **dict.fromkeys(('Add', '__operators__.add', 'math.add', 'AddV2'), 'Add'),
+    **dict.fromkeys(('Multiply', 'math.multiply', 'Mul'), 'Multiply'),
 }
 MAX_NESTING = 16
 MAX_LAYERS = 2000  # Xception has 132
@@ -82,7 +84,10 @@ class FileLayer:
     def constants(self) -> list[tuple[int, Any]]:
         """Numbers that the layer is called with, each with its place among the operands."""
         arguments = (argument for call in self.calls for argument in call.arguments)
-        return [(place, value) for place, _, value in arguments if type(value) in (int, float)]
+        found = [(place, value) for place, _, value in arguments if type(value) in (int, float)]
+        if self.class_name == 'TensorFlowOpLayer':  # its config has them, each a number or a list for the channels
+            found += [(('0', '1').index(place), value) for place, value in self.config['constants'].items()]
+        return found
 
 
 @dataclass(eq=False, repr=False)
@@ -263,6 +268,9 @@ def check_call(layer: FileLayer) -> None:
 
 def operation_of(layer: FileLayer) -> str:
     """What an operation is called that is a layer."""
+    if layer.class_name == 'TensorFlowOpLayer':
+        node = layer.config['node_def']
+        return str((json.loads(node) if isinstance(node, str) else node)['op'])
     return str(layer.config.get('function')) if layer.class_name == 'TFOpLambda' else layer.class_name
 
 

@@ -398,7 +398,7 @@ def _arithmetic(layer: FileLayer, settings: Settings) -> Step:
         raise Refused('cannot be converted')
     (position, value), operation = layer.constants[0], OPERATIONS[operation_of(layer)]
     number, first = _finite(value), position == 0
-    if operation == 'TrueDivide' and (first or not number):
+    if operation == 'TrueDivide' and (first or not np.all(number)):
         raise Refused(f'divides {value!r} by the images' if first else f'divides by {value!r}')
     if operation == 'Subtract':
         return Step(-1.0, number) if first else Step(1.0, -number)
@@ -423,7 +423,7 @@ def normalized(mean: Any, variance: Any) -> Step:
 STEPS: dict[str, tuple[Callable[[FileLayer, Settings], Step], Sequence[str]]] = {
     'Rescaling': (_rescaling, ['scale', 'offset']),
     'Normalization': (_normalization, ['axis', 'mean', 'variance']),
-    'operation': (_arithmetic, ['function']),
+    'operation': (_arithmetic, ['function', 'node_def', 'constants']),
 }
 
 

@@ -43,7 +43,7 @@ _OWN: dict[str, dict[str, Any]] = {
     'Dropout': dict(rate=None),
     'Rescaling': dict(scale=None, offset=0),
     'Normalization': dict(axis=-1, mean=None, variance=None, invert=False),
-    'operation': dict(function=None),
+    'operation': dict(function=None, node_def=None, constants=None),
 }
 # fmt: on
 SETTINGS = {name: dict(settings, dtype='float') for name, settings in _OWN.items()}

@@ -27,7 +27,7 @@ from .formats import WEIGHTS, read_weights
 from .graph import OPERATIONS, FileLayer, Model, Tensor, operation_of
 from .keras_head import STEPS
 from .keras_model import build, import_keras, structure_of
-from .layer_settings import SETTINGS, Refused, read_settings
+from .layer_settings import SETTINGS, Refused, is_number, read_settings
 from .names import AUGMENTATIONS
 from .port import Port
 
@@ -254,7 +254,7 @@ def _loadable(layer: FileLayer, size: tuple[int | None, int | None]) -> dict[str
         shape = [shape[0], *size, shape[3]] if shape and len(shape) == 4 else shape
         return _entry(class_name, {'batch_shape': shape, **({'name': layer.name} if layer.name else {})})
     operation = OPERATIONS.get(operation_of(layer))
-    if operation and layer.constants:
+    if operation and layer.constants and is_number(layer.constants[0][1]):  # Keras' operations take no lists
         return _entry(operation, {'name': layer.name}, 'keras.src.ops.numpy')
     if class_name in AUGMENTATIONS:
         return _entry('Identity', own)
