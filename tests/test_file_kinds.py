@@ -127,6 +127,7 @@ OF_A_DOOR: dict[str, tuple[str, Callable[[Path, dict[str, Tensor]], Any]]] = {
     'torch before 1.6': (TORCH, lambda path, state: torch.save(state, path, _use_new_zipfile_serialization=False)),
     'safetensors': (TORCH, lambda path, state: safetensors.torch.save_file(state, path)),
     'HDF5': (KERAS, lambda path, state: path.write_bytes(b'\x89HDF\r\n\x1a\n' + bytes(99))),
+    'Keras in shards': (KERAS, lambda path, state: path.write_text('{"weight_map": {"/layers/conv2d/vars": "0.h5"}}')),
     'Keras': (KERAS, lambda path, state: zipped(path, metadata__json=b'{}', config__json=b'{}')),
 }
 

@@ -30,16 +30,14 @@ NETWORKS = re.compile(r'\.(safetensors|pth|pt|ckpt|bin|p|pkl|h5|hdf5|keras)$|sav
 
 RUNS = 'Load the checkpoint that it was exported from: an export is a fixed graph for a runtime. It runs as it is: '
 SAVE = "In a process that trusts it: torch.save({}, 'weights.pth'). Then load weights.pth."
+CONVERT = "Convert it: xception-hub convert {shell} -o DIR. xception_hub.from_checkpoint('DIR') then loads it."
 REBUILD = 'In Keras, build the model as it was. Then: {set}; model.save("model.keras"). Convert model.keras.'
 
 # name -> what it is, and the way out; see `FIELDS` for what stands in braces
 KINDS = {
     # what a door reads
     'torch': ('is a file of torch', 'It needs no conversion: xception_hub.from_checkpoint({file}) reads it.'),
-    'keras': (
-        'is a file of Keras',
-        "Convert it: xception-hub convert {shell} -o DIR. xception_hub.from_checkpoint('DIR') then loads it.",
-    ),
+    'keras': ('is a file of Keras', CONVERT),
     # no file at all
     'empty': ('is empty', 'Download or copy it again.'),
     'pointer': (
@@ -58,7 +56,7 @@ KINDS = {
         'is a config of Keras without weights',
         'Name these as the source: xception-hub convert WEIGHTS --config {shell} -o DIR.',
     ),
-    'keras shards': ('is the index of Keras weights in shards', REBUILD.format(set='model.load_weights({file})')),
+    'keras shards': ('is the index of Keras weights in shards', CONVERT),
     # other files of networks
     'torchscript': (
         'is a TorchScript archive, whose program is not run',
@@ -128,7 +126,7 @@ KINDS = {
     'rar': ('is a RAR archive', 'Unpack it: unrar x {shell}. Then name the checkpoint in it.'),
     'image': ('is an image', 'Name the file of the network.'),
 }
-READ = {TORCH: ('torch',), KERAS: ('keras',)}
+READ = {TORCH: ('torch',), KERAS: ('keras', 'keras shards')}
 
 # names that content alone does not tell
 NAMES = {

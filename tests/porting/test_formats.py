@@ -19,6 +19,7 @@ from keras_files import (
     assert_same,
     randomised,
     rewritten_config,
+    shards,
     weights_h5_without_names,
     weights_of_keras2,
     whole_h5,
@@ -92,16 +93,6 @@ def test_weights_alone(write: Writer, model: Any, tmp_path: Path) -> None:
     assert_same(ported, model)
     assert ported.final_activation == ('linear' if model.kind == 'flat_without_top' else 'unknown')
     assert ported.image_size is None
-
-
-def test_shards(flat_top: Any, tmp_path: Path) -> None:
-    """Are refused; the line that the error names makes one file of them."""
-    flat_top.save_weights(tmp_path / 'model.weights.json', max_shard_size=0.03)
-    with pytest.raises(KerasFileError, match='in shards') as error:
-        port(tmp_path / 'model.weights.json')
-    code = str(error.value).partition('Then: ')[2].partition('. Convert')[0]
-    exec(code.replace('"model.keras"', repr(str(tmp_path / 'model.keras'))), dict(model=flat_top))
-    assert_same(port(tmp_path / 'model.keras'), flat_top)
 
 
 @pytest.mark.parametrize('kind', ['ImageClassifier', 'Backbone'])
@@ -184,6 +175,7 @@ def test_half_precision_keeps_its_values(dtype: str, tmp_path: Path) -> None:
         pytest.param('sequential', whole_h5_of_keras2, BY_KERAS, marks=pytest.mark.slow),
         ('nested', whole_h5_of_keras2, BY_KERAS),  # Keras 3 writes x / 127.5 into .h5, and reads it from a clean config
         pytest.param('flat_with_top', weights_h5_without_names, WEIGHTS_BY_KERAS, marks=pytest.mark.slow),
+        pytest.param('flat_without_top', shards, WEIGHTS_BY_KERAS, marks=pytest.mark.slow),
         ('flat_with_top', weights_of_keras2, BY_PORT),
     ],
     ids=lambda value: getattr(value, '__name__', str(value)),

@@ -446,6 +446,39 @@ def test_config(kind: str, sources: dict[str, Source], watched: Watched, outside
     assert not outside.proof.exists()
 
 
+SHARDS: dict[str, Callable[[Path, Outside], Any]] = {  # what the index names
+    'outwards': lambda folder, outside: '../secret.h5',
+    'elsewhere': lambda folder, outside: str(outside.secret),
+    'a folder': lambda folder, outside: '..',
+    'none': lambda folder, outside: 'none.h5',
+    'a zero': lambda folder, outside: 'a\0.h5',
+    'no name': lambda folder, outside: {},
+    'many': lambda folder, outside: [f'{i}.h5' for i in range(1000)],
+    'the same again': lambda folder, outside: shutil.copy(min(folder.glob('*.h5')), folder / 'again.h5').name,
+    'cut off': lambda folder, outside: (
+        (folder / 'cut.h5').write_bytes(min(folder.glob('*.h5')).read_bytes()[:999]) and 'cut.h5'
+    ),
+}
+
+
+@pytest.fixture(scope='module')
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    index = keras_files.shards(keras_files.flat_with_top(), tmp_path_factory.mktemp('shards'))
+    for file in index.parent.glob('*.h5'):
+        file.write_bytes(shrunk(file.read_bytes()))
+    return index
+
+
+@pytest.mark.parametrize('kind', SHARDS)
+def test_shard(kind: str, shards: Path, watched: Watched, outside: Outside, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(shards.parent, tmp_path / 'case')) / shards.name
+    source = Source(index, {})
+    root = json.loads(index.read_text())
+    root['weight_map'][next(iter(root['weight_map']))] = SHARDS[kind](index.parent, outside)
+    index.write_text(json.dumps(root))
+    must_be(watched(read, index.parent, source, False), source, '')
+
+
 # The fuzz ------------------------------------------------------------------------------------------------------------
 
 NUMBERS = [0, 1, 2, 3, 4, 7, 8, 16, *(2**bits + d for bits in (7, 8, 15, 16, 31, 32, 40, 63, 64) for d in (-1, 0))]

@@ -266,8 +266,15 @@ def weights_of_keras2(model: Any, folder: Path) -> Path:
     return folder / 'weights.h5'
 
 
+def shards(model: Any, folder: Path) -> Path:
+    """`save_weights('x.weights.json', max_shard_size=...)`."""
+    model.save_weights(folder / 'model.weights.json', max_shard_size=0.03)
+    assert len(list(folder.glob('*.weights.h5'))) > 2
+    return folder / 'model.weights.json'
+
+
 WITH_CONFIG = (archive, archive_without_names, whole_h5, whole_h5_of_keras2)
-WEIGHTS_ALONE = (weights_h5, weights_h5_without_names, weights_h5_of_tensorflow_2_12, weights_of_keras2)
+WEIGHTS_ALONE = (weights_h5, weights_h5_without_names, weights_h5_of_tensorflow_2_12, weights_of_keras2, shards)
 
 
 def _remove_names(file: h5py.File) -> None:

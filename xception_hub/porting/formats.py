@@ -5,6 +5,7 @@ model.keras                                     config, weights
 model.h5           whole model of Keras 2 or 3  config (an attribute), weights (a group)
 model.h5           weights of Keras 1 or 2      weights
 model.weights.h5   Keras 3, tf_keras            weights
+model.weights.json Keras 3, in shards           weights of several files
 """
 
 import json
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KerasFileError
-from ..file_kinds import HDF5, KERAS, ZIP, ArchiveFile, foreign
+from ..file_kinds import HDF5, KERAS, ZIP, ArchiveFile, foreign, kind_of
 from .weight_file import WeightFile
 
 MAX_FILE = 2**31  # bytes; with the state of an optimizer it may be three times as large as its arrays
+MAX_SHARDS = 500
 METADATA, CONFIG, WEIGHTS = 'metadata.json', 'config.json', 'model.weights.h5'
 MAX_JSON = 4 * 2**20  # bytes; in memory JSON takes 20 times as much
 MAX_BYTES = {METADATA: 2**20, CONFIG: MAX_JSON, WEIGHTS: 2**29}  # Xception's are 63, 140 thousand, 86 to 280 million
@@ -29,7 +31,10 @@ MAX_RATIO = 100  # between the sizes of a member before and after compression; J
 BLOCK = 2**20  # bytes that are read, and unpacked, at once
 DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
-ACCEPTED = 'a .keras archive, a whole model or weights in .h5 or .weights.h5, keras-imagenet or keras-imagenet-notop'
+ACCEPTED = (
+    'a .keras archive, a whole model or weights in .h5 or .weights.h5, a .weights.json with its shards, '
+    'keras-imagenet or keras-imagenet-notop'
+)
 PRESET = (
     '{path} is a preset of KerasHub. In Python with keras_hub: import functools, keras, keras_hub; m = '
     'keras_hub.models.{kind}.from_preset({path!r}); keras.Model({model}).save("model.keras"). Convert model.keras.'
@@ -48,11 +53,13 @@ class Opened:
     """A source, open for reading.
 
     Attributes:
+        files: All files that belong to the source.
         weights: The arrays.
         config: The model's config, as Keras serialised it; None for weights alone.
         keras_version: Version of Keras that wrote the source, or 'unknown'.
     """
 
+    files: list[Path]
     weights: WeightFile
     config: dict[str, Any] | None = None
     keras_version: str = 'unknown'
@@ -78,18 +85,37 @@ def open_source(path: Path) -> Iterator[Opened]:
         start = file.read(len(HDF5))
     if start.startswith(ZIP) or (path.suffix == '.keras' and start != HDF5):
         metadata, model_config, size = read_archive(path)
-        with WeightFile(path, read_weights(path), size) as weights:
-            yield Opened(weights, model_config, _version(metadata.get('keras_version')))
+        with WeightFile(path, content=read_weights(path), size=size) as weights:
+            yield Opened([path], weights, model_config, _version(metadata.get('keras_version')))
         return
-    if start != HDF5 and path.suffix not in ('.h5', '.hdf5'):  # perhaps a damaged one
+    files = [path]
+    if kind_of(path) == 'keras shards':
+        files = _shards(path)
+    elif start != HDF5 and path.suffix not in ('.h5', '.hdf5'):  # perhaps a damaged one
         raise KerasFileError(f'{path} is no file of Keras. A source is {ACCEPTED}.')
-    if path.stat().st_size > MAX_FILE:
-        raise KerasFileError(f'{path} is larger than any Xception: {path.stat().st_size} bytes.')
-    with WeightFile(path) as weights:
+    for part in files:
+        if not part.is_file():
+            raise KerasFileError(f'{path}: there is no file {part}.')
+        if part.stat().st_size > MAX_FILE:
+            raise KerasFileError(f'{part} is larger than any Xception: {part.stat().st_size} bytes.')
+    with WeightFile(path, files) as weights:
         text = weights.attribute('', 'model_config')
         config = None if text is None else parse_json(text, f"{path}: its attribute 'model_config'")
         version = _version(weights.attribute('', 'keras_version'))
-        yield Opened(weights, config, version)
+        yield Opened([*dict.fromkeys([path, *files])], weights, config, version)
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index of shards names, all in its own folder."""
+    values = read_json(index)['weight_map'].values()
+    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith('.h5') or not name.isprintable():
+            raise KerasFileError(f'{index}: its shard {name!r:.200} is not an .h5 file of the same folder.')
+    shards = [index.with_name(name) for name in dict.fromkeys(names)]
+    if len(shards) > MAX_SHARDS:
+        raise KerasFileError(f'{index} names {len(shards)} shards.')
+    return shards
 
 
 def read_json(path: Path) -> dict[str, Any]:

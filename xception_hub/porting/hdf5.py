@@ -3,7 +3,7 @@
 Given a damaged file, HDF5's library may read beyond its buffers, divide by zero, loop for ever or ask for any amount of
 memory, without an exception. `weight_file.WeightFile` runs it here, where only this process is lost.
 
-    stdin   {"source": "model.h5", "file": "/path/model.h5", "size": 0}    or a file of that size after the line
+    stdin   {"source": "model.h5", "files": ["model.h5"], "size": 0}       or a file of that size after the line
     stdout  {"groups": {"": {"keras_version": "3.15.1"}, "layers/conv2d/vars": {}}, "arrays": {"layers/...": [3, 3]}}
     stdin   {"path": "layers/conv2d/vars/0"}      as often as needed
     stdout  {}                                    and after the line the values in float32
@@ -17,7 +17,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -52,36 +52,40 @@ def _reading(place: str) -> Iterator[None]:
 
 
 class Reader:
-    """An HDF5 file. No link out of it is followed.
+    """One or more HDF5 files. No link out of them is followed.
 
     Args:
-        file: The file, open for reading.
-        source: Its name in errors.
+        files: The files, open for reading.
+        source: Their name in errors.
 
     Attributes:
         groups: Path of each group, '' for the root -> those of its attributes that are used.
         arrays: Path of each array -> its declared shape.
 
     Raises:
-        Unreadable: A link leads out of a file or back to a group that it is in; an array is in two places or keeps its
-            values in another file; a file has more in it than any model; or something cannot be read.
+        Unreadable: A link leads out of a file or back to a group that it is in; an array is in two places or files, or
+            keeps its values in another file; a file has more in it than any model; or something cannot be read.
     """
 
-    def __init__(self, file: h5py.File, source: str) -> None:
-        self.file, self.source = file, source
+    def __init__(self, files: Sequence[h5py.File], source: str) -> None:
+        self.source = source
         self.groups: dict[str, dict[str, Any]] = {}
         self.arrays: dict[str, tuple[int, ...]] = {}
-        for path, node in self._walk():
-            attributes = self._attributes(node, path)
-            if isinstance(node, h5py.Group):
-                self.groups[path] = attributes
-            else:
-                self.arrays[path] = self._shape(node, path)
+        self._files: dict[str, h5py.File] = {}
+        for file in files:
+            for path, node in self._walk(file):
+                attributes = self._attributes(node, path)
+                if isinstance(node, h5py.Group):
+                    self.groups[path] = attributes | self.groups.get(path, {})  # in shards the first one has the name
+                elif path in self.arrays:
+                    raise Unreadable(f'{source}: two of its files hold {path!r}.')
+                else:
+                    self.arrays[path], self._files[path] = self._shape(node, path), file
 
-    def _walk(self) -> Iterator[tuple[str, Any]]:
+    def _walk(self, file: h5py.File) -> Iterator[tuple[str, Any]]:
         """Yields each group and array with its path. Every link on the way is a hard link."""
         seen: dict[int, str] = {}
-        stack: list[tuple[str, Any]] = [('', self.file)]
+        stack: list[tuple[str, Any]] = [('', file)]
         while stack:
             path, group = stack.pop()
             yield path, group
@@ -155,7 +159,7 @@ class Reader:
         """
         place = f'{self.source}: {path!r}'
         with _reading(place):
-            dataset = self.file[path]
+            dataset = self._files[path][path]
             _check_storage(dataset, place)
             values = _as_float32(dataset, place)
         if not np.isfinite(values).all():
@@ -208,7 +212,7 @@ def _as_float32(dataset: h5py.Dataset, place: str) -> np.ndarray:
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Opens the file that the first line names, and answers requests until there are none, or with one error."""
+    """Opens the files that the first line names, and answers requests until there are none, or with one error."""
 
     def answer(content: dict[str, Any], values: Any = b'') -> None:
         answers.write(json.dumps(content).encode() + b'\n')
@@ -227,15 +231,19 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         answer(dict(error=f'{first["source"]} asks for more memory than any Xception.'))
 
 
-def _open(first: dict[str, Any], requests: IO[bytes]) -> h5py.File:
-    content: Any = first['file']
-    if not content:
+def _open(first: dict[str, Any], requests: IO[bytes]) -> list[h5py.File]:
+    contents: dict[str, Any] = {name: name for name in first['files']}
+    if not contents:
         content = io.BytesIO(bytes(first['size']))  # allocated once, at its full size
         requests.readinto(content.getbuffer())  # type: ignore[attr-defined]
-    try:
-        return h5py.File(content, 'r')
-    except Exception as e:
-        raise Unreadable(f'{first["source"]} is not a complete HDF5 file ({e}). Save or download it again.') from e
+        contents[first['source']] = content
+    opened = []
+    for name, content in contents.items():
+        try:
+            opened.append(h5py.File(content, 'r'))
+        except Exception as e:
+            raise Unreadable(f'{name} is not a complete HDF5 file ({e}). Save or download it again.') from e
+    return opened
 
 
 def limit() -> None:

@@ -46,7 +46,7 @@ class Port:
 
     Attributes:
         source: The file.
-        sha256: Its digest.
+        sha256: Digest of its files, one after the other.
         tensors: Under this network's names, in the shapes of its state dict.
         model_args: Arguments of `timm.create_model('xception_paper', ...)`.
         structure: Where each layer is in the file, and what stands around Xception.
@@ -130,7 +130,7 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
             structure.head.final_activation = 'softmax' if structure.head.classifier else 'linear'
         return Port(
             path,
-            sha256_of([path]),
+            sha256_of(opened.files),
             tensors,
             model_args,
             structure,

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -17,19 +17,20 @@ from ..errors import KerasFileError
 
 
 class WeightFile:
-    """An HDF5 file: a list of what is in it, and its arrays. A context manager.
+    """One or more HDF5 files: a list of what is in them, and their arrays. A context manager.
 
     Nothing is opened before the first call. Every call may raise a KerasFileError.
 
     Args:
-        source: The file, or what it is a member of.
-        content: Content of the member in blocks; None for a file.
+        source: Name of the files in errors.
+        files: The files. No two of them hold the same array.
+        content: Content of one file in blocks, if there are no files.
         size: Size of the content in bytes.
     """
 
-    def __init__(self, source: Path, content: Iterable[bytes] | None = None, size: int = 0) -> None:
+    def __init__(self, source: Path, files: Sequence[Path] = (), content: Iterable[bytes] = (), size: int = 0) -> None:
         self.source = source
-        self._content, self._size = content, size
+        self._files, self._content, self._size = files, content, size
         self._process: Any = None
 
     def __enter__(self) -> 'WeightFile':
@@ -90,9 +91,8 @@ class WeightFile:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        file = str(self.source.absolute()) if self._content is None else ''
-        first = dict(source=str(self.source), file=file, size=self._size)
-        return self._ask(first, str(self.source), self._content or ())
+        files = [str(file) for file in self._files]
+        return self._ask(dict(source=str(self.source), files=files, size=self._size), str(self.source), self._content)
 
     def _ask(self, request: dict[str, Any], place: str, content: Iterable[bytes] = ()) -> dict[str, Any]:
         with suppress(BrokenPipeError):  # a dead process gives no answer, which is noticed below
