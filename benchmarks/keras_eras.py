@@ -83,6 +83,7 @@ KINDS: dict[tuple[str, str], Callable[[Path], Made]] = {
     ('Keras 3', 'RandAugment and AugMix in front'): of(heads.augmented, files.archive),
     ('Keras 3', 'whole model .h5'): of(files.nested, files.whole_h5),
     ('Keras 3', 'shards'): of(files.flat_with_top, files.shards),
+    ('KerasHub', 'preset'): of(files.flat_with_top, files.preset),
     **{('any', f'head: {kind}'): with_head(kind) for kind in old.HEADS},
     **{('any', f'head: {kind}'): pooled(kind) for kind in heads.POOLED},
 }

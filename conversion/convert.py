@@ -82,9 +82,9 @@ def main(
     """Convert SOURCE into a directory that `timm.create_model('local-dir:DIR', pretrained=True)` loads.
 
     Args:
-        source: Keras file: a .keras archive; a whole model or weights of Keras 1, 2 or 3 in .h5 or .weights.h5; or
-            a .weights.json with its shards. keras-imagenet and keras-imagenet-notop download the weights that Keras
-            publishes.
+        source: Keras file: a .keras archive; a whole model or weights of Keras 1, 2 or 3 in .h5 or .weights.h5; a
+            .weights.json with its shards; or the directory of a KerasHub preset. keras-imagenet and
+            keras-imagenet-notop download the weights that Keras publishes.
         output: Directory to write: model.safetensors, config.json, README.md, parity.json.
         input_range: Range of the model's input values: tf for -1..1 (xception.preprocess_input), unit for 0..1, raw
             for 0..255. Needed unless the file contains it.

@@ -17,7 +17,9 @@ from keras_files import (
     archive_without_names,
     assert_computes_the_same,
     assert_same,
+    preset,
     randomised,
+    remove_names,
     rewritten_config,
     shards,
     weights_h5_without_names,
@@ -27,7 +29,9 @@ from keras_files import (
 )
 
 from xception_hub.errors import KerasFileError
+from xception_hub.porting.declared import choose_preprocessing
 from xception_hub.porting.port import port
+from xception_hub.porting.preset import OF_BACKBONE, OF_CLASSIFIER, WAY_OUT
 from xception_hub.porting.reference import BY_KERAS, BY_PORT, WEIGHTS_BY_KERAS
 from xception_hub.topology import TAPS
 
@@ -95,30 +99,124 @@ def test_weights_alone(write: Writer, model: Any, tmp_path: Path) -> None:
     assert ported.image_size is None
 
 
+def test_preset(flat_top: Any, tmp_path: Path) -> None:
+    """Head, size, range and interpolation come from the files of a KerasHub preset."""
+    ported = port(preset(flat_top, tmp_path))
+    assert_same(ported, flat_top)
+    assert ported.model_args == dict(num_classes=7, global_pool='avg', in_chans=3, drop_rate=0.1)
+    assert (ported.final_activation, ported.keras_version) == ('softmax', '3.15.1')
+    assert ported.notes() == ["Left out: the optimizer's state, 1 arrays from optimizer/vars/0 on"]
+    found = choose_preprocessing(ported)
+    assert (found.image_size, found.interpolation, found.crop_mode) == ((SIZE, SIZE), 'bilinear', 'center')
+    assert found.mean_and_std() == ((0.5,) * 3, (0.5,) * 3)
+    assert ported.structure.rescaling == (1, 0)  # the converter scales the images, not the model
+
+
+@pytest.fixture(scope='module')
+def whole_preset(flat_top: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return preset(flat_top, tmp_path_factory.mktemp('whole'))
+
+
+DEEPLAB = dict(module='keras_hub.src.models.deeplab_v3.deeplab_v3_backbone', class_name='DeepLabV3Backbone')
+TO_KERAS = r'.* In Python with keras_hub: .*Convert model.keras'
+
+
+@pytest.mark.parametrize(
+    ('file', 'change', 'error'),
+    [
+        ('config', DEEPLAB, "its backbone is a 'DeepLabV3Backbone'"),
+        (
+            'config',
+            dict(module='as_keras_hub'),
+            "a 'XceptionBackbone' of 'as_keras_hub', no XceptionBackbone of KerasHub",
+        ),
+        ('config', dict(config={}), 'has stackwise_conv_filters None'),
+        ('config/config', dict(stackwise_pooling=[True] * 14), 'has stackwise_pooling .*in Keras'),
+        ('config/config', dict(stackwise_conv_filters=[[32, 64]]), 'has stackwise_conv_filters .*in Keras'),
+        ('config/config', dict(rate=2), 'has rate=2, which is not known to change nothing'),
+        ('config/config', dict(stackwise_pooling=None), 'has stackwise_pooling None'),
+        ('config', dict(config=[]), 'are not those of a preset'),
+        ('task/config', dict(backbone=DEEPLAB), "its backbone is a 'DeepLabV3Backbone'"),
+        ('task', dict(class_name='XceptionSegmenter'), "its task is a 'XceptionSegmenter'" + TO_KERAS),
+        ('task/config', dict(pooling='max'), "pooling 'max', .* have pooling 'avg'" + TO_KERAS),
+        ('task/config', dict(activation='hard_tanh'), "activation 'hard_tanh'" + TO_KERAS),
+        ('task/config', dict(dropout=float('nan')), 'dropout nan' + TO_KERAS),
+        ('image_converter/config', dict(pad_to_aspect_ratio=True), 'pads the images' + TO_KERAS),
+        ('image_converter/config', dict(scale=float('nan')), 'finite number'),
+        ('image_converter/config', dict(scale=[1.0] * 4), 'rescales 3 channels'),
+        ('image_converter/config', dict(image_size=[8, 8]), 'images are 8x8'),
+        ('image_converter/config', dict(image_size='ab'), 'are not those of a preset'),
+    ],
+)
+def test_presets_that_are_refused(
+    file: str, change: dict[str, Any], error: str, whole_preset: Path, tmp_path: Path
+) -> None:
+    name, *keys = file.split('/')
+    for path in whole_preset.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    content = json.loads((tmp_path / f'{name}.json').read_text())
+    changed = content
+    for key in keys:
+        changed = changed[key]
+    changed |= change
+    (tmp_path / f'{name}.json').unlink()
+    (tmp_path / f'{name}.json').write_text(json.dumps(content))
+    with pytest.raises(KerasFileError, match=error) as raised:
+        port(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ('lost', 'error'),
+    [
+        ('config.json', 'is a directory. A source is'),
+        ('model.weights.h5', 'there is no file .*model.weights.h5'),
+        ('task.weights.h5', 'there is no file .*task.weights.h5'),
+        ('names', 'do not name their layers' + TO_KERAS),
+    ],
+)
+def test_incomplete_presets(lost: str, error: str, whole_preset: Path, tmp_path: Path) -> None:
+    """Files of one are missing, or the names that Keras before 3.6 did not write."""
+    for path in whole_preset.iterdir():
+        if path.name != lost:
+            (tmp_path / path.name).symlink_to(path)
+    if lost == 'names':
+        weights = tmp_path / 'model.weights.h5'
+        content = weights.read_bytes()
+        weights.unlink()
+        weights.write_bytes(content)
+        with h5py.File(weights, 'r+') as f:
+            remove_names(f)
+    with pytest.raises(KerasFileError, match=error):
+        port(tmp_path)
+
+
+def test_options_that_a_preset_does_not_take(whole_preset: Path) -> None:
+    with pytest.raises(KerasFileError, match='leave out --output-layer'):
+        port(whole_preset, output_layer='pooler')
+    with pytest.raises(KerasFileError, match='holds the config of its model; leave out'):
+        port(whole_preset, whole_preset / 'config.json')
+
+
 @pytest.mark.parametrize('kind', ['ImageClassifier', 'Backbone'])
-def test_preset(kind: str, tmp_path: Path) -> None:
-    """One of KerasHub is refused; the line that the error names makes a file of it, which Keras reads by itself."""
-    folder = tmp_path / 'preset'
-    folder.mkdir()
-    file = folder / ('task.json' if kind == 'ImageClassifier' else 'config.json')
-    file.write_text('{"module": "keras_hub.src.models.xception"}')
-    with pytest.raises(KerasFileError, match='a preset of KerasHub') as error:
-        port(folder)
-    code = str(error.value).partition('keras_hub: ')[2].partition(' Convert')[0]
-    file.write_text('{}')
-    with pytest.raises(KerasFileError, match='is a directory. A source is'):
-        port(folder)
+def test_preset_of_kerashub(kind: str, tmp_path: Path) -> None:
+    """As KerasHub writes it, and by the lines that errors name, with the same outputs."""
     keras_hub = pytest.importorskip('keras_hub')  # pip install --no-deps keras-hub kagglehub kagglesdk
     filters = [[32, 64], [128] * 2, [256] * 2, [728] * 2, *[[728] * 3] * 8, [728, 1024], [1536, 2048]]
     pooling = [False, True, True, True, *[False] * 8, True, False]
     model = keras_hub.models.XceptionBackbone(filters, pooling)
     if kind == 'ImageClassifier':
         model = keras_hub.models.XceptionImageClassifier(model, num_classes=7, activation='softmax')
-    model.save_to_preset(folder)
-    exec(code.replace('"model.keras"', repr(str(tmp_path / 'model.keras'))))
-    ported = port(tmp_path / 'model.keras')
+    model.save_to_preset(tmp_path)
+    ported = port(tmp_path)
     assert ported.model_args['num_classes'] == (7 if kind == 'ImageClassifier' else 0)
-    assert_computes_the_same(ported)
+    code = WAY_OUT.format(path=str(tmp_path), **(OF_CLASSIFIER if kind == 'ImageClassifier' else OF_BACKBONE))
+    code = code.partition('keras_hub: ')[2].partition('. Convert')[0]
+    exec(code.replace('"model.keras"', repr(str(tmp_path / 'model.keras'))))
+    of_keras = port(tmp_path / 'model.keras')
+    assert_computes_the_same(of_keras)
+    assert (of_keras.model_args, of_keras.final_activation) == (ported.model_args, ported.final_activation)
+    assert all(torch.equal(tensor, ported.tensors[name]) for name, tensor in of_keras.tensors.items())
 
 
 def test_layers_with_other_names(tmp_path: Path) -> None:
@@ -177,6 +275,7 @@ def test_half_precision_keeps_its_values(dtype: str, tmp_path: Path) -> None:
         pytest.param('flat_with_top', weights_h5_without_names, WEIGHTS_BY_KERAS, marks=pytest.mark.slow),
         pytest.param('flat_without_top', shards, WEIGHTS_BY_KERAS, marks=pytest.mark.slow),
         ('flat_with_top', weights_of_keras2, BY_PORT),
+        ('flat_with_top', preset, BY_PORT),
     ],
     ids=lambda value: getattr(value, '__name__', str(value)),
 )

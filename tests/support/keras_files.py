@@ -4,6 +4,7 @@ What only TensorFlow's Keras writes is made of what this Keras writes: the same 
 """
 
 import io
+import json
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,7 +183,7 @@ def archive_without_names(model: Any, folder: Path) -> Path:
     def without_names(weights: bytes) -> bytes:
         buffer = io.BytesIO(weights)
         with h5py.File(buffer, 'r+') as f:
-            _remove_names(f)
+            remove_names(f)
         return buffer.getvalue()
 
     return _rewritten(file, 'model.weights.h5', without_names)
@@ -231,7 +232,7 @@ def weights_h5_without_names(model: Any, folder: Path) -> Path:
     """The same of Keras up to 3.5 and of tf_keras."""
     file = weights_h5(model, folder)
     with h5py.File(file, 'r+') as f:
-        _remove_names(f)
+        remove_names(f)
     return file
 
 
@@ -273,11 +274,71 @@ def shards(model: Any, folder: Path) -> Path:
     return folder / 'model.weights.json'
 
 
+def preset(model: Any, folder: Path) -> Path:
+    """A KerasHub preset with a classifier: its backbone's layers, residual ones included, all have names."""
+    backbone = weights_h5(keras.Model(model.input, model.get_layer('block14_sepconv2_act').output), folder)
+    names = {'conv2d': 'conv', 'batch_normalization': 'bn'}
+    directory = folder / 'preset'
+    directory.mkdir()
+    with h5py.File(backbone, 'r+') as f:
+        for group in f['layers'].values():
+            for stem, kind in names.items():
+                name = group['vars'].attrs['name']
+                if name.startswith(stem):
+                    width = group['vars/0'].shape[-1]
+                    block = {128: 2, 256: 3, 728: 4, 1024: 13}[width]
+                    group['vars'].attrs['name'] = f'block{block}_residual_{kind}'
+    backbone.rename(directory / 'model.weights.h5')
+    with h5py.File(directory / 'task.weights.h5', 'w') as f:
+        for i, value in enumerate(model.layers[-1].get_weights()):
+            f[f'layers/dense/vars/{i}'] = value
+        f['layers/dense/vars'].attrs['name'] = 'predictions'
+        f.create_group('layers/global_average_pooling2d/vars').attrs['name'] = 'pooler'
+        f.create_group('layers/dropout/vars').attrs['name'] = 'output_dropout'
+        f['optimizer/vars/0'] = np.int64(1)
+    config = {
+        'module': 'keras_hub.src.models.xception.xception_backbone',
+        'class_name': 'XceptionBackbone',
+        'config': {
+            'name': 'xception_backbone',
+            'stackwise_conv_filters': [
+                [32, 64],
+                [128] * 2,
+                [256] * 2,
+                [728] * 2,
+                *[[728] * 3] * 8,
+                [728, 1024],
+                [1536, 2048],
+            ],
+            'stackwise_pooling': [False, True, True, True, *[False] * 8, True, False],
+            'image_shape': [None, None, 3],
+        },
+    }
+    task = {
+        'class_name': 'XceptionImageClassifier',
+        'config': {'backbone': config, 'num_classes': 7, 'pooling': 'avg', 'activation': 'softmax', 'dropout': 0.1},
+    }
+    converter = {
+        'class_name': 'XceptionImageConverter',
+        'config': {
+            'image_size': [SIZE, SIZE],
+            'scale': 1 / 127.5,
+            'offset': -1,
+            'interpolation': 'bilinear',
+            'crop_to_aspect_ratio': True,
+        },
+    }
+    files = {'config': config, 'task': task, 'image_converter': converter, 'metadata': {'keras_version': '3.15.1'}}
+    for name, content in files.items():
+        (directory / f'{name}.json').write_text(json.dumps(content))
+    return directory
+
+
 WITH_CONFIG = (archive, archive_without_names, whole_h5, whole_h5_of_keras2)
 WEIGHTS_ALONE = (weights_h5, weights_h5_without_names, weights_h5_of_tensorflow_2_12, weights_of_keras2, shards)
 
 
-def _remove_names(file: h5py.File) -> None:
+def remove_names(file: h5py.File) -> None:
     def remove(path: str, node: Any) -> None:
         node.attrs.pop('name', None)
 

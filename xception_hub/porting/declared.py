@@ -45,6 +45,7 @@ def choose_preprocessing(
     known: dict[str, Any] = dict(image_size=ported.image_size, rescaling=structure.rescaling)
     if structure.steps and np.abs(structure.rescaling[0]).max() <= MOST_SCALE_OF_BYTES:
         known['input_range'] = 'raw'  # a model that divides its images by something near 127 or 255 takes bytes
+    known |= structure.preset or {}
     if ported.is_release:
         known = asdict(RELEASE_PREPROCESSING)
     flags = dict(input_range=input_range, interpolation=interpolation, image_size=(size, size) if size else None)

@@ -147,10 +147,7 @@ def compare(roles: dict[str, FileLayer]) -> dict[str, Any]:
         expected = {**SETTINGS[node.class_name], **node.settings}
         if role in LAYERS and 'filters' in expected:
             expected['filters'] = widths()[role]
-        try:
-            found = read_settings(layer.class_name, layer.config)
-        except Refused as e:
-            raise Refused(f'{place} {e}. {WAY_OUT}') from e
+        found = _settings_of(layer.class_name, layer.config, place)
         if layer.class_name != node.class_name:  # with Keras' defaults it is the same as this one
             _refuse_first(found, SETTINGS[layer.class_name], place)
             found = dict(expected, activation=layer.class_name.lower())
@@ -168,6 +165,32 @@ def compare(roles: dict[str, FileLayer]) -> dict[str, Any]:
                 if len(values) > 1 or arguments[argument] is None:
                     _refuse_first({name: value}, {name: default}, place)
     return arguments
+
+
+def compare_backbone(config: dict[str, Any]) -> None:
+    """Compares the config of KerasHub's XceptionBackbone, which states the widths and poolings of all modules.
+
+    Raises:
+        Refused: It is another network.
+    """
+    place = "its 'XceptionBackbone'"
+    convs = [
+        [f'block{module.number}_{"conv" if module.number == 1 else "sepconv"}{i + 1}' for i in range(module.convs)]
+        for module in MODULES
+    ]
+    expected = dict(
+        SETTINGS['XceptionBackbone'],
+        stackwise_conv_filters=tuple(tuple(widths()[role] for role in roles) for roles in convs),
+        stackwise_pooling=tuple(module.strided for module in MODULES),
+    )
+    _refuse_first(_settings_of('XceptionBackbone', config, place), expected, place)
+
+
+def _settings_of(class_name: str, config: dict[str, Any], place: str) -> dict[str, Any]:
+    try:
+        return read_settings(class_name, config)
+    except Refused as e:
+        raise Refused(f'{place} {e}. {WAY_OUT}') from e
 
 
 def _refuse_first(found: dict[str, Any], expected: dict[str, Any], place: str) -> None:

@@ -1,4 +1,4 @@
-"""Every file in which Keras has kept an Xception, opened as data.
+"""Every file and directory in which Keras has kept an Xception, opened as data.
 
 SOURCE                                          opened as
 model.keras                                     config, weights
@@ -6,6 +6,7 @@ model.h5           whole model of Keras 2 or 3  config (an attribute), weights (
 model.h5           weights of Keras 1 or 2      weights
 model.weights.h5   Keras 3, tf_keras            weights
 model.weights.json Keras 3, in shards           weights of several files
+preset/            KerasHub                     weights of several files, and what JSON files say of them
 """
 
 import json
@@ -33,19 +34,10 @@ DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, Runt
 
 ACCEPTED = (
     'a .keras archive, a whole model or weights in .h5 or .weights.h5, a .weights.json with its shards, '
-    'keras-imagenet or keras-imagenet-notop'
+    'the directory of a KerasHub preset, keras-imagenet or keras-imagenet-notop'
 )
-PRESET = (
-    '{path} is a preset of KerasHub. In Python with keras_hub: import functools, keras, keras_hub; m = '
-    'keras_hub.models.{kind}.from_preset({path!r}); keras.Model({model}).save("model.keras"). Convert model.keras.'
-)
-PRESETS = {  # which of its files says it -> arguments of PRESET
-    'task.json': dict(
-        kind='ImageClassifier',
-        model='m.backbone.inputs, functools.reduce(lambda x, layer: layer(x), m.layers[2:], m.backbone.output)',
-    ),
-    'config.json': dict(kind='Backbone', model='m.inputs, m.outputs'),
-}
+TASK = 'task.json'
+PRESET = (CONFIG, TASK, 'image_converter.json', METADATA)  # JSON files of a preset; only the first is always there
 
 
 @dataclass
@@ -57,12 +49,14 @@ class Opened:
         weights: The arrays.
         config: The model's config, as Keras serialised it; None for weights alone.
         keras_version: Version of Keras that wrote the source, or 'unknown'.
+        preset: The JSON files of a KerasHub preset by their names; None if it is none.
     """
 
     files: list[Path]
     weights: WeightFile
     config: dict[str, Any] | None = None
     keras_version: str = 'unknown'
+    preset: dict[str, dict[str, Any]] | None = None
 
 
 @contextmanager
@@ -77,10 +71,21 @@ def open_source(path: Path) -> Iterator[Opened]:
     if not path.exists():
         raise KerasFileError(f'There is no file {path}. A source is {ACCEPTED}.')
     if path.is_dir():
-        for name, arguments in PRESETS.items():
-            if (path / name).is_file() and 'keras_hub' in str(read_json(path / name)):
-                raise KerasFileError(PRESET.format(path=str(path), **arguments))
-        raise KerasFileError(f'{path} is a directory. A source is {ACCEPTED}.')
+        preset = {name: read_json(path / name) for name in PRESET if (path / name).is_file()}
+        if 'keras_hub' not in str(preset.get(CONFIG)):
+            raise KerasFileError(f'{path} is a directory. A source is {ACCEPTED}.')
+        index = path / WEIGHTS.replace('.h5', '.json')
+        files = _shards(index) if index.is_file() else [path / WEIGHTS]
+        files += [path / WEIGHTS.replace('model', 'task')] if TASK in preset else []
+        with _weights(path, files) as weights:
+            yield Opened(
+                [*(path / name for name in preset), *files],
+                weights,
+                None,
+                _version(preset.get(METADATA, {}).get('keras_version')),
+                preset,
+            )
+        return
     with open(path, 'rb') as file:
         start = file.read(len(HDF5))
     if start.startswith(ZIP) or (path.suffix == '.keras' and start != HDF5):
@@ -93,29 +98,36 @@ def open_source(path: Path) -> Iterator[Opened]:
         files = _shards(path)
     elif start != HDF5 and path.suffix not in ('.h5', '.hdf5'):  # perhaps a damaged one
         raise KerasFileError(f'{path} is no file of Keras. A source is {ACCEPTED}.')
-    for part in files:
-        if not part.is_file():
-            raise KerasFileError(f'{path}: there is no file {part}.')
-        if part.stat().st_size > MAX_FILE:
-            raise KerasFileError(f'{part} is larger than any Xception: {part.stat().st_size} bytes.')
-    with WeightFile(path, files) as weights:
+    with _weights(path, files) as weights:
         text = weights.attribute('', 'model_config')
         config = None if text is None else parse_json(text, f"{path}: its attribute 'model_config'")
         version = _version(weights.attribute('', 'keras_version'))
         yield Opened([*dict.fromkeys([path, *files])], weights, config, version)
 
 
+def _weights(source: Path, files: list[Path]) -> WeightFile:
+    for file in files:
+        if not file.is_file():
+            raise KerasFileError(f'{source}: there is no file {file}.')
+        if file.stat().st_size > MAX_FILE:
+            raise KerasFileError(f'{file} is larger than any Xception: {file.stat().st_size} bytes.')
+    return WeightFile(source, files)
+
+
 def _shards(index: Path) -> list[Path]:
     """The files that an index of shards names, all in its own folder."""
-    values = read_json(index)['weight_map'].values()
+    shards = read_json(index).get('weight_map')
+    if not isinstance(shards, dict):
+        raise KerasFileError(f"{index} has no 'weight_map'.")
+    values = shards.values()
     names = [name for value in values for name in (value if isinstance(value, list) else [value])]
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith('.h5') or not name.isprintable():
             raise KerasFileError(f'{index}: its shard {name!r:.200} is not an .h5 file of the same folder.')
-    shards = [index.with_name(name) for name in dict.fromkeys(names)]
-    if len(shards) > MAX_SHARDS:
-        raise KerasFileError(f'{index} names {len(shards)} shards.')
-    return shards
+    files = [index.with_name(name) for name in dict.fromkeys(names)]
+    if not 0 < len(files) <= MAX_SHARDS:
+        raise KerasFileError(f'{index} names {len(files)} shards.')
+    return files
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -389,7 +389,7 @@ def behind(layer: FileLayer, home: str) -> str:
 
 
 def _rescaling(layer: FileLayer, settings: Settings) -> Step:
-    return Step(_finite(layer.config.get('scale', 1.0)), _finite(layer.config.get('offset', 0.0)))
+    return Step(finite(layer.config.get('scale', 1.0)), finite(layer.config.get('offset', 0.0)))
 
 
 def _arithmetic(layer: FileLayer, settings: Settings) -> Step:
@@ -397,7 +397,7 @@ def _arithmetic(layer: FileLayer, settings: Settings) -> Step:
     if len(layer.constants) != 1:
         raise Refused('cannot be converted')
     (position, value), operation = layer.constants[0], OPERATIONS[operation_of(layer)]
-    number, first = _finite(value), position == 0
+    number, first = finite(value), position == 0
     if operation == 'TrueDivide' and (first or not np.all(number)):
         raise Refused(f'divides {value!r} by the images' if first else f'divides by {value!r}')
     if operation == 'Subtract':
@@ -409,7 +409,7 @@ def _normalization(layer: FileLayer, settings: Settings) -> Step:
     if settings['axis'] not in (-1, None):
         raise Refused(f'has axis={settings["axis"]!r:.100}, which is not the last')
     if settings['mean'] is not None:
-        return normalized(_finite(layer.config['mean']), _finite(layer.config.get('variance')))
+        return normalized(finite(layer.config['mean']), finite(layer.config.get('variance')))
     return Step(normalization=layer)
 
 
@@ -446,7 +446,7 @@ def rescaling_of(steps: Sequence[Step], channels: int) -> Rescaling:
     return tuple(scale.tolist()), tuple(offset.tolist())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """A number, or an array [C] of one for each channel."""
     if isinstance(value, dict) and value.get('class_name') == '__numpy__':
         value = (value.get('config') or {}).get('value')

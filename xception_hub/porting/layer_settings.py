@@ -43,6 +43,7 @@ _OWN: dict[str, dict[str, Any]] = {
     'Dropout': dict(rate=None),
     'Rescaling': dict(scale=None, offset=0),
     'Normalization': dict(axis=-1, mean=None, variance=None, invert=False),
+    'XceptionBackbone': dict(MAPS, stackwise_conv_filters=None, stackwise_pooling=None),
     'operation': dict(function=None, node_def=None, constants=None),
 }
 # fmt: on

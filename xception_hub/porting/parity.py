@@ -197,6 +197,8 @@ def _settings(ported: Port) -> Finding:
     structure = ported.structure
     if structure.roles:
         summary = f"all settings and wires of {len(structure.roles)} layers are those of Keras' Xception"
+    elif structure.preset is not None:
+        summary = "the preset's backbone has the widths and poolings of Keras' Xception"
     elif ported.is_release:
         summary = 'Keras publishes these weights for its own Xception'
     else:

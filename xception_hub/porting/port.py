@@ -25,6 +25,7 @@ from .graph import FileLayer, all_layers
 from .keras_head import MAX_CHANNELS, MAX_UNITS, normalized, rescaling_of
 from .layer_settings import Refused, refusals_of
 from .names import KINDS, LAYERS, KerasLayer, keras_shape, to_torch
+from .preset import read_preset
 from .release import RELEASES, fetch
 from .structure import Structure, bare, parse
 from .weight_file import WeightFile
@@ -45,7 +46,7 @@ class Port:
     """An Xception read from a Keras file.
 
     Attributes:
-        source: The file.
+        source: The file or directory.
         sha256: Digest of its files, one after the other.
         tensors: Under this network's names, in the shapes of its state dict.
         model_args: Arguments of `timm.create_model('xception_paper', ...)`.
@@ -98,7 +99,7 @@ class Port:
 
 
 def port(source: str | Path, config: Path | None = None, output_layer: str | None = None) -> Port:
-    """Reads an Xception from any file in which Keras has kept one.
+    """Reads an Xception from any file or directory in which Keras has kept one.
 
     Args:
         source: What `formats.open_source` takes, or 'keras-imagenet' or 'keras-imagenet-notop', which are downloaded.
@@ -114,15 +115,21 @@ def port(source: str | Path, config: Path | None = None, output_layer: str | Non
         path = fetch(str(source))
     with open_source(path) as opened, refusals_of(path):
         if config is not None:
-            if opened.config is not None and not opened.keras_version.startswith('1.'):
+            has_config = opened.config is not None and not opened.keras_version.startswith('1.')
+            if has_config or opened.preset is not None:
                 raise KerasFileError(f'{path} holds the config of its model; leave out {config}.')
             opened.config = read_json(config)
         # a config is read before anything of the weights
+        if output_layer and opened.preset is not None:
+            raise KerasFileError(f'{path} has one output; leave out --output-layer.')
         if output_layer and opened.config is None:
             raise KerasFileError(f'{path} holds weights alone, whose outputs have no names: add --config FILE.')
         known = parse(opened.config, path, output_layer) if opened.config is not None else None
         layout = layout_of(opened.weights)
-        structure = known or bare(layout.layers())
+        if opened.preset is None:
+            structure = known or bare(layout.layers())
+        else:
+            structure = read_preset(path, opened.preset, layout.layers())
         tensors, model_args, left_out = read_layers(structure, layout)
         is_release = known is None and _is_release(layout, model_args)
         if is_release:

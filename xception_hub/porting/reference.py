@@ -194,6 +194,8 @@ def _of_keras() -> Iterator[None]:
 def _why_not_loaded(ported: Port) -> str:
     """Why Keras should not read a file; '' if it should."""
     structure = ported.structure
+    if structure.preset is not None:
+        return 'the preset belongs to KerasHub'
     if structure.others and structure.head.classifier is None:
         return 'one of its outputs was chosen'
     if not structure.model and not ported.is_release:

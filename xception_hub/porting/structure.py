@@ -38,6 +38,7 @@ class Structure:
         roles: Key of `figure5.FIGURE5` -> the file's layer; empty for weights alone, which say no settings and wires.
         arguments: Arguments of `xception_hub.Xception` for settings that all layers of a class have in common.
         model: The model that the config describes; None for weights alone.
+        preset: What a preset of KerasHub says of images, as arguments of `Preprocessing`; None if it is none.
     """
 
     layers: dict[str, FileLayer]
@@ -51,6 +52,7 @@ class Structure:
     roles: dict[str, FileLayer] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     model: Model | None = None
+    preset: dict[str, Any] | None = None
 
 
 def parse(config: Any, source: object, output_layer: str | None = None) -> Structure:
