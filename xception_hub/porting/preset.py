@@ -96,7 +96,10 @@ def _add_images(structure: Structure, config: dict[str, Any]) -> None:
     if config.get('pad_to_aspect_ratio'):
         raise _Unread('its image converter pads the images.')
     scale, offset = config['scale'], config['offset']
-    step = Step(1.0 if scale is None else finite(scale), 0.0 if offset is None else finite(offset))
+    try:
+        step = Step(1.0 if scale is None else finite(scale), 0.0 if offset is None else finite(offset))
+    except Refused as e:
+        raise Refused(f'the scale or offset of its image converter {e}.') from e
     rescaling = rescaling_of([step], CHANNELS)
     if isinstance(rescaling[0], tuple):  # with a number for each channel
         structure.channels = CHANNELS
