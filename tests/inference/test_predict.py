@@ -135,6 +135,7 @@ def test_several_labels(photos: Path, tmp_path: Path) -> None:
     classifier.save(tmp_path, model, Transforms(model, 64).config, sorted(WORDS), True)
     for threshold, count in ((0.0, 4), (1.0, 0)):
         rows = [*Predictor(tmp_path, threshold=threshold, device='cpu').predict(photos.rglob('*.png'))]
+        assert {row['probability'] for row in rows} == {None}
         assert [len(json.loads(row['label'])) for row in rows] == [count] * 12
 
 

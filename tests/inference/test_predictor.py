@@ -55,12 +55,16 @@ def predictor_of(folder: Path, **options: Any) -> Predictor:
     return Predictor(folder, **{'batch_size': BATCH_SIZE, 'device': 'cpu', **options})
 
 
+def bad_row(error: str) -> dict[str, Any]:
+    return dict(label=None, probability=None, top=None, error=error)
+
+
 def as_rows(columns: Any) -> list[dict[str, Any]]:
     """Columns that are empty where an image cannot be used, as rows."""
     names = ('label', 'probability', 'top', 'error')
     cells = zip(*(columns[name] for name in names))
     return [
-        dict(error=error) if error else dict(label=label, probability=probability, top=top, error=None)
+        bad_row(error) if error else dict(label=label, probability=probability, top=top, error=None)
         for label, probability, top, error in cells
     ]
 
@@ -76,7 +80,7 @@ def test_equals_the_model(folder: Path, files: list[Path], rows: list[dict[str, 
             assert row['label'] == NAMES[probabilities.argmax()]
             assert row['probability'] == pytest.approx(probabilities.max().item(), abs=1e-6)
             assert row['error'] is None
-    assert rows[4] == dict(error=rows[4]['error']) and rows[4]['error'].startswith('damaged: ')
+    assert rows[4] == bad_row(rows[4]['error']) and rows[4]['error'].startswith('damaged: ')
 
 
 def test_pixels(predictor: Predictor, files: list[Path]) -> None:
@@ -120,7 +124,7 @@ def test_whatever_an_image_comes_as(predictor: Predictor, files: list[Path]) -> 
     ids=itertools.count(),
 )
 def test_what_cannot_be_used(image: Any, reason: str, predictor: Predictor) -> None:
-    assert list(predictor.predict([image])) == [dict(error=reason)]
+    assert list(predictor.predict([image])) == [bad_row(reason)]
 
 
 def test_threads(folder: Path, files: list[Path], rows: list[dict[str, Any]]) -> None:

@@ -281,7 +281,7 @@ class _Run:
             if as_json:
                 tqdm.write(prediction_tables.json_line(row, columns), file=sys.stdout)
             elif not row['error']:
-                share = f'{row["probability"]:.3f}' if 'probability' in row else ''
+                share = '' if row['probability'] is None else f'{row["probability"]:.3f}'
                 cells = map(printable, (row['file'], row['label'], share))
                 tqdm.write('\t'.join(cells).rstrip(), file=sys.stdout)
 

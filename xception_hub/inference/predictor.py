@@ -121,7 +121,9 @@ class Predictor:
         return self.columns_of
 
     def predict(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """Yields a row for each image, in order: a cell for each of `columns`, or the reason in `error`.
+        """Yields a row for each image, in order, with a cell for each of `columns`; missing cells are None.
+
+        In the row of a bad image, `error` is the reason and all other cells are None.
 
         Args:
             images: Paths, contents of files, Pillow images, uint8 arrays [H, W, 3], or dicts with `bytes` or `path` as
@@ -246,7 +248,8 @@ class Predictor:
         pixels = [image for image in found if isinstance(image, Tensor)]
         cells = iter(self.cells(self.outputs(torch.stack(pixels))) if pixels else [])
         for image in found:
-            yield dict(error=image) if isinstance(image, str) else dict(next(cells), error=None)
+            row = dict.fromkeys(self.columns)
+            yield {**row, 'error': image} if isinstance(image, str) else {**row, **next(cells)}
 
     def cells(self, outputs: Tensor) -> list[dict[str, Any]]:
         """Converts logits [B, C] or features [B, D] into cells."""
