@@ -193,7 +193,7 @@ def main(
         workers: Number of threads that decode images. By default one per core.
         device: Device of the network: cpu, cuda or mps. By default a GPU, if there is one.
         engine: Engine that runs the network: eager (plain PyTorch), auto (the fastest), or a name such as openvino.
-        json_: Print each row as a line of JSON with all columns, instead of text.
+        json_: Print each row as a line of JSON with all columns, as in a .jsonl, instead of text.
     """
     keep_freed_memory()
     rank, processes = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
