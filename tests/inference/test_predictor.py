@@ -185,6 +185,28 @@ def test_faster_models(folder: Path, files: list[Path], rows: list[dict[str, Any
         assert found[0]['probability'] == pytest.approx(rows[0]['probability'], abs=1e-4)
 
 
+@pytest.mark.parametrize('options', [{}, dict(image_size=64), dict(engine='pytorch')], ids=str)
+def test_double_by_default(
+    options: dict[str, Any], folder: Path, files: list[Path], request: pytest.FixtureRequest
+) -> None:
+    """A model that is given by its name is in float32, whatever torch's default is."""
+    expected = predictor_of(folder, **options)
+    expected_rows = list(expected.predict(files))
+    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
+    torch.set_default_dtype(torch.float64)
+    found = predictor_of(folder, **options)
+    assert list(found.predict(files)) == expected_rows
+    assert found.identity() == expected.identity()
+
+
+def test_another_precision(folder: Path, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """A model that is given computes in its own precision."""
+    model, _ = xception_hub.models.build.open_model(folder)
+    found = list(predictor_of(model.double()).predict(files[:4]))
+    probabilities = [row['probability'] for row in rows[:4]]
+    assert [row['probability'] for row in found] == pytest.approx(probabilities, abs=1e-6)
+
+
 def test_pickled(predictor: Predictor, files: list[Path], rows: list[dict[str, Any]]) -> None:
     """A worker loads the model by its name."""
     pickled = pickle.dumps(predictor)

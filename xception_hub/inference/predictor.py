@@ -192,6 +192,7 @@ class Predictor:
         if is_name:
             device = self._device()
             model, config = open_model(self.model)
+            model.float()  # torch.set_default_dtype may ask for another precision
             activation = final_activation_of(config)
             several = config.get('problem_type') == 'multi_label_classification'
         else:
@@ -221,7 +222,8 @@ class Predictor:
         if is_name and self.engine != EAGER:
             from .optimize import optimize
 
-            example = torch.zeros(self.batch_size, *transforms.config['input_size'], device=device)
+            size = (self.batch_size, *transforms.config['input_size'])
+            example = torch.zeros(size, device=device, dtype=torch.float32)
             function = optimize(model, example, self.engine)
         multi_label = several if self.multi_label is None else self.multi_label
         return Loaded(function, transforms, class_names, multi_label, device, weights)
@@ -235,8 +237,16 @@ class Predictor:
     @torch.inference_mode()
     def outputs(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in uint8 -> logits [B, C] or features [B, D], in float32."""
-        function, transforms, *_ = self.loaded
-        return function(transforms.normalized(pixels.to(self.loaded.device, non_blocking=True))).float()
+        loaded = self.loaded
+        images = loaded.transforms.normalized(pixels.to(loaded.device, non_blocking=True))
+        return loaded.function(images.to(self._dtype)).float()
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:  # of the images that the model takes
+        function = self.loaded.function
+        parameter = next(function.parameters(), None) if isinstance(function, nn.Module) else None
+        dtype = torch.float32 if parameter is None else parameter.dtype
+        return dtype if dtype in (torch.float64, torch.float16, torch.bfloat16) else torch.float32  # else quantized
 
     @cached_property
     def _no_features(self) -> np.ndarray:  # [D]

@@ -210,7 +210,7 @@ def _try(model: TimmModel, size: Sequence[int]) -> None:
     """Raises a ModelError if a model does not take images [3, H, W] of this size."""
     try:
         with evaluating(model):
-            model(torch.zeros(1, *size, device=next(model.parameters()).device))
+            model(next(model.parameters()).new_zeros(1, *size))
     except Exception as e:  # of layers, whose reasons are many
         raise ModelError(
             f'The model does not take images of {size[1]} pixels ({e}). Choose another --image-size.'
