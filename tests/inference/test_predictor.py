@@ -1,6 +1,8 @@
 """One engine: the same rows of whatever an image comes as, by any threads and any library, in flat memory."""
 
 import itertools
+import multiprocessing
+import os
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from forked import CONTEXT
+from patience import patience
 from PIL import Image
 from random_model import save_small
 from small_images import encoded, photo, save_pieces
@@ -218,6 +221,31 @@ def test_pickled(predictor: Predictor, files: list[Path], rows: list[dict[str, A
 def test_settings(name: str) -> None:
     with pytest.raises(SettingsError, match=f'{name}.*0.*1 or more'):
         Predictor('test_resnet', **{name: 0})
+
+
+# In forked processes
+
+
+def labels_after_fork(folder: Path, images: list[Path], seconds: float) -> list[str]:
+    """Labels by a fork of a process that has predicted by several threads; to be called in a process of its own."""
+    torch.set_num_threads(2)
+    predictor = predictor_of(folder)
+    list(predictor.predict(images))
+    with multiprocessing.get_context('fork').Pool(1) as pool:  # ends the fork if it hangs
+        loaded_before = pool.apply_async(labels_of, (predictor, images))
+        return loaded_before.get(seconds)
+
+
+def labels_of(predictor: Predictor, images: list[Path]) -> list[str]:
+    return [row['label'] for row in predictor.predict(images)]
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_fork(folder: Path, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """As `datasets.map(num_proc=2)` makes them: torch's threads do not exist in the fork, so it computes by one."""
+    with ProcessPoolExecutor(1, CONTEXT) as process:
+        labels = process.submit(labels_after_fork, folder, files[:4], patience(60)).result()
+    assert labels == [row['label'] for row in rows[:4]]
 
 
 # In flat memory

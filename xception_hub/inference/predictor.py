@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -188,6 +188,7 @@ class Predictor:
             ModelError: There is no such model, or its outputs are not classes.
             SettingsError: There is no such device.
         """
+        use_one_thread_in_forks()
         model, is_name = self.model, isinstance(self.model, (str, os.PathLike))
         if is_name:
             device = self._device()
@@ -312,6 +313,16 @@ def _open(image: Any, transforms: Transforms) -> Image.Image:
     if not isinstance(image, (bytes, str, os.PathLike, Image.Image, np.ndarray)):
         raise ImageError(f'{type(image).__name__} instead of a path, bytes, an image or an array')
     return transforms.open(image)
+
+
+@cache
+def use_one_thread_in_forks() -> None:
+    """Limits torch to one thread in processes that will be forked from this one.
+
+    torch's other threads do not exist in a forked process, which would wait for them forever.
+    """
+    if hasattr(os, 'register_at_fork'):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def cores() -> int:
