@@ -4,8 +4,12 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +113,61 @@ def test_whatever_an_image_comes_as(predictor: Predictor, files: list[Path]) -> 
         (dict(bytes=None, path=str(path)) for path in good),
     ):
         assert list(predictor.predict(images)) == expected
-    for single in (good[0], str(good[0]), contents[0], Image.open(good[0]), np.asarray(Image.open(good[0]))):
+    for single in (
+        good[0],
+        str(good[0]),
+        contents[0],
+        memoryview(contents[0]),
+        Image.open(good[0]),
+        np.asarray(Image.open(good[0])),
+    ):
         assert [row['label'] for row in predictor.predict(single)] == [expected[0]['label']]
+
+
+def test_a_grey_array(predictor: Predictor) -> None:
+    """Is one image, of a kind that cannot be used."""
+    (row,) = predictor.predict(np.zeros((40, 40), np.uint8))
+    assert row['error'] == 'an array [40, 40] of uint8 instead of [H, W, 3] in uint8'
+
+
+def test_folder(predictor: Predictor, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """Given alone, and with the folders below it."""
+    for folder in (files[0].parents[1], str(files[0].parents[1])):
+        assert list(predictor.predict(folder)) == [dict(file=str(file), **row) for file, row in zip(files, rows)]
+
+
+def test_empty_folder(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match='no image in the folder'):
+        list(predictor.predict(tmp_path))
+
+
+def test_url(
+    predictor: Predictor, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(files[0].parent) as address:
+        assert [row['error'] for row in predictor.predict(f'{address}/nothing')] == [
+            'the URL cannot be read: HTTPError: HTTP Error 404: File not found'
+        ]
+        url = f'{address}/{files[0].name}'
+        for images in (url, [url], [dict(path=url)], f'file://{files[0]}'):
+            assert [row['label'] for row in predictor.predict(images)] == [rows[0]['label']]
+        monkeypatch.setattr('xception_hub.inference.predictor.MAX_BYTES', 99)
+        assert [row['error'] for row in predictor.predict(url)] == ['the URL has more than 99 bytes']
+    (row,) = predictor.predict(url)  # of a server that has ended
+    assert row['error'].startswith('the URL cannot be read')
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Address of a server of the files in a folder."""
+    with ThreadingHTTPServer(('localhost', 0), partial(SimpleHTTPRequestHandler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f'http://localhost:{server.server_port}'
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(
@@ -120,6 +177,7 @@ def test_whatever_an_image_comes_as(predictor: Predictor, files: list[Path]) -> 
         (None, 'no image in this row'),
         (dict(bytes=None, path=None), 'no image in this row'),
         ('nowhere.jpg', 'there is no such file'),
+        ('.', 'a folder, which predict takes alone: predict(folder)'),
         (7, 'int instead of a path, bytes, an image or an array'),
         (np.zeros((3, 4, 4)), 'an array [3, 4, 4] of float64 instead of [H, W, 3] in uint8'),
         (encoded(Image.new('L', (60000, 1))), '60000x1 pixels, which are too narrow'),
