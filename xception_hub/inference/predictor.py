@@ -1,7 +1,8 @@
 """Classifies one photo or a billion: threads decode images while the network computes, in constant memory.
 
 `xception-hub predict` runs a `Predictor`; Ray Data, Spark and `datasets` can call it directly. The row of an image
-depends only on the model, the settings and the images in its batch, not on the number of threads or processes.
+depends on the model, the settings and the images in its batch, not on the number of processes or of threads that
+decode. The number of threads that compute can change probabilities by about 1e-7.
 """
 
 import hashlib
