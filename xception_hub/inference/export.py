@@ -20,6 +20,7 @@ from ..models.build import TimmModel, Transforms, build
 from ..models.class_names import names_of
 from ..timing import device_model
 from ..weights.sources import source_of
+from . import preprocess
 from .check import Reference, built
 from .exporters import FORMATS, exported
 from .photo_batches import read_photos, sample_batch
@@ -116,6 +117,8 @@ def export(
         }
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2), encoding='utf-8')
         (folder / 'README.md').write_text(readme(report), encoding='utf-8')
+        if preprocess.is_able(transforms.config):
+            (folder / preprocess.FILE).write_text(preprocess.code(), encoding='utf-8')
     return report
 
 
@@ -178,14 +181,14 @@ def main(
         model: Directory that finetune or convert wrote, or a name for timm.create_model.
         format: onnx for ONNX Runtime, openvino for Intel's CPUs, torch-export for torch.export.load, executorch for
             phones.
-        output: Directory to write: the model's file, export.json, and README.md with code that runs the file. An
-            earlier export in it is replaced.
+        output: Directory to write: the model's file, export.json, preprocess.py, and README.md with code that runs the
+            file. An earlier export in it is replaced.
         precision: fp32, bf16 (openvino, torch-export) or int8 (onnx, openvino).
         image_size: Height and width of the images in pixels. By default the model's own size.
         images: Folder of photos for the comparison. By default the calibration photos, else one photo from Matplotlib.
         calibration: Folder of photos that set the ranges of int8: 100 to 300, like those that the model will classify.
     """
     report = export(model, output, format, precision, image_size=image_size, images=images, calibration=calibration)
-    for note in [*(f'Left out: {reason}' for reason in report['left_out']), *report['notes']]:
-        print(note, file=sys.stderr)
+    for reason in report['left_out']:
+        print(f'Left out: {reason}', file=sys.stderr)
     print(f'{summary(report)}\nWritten: {output}')
