@@ -4,7 +4,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -133,15 +132,14 @@ def test_onnx(in_onnx: Path, tiny: Path) -> None:
     run_alone(in_onnx, tiny / 'photos' / '000.png', model, 1e-5)
 
 
-def test_grey_images(in_onnx: Path, tiny: Path, tmp_path: Path) -> None:
+def test_grey_images(tiny: Path, tmp_path: Path) -> None:
     """The code for a model of images of 12 bits prepares them as the model's training does."""
     model = model_of(tiny / 'tiny')
     model.grey_maximum = 4095  # type: ignore[assignment]
-    (tmp_path / 'grey.png').write_bytes(odd_images()['12 bits'])
-    shutil.copytree(in_onnx, tmp_path / 'out')
-    report = json.loads((in_onnx / 'export.json').read_text())
-    (tmp_path / 'out' / 'export.json').write_text(json.dumps(dict(report, grey_maximum=4095)))
-    run_alone(tmp_path / 'out', tmp_path / 'grey.png', model, 1e-5)
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'grey.png').write_bytes(odd_images()['12 bits'])
+    export(str(tiny / 'tiny'), tmp_path / 'out', 'onnx', images=tmp_path / 'photos', grey_maximum=4095)
+    run_alone(tmp_path / 'out', tmp_path / 'photos' / 'grey.png', model, 1e-5)
 
 
 @pytest.mark.parametrize('grey_maximum', [None, 4095])
