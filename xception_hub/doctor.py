@@ -82,7 +82,7 @@ def on_this_machine(source: Source) -> str:
     try:
         with patch.object(huggingface_hub.constants, 'HF_HUB_OFFLINE', True):
             path = source.fetch([source.filename] if source.filename else WEIGHT_FILES)
-    except FileNotFoundError:
+    except (FileNotFoundError, ConnectionError):
         if source.kind == 'path':
             raise
         return 'not on this machine; it is downloaded when it is used'

@@ -14,13 +14,14 @@ from forked import run_code
 from patience import patience
 from PIL import Image
 from port_a_keras_model import Checkpoint
+from small_images import odd_images
 
 from xception_hub.inference.predictor import Predictor
 
 pytest.importorskip('gradio', reason="needs gradio: pip install -e '.[test-all]'")
 import httpx
 
-from xception_hub.inference.demo import app
+from xception_hub.inference.demo import Demo, app
 
 pytestmark = pytest.mark.needs('gradio')
 
@@ -94,6 +95,19 @@ def test_what_is_no_photo(page: str, tmp_path: Path, checkpoint: Checkpoint) -> 
     assert 'Not answered: damaged: ' in half
     assert '<meter' in moving and '<meter' in photo and '<b>' not in photo
     assert answers(page, *[upload(page, 'words.txt', b'words')] * 9).count('<article') == 8  # type: ignore[union-attr]
+
+
+def test_names_no_option(tmp_path: Path, small: Path) -> None:
+    """Visitors can pass none."""
+    model = timm.create_model('test_vit', num_classes=2, img_size=96)
+    timm.models.save_for_hf(model, tmp_path / 'vit', model_config=dict(label_names=['a', 'b']), safe_serialization=True)
+    for name in ('RGB', '12 bits'):
+        (tmp_path / f'{name}.png').write_bytes(odd_images()[name])
+    answer = Demo(str(tmp_path / 'vit')).answer([str(tmp_path / 'RGB.png')])
+    assert 'Not explained: this model has no feature maps.' in answer
+    answer = Demo(str(small)).answer([str(tmp_path / '12 bits.png')])
+    assert 'Not answered: grey values up to' in answer and 'in 16 bits.' in answer and '--' not in answer
+    assert '<meter' in Demo(str(small), grey_maximum=4095).answer([str(tmp_path / '12 bits.png')])
 
 
 def test_reads_nothing_of_its_machine(page: str) -> None:

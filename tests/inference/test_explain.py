@@ -10,7 +10,7 @@ import torch
 from commands import call
 from PIL import Image
 from random_model import random_model
-from small_images import photo
+from small_images import odd_images, photo
 
 import xception_hub
 from xception_hub.cli import main
@@ -105,6 +105,36 @@ def test_photos_of_one_name(folder: Path, file: Path, tmp_path: Path) -> None:
     assert result.returncode == 1 and result.stderr.endswith('error: 3 of 5 photos cannot be used.\n')
 
 
+def test_folder(folder: Path, tmp_path: Path) -> None:
+    """With its subfolders; no picture takes the place of another, and a second call does not explain the first's."""
+    for name in ('a/temple.png', 'b/temple.png', 'temple-2.png', 'c/without_suffix'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photo().resize((99, 80)).save(tmp_path / name, 'PNG')
+    (tmp_path / 'notes.txt').write_text('text')
+    command = ['explain', tmp_path, '--model', folder, '--output', tmp_path / 'out', '--top', 1]
+    for _ in range(2):
+        result = call(main, *command)
+        assert result.returncode == 0, result.stderr
+        assert sorted(path.stem for path in (tmp_path / 'out').iterdir()) == [
+            'temple', 'temple-2', 'temple-3', 'without_suffix',
+        ]  # fmt: skip
+
+
+def test_grey_images(folder: Path, tmp_path: Path) -> None:
+    """The option that the error names is one of this command."""
+    (tmp_path / 'grey.png').write_bytes(odd_images()['12 bits'])
+    command = ['explain', tmp_path / 'grey.png', '--model', folder, '--output', tmp_path / 'out', '--top', 1]
+    assert '--grey-maximum' in call(main, *command).stderr
+    assert call(main, *command, '--grey-maximum', 4095).returncode == 0
+
+
+def test_replaces_no_photo(folder: Path, file: Path) -> None:
+    before = file.read_bytes()
+    for path in (file, file.parent):
+        result = call(main, 'explain', path, '--model', folder, '--output', file.parent)
+        assert result.returncode == 1 and '--output' in result.stderr and file.read_bytes() == before
+
+
 TEMPLES = ('temple.png', 'temple-2.png')
 
 
@@ -128,7 +158,7 @@ def test_long_names(folder: Path, file: Path, tmp_path: Path) -> None:
     ('options', 'said'),
     [
         (dict(), 'Name photos: xception-hub explain photo.jpg --model DIR.'),
-        (dict(photos=['.']), '. is a folder. Name the photos in it, such as ./*.jpg.'),
+        (dict(photos=['EMPTY']), 'no image. Name photos, or a folder with photos.'),
         (dict(photos=['nowhere.jpg']), 'error: 1 of 1 photos cannot be used.'),
         (dict(photos=['PHOTO'], classes='cupp'), "There is no class 'cupp'. Similar names are cup. Pass a name"),
         (dict(photos=['PHOTO'], classes='4'), "There is no class '4'. The first are cup, Glass, plate, 7. Pass a name"),
@@ -139,8 +169,8 @@ def test_long_names(folder: Path, file: Path, tmp_path: Path) -> None:
         (dict(photos=['PHOTO'], output='PHOTO/out'), '--output'),
     ],
 )  # fmt: skip
-def test_refused(options: dict[str, Any], said: str, folder: Path, file: Path) -> None:
-    paths = [file if path == 'PHOTO' else path for path in options.pop('photos', [])]
+def test_refused(options: dict[str, Any], said: str, folder: Path, file: Path, tmp_path: Path) -> None:
+    paths = [dict(PHOTO=file, EMPTY=tmp_path).get(path, path) for path in options.pop('photos', [])]
     given = [f'--{name.replace("classes", "class").replace("_", "-")}={str(value).replace("PHOTO", str(file))}'
              for name, value in {'model': folder, **options}.items()]  # fmt: skip
     result = call(main, 'explain', *paths, *given)

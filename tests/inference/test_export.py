@@ -19,16 +19,16 @@ import torch
 from commands import call
 from conftest import ROOT
 from patience import patience
-from PIL import Image
 from random_model import images, random_model
-from small_images import photo, save_pieces
+from small_images import odd_images, save_pieces
 from timm.models import register_model
 from torch import Tensor
 
 from xception_hub import Xception
 from xception_hub.cli import main
 from xception_hub.directory.write import write_model
-from xception_hub.errors import DataError, DirectoryError, ExportError, SettingsError
+from xception_hub.errors import DataError, DirectoryError, ExportError, ImageError, SettingsError
+from xception_hub.inference import check, preprocess
 from xception_hub.inference.export import described, export
 from xception_hub.inference.exporters import FORMATS
 from xception_hub.inference.snippets import snippet
@@ -41,7 +41,7 @@ CLASS_NAMES = ['cup', 'fork', 'glass', 'knife']
 ALONE = """
 import sys
 
-sys.modules['torch'] = sys.modules['timm'] = None  # an import of them is an error
+sys.modules['torch'] = sys.modules['timm'] = sys.modules['xception_hub'] = None  # an import of them is an error
 exec(open('snippet.py').read())
 print([float(value) for value in outputs[0][0]])
 """
@@ -75,10 +75,10 @@ def model_of(folder: Path) -> Xception:
     return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
 
 
-def run_alone(exported: Path, photo: Path, model: Xception, bound: float, code: str = '') -> None:
+def run_alone(exported: Path, photo: Path, model: Xception, bound: float) -> None:
     """The code of the page beside the file prints the class that the model names, without torch."""
-    code = code or (exported / 'README.md').read_text().split('```python\n')[1].split('```')[0]
-    (exported / 'snippet.py').write_text(re.sub(r'photo\.(jpg|png)', str(photo), code))
+    code = (exported / 'README.md').read_text().split('```python\n')[1].split('```')[0]
+    (exported / 'snippet.py').write_text(code.replace('photo.jpg', str(photo)))
     result = subprocess.run([sys.executable, '-c', ALONE], cwd=exported, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
     label, logits = result.stdout.splitlines()[-2:]
@@ -123,20 +123,79 @@ def test_onnx(in_onnx: Path, tiny: Path) -> None:
     assert [axis.dim_param or axis.dim_value for axis in stored.graph.input[0].type.tensor_type.shape.dim] == [
         'batch', 3, 'height', 'width',
     ]  # fmt: skip
+    assert {output.type.tensor_type.shape.dim[0].dim_param for output in stored.graph.output} == {'batch'}
+    sizes = {size.dim_param for value in stored.graph.value_info for size in value.type.tensor_type.shape.dim}
+    assert {*re.findall('[a-z]+[0-9]*', ' '.join(sizes))} == {'batch', 'height', 'width'}
+    assert b'site-packages' not in (in_onnx / 'model.onnx').read_bytes()
     model = model_of(tiny / 'tiny')
     assert_equal_at_all_sizes(FORMATS['onnx'].load(in_onnx / 'model.onnx', 'fp32'), model)
     run_alone(in_onnx, tiny / 'photos' / '000.png', model, 1e-5)
 
 
-def test_grey_images(in_onnx: Path, tiny: Path, tmp_path: Path) -> None:
+def test_grey_images(tiny: Path, tmp_path: Path) -> None:
     """The code for a model of images of 12 bits prepares them as the model's training does."""
-    model, source = model_of(tiny / 'tiny'), f'local-dir:{tiny / "tiny"}'
+    model = model_of(tiny / 'tiny')
     model.grey_maximum = 4095  # type: ignore[assignment]
-    grey = np.asarray(photo().convert('L'), np.uint16) * 16
-    Image.fromarray(grey).save(tmp_path / 'grey.png')
-    code = snippet(described(model, source, Transforms(model), 'onnx', 'fp32'))
-    assert code
-    run_alone(in_onnx, tmp_path / 'grey.png', model, 1e-5, code)
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'grey.png').write_bytes(odd_images()['12 bits'])
+    export(str(tiny / 'tiny'), tmp_path / 'out', 'onnx', images=tmp_path / 'photos', grey_maximum=4095)
+    run_alone(tmp_path / 'out', tmp_path / 'photos' / 'grey.png', model, 1e-5)
+
+
+@pytest.mark.parametrize('grey_maximum', [None, 4095])
+@pytest.mark.parametrize(
+    'config',
+    [
+        dict(crop_mode='squash', crop_pct=1.0, interpolation='nearest'),
+        dict(crop_mode='squash', crop_pct=0.9, interpolation='bicubic', input_size=(3, 90, 61)),
+        dict(crop_mode='center', crop_pct=0.9, interpolation='bilinear', input_size=(3, 90, 90)),
+    ],
+    ids=['keras', 'squash', 'center'],
+)
+def test_images_are_prepared_alike(config: dict[str, Any], grey_maximum: int | None) -> None:
+    """Pixels equal those of the model's own transform, and what it refuses is refused."""
+    model = timm.create_model('test_resnet')
+    model.pretrained_cfg = {**model.pretrained_cfg, 'mean': (0.5, 0.4, 0.3), 'std': (0.2, 0.3, 0.4), **config}
+    model.grey_maximum = grey_maximum
+    transforms = Transforms(model)
+    report = json.loads(json.dumps(described(model, 'test_resnet', transforms, 'onnx', 'fp32')))
+    exported: dict[str, Any] = {}
+    exec(preprocess.code(), exported)
+    refused = []
+    for name, image in odd_images().items():
+        try:
+            expected = transforms.evaluation()(transforms.open(image))[None].numpy()
+        except ImageError:
+            refused.append(name)
+            with pytest.raises(exported['ImageError']) as raised:
+                exported['prepare'](image, report)
+            assert '--' not in str(raised.value)
+            continue
+        found = exported['prepare'](image, report)
+        assert found.dtype == np.float32 and found.shape == expected.shape, name
+        assert np.abs(found - expected).max() < 1e-6, name
+    bits = ['16 bits', '32 bits'] if grey_maximum else ['16 bits, dark', '12 bits']
+    assert refused == [*bits, 'NaN', 'truncated', 'text']
+
+
+@pytest.mark.parametrize(
+    'config', [dict(crop_mode='border'), dict(crop_pct=1.25), dict(crop_mode='center', input_size=(3, 90, 61))]
+)
+def test_unknown_preparation(config: dict[str, Any]) -> None:
+    """The page has no code instead of code that prepares otherwise."""
+    model = timm.create_model('test_resnet')
+    model.pretrained_cfg = {**model.pretrained_cfg, **config}
+    assert snippet(described(model, 'test_resnet', Transforms(model), 'onnx', 'fp32')) is None
+
+
+def test_busy_machine(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The speed has a note wherever it is written."""
+    monkeypatch.setattr(check, 'BUSY', 0)
+    monkeypatch.setattr(check, 'SECONDS', 0)
+    result = call(main, 'export', tiny / 'tiny', '--format', 'torch-export', '-o', tmp_path / 'out')
+    assert result.stdout.count(check.MEASURED_BUSY) == 1
+    assert check.MEASURED_BUSY in (tmp_path / 'out' / 'README.md').read_text()
+    assert check.MEASURED_BUSY in json.loads((tmp_path / 'out' / 'export.json').read_text())['notes']
 
 
 @pytest.mark.slow

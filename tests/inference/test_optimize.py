@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,41 @@ def test_auto(model: Xception, engines: Callable[..., None], tmp_path: Path) -> 
         file.write_text(json.dumps({key: {'engine': gone, 'seconds': {ORIGINAL: 1, gone: 0.1}}}))
         assert optimize(model, EXAMPLE, choices=file).engine == 'pytorch'
         assert json.loads(file.read_text())[key]['engine'] == 'pytorch'
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copy(copied: Callable[[Any], Any], model: Xception, engines: Callable[..., None], tmp_path: Path) -> None:
+    """On the same machine it has the same engine; later changes of the original or of the file do not matter."""
+    engines(sleeping=PYTORCH._replace(build=sleeping))
+    changed, example = copy.deepcopy(model), EXAMPLE.clone().requires_grad_()
+    optimized = optimize(changed, example, photos=[], choices=tmp_path / 'choices.json')
+    nn.init.zeros_(changed.train().head.fc.weight)
+    nn.init.zeros_(example)
+    (tmp_path / 'choices.json').unlink()
+    for _ in range(2):  # a copy of a copy, too
+        optimized = copied(optimized)
+        assert optimized.engine == 'pytorch' and set(optimized.seconds) == {ORIGINAL, 'pytorch', 'sleeping'}
+        assert optimized.pretrained_cfg == model.pretrained_cfg and 'times as fast' in repr(optimized)
+        assert_same(optimized, model)
+    assert not (tmp_path / 'choices.json').exists()
+
+
+def test_loaded_elsewhere(
+    model: Xception, engines: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine chooses again; a named engine that it lacks is an error with a remedy."""
+    engines()
+    chosen, named = (
+        pickle.dumps(optimize(model, EXAMPLE, engine, choices=tmp_path / 'choices.json'))
+        for engine in ('auto', 'pytorch')
+    )
+    monkeypatch.setattr(engine_choices, 'device_model', lambda device: 'another CPU')
+    monkeypatch.setitem(ENGINES, 'fast', PYTORCH)
+    monkeypatch.setitem(ENGINES, 'pytorch', PYTORCH._replace(build=sleeping))
+    assert pickle.loads(chosen).engine == 'fast'
+    monkeypatch.setitem(ENGINES, 'pytorch', PYTORCH._replace(packages=('no_such_package',), install='no-such-package'))
+    with pytest.raises(OptimizeError, match='no-such-package'):
+        pickle.loads(named)
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"key": {"engine": "pytorch"}}', '\udc80'])

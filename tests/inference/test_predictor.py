@@ -1,9 +1,15 @@
 """One engine: the same rows of whatever an image comes as, by any threads and any library, in flat memory."""
 
 import itertools
+import multiprocessing
+import os
 import pickle
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from forked import CONTEXT
+from patience import patience
 from PIL import Image
 from random_model import save_small
 from small_images import encoded, photo, save_pieces
@@ -55,12 +62,16 @@ def predictor_of(folder: Path, **options: Any) -> Predictor:
     return Predictor(folder, **{'batch_size': BATCH_SIZE, 'device': 'cpu', **options})
 
 
+def bad_row(error: str) -> dict[str, Any]:
+    return dict(label=None, probability=None, top=None, error=error)
+
+
 def as_rows(columns: Any) -> list[dict[str, Any]]:
     """Columns that are empty where an image cannot be used, as rows."""
     names = ('label', 'probability', 'top', 'error')
     cells = zip(*(columns[name] for name in names))
     return [
-        dict(error=error) if error else dict(label=label, probability=probability, top=top, error=None)
+        bad_row(error) if error else dict(label=label, probability=probability, top=top, error=None)
         for label, probability, top, error in cells
     ]
 
@@ -76,7 +87,7 @@ def test_equals_the_model(folder: Path, files: list[Path], rows: list[dict[str, 
             assert row['label'] == NAMES[probabilities.argmax()]
             assert row['probability'] == pytest.approx(probabilities.max().item(), abs=1e-6)
             assert row['error'] is None
-    assert rows[4] == dict(error=rows[4]['error']) and rows[4]['error'].startswith('damaged: ')
+    assert rows[4] == bad_row(rows[4]['error']) and rows[4]['error'].startswith('damaged: ')
 
 
 def test_pixels(predictor: Predictor, files: list[Path]) -> None:
@@ -102,8 +113,61 @@ def test_whatever_an_image_comes_as(predictor: Predictor, files: list[Path]) -> 
         (dict(bytes=None, path=str(path)) for path in good),
     ):
         assert list(predictor.predict(images)) == expected
-    for single in (good[0], str(good[0]), contents[0], Image.open(good[0]), np.asarray(Image.open(good[0]))):
+    for single in (
+        good[0],
+        str(good[0]),
+        contents[0],
+        memoryview(contents[0]),
+        Image.open(good[0]),
+        np.asarray(Image.open(good[0])),
+    ):
         assert [row['label'] for row in predictor.predict(single)] == [expected[0]['label']]
+
+
+def test_a_grey_array(predictor: Predictor) -> None:
+    """Is one image, of a kind that cannot be used."""
+    (row,) = predictor.predict(np.zeros((40, 40), np.uint8))
+    assert row['error'] == 'an array [40, 40] of uint8 instead of [H, W, 3] in uint8'
+
+
+def test_folder(predictor: Predictor, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """Given alone, and with the folders below it."""
+    for folder in (files[0].parents[1], str(files[0].parents[1])):
+        assert list(predictor.predict(folder)) == [dict(file=str(file), **row) for file, row in zip(files, rows)]
+
+
+def test_empty_folder(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match='no image in the folder'):
+        list(predictor.predict(tmp_path))
+
+
+def test_url(
+    predictor: Predictor, files: list[Path], rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(files[0].parent) as address:
+        assert [row['error'] for row in predictor.predict(f'{address}/nothing')] == [
+            'the URL cannot be read: HTTPError: HTTP Error 404: File not found'
+        ]
+        url = f'{address}/{files[0].name}'
+        for images in (url, [url], [dict(path=url)], f'file://{files[0]}'):
+            assert [row['label'] for row in predictor.predict(images)] == [rows[0]['label']]
+        monkeypatch.setattr('xception_hub.inference.predictor.MAX_BYTES', 99)
+        assert [row['error'] for row in predictor.predict(url)] == ['the URL has more than 99 bytes']
+    (row,) = predictor.predict(url)  # of a server that has ended
+    assert row['error'].startswith('the URL cannot be read')
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Address of a server of the files in a folder."""
+    with ThreadingHTTPServer(('localhost', 0), partial(SimpleHTTPRequestHandler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f'http://localhost:{server.server_port}'
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(
@@ -113,6 +177,7 @@ def test_whatever_an_image_comes_as(predictor: Predictor, files: list[Path]) -> 
         (None, 'no image in this row'),
         (dict(bytes=None, path=None), 'no image in this row'),
         ('nowhere.jpg', 'there is no such file'),
+        ('.', 'a folder, which predict takes alone: predict(folder)'),
         (7, 'int instead of a path, bytes, an image or an array'),
         (np.zeros((3, 4, 4)), 'an array [3, 4, 4] of float64 instead of [H, W, 3] in uint8'),
         (encoded(Image.new('L', (60000, 1))), '60000x1 pixels, which are too narrow'),
@@ -120,7 +185,7 @@ def test_whatever_an_image_comes_as(predictor: Predictor, files: list[Path]) -> 
     ids=itertools.count(),
 )
 def test_what_cannot_be_used(image: Any, reason: str, predictor: Predictor) -> None:
-    assert list(predictor.predict([image])) == [dict(error=reason)]
+    assert list(predictor.predict([image])) == [bad_row(reason)]
 
 
 def test_threads(folder: Path, files: list[Path], rows: list[dict[str, Any]]) -> None:
@@ -181,6 +246,28 @@ def test_faster_models(folder: Path, files: list[Path], rows: list[dict[str, Any
         assert found[0]['probability'] == pytest.approx(rows[0]['probability'], abs=1e-4)
 
 
+@pytest.mark.parametrize('options', [{}, dict(image_size=64), dict(engine='pytorch')], ids=str)
+def test_double_by_default(
+    options: dict[str, Any], folder: Path, files: list[Path], request: pytest.FixtureRequest
+) -> None:
+    """A model that is given by its name is in float32, whatever torch's default is."""
+    expected = predictor_of(folder, **options)
+    expected_rows = list(expected.predict(files))
+    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
+    torch.set_default_dtype(torch.float64)
+    found = predictor_of(folder, **options)
+    assert list(found.predict(files)) == expected_rows
+    assert found.identity() == expected.identity()
+
+
+def test_another_precision(folder: Path, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """A model that is given computes in its own precision."""
+    model, _ = xception_hub.models.build.open_model(folder)
+    found = list(predictor_of(model.double()).predict(files[:4]))
+    probabilities = [row['probability'] for row in rows[:4]]
+    assert [row['probability'] for row in found] == pytest.approx(probabilities, abs=1e-6)
+
+
 def test_pickled(predictor: Predictor, files: list[Path], rows: list[dict[str, Any]]) -> None:
     """A worker loads the model by its name."""
     pickled = pickle.dumps(predictor)
@@ -192,6 +279,31 @@ def test_pickled(predictor: Predictor, files: list[Path], rows: list[dict[str, A
 def test_settings(name: str) -> None:
     with pytest.raises(SettingsError, match=f'{name}.*0.*1 or more'):
         Predictor('test_resnet', **{name: 0})
+
+
+# In forked processes
+
+
+def labels_after_fork(folder: Path, images: list[Path], seconds: float) -> list[str]:
+    """Labels by a fork of a process that has predicted by several threads; to be called in a process of its own."""
+    torch.set_num_threads(2)
+    predictor = predictor_of(folder)
+    list(predictor.predict(images))
+    with multiprocessing.get_context('fork').Pool(1) as pool:  # ends the fork if it hangs
+        loaded_before = pool.apply_async(labels_of, (predictor, images))
+        return loaded_before.get(seconds)
+
+
+def labels_of(predictor: Predictor, images: list[Path]) -> list[str]:
+    return [row['label'] for row in predictor.predict(images)]
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_fork(folder: Path, files: list[Path], rows: list[dict[str, Any]]) -> None:
+    """As `datasets.map(num_proc=2)` makes them: torch's threads do not exist in the fork, so it computes by one."""
+    with ProcessPoolExecutor(1, CONTEXT) as process:
+        labels = process.submit(labels_after_fork, folder, files[:4], patience(60)).result()
+    assert labels == [row['label'] for row in rows[:4]]
 
 
 # In flat memory

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from filelock import FileLock
 from forked import CONTEXT
@@ -42,7 +43,7 @@ def rows(folder: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
     """What one process writes that nothing disturbs."""
     output = tmp_path_factory.mktemp('whole') / 'shards'
     run(folder, photos, output)
-    assert sorted(path.name for path in output.iterdir()) == [*PARTS, 'shards.json']
+    assert sorted(path.name for path in output.iterdir()) == ['_shards.json', *PARTS]
     return rows_of(output)
 
 
@@ -107,7 +108,7 @@ def test_killed(
     assert f'{len(there)} there before' in capsys.readouterr().err
     assert rows_of(output) == rows
     assert all((output / name).stat().st_mtime_ns == written for name, written in there.items())
-    assert sorted(path.name for path in output.iterdir()) == [*PARTS, 'shards.json']
+    assert sorted(path.name for path in output.iterdir()) == ['_shards.json', *PARTS]
 
 
 def test_two_runs_at_once(
@@ -118,10 +119,28 @@ def test_two_runs_at_once(
     output.mkdir()
     with FileLock(output / '.1.lock'):
         run(folder, photos, output)
-    assert sorted(path.name for path in output.glob('*.parquet')) == [PARTS[0], PARTS[2], PARTS[3]]
-    assert 'Parts: 3 written, 0 there before, 1 left to other processes' in capsys.readouterr().err
+        assert sorted(path.name for path in output.glob('*.parquet')) == [PARTS[0], PARTS[2], PARTS[3]]
+        assert 'Parts: 3 written, 0 there before, 1 left to other processes' in capsys.readouterr().err
+        run(folder, photos, output)
+        said = capsys.readouterr().err
+        assert 'Parts: 0 written, 3 there before, 1 left to other processes' in said and 'img/s' not in said
     run(folder, photos, output)
     assert rows_of(output) == rows
+
+
+def test_read_as_a_directory(
+    folder: Path, photos: Path, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By pandas, which skips names that begin with an underscore; a directory of version 0.2 becomes like it."""
+    output = tmp_path / 'shards'
+    run(folder, photos, output)
+    (output / '_shards.json').rename(output / 'shards.json')
+    capsys.readouterr()
+    run(folder, photos, output)
+    said = capsys.readouterr().err
+    assert f'All 4 parts are there, none is left to write: {output}' in said and 'img/s' not in said
+    assert sorted(path.name for path in output.iterdir()) == ['_shards.json', *PARTS]
+    assert pandas.read_parquet(output).file.tolist() == [row['file'] for row in rows]
 
 
 def test_damaged(folder: Path, photos: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:

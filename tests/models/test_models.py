@@ -56,7 +56,8 @@ def logits(model: nn.Module, batch: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ('name', 'args', 'size', 'reason'),
     [
-        ('test_resnet51', {}, None, r'test_resnet51 cannot be built: .*Unknown model'),
+        ('test_resnet51', {}, None, "There is no model 'test_resnet51'. Similar names are test_resnet[,.].*hf-hub:ID"),
+        ('build/nothing', {}, None, "There is no model 'build/nothing'. Pass a model directory"),
         ('local-dir:/none', {}, None, 'local-dir:/none cannot be built: .*/none'),
         ('test_resnet', dict(frobnicate=1), None, "test_resnet cannot be built: TypeError: .*'frobnicate'"),
         ('xception_paper', dict(output_stride=7), None, 'xception_paper cannot be built: ValueError: output_stride'),

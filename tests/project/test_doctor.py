@@ -40,6 +40,7 @@ def test_report(hub: HubServer, imagenet_state_dict: Mapping[str, Tensor], tmp_p
         r'- xception-hub\[keras\]: h5py \d+[.\d]*, .*',
         r'- pytorch: torch, on cpu and cuda',
         r'- ~/weights: genuine: 234 of 234 tensors bit-identical',
+        r'- smp-hub/.*: not on this machine; it is downloaded when it is used',
         r'- https://github.com/.*\.pth: not on this machine; it is downloaded when it is used',
         f'- huggingface_hub version: {huggingface_hub.__version__}',
         f'- torch_version: {re.escape(torch.__version__)}',

@@ -150,7 +150,8 @@ def run(language: str, code: str, folder: Path, by_itself: bool) -> str:
         return output
     python = [sys.executable, '-W', 'error::UserWarning', '-c']
     command = [*(python if language == 'python' else ['bash', '-ec']), code]
-    environment = dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
+    folders = [str(Path(sys.executable).parent), os.environ['PATH']]  # a script in Python runs without an activation
+    environment = dict(os.environ, PATH=os.pathsep.join(folders[language == 'python' :]))
     result = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
     return result.stdout

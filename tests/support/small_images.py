@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from xception_hub.data.labelled import Cell, Split
@@ -48,6 +48,38 @@ def encoded(image: Image.Image, format: str = 'PNG', **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+@functools.cache
+def odd_images() -> dict[str, bytes]:
+    """The photo in files that a plain conversion to RGB turns black, white or sideways, or clips."""
+    image = photo().crop((0, 0, 333, 200))
+    grey = np.asarray(image.convert('L'), np.uint16)
+    transparent = image.copy()
+    transparent.putalpha(Image.linear_gradient('L').resize(image.size))
+    palette = image.convert('P', palette=Image.Palette.ADAPTIVE)
+    sideways = Image.Exif()
+    sideways[ExifTags.Base.Orientation] = 6
+    return {
+        'RGB': encoded(image),
+        'RGBA': encoded(transparent),
+        'LA': encoded(transparent.convert('LA')),
+        'palette': encoded(palette, 'GIF'),
+        'transparent palette': encoded(palette, transparency=5),
+        'animation': encoded(palette, 'GIF', save_all=True, append_images=[Image.new('P', image.size)]),
+        'one bit': encoded(image.convert('1')),
+        '16 bits': encoded(Image.fromarray(grey * 257)),
+        '16 bits, dark': encoded(Image.fromarray(grey)),  # whose white is unknown
+        '12 bits': encoded(Image.fromarray(grey * 16)),  # whose white is unknown, too
+        '32 bits': encoded(Image.fromarray(grey.astype(np.int32) * 257), 'TIFF'),
+        '0..1': encoded(Image.fromarray((grey / 255).astype(np.float32)), 'TIFF'),
+        'NaN': encoded(Image.fromarray(np.full((9, 9), np.nan, np.float32)), 'TIFF'),
+        'CMYK': encoded(image.convert('CMYK'), 'JPEG'),
+        'EXIF': encoded(image, 'JPEG', exif=sideways),
+        'large JPEG': encoded(photo().resize((1500, 1001)), 'JPEG'),
+        'truncated': encoded(image)[:5000],
+        'text': b'text',
+    }
 
 
 def save_pieces(folder: Path, count: int, size: int = 64) -> list[Path]:

@@ -8,6 +8,7 @@ import html
 import io
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -69,15 +70,16 @@ class Demo:
     Args:
         name: Model, as for `xception-hub predict --model`.
         engine: One of `xception_hub.optimize`'s engines, 'auto' for the fastest, or 'eager'.
+        grey_maximum: See `Predictor`.
 
     Raises:
         ModelError: There is no such model, or its outputs are no classes.
     """
 
-    def __init__(self, name: str, engine: str = EAGER) -> None:
+    def __init__(self, name: str, engine: str = EAGER, grey_maximum: int | None = None) -> None:
         self.name = Path(name).name if Path(name).is_dir() else name  # no path of this machine
         self.engine = engine
-        self.predictor = Predictor(name, top=TOP, engine=engine)
+        self.predictor = Predictor(name, top=TOP, engine=engine, grey_maximum=grey_maximum)
         loaded = self.predictor.loaded
         self.model = loaded.function if engine == EAGER else open_model(name)[0]  # engines compute no gradients
         self.numbers = {label: number for number, label in enumerate(loaded.class_names)}
@@ -94,7 +96,8 @@ class Demo:
         try:
             photo = self.predictor.loaded.transforms.open(file, MAX_PIXELS)
         except ImageError as e:
-            return REFUSED.format(name=name, reason=_escaped(e))
+            reason = re.sub(r': [^:]*--[^:]*$', '', str(e))  # without options of a command, which visitors do not have
+            return REFUSED.format(name=name, reason=_escaped(reason))
         start = time.perf_counter()
         (row,) = self.predictor.predict([photo])
         if row['error']:
@@ -117,8 +120,8 @@ class Demo:
         pictures = [('The photo as the network sees it', network)]
         try:
             heat = in_unit_range(explain(self.model, image[None], [self.numbers[label]]))[0]
-        except ModelError as e:  # without feature maps
-            return pictures, f'Not explained: {e}'
+        except ModelError:
+            return pictures, 'Not explained: this model has no feature maps.'
         pictures.append((f'Heat map for {label}: bright areas add most to its score', overlay(network, heat)))
         return pictures, f'Explained in {time.perf_counter() - start:.2f} s.'
 
@@ -163,7 +166,14 @@ def _check_host(host: str) -> None:
         ) from e
 
 
-def launch(model: str, host: str | None = None, port: int | None = None, engine: str = EAGER, **options: Any) -> Any:
+def launch(
+    model: str,
+    host: str | None = None,
+    port: int | None = None,
+    engine: str = EAGER,
+    grey_maximum: int | None = None,
+    **options: Any,
+) -> Any:
     """Serves the page until the process ends.
 
     Args:
@@ -171,6 +181,7 @@ def launch(model: str, host: str | None = None, port: int | None = None, engine:
         host: Address of the page; None means GRADIO_SERVER_NAME if set, else this machine alone.
         port: Port of the page; None means the first free one from 7860 on.
         engine: See `Demo`.
+        grey_maximum: See `Predictor`.
         **options: Further arguments of gradio's `launch`.
 
     Raises:
@@ -179,7 +190,7 @@ def launch(model: str, host: str | None = None, port: int | None = None, engine:
     """
     _check_host(host or HOST)
     gr = _gradio()
-    page = Demo(model, engine).page()
+    page = Demo(model, engine, grey_maximum).page()
     try:
         return page.launch(
             server_name=host,
@@ -203,6 +214,7 @@ def main(
     host: str | None = None,
     port: Annotated[int | None, Parameter(validator=Number(gte=1, lte=65535))] = None,
     engine: str = EAGER,
+    grey_maximum: int | None = None,
 ) -> None:
     """Start a web page that classifies photos with MODEL, and shows heat maps.
 
@@ -211,5 +223,6 @@ def main(
         host: Address of the page. 0.0.0.0 lets other machines connect. By default only this one can.
         port: Port of the page. By default the first free port from 7860 on.
         engine: Engine that runs the network: eager (plain PyTorch), auto (the fastest), or a name such as openvino.
+        grey_maximum: Value of white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16.
     """
-    launch(model, host, port, engine)
+    launch(model, host, port, engine, grey_maximum)

@@ -6,7 +6,6 @@ For each photo, draws heat maps of what made the model choose the most probable 
 import difflib
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from typing import Annotated
 import numpy as np
 from cyclopts import App, Parameter
 
+from ..data.folders import read_folder
 from ..errors import (
     DataError,
     ImageError,
@@ -57,20 +57,46 @@ def class_number(given: str, class_names: Sequence[str]) -> int:
     )
 
 
+def photos_in(paths: Sequence[Path], output: Path) -> list[Path]:
+    """Returns the images of files and folders in their order, without the pictures that an earlier call wrote.
+
+    Raises:
+        DataError: There are no images.
+    """
+    photos: list[Path] = []
+    for path in paths:
+        found = [Path(image) for image in read_folder(path).all_images()] if path.is_dir() else [path]
+        if path.resolve() in output.resolve().parents:
+            found = [photo for photo in found if output.resolve() not in photo.resolve().parents]
+        photos += found
+    if not photos:
+        raise DataError(f'{listed([str(path) for path in paths])}: no image. Name photos, or a folder with photos.')
+    return photos
+
+
 def targets_of(photos: Sequence[Path], folder: Path) -> list[Path]:
-    """Returns a path without suffix for each photo: its name, with a number if several photos have the same name."""
-    counts, targets = Counter[str](), []
+    """Returns a path without suffix for each photo: its name, with a number if several photos have the same name.
+
+    Raises:
+        SettingsError: A picture would replace a photo.
+    """
+    targets: dict[Path, None] = {}
     for photo in photos:
-        counts[photo.stem] += 1
-        number = f'-{counts[photo.stem]}' if counts[photo.stem] > 1 else ''
-        targets.append(folder / f'{photo.stem}{number}')
-    return targets
+        target, number = folder / photo.stem, 1
+        while target in targets:
+            number += 1
+            target = folder / f'{photo.stem}-{number}'
+        targets[target] = None
+    replaced = {photo.resolve() for photo in photos} & {Path(f'{target}.png').resolve() for target in targets}
+    if replaced:
+        raise SettingsError(f'The pictures would replace photos such as {min(replaced)}. Name another --output.')
+    return [*targets]
 
 
 @app.default
 @exits_with_message()
 def main(
-    *photos: Path,
+    *paths: Path,
     model: str,
     output: Annotated[Path, Parameter(alias='-o')] = Path('explained'),
     top: int = 3,
@@ -78,12 +104,13 @@ def main(
     method: str = 'gradcam',
     raw: Annotated[bool, Parameter(negative='')] = False,
     image_size: int | None = None,
+    grey_maximum: int | None = None,
     device: str | None = None,
 ) -> None:
     """Draw each photo as the network sees it, beside heat maps of what made the model choose each class.
 
     Args:
-        photos: Image files.
+        paths: Images, or folders with their subfolders.
         model: Directory that finetune or convert wrote, or a name for timm.create_model.
         output: Directory for the pictures: one PNG per photo, with its name.
         top: Number of most probable classes to explain.
@@ -91,15 +118,17 @@ def main(
         method: gradcam or integrated-gradients.
         raw: Save the maps, too: one .npy per photo, [classes, height, width] in logits.
         image_size: Height and width of the images in pixels. By default the model's own size.
+        grey_maximum: Value of white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16.
         device: Device of the network: cpu, cuda or mps. By default a GPU, if there is one.
     """
-    if not photos:
+    if not paths:
         raise SettingsError('Name photos: xception-hub explain photo.jpg --model DIR.')
-    if folders := [photo for photo in photos if photo.is_dir()]:
-        raise SettingsError(f'{folders[0]} is a folder. Name the photos in it, such as {folders[0]}/*.jpg.')
     if not 1 <= (len(classes) or top) <= MAX_CLASSES:
         raise SettingsError(f'{len(classes) or top} classes do not fit into a picture: 1 to {MAX_CLASSES} do.')
-    predictor, bad = Predictor(model, probabilities=True, image_size=image_size, device=device), 0
+    photos = photos_in(paths, output)
+    targets = targets_of(photos, output)
+    bad = 0
+    predictor = Predictor(model, probabilities=True, image_size=image_size, grey_maximum=grey_maximum, device=device)
     network, transforms, class_names, _, on, _ = predictor.loaded
     if not class_names:
         raise ModelError(
@@ -107,7 +136,7 @@ def main(
             f'classifies.'
         )
     numbers = [class_number(given, class_names) for given in classes]
-    for photo, target, row in zip(photos, targets_of(photos, output), predictor.predict(photos)):
+    for photo, target, row in zip(photos, targets, predictor.predict(photos)):
         if row['error']:
             bad += 1
             print(printable_lines(f'Bad image: {photo}: {row["error"]}'), file=sys.stderr)

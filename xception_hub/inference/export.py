@@ -20,6 +20,7 @@ from ..models.build import TimmModel, Transforms, build
 from ..models.class_names import names_of
 from ..timing import device_model
 from ..weights.sources import source_of
+from . import preprocess
 from .check import Reference, built
 from .exporters import FORMATS, exported
 from .photo_batches import read_photos, sample_batch
@@ -55,6 +56,7 @@ def export(
     image_size: int | None = None,
     images: Path | None = None,
     calibration: Path | None = None,
+    grey_maximum: int | None = None,
 ) -> dict[str, Any]:
     """Writes a model's file for a runtime, with the preparation of images, a report and a README with code to run it.
 
@@ -68,6 +70,7 @@ def export(
         image_size: Height and width of the images in pixels; None for the model's own.
         images: Folder of photos for the comparison. By default the calibration photos, else one from Matplotlib.
         calibration: Folder of photos that set the ranges of int8.
+        grey_maximum: See `xception_hub.open_image`. None means the value in the model's config.json, if any.
 
     Returns:
         The report, with the content of export.json.
@@ -84,6 +87,7 @@ def export(
         source = f'local-dir:{name}' if Path(name).is_dir() else name
         model = build(source, None, True, {}, image_size).eval()
         transforms = Transforms(model, image_size)
+        transforms.grey_maximum = grey_maximum or transforms.grey_maximum
         ranges = read_photos(calibration, transforms, MOST_CALIBRATION, LEAST_CALIBRATION) if calibration else None
         photos = read_photos(images, transforms, MOST_COMPARED) if images else (ranges or sample_batch(transforms))
         about = described(model, source, transforms, format, precision)
@@ -116,6 +120,8 @@ def export(
         }
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2), encoding='utf-8')
         (folder / 'README.md').write_text(readme(report), encoding='utf-8')
+        if preprocess.is_able(transforms.config):
+            (folder / preprocess.FILE).write_text(preprocess.code(), encoding='utf-8')
     return report
 
 
@@ -171,6 +177,7 @@ def main(
     image_size: int | None = None,
     images: Path | None = None,
     calibration: Path | None = None,
+    grey_maximum: int | None = None,
 ) -> None:
     """Write MODEL for another runtime, and compare the file there with the model.
 
@@ -178,14 +185,18 @@ def main(
         model: Directory that finetune or convert wrote, or a name for timm.create_model.
         format: onnx for ONNX Runtime, openvino for Intel's CPUs, torch-export for torch.export.load, executorch for
             phones.
-        output: Directory to write: the model's file, export.json, and README.md with code that runs the file. An
-            earlier export in it is replaced.
+        output: Directory to write: the model's file, export.json, preprocess.py, and README.md with code that runs the
+            file. An earlier export in it is replaced.
         precision: fp32, bf16 (openvino, torch-export) or int8 (onnx, openvino).
         image_size: Height and width of the images in pixels. By default the model's own size.
         images: Folder of photos for the comparison. By default the calibration photos, else one photo from Matplotlib.
         calibration: Folder of photos that set the ranges of int8: 100 to 300, like those that the model will classify.
+        grey_maximum: Value of white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16.
     """
-    report = export(model, output, format, precision, image_size=image_size, images=images, calibration=calibration)
-    for note in [*(f'Left out: {reason}' for reason in report['left_out']), *report['notes']]:
-        print(note, file=sys.stderr)
+    report = export(
+        model, output, format, precision,
+        image_size=image_size, images=images, calibration=calibration, grey_maximum=grey_maximum,
+    )  # fmt: skip
+    for reason in report['left_out']:
+        print(f'Left out: {reason}', file=sys.stderr)
     print(f'{summary(report)}\nWritten: {output}')

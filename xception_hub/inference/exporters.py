@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -169,12 +170,21 @@ def _write_onnx(content: Content, path: Path) -> None:
     model = _to_onnx(content)
     if content.calibration:
         model = _in_int8(model, [{INPUT: x.numpy()} for x in content.calibration])
-    for axis, name in AXES.items():
-        size = model.graph.input[0].type.tensor_type.shape.dim[axis]
-        if size.dim_param:
-            size.dim_param = name
+    _name_axes(model.graph)
+    for node in model.graph.node:
+        del node.metadata_props[:]  # names of source files on this machine
     onnx.helper.set_model_props(model, dict(content.texts))
     onnx.save(model, path)
+
+
+def _name_axes(graph: Any) -> None:
+    """Names the variable sizes of an ONNX graph, which torch.export calls s77 and so on, by the axes of the images."""
+    images = graph.input[0].type.tensor_type.shape.dim
+    names = {images[axis].dim_param: name for axis, name in AXES.items() if images[axis].dim_param}
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:  # a symbol, or a formula of symbols
+                size.dim_param = re.sub(r'\w+', lambda symbol: names.get(symbol[0], symbol[0]), size.dim_param)
 
 
 def _load_onnx(path: Path, precision: str) -> Function:

@@ -1,11 +1,12 @@
 """Makes a model faster by the fastest engine on this machine, and checks its outputs against the original."""
 
+import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..timing import lacks_bf16
 from . import engine_choices
 from .check import Reference, as_list, built
 from .engines import ENGINES, Engine
-from .photo_batches import Photo, photos_like
+from .photo_batches import Photo, Photos, photos_like
 
 AUTO = 'auto'
 ORIGINAL = 'original'
@@ -23,8 +24,27 @@ PRECISIONS = ('fp32', 'bf16')
 COPIED = ('pretrained_cfg', 'default_cfg', 'num_classes', 'num_features', 'in_chans', 'feature_info')
 
 
+class Recipe(NamedTuple):
+    """What an optimized model is made from.
+
+    Attributes:
+        model, example, engine, precision, choices: Arguments of `optimize`.
+        photos: The images for the comparison.
+    """
+
+    model: nn.Module
+    example: Tensor
+    engine: str
+    precision: str
+    photos: Photos
+    choices: Path | None
+
+
 class OptimizedModel:
     """A network that an engine runs. It takes the same images and returns the same outputs, without gradients.
+
+    `copy` and `pickle` make it anew from a copy of the original, which it keeps: with the same engine on the same
+    machine, and elsewhere with the engine that `optimize` chooses there for the same arguments.
 
     Attributes:
         engine: Name of the engine.
@@ -39,6 +59,7 @@ class OptimizedModel:
 
     pretrained_cfg: dict[str, Any]
     num_classes: int
+    _recipe: Recipe
 
     def __init__(self, engine: str, reference: Reference) -> None:
         _check_engine(engine, reference.example.device.type, reference.precision)
@@ -48,6 +69,7 @@ class OptimizedModel:
         self._example, self._device = list(reference.example.shape), reference.example.device
         self.engine, self.precision = engine, reference.precision
         self.difference, self.checked_on = comparison.difference, comparison.photos
+        self._key = engine_choices.key_of(reference)
         self.seconds: dict[str, float] = {}
         self.notes = [*reference.notes]
         self.__dict__.update({name: vars(reference.model)[name] for name in COPIED if name in vars(reference.model)})
@@ -91,6 +113,9 @@ class OptimizedModel:
             )
         return outputs[0] if kind is Tensor else kind(outputs)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made, (self._recipe, {self._key: dict(engine=self.engine, seconds=self.seconds)})
+
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}({self.engine}, {self.precision}: {self.gain:.2f} times as fast as the original at '
@@ -128,20 +153,41 @@ def optimize(
         OptimizeError: An argument is not possible, or no engine computes the same as the model.
     """
     _check(model, example, precision, photos)
-    device = example.device.type
     if engine != AUTO:
-        _check_engine(engine, device, precision)
-    reference = Reference(model, example, precision, photos_like(example, model, photos))
+        _check_engine(engine, example.device.type, precision)
+    recipe = Recipe(model, example, engine, precision, photos_like(example, model, photos), choices)
+    result = _made(recipe)
+    # copies, because the caller may change them
+    kept = recipe.photos._replace(images=recipe.photos.images.detach().clone())
+    result._recipe = recipe._replace(model=copy.deepcopy(model), example=example.detach().clone(), photos=kept)
+    return result
+
+
+def _made(recipe: Recipe, choices: Mapping[str, Any] = {}) -> OptimizedModel:
+    """Makes a model from its recipe, by an engine that was chosen earlier if possible.
+
+    Args:
+        recipe: The recipe.
+        choices: Choices in addition to those in the recipe's file; see `engine_choices`.
+    """
+    reference = Reference(recipe.model, recipe.example, recipe.precision, recipe.photos)
+    result = _chosen(reference, recipe.engine, recipe.choices, choices)
+    result._recipe = recipe
+    return result
+
+
+def _chosen(reference: Reference, engine: str, file: Path | None, choices: Mapping[str, Any]) -> OptimizedModel:
+    device, precision = reference.example.device.type, reference.precision
     tried, known, notes = [engine], dict[str, Any](), list[str]()
     key = engine_choices.key_of(reference)
     if engine == AUTO:
-        known, notes = engine_choices.read(choices)
-        if key in known:
-            with suppress(OptimizeError):  # it is chosen anew if it computes something else by now
-                result = OptimizedModel(known[key]['engine'], reference)
-                result.seconds = known[key]['seconds']
-                return result
+        known, notes = engine_choices.read(file)
         tried = [name for name, row in ENGINES.items() if device in row.auto and precision in row.precisions]
+    if entry := choices.get(key) or known.get(key):
+        with suppress(OptimizeError):  # it is chosen anew if it computes something else by now
+            result = OptimizedModel(entry['engine'], reference)
+            result.seconds = entry['seconds']
+            return result
     results = dict[str, OptimizedModel]()
     for name in tried:
         try:
@@ -150,11 +196,11 @@ def optimize(
             notes.append(str(e))
     if not results:
         raise OptimizeError(' '.join([*['No engine computes the same as the model.'] * (engine == AUTO), *notes]))
-    seconds, busy = reference.measured({ORIGINAL: model, **results})
+    seconds, busy = reference.measured({ORIGINAL: reference.model, **results})
     best = min(results.values(), key=lambda result: seconds[result.engine])
     if engine == AUTO and not busy:
         known[key] = dict(engine=best.engine, seconds=seconds)
-        notes += engine_choices.write(choices, known)
+        notes += engine_choices.write(file, known)
     best.seconds, best.notes = seconds, [*reference.notes, *notes, *busy]
     return best
 

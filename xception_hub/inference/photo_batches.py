@@ -93,7 +93,7 @@ def photos_like(example: Tensor, model: nn.Module, photos: Sequence[Photo] | Non
     images, left_out = _prepared(given[:CHECKED_PHOTOS], open_image, timm.data.create_transform(**config))
     if left_out:
         raise OptimizeError(f'{left_out[0]}. Pass other photos.')
-    return Photos(torch.stack(images).to(example.device), 'photos')
+    return Photos(torch.stack(images).to(example), 'photos')
 
 
 def _prepared(

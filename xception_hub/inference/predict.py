@@ -193,7 +193,7 @@ def main(
         workers: Number of threads that decode images. By default one per core.
         device: Device of the network: cpu, cuda or mps. By default a GPU, if there is one.
         engine: Engine that runs the network: eager (plain PyTorch), auto (the fastest), or a name such as openvino.
-        json_: Print each row as a line of JSON with all columns, instead of text.
+        json_: Print each row as a line of JSON with all columns, as in a .jsonl, instead of text.
     """
     keep_freed_memory()
     rank, processes = (int(os.environ.get(name, default)) for name, default in (('RANK', '0'), ('WORLD_SIZE', '1')))
@@ -281,14 +281,14 @@ class _Run:
             if as_json:
                 tqdm.write(prediction_tables.json_line(row, columns), file=sys.stdout)
             elif not row['error']:
-                share = f'{row["probability"]:.3f}' if 'probability' in row else ''
+                share = '' if row['probability'] is None else f'{row["probability"]:.3f}'
                 cells = map(printable, (row['file'], row['label'], share))
                 tqdm.write('\t'.join(cells).rstrip(), file=sys.stdout)
 
         with prediction_tables.table(output, columns) if output else nullcontext(show) as write:
             for row in tqdm(self.rows(range(self.total)), total=self.total, unit='img', disable=None):
                 write(row)
-        self.report(f'. Written: {output}' if output else '')
+        self.report(*([f'Written: {output}'] if output else []))
 
     def write_parts(self, output: Path, shard_size: int, rank: int, processes: int) -> None:
         """Writes the parts that are missing and that no other process is writing."""
@@ -298,7 +298,8 @@ class _Run:
         shards = Shards(output, self.total, shard_size, dict(self.predictor.identity(), images_digest=files))
         shards.start()
         missing = shards.missing()
-        with tqdm(total=sum(len(shards.images_of(number)) for number in missing), unit='img', disable=None) as bar:
+        images = sum(len(shards.images_of(number)) for number in missing)
+        with tqdm(total=images, unit='img', disable=None if missing else True) as bar:
 
             def rows(indices: range) -> Iterator[dict[str, Any]]:
                 for row in self.rows(indices):
@@ -308,15 +309,17 @@ class _Run:
             written = list(shards.write(['file', *self.predictor.columns], rows, rank, processes))
         others = len(shards.missing())
         self.report(
-            f'. Parts: {len(written)} written, {len(shards) - len(missing)} there before'
+            f'All {len(shards)} parts are there, none is left to write: {output}'
+            if not missing
+            else f'Parts: {len(written)} written, {len(shards) - len(missing)} there before'
             + (f', {others} left to other processes' if others else '')
             + f': {output}'
         )
 
-    def report(self, more: str) -> None:
+    def report(self, *more: str) -> None:
         seconds = time.perf_counter() - self.start
-        print(
+        done = (
             f'{self.done - self.bad} of {self.done} images in {seconds:.1f} s ({self.done / seconds:.1f} img/s), '
-            f'{self.bad} bad{more}',
-            file=sys.stderr,
+            f'{self.bad} bad'
         )
+        print('. '.join([*([done] if self.done else []), *more]), file=sys.stderr)

@@ -8,6 +8,8 @@ top             JSON list of the most probable classes, each with its probabilit
 probabilities   JSON list of the probabilities of all classes, on request
 features        features before the classifier, on request
 error           reason why the image is bad; the other columns but file and target are then empty
+
+In .jsonl the lists are lists, and each class of `top` is an object: {"label": "cup", "score": 0.9}.
 """
 
 import json
@@ -48,8 +50,15 @@ def _rounded(value: float) -> float:
 
 
 def json_line(values: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """Converts a row to a line of .jsonl, with null for missing cells."""
-    return json.dumps({name: values.get(name) for name in COLUMNS if name in columns}, ensure_ascii=False)
+    """Converts a row to a line of .jsonl, with null for missing cells and lists instead of texts of JSON."""
+    cells: dict[str, Any] = {name: values.get(name) for name in COLUMNS if name in columns}
+    is_multi_label = cells.get('probability') is None
+    for name in ('top', 'probabilities', *(['label'] if is_multi_label else [])):
+        if cells.get(name) is not None:
+            cells[name] = json.loads(cells[name])
+    if cells.get('top') is not None:
+        cells['top'] = [dict(label=label, score=score) for label, score in cells['top']]
+    return json.dumps(cells, ensure_ascii=False)
 
 
 @contextmanager

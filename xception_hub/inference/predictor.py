@@ -1,26 +1,31 @@
 """Classifies one photo or a billion: threads decode images while the network computes, in constant memory.
 
 `xception-hub predict` runs a `Predictor`; Ray Data, Spark and `datasets` can call it directly. The row of an image
-depends only on the model, the settings and the images in its batch, not on the number of threads or processes.
+depends on the model, the settings and the images in its batch, not on the number of processes or of threads that
+decode. The number of threads that compute can change probabilities by about 1e-7.
 """
 
 import hashlib
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
+from http.client import HTTPException
 from itertools import islice
 from typing import Any, NamedTuple
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.folders import read_folder
 from ..directory.config import OF_CLASSES, final_activation_of
-from ..errors import DataError, ImageError, ModelError, SettingsError
+from ..errors import DataError, ImageError, ModelError, SettingsError, in_one_line
 from ..images import MAX_PIXELS
 from ..models.build import Transforms, open_model
 from ..models.class_names import names_of
@@ -29,7 +34,8 @@ from . import prediction_tables
 EAGER = 'eager'
 AHEAD = 2  # batches that are decoded while one is computed, which bounds the memory
 COLUMNS = ('image', 'bytes', 'path')  # possible columns of images in a batch; the first that exists is used
-SINGLE = (str, os.PathLike, bytes, bytearray, Image.Image, Mapping)  # types of one image
+MAX_BYTES, MAX_SECONDS = 2**28, 60  # of an image that is downloaded
+SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Mapping)  # types of one image
 BLANK = {'probability': np.nan}  # cell of a bad image by column; '' in other columns
 
 
@@ -121,17 +127,28 @@ class Predictor:
         return self.columns_of
 
     def predict(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """Yields a row for each image, in order: a cell for each of `columns`, or the reason in `error`.
+        """Yields a row for each image, in order, with a cell for each of `columns`; missing cells are None.
+
+        In the row of a bad image, `error` is the reason and all other cells are None.
 
         Args:
-            images: Paths, contents of files, Pillow images, uint8 arrays [H, W, 3], or dicts with `bytes` or `path` as
-                in `datasets`. The iterable is read only as far as needed. A single image gives one row.
+            images: Paths, URLs, contents of files, Pillow images, uint8 arrays [H, W, 3], or dicts with `bytes` or
+                `path` as in `datasets`. The iterable is read only as far as needed. A single image gives one row. A
+                folder, given alone, gives a row for each image in it or below it, with its path in `file`.
 
         Raises:
             ModelError: The model cannot be used.
+            DataError: There is no image in the folder.
         """
+        if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
+            files = read_folder(images).all_images()
+            if not files:
+                raise DataError(f'There is no image in the folder {os.fspath(images)}.')
+            for file, row in zip(files, self.predict(files)):
+                yield dict(file=file, **row)
+            return
         prepared = Prepared(self)
-        is_single = isinstance(images, SINGLE) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        is_single = isinstance(images, SINGLE) or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
         remaining = iter([images] if is_single else images)
         pending: deque[list[Future[Tensor | str]]] = deque()
         pool = ThreadPoolExecutor(self.threads or cores())
@@ -186,10 +203,12 @@ class Predictor:
             ModelError: There is no such model, or its outputs are not classes.
             SettingsError: There is no such device.
         """
+        use_one_thread_in_forks()
         model, is_name = self.model, isinstance(self.model, (str, os.PathLike))
         if is_name:
             device = self._device()
             model, config = open_model(self.model)
+            model.float()  # torch.set_default_dtype may ask for another precision
             activation = final_activation_of(config)
             several = config.get('problem_type') == 'multi_label_classification'
         else:
@@ -219,7 +238,8 @@ class Predictor:
         if is_name and self.engine != EAGER:
             from .optimize import optimize
 
-            example = torch.zeros(self.batch_size, *transforms.config['input_size'], device=device)
+            size = (self.batch_size, *transforms.config['input_size'])
+            example = torch.zeros(size, device=device, dtype=torch.float32)
             function = optimize(model, example, self.engine)
         multi_label = several if self.multi_label is None else self.multi_label
         return Loaded(function, transforms, class_names, multi_label, device, weights)
@@ -233,8 +253,16 @@ class Predictor:
     @torch.inference_mode()
     def outputs(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in uint8 -> logits [B, C] or features [B, D], in float32."""
-        function, transforms, *_ = self.loaded
-        return function(transforms.normalized(pixels.to(self.loaded.device, non_blocking=True))).float()
+        loaded = self.loaded
+        images = loaded.transforms.normalized(pixels.to(loaded.device, non_blocking=True))
+        return loaded.function(images.to(self._dtype)).float()
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:  # of the images that the model takes
+        function = self.loaded.function
+        parameter = next(function.parameters(), None) if isinstance(function, nn.Module) else None
+        dtype = torch.float32 if parameter is None else parameter.dtype
+        return dtype if dtype in (torch.float64, torch.float16, torch.bfloat16) else torch.float32  # else quantized
 
     @cached_property
     def _no_features(self) -> np.ndarray:  # [D]
@@ -246,7 +274,8 @@ class Predictor:
         pixels = [image for image in found if isinstance(image, Tensor)]
         cells = iter(self.cells(self.outputs(torch.stack(pixels))) if pixels else [])
         for image in found:
-            yield dict(error=image) if isinstance(image, str) else dict(next(cells), error=None)
+            row = dict.fromkeys(self.columns)
+            yield {**row, 'error': image} if isinstance(image, str) else {**row, **next(cells)}
 
     def cells(self, outputs: Tensor) -> list[dict[str, Any]]:
         """Converts logits [B, C] or features [B, D] into cells."""
@@ -287,18 +316,51 @@ class Prepared:
 
 def _open(image: Any, transforms: Transforms) -> Image.Image:
     if isinstance(image, Mapping):
-        cell, image = image, image.get('path') if image.get('bytes') is None else image['bytes']
-        if isinstance(image, str) and '://' in image:
-            from ..data.labelled import content  # with packages that other images do without
-
-            image = content(dict(cell))
+        image = image.get('path') if image.get('bytes') is None else image['bytes']
+    if isinstance(image, str) and '://' in image:
+        image = _downloaded(image)
     if image is None:
         raise ImageError('no image in this row')
     if isinstance(image, (bytearray, memoryview)):
         image = bytes(image)
     if not isinstance(image, (bytes, str, os.PathLike, Image.Image, np.ndarray)):
         raise ImageError(f'{type(image).__name__} instead of a path, bytes, an image or an array')
+    if isinstance(image, (str, os.PathLike)) and os.path.isdir(image):
+        raise ImageError('a folder, which predict takes alone: predict(folder)')
     return transforms.open(image)
+
+
+def _downloaded(url: str) -> bytes:
+    if not url.lower().startswith(('http://', 'https://')):  # such as hf:// and s3://
+        try:
+            from ..data.labelled import content  # with packages that other images do without
+        except ImportError as e:
+            raise ImageError(f"this URL needs {e.name}: pip install 'xception-hub[finetune]'") from e
+        return content(dict(path=url))
+    found, end = bytearray(), time.monotonic() + MAX_SECONDS
+    try:
+        with urlopen(Request(url, headers={'User-Agent': 'xception-hub'}), timeout=MAX_SECONDS) as answer:
+            while part := answer.read1(2**16):
+                found += part
+                if len(found) > MAX_BYTES:
+                    raise ImageError(f'the URL has more than {MAX_BYTES} bytes')
+                if time.monotonic() > end:
+                    raise ImageError(f'the URL was not read within {MAX_SECONDS} seconds')
+    except ImageError:
+        raise
+    except (OSError, ValueError, HTTPException) as e:
+        raise ImageError(f'the URL cannot be read: {in_one_line(e)}') from e
+    return bytes(found)
+
+
+@cache
+def use_one_thread_in_forks() -> None:
+    """Limits torch to one thread in processes that will be forked from this one.
+
+    torch's other threads do not exist in a forked process, which would wait for them forever.
+    """
+    if hasattr(os, 'register_at_fork'):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def cores() -> int:

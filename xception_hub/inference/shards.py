@@ -1,8 +1,9 @@
 """A table in parts, written by any number of processes on all machines that share its directory.
 
-shards.json                        what the rows depend on; a run with other values stops with an error
+_shards.json                       what the rows depend on; a run with other values stops with an error
 part-00000-of-00012.parquet ...    rows of consecutive images; each part is written atomically
 
+pandas and Spark read the directory as one table: they skip names that begin with `_` or `.`.
 A process writes its own parts first, then parts that no other process is writing. After a process was killed, the same
 command, or another process, writes the missing parts.
 """
@@ -23,7 +24,8 @@ from ..errors import DataError, differences
 from ..files import PART_SUFFIX, write_text
 from . import prediction_tables
 
-MANIFEST = 'shards.json'
+MANIFEST = '_shards.json'
+MANIFEST_0_2 = 'shards.json'  # its name in directories that version 0.2 wrote
 UNFINISHED = f'{MANIFEST}.*{PART_SUFFIX}'
 LEFT = ('.*.lock', UNFINISHED, f'part-*{PART_SUFFIX}')  # patterns of temporary files, removed at the end
 
@@ -69,6 +71,8 @@ class Shards:
             self.directory.mkdir(parents=True, exist_ok=True)
             with self._lock('manifest'):
                 file = self.directory / MANIFEST
+                with suppress(FileNotFoundError):
+                    (self.directory / MANIFEST_0_2).replace(file)
                 if file.is_file():
                     self._check(json.loads(file.read_text(encoding='utf-8')), here)
                 elif any(

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from string import Template
 from typing import Any
 
-NUMPY = 'import numpy as np\n'
+from .preprocess import is_able
+
 # imports, and lines that make `outputs`, whose first is that of the file, of `images` [1, 3, H, W] as a NumPy array
 RUN = {
     'onnx': (
@@ -27,30 +28,21 @@ RUN = {
         'outputs = method.execute([torch.from_numpy(images)])\n',
     ),
 }
-RESIZE = {
-    'squash': 'photo = photo.resize(($scaled_width, $scaled_height), Image.Resampling.$interpolation)\n',
-    'center': (
-        'scaled = $scaled_height  # pixels of the shorter side\n'
-        'size = [int(scaled * side / min(photo.size)) for side in photo.size]\n'
-        'photo = photo.resize(size, Image.Resampling.$interpolation)\n'
-    ),
-}
-CROP = (
-    'left, top = round((photo.width - $width) / 2), round((photo.height - $height) / 2)\n'
-    'photo = photo.crop((left, top, left + $width, top + $height))\n'
-)
-COLOUR = "photo = ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB')\n"
-GREY = (  # of more than 8 bits
-    "grey = np.asarray(Image.open('photo.png'), np.float64) * (255 / $grey_maximum)\n"
-    "photo = Image.fromarray(grey.round().astype(np.uint8)).convert('RGB')\n"
-)
-PIXELS = (
-    'pixels = (np.asarray(photo, np.float32) / 255 - np.float32($mean)) / np.float32($std)\n'
-    'images = pixels.transpose(2, 0, 1)[None].astype(np.float32)\n'
-)
-ANSWER = {
-    'sigmoid': 'print([name for name, logit in zip(names, outputs[0][0]) if logit > 0])\n',
-    'classes': 'print(names[outputs[0][0].argmax()])\n',
+CODE = """\
+import json
+
+$imports
+from preprocess import prepare
+
+report = json.load(open('export.json', encoding='utf-8'))
+images = prepare('photo.jpg', report)
+$run
+$answer
+"""
+ANSWERS = {
+    'sigmoid': "print([name for name, logit in zip(report['class_names'], outputs[0][0]) if logit > 0])",
+    'classes': "print(report['class_names'][outputs[0][0].argmax()])",
+    'numbers': 'print(outputs[0])',
 }
 
 
@@ -60,34 +52,16 @@ def snippet(report: Mapping[str, Any]) -> str | None:
     Args:
         report: Content of export.json.
     """
-    data = report['preprocessing']
-    _, height, width = data['input_size']
-    scaled = [int(side // data['crop_pct']) for side in (height, width)]
-    mode = data['crop_mode']
-    if mode not in RESIZE or (mode == 'center' and height != width):
+    if not is_able(report['preprocessing']):
         return None
-    grey = report.get('grey_maximum')
     imports, run = RUN[report['format']]
     kind = report['final_activation']
-    names = report['class_names'] and kind in ('sigmoid', 'softmax', 'linear', 'unknown')
-    code = ''.join([
-        'import json\n\n' if names else '',
-        NUMPY,
-        imports,
-        f'from PIL import Image{"" if grey else ", ImageOps"}\n\n',
-        GREY if grey else COLOUR,
-        RESIZE[mode],
-        CROP if mode == 'center' or scaled != [height, width] else '',
-        PIXELS,
-        run,
-        "names = json.load(open('export.json', encoding='utf-8'))['class_names']\n" if names else '',
-        ANSWER['sigmoid' if kind == 'sigmoid' else 'classes'] if names else 'print(outputs[0])\n',
-    ])  # fmt: skip
-    return Template(code).substitute(
-        hint='bf16' if report['precision'] == 'bf16' else 'f32', height=height, width=width, scaled_height=scaled[0],
-        scaled_width=scaled[1], interpolation=data['interpolation'].upper(), mean=list(data['mean']),
-        std=list(data['std']), grey_maximum=grey,
-    )  # fmt: skip
+    has_classes = report['class_names'] and kind in ('sigmoid', 'softmax', 'linear', 'unknown')
+    answer = 'numbers' if not has_classes else 'sigmoid' if kind == 'sigmoid' else 'classes'
+    hint = 'bf16' if report['precision'] == 'bf16' else 'f32'
+    return Template(CODE).substitute(
+        imports=imports.rstrip(), run=Template(run.rstrip()).substitute(hint=hint), answer=ANSWERS[answer]
+    )
 
 
 def readme(report: Mapping[str, Any]) -> str:
@@ -100,7 +74,8 @@ def readme(report: Mapping[str, Any]) -> str:
         f'`{report["file"]}` takes images [batch, 3, height, width] in float32 and returns '
         f'{" and ".join(report["outputs"])}. Sizes that are free: {", ".join(free) or "none"}; it was made with one '
         f'image of {height}x{width} pixels.',
-        '`export.json` has the preparation of the images, the names of the classes and this report.\n',
+        '`export.json` has the preparation of the images, the names of the classes and this report.'
+        + (' `preprocess.py` prepares photos by it.\n' if code else '\n'),
         summary(report),
     ]
     if report['final_activation'] not in ('softmax', 'linear', 'unknown'):
@@ -111,7 +86,7 @@ def readme(report: Mapping[str, Any]) -> str:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """The report in two lines."""
+    """The report in two lines, and a line for each note on it."""
     comparison, seconds = report['comparison'], report['seconds_per_image']
     same = comparison['top1_agreement']
     return '\n'.join([
@@ -120,4 +95,5 @@ def summary(report: Mapping[str, Any]) -> str:
         + f', the cosine of features is {comparison["feature_cosine"]:.5f} at least.',
         f'{report["megabytes"]:.1f} MB. {1000 * seconds["exported"]:.1f} ms an image, in PyTorch '
         f'{1000 * seconds["eager"]:.1f} ms ({report["machine"]}).',
+        *report['notes'],
     ])  # fmt: skip

@@ -1,5 +1,6 @@
 """timm models by name, and the preparation of their images. Inference and fine-tuning build the same."""
 
+import difflib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +12,12 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_input_data_config
-from timm.models import get_model_args, get_model_input_config, is_model_in_modules
+from timm.models import get_model_args, get_model_input_config, is_model, is_model_in_modules
 from torch import Tensor, nn
 
 import xception_hub  # noqa: F401  registers the model
 
-from ..errors import CheckpointError, ModelError, in_one_line
+from ..errors import CheckpointError, ModelError, in_one_line, listed
 from ..images import ImageSource, open_image
 from ..weights.arguments import network_arguments
 from ..weights.sources import CONFIG_FILE, hub_or_cache, source_of
@@ -68,6 +69,8 @@ def build(
             f'or --no-pretrained.'
         ) from e
     except Exception as e:  # timm, the Hub and the network raise errors of many types
+        if unknown := _unknown(name):
+            raise ModelError(unknown) from e
         directory = Path(name.removeprefix('local-dir:'))
         if (directory / 'checkpoints').is_dir():
             raise ModelError(
@@ -98,6 +101,16 @@ def recorded_of(name: str) -> dict[str, Any]:
         return source_of(name).read_config() if name.startswith(NAMES_CLASSES) else {}
     except Exception as e:  # errors of files, of the Hub and of the network have no common class
         raise ModelError(f'{name} cannot be read: {in_one_line(e)}') from e
+
+
+def _unknown(name: str) -> str | None:
+    """The error about a name without a source that timm does not know, with similar names and directories."""
+    if ':' in name or is_model(name):
+        return None
+    directories = [str(config.parent) for config in Path(name).parent.glob(f'*/{CONFIG_FILE}')]
+    near = difflib.get_close_matches(name, [*timm.list_models(), *directories], 3)
+    similar = f' Similar names are {listed(near)}.' if near else ''
+    return f'There is no model {name!r}.{similar} Pass a model directory, a name from timm.list_models(), or hf-hub:ID.'
 
 
 def _refusal(name: str) -> CheckpointError | None:
@@ -197,7 +210,7 @@ def _try(model: TimmModel, size: Sequence[int]) -> None:
     """Raises a ModelError if a model does not take images [3, H, W] of this size."""
     try:
         with evaluating(model):
-            model(torch.zeros(1, *size, device=next(model.parameters()).device))
+            model(next(model.parameters()).new_zeros(1, *size))
     except Exception as e:  # of layers, whose reasons are many
         raise ModelError(
             f'The model does not take images of {size[1]} pixels ({e}). Choose another --image-size.'
