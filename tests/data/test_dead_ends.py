@@ -29,6 +29,7 @@ from xception_hub.data.labelled import load as load_settings
 from xception_hub.data.table import grandparent_split, parent_label, photo_table
 from xception_hub.errors import DataError
 from xception_hub.images import find_photos
+from xception_hub.inference import preprocess
 from xception_hub.inference.snippets import snippet
 
 COCO = {
@@ -300,6 +301,7 @@ def test_the_snippet_for_grey_images(tmp_path: Path) -> None:
     )
     torch.export.save(torch.export.export(Mean().eval(), (torch.zeros(1, 3, 16, 16),)), tmp_path / 'model.pt2')
     (tmp_path / 'export.json').write_text(json.dumps(report))
+    (tmp_path / preprocess.FILE).write_text(preprocess.code())
     for level, name in ((1000, 'dark'), (3500, 'light')):
         Image.fromarray(np.full((20, 20), level, np.uint16)).save(tmp_path / 'photo.png')
         status, printed = run_code(snippet(report) or '', tmp_path, tmp_path / f'{name}.log')
