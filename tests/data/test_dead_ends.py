@@ -303,6 +303,6 @@ def test_the_snippet_for_grey_images(tmp_path: Path) -> None:
     (tmp_path / 'export.json').write_text(json.dumps(report))
     (tmp_path / preprocess.FILE).write_text(preprocess.code())
     for level, name in ((1000, 'dark'), (3500, 'light')):
-        Image.fromarray(np.full((20, 20), level, np.uint16)).save(tmp_path / 'photo.png')
+        Image.fromarray(np.full((20, 20), level, np.uint16)).save(tmp_path / 'photo.jpg', 'PNG')
         status, printed = run_code(snippet(report) or '', tmp_path, tmp_path / f'{name}.log')
         assert (status, printed.strip()) == (0, name)
