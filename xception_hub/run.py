@@ -42,7 +42,7 @@ def run(*tokens: Annotated[str, Parameter(show=False)]) -> None:
         if not is_module and not path.is_file():
             folder = path if path.is_dir() else path.parent
             scripts = listed(sorted(folder.glob('*.py')))
-            raise SettingsError(f'There is no script {path}. {folder} has: {scripts}.')
+            raise SettingsError(f'There is no script {path}. The folder {folder} has the scripts: {scripts}.')
         if not getattr(sys.flags, 'safe_path', False):  # of Python 3.11
             sys.path[0] = os.getcwd() if is_module else str(path.resolve().parent)
         if is_module and not _has_module(arguments[0]):

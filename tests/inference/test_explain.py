@@ -163,8 +163,7 @@ def test_long_names(folder: Path, file: Path, tmp_path: Path) -> None:
         (dict(photos=['PHOTO'], classes='cupp'), "There is no class 'cupp'. Similar names are cup. Pass a name"),
         (dict(photos=['PHOTO'], classes='4'), "There is no class '4'. The first are cup, Glass, plate, 7. Pass a name"),
         (dict(photos=['PHOTO'], top=0), '0 classes do not fit into a picture: 1 to 12 do.'),
-        (dict(photos=['PHOTO'], method='lime'), "There is no method 'lime'. Choose one of gradcam, integrated"),
-        (dict(photos=['PHOTO'], model='local-dir:nowhere'), 'local-dir:nowhere cannot be built'),
+        (dict(photos=['PHOTO'], model='local-dir:nowhere'), 'nowhere is no model directory: it has no config.json'),
         (dict(photos=['PHOTO'], image_size=8), 'The model does not take images of 8 pixels'),
         (dict(photos=['PHOTO'], output='PHOTO/out'), '--output'),
     ],
@@ -175,6 +174,11 @@ def test_refused(options: dict[str, Any], said: str, folder: Path, file: Path, t
              for name, value in {'model': folder, **options}.items()]  # fmt: skip
     result = call(main, 'explain', *paths, *given)
     assert result.returncode == 1 and said in result.stderr.splitlines()[-1]
+
+
+def test_method_is_refused_before_the_model_is_loaded(file: Path) -> None:
+    refused = call(main, 'explain', file, '--model', 'nowhere', '--method', 'lime')
+    assert refused.returncode == 2 and '"gradcam"' in refused.stderr and 'nowhere' not in refused.stderr
 
 
 def test_vision_transformer(file: Path, tmp_path: Path) -> None:

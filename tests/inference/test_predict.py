@@ -217,7 +217,7 @@ def test_notes_of_a_table(photos: Path, folder: Path, tmp_path: Path, capsys: py
         (('nowhere.jpg',), {}, 'There is no nowhere.jpg'),
         (('.',), dict(output=Path('x.xlsx')), "ends in '.xlsx'. A table must end in one of .csv, .jsonl, .parquet"),
         (('.',), dict(embed=True), '--embed writes vectors'),
-        (('.',), {}, 'no image'),
+        (('.',), {}, 'There is no image in ..'),
         (('PHOTOS',), dict(model='xception_papr'), "no model 'xception_papr'. Similar names are xception_paper"),
         (('PHOTOS',), dict(device='gpu'), "The device 'gpu' cannot be used"),
         (('PHOTOS',), dict(engine='steam'), 'steam'),

@@ -58,7 +58,7 @@ def logits(model: nn.Module, batch: Tensor) -> Tensor:
     [
         ('test_resnet51', {}, None, "There is no model 'test_resnet51'. Similar names are test_resnet[,.].*hf-hub:ID"),
         ('build/nothing', {}, None, "There is no model 'build/nothing'. Pass a model directory"),
-        ('local-dir:/none', {}, None, 'local-dir:/none cannot be built: .*/none'),
+        ('local-dir:/none', {}, None, '/none is no model directory: .* Pass a directory'),
         ('test_resnet', dict(frobnicate=1), None, "test_resnet cannot be built: TypeError: .*'frobnicate'"),
         ('xception_paper', dict(output_stride=7), None, 'xception_paper cannot be built: ValueError: output_stride'),
         ('xception_paper', {}, 64, 'xception_paper takes images of 71 pixels at least, not 64. Choose a larger'),

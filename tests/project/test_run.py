@@ -98,7 +98,7 @@ def test_status(code: str, status: int, tmp_path: Path, monkeypatch: pytest.Monk
         (['-m'], 'Name a script, or -m and a module'),
         (['scripts/scrpt.py'], 'There is no script scripts/scrpt.py.* scripts/script.py'),
         (['scripts'], 'There is no script scripts.* scripts/script.py'),
-        (['nowhere/train.py'], 'There is no script nowhere/train.py.* nowhere has: none'),
+        (['nowhere/train.py'], 'There is no script nowhere/train.py.* The folder nowhere has the scripts: none'),
         (['-m', 'nothing'], 'No module named nothing. -m takes'),
         (['-m', 'nothing.inside'], 'No module named nothing.inside'),
     ],

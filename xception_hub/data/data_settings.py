@@ -22,18 +22,18 @@ class DataSettings:
     image_column: str | None = None
     """Column with the images or their paths. By default it is detected from its type, then from its name."""
     label_column: str | None = None
-    """Column with the labels. By default it is detected from its type, then from its name. Lists are any number of
-    classes per image. Several names, separated by commas, are columns of 0 and 1, one per class."""
+    """Column with the labels. By default it is detected from its type, then from its name. A cell with a list gives its
+    image any number of classes. Several names, separated by commas, are columns of 0 and 1, one per class."""
     image_folder: Path | None = None
     """Folder of the images that a table lists. By default the folder of the table."""
     train_split: str = 'train'
     """Split with the training images."""
     validation_split: str | None = None
-    """Split with the validation images. By default the dataset's own (validation, val, valid, dev or test). Without
-    one, or with "", a stratified share of the training split."""
+    """Split with the validation images. By default it is the dataset's own (validation, val, valid, dev or test). If
+    there is none, or for "", it is a stratified share of the training split."""
     group_column: str | None = None
     """Column of what several images have in common, such as the patient. A share for validation never separates images
-    of one group. "" for none. By default it is detected from its name (patient, subject, lesion_id, ...)."""
+    of one group. "" turns it off. By default it is detected from its name (patient, subject, lesion_id, ...)."""
     repeated_images: Literal['labels', 'rows'] | None = None
     """Meaning of rows with the same image. labels: one image with the labels of all its rows; rows: separate examples.
     By default equal rows count once, and different labels stop the run."""
@@ -47,19 +47,21 @@ class DataSettings:
     folds: Annotated[int | None, Parameter(validator=Number(gte=2))] = None
     """Number of folds of a cross-validation, into which the training images are divided by classes and groups."""
     split_column: str | None = None
-    """Column of a table with the split of each row; "" for none. By default it is detected from its name and values."""
+    """Column of a table with the split of each row. "" turns it off. By default it is detected from its name, then its
+    values."""
     label_separator: str | None = None
     """Separator of several labels in one cell, such as " " or ","; "" if each cell is one label."""
     folders: Literal['splits', 'outer', 'inner', 'path', 'metadata'] | None = None
-    """Meaning of folders that can be read in two ways. splits: those named like splits are splits. Classes are: outer:
-    the outermost folders; inner: the folders that contain images, equal names together; path: the same, named by their
-    paths; metadata: the labels in the metadata files."""
+    """How to read folders that can be read in two ways. splits: folders named like splits are splits. outer: the
+    outermost folders are classes. inner: the folders that contain images are classes, and equal names are one class.
+    path: these folders are classes, named by their paths. metadata: the metadata files list images and labels."""
     table_encoding: str | None = None
     """Encoding of a text table, such as cp1252. By default UTF-8, or the UTF-16 that its first bytes declare."""
     blank_label: Literal['no', 'skip'] | None = None
-    """Meaning of an empty cell in columns of 0 and 1: not of the class, or that the row is left aside."""
+    """Meaning of an empty cell in columns of 0 and 1. no: the image is not of the class. skip: the row is left
+    aside."""
     uncertain: Literal['yes', 'no', 'skip'] | None = None
-    """Meaning of -1 beside 0 and 1: of the class, not of the class, or that the row is left aside."""
+    """Meaning of -1 beside 0 and 1. yes: the image is of the class. no: it is not. skip: the row is left aside."""
     unlabelled: Literal['error', 'skip', 'class'] = 'error'
     """How to treat rows without a label, or with -1 besides 0, 1, ...: error stops, skip leaves them out, class makes
     -1 a class."""

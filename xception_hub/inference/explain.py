@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from cyclopts import App, Parameter
@@ -101,7 +101,7 @@ def main(
     output: Annotated[Path, Parameter(alias='-o')] = Path('explained'),
     top: int = 3,
     classes: Annotated[tuple[str, ...], Parameter('--class', negative='', show_default=False)] = (),
-    method: str = 'gradcam',
+    method: Literal['gradcam', 'integrated-gradients'] = 'gradcam',
     raw: Annotated[bool, Parameter(negative='')] = False,
     image_size: int | None = None,
     grey_maximum: int | None = None,
@@ -115,7 +115,7 @@ def main(
         output: Directory for the pictures: one PNG per photo, with its name.
         top: Number of most probable classes to explain.
         classes: Class to explain instead, by its name or number. Repeat the option for several classes.
-        method: gradcam or integrated-gradients.
+        method: gradcam for models with feature maps, integrated-gradients for any model.
         raw: Save the maps, too: one .npy per photo, [classes, height, width] in logits.
         image_size: Height and width of the images in pixels. By default the model's own size.
         grey_maximum: Value of white in grey images of more than 8 bits: 4095 for 12 bits, 65535 for 16.

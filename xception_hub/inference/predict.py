@@ -88,7 +88,7 @@ def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list['Files
         elif path.exists() or has_magic(text) or text.count('/') == 1:  # such as a repository of the Hub, or its clone
             table, labelled = _readers(text)
             if folder and not table.is_saved(path) and not any(map(table.is_table, folder.all_files())):
-                notes.append(f'{path}: {folder.left_out()}')
+                notes += [f'{path}: {left_out}'] if (left_out := folder.left_out()) else []
                 continue
             images, more = labelled.unlabelled(replace(settings, dataset=text))
             found.append(images)
@@ -98,7 +98,7 @@ def images_in(paths: Sequence[str], settings: DataSettings) -> tuple[list['Files
     if files:
         found.insert(0, Files(files))
     if not any(len(part) for part in found):
-        raise DataError(f'{", ".join(paths)}: no image. {" ".join(notes)}'.strip())
+        raise DataError(f'There is no image in {", ".join(paths)}. {" ".join(notes)}'.strip())
     return found, notes
 
 

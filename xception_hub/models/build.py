@@ -77,6 +77,11 @@ def build(
                 f'{directory} holds a run that is not finished. Go on with it: xception-hub finetune --config '
                 f'{directory}/settings.yaml.'
             ) from e
+        if name.startswith('local-dir:') and not (directory / CONFIG_FILE).is_file():
+            raise ModelError(
+                f'{directory} is no model directory: it has no {CONFIG_FILE}. Pass a directory that finetune or '
+                f'convert wrote, or a name from timm.list_models().'
+            ) from e
         raise ModelError(f'{name} cannot be built: {in_one_line(_refusal(name) or e)}') from e
     if num_classes not in (None, model.pretrained_cfg['num_classes']):
         start_equal(model)

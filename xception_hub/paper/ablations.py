@@ -106,7 +106,7 @@ def train(
     experiment: Experiment = 'figures',
     scale: ScaleName = 'small',
     seeds: Positive = 5,
-    variants: Annotated[tuple[str, ...], Several] = (),
+    variants: Annotated[tuple[str, ...], Several, Parameter(show_default=False)] = (),
     rates: Annotated[tuple[float, ...] | None, Several, Parameter(validator=Number(gt=0))] = None,
     jobs: Positive | None = None,
     epochs: Positive | None = None,
